@@ -1,0 +1,33 @@
+"""Entropy-regularised process reward models, and policies that learn from them, for people who train with TRL.
+
+Questions become graded rollouts (`rollouts`), rollouts become soft step labels, labels train a reward model (`reward_model`), and its
+step scores pick answers (`selection`) and train policies. The mathematics is in `functional`, an embedded task in `dial`.
+"""
+
+from typing import TYPE_CHECKING
+
+from ._lazy import lazy_exports
+
+
+if TYPE_CHECKING:
+    from .reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
+    from .rollouts import RolloutDataset, TransformersSampler, VLLMSampler, collect_rollouts, grade, load_questions
+    from .selection import best_of_n
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "reward_model": ["ERPRMConfig", "ERPRMTrainer", "PRMFormat", "StepScorer"],
+        "rollouts": [
+            "RolloutDataset",
+            "TransformersSampler",
+            "VLLMSampler",
+            "collect_rollouts",
+            "grade",
+            "load_questions",
+        ],
+        "selection": ["best_of_n"],
+    },
+)

@@ -1,0 +1,22 @@
+"""The embedded default: a tiny checkable task, its tokenizer, and a pretrained policy that runs on any laptop."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_exports
+
+
+if TYPE_CHECKING:
+    from .task import ANSWER_PATTERN, SEPARATOR, DialQuestion, check_steps, make_questions
+    from .tokenizer import BAD_MARK, GOOD_MARK, build_tokenizer
+
+BASE_PATH = str(Path(__file__).with_name("base"))
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "task": ["ANSWER_PATTERN", "SEPARATOR", "DialQuestion", "check_steps", "make_questions"],
+        "tokenizer": ["BAD_MARK", "GOOD_MARK", "build_tokenizer"],
+    },
+)
+__all__ = [*__all__, "BASE_PATH"]

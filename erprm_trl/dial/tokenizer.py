@@ -1,0 +1,36 @@
+"""The dial tokenizer: one id a word, built here from the task's vocabulary and shipped with the base model."""
+
+from .task import MOVES, NAMES, POSITIONS, SEPARATOR
+
+
+GOOD_MARK, BAD_MARK = "✓", "✗"
+SPECIAL_TOKENS = ("<pad>", "<unk>", "</s>")
+WORDS = (
+    *SPECIAL_TOKENS,
+    SEPARATOR,
+    GOOD_MARK,
+    BAD_MARK,
+    *(str(number) for number in range(POSITIONS)),
+    *MOVES,
+    *MOVES.values(),
+    *("=", ".", "?", "dial", "answer", "check"),
+    *NAMES,
+)
+
+
+def build_tokenizer():
+    """A `PreTrainedTokenizerFast` that maps whitespace-separated words to ids and adds no special tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )

@@ -1,0 +1,171 @@
+"""How good scores are as probabilities (Brier, calibration error) and as a ranking (AUC, pooled or within questions).
+Pure tensor functions in float64 over flat sets of scores: which steps or solutions count, and padding, are the
+caller's to select."""
+
+from __future__ import annotations
+
+import torch
+
+
+def brier_score(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Mean squared error of predicted probabilities.
+
+    `mean_i (scores_i - labels_i)^2`
+
+    Args:
+        scores (`torch.Tensor`):
+            Probabilities in [0, 1], any shape and dtype.
+        labels (`torch.Tensor`):
+            Soft or hard labels in [0, 1], of the same shape.
+
+    Returns:
+        `torch.Tensor`: float64 scalar in [0, 1].
+
+    Limits: 0 when `scores == labels`; `labels.var(correction=0)` for the constant score `labels.mean()`. With soft
+    labels that are estimates themselves, their noise adds to the score.
+
+    Source: Brier (1950), "Verification of forecasts expressed in terms of probability", halved for two classes.
+    """
+    _check_probabilities(scores, labels)
+    return (scores.double() - labels.double()).square().mean()
+
+
+def expected_calibration_error(scores: torch.Tensor, labels: torch.Tensor, num_bins: int = 10) -> torch.Tensor:
+    """
+    Gap between mean score and mean label over equal-width bins of the score, weighted by the bins' shares.
+
+    `sum_b (n_b / n) |mean_{i in b} scores_i - mean_{i in b} labels_i|`, bin b holding `b/B <= score < (b+1)/B`
+
+    Args:
+        scores (`torch.Tensor`):
+            Probabilities in [0, 1], any shape and dtype. 1.0 falls in the last bin.
+        labels (`torch.Tensor`):
+            Soft or hard labels in [0, 1], of the same shape.
+        num_bins (`int`, *optional*, defaults to `10`):
+            The number of bins, `B`.
+
+    Returns:
+        `torch.Tensor`: float64 scalar in [0, 1].
+
+    Limits: one bin gives `|scores.mean() - labels.mean()|`; the constant score `labels.mean()` gives 0, so read it
+    beside a ranking metric. Few scores a bin bias it upwards.
+
+    Source: Guo et al. (2017), "On calibration of modern neural networks", eq. 3.
+    """
+    _check_probabilities(scores, labels)
+    if num_bins < 1:
+        raise ValueError(f"`num_bins` is {num_bins}: expected at least 1. Pass 10 or 15.")
+    edges = torch.arange(1, num_bins, dtype=torch.float64, device=scores.device) / num_bins
+    if scores.is_floating_point():
+        # A score written 0.7 is the nearest number of its own dtype; rounded alike, the edge 0.7 still meets it.
+        edges = edges.to(scores.dtype).double()
+    gaps = scores.double().flatten() - labels.double().flatten()
+    bins = torch.bucketize(scores.double().flatten().contiguous(), edges, right=True)
+    gap_by_bin = torch.zeros(num_bins, dtype=torch.float64, device=scores.device).index_add(0, bins, gaps)
+    return gap_by_bin.abs().sum() / gaps.numel()
+
+
+def auc(scores: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    """
+    Area under the ROC curve: the probability that a random positive outscores a random negative.
+
+    `mean_{i positive, j negative} [scores_i > scores_j] + [scores_i = scores_j] / 2`
+
+    Args:
+        scores (`torch.Tensor`):
+            Any real numbers, infinities included, of any shape. Only their order matters.
+        positive (`torch.Tensor`):
+            Boolean, or exactly 0 and 1, of the same shape.
+
+    Returns:
+        `torch.Tensor`: float64 scalar in [0, 1], NaN when there is no positive or no negative.
+
+    Limits: 1/2 for constant scores; `1 - auc` for negated scores.
+
+    Source: Hanley & McNeil (1982), "The meaning and use of the area under a ROC curve" (the Mann-Whitney statistic).
+    """
+    return auc_within_groups(scores, positive, torch.zeros_like(scores, dtype=torch.long))
+
+
+def auc_within_groups(scores: torch.Tensor, positive: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """
+    AUC over the pairs inside the same group only, pooled: does the score rank the solutions of one question, whatever
+    it says about which questions are easy?
+
+    `sum_g sum_{i positive, j negative in g} ([scores_i > scores_j] + [scores_i = scores_j] / 2) / sum_g P_g N_g`, with
+    `P_g` positives and `N_g` negatives in group g
+
+    Args:
+        scores (`torch.Tensor`):
+            Any real numbers, infinities included, of any shape. Only their order inside a group matters.
+        positive (`torch.Tensor`):
+            Boolean, or exactly 0 and 1, of the same shape.
+        groups (`torch.Tensor`):
+            Integers of any value, of the same shape.
+
+    Returns:
+        `torch.Tensor`: float64 scalar in [0, 1], NaN when no group has both a positive and a negative.
+
+    Limits: one group gives [`auc`]; a score that depends on the group alone gives 1/2. Groups weigh as their pairs.
+
+    Source: Hanley & McNeil (1982), its pairs summed over strata.
+    """
+    _check_ranking(scores, positive, groups)
+    scores, is_positive, groups = scores.detach().flatten(), positive.flatten().bool(), groups.flatten()
+    order = torch.argsort(scores, stable=True)
+    order = order[torch.argsort(groups[order], stable=True)]
+    scores, is_positive, groups = scores[order], is_positive[order], groups[order]
+
+    opens_group = torch.ones_like(is_positive)
+    opens_group[1:] = groups[1:] != groups[:-1]
+    opens_tie = opens_group.clone()
+    opens_tie[1:] |= scores[1:] != scores[:-1]
+    # Counts and halves of counts, exact in float64 up to 2^53 pairs.
+    negatives_in_tie, negatives_before_tie = _count_runs(~is_positive, opens_tie)
+    negatives_in_group, negatives_before_group = _count_runs(~is_positive, opens_group)
+    beaten = negatives_before_tie - negatives_before_group + negatives_in_tie / 2
+    return beaten[is_positive].sum() / negatives_in_group[is_positive].sum()
+
+
+def _count_runs(counted: torch.Tensor, opens_run: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every element, how many counted elements its run holds, and how many come before that run."""
+    run = opens_run.cumsum(0) - 1
+    inside = torch.zeros_like(run, dtype=torch.float64).index_add(0, run, counted.double())
+    return inside[run], (inside.cumsum(0) - inside)[run]
+
+
+def _check_probabilities(scores: torch.Tensor, labels: torch.Tensor) -> None:
+    if scores.shape != labels.shape or not scores.numel():
+        raise ValueError(
+            f"`scores` has shape {tuple(scores.shape)} and `labels` {tuple(labels.shape)}: expected one shape, not "
+            "empty. Select the scored positions of both with the same mask."
+        )
+    for subject, values in (("scores", scores), ("labels", labels)):
+        inside = (values >= 0) & (values <= 1)  # False for NaN too
+        if not inside.all():
+            index = int((~inside).flatten().nonzero()[0])
+            raise ValueError(
+                f"`{subject}` is {values.flatten()[index].item():g} at flat index {index}: expected probabilities in "
+                "[0, 1]. Pass logits through a sigmoid, and leave padding out."
+            )
+
+
+def _check_ranking(scores: torch.Tensor, positive: torch.Tensor, groups: torch.Tensor) -> None:
+    if not scores.shape == positive.shape == groups.shape:
+        raise ValueError(
+            f"`scores`, `positive` and `groups` have shapes {tuple(scores.shape)}, {tuple(positive.shape)} and "
+            f"{tuple(groups.shape)}: expected one shape. Repeat a group's id for each of its scores."
+        )
+    if scores.isnan().any():
+        index = int(scores.isnan().flatten().nonzero()[0])
+        raise ValueError(f"`scores` is NaN at flat index {index}: expected numbers. Leave it out of every argument.")
+    soft = (positive != 0) & (positive != 1)
+    if soft.any():
+        index = int(soft.flatten().nonzero()[0])
+        raise ValueError(
+            f"`positive` is {positive.flatten()[index].item():g} at flat index {index}: expected booleans, or 0 and "
+            "1. Threshold soft labels first."
+        )
+    if groups.is_floating_point():
+        raise ValueError(f"`groups` has dtype {groups.dtype}: expected integers. Cast it with `.long()`.")

@@ -1,0 +1,65 @@
+"""Plots of a run, drawn by matplotlib without a display. Numbers come from `selection`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+# Okabe-Ito: told apart by most readers, also those who are colour-blind.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def plot_selection_curves(
+    curves: Mapping[str, Any], path: str | Path, *, title: str = "", aggregation: str = "min"
+) -> None:
+    """
+    Accuracy against the number of samples: the reward models' picks between majority voting and pass@n.
+
+    Args:
+        curves (`Mapping`):
+            From [`~erprm_trl.selection.selection_curves`].
+        path (`str` or `Path`):
+            The picture, e.g. `.png` or `.svg`.
+        title (`str`, *optional*):
+            Above the plot.
+        aggregation (`str`, *optional*, defaults to `"min"`):
+            Which aggregation of step scores is drawn.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    _draw(axes, curves["pass"], "pass@n (a perfect choice)", color="0.25", linestyle=":")
+    _draw(axes, curves["majority"], "majority vote", color="0.25", linestyle="--")
+    for index, (name, methods) in enumerate(curves["models"].items()):
+        _draw(
+            axes,
+            methods[aggregation]["best_of_n"],
+            name,
+            color=COLOURS[index % len(COLOURS)],
+            marker="o",
+            markersize=3.5,
+        )
+    ns = sorted(curves["pass"])
+    axes.set(xscale="log", xlabel="samples a question (n)", ylabel="accuracy of the chosen answer", title=title)
+    axes.set_xticks(ns, [str(n) for n in ns])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        title=f"best of n by {aggregation}",
+        title_fontsize=8,
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _draw(axes, curve: Mapping[int, Mapping[str, float]], label: str, **style: Any) -> None:
+    ns = sorted(curve)
+    axes.plot(ns, [curve[n]["mean"] for n in ns], label=label, **style)
+    axes.fill_between(
+        ns, [curve[n]["low"] for n in ns], [curve[n]["high"] for n in ns], color=style["color"], alpha=0.1, linewidth=0
+    )

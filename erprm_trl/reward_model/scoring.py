@@ -1,0 +1,185 @@
+"""Step scores from a trained process reward model, in batches. It reads solutions exactly as training did."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from ..functional.aggregation import aggregate
+from ..functional.step_losses import step_log_odds
+from ..rollouts.steps import clean_step, split_steps
+from .collator import DataCollatorForStepLabels
+from .encoding import encode_solutions
+from .model_setup import AUTO_MODELS
+from .prm_format import PRMFormat
+from .step_logits import step_logits
+
+
+class StepScorer:
+    """
+    Scores the steps of solutions.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The reward model, on its device.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prm_format ([`PRMFormat`]):
+            Its format.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Solutions a batch; they are sorted by length first.
+
+    Example:
+
+    ```python
+    >>> scorer = StepScorer.from_pretrained("outputs/my-erprm")
+    >>> scorer.score(["What is 2 + 3?"], [["2 + 3 = 5", "The answer is 5."]])
+    [[0.98, 0.97]]
+    ```
+    """
+
+    def __init__(self, model, tokenizer, prm_format: PRMFormat, *, batch_size: int = 32):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.prm_format = prm_format
+        self.batch_size = batch_size
+        self.token_ids = prm_format.token_ids(tokenizer)
+        pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._collate = DataCollatorForStepLabels(pad_token_id)
+        self._context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        prm_format: PRMFormat | None = None,
+        dtype: "str | torch.dtype" = "auto",
+        device: "str | torch.device | None" = None,
+        device_map: "str | dict[str, Any] | None" = None,
+        batch_size: int = 32,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "StepScorer":
+        """
+        Loads a model that [`ERPRMTrainer`] saved, a LoRA adapter included.
+
+        Args:
+            path_or_id (`str` or `Path`):
+                Folder or Hub id.
+            prm_format ([`PRMFormat`], *optional*):
+                Defaults to the model's own `prm_format.json`.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+                Dtype of the weights. Scores are float32 whatever it is.
+            device (`str` or `torch.device`, *optional*):
+                Defaults to the first accelerator, else the CPU. Not with `device_map`.
+            device_map (`str` or `dict`, *optional*):
+                Accelerate's placement of a model over several devices, e.g. `"auto"`.
+            batch_size, revision, trust_remote_code (*optional*):
+                As usual.
+
+        Raises:
+            `FileNotFoundError`: if there is no `prm_format.json` and no `prm_format` is given.
+        """
+        path_or_id = str(path_or_id)
+        prm_format = prm_format or PRMFormat.load(path_or_id, revision)
+        kwargs: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
+        kwargs["trust_remote_code"] = trust_remote_code
+        if prm_format.head == "token":
+            kwargs["num_labels"] = 1
+        tokenizer = AutoTokenizer.from_pretrained(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
+        model = _load_model(path_or_id, prm_format.head, kwargs)
+        if device_map is None:
+            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+            model = model.to(device if device is not None else accelerator)
+        return cls(model, tokenizer, prm_format, batch_size=batch_size)
+
+    def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[float]]:
+        """
+        Scores of every step.
+
+        Args:
+            questions (`Sequence[str]`):
+                One question a solution.
+            steps (`Sequence[Sequence[str]]`):
+                Steps of each solution, without separators.
+
+        Returns:
+            `list[list[float]]`: one score in [0, 1] a step, computed in float32. A solution without steps has none.
+
+        Raises:
+            `ValueError`: if the two differ in length, or a solution exceeds the model's context.
+        """
+        if len(questions) != len(steps):
+            raise ValueError(
+                f"score: got {len(questions)} questions for {len(steps)} solutions, expected one question a solution."
+            )
+        scores: list[list[float]] = [[] for _ in steps]
+        encoded = encode_solutions(self.tokenizer, self.prm_format, questions, steps)
+        for index, solution in enumerate(encoded):
+            if self._context_length is not None and len(solution.input_ids) > self._context_length:
+                raise ValueError(
+                    f"Solution {index} has {len(solution.input_ids)} tokens, more than the model's context of {self._context_length}. Shorten "
+                    "or leave out the solution."
+                )
+        order = [index for index in range(len(steps)) if encoded[index].step_positions]
+        order.sort(key=lambda index: len(encoded[index].input_ids))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for index, values in zip(batch, self._score_batch([encoded[i] for i in batch]), strict=True):
+                scores[index] = values
+        return scores
+
+    def score_texts(self, questions: Sequence[str], completions: Sequence[str]) -> list[list[float]]:
+        """Scores of the steps of raw texts, split as the format says; see [`StepScorer.score`]."""
+        return self.score(questions, [self.split(completion) for completion in completions])
+
+    def score_solutions(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[float]:
+        """One score a solution: the format's aggregation of its step scores. A solution without steps is an error."""
+        return aggregate(self.score(questions, steps), self.prm_format.aggregation).tolist()
+
+    def split(self, completion: str) -> list[str]:
+        """Steps of a raw text, as the format's splitter cuts it."""
+        return [
+            clean_step(step, self.prm_format.splitter) for step in split_steps(completion, self.prm_format.splitter)
+        ]
+
+    @torch.inference_mode()
+    def _score_batch(self, encoded) -> Iterator[list[float]]:
+        examples = [
+            {
+                "input_ids": one.input_ids,
+                "step_positions": one.step_positions,
+                "step_labels": [0.0] * len(one.step_positions),
+            }
+            for one in encoded
+        ]
+        batch = {key: value.to(self.model.device) for key, value in self._collate(examples).items()}
+        logits = step_logits(
+            self.model,
+            self.prm_format.head,
+            self.token_ids,
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["step_positions"],
+            batch["step_mask"],
+        )
+        counts = batch["step_mask"].sum(-1).tolist()
+        return [values.tolist() for values in step_log_odds(logits).sigmoid().split(counts)]
+
+
+def _load_model(path_or_id: str, head: str, kwargs: dict[str, Any]):
+    from peft.utils import CONFIG_NAME
+    from transformers.utils import cached_file
+
+    adapter = cached_file(
+        path_or_id, CONFIG_NAME, revision=kwargs["revision"], _raise_exceptions_for_missing_entries=False
+    )
+    if adapter is None:
+        return AUTO_MODELS[head].from_pretrained(path_or_id, **kwargs)
+    from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
+
+    auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
+    return auto.from_pretrained(path_or_id, **kwargs)

@@ -1,0 +1,82 @@
+"""Logits at separators, and nowhere else: one function for training and scoring, any head, any wrapper.
+
+The model runs through its own forward, so DDP, DeepSpeed, PEFT and the model's post-processing of logits work as ever; only what its
+language-model head computes is narrowed for the call.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .prm_format import FormatTokenIds
+
+
+def step_logits(
+    model: nn.Module,
+    head: str,
+    token_ids: FormatTokenIds,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    step_positions: Tensor,
+    step_mask: Tensor,
+    unwrapped: nn.Module | None = None,
+) -> Tensor:
+    """
+    Logits of all steps of a batch.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model, or what DDP or DeepSpeed made of it.
+        head (`str`):
+            `"lm"` or `"token"`.
+        token_ids ([`FormatTokenIds`]):
+            Ids of the good and the bad token, for `"lm"`.
+        input_ids, attention_mask (`torch.Tensor`):
+            (B, T), padded on the right.
+        step_positions, step_mask (`torch.Tensor`):
+            (B, S): index of each step's separator, and True at real steps.
+        unwrapped (`torch.nn.Module`, *optional*):
+            The transformers or PEFT model inside `model`. Defaults to `model`.
+
+    Returns:
+        `torch.Tensor`: float32, (number of steps, 2) as (good, bad) for `"lm"`, (number of steps, 1) for `"token"`, in the order of
+        `step_positions[step_mask]`. Memory does not depend on the vocabulary.
+    """
+    rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(step_positions)[step_mask]
+    at_steps = (rows, step_positions[step_mask])
+    if head == "token":
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        return logits[at_steps].float()
+    language_head = (unwrapped if unwrapped is not None else model).get_output_embeddings()
+    with _narrowed(language_head, at_steps, [token_ids.good, token_ids.bad]):
+        return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.float()
+
+
+@contextmanager
+def _narrowed(language_head: nn.Module, at_steps: tuple[Tensor, Tensor], token_ids: list[int]) -> Iterator[None]:
+    """For the length of a call the head computes two columns at the separators instead of the vocabulary everywhere."""
+    own_forward = language_head.forward
+    had_forward = "forward" in vars(language_head)  # accelerate's hooks put one there
+
+    def forward(hidden: Tensor) -> Tensor:
+        hidden = hidden[at_steps]
+        if type(language_head) is not nn.Linear or had_forward:
+            return own_forward(hidden)[:, token_ids]  # LoRA on the head, quantised or offloaded weights
+        bias = language_head.bias
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(
+                hidden.float(),
+                language_head.weight[token_ids].float(),
+                None if bias is None else bias[token_ids].float(),
+            )
+
+    language_head.forward = forward
+    try:
+        yield
+    finally:
+        if had_forward:
+            language_head.forward = own_forward
+        else:
+            del language_head.forward

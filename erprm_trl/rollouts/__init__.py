@@ -1,0 +1,26 @@
+"""Questions become graded rollouts: solutions from a policy, and continuations of each of their prefixes."""
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_exports
+
+
+if TYPE_CHECKING:
+    from .collect import collect_rollouts
+    from .grading import Grader, extract_answer, grade
+    from .questions import Question, load_questions
+    from .sampling import Completion, Prompt, PromptFormat, Sampler, TransformersSampler, VLLMSampler
+    from .steps import clean_step, split_steps
+    from .store import RolloutDataset
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "collect": ["collect_rollouts"],
+        "grading": ["Grader", "extract_answer", "grade"],
+        "questions": ["Question", "load_questions"],
+        "sampling": ["Completion", "Prompt", "PromptFormat", "Sampler", "TransformersSampler", "VLLMSampler"],
+        "steps": ["clean_step", "split_steps"],
+        "store": ["RolloutDataset"],
+    },
+)

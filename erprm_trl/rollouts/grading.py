@@ -1,0 +1,408 @@
+"""Grades whole completions against reference answers: the reward (1 = right) of every solution and continuation.
+
+Model output is untrusted, so it is read in worker processes that are killed when they overrun (`_grading_worker.py` is
+what they run). Model output is never executed. Voting over the answers found is `selection/`'s.
+"""
+
+import atexit
+import json
+import logging
+import os
+import re
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from ._grading_worker import FunctionGrader, extract_answer, normalize_answer
+
+
+__all__ = ["Grader", "extract_answer", "grade"]
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("math", "exact")
+BATCH_SIZE = 64  # what one worker holds at a time: enough to hide the pipe, few enough to share out
+START_LIMIT = 120.0  # seconds for a worker's imports: a caller's module may import torch
+WARNING_INTERVAL = 60.0  # seconds between two warnings about overruns
+MAX_CACHED = 8  # graders kept by `grade`
+
+
+class _CallerError(Exception):
+    """A caller's function raised on item `args[0]`, saying `args[1]`."""
+
+
+class _Worker:
+    """One worker process, the bytes under way to and from it, and the items it still owes an answer for."""
+
+    def __init__(self, settings: dict):
+        paths = [path or os.getcwd() for path in sys.path] + [str(Path(__file__).parents[2])]
+        # SAFEPATH: `-m` would otherwise put the current folder before the standard library.
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), PYTHONSAFEPATH="1")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "erprm_trl.rollouts._grading_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if settings["method"] in METHODS else None,
+            bufsize=0,
+            env=environment,
+        )
+        # Nothing that a worker does, or fails to do, may block this process.
+        os.set_blocking(self.process.stdin.fileno(), False)
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.outgoing = bytearray(json.dumps(settings).encode() + b"\n")
+        self.incoming = b""
+        self.batch: deque[int] = deque()
+        self.ready = False
+        self.deadline = time.monotonic() + START_LIMIT
+
+    def send(self) -> None:
+        try:
+            del self.outgoing[: self.process.stdin.write(self.outgoing) or 0]
+        except BrokenPipeError:  # it has died: reading from it says so too, and that is where it is dealt with
+            self.outgoing.clear()
+
+    def receive(self) -> list | None:
+        """The messages that have arrived, `None` once the worker has ended."""
+        chunk = self.process.stdout.read(1 << 16)
+        if chunk == b"":
+            return None
+        *lines, self.incoming = (self.incoming + (chunk or b"")).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+class _Pool:
+    """Worker processes, started when there is work and replaced when they overrun or die."""
+
+    def __init__(self, settings: dict, num_workers: int, time_limit: float):
+        self.settings, self.num_workers, self.time_limit = settings, num_workers, time_limit
+        self.num_timeouts = 0
+        self._warned_at = -WARNING_INTERVAL
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid, self._lock, self._workers = os.getpid(), threading.Lock(), []
+        self._selector = selectors.DefaultSelector()
+
+    def run(self, items: list[tuple[str, str, str]]) -> list[tuple[float, str | None]]:
+        """Reward and final answer for each `(operation, completion, answer)`, in order."""
+        if os.getpid() != self._pid:  # forked: the pipes and the lock belong to the parent
+            self._reset()
+        with self._lock:
+            overruns = self.num_timeouts
+            self._items, self._todo = items, deque(range(len(items)))
+            self._results, self._retried = {}, set()
+            try:
+                while len(self._results) < len(items):
+                    self._share_out()
+                    self._listen()
+            except BaseException:  # an interrupt too: replies to this call must not reach the next one
+                self._stop_workers()
+                raise
+            if self.num_timeouts > overruns:
+                self._warn(self.num_timeouts - overruns)
+            return [self._results[index] for index in range(len(items))]
+
+    def _share_out(self) -> None:
+        size = max(1, min(BATCH_SIZE, len(self._items) // (4 * self.num_workers)))
+        free = [worker for worker in self._workers if not worker.batch]
+        while self._todo and (free or len(self._workers) < self.num_workers):
+            worker = free.pop() if free else self._start()
+            worker.batch.extend(self._todo.popleft() for _ in range(min(size, len(self._todo))))
+            message = [(index, *self._items[index]) for index in worker.batch]
+            worker.outgoing += json.dumps(message).encode() + b"\n"
+            if worker.ready:
+                worker.deadline = time.monotonic() + self.time_limit
+            self._selector.register(worker.process.stdin, selectors.EVENT_WRITE, worker)
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self.settings)
+        self._workers.append(worker)
+        self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+        return worker
+
+    def _listen(self) -> None:
+        deadline = min(worker.deadline for worker in self._workers if worker.batch)
+        events = self._selector.select(max(0.0, deadline - time.monotonic()))
+        now = time.monotonic()
+        for key, event in events:
+            worker = key.data
+            if worker not in self._workers:  # lost to an earlier event of this round
+                continue
+            if event & selectors.EVENT_WRITE:
+                worker.send()
+                if not worker.outgoing:
+                    self._selector.unregister(worker.process.stdin)
+            elif (messages := worker.receive()) is None:
+                self._replace(worker, overran=False)
+            else:
+                for message in messages:
+                    self._take(worker, message)
+                worker.deadline = now + self.time_limit if worker.ready else worker.deadline
+        for worker in [worker for worker in self._workers if worker.batch and worker.deadline < now]:
+            self._replace(worker, overran=True)
+
+    def _take(self, worker: _Worker, message: dict | list) -> None:
+        if isinstance(message, dict):
+            if "error" in message:
+                raise RuntimeError(
+                    f"The grading function {self.settings['method']!r} cannot be loaded in a worker process: "
+                    f"{message['error']}. Expected 'package.module:function' importable from `sys.path`."
+                )
+            worker.ready = True
+            return
+        index, reward, extracted, timed_out, error = message
+        if error is not None:
+            raise _CallerError(index, error)
+        worker.batch.popleft()
+        self._results[index] = (reward, extracted)
+        self.num_timeouts += timed_out
+
+    def _replace(self, worker: _Worker, overran: bool) -> None:
+        self._drop(worker)
+        if not worker.ready:
+            raise RuntimeError(
+                f"A grading worker ended, or took over {START_LIMIT:.0f} s, before it was ready (exit status "
+                f"{worker.process.returncode}). Run `python -m erprm_trl.rollouts._grading_worker` to see why."
+            )
+        if worker.batch:
+            index = worker.batch[0]
+            # A worker may have died of something else (an operator, the out-of-memory killer): once is not held
+            # against the item. Running over the limit is.
+            if overran or index in self._retried:
+                self._results[worker.batch.popleft()] = (0.0, None)
+                self.num_timeouts += 1
+            self._retried.add(index)
+            self._todo.extendleft(worker.batch)
+
+    def _drop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        for pipe in (worker.process.stdin, worker.process.stdout):
+            if pipe in self._selector.get_map():
+                self._selector.unregister(pipe)
+        worker.stop()
+
+    def _warn(self, count: int) -> None:
+        if time.monotonic() - self._warned_at >= WARNING_INTERVAL:
+            self._warned_at = time.monotonic()
+            logger.warning(
+                f"{count} answers could not be graded in time or ended their worker, and got reward 0 "
+                f"(time_limit={self.time_limit} s, {self.num_timeouts} so far; warned of at most once a minute)."
+            )
+
+    def _stop_workers(self) -> None:
+        for worker in list(self._workers):
+            self._drop(worker)
+
+    def close(self) -> None:
+        if os.getpid() == self._pid:  # a forked child must not end its parent's workers
+            with self._lock:
+                self._stop_workers()
+
+
+def _import_path(function: Callable) -> str | None:
+    """The path by which a worker can import `function`, `None` for a lambda, a closure or a script's own function."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    found = getattr(sys.modules.get(module), name, None)
+    return f"{module}:{name}" if found is function and module != "__main__" else None
+
+
+class Grader:
+    r"""
+    Grades completions against reference answers in worker processes, started at the first call.
+
+    Args:
+        method (`str` or `Callable`, *optional*, defaults to `"math"`):
+            How a completion is compared with its reference:
+
+            - `"math"`: math-verify, which reads LaTeX and numbers. Takes the last marked answer (see
+              [`extract_answer`]); without one, the last number or formula.
+            - `"exact"`: the extracted answer is spelled as the reference, up to `$`, thousands commas and a trailing
+              period.
+            - a function `f(completion, answer)` returning the reward as a float, or its import path
+              `"package.module:function"`. A function that cannot be imported by name (a lambda, a closure, one defined
+              in the script being run) runs in this process, where no time limit holds.
+        answer_pattern (`str`, *optional*):
+            Regular expression whose group 1, in its last match, is the final answer. See [`extract_answer`].
+        num_workers (`int`, *optional*, defaults to at most 4):
+            Worker processes.
+        time_limit (`float`, *optional*, defaults to `5.0`):
+            Seconds after which a worker busy with one answer is killed: that answer gets reward 0.
+        max_chars (`int`, *optional*, defaults to `2000`):
+            For `"math"`, the longest answer read, and how much of the end of a completion without a marked answer.
+
+    A method other than a caller's function gives 0 where it finds no answer. `num_timeouts` counts the answers that
+    got 0 because they took too long or ended their worker.
+    """
+
+    def __init__(
+        self,
+        method: str | Callable[[str, str], float] = "math",
+        answer_pattern: str | None = None,
+        num_workers: int | None = None,
+        time_limit: float = 5.0,
+        max_chars: int = 2000,
+    ):
+        if isinstance(method, str) and method not in METHODS and not re.fullmatch(r"[\w.]+:[\w.]+", method):
+            raise ValueError(
+                f"`method` is {method!r}, expected one of {', '.join(map(repr, METHODS))}, a function, or its import "
+                "path 'package.module:function'."
+            )
+        if answer_pattern is not None and re.compile(answer_pattern).groups < 1:
+            raise ValueError(
+                f"`answer_pattern` {answer_pattern!r} has no group, expected the answer in group 1: put parentheses "
+                "around what matches it."
+            )
+        num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+        if num_workers < 1 or time_limit <= 0 or max_chars < 1:
+            raise ValueError(
+                f"Got num_workers={num_workers}, time_limit={time_limit}, max_chars={max_chars}: all must be positive."
+            )
+        self.method, self.answer_pattern = method, answer_pattern
+        path = method if isinstance(method, str) else _import_path(method)
+        self._here = None
+        if path is None:
+            self._here = FunctionGrader(method, answer_pattern)
+            logger.warning(
+                f"The grading function {method!r} cannot be imported by name: it runs in this process, without a time "
+                "limit. Move it to a module to have it run in workers."
+            )
+        settings = {"method": path, "pattern": answer_pattern, "max_chars": max_chars, "time_limit": time_limit}
+        self._pool = _Pool(settings, num_workers, time_limit)
+
+    @property
+    def num_timeouts(self) -> int:
+        """How many answers got 0 because they took too long or ended their worker."""
+        return self._pool.num_timeouts
+
+    def grade(self, completions: list[str], answers: list[str]) -> list[float]:
+        """The reward of each completion, in order: see [`~Grader.grade_and_extract`]."""
+        return self.grade_and_extract(completions, answers)[0]
+
+    def grade_and_extract(self, completions: list[str], answers: list[str]) -> tuple[list[float], list[str | None]]:
+        """
+        Grades completions and gives the final answers found in them. Identical pairs are graded once.
+
+        Args:
+            completions (`list[str]`):
+                Whole completions.
+            answers (`list[str]`):
+                Reference answer of each: bare, in a `\\boxed{}`, or after `####`.
+
+        Returns:
+            `tuple[list[float], list[str | None]]`: Rewards, 1.0 for right and 0.0 for wrong unless a caller's function
+            says otherwise, and final answers, `None` where there is none. Final answers are spelled alike where they
+            are the same rational number; [`~Grader.equivalent`] compares any two.
+        """
+        _check(completions, answers)
+        pairs = list(zip(completions, answers, strict=True))
+        unique = list(dict.fromkeys(pairs))
+        try:
+            if self._here is None:
+                outcomes = self._pool.run([("grade", *pair) for pair in unique])
+            else:
+                outcomes = [self._grade_here(index, *pair) for index, pair in enumerate(unique)]
+        except _CallerError as error:
+            index, message = error.args
+            raise RuntimeError(
+                f"The grading function {self.method!r} raised on row {pairs.index(unique[index])}: {message}. "
+                "Expected a finite float: return 0.0 for a completion it cannot read."
+            ) from error.__cause__
+        found = dict(zip(unique, outcomes, strict=True))
+        if self.method in METHODS and len(unique) >= 32 and not any(extracted for _, extracted in outcomes):
+            logger.warning(
+                f"None of {len(unique)} completions holds a final answer, so all got reward 0 (method "
+                f"{self.method!r}, answer_pattern {self.answer_pattern!r}): set a pattern for what the policy writes."
+            )
+        return [found[pair][0] for pair in pairs], [found[pair][1] for pair in pairs]
+
+    def _grade_here(self, index: int, completion: str, answer: str) -> tuple[float, str | None]:
+        try:
+            return self._here.grade(completion, answer)[:2]
+        except Exception as error:
+            raise _CallerError(index, f"{type(error).__name__}: {error}") from error
+
+    def equivalent(self, left: str, right: str) -> bool:
+        """Whether two final answers are the same: mathematically for `"math"`, in their spelling otherwise."""
+        if normalize_answer(left) == normalize_answer(right):
+            return True
+        return self.method == "math" and self._pool.run([("equivalent", left, right)])[0][0] == 1.0
+
+    def close(self) -> None:
+        """Ends the workers. A later call starts new ones."""
+        self._pool.close()
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _check(completions: list[str], answers: list[str]) -> None:
+    if len(completions) != len(answers):
+        raise ValueError(
+            f"Got {len(completions)} completions and {len(answers)} answers, expected one answer for each completion: "
+            "repeat an answer for every completion of its question."
+        )
+    for row, (completion, answer) in enumerate(zip(completions, answers, strict=True)):
+        if not isinstance(completion, str):
+            raise ValueError(f"completions[{row}] is a {type(completion).__name__}, expected `str`: pass its text.")
+        if not isinstance(answer, str) or not answer.strip():
+            raise ValueError(
+                f"answers[{row}] is {answer!r}, expected a non-empty `str`: drop the row or pass its text."
+            )
+
+
+_GRADERS: dict[tuple, Grader] = {}
+_GRADERS_LOCK = threading.Lock()
+
+
+def grade(
+    completions: list[str],
+    answers: list[str],
+    method: str | Callable[[str, str], float] = "math",
+    answer_pattern: str | None = None,
+    num_workers: int | None = None,
+    time_limit: float = 5.0,
+    max_chars: int = 2000,
+) -> list[float]:
+    """
+    Grades completions with a [`Grader`] that is kept for the next call with the same settings.
+
+    Args:
+        completions (`list[str]`):
+            Whole completions.
+        answers (`list[str]`):
+            Reference answer of each.
+        method, answer_pattern, num_workers, time_limit, max_chars:
+            As in [`Grader`].
+
+    Returns:
+        `list[float]`: The reward of each completion, in order: 1.0 for right, 0.0 for wrong, or what a caller's
+        function returned.
+    """
+    key = (os.getpid(), method, answer_pattern, num_workers, time_limit, max_chars)
+    with _GRADERS_LOCK:
+        if key not in _GRADERS:
+            _GRADERS[key] = Grader(*key[1:])
+            if len(_GRADERS) > MAX_CACHED:
+                _GRADERS.pop(next(iter(_GRADERS))).close()
+        grader = _GRADERS[key]
+    return grader.grade(completions, answers)
+
+
+@atexit.register
+def _close_cached() -> None:
+    for grader in _GRADERS.values():
+        grader.close()

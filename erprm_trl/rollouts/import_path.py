@@ -1,0 +1,25 @@
+"""Functions named in configurations: `"package.module:function"`."""
+
+import importlib
+from collections.abc import Callable
+
+
+def import_function(path: str) -> Callable:
+    """
+    The function that `"package.module:function"` names.
+
+    Raises:
+        `ValueError`: if the path has another form, or names nothing that can be imported and called.
+    """
+    module_name, _, function_name = path.partition(":")
+    if not module_name or not function_name:
+        raise ValueError(f"Function: got {path!r}, expected 'package.module:function'.")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"Function {path!r} cannot be imported: {error}. Check the spelling and PYTHONPATH."
+        ) from error
+    if not callable(function):
+        raise ValueError(f"Function: {path!r} is a {type(function).__name__}, expected something that can be called.")
+    return function

@@ -1,0 +1,124 @@
+"""Questions with reference answers, from wherever they are kept. The first stage of a run: nothing is sampled here."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .grading import extract_answer
+from .import_path import import_function
+
+
+QUESTION_COLUMNS = ("question", "problem", "prompt", "query", "instruction", "input")
+ANSWER_COLUMNS = ("answer", "final_answer", "reference_answer", "ground_truth", "solution")
+
+
+class Question(NamedTuple):
+    """A question and its reference answer (the final answer alone, e.g. `"18"`, not the worked solution)."""
+
+    question: str
+    answer: str
+
+
+def load_questions(
+    source: str | Iterable[Mapping[str, Any]],
+    *,
+    config_name: str | None = None,
+    split: str = "train",
+    question_column: str | None = None,
+    answer_column: str | None = None,
+    max_questions: int | None = None,
+    dataset_kwargs: dict[str, Any] | None = None,
+) -> list[Question]:
+    r"""
+    Loads questions and recognises the final answer in each reference.
+
+    Args:
+        source (`str` or iterable of mappings):
+            A dataset id on the Hub, a local `.jsonl`, `.json` or `.parquet` file, a folder written by `Dataset.save_to_disk`, a function
+            as `"package.module:function"` that returns rows, or the rows themselves (a list or a `datasets.Dataset`).
+        config_name (`str`, *optional*):
+            Configuration of a Hub dataset, e.g. `"main"` for GSM8K.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of a Hub dataset.
+        question_column, answer_column (`str`, *optional*):
+            Columns to read; guessed from the usual names (`question`, `problem`, ...; `answer`, `solution`, ...) if not given.
+        max_questions (`int`, *optional*):
+            Takes the first rows only.
+        dataset_kwargs (`dict[str, Any]`, *optional*):
+            Keyword arguments for `datasets.load_dataset` or for the function.
+
+    Returns:
+        `list[Question]`: in the source's order. GSM8K references (`... #### 18`) and MATH references (`... \boxed{18}`) are reduced
+        to the final answer; others are taken whole.
+
+    Raises:
+        `ValueError`: if there are no rows, no such column, or a row has an empty question or no reference answer.
+    """
+    rows = list(_read_rows(source, config_name, split, dataset_kwargs or {}))
+    name = source if isinstance(source, str) else "the given rows"
+    if not rows:
+        raise ValueError(f"Questions: got no rows from {name}, expected at least one.")
+    question_column = _find_column(rows[0], question_column, QUESTION_COLUMNS, "question_column", name)
+    answer_column = _find_column(rows[0], answer_column, ANSWER_COLUMNS, "answer_column", name)
+    questions = []
+    for index, row in enumerate(rows[:max_questions]):
+        question = _question_text(row.get(question_column), index, question_column)
+        answer = row.get(answer_column)
+        if answer is None or not str(answer).strip():
+            raise ValueError(
+                f"Row {index} of {name}: column {answer_column!r} holds no reference answer (got {answer!r}). Rollouts are graded "
+                "against it: fill it in, drop the row, or name another column with `answer_column`."
+            )
+        answer = str(answer)
+        questions.append(Question(question, (extract_answer(answer) or answer).strip()))
+    return questions
+
+
+def fingerprint(questions: Iterable[Question]) -> str:
+    """A hash of all questions and answers in order: what makes two collections the same work."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(json.dumps(question).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _read_rows(source, config_name: str | None, split: str, dataset_kwargs: dict[str, Any]) -> Iterable[Mapping]:
+    if not isinstance(source, str):
+        return source
+    from datasets import Dataset, load_dataset, load_from_disk
+
+    suffix = Path(source).suffix
+    if suffix in (".jsonl", ".json", ".parquet"):
+        if not Path(source).is_file():
+            raise ValueError(f"Questions: no file at {source!r}. Give an existing .jsonl, .json or .parquet file.")
+        return Dataset.from_parquet(source) if suffix == ".parquet" else Dataset.from_json(source)
+    if Path(source).is_dir():
+        return load_from_disk(source)
+    if ":" in source:
+        return import_function(source)(**dataset_kwargs)
+    return load_dataset(source, config_name, split=split, **dataset_kwargs)
+
+
+def _find_column(row: Mapping, given: str | None, usual: tuple[str, ...], argument: str, name: str) -> str:
+    candidates = (given,) if given else usual
+    for column in candidates:
+        if column in row:
+            return column
+    raise ValueError(
+        f"Columns of {name}: got {sorted(row)}, expected {' or '.join(repr(column) for column in candidates)}. Name the right one with "
+        f"`{argument}`."
+    )
+
+
+def _question_text(value: Any, index: int, column: str) -> str:
+    # TRL's conversational prompts: one user message is a question, anything longer is not.
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
+        value = value[0].get("content")
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(
+            f"Row {index}: column {column!r} got {str(value)[:80]!r}, expected a non-empty string or a list of one user message. Drop "
+            "the row or name another column with `question_column`."
+        )
+    return value

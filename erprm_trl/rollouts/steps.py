@@ -1,0 +1,61 @@
+"""Splits a solution's text into steps and joins them again. Text only; token positions belong to `reward_model.encoding`."""
+
+import re
+
+
+NAMED_SPLITTERS = ("newline", "blank_line", "step")
+
+_STEP_HEADING = re.compile(r"^[ \t#*]*Step \d+[*\s]*[:.]", re.MULTILINE)
+_BOUNDARY = {"newline": re.compile(r"\n+"), "blank_line": re.compile(r"\n[ \t]*(?:\n[ \t]*)+")}
+
+
+def split_steps(text: str, splitter: str) -> list[str]:
+    """
+    Splits a solution into steps that keep their delimiters, so that `"".join(steps)` is the text, byte for byte.
+
+    Args:
+        text (`str`):
+            A solution.
+        splitter (`str`):
+            `"newline"` (each line a step), `"blank_line"` (each paragraph), `"step"` (a line that begins with `Step 1:`, bold or a
+            heading allowed, opens a step), or any other string: the separator that closes a step, taken literally.
+
+    Returns:
+        `list[str]`: the steps. A piece with nothing but white space and delimiters is joined to its neighbour, so no step is empty;
+        a text without any content has no steps.
+
+    Raises:
+        `ValueError`: if the separator is empty.
+    """
+    if not splitter:
+        raise ValueError(f"Step splitter: got '', expected one of {', '.join(NAMED_SPLITTERS)} or a separator string.")
+    if splitter == "step":
+        cuts = [match.start() for match in _STEP_HEADING.finditer(text)]
+    elif splitter in _BOUNDARY:
+        cuts = [match.end() for match in _BOUNDARY[splitter].finditer(text)]
+    else:
+        cuts = [match.end() for match in re.finditer(re.escape(splitter), text)]
+    edges = [0, *cuts, len(text)]
+    steps: list[str] = []
+    leading = ""
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        piece = text[start:end]
+        if clean_step(piece, splitter):
+            steps.append(leading + piece)
+            leading = ""
+        elif steps:
+            steps[-1] += piece
+        else:
+            leading += piece
+    return steps
+
+
+def clean_step(step: str, splitter: str) -> str:
+    """The step's content: without its delimiters and without white space at either end. This is what a reward model reads."""
+    step = step.strip()
+    if splitter in NAMED_SPLITTERS:
+        return step
+    separator = splitter.strip() or splitter
+    while separator and (step.startswith(separator) or step.endswith(separator)):
+        step = step.removeprefix(separator).removesuffix(separator).strip()
+    return step

@@ -1,0 +1,214 @@
+"""Rollouts on disk: a manifest, one append-only shard of JSON lines a process, and the dataset that reads them back.
+
+A chunk (a run of consecutive questions) is written by one call and is done if all its rows are there. What a crash left of a chunk is
+cut off before the next one is appended; raw rewards are stored, labels never.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..functional.soft_values import soft_value
+from .steps import clean_step
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+SHARD = "rollouts-{rank:05d}.jsonl"
+
+
+class RolloutDataset:
+    """
+    The rollouts of a folder that [`collect_rollouts`] wrote, in the questions' order whatever processes sampled them.
+
+    Args:
+        path (`str` or `Path`):
+            The folder.
+
+    Attributes:
+        rows (`list[dict]`): one a solution: `question_index`, `solution_index`, `question`, `answer`, `steps` (joined they are the
+            solution, byte for byte), `outcome_reward`, `prediction` (the final answer found, or `None`), `finished`, `num_tokens`,
+            `prefix_rewards` (S - 1 lists of K raw rewards), `question_rewards` (K raw rewards, or `None`), `unusable` (the reason why
+            the solution has no labels, or `None`), `sampler`.
+        manifest (`dict`): settings, versions, and counts of what was kept and dropped.
+
+    Raises:
+        `FileNotFoundError`: if the folder holds no manifest.
+        `ValueError`: if a shard is damaged (file, line and remedy are named).
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        if self.manifest is None:
+            raise FileNotFoundError(
+                f"No {MANIFEST} in {self.path}: not a folder of rollouts. Run recipes/collect_rollouts.py."
+            )
+        rows_in_chunk = chunk_sizes(self.manifest["config"])
+        complete: dict[tuple[int, int], dict] = {}
+        for shard in shard_paths(self.path):
+            for chunk, rows, _ in read_chunks(shard):
+                if len(rows) == rows_in_chunk[chunk]:
+                    complete.update({(row["question_index"], row["solution_index"]): row for row in rows})
+        self.rows: list[dict[str, Any]] = [complete[key] for key in sorted(complete)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+    def labels(self, eta: float):
+        r"""
+        Soft step labels for any eta, in TRL's stepwise form; nothing is sampled again.
+
+        The label of a proper prefix is the entropy-regularised value of its K rewards ([`~erprm_trl.functional.soft_value`]); the
+        last step has no continuation, its label is the solution's own reward.
+
+        Args:
+            eta (`float`):
+                Inverse reward temperature: 0 gives Math-Shepherd's soft labels, `inf` its hard labels.
+
+        Returns:
+            `datasets.Dataset`: columns `prompt` (`str`), `completions` (`list[str]`, steps without their delimiters), `labels`
+            (`list[float]`, one a step), and `question_id` (`int`). Solutions marked `unusable` are left out; the log says how many.
+
+        Raises:
+            `ValueError`: if the rollouts were collected without continuations, or eta is NaN.
+        """
+        from datasets import Dataset
+
+        splitter = self.manifest["config"]["splitter"]
+        dropped = Counter(row["unusable"] for row in self.rows if row["unusable"])
+        if dropped:
+            reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(dropped.items()))
+            logger.warning("%s: %d of %d solutions get no labels: %s.", self.path, dropped.total(), len(self), reasons)
+        examples = []
+        for row in self.rows:
+            if row["unusable"]:
+                continue
+            if len(row["prefix_rewards"]) != len(row["steps"]) - 1:
+                raise ValueError(
+                    f"{self.path}: question {row['question_index']}, solution {row['solution_index']} has {len(row['steps'])} steps and "
+                    f"rewards for {len(row['prefix_rewards'])} prefixes: it was collected with num_continuations=0. Collect with "
+                    "num_continuations >= 1 to get labels."
+                )
+            values = soft_value(torch.tensor(row["prefix_rewards"]), eta).tolist() if row["prefix_rewards"] else []
+            examples.append(
+                {
+                    "prompt": row["question"],
+                    "completions": [clean_step(step, splitter) for step in row["steps"]],
+                    "labels": [*values, float(row["outcome_reward"])],
+                    "question_id": row["question_index"],
+                }
+            )
+        return Dataset.from_list(examples)
+
+    def solutions(self) -> list[list[dict[str, Any]]]:
+        """The rows grouped by question: what best-of-N chooses from."""
+        groups: dict[int, list[dict]] = {}
+        for row in self.rows:
+            groups.setdefault(row["question_index"], []).append(row)
+        return list(groups.values())
+
+
+def chunk_sizes(config: dict[str, Any]) -> list[int]:
+    """Rows of each chunk of a collection: questions of the chunk times solutions a question."""
+    total, size = config["num_questions"], config["chunk_size"]
+    return [min(size, total - start) * config["num_solutions"] for start in range(0, total, size)]
+
+
+def shard_paths(path: Path) -> list[Path]:
+    """The shards of a folder, in the order of their processes."""
+    return sorted(path.glob("rollouts-*.jsonl"))
+
+
+def read_chunks(shard: Path) -> Iterator[tuple[int, list[dict], int]]:
+    """
+    Yields each chunk's number, its rows and the byte at which it ends. A last line without its newline is not read: it is half.
+
+    Raises:
+        `ValueError`: for a line that is whole and yet no row.
+    """
+    rows: list[dict] = []
+    offset = 0
+    with open(shard, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                chunk = row["chunk"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{shard}, line {number}: damaged ({error!r}), expected a row of rollouts. Cut the file off before this line: what "
+                    "is missing then is sampled again by the next run."
+                ) from error
+            if rows and chunk != rows[-1]["chunk"]:
+                yield rows[-1]["chunk"], rows, offset
+                rows = []
+            rows.append(row)
+            offset += len(line)
+    if rows:
+        yield rows[-1]["chunk"], rows, offset
+
+
+def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
+    """Cuts off what a crash left unfinished at a shard's end and returns the numbers of the chunks that are done."""
+    done: set[int] = set()
+    end = 0
+    unfinished = None
+    for chunk, rows, chunk_end in read_chunks(shard):
+        if unfinished is not None:
+            raise ValueError(
+                f"{shard}: chunk {unfinished} is incomplete in the middle of the file: it belongs to another run or was edited. Move the "
+                "file away: its questions are sampled again by the next run."
+            )
+        if chunk < len(rows_in_chunk) and len(rows) == rows_in_chunk[chunk]:
+            done.add(chunk)
+            end = chunk_end
+        else:
+            unfinished = chunk
+    size = shard.stat().st_size
+    if end < size:
+        logger.warning("%s: cutting off %d bytes of an unfinished chunk.", shard, size - end)
+        os.truncate(shard, end)
+    return done
+
+
+def append_rows(file, rows: list[dict[str, Any]]) -> None:
+    """Appends a chunk's rows by one write and waits until the disk has them."""
+    # ASCII escapes: whatever a model writes (lone surrogates, line separators) stays one line and reads back the same.
+    file.write("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The folder's manifest, or `None` if it has none."""
+    try:
+        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(
+            f"{path / MANIFEST}: damaged ({error}). Restore it, or collect into another folder."
+        ) from error
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Replaces the manifest in one move, so that a crash leaves the old one or the new one."""
+    temporary = path / f"{MANIFEST}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path / MANIFEST)

@@ -1,0 +1,113 @@
+"""Accuracy against the number of samples, for every way to choose among them, with intervals. Plots are in `report`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..functional.aggregation import AGGREGATIONS, aggregate
+from ..functional.score_metrics import auc_within_groups
+from ..rollouts.steps import clean_step
+from .best_of_n import best_of_n_per_question, pass_at_n_per_question
+from .bootstrap import bootstrap_interval
+from .voting import group_answers, majority_at_n_per_question, weighted_majority_at_n_per_question
+
+
+def selection_curves(
+    solutions: Sequence[Sequence[Mapping[str, Any]]],
+    step_scores: Mapping[str, Sequence[Sequence[Sequence[float]]]],
+    ns: Sequence[int],
+    *,
+    aggregations: Sequence[str] = AGGREGATIONS,
+    equivalent: Callable[[str, str], bool] | None = None,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """
+    Compares ways to choose one of n sampled solutions.
+
+    Args:
+        solutions (`Sequence[Sequence[Mapping]]`):
+            The solutions of each question, from [`~erprm_trl.rollouts.RolloutDataset.solutions`].
+        step_scores (`Mapping[str, ...]`):
+            By name of a reward model: the step scores of each solution of each question. A solution without steps is never chosen
+            before one with steps.
+        ns (`Sequence[int]`):
+            Numbers of samples, none above the fewest solutions of a question.
+        aggregations (`Sequence[str]`, *optional*):
+            From step scores to a solution's score; all four by default.
+        equivalent (`Callable`, *optional*):
+            Whether two final answers are the same, for the votes ([`~erprm_trl.rollouts.Grader.equivalent`]). Defaults to equal text.
+        level (`float`, *optional*, defaults to `0.95`):
+            Level of the bootstrap intervals over questions.
+
+    Returns:
+        `dict`: `pass` and `majority`, and `models`, by name and aggregation `best_of_n`, `weighted_majority` and
+        `auc_within_questions` (of solutions). Curves are `{n: {"mean", "low", "high"}}`.
+    """
+    correct = [[float(row["outcome_reward"] > 0.5) for row in rows] for rows in solutions]
+    groups = [group_answers([row["prediction"] for row in rows], equivalent) for rows in solutions]
+    models: dict[str, Any] = {}
+    for name, scores in step_scores.items():
+        models[name] = {}
+        for method in aggregations:
+            chosen = [_solution_scores(question, method) for question in scores]
+            weights = [[max(score, 0.0) for score in question] for question in chosen]
+            models[name][method] = {
+                "best_of_n": _curve(best_of_n_per_question(chosen, correct, ns), ns, level),
+                "weighted_majority": _curve(
+                    weighted_majority_at_n_per_question(groups, weights, correct, ns), ns, level
+                ),
+                "auc_within_questions": _auc_within(chosen, correct),
+            }
+    return {
+        "pass": _curve(pass_at_n_per_question(correct, ns), ns, level),
+        "majority": _curve(majority_at_n_per_question(groups, correct, ns), ns, level),
+        "models": models,
+    }
+
+
+def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
+    """
+    Step scores of all solutions of a [`~erprm_trl.rollouts.RolloutDataset`], as [`selection_curves`] takes them.
+
+    Args:
+        scorer ([`~erprm_trl.reward_model.StepScorer`]):
+            The reward model. Steps are those of the rollouts, whatever its own splitter.
+        rollouts ([`~erprm_trl.rollouts.RolloutDataset`]):
+            The solutions.
+
+    Returns:
+        `list[list[list[float]]]`: one score a step, by question and solution.
+    """
+    splitter = rollouts.manifest["config"]["splitter"]
+    solutions = rollouts.solutions()
+    rows = [row for question in solutions for row in question]
+    steps = [[clean_step(step, splitter) for step in row["steps"]] for row in rows]
+    scores = iter(scorer.score([row["question"] for row in rows], steps))
+    return [[next(scores) for _ in question] for question in solutions]
+
+
+def _solution_scores(question: Sequence[Sequence[float]], method: str) -> list[float]:
+    with_steps = [index for index, steps in enumerate(question) if len(steps)]
+    scores = [-np.inf] * len(question)
+    if with_steps:
+        values = aggregate([question[index] for index in with_steps], method).tolist()
+        for index, value in zip(with_steps, values, strict=True):
+            scores[index] = value
+    return scores
+
+
+def _curve(per_question: np.ndarray, ns: Sequence[int], level: float) -> dict[int, dict[str, float]]:
+    curve = {}
+    for column, n in enumerate(ns):
+        low, high = bootstrap_interval(per_question[:, column], level=level)
+        curve[n] = {"mean": float(per_question[:, column].mean()), "low": low, "high": high}
+    return curve
+
+
+def _auc_within(scores: list[list[float]], correct: list[list[float]]) -> float:
+    groups = [index for index, question in enumerate(scores) for _ in question]
+    flat = torch.tensor([score for question in scores for score in question], dtype=torch.float64)
+    positive = torch.tensor([value > 0.5 for question in correct for value in question])
+    return float(auc_within_groups(flat, positive, torch.tensor(groups)))

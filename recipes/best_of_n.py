@@ -1,0 +1,55 @@
+"""Scores sampled solutions with reward models and compares ways to choose among them.
+
+    python recipes/best_of_n.py --config recipes/dial/best_of_n.yaml
+
+Samples come from collect_rollouts.py with num_continuations: 0 (rollouts with continuations serve as well).
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+from erprm_trl import RolloutDataset, StepScorer
+from erprm_trl.report import format_selection_table, plot_selection_curves
+from erprm_trl.rollouts import Grader
+from erprm_trl.selection import score_rollouts, selection_curves
+
+
+@dataclass
+class BestOfNArguments:
+    """Arguments of a comparison."""
+
+    samples: str = field(metadata={"help": "Folder of collect_rollouts.py with several solutions a question."})
+    reward_models: list[str] = field(metadata={"help": "Folders or Hub ids of reward models."})
+    output_dir: str = field(metadata={"help": "Where the scores, the numbers and the plot go."})
+    ns: list[int] | None = field(default=None, metadata={"help": "Numbers of samples; powers of two by default."})
+    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+    plot_aggregation: str = field(default="min", metadata={"help": "min, last, product or mean."})
+
+
+def main(arguments: BestOfNArguments) -> dict:
+    """Scores, compares, prints and plots."""
+    samples = RolloutDataset(arguments.samples)
+    fewest = min(map(len, samples.solutions()))
+    ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
+    scores = {
+        path: score_rollouts(StepScorer.from_pretrained(path, batch_size=arguments.batch_size), samples)
+        for path in arguments.reward_models
+    }
+    config = samples.manifest["config"]
+    with Grader(config["grading"], answer_pattern=config["answer_pattern"]) as grader:
+        curves = selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "step_scores.json").write_text(json.dumps(scores))
+    (folder / "best_of_n.json").write_text(json.dumps(curves, indent=2))
+    plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
+    print(format_selection_table(curves, max(ns)))
+    print(f"Numbers and plot: {folder}")
+    return curves
+
+
+if __name__ == "__main__":
+    main(TrlParser(BestOfNArguments).parse_args_and_config()[0])

@@ -1,0 +1,57 @@
+"""The whole chain on the embedded task: rollouts, labels at several eta, reward models, a better pick.
+
+make quickstart
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the chain needs nothing from outside
+
+from trl import TrlParser  # noqa: E402
+
+from erprm_trl.dial.chain import DialChain, summarize  # noqa: E402
+from erprm_trl.report import format_selection_table, plot_selection_curves  # noqa: E402
+
+
+@dataclass
+class QuickstartArguments:
+    """Sizes of the chain; the defaults are those of recipes/dial/quickstart.yaml."""
+
+    output_dir: str = field(default="outputs/quickstart", metadata={"help": "Where everything goes."})
+    train_questions: int = field(default=400, metadata={"help": "Questions with rollouts."})
+    num_solutions: int = field(default=2, metadata={"help": "Solutions of each."})
+    num_continuations: int = field(default=8, metadata={"help": "K, continuations a prefix."})
+    test_questions: int = field(default=200, metadata={"help": "Fresh questions to choose answers for."})
+    num_samples: int = field(default=16, metadata={"help": "Solutions to choose from."})
+    etas: list[float] = field(
+        default_factory=lambda: [0.0, 2.0, 8.0, float("inf")], metadata={"help": "One model each."}
+    )
+    max_steps: int = field(default=150, metadata={"help": "Training steps of each model."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Of each model."})
+    seed: int = field(default=0, metadata={"help": "Seed of the training questions, the rollouts and the models."})
+
+
+def main(arguments: QuickstartArguments) -> dict:
+    """Runs the chain, prints the comparison and writes `summary.json` and `best_of_n.png`."""
+    started = time.monotonic()
+    folder = Path(arguments.output_dir)
+    chain = DialChain(**{name: value for name, value in vars(arguments).items()})
+    curves = chain.run()
+    summary = {**summarize(curves), "seconds": round(time.monotonic() - started, 1)}
+    (folder / "curves.json").write_text(json.dumps(curves, indent=2))
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    title = f"dial: {arguments.test_questions} fresh questions"
+    plot_selection_curves(curves, folder / "best_of_n.png", title=title)
+    print(format_selection_table(curves, arguments.num_samples))
+    print(f"\n{summary['seconds']:.0f} s. Numbers: {folder / 'summary.json'}  plot: {folder / 'best_of_n.png'}")
+    print("With a real model: recipes/README.md, starting at recipes/qwen2.5-math-1.5b-gsm8k/collect.yaml")
+    return summary
+
+
+if __name__ == "__main__":
+    main(TrlParser(QuickstartArguments).parse_args_and_config()[0])

@@ -1,0 +1,39 @@
+"""Offline, quiet, one thread: set before anything imports transformers or torch."""
+
+import os
+
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    WANDB_MODE="disabled",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def dial_policy():
+    """The shipped policy and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from erprm_trl import dial
+
+    return AutoModelForCausalLM.from_pretrained(dial.BASE_PATH), AutoTokenizer.from_pretrained(dial.BASE_PATH)
+
+
+@pytest.fixture(scope="session")
+def dial_format():
+    """The reward model's format on dial."""
+    from erprm_trl import PRMFormat, dial
+
+    return PRMFormat(
+        separator=dial.SEPARATOR,
+        good_token=dial.GOOD_MARK,
+        bad_token=dial.BAD_MARK,
+        prompt_template="check {question}",
+        splitter=dial.SEPARATOR,
+    )

@@ -1,0 +1,264 @@
+"""Collection: rows by hand, crashes at any moment, other configurations, any number of processes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from erprm_trl import dial
+from erprm_trl.rollouts import Completion, Prompt, Question, RolloutDataset, TransformersSampler, collect_rollouts
+from erprm_trl.rollouts.store import chunk_sizes, read_chunks
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fakes import FakeSampler  # noqa: E402
+
+
+QUESTIONS = [Question(f"q{number}?", str(number % 3)) for number in range(7)]
+SETTINGS = {
+    "num_solutions": 2,
+    "num_continuations": 3,
+    "grading": "exact",
+    "answer_pattern": r"answer (\d+)",
+    "chunk_size": 2,
+    "show_progress": False,
+}
+
+
+def shard_bytes(folder):
+    return (Path(folder) / "rollouts-00000.jsonl").read_bytes()
+
+
+class Scripted:
+    """Solutions and continuations written out by hand."""
+
+    settings = {"backend": "scripted"}
+
+    def __init__(self):
+        self.prompts = []
+
+    def sample(self, prompts, num_samples, seed):
+        self.prompts += prompts
+        if all(not prompt.prefix for prompt in prompts) and num_samples == 2:
+            return [[Completion("2 + 3 = 5\nanswer 5", True, 9), Completion("", False, 1)] for _ in prompts]
+        assert num_samples == 3
+        return [
+            [Completion("answer 5", True, 3), Completion("answer 6", True, 3), Completion("?", False, 3)]
+            for _ in prompts
+        ]
+
+
+def test_rows_by_hand(tmp_path):
+    sampler = Scripted()
+    data = collect_rollouts([Question("2 + 3?", "5")], sampler, tmp_path, include_question=True, **SETTINGS)
+    first, second = data.rows
+    assert first["steps"] == ["2 + 3 = 5\n", "answer 5"]
+    assert (first["outcome_reward"], first["prediction"], first["finished"]) == (1.0, "5", True)
+    assert first["prefix_rewards"] == [[1.0, 0.0, 0.0]]  # the one proper prefix
+    assert first["question_rewards"] == second["question_rewards"] == [1.0, 0.0, 0.0]
+    assert (second["steps"], second["unusable"], second["outcome_reward"]) == ([], "no steps", 0.0)
+    # the prefix is continued as it stands, line break included
+    assert sampler.prompts[1:] == [Prompt("2 + 3?"), Prompt("2 + 3?", "2 + 3 = 5\n")]
+    assert data.manifest["summary"]["unusable"] == {"no steps": 1}
+    assert data.manifest["summary"]["unfinished_share"] == 0.5
+
+
+def test_labels_by_hand(tmp_path, caplog):
+    data = collect_rollouts([Question("2 + 3?", "5")], Scripted(), tmp_path, **SETTINGS)
+    # one success of three: mean 1/3; eta = 2: log(1 + (e^2 - 1)/3)/2 = log(3.1296853)/2 = 0.570466; the last step is the outcome
+    for eta, value in ((0.0, 1 / 3), (2.0, 0.570466), (float("inf"), 1.0), (float("-inf"), 0.0)):
+        labels = data.labels(eta)
+        assert labels.column_names[:3] == ["prompt", "completions", "labels"]
+        assert labels[0]["completions"] == ["2 + 3 = 5", "answer 5"]
+        assert labels[0]["labels"] == pytest.approx([value, 1.0], abs=1e-5)
+        assert len(labels) == 1  # the solution without steps is left out, and the log says so
+    assert "1 of 2 solutions get no labels: 1 with no steps" in caplog.text
+
+
+def test_no_continuations_gives_samples_only(tmp_path):
+    data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **{**SETTINGS, "num_continuations": 0})
+    assert len(data.solutions()) == 7 and all(len(rows) == 2 for rows in data.solutions())
+    with pytest.raises(ValueError, match="num_continuations=0"):
+        data.labels(0.0)
+
+
+def test_chunks_do_not_depend_on_what_ran_before(tmp_path):
+    whole, parts = FakeSampler(), FakeSampler()
+    collect_rollouts(QUESTIONS, whole, tmp_path / "whole", **SETTINGS)
+    collect_rollouts(QUESTIONS, parts, tmp_path / "parts", **SETTINGS)
+    (tmp_path / "parts" / "rollouts-00000.jsonl").write_bytes(b"")
+    collect_rollouts(QUESTIONS, parts, tmp_path / "parts", **SETTINGS)
+    assert parts.calls == whole.calls * 2
+    assert len({seed for _, _, seed in whole.calls}) == len(whole.calls)  # no two draws share a seed
+    assert shard_bytes(tmp_path / "whole") == shard_bytes(tmp_path / "parts")
+
+
+def test_a_finished_folder_samples_nothing(tmp_path):
+    collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    before = shard_bytes(tmp_path), (tmp_path / "manifest.json").read_bytes()
+    again = FakeSampler()
+    assert len(collect_rollouts(QUESTIONS, again, tmp_path, **SETTINGS)) == 14
+    assert again.calls == []
+    assert before == (shard_bytes(tmp_path), (tmp_path / "manifest.json").read_bytes())
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_half_written_tail_is_repaired(tmp_path, cut):
+    collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    whole = shard_bytes(tmp_path)
+    shard = tmp_path / "rollouts-00000.jsonl"
+    shard.write_bytes(whole[: len(whole) * cut // 60])
+    assert all(len(rows) <= 4 for _, rows, _ in read_chunks(shard))
+    RolloutDataset(tmp_path)  # readable meanwhile, whole chunks only
+    collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    assert shard_bytes(tmp_path) == whole
+
+
+def test_damage_in_the_middle_is_named(tmp_path):
+    collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    shard = tmp_path / "rollouts-00000.jsonl"
+    lines = shard.read_bytes().splitlines(keepends=True)
+    shard.write_bytes(b"".join([*lines[:5], b'{"chunk": 2, "que\n', *lines[6:]]))
+    with pytest.raises(ValueError, match="rollouts-00000.jsonl, line 6: damaged.*Cut the file off"):
+        collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    shard.write_bytes(b"".join([*lines[:5], *lines[6:]]))
+    with pytest.raises(ValueError, match="chunk 1 is incomplete in the middle.*Move the file away"):
+        collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"num_continuations": 4}, "num_continuations was 3 and is now 4"),
+        ({"splitter": "blank_line"}, "splitter was 'newline' and is now 'blank_line'"),
+        (
+            {"sampler": FakeSampler({"backend": "fake", "temperature": 0.7})},
+            "sampler.temperature was 1.0 and is now 0.7",
+        ),
+        ({"questions": QUESTIONS[:-1]}, "num_questions was 7 and is now 6"),
+    ],
+)
+def test_another_configuration_is_refused(tmp_path, change, message):
+    collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    before = shard_bytes(tmp_path)
+    arguments = {"questions": QUESTIONS, "sampler": FakeSampler(), "output_dir": tmp_path, **SETTINGS, **change}
+    with pytest.raises(ValueError, match=f"(?s){message}.*another output_dir"):
+        collect_rollouts(**arguments)
+    assert shard_bytes(tmp_path) == before
+
+
+def test_bad_numbers_and_missing_folders(tmp_path):
+    with pytest.raises(ValueError, match="got none"):
+        collect_rollouts([], FakeSampler(), tmp_path)
+    with pytest.raises(ValueError, match="num_solutions: got 0, expected at least 1"):
+        collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, num_solutions=0)
+    with pytest.raises(FileNotFoundError, match="not a folder of rollouts"):
+        RolloutDataset(tmp_path)
+
+
+def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
+    from filelock import Timeout
+
+    def second_run():
+        with pytest.raises(Timeout):
+            collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+
+    collect_rollouts(QUESTIONS[:2], FakeSampler(on_call=second_run), tmp_path, **SETTINGS)
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_shards_of_other_processes_are_taken_over(tmp_path, shards):
+    """What several processes left, one of them dead in the middle of a chunk, is finished by one with the same rows."""
+    whole = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "one", **SETTINGS)
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "manifest.json").write_text((tmp_path / "one" / "manifest.json").read_text())
+    chunks = [rows for _, rows, _ in read_chunks(tmp_path / "one" / "rollouts-00000.jsonl")]
+    assert [len(rows) for rows in chunks] == chunk_sizes(whole.manifest["config"]) == [4, 4, 4, 2]
+    for rank in range(shards):
+        lines = [json.dumps(row) + "\n" for rows in chunks[rank::shards][:1] for row in rows]
+        if rank == 1:
+            lines = [*lines[:2], lines[2][:20]]
+        (tmp_path / "many" / f"rollouts-{rank:05d}.jsonl").write_text("".join(lines))
+    assert collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "many", **SETTINGS).rows == whole.rows
+
+
+def small_collection(folder, policy):
+    sampler = TransformersSampler(*policy, max_new_tokens=12, batch_size=64)
+    questions = [Question(**row) for row in dial.make_questions(4, seed=5)]
+    return collect_rollouts(
+        questions,
+        sampler,
+        folder,
+        num_solutions=2,
+        num_continuations=2,
+        splitter=dial.SEPARATOR,
+        grading="exact",
+        answer_pattern=dial.ANSWER_PATTERN,
+        chunk_size=1,
+        show_progress=False,
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_20_random_moments_the_rows_are_the_same_byte_for_byte(tmp_path, dial_policy):
+    import torch
+
+    torch.set_num_threads(1)  # a forked child has no other threads to compute with
+    timer = signal.ITIMER_PROF
+    before = sum(os.times()[:2])
+    small_collection(tmp_path / "whole", dial_policy)
+    seconds = sum(os.times()[:2]) - before
+    whole = shard_bytes(tmp_path / "whole")
+    rng = random.Random(0)
+    folder, finished, kills = tmp_path / "0", 0, 0
+    while kills < 20:
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process at once, without any clean-up
+            signal.setitimer(timer, rng.uniform(0.01, seconds))
+            small_collection(folder, dial_policy)
+            os._exit(0)
+        rng.random()
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            kills += 1
+        else:
+            assert os.WEXITSTATUS(status) == 0
+            assert shard_bytes(folder) == whole
+            finished += 1
+            folder = tmp_path / str(finished)
+    small_collection(folder, dial_policy)
+    assert shard_bytes(folder) == whole
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_several_processes_give_the_rows_of_one(tmp_path, dial_policy, num_processes):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from accelerate import PartialState\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "from erprm_trl import dial\n"
+        "from test_collect import small_collection\n"
+        "policy = AutoModelForCausalLM.from_pretrained(dial.BASE_PATH), AutoTokenizer.from_pretrained(dial.BASE_PATH)\n"
+        "small_collection(sys.argv[1], policy)\n"
+        "print(f'world {PartialState().num_processes}\\n', end='', flush=True)\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    result = subprocess.run(
+        [*launcher, str(script), str(tmp_path / "many")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count(f"world {num_processes}") == num_processes  # not silently alone
+    assert len(list((tmp_path / "many").glob("rollouts-*.jsonl"))) == num_processes
+    assert RolloutDataset(tmp_path / "many").rows == small_collection(tmp_path / "one", dial_policy).rows

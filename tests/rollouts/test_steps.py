@@ -1,0 +1,62 @@
+"""Step splitting: real-style texts by hand, and the byte-for-byte identity on anything."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from erprm_trl.rollouts import clean_step, split_steps
+
+
+GSM8K = "Natalia sold 48/2 = 24 clips in May.\nShe sold 48+24 = 72 clips.\n#### 72"
+PARAGRAPHS = "First we expand:\n$x^2$\n\nThen we factor.\n\n\nThe answer is $\\boxed{2}$.\n"
+NUMBERED = (
+    "Let us think.\nStep 1: Add 2 and 3,\nwhich is 5.\n**Step 2:** As in Step 1: double it.\nStep 3: The answer is 10"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "splitter", "steps"),
+    [
+        (GSM8K, "newline", ["Natalia sold 48/2 = 24 clips in May.", "She sold 48+24 = 72 clips.", "#### 72"]),
+        (PARAGRAPHS, "blank_line", ["First we expand:\n$x^2$", "Then we factor.", "The answer is $\\boxed{2}$."]),
+        (
+            NUMBERED,
+            "step",
+            [
+                "Let us think.",
+                "Step 1: Add 2 and 3,\nwhich is 5.",
+                "**Step 2:** As in Step 1: double it.",
+                "Step 3: The answer is 10",
+            ],
+        ),
+        (" 7 + 1 = 8 ки 8 * 2 = 16 ки answer 16 ки", "ки", ["7 + 1 = 8", "8 * 2 = 16", "answer 16"]),
+        ("a ки ки b", "ки", ["a", "b"]),  # nothing between two separators is no step
+        ("\n\n a", "newline", ["a"]),
+        ("one step", "newline", ["one step"]),
+        ("", "newline", []),
+        (" \n\n ", "newline", []),
+        ("ки ки", "ки", []),
+    ],
+)
+def test_by_hand(text, splitter, steps):
+    pieces = split_steps(text, splitter)
+    assert [clean_step(piece, splitter) for piece in pieces] == steps
+
+
+pieces = [*"ab1 \n\t.:*#ки", "Step 1:", "Step 22 :", "ки", "\u0301", "\u202e", "😀", "\x00", "\r\n"]
+texts = st.lists(st.sampled_from(pieces), max_size=30).map("".join)
+
+
+@given(texts, st.sampled_from(["newline", "blank_line", "step", "ки", " ки", "\n", ".", "ab"]))
+def test_joining_restores_the_text_and_no_step_is_empty(text, splitter):
+    steps = split_steps(text, splitter)
+    if steps:
+        assert "".join(steps) == text
+    else:
+        assert not clean_step(text, splitter)
+    assert all(clean_step(step, splitter) for step in steps)
+
+
+def test_empty_separator_is_an_error():
+    with pytest.raises(ValueError, match="got ''.*newline, blank_line, step"):
+        split_steps("a", "")

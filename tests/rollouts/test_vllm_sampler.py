@@ -1,0 +1,214 @@
+import json
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from erprm_trl.dial import ANSWER_PATTERN, SEPARATOR, build_tokenizer, make_questions
+from erprm_trl.rollouts import Prompt, Question, TransformersSampler, VLLMSampler, collect_rollouts
+
+
+ROWS = make_questions(20, seed=0)
+PROMPTS = [Prompt(row["question"]) for row in ROWS]
+MAX_NEW_TOKENS = 24
+
+
+def save_model(folder, with_tokenizer=True, **generation_config):
+    """A tiny random policy whose next words hang on all words before them, and which often stops."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        head_dim=64,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config).eval()
+    eos = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig(**{**eos, **generation_config})
+    model.save_pretrained(folder)
+    if with_tokenizer:
+        tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+@contextmanager
+def vllm_sampler(folder, tokenizer=None, **engine_kwargs):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (
+            ("VLLM_CPU_KVCACHE_SPACE", "1"),
+            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+            ("VLLM_CPU_CI_ENV", "1"),
+            ("VLLM_NO_USAGE_STATS", "1"),
+            ("HF_HUB_OFFLINE", "1"),
+            ("OMP_NUM_THREADS", "1"),
+        ):
+            patch.setenv(name, value)
+        pytest.importorskip("vllm")
+        sampler = VLLMSampler(
+            str(folder),
+            tokenizer,
+            max_new_tokens=MAX_NEW_TOKENS,
+            engine_kwargs={"dtype": "float", **engine_kwargs},  # vLLM's other name of float32
+        )
+        try:
+            yield sampler
+        finally:
+            sampler.engine.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """The model, its tokenizer, a sampler of each kind."""
+    folder = tmp_path_factory.mktemp("policy")
+    model, tokenizer = save_model(folder)
+    with vllm_sampler(folder) as sampler:
+        yield model, tokenizer, sampler, TransformersSampler(model, tokenizer, max_new_tokens=MAX_NEW_TOKENS)
+
+
+def assert_end_and_length(completion):
+    """A word is one token; special tokens are no text, but the policy may sample them."""
+    num_words = len(completion.text.split())
+    assert num_words + completion.finished <= completion.num_tokens <= MAX_NEW_TOKENS
+    assert completion.finished or completion.num_tokens == MAX_NEW_TOKENS
+    assert completion.text.startswith(" ") or num_words == 0
+    assert "</s>" not in completion.text
+
+
+def test_without_vllm_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)  # what import does with a missing package
+    with pytest.raises(ImportError, match=r"VLLMSampler needs vLLM: pip install 'erprm_trl\[vllm\]'"):
+        VLLMSampler("any-model")
+
+
+def test_end_tokens_and_tokenizer_that_the_engine_does_not_have(tmp_path):
+    # As chat models have them: an end token that only the generation config names, and sampling defaults.
+    equals = build_tokenizer().convert_tokens_to_ids("=")
+    model, tokenizer = save_model(tmp_path, False, eos_token_id=[equals], do_sample=True, top_k=1)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %} answer"
+    settings = {"prompt_template": "check {question}"}
+    with vllm_sampler(tmp_path, tokenizer, skip_tokenizer_init=True) as sampler:
+        reference = TransformersSampler(model, tokenizer, max_new_tokens=MAX_NEW_TOKENS, **settings)
+        assert set(reference.eos_token_ids) == {equals, tokenizer.eos_token_id}
+        sampler.prompt_format = reference.prompt_format
+        sampled = sampler.sample(PROMPTS, 8, seed=0)
+        for one in sum(sampled, []):
+            assert_end_and_length(one)
+            assert "=" not in one.text
+        assert len({one.text for one in sampled[0]}) > 1  # top_k=1 is not applied: it would leave one
+        sampler.temperature = reference.temperature = 0
+        greedy = sampler.sample(PROMPTS, 1, seed=0)
+        assert greedy == reference.sample(PROMPTS, 1, seed=0)
+        ids = tokenizer(f"check {ROWS[0]['question']} answer")["input_ids"]
+        assert sampler.prompt_format.encode(PROMPTS[0]) == ids
+
+
+def test_completions_in_order_and_the_same_again(policy):
+    _, _, sampler, _ = policy
+    first = sampler.sample(PROMPTS, 3, seed=5)
+    assert [len(completions) for completions in first] == [3] * len(PROMPTS)
+    other = sampler.sample(PROMPTS[::-1], 2, seed=6)
+    assert sampler.sample(PROMPTS, 3, seed=5) == first
+    assert sampler.sample(PROMPTS[::-1], 2, seed=6) == other
+    assert sampler.sample([], 3, seed=5) == []
+
+
+def test_text_end_and_length(policy):
+    _, _, sampler, _ = policy
+    prompts = [*PROMPTS, *(Prompt(row["question"], f" 3 + 4 = 7 {SEPARATOR}") for row in ROWS)]
+    completions = sum(sampler.sample(prompts, 4, seed=0), [])
+    assert {one.finished for one in completions} == {False, True}
+    for one in completions:
+        assert_end_and_length(one)
+    assert any(len(one.text.split()) + 1 == one.num_tokens for one in completions if one.finished)
+
+
+def test_greedy_is_that_of_transformers_and_may_be_repeated(policy, monkeypatch):
+    _, _, sampler, reference = policy
+    monkeypatch.setattr(sampler, "temperature", 0)
+    monkeypatch.setattr(reference, "temperature", 0)
+    greedy = sampler.sample(PROMPTS, 2, seed=0)
+    same = [ours == theirs for ours, theirs in zip(greedy, reference.sample(PROMPTS, 2, seed=0), strict=True)]
+    assert sum(same) >= 0.9 * len(same)  # a near tie may fall either way
+    assert all(len(completions) == 2 and completions[0] == completions[1] for completions in greedy)
+
+
+@torch.no_grad()
+def test_samples_follow_the_model(policy, monkeypatch):
+    model, tokenizer, sampler, _ = policy
+    monkeypatch.setattr(sampler, "max_new_tokens", 1)
+    (completions,) = sampler.sample(PROMPTS[:1], 4000, seed=0)
+    input_ids = tokenizer(PROMPTS[0].question, return_tensors="pt")["input_ids"]
+    expected = model(input_ids).logits[0, -1].softmax(-1)
+    finished = sum(one.finished for one in completions) / len(completions)
+    assert finished == pytest.approx(expected[tokenizer.eos_token_id].item(), abs=0.03)
+    for word, token in tokenizer.get_vocab().items():
+        if token not in tokenizer.all_special_ids:
+            share = sum(one.text == f" {word}" for one in completions) / len(completions)
+            assert share == pytest.approx(expected[token].item(), abs=0.035), word  # over 4 standard errors
+
+
+def test_samples_of_neighbouring_prompts_and_seeds_differ(policy):
+    _, _, sampler, _ = policy
+    # The same prompt again and again: completions that come back are drawn with the same random numbers.
+    drawn = [*sampler.sample(PROMPTS[:1] * 8, 8, seed=0), *sampler.sample(PROMPTS[:1] * 8, 8, seed=1)]
+    long = [one.text for completions in drawn for one in completions if one.num_tokens > 8]
+    assert len(long) > 20
+    assert len(set(long)) == len(long)
+
+
+def test_long_prompts(policy):
+    _, _, sampler, _ = policy
+    (short, cut) = sampler.sample([PROMPTS[0], Prompt("Tom " * 505)], 4, seed=0)
+    assert all(one.num_tokens <= 7 for one in cut)  # the context ends before max_new_tokens
+    with pytest.raises(ValueError, match=r"A prompt of 512 tokens leaves no room in the context of 512.*'Tom Tom"):
+        sampler.sample([PROMPTS[0], Prompt("Tom " * 512), PROMPTS[1]], 2, seed=0)
+    # More tokens than the engine prefills in one step, none of them shared. Cutting a prompt in two killed vLLM's CPU
+    # engine.
+    many = [Prompt(f"{index // 20} {index % 20}" + " Ann" * (300 + index)) for index in range(40)]
+    assert len(sampler.sample(many, 1, seed=0)) == 40
+    assert sampler.sample([PROMPTS[0], Prompt("Tom " * 505)], 4, seed=0) == [short, cut]
+
+
+def test_settings_are_those_in_force(policy):
+    _, _, sampler, reference = policy
+    assert sampler.settings.keys() == reference.settings.keys() - {"batch_size"}
+    assert sampler.settings["backend"] == "vllm"
+    assert sampler.settings["dtype"] == reference.settings["dtype"] == "float32"
+    json.dumps(sampler.settings)
+
+
+def test_collect_rollouts_twice(policy, tmp_path):
+    _, _, sampler, _ = policy
+    questions = [Question(**row) for row in ROWS[:6]]
+    options = {
+        "num_solutions": 2,
+        "num_continuations": 3,
+        "include_question": True,
+        "splitter": SEPARATOR,
+        "grading": "exact",
+        "answer_pattern": ANSWER_PATTERN,
+        "chunk_size": 4,
+        "show_progress": False,
+    }
+    first = collect_rollouts(questions, sampler, tmp_path / "first", **options)
+    sampler.sample(PROMPTS, 2, seed=3)
+    second = collect_rollouts(questions, sampler, tmp_path / "second", **options)
+    assert len(first.rows) == 12
+    assert first.rows == second.rows
+    assert any(row["prefix_rewards"] for row in first.rows)
+    for row in first.rows:
+        assert [len(rewards) for rewards in row["prefix_rewards"]] == [3] * max(len(row["steps"]) - 1, 0)
+        assert len(row["question_rewards"]) == 3
+        assert row["sampler"]["backend"] == "vllm"

@@ -1,0 +1,84 @@
+"""Bootstrap intervals: limits, coverage against theory, and the gain from pairing."""
+
+import numpy as np
+import pytest
+
+from erprm_trl.selection import bootstrap
+from erprm_trl.selection.bootstrap import bootstrap_interval, paired_bootstrap_interval
+
+
+def test_two_questions_worked_by_hand():
+    # Resamples of (0, 1): means 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4. The middle 40% (quantiles 0.3 to 0.7) is
+    # all 1/2; the middle 80% (quantiles 0.1 to 0.9) reaches 0 and 1.
+    assert bootstrap_interval([0.0, 1.0], level=0.4) == (0.5, 0.5)
+    assert bootstrap_interval([0.0, 1.0], level=0.8) == (0.0, 1.0)
+
+
+def test_constant_values_and_one_question_give_a_point():
+    assert bootstrap_interval([0.25] * 7) == (0.25, 0.25)
+    assert bootstrap_interval([0.7]) == (0.7, 0.7)
+
+
+def test_width_is_that_of_the_normal_approximation():
+    # Mean of 400 coin flips: sd sqrt(1/4 / 400) = 0.025, so 0.5 +- 1.96 * 0.025 = (0.451, 0.549).
+    lower, upper = bootstrap_interval([0.0, 1.0] * 200)
+    assert (lower, upper) == pytest.approx((0.451, 0.549), abs=0.006)
+    narrow = bootstrap_interval([0.0, 1.0] * 200, level=0.5)
+    assert narrow == pytest.approx((0.5 - 0.6745 * 0.025, 0.5 + 0.6745 * 0.025), abs=0.006)
+
+
+def test_covers_the_true_mean_about_as_often_as_promised():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        lower, upper = bootstrap_interval(rng.random(60) < 0.3, level=0.9, num_resamples=300, seed=seed)
+        hits += lower <= 0.3 <= upper
+    assert 165 <= hits <= 195  # 200 draws at 0.9: sd 4.2
+
+
+def test_memory_is_cut_into_chunks_without_changing_what_is_estimated(monkeypatch):
+    values = np.random.default_rng(0).random(300)
+    whole = bootstrap_interval(values)
+    monkeypatch.setattr(bootstrap, "_MAX_NUMBERS", 700)  # two resamples at a time
+    assert bootstrap_interval(values) == pytest.approx(whole, abs=0.004)
+    monkeypatch.setattr(bootstrap, "_MAX_NUMBERS", 1)  # fewer than one resample: still one at a time
+    assert bootstrap_interval(values) == pytest.approx(whole, abs=0.004)
+
+
+def test_same_seed_same_interval():
+    values = np.random.default_rng(0).random(50)
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values.tolist(), seed=3)
+    assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
+
+
+def test_pairing_cancels_what_both_find_hard():
+    rng = np.random.default_rng(0)
+    right = rng.random(100)
+    # A constant lead on every question leaves nothing uncertain, however much the questions differ.
+    assert paired_bootstrap_interval(right + 0.125, right) == pytest.approx((0.125, 0.125), abs=1e-15)
+    left = right + rng.normal(0.05, 0.01, 100)
+    lower, upper = paired_bootstrap_interval(left, right)
+    assert lower > 0
+    assert (lower, upper) == bootstrap_interval(left - right)
+    flipped = paired_bootstrap_interval(right, left)
+    assert flipped == pytest.approx((-upper, -lower), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"per_question": []}, r"`per_question` has shape \(0,\): expected one number a question"),
+        ({"per_question": [[0.1, 0.2]]}, r"`per_question` has shape \(1, 2\)"),
+        ({"per_question": [0.1, float("nan")]}, "`per_question` is nan at row 1: expected finite numbers"),
+        ({"per_question": [0.1], "level": 95}, "`level` is 95: expected a share strictly between 0 and 1"),
+        ({"per_question": [0.1], "num_resamples": 0}, "`num_resamples` is 0: expected at least 1"),
+    ],
+)
+def test_what_cannot_be_resampled_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(**arguments)
+
+
+def test_pairs_need_the_same_questions():
+    with pytest.raises(ValueError, match="`left` has 2 numbers and `right` has 3"):
+        paired_bootstrap_interval([0.1, 0.2], [0.1, 0.2, 0.3])
