@@ -1,7 +1,8 @@
 """Entropy-regularised process reward models, and policies that learn from them, for people who train with TRL.
 
-Questions become graded rollouts (`rollouts`), rollouts become soft step labels, labels train a reward model (`reward_model`), and its
-step scores pick answers (`selection`) and train policies. The mathematics is in `functional`, an embedded task in `dial`.
+Questions become graded rollouts (`rollouts`), rollouts become soft step labels, labels train a reward model
+(`reward_model`), and its step scores pick answers (`selection`) and train policies. The mathematics is in
+`functional`, an embedded task in `dial`.
 """
 
 from typing import TYPE_CHECKING

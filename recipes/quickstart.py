@@ -40,7 +40,7 @@ def main(arguments: QuickstartArguments) -> dict:
     """Runs the chain, prints the comparison and writes `summary.json` and `best_of_n.png`."""
     started = time.monotonic()
     folder = Path(arguments.output_dir)
-    chain = DialChain(**{name: value for name, value in vars(arguments).items()})
+    chain = DialChain(**vars(arguments))
     curves = chain.run()
     summary = {**summarize(curves), "seconds": round(time.monotonic() - started, 1)}
     (folder / "curves.json").write_text(json.dumps(curves, indent=2))

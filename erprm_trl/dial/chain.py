@@ -1,4 +1,5 @@
-"""The whole chain on the embedded task: collect, label at several eta, train, score, choose. The quickstart and the benchmarks run it."""
+"""The whole chain on the embedded task: collect, label at several eta, train, score, choose. The quickstart and the
+benchmarks run it."""
 
 import math
 from dataclasses import dataclass, field
@@ -117,8 +118,8 @@ class DialChain:
 def summarize(curves: dict[str, Any]) -> dict[str, Any]:
     """
     The numbers of a run: `pass@1`, `pass@N`, `majority@N`, `best_of_N` (accuracy by eta and aggregation),
-    `auc_within_questions` (by eta and aggregation), `baselines` (the base as it is and the outcome-only model) and `gap_closed`: how
-    much of the way from pass@1 to pass@N the best model and aggregation goes.
+    `auc_within_questions` (by eta and aggregation), `baselines` (the base as it is and the outcome-only model) and
+    `gap_closed`: how much of the way from pass@1 to pass@N the best model and aggregation goes.
     """
     n = max(curves["pass"])
     models = curves["models"]

@@ -1,8 +1,9 @@
 """Makes the shipped dial base model: `python -m erprm_trl.dial.pretrain --output_dir outputs/dial-base`.
 
-It runs once; tests, recipes and the quickstart only load what it wrote. The corpus is endless and drawn from the seed: half plain
-solutions with slips and habits (so that the policy errs when sampled), half solutions with a verdict after every step (so that the
-base knows how to check, as a language model does whose corpus held checking). No rollout and no reward takes part.
+It runs once; tests, recipes and the quickstart only load what it wrote. The corpus is endless and drawn from the seed:
+half plain solutions with slips and habits (so that the policy errs when sampled), half solutions with a verdict after
+every step (so that the base knows how to check, as a language model does whose corpus held checking). No rollout and
+no reward takes part.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The dial task: word problems whose every step can be checked, for tests, benchmarks and the quickstart.
 
-A dial has 20 positions. A question turns it right (+), left (-) or multiplies its position (*), all modulo 20; a solution writes
-one equation a step and then the answer. Text only: no tokenizer, no model.
+A dial has 20 positions. A question turns it right (+), left (-) or multiplies its position (*), all modulo 20; a
+solution writes one equation a step and then the answer. Text only: no tokenizer, no model.
 """
 
 import random
@@ -99,8 +99,9 @@ def make_questions(num_questions: int, seed: int, min_moves: int = 3, max_moves:
 def check_steps(question: str, steps: list[str]) -> list[bool]:
     """Whether each step is right given the steps before it: the exact verdict that no reward model gets to see.
 
-    An equation is right if it applies the next move to the position stated before it and its result holds; the answer is right
-    if it repeats the last position and no move is left. A step may follow from a wrong one and still be right.
+    An equation is right if it applies the next move to the position stated before it and its result holds; the answer
+    is right if it repeats the last position and no move is left. A step may follow from a wrong one and still be
+    right.
     """
     asked = DialQuestion.parse(question)
     position, index, verdicts = asked.start, 0, []

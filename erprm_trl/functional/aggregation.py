@@ -22,11 +22,13 @@ def aggregate(scores: Tensor | Sequence[Sequence[float] | Tensor], method: str, 
 
     Args:
         scores (`torch.Tensor` or sequence of sequences):
-            Step scores: a tensor (..., S), padded where solutions differ in length, or one sequence of scores a solution.
+            Step scores: a tensor (..., S), padded where solutions differ in length, or one sequence of scores a
+            solution.
         method (`str`):
             One of `"min"`, `"last"`, `"product"`, `"mean"`.
         mask (`torch.Tensor`, *optional*):
-            Booleans of the shape of `scores`, True at real steps. Needed only with padding; padded values are never read.
+            Booleans of the shape of `scores`, True at real steps. Needed only with padding; padded values are never
+            read.
 
     Returns:
         `torch.Tensor`: scores of shape (...), or (N,) for N sequences; float32, or float64 where the input is.

@@ -1,4 +1,5 @@
-"""The entropy-regularised (ER) value of a prefix and its limits: rewards of sampled continuations become soft step labels.
+"""The entropy-regularised (ER) value of a prefix and its limits: rewards of sampled continuations become soft step
+labels.
 
 Pure tensor functions; what samples and grades the continuations is `erprm_trl.rollouts`.
 """
@@ -9,34 +10,37 @@ import torch
 from torch import Tensor
 
 
-# Beyond these |eta| the value and its limit differ by less than float32 can show for rewards of any practical size, while eta
-# itself would overflow or turn subnormal in float32.
+# Beyond these |eta| the value and its limit differ by less than float32 can show for rewards of any practical size,
+# while eta itself would overflow or turn subnormal in float32.
 _SMALLEST_ETA = 1e-30
 _LARGEST_ETA = 1e30
 
 
 def soft_value(rewards: Tensor, eta: float, dim: int = -1) -> Tensor:
     r"""
-    Entropy-regularised value of a prefix, estimated from the rewards of continuations sampled from the reference policy.
+    Entropy-regularised value of a prefix, estimated from the rewards of continuations sampled from the reference
+    policy.
 
     $$ V_\eta = \frac{1}{\eta} \log \frac{1}{K} \sum_{k=1}^{K} e^{\eta r_k} $$
 
-    computed as \\( m + \log(1 + \mathrm{mean}(\mathrm{expm1}(\eta (r - m)))) / \eta \\) with the pivot \\( m = \max r \\) (\\( \min r \\)
-    for negative eta), which keeps float32 accuracy where `logsumexp(eta * r) / eta - log(K) / eta` loses all of it.
+    computed as \\( m + \log(1 + \mathrm{mean}(\mathrm{expm1}(\eta (r - m)))) / \eta \\) with the pivot \\( m = \max r
+    \\) (\\( \min r \\) for negative eta), which keeps float32 accuracy where `logsumexp(eta * r) / eta - log(K) / eta`
+    loses all of it.
 
     Args:
         rewards (`torch.Tensor`):
-            Rewards of the K continuations along `dim`, any shape and any finite range. Integers and booleans are read as
-            float32; half precision is computed and returned in float32; float64 stays float64.
+            Rewards of the K continuations along `dim`, any shape and any finite range. Integers and booleans are read
+            as float32; half precision is computed and returned in float32; float64 stays float64.
         eta (`float`):
-            Inverse reward temperature, in 1/reward, any float. 0 gives the mean (Math-Shepherd's soft estimation), `inf` the
-            maximum (its hard estimation), `-inf` the minimum.
+            Inverse reward temperature, in 1/reward, any float. 0 gives the mean (Math-Shepherd's soft estimation),
+            `inf` the maximum (its hard estimation), `-inf` the minimum.
         dim (`int`, *optional*, defaults to `-1`):
             Axis of the continuations; it is reduced away.
 
     Returns:
-        `torch.Tensor`: values, the shape of `rewards` without `dim`. For eta >= 0: mean <= V <= max, increasing in eta. With finite
-        K the estimate is biased low by about Var(e^{eta r}) / (2 eta K E[e^{eta r}]^2). NaN rewards give NaN.
+        `torch.Tensor`: values, the shape of `rewards` without `dim`. For eta >= 0: mean <= V <= max, increasing in
+        eta. With finite K the estimate is biased low by about Var(e^{eta r}) / (2 eta K E[e^{eta r}]^2). NaN rewards
+        give NaN.
 
     Raises:
         `ValueError`: if eta is NaN or there are no continuations along `dim`.
@@ -47,7 +51,8 @@ def soft_value(rewards: Tensor, eta: float, dim: int = -1) -> Tensor:
     rewards = _at_least_float32(rewards)
     if rewards.shape[dim] == 0:
         raise ValueError(
-            f"Continuations: got a rewards tensor of shape {tuple(rewards.shape)} with none along dim={dim}, expected at least "
+            f"Continuations: got a rewards tensor of shape {tuple(rewards.shape)} with none along dim={dim}, "
+            "expected at least "
             "one reward a prefix. Sample continuations first (num_continuations >= 1)."
         )
     if eta == 0:
@@ -55,7 +60,8 @@ def soft_value(rewards: Tensor, eta: float, dim: int = -1) -> Tensor:
     if math.isinf(eta):
         return rewards.amax(dim) if eta > 0 else rewards.amin(dim)
 
-    # V(r + c) = V(r) + c, so the pivot carries no gradient of its own: the rest sums to softmax(eta r), the whole gradient.
+    # V(r + c) = V(r) + c, so the pivot carries no gradient of its own: the rest sums to softmax(eta r), the whole
+    # gradient.
     pivot = (rewards.amax(dim, keepdim=True) if eta > 0 else rewards.amin(dim, keepdim=True)).detach()
     exponents = eta * (rewards - pivot)
     return pivot.squeeze(dim) + _log_of_one_plus(exponents.expm1().mean(dim), exponents.exp().mean(dim)) / eta
@@ -71,8 +77,8 @@ def soft_value_from_rate(p: Tensor, eta: float) -> Tensor:
         p (`torch.Tensor`):
             Success rates, any shape, in [0, 1].
         eta (`float`):
-            Inverse reward temperature, any float. 0 gives `p`; `inf` gives 1 where p > 0 and 0 elsewhere; `-inf` gives 1 where
-            p = 1 and 0 elsewhere.
+            Inverse reward temperature, any float. 0 gives `p`; `inf` gives 1 where p > 0 and 0 elsewhere; `-inf` gives
+            1 where p = 1 and 0 elsewhere.
 
     Returns:
         `torch.Tensor`: values in [0, 1], the shape of `p`, a monotone map of it.
@@ -101,8 +107,8 @@ def soft_value_from_rate(p: Tensor, eta: float) -> Tensor:
 
 
 def _log_of_one_plus(mean_expm1: Tensor, mean_exp: Tensor) -> Tensor:
-    # log1p is exact near 0 but cancels near -1, where most continuations are far from the pivot; the plain log is the reverse.
-    # The branch not taken is clamped, so that its gradient stays finite.
+    # log1p is exact near 0 but cancels near -1, where most continuations are far from the pivot; the plain log is the
+    # reverse. The branch not taken is clamped, so that its gradient stays finite.
     near_one = mean_expm1 > -0.5
     return torch.where(near_one, mean_expm1.clamp_min(-0.5).log1p(), mean_exp.log())
 

@@ -7,11 +7,13 @@ from torch.nn import functional as F
 
 def step_log_odds(logits: Tensor) -> Tensor:
     r"""
-    Log-odds that a step is good, in float32 or better: \\( z = \log p(+) - \log p(-) \\), so that the step's score is sigmoid(z).
+    Log-odds that a step is good, in float32 or better: \\( z = \log p(+) - \log p(-) \\), so that the step's score is
+    sigmoid(z).
 
     Args:
         logits (`torch.Tensor`):
-            Either (..., 2), the good and the bad token's logits in this order, or (..., 1), one logit of a scalar head.
+            Either (..., 2), the good and the bad token's logits in this order, or (..., 1), one logit of a scalar
+            head.
 
     Returns:
         `torch.Tensor`: log-odds of shape (...). A softmax over two logits is the sigmoid of their difference.
@@ -43,8 +45,9 @@ def soft_step_cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "me
             `"mean"` or `"sum"` over all steps, or `"none"`.
 
     Returns:
-        `torch.Tensor`: the loss in nats, a scalar, or shape (...) with `reduction="none"`; float32 whatever the logits' dtype (float64
-        stays float64). It is at least the labels' own entropy, and equals it where the score is the label.
+        `torch.Tensor`: the loss in nats, a scalar, or shape (...) with `reduction="none"`; float32 whatever the
+        logits' dtype (float64 stays float64). It is at least the labels' own entropy, and equals it where the score is
+        the label.
 
     Raises:
         `ValueError`: if shapes do not match, or a label is NaN or outside [0, 1].
@@ -60,7 +63,8 @@ def soft_step_cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "me
     labels = labels.to(log_odds.dtype)
     if not bool(((labels >= 0) & (labels <= 1)).all()):
         raise ValueError(
-            "Labels: got a value that is NaN or outside [0, 1], expected probabilities. Rewards outside [0, 1] must be rescaled "
+            "Labels: got a value that is NaN or outside [0, 1], expected probabilities. Rewards outside [0, 1] must "
+            "be rescaled "
             "before they become cross-entropy labels."
         )
     return F.binary_cross_entropy_with_logits(log_odds, labels, reduction=reduction)

@@ -15,7 +15,8 @@ def format_selection_table(curves: Mapping[str, Any], n: int) -> str:
             Number of samples; one of the curves' points.
 
     Returns:
-        `str`: pass@1, majority@n, pass@n, then for each reward model best-of-n by each aggregation and the within-question AUC.
+        `str`: pass@1, majority@n, pass@n, then for each reward model best-of-n by each aggregation and the
+        within-question AUC.
     """
     methods = list(next(iter(curves["models"].values()), {}))
     lines = [

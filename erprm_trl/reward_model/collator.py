@@ -18,8 +18,8 @@ class DataCollatorForStepLabels(DataCollatorMixin):
         pad_to_multiple_of (`int`, *optional*):
             Pads to a multiple of this length.
 
-    Returns, for B examples: `input_ids` and `attention_mask` (B, T), `step_positions`, `step_labels` (float32) and `step_mask` (True
-    at real steps) (B, S), `question_ids` (B,).
+    Returns, for B examples: `input_ids` and `attention_mask` (B, T), `step_positions`, `step_labels` (float32) and
+    `step_mask` (True at real steps) (B, S), `question_ids` (B,).
     """
 
     pad_token_id: int

@@ -1,7 +1,7 @@
 """The one encoder: a question and its steps become token ids and the positions where scores are read.
 
-Training, scoring and reinforcement learning all call it. Pieces are encoded one by one and joined as ids, so a separator is one id
-wherever it stands and its position is known without searching for it.
+Training, scoring and reinforcement learning all call it. Pieces are encoded one by one and joined as ids, so a
+separator is one id wherever it stands and its position is known without searching for it.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ class EncodedSolution(NamedTuple):
     """
     A solution as a reward model reads it.
 
-    `input_ids` are the token ids; `step_positions` the index of the separator that closes each step, one a step that was kept;
-    `num_dropped_steps` how many whole steps at the end did not fit `max_length`; `separator_inside` the first step whose own text
-    contains the separator's id, or `None`.
+    `input_ids` are the token ids; `step_positions` the index of the separator that closes each step, one a step that
+    was kept; `num_dropped_steps` how many whole steps at the end did not fit `max_length`; `separator_inside` the
+    first step whose own text contains the separator's id, or `None`.
     """
 
     input_ids: list[int]
@@ -44,8 +44,8 @@ def encode_solutions(
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The reward model's tokenizer. The special tokens that it puts before a text (BOS) are kept, those that it puts after one
-            (EOS) are not: the steps follow.
+            The reward model's tokenizer. The special tokens that it puts before a text (BOS) are kept, those that it
+            puts after one (EOS) are not: the steps follow.
         prm_format ([`PRMFormat`]):
             The format.
         questions (`Sequence[str]`):

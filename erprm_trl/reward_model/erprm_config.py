@@ -15,27 +15,28 @@ class ERPRMConfig(BaseConfig):
     r"""
     Configuration class for the [`ERPRMTrainer`].
 
-    Only the parameters specific to process reward models are listed here; see [`~transformers.TrainingArguments`] for the others.
+    Only the parameters specific to process reward models are listed here; see [`~transformers.TrainingArguments`] for
+    the others.
 
     Parameters:
         > Parameters that control the labels
 
         eta (`float`, *optional*, defaults to `2.0`):
-            Inverse reward temperature of the labels made from a rollout folder: 0 is Math-Shepherd's soft estimation, `inf` its hard
-            estimation. Not used with datasets that already hold labels.
+            Inverse reward temperature of the labels made from a rollout folder: 0 is Math-Shepherd's soft estimation,
+            `inf` its hard estimation. Not used with datasets that already hold labels.
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
             Trains on the last step's label alone: an outcome reward model.
         invalid_rows (`str`, *optional*, defaults to `"error"`):
             `"error"` stops at the first row that cannot be used, `"drop"` leaves such rows out, counted and logged.
 
-        > Parameters that control the format. Those left unset come from the model's own `prm_format.json` if it has one, else from
-        > [`PRMFormat`]'s defaults.
+        > Parameters that control the format. Those left unset come from the model's own `prm_format.json` if it has
+        > one, else from [`PRMFormat`]'s defaults.
 
         separator, good_token, bad_token, head, prompt_template, splitter, aggregation (`str`, *optional*):
             See [`PRMFormat`].
         add_missing_tokens (`bool`, *optional*, defaults to `False`):
-            Adds separator, good and bad token to the vocabulary if the tokenizer does not encode them as one id; they are trained,
-            also with LoRA.
+            Adds separator, good and bad token to the vocabulary if the tokenizer does not encode them as one id; they
+            are trained, also with LoRA.
 
         > Parameters that control the model
 
@@ -74,7 +75,8 @@ class ERPRMConfig(BaseConfig):
     eta: float = field(
         default=2.0,
         metadata={
-            "help": "Inverse reward temperature of labels made from a rollout folder: 0 is soft estimation, inf is hard estimation."
+            "help": "Inverse reward temperature of labels made from a rollout folder: 0 is soft estimation, inf is "
+            "hard estimation."
         },
     )
     train_on_last_step_only: bool = field(
@@ -99,7 +101,8 @@ class ERPRMConfig(BaseConfig):
     head: str | None = field(
         default=None,
         metadata={
-            "help": "'lm' (good and bad token of a causal LM, the default) or 'token' (one logit, token classification).",
+            "help": "'lm' (good and bad token of a causal LM, the default) or 'token' (one logit, token "
+            "classification).",
             "choices": ["lm", "token"],
         },
     )

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 CITATION = """@article{zhang2025entropy,
-    title  = {{Entropy-Regularized Process Reward Model}},
-    author = {Hanning Zhang and Pengcheng Wang and Shizhe Diao and Yong Lin and Rui Pan and Hanze Dong and Dylan Zhang and
+    title  = {{Entropy-Regularized Process Reward Model}}, author = {Hanning Zhang and Pengcheng Wang and Shizhe Diao
+    and Yong Lin and Rui Pan and Hanze Dong and Dylan Zhang and
               Pavlo Molchanov and Tong Zhang},
     year   = 2025,
     eprint = {arXiv:2412.11006}
@@ -39,7 +39,8 @@ CITATION = """@article{zhang2025entropy,
 
 class ERPRMTrainer(BaseTrainer):
     """
-    Trainer for Entropy-Regularized Process Reward Models (ER-PRM) and, with other labels, for any soft- or hard-label PRM.
+    Trainer for Entropy-Regularized Process Reward Models (ER-PRM) and, with other labels, for any soft- or hard-label
+    PRM.
 
     Example:
 
@@ -56,8 +57,8 @@ class ERPRMTrainer(BaseTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A model id, a folder, or a model: causal language model for `head="lm"`, token classification with one label for
-            `head="token"`. A string is loaded in `float32` unless `args.model_init_kwargs` says otherwise.
+            A model id, a folder, or a model: causal language model for `head="lm"`, token classification with one
+            label for `head="token"`. A string is loaded in `float32` unless `args.model_init_kwargs` says otherwise.
         args ([`ERPRMConfig`], *optional*):
             Configuration. Defaults to `ERPRMConfig("<model>-ERPRM")`.
         data_collator (`Callable`, *optional*):
@@ -76,8 +77,8 @@ class ERPRMTrainer(BaseTrainer):
             Trains an adapter.
 
     Raises:
-        `ValueError`: for data that cannot be used (row, column and remedy are named), or a separator or token that is not one id.
-        `TypeError`: for a dataset or PEFT configuration of another type.
+        `ValueError`: for data that cannot be used (row, column and remedy are named), or a separator or token that is
+        not one id. `TypeError`: for a dataset or PEFT configuration of another type.
     """
 
     loss_is_scaled_for_ga = True
@@ -138,7 +139,8 @@ class ERPRMTrainer(BaseTrainer):
         )
         if args.n_gpu > 1:
             raise ValueError(
-                "ERPRMTrainer: several GPUs are visible to one process. Launch with `accelerate launch` or `torchrun`, or make one GPU "
+                "ERPRMTrainer: several GPUs are visible to one process. Launch with `accelerate launch` or "
+                "`torchrun`, or make one GPU "
                 "visible with CUDA_VISIBLE_DEVICES."
             )
         # Evaluation calls compute_loss only if the model can return a loss and there are no label columns.
@@ -155,7 +157,8 @@ class ERPRMTrainer(BaseTrainer):
             dataset = dataset.labels(args.eta)
         if not isinstance(dataset, Dataset):
             raise TypeError(
-                f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a RolloutDataset or a rollout folder. Turn a "
+                f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a RolloutDataset or "
+                "a rollout folder. Turn a "
                 "streaming dataset into one with Dataset.from_generator or .take(n)."
             )
         if {"input_ids", "step_positions", "step_labels"}.issubset(dataset.column_names):
@@ -189,13 +192,15 @@ class ERPRMTrainer(BaseTrainer):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of an update, and the number of labelled steps in them over all processes, by which the loss is divided."""
+        """The batches of an update, and the number of labelled steps in them over all processes, by which the loss is
+        divided."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         num_steps = torch.tensor(sum(int(batch["step_mask"].sum()) for batch in batches), device=device)
         return batches, self.accelerator.gather(num_steps).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean soft cross-entropy over the labelled steps of the whole update, whatever the number of processes and batches."""
+        """Mean soft cross-entropy over the labelled steps of the whole update, whatever the number of processes and
+        batches."""
         mask = inputs["step_mask"]
         logits = step_logits(
             model,
@@ -211,7 +216,8 @@ class ERPRMTrainer(BaseTrainer):
         if num_items_in_batch is None:
             loss = losses.mean()
         else:
-            # Gradients are averaged over processes: times their number, so that the sum is divided by the global count once.
+            # Gradients are averaged over processes: times their number, so that the sum is divided by the global count
+            # once.
             loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
         self._record(inputs, logits, losses)
         return (loss, {"logits": logits}) if return_outputs else loss

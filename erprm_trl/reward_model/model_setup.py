@@ -36,7 +36,8 @@ def prepare_model(
     Everything [`ERPRMTrainer`] does to its model before training.
 
     Returns:
-        `tuple`: the model (wrapped by PEFT if asked), its tokenizer with a padding token, and the format to train with.
+        `tuple`: the model (wrapped by PEFT if asked), its tokenizer with a padding token, and the format to train
+        with.
 
     Raises:
         `ValueError`: if the format's tokens are not one id each, or the model does not fit the head.
@@ -89,12 +90,14 @@ def _saved_format(name: str, revision: str | None) -> PRMFormat | None:
 def _check_head(model, prm_format: PRMFormat) -> None:
     if prm_format.head == "token" and getattr(model.config, "num_labels", None) != 1:
         raise ValueError(
-            f"head='token' needs a token classification model with num_labels=1, got num_labels={model.config.num_labels}. Load it with "
+            f"head='token' needs a token classification model with num_labels=1, got "
+            f"num_labels={model.config.num_labels}. Load it with "
             "AutoModelForTokenClassification.from_pretrained(..., num_labels=1), or pass the model's name."
         )
     if prm_format.head == "lm" and model.get_output_embeddings() is None:
         raise ValueError(
-            f"head='lm' needs a causal language model, got {type(model).__name__} without a language-model head. Load it with "
+            f"head='lm' needs a causal language model, got {type(model).__name__} without a language-model head. "
+            "Load it with "
             "AutoModelForCausalLM, or choose head='token'."
         )
 
@@ -108,7 +111,8 @@ def _wrap(model, args: ERPRMConfig, tokenizer, prm_format: PRMFormat, peft_confi
         )
     if isinstance(model, PeftModel):
         raise ValueError(
-            "Got a PeftModel together with `peft_config`. Pass the PeftModel alone to go on training its adapter, or merge and unload it first."
+            "Got a PeftModel together with `peft_config`. Pass the PeftModel alone to go on training its adapter, or "
+            "merge and unload it first."
         )
     if prm_format.head == "token":
         if peft_config.task_type in (None, "CAUSAL_LM"):  # the defaults of LoraConfig and of TRL's ModelConfig

@@ -1,4 +1,5 @@
-"""What a process reward model reads and where it answers: separator, good and bad token, head, template. Saved beside the weights.
+"""What a process reward model reads and where it answers: separator, good and bad token, head, template. Saved beside
+the weights.
 
 Facts only; `encoding` turns them into token ids.
 """
@@ -38,8 +39,8 @@ class PRMFormat:
         good_token (`str`, *optional*, defaults to `"+"`), bad_token (`str`, *optional*, defaults to `"-"`):
             What the `"lm"` head predicts after a right and after a wrong step; one id each.
         head (`str`, *optional*, defaults to `"lm"`):
-            `"lm"`: a causal language model, score = softmax over the two tokens' logits (the paper). `"token"`: a token
-            classification model with one logit, score = its sigmoid.
+            `"lm"`: a causal language model, score = softmax over the two tokens' logits (the paper). `"token"`: a
+            token classification model with one logit, score = its sigmoid.
         prompt_template (`str`, *optional*, defaults to `"{question}\\n"`):
             Text before the first step; contains `{question}`.
         splitter (`str`, *optional*, defaults to `"newline"`):
@@ -48,7 +49,8 @@ class PRMFormat:
             From step scores to one score ([`~erprm_trl.functional.aggregate`]).
 
     Raises:
-        `ValueError`: for an unknown head or aggregation, an empty separator, equal good and bad tokens, or a template without
+        `ValueError`: for an unknown head or aggregation, an empty separator, equal good and bad tokens, or a template
+        without
             `{question}`.
     """
 
@@ -100,13 +102,16 @@ class PRMFormat:
             if len(ids[name]) != 1 or ids[name][0] == tokenizer.unk_token_id:
                 pieces = tokenizer.convert_ids_to_tokens(ids[name])
                 raise ValueError(
-                    f"PRMFormat.{name}: the tokenizer encodes {token!r} as {len(ids[name])} ids {ids[name]} ({pieces}), expected exactly "
-                    f"one known id. Choose a token it knows{_proposals(tokenizer) if name == 'separator' else ''}, or set "
+                    f"PRMFormat.{name}: the tokenizer encodes {token!r} as {len(ids[name])} ids {ids[name]} "
+                    f"({pieces}), expected exactly "
+                    f"one known id. Choose a token it knows{_proposals(tokenizer) if name == 'separator' else ''}, "
+                    "or set "
                     "add_missing_tokens=True to add it as a new token that is trained."
                 )
         if self.head == "lm" and ids["good_token"] == ids["bad_token"]:
             raise ValueError(
-                f"PRMFormat: the tokenizer gives good_token {self.good_token!r} and bad_token {self.bad_token!r} the same id "
+                f"PRMFormat: the tokenizer gives good_token {self.good_token!r} and bad_token {self.bad_token!r} the "
+                "same id "
                 f"{ids['good_token'][0]}. Choose two different tokens."
             )
         return FormatTokenIds(
@@ -114,7 +119,8 @@ class PRMFormat:
         )
 
     def add_missing_tokens(self, tokenizer) -> list[str]:
-        """Adds to `tokenizer` those of the format's tokens that are not one known id, and returns them. The model must be resized."""
+        """Adds to `tokenizer` those of the format's tokens that are not one known id, and returns them. The model must
+        be resized."""
         from transformers import AddedToken
 
         missing = []
@@ -164,7 +170,8 @@ class PRMFormat:
         )
         if file is None:
             raise FileNotFoundError(
-                f"{path_or_id} has no {FORMAT_FILE}: it was not saved by ERPRMTrainer. Write one with PRMFormat(...).save(folder), or pass "
+                f"{path_or_id} has no {FORMAT_FILE}: it was not saved by ERPRMTrainer. Write one with "
+                "PRMFormat(...).save(folder), or pass "
                 "prm_format."
             )
         return cls.from_json(Path(file).read_text(encoding="utf-8"))

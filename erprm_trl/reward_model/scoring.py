@@ -121,7 +121,8 @@ class StepScorer:
         for index, solution in enumerate(encoded):
             if self._context_length is not None and len(solution.input_ids) > self._context_length:
                 raise ValueError(
-                    f"Solution {index} has {len(solution.input_ids)} tokens, more than the model's context of {self._context_length}. Shorten "
+                    f"Solution {index} has {len(solution.input_ids)} tokens, more than the model's context of "
+                    f"{self._context_length}. Shorten "
                     "or leave out the solution."
                 )
         order = [index for index in range(len(steps)) if encoded[index].step_positions]

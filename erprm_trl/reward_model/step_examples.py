@@ -48,13 +48,14 @@ def to_stepwise(dataset):
 
     Args:
         dataset (`datasets.Dataset`):
-            In one of three forms. Stepwise: `prompt`, `completions` (steps), `labels` (booleans or floats, one a step). Math-Shepherd's:
-            `input` (question and steps, each closed by `ки`) and `label` (the same text with `+` or `-` in its place). The paper's:
-            `text` (like `input`) and `value` (one float a step). In the text forms the question ends where `Step 1:` begins; text
-            without it is read as steps without a question.
+            In one of three forms. Stepwise: `prompt`, `completions` (steps), `labels` (booleans or floats, one a
+            step). Math-Shepherd's: `input` (question and steps, each closed by `ки`) and `label` (the same text with
+            `+` or `-` in its place). The paper's: `text` (like `input`) and `value` (one float a step). In the text
+            forms the question ends where `Step 1:` begins; text without it is read as steps without a question.
 
     Returns:
-        `datasets.Dataset`: the stepwise form. A row whose text and labels do not fit keeps its mismatch: the encoder reports it.
+        `datasets.Dataset`: the stepwise form. A row whose text and labels do not fit keeps its mismatch: the encoder
+        reports it.
 
     Raises:
         `ValueError`: if the columns are of no known form, or a `label` does not repeat its `input`.
@@ -64,7 +65,8 @@ def to_stepwise(dataset):
     if form is None:
         known = "; ".join(" and ".join(f"'{column}'" for column in needed) for needed in FORMS.values())
         raise ValueError(
-            f"Dataset: got columns {sorted(columns)}, expected one of these pairs: {known}. Rename columns with dataset.rename_columns."
+            f"Dataset: got columns {sorted(columns)}, expected one of these pairs: {known}. Rename columns with "
+            "dataset.rename_columns."
         )
     if form == "stepwise":
         return dataset
@@ -81,7 +83,8 @@ def _read_marked_text(row: Mapping[str, Any], index: int) -> dict[str, Any]:
         is_last = number == len(pieces) - 1
         if row["label"][position:end] != piece or mark not in (("",) if is_last else ("+", "-")):
             raise ValueError(
-                f"Row {index}, column 'label': does not repeat 'input' with + or - for each {TEXT_SEPARATOR} (at character {position}: "
+                f"Row {index}, column 'label': does not repeat 'input' with + or - for each {TEXT_SEPARATOR} (at "
+                f"character {position}: "
                 f"{row['label'][position : end + 1][-60:]!r}). Drop or mend the row."
             )
         if not is_last:
@@ -132,8 +135,9 @@ def encode_examples(
             Processes.
 
     Returns:
-        `tuple`: a `datasets.Dataset` with `input_ids`, `step_positions`, `step_labels`, `question_id` and `length`, and the counts
-        `{"rows", "kept", "steps", "dropped_rows": {reason: n}, "rows_with_dropped_steps", "dropped_steps"}`.
+        `tuple`: a `datasets.Dataset` with `input_ids`, `step_positions`, `step_labels`, `question_id` and `length`,
+        and the counts `{"rows", "kept", "steps", "dropped_rows": {reason: n}, "rows_with_dropped_steps",
+        "dropped_steps"}`.
 
     Raises:
         `ValueError`: for the first unusable row if `invalid_rows="error"`; if no row is left; if columns are missing.

@@ -1,7 +1,7 @@
 """Logits at separators, and nowhere else: one function for training and scoring, any head, any wrapper.
 
-The model runs through its own forward, so DDP, DeepSpeed, PEFT and the model's post-processing of logits work as ever; only what its
-language-model head computes is narrowed for the call.
+The model runs through its own forward, so DDP, DeepSpeed, PEFT and the model's post-processing of logits work as ever;
+only what its language-model head computes is narrowed for the call.
 """
 
 from collections.abc import Iterator
@@ -41,8 +41,8 @@ def step_logits(
             The transformers or PEFT model inside `model`. Defaults to `model`.
 
     Returns:
-        `torch.Tensor`: float32, (number of steps, 2) as (good, bad) for `"lm"`, (number of steps, 1) for `"token"`, in the order of
-        `step_positions[step_mask]`. Memory does not depend on the vocabulary.
+        `torch.Tensor`: float32, (number of steps, 2) as (good, bad) for `"lm"`, (number of steps, 1) for `"token"`, in
+        the order of `step_positions[step_mask]`. Memory does not depend on the vocabulary.
     """
     rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(step_positions)[step_mask]
     at_steps = (rows, step_positions[step_mask])
@@ -56,7 +56,8 @@ def step_logits(
 
 @contextmanager
 def _narrowed(language_head: nn.Module, at_steps: tuple[Tensor, Tensor], token_ids: list[int]) -> Iterator[None]:
-    """For the length of a call the head computes two columns at the separators instead of the vocabulary everywhere."""
+    """For the length of a call the head computes two columns at the separators instead of the vocabulary
+    everywhere."""
     own_forward = language_head.forward
     had_forward = "forward" in vars(language_head)  # accelerate's hooks put one there
 

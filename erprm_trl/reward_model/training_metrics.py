@@ -33,9 +33,9 @@ class StepRecords:
 
     def metrics(self) -> dict[str, float]:
         """
-        Metrics over all steps added: `loss`, `brier`, `mae`, `accuracy` (score and label on the same side of 0.5), `auc` and
-        `auc_within_questions` (labels above 0.5 against the others), `ece`, `score/step_1` ... and `num_tokens`. What is not defined
-        (an AUC with one class) is left out.
+        Metrics over all steps added: `loss`, `brier`, `mae`, `accuracy` (score and label on the same side of 0.5),
+        `auc` and `auc_within_questions` (labels above 0.5 against the others), `ece`, `score/step_1` ... and
+        `num_tokens`. What is not defined (an AUC with one class) is left out.
         """
         scores, labels, losses, groups, positions = self._steps()
         good = labels > 0.5

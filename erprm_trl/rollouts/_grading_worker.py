@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from .import_path import import_function
 
 
+METHODS = ("math", "exact")
 MEMORY_LIMIT = 4 << 30  # bytes of address space for a worker that reads untrusted text itself
 
 _BRACES = re.compile(r"(\\{1,2}f?box(?:ed)?\s*\{)|\\.|[{}]", re.DOTALL)
@@ -230,7 +231,7 @@ def main() -> None:
 
     settings = json.loads(requests.readline() or sys.exit())
     method, pattern = settings["method"], settings["pattern"]
-    trusted = method not in ("math", "exact")
+    trusted = method not in METHODS
     try:
         if method == "math":
             grader = _Math(pattern, settings["max_chars"])

@@ -1,7 +1,8 @@
 """Collects rollouts: solutions of every question and graded continuations of each of their prefixes, streamed to disk.
 
-The work is cut into chunks of consecutive questions. A chunk's questions, batches and seed do not depend on how many processes there
-are or on what ran before, so any number of processes, killed and restarted at any moment, write the same rows.
+The work is cut into chunks of consecutive questions. A chunk's questions, batches and seed do not depend on how many
+processes there are or on what ran before, so any number of processes, killed and restarted at any moment, write the
+same rows.
 """
 
 import hashlib
@@ -52,8 +53,8 @@ def collect_rollouts(
     """
     Samples solutions, splits them into steps, continues every proper prefix, grades everything and stores it.
 
-    Started again in the same folder it continues where it was. Launched by `accelerate launch`, each process takes its share of the
-    chunks and writes its own shard.
+    Started again in the same folder it continues where it was. Launched by `accelerate launch`, each process takes its
+    share of the chunks and writes its own shard.
 
     Args:
         questions (`Sequence[Question]`):
@@ -85,7 +86,8 @@ def collect_rollouts(
         [`RolloutDataset`]: all rows of the folder.
 
     Raises:
-        `ValueError`: if there are no questions, a number is out of range, or the folder holds another configuration's rollouts (the
+        `ValueError`: if there are no questions, a number is out of range, or the folder holds another configuration's
+        rollouts (the
             differences are named).
     """
     from accelerate import PartialState
@@ -197,7 +199,8 @@ class _Collection:
         }
 
     def _continue_prefixes(self, chunk: int, rows: list[dict], grader: Grader) -> None:
-        # Where a prefix's rewards go: (row, its number of steps); 0 steps is the bare question, shared by its solutions.
+        # Where a prefix's rewards go: (row, its number of steps); 0 steps is the bare question, shared by its
+        # solutions.
         targets, prompts = [], []
         for row in rows:
             bare_question = [0] if self.config["include_question"] and row["solution_index"] == 0 else []
@@ -258,7 +261,8 @@ def _open_folder(path: Path, config: dict[str, Any]) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{path} holds rollouts of another configuration: {'; '.join(changed)}. Choose another output_dir, or use the old settings "
+            f"{path} holds rollouts of another configuration: {'; '.join(changed)}. Choose another output_dir, or "
+            "use the old settings "
             "to continue."
         )
 

@@ -36,22 +36,24 @@ def load_questions(
 
     Args:
         source (`str` or iterable of mappings):
-            A dataset id on the Hub, a local `.jsonl`, `.json` or `.parquet` file, a folder written by `Dataset.save_to_disk`, a function
-            as `"package.module:function"` that returns rows, or the rows themselves (a list or a `datasets.Dataset`).
+            A dataset id on the Hub, a local `.jsonl`, `.json` or `.parquet` file, a folder written by
+            `Dataset.save_to_disk`, a function as `"package.module:function"` that returns rows, or the rows themselves
+            (a list or a `datasets.Dataset`).
         config_name (`str`, *optional*):
             Configuration of a Hub dataset, e.g. `"main"` for GSM8K.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub dataset.
         question_column, answer_column (`str`, *optional*):
-            Columns to read; guessed from the usual names (`question`, `problem`, ...; `answer`, `solution`, ...) if not given.
+            Columns to read; guessed from the usual names (`question`, `problem`, ...; `answer`, `solution`, ...) if
+            not given.
         max_questions (`int`, *optional*):
             Takes the first rows only.
         dataset_kwargs (`dict[str, Any]`, *optional*):
             Keyword arguments for `datasets.load_dataset` or for the function.
 
     Returns:
-        `list[Question]`: in the source's order. GSM8K references (`... #### 18`) and MATH references (`... \boxed{18}`) are reduced
-        to the final answer; others are taken whole.
+        `list[Question]`: in the source's order. GSM8K references (`... #### 18`) and MATH references (`...
+        \boxed{18}`) are reduced to the final answer; others are taken whole.
 
     Raises:
         `ValueError`: if there are no rows, no such column, or a row has an empty question or no reference answer.
@@ -68,7 +70,8 @@ def load_questions(
         answer = row.get(answer_column)
         if answer is None or not str(answer).strip():
             raise ValueError(
-                f"Row {index} of {name}: column {answer_column!r} holds no reference answer (got {answer!r}). Rollouts are graded "
+                f"Row {index} of {name}: column {answer_column!r} holds no reference answer (got {answer!r}). "
+                "Rollouts are graded "
                 "against it: fill it in, drop the row, or name another column with `answer_column`."
             )
         answer = str(answer)
@@ -107,7 +110,8 @@ def _find_column(row: Mapping, given: str | None, usual: tuple[str, ...], argume
         if column in row:
             return column
     raise ValueError(
-        f"Columns of {name}: got {sorted(row)}, expected {' or '.join(repr(column) for column in candidates)}. Name the right one with "
+        f"Columns of {name}: got {sorted(row)}, expected {' or '.join(repr(column) for column in candidates)}. Name "
+        "the right one with "
         f"`{argument}`."
     )
 
@@ -118,7 +122,8 @@ def _question_text(value: Any, index: int, column: str) -> str:
         value = value[0].get("content")
     if not isinstance(value, str) or not value.strip():
         raise ValueError(
-            f"Row {index}: column {column!r} got {str(value)[:80]!r}, expected a non-empty string or a list of one user message. Drop "
+            f"Row {index}: column {column!r} got {str(value)[:80]!r}, expected a non-empty string or a list of one "
+            "user message. Drop "
             "the row or name another column with `question_column`."
         )
     return value

@@ -1,7 +1,7 @@
 """Samples solutions and continuations of prefixes, always as the assistant's turn. Grading and storage come later.
 
-A sampler has two members: `sample(prompts, num_samples, seed)` and `settings`, what the manifest of a collection records. The same
-call on the same machine gives the same completions, whatever was sampled before.
+A sampler has two members: `sample(prompts, num_samples, seed)` and `settings`, what the manifest of a collection
+records. The same call on the same machine gives the same completions, whatever was sampled before.
 """
 
 import random
@@ -42,11 +42,11 @@ class PromptFormat:
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer. If it has a chat template, the question becomes a user message and the prefix opens the
-            assistant's turn.
+            The policy's tokenizer. If it has a chat template, the question becomes a user message and the prefix opens
+            the assistant's turn.
         prompt_template (`str`, *optional*):
-            Text around the question, with `{question}` in it, e.g. `"{question}\\nReason step by step."`; the content of the user
-            message where there is a chat template. Defaults to the question alone.
+            Text around the question, with `{question}` in it, e.g. `"{question}\\nReason step by step."`; the content
+            of the user message where there is a chat template. Defaults to the question alone.
         system_prompt (`str`, *optional*):
             A system message; needs a chat template.
         use_chat_template (`bool`, *optional*):
@@ -88,8 +88,8 @@ class PromptFormat:
         messages = [{"role": "user", "content": text}]
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
-        # The template writes its own special tokens. Text after the generation prompt is what the assistant has said so far;
-        # a user's turn that quotes the prefix would ask another question.
+        # The template writes its own special tokens. Text after the generation prompt is what the assistant has said
+        # so far; a user's turn that quotes the prefix would ask another question.
         opening = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.tokenizer(opening + prompt.prefix, add_special_tokens=False)["input_ids"]
 
@@ -100,10 +100,12 @@ class PromptFormat:
 
 class TransformersSampler:
     """
-    Samples from any causal language model of transformers, a PEFT model included, in batches across questions and prefixes.
+    Samples from any causal language model of transformers, a PEFT model included, in batches across questions and
+    prefixes.
 
-    Prompts are sorted by length and cut into batches; each prompt is prefilled once and its cache forked to its samples. The model's
-    own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled is the policy itself.
+    Prompts are sorted by length and cut into batches; each prompt is prefilled once and its cache forked to its
+    samples. The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled
+    is the policy itself.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -161,7 +163,8 @@ class TransformersSampler:
             path_or_id (`str`):
                 Hub id or folder.
             model_init_kwargs (`dict[str, Any]`, *optional*):
-                Arguments of `AutoModelForCausalLM.from_pretrained`; `dtype` defaults to the checkpoint's, `trust_remote_code` to False.
+                Arguments of `AutoModelForCausalLM.from_pretrained`; `dtype` defaults to the checkpoint's,
+                `trust_remote_code` to False.
             settings:
                 The other arguments of the class.
         """
@@ -230,7 +233,8 @@ class TransformersSampler:
         if room < 1:
             text = self.tokenizer.decode(prompts[-1][:30])
             raise ValueError(
-                f"A prompt of {longest} tokens leaves no room in the context of {self.context_length} (it begins {text!r}). Drop the "
+                f"A prompt of {longest} tokens leaves no room in the context of {self.context_length} (it begins "
+                f"{text!r}). Drop the "
                 "question, or stop continuing solutions that are this long with a smaller max_new_tokens."
             )
         unique, counts = _runs(prompts)
@@ -277,8 +281,8 @@ class TransformersSampler:
             pad_token_id=self.pad_token_id,
             **({} if greedy else {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}),
         )
-        # generate() fills what a config leaves open from the model's own: for the length of the call there is only ours.
-        # A PEFT model hands its config down to the model that it wraps, so both are put back.
+        # generate() fills what a config leaves open from the model's own: for the length of the call there is only
+        # ours. A PEFT model hands its config down to the model that it wraps, so both are put back.
         owners = [self.model, *([self.model.get_base_model()] if hasattr(self.model, "get_base_model") else [])]
         own = [owner.generation_config for owner in owners]
         try:
@@ -417,7 +421,8 @@ class VLLMSampler:
 
 def decode_continuation(tokenizer, prompt: list[int], new: list[int], context: int = 4) -> str:
     """
-    Text of the tokens `new` as it stands after `prompt`. Decoded alone, many tokenizers would drop the space before the first word.
+    Text of the tokens `new` as it stands after `prompt`. Decoded alone, many tokenizers would drop the space before
+    the first word.
     """
     tail = prompt[-context:]
     before = tokenizer.decode(tail, skip_special_tokens=True)

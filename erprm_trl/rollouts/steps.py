@@ -1,4 +1,5 @@
-"""Splits a solution's text into steps and joins them again. Text only; token positions belong to `reward_model.encoding`."""
+"""Splits a solution's text into steps and joins them again. Text only; token positions belong to
+`reward_model.encoding`."""
 
 import re
 
@@ -17,12 +18,13 @@ def split_steps(text: str, splitter: str) -> list[str]:
         text (`str`):
             A solution.
         splitter (`str`):
-            `"newline"` (each line a step), `"blank_line"` (each paragraph), `"step"` (a line that begins with `Step 1:`, bold or a
-            heading allowed, opens a step), or any other string: the separator that closes a step, taken literally.
+            `"newline"` (each line a step), `"blank_line"` (each paragraph), `"step"` (a line that begins with `Step
+            1:`, bold or a heading allowed, opens a step), or any other string: the separator that closes a step, taken
+            literally.
 
     Returns:
-        `list[str]`: the steps. A piece with nothing but white space and delimiters is joined to its neighbour, so no step is empty;
-        a text without any content has no steps.
+        `list[str]`: the steps. A piece with nothing but white space and delimiters is joined to its neighbour, so no
+        step is empty; a text without any content has no steps.
 
     Raises:
         `ValueError`: if the separator is empty.
@@ -51,7 +53,8 @@ def split_steps(text: str, splitter: str) -> list[str]:
 
 
 def clean_step(step: str, splitter: str) -> str:
-    """The step's content: without its delimiters and without white space at either end. This is what a reward model reads."""
+    """The step's content: without its delimiters and without white space at either end. This is what a reward model
+    reads."""
     step = step.strip()
     if splitter in NAMED_SPLITTERS:
         return step

@@ -1,7 +1,7 @@
 """Rollouts on disk: a manifest, one append-only shard of JSON lines a process, and the dataset that reads them back.
 
-A chunk (a run of consecutive questions) is written by one call and is done if all its rows are there. What a crash left of a chunk is
-cut off before the next one is appended; raw rewards are stored, labels never.
+A chunk (a run of consecutive questions) is written by one call and is done if all its rows are there. What a crash
+left of a chunk is cut off before the next one is appended; raw rewards are stored, labels never.
 """
 
 import json
@@ -33,10 +33,11 @@ class RolloutDataset:
             The folder.
 
     Attributes:
-        rows (`list[dict]`): one a solution: `question_index`, `solution_index`, `question`, `answer`, `steps` (joined they are the
-            solution, byte for byte), `outcome_reward`, `prediction` (the final answer found, or `None`), `finished`, `num_tokens`,
-            `prefix_rewards` (S - 1 lists of K raw rewards), `question_rewards` (K raw rewards, or `None`), `unusable` (the reason why
-            the solution has no labels, or `None`), `sampler`.
+        rows (`list[dict]`): one a solution: `question_index`, `solution_index`, `question`, `answer`, `steps` (joined
+        they are the
+            solution, byte for byte), `outcome_reward`, `prediction` (the final answer found, or `None`), `finished`,
+            `num_tokens`, `prefix_rewards` (S - 1 lists of K raw rewards), `question_rewards` (K raw rewards, or
+            `None`), `unusable` (the reason why the solution has no labels, or `None`), `sampler`.
         manifest (`dict`): settings, versions, and counts of what was kept and dropped.
 
     Raises:
@@ -69,16 +70,18 @@ class RolloutDataset:
         r"""
         Soft step labels for any eta, in TRL's stepwise form; nothing is sampled again.
 
-        The label of a proper prefix is the entropy-regularised value of its K rewards ([`~erprm_trl.functional.soft_value`]); the
-        last step has no continuation, its label is the solution's own reward.
+        The label of a proper prefix is the entropy-regularised value of its K rewards
+        ([`~erprm_trl.functional.soft_value`]); the last step has no continuation, its label is the solution's own
+        reward.
 
         Args:
             eta (`float`):
                 Inverse reward temperature: 0 gives Math-Shepherd's soft labels, `inf` its hard labels.
 
         Returns:
-            `datasets.Dataset`: columns `prompt` (`str`), `completions` (`list[str]`, steps without their delimiters), `labels`
-            (`list[float]`, one a step), and `question_id` (`int`). Solutions marked `unusable` are left out; the log says how many.
+            `datasets.Dataset`: columns `prompt` (`str`), `completions` (`list[str]`, steps without their delimiters),
+            `labels` (`list[float]`, one a step), and `question_id` (`int`). Solutions marked `unusable` are left out;
+            the log says how many.
 
         Raises:
             `ValueError`: if the rollouts were collected without continuations, or eta is NaN.
@@ -96,8 +99,10 @@ class RolloutDataset:
                 continue
             if len(row["prefix_rewards"]) != len(row["steps"]) - 1:
                 raise ValueError(
-                    f"{self.path}: question {row['question_index']}, solution {row['solution_index']} has {len(row['steps'])} steps and "
-                    f"rewards for {len(row['prefix_rewards'])} prefixes: it was collected with num_continuations=0. Collect with "
+                    f"{self.path}: question {row['question_index']}, solution {row['solution_index']} has "
+                    f"{len(row['steps'])} steps and "
+                    f"rewards for {len(row['prefix_rewards'])} prefixes: it was collected with num_continuations=0. "
+                    "Collect with "
                     "num_continuations >= 1 to get labels."
                 )
             values = soft_value(torch.tensor(row["prefix_rewards"]), eta).tolist() if row["prefix_rewards"] else []
@@ -132,7 +137,8 @@ def shard_paths(path: Path) -> list[Path]:
 
 def read_chunks(shard: Path) -> Iterator[tuple[int, list[dict], int]]:
     """
-    Yields each chunk's number, its rows and the byte at which it ends. A last line without its newline is not read: it is half.
+    Yields each chunk's number, its rows and the byte at which it ends. A last line without its newline is not read: it
+    is half.
 
     Raises:
         `ValueError`: for a line that is whole and yet no row.
@@ -148,7 +154,8 @@ def read_chunks(shard: Path) -> Iterator[tuple[int, list[dict], int]]:
                 chunk = row["chunk"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{shard}, line {number}: damaged ({error!r}), expected a row of rollouts. Cut the file off before this line: what "
+                    f"{shard}, line {number}: damaged ({error!r}), expected a row of rollouts. Cut the file off "
+                    "before this line: what "
                     "is missing then is sampled again by the next run."
                 ) from error
             if rows and chunk != rows[-1]["chunk"]:
@@ -168,7 +175,8 @@ def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
     for chunk, rows, chunk_end in read_chunks(shard):
         if unfinished is not None:
             raise ValueError(
-                f"{shard}: chunk {unfinished} is incomplete in the middle of the file: it belongs to another run or was edited. Move the "
+                f"{shard}: chunk {unfinished} is incomplete in the middle of the file: it belongs to another run or "
+                "was edited. Move the "
                 "file away: its questions are sampled again by the next run."
             )
         if chunk < len(rows_in_chunk) and len(rows) == rows_in_chunk[chunk]:

@@ -1,4 +1,5 @@
-"""Accuracy against the number of samples, for every way to choose among them, with intervals. Plots are in `report`."""
+"""Accuracy against the number of samples, for every way to choose among them, with intervals. Plots are in
+`report`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,14 +31,15 @@ def selection_curves(
         solutions (`Sequence[Sequence[Mapping]]`):
             The solutions of each question, from [`~erprm_trl.rollouts.RolloutDataset.solutions`].
         step_scores (`Mapping[str, ...]`):
-            By name of a reward model: the step scores of each solution of each question. A solution without steps is never chosen
-            before one with steps.
+            By name of a reward model: the step scores of each solution of each question. A solution without steps is
+            never chosen before one with steps.
         ns (`Sequence[int]`):
             Numbers of samples, none above the fewest solutions of a question.
         aggregations (`Sequence[str]`, *optional*):
             From step scores to a solution's score; all four by default.
         equivalent (`Callable`, *optional*):
-            Whether two final answers are the same, for the votes ([`~erprm_trl.rollouts.Grader.equivalent`]). Defaults to equal text.
+            Whether two final answers are the same, for the votes ([`~erprm_trl.rollouts.Grader.equivalent`]). Defaults
+            to equal text.
         level (`float`, *optional*, defaults to `0.95`):
             Level of the bootstrap intervals over questions.
 

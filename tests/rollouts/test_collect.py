@@ -70,7 +70,8 @@ def test_rows_by_hand(tmp_path):
 
 def test_labels_by_hand(tmp_path, caplog):
     data = collect_rollouts([Question("2 + 3?", "5")], Scripted(), tmp_path, **SETTINGS)
-    # one success of three: mean 1/3; eta = 2: log(1 + (e^2 - 1)/3)/2 = log(3.1296853)/2 = 0.570466; the last step is the outcome
+    # one success of three: mean 1/3; eta = 2: log(1 + (e^2 - 1)/3)/2 = log(3.1296853)/2 = 0.570466; the last step is
+    # the outcome
     for eta, value in ((0.0, 1 / 3), (2.0, 0.570466), (float("inf"), 1.0), (float("-inf"), 0.0)):
         labels = data.labels(eta)
         assert labels.column_names[:3] == ["prompt", "completions", "labels"]
@@ -174,7 +175,8 @@ def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
 
 @pytest.mark.parametrize("shards", [2, 3])
 def test_shards_of_other_processes_are_taken_over(tmp_path, shards):
-    """What several processes left, one of them dead in the middle of a chunk, is finished by one with the same rows."""
+    """What several processes left, one of them dead in the middle of a chunk, is finished by one with the same
+    rows."""
     whole = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "one", **SETTINGS)
     (tmp_path / "many").mkdir()
     (tmp_path / "many" / "manifest.json").write_text((tmp_path / "one" / "manifest.json").read_text())
@@ -247,7 +249,8 @@ def test_several_processes_give_the_rows_of_one(tmp_path, dial_policy, num_proce
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "from erprm_trl import dial\n"
         "from test_collect import small_collection\n"
-        "policy = AutoModelForCausalLM.from_pretrained(dial.BASE_PATH), AutoTokenizer.from_pretrained(dial.BASE_PATH)\n"
+        "load = dial.BASE_PATH\n"
+        "policy = AutoModelForCausalLM.from_pretrained(load), AutoTokenizer.from_pretrained(load)\n"
         "small_collection(sys.argv[1], policy)\n"
         "print(f'world {PartialState().num_processes}\\n', end='', flush=True)\n"
     )
