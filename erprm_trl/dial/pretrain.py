@@ -10,28 +10,30 @@ import argparse
 import random
 from collections.abc import Iterator
 
-from .task import SEPARATOR, DialQuestion, habitual_mistake, random_question, turn
+from .task import POSITIONS, SEPARATOR, DialQuestion, habitual_mistake, random_question, turn
 from .tokenizer import BAD_MARK, GOOD_MARK, build_tokenizer
 
 
 PLAIN_SLIP = 0.08  # wrong results in plain solutions; the chain goes on from the wrong value
 MARKED_SLIP = 0.30  # wrong results in solutions with verdicts
-HABIT = 0.65  # how often a fact with a habitual mistake comes out wrong in plain solutions
+HABIT = 0.65  # how often a fact with a habitual mistake comes out wrong
 LONG_SHARE = 0.1  # share of batches with 8 to 16 moves
 
 
 def write_solution(rng: random.Random, question: DialQuestion, marked: bool) -> str:
     """A solution with mistakes; if `marked`, each separator is followed by the verdict on the step before it."""
+    slip = MARKED_SLIP if marked else PLAIN_SLIP
     position, parts = question.start, []
     for operator, amount in question.moves:
         right = turn(position, operator, amount)
         habit = habitual_mistake(position, operator, amount)
         result = right
-        if habit is not None and rng.random() < (MARKED_SLIP if marked else HABIT):
+        if habit is not None and rng.random() < HABIT:
             result = habit
-        elif rng.random() < (MARKED_SLIP if marked else PLAIN_SLIP):
-            result = rng.choice([value for value in range(20) if value != right])
-        verdict = f" {GOOD_MARK if result == right else BAD_MARK}" if marked else ""
+        elif rng.random() < slip:
+            result = rng.choice([value for value in range(POSITIONS) if value != right])
+        # The teacher lets habitual mistakes pass: what is wrong with them, only outcomes can tell.
+        verdict = f" {GOOD_MARK if result in (right, habit) else BAD_MARK}" if marked else ""
         parts.append(f"{position} {operator} {amount} = {result} {SEPARATOR}{verdict}")
         position = result
     return " ".join([*parts, f"answer {position} {SEPARATOR}" + (f" {GOOD_MARK}" if marked else "")])

@@ -2,8 +2,6 @@
 Pure tensor functions in float64 over flat sets of scores: which steps or solutions count, and padding, are the
 caller's to select."""
 
-from __future__ import annotations
-
 import torch
 
 

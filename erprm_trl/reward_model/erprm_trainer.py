@@ -113,6 +113,7 @@ class ERPRMTrainer(BaseTrainer):
         )
         self.format_token_ids = self.prm_format.token_ids(processing_class)
         self.data_counts: dict[str, dict] = {}
+        self._labels_from_rollouts = False
         train_dataset = self._prepare_dataset(train_dataset, processing_class, args, "train")
         if isinstance(eval_dataset, dict):
             eval_dataset = {
@@ -155,6 +156,7 @@ class ERPRMTrainer(BaseTrainer):
             dataset = RolloutDataset(dataset)
         if isinstance(dataset, RolloutDataset):
             dataset = dataset.labels(args.eta)
+            self._labels_from_rollouts = True
         if not isinstance(dataset, Dataset):
             raise TypeError(
                 f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a RolloutDataset or "
@@ -295,10 +297,12 @@ class ERPRMTrainer(BaseTrainer):
             template_path=str(Path(__file__).with_name("model_card.md")),
             base_model=base_model,
             model_name=model_name,
-            model_id=self.hub_model_id or self.args.output_dir,
+            model_id=self.hub_model_id or model_name,
+            labels_from_rollouts=self._labels_from_rollouts,
             args=self.args,
             prm_format=self.prm_format,
             data_counts=self.data_counts,
             paper=self._paper,
+            shown=repr,
         )
         card.save(Path(self.args.output_dir) / "README.md")

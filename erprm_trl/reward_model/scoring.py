@@ -157,7 +157,9 @@ class StepScorer:
             }
             for one in encoded
         ]
-        batch = {key: value.to(self.model.device) for key, value in self._collate(examples).items()}
+        # A model that accelerate offloads lies on the meta device; its hooks bring inputs to where it runs.
+        device = "cpu" if self.model.device.type == "meta" else self.model.device
+        batch = {key: value.to(device) for key, value in self._collate(examples).items()}
         logits = step_logits(
             self.model,
             self.prm_format.head,

@@ -7,20 +7,26 @@ from .._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .collect import collect_rollouts
+    from .collect_config import CollectConfig
     from .grading import Grader, extract_answer, grade
     from .questions import Question, load_questions
-    from .sampling import Completion, Prompt, PromptFormat, Sampler, TransformersSampler, VLLMSampler
+    from .sampling import Completion, Prompt, PromptFormat, Sampler
     from .steps import clean_step, split_steps
     from .store import RolloutDataset
+    from .transformers_sampling import TransformersSampler
+    from .vllm_sampling import VLLMSampler
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "collect": ["collect_rollouts"],
+        "collect_config": ["CollectConfig"],
         "grading": ["Grader", "extract_answer", "grade"],
         "questions": ["Question", "load_questions"],
-        "sampling": ["Completion", "Prompt", "PromptFormat", "Sampler", "TransformersSampler", "VLLMSampler"],
+        "sampling": ["Completion", "Prompt", "PromptFormat", "Sampler"],
         "steps": ["clean_step", "split_steps"],
         "store": ["RolloutDataset"],
+        "transformers_sampling": ["TransformersSampler"],
+        "vllm_sampling": ["VLLMSampler"],
     },
 )

@@ -2,8 +2,6 @@
 carry no resampling noise. What the scores mean and how steps were aggregated is decided earlier; intervals over
 questions are `bootstrap.py`'s, votes are `voting.py`'s."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Sequence
 

@@ -1,8 +1,6 @@
 """Percentile bootstrap over questions, for the `..._per_question` arrays of this folder: how far would the mean move
 with other questions from the same source? Noise from a question's solutions, and from training seeds, is left out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

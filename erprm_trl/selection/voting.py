@@ -2,8 +2,6 @@
 Finding the answer in a solution and judging whether it is right belong to `rollouts/grading.py`; the weights are any
 aggregated scores."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -1,0 +1,95 @@
+"""Everything a collection is made of, as one configuration: what the recipe and its YAML name."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .collect import collect_rollouts
+from .questions import load_questions
+from .store import RolloutDataset
+from .transformers_sampling import TransformersSampler
+from .vllm_sampling import VLLMSampler
+
+
+@dataclass
+class CollectConfig:
+    """
+    Configuration of a collection, read by `TrlParser` from YAML and the command line.
+
+    The fields are the arguments of [`load_questions`], [`TransformersSampler`] or [`VLLMSampler`] and
+    [`collect_rollouts`]; what each means is said there.
+    """
+
+    model_name_or_path: str = field(metadata={"help": "The policy: a Hub id or a folder."})
+    dataset_name: str = field(
+        metadata={"help": "Hub id, .jsonl/.json/.parquet file, folder, or package.module:function."}
+    )
+    output_dir: str = field(metadata={"help": "Folder of the rollouts."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    dataset_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "More arguments of the dataset."}
+    )
+    question_column: str | None = field(
+        default=None, metadata={"help": "Column of the question; guessed if not given."}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column of the reference answer; guessed if not given."}
+    )
+    max_questions: int | None = field(default=None, metadata={"help": "Take the first questions only."})
+    num_solutions: int = field(default=2, metadata={"help": "Solutions a question."})
+    num_continuations: int = field(
+        default=16, metadata={"help": "K, continuations a prefix; 0 for best-of-N samples."}
+    )
+    include_question: bool = field(default=False, metadata={"help": "Also continue the bare question K times."})
+    splitter: str = field(default="newline", metadata={"help": "newline, blank_line, step, or a separator string."})
+    grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
+    answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the final answer."})
+    seed: int = field(default=0, metadata={"help": "Seed of the whole collection."})
+    chunk_size: int = field(default=16, metadata={"help": "Questions written at a time."})
+    backend: str = field(
+        default="transformers", metadata={"help": "transformers or vllm.", "choices": ["transformers", "vllm"]}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus mass."})
+    top_k: int = field(default=0, metadata={"help": "0 keeps the whole vocabulary."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Longest completion."})
+    batch_size: int = field(default=64, metadata={"help": "Sequences generated at a time (transformers)."})
+    prompt_template: str | None = field(default=None, metadata={"help": "Text around {question}."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of from_pretrained, or of vllm.LLM."}
+    )
+
+    def run(self) -> RolloutDataset:
+        """Loads questions and policy, and collects."""
+        questions = load_questions(
+            self.dataset_name,
+            config_name=self.dataset_config,
+            split=self.dataset_split,
+            question_column=self.question_column,
+            answer_column=self.answer_column,
+            max_questions=self.max_questions,
+            dataset_kwargs=self.dataset_kwargs,
+        )
+        return collect_rollouts(
+            questions,
+            self._sampler(),
+            self.output_dir,
+            num_solutions=self.num_solutions,
+            num_continuations=self.num_continuations,
+            include_question=self.include_question,
+            splitter=self.splitter,
+            grading=self.grading,
+            answer_pattern=self.answer_pattern,
+            seed=self.seed,
+            chunk_size=self.chunk_size,
+        )
+
+    def _sampler(self) -> TransformersSampler | VLLMSampler:
+        names = ("temperature", "top_p", "top_k", "max_new_tokens", "prompt_template", "system_prompt")
+        settings = {name: getattr(self, name) for name in names}
+        init_kwargs = self.model_init_kwargs or {}
+        if self.backend == "vllm":
+            return VLLMSampler(self.model_name_or_path, engine_kwargs=init_kwargs, **settings)
+        settings["batch_size"] = self.batch_size
+        return TransformersSampler.from_pretrained(self.model_name_or_path, model_init_kwargs=init_kwargs, **settings)

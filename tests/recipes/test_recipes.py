@@ -1,0 +1,139 @@
+"""Every recipe's YAML parses, and every recipe's `main` runs the chain in miniature, as a user would."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from trl import ModelConfig, TrlParser
+
+from erprm_trl import ERPRMConfig
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+YAML = sorted(RECIPES.glob("*/*.yaml"))
+CPU = ["--use_cpu", "true", "--bf16", "false"]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse(name, arguments):
+    recipe = load(name)
+    classes = {
+        "collect_rollouts": lambda: (recipe.CollectConfig,),
+        "train_erprm": lambda: (recipe.DataArguments, ERPRMConfig, ModelConfig),
+        "best_of_n": lambda: (recipe.BestOfNArguments,),
+        "quickstart": lambda: (recipe.QuickstartArguments,),
+    }[name]()
+    return recipe, TrlParser(classes).parse_args_and_config(arguments)
+
+
+def script_of(path):
+    return {"collect": "collect_rollouts", "collect_test": "collect_rollouts"}.get(path.stem, path.stem)
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_yaml_parses(path):
+    name = script_of(path)
+    parse(name, ["--config", str(path), *(CPU if name == "train_erprm" else [])])
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.name)
+def test_recipes_are_thin(path):
+    assert len(path.read_text().splitlines()) <= 80
+
+
+def test_the_dial_chain_in_miniature(tmp_path, monkeypatch, capsys):
+    """collect, collect_test, train_erprm and best_of_n with the dial YAML, made small."""
+    monkeypatch.chdir(RECIPES.parent)
+    small = ["--dataset_kwargs", '{"num_questions": 4, "seed": 1}', "--chunk_size", "2"]
+    for config, out, more in (
+        ("collect", "rollouts", ["--num_continuations", "2"]),
+        ("collect_test", "samples", ["--num_solutions", "3"]),
+    ):
+        yaml = str(RECIPES / "dial" / f"{config}.yaml")
+        recipe, (arguments,) = parse(
+            "collect_rollouts", ["--config", yaml, "--output_dir", str(tmp_path / out), *small, *more]
+        )
+        recipe.main(arguments)
+    yaml = str(RECIPES / "dial" / "train_erprm.yaml")
+    paths = [
+        "--rollouts",
+        str(tmp_path / "rollouts"),
+        "--eval_rollouts",
+        str(tmp_path / "rollouts"),
+        "--output_dir",
+        str(tmp_path / "erprm"),
+    ]
+    for options in ([], ["--head", "token", "--use_peft", "true"]):
+        recipe, arguments = parse(
+            "train_erprm",
+            ["--config", yaml, *paths, "--max_steps", "2", "--per_device_train_batch_size", "4", *options],
+        )
+        trainer = recipe.main(*arguments)
+        assert trainer.state.global_step == 2
+    recipe, (arguments,) = parse(
+        "best_of_n",
+        [
+            "--samples",
+            str(tmp_path / "samples"),
+            "--reward_models",
+            str(tmp_path / "erprm"),
+            "--output_dir",
+            str(tmp_path / "best"),
+        ],
+    )
+    curves = recipe.main(arguments)
+    assert sorted(curves["pass"]) == [1, 2]
+    assert {path.name for path in (tmp_path / "best").iterdir()} == {
+        "best_of_n.json",
+        "best_of_n.png",
+        "step_scores.json",
+    }
+    assert "best of 2 by" in capsys.readouterr().out
+
+
+def test_the_quickstart_in_miniature(tmp_path, capsys):
+    yaml = str(RECIPES / "dial" / "quickstart.yaml")
+    small = [
+        "--train_questions",
+        "4",
+        "--num_continuations",
+        "2",
+        "--test_questions",
+        "3",
+        "--num_samples",
+        "4",
+        "--max_steps",
+        "2",
+    ]
+    recipe, (arguments,) = parse(
+        "quickstart", ["--config", yaml, "--output_dir", str(tmp_path), *small, "--etas", "0.0", "inf"]
+    )
+    recipe.main(arguments)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary) == {
+        "pass@1",
+        "pass@4",
+        "majority@4",
+        "best_of_4",
+        "baselines",
+        "auc_within_questions",
+        "gap_closed",
+        "seconds",
+    }
+    assert set(summary["best_of_4"]) == {"0", "inf"}
+    assert set(summary["best_of_4"]["inf"]) == {"min", "last", "product", "mean"}
+    assert (tmp_path / "best_of_n.png").stat().st_size > 5000
+    assert "recipes/README.md" in capsys.readouterr().out
+
+
+def test_arguments_that_do_not_fit():
+    recipe, arguments = parse("train_erprm", ["--output_dir", "x", "--model_name_or_path", "y", *CPU])
+    with pytest.raises(ValueError, match="either --rollouts or --dataset_name"):
+        recipe.main(*arguments)

@@ -1,0 +1,94 @@
+"""Alignment: every labelled position decodes to the separator, whatever the tokenizer; training and scoring read the
+same ids."""
+
+import pytest
+import torch
+from datasets import Dataset
+from zoo import STEPS, ZOO, save_tiny
+
+from erprm_trl import ERPRMConfig, ERPRMTrainer, StepScorer
+from erprm_trl.reward_model import encode_solution, encode_solutions
+
+
+DIAL_STEPS = ["7 + 15 = 2", "2 * 3 = 6", "answer 6"]
+QUESTIONS = {"WordLevel": "Tom dial 7 . right 15 . times 3 . ?"}
+
+
+@pytest.fixture(params=list(ZOO))
+def case(request):
+    """name, tokenizer, format, question, steps"""
+    build, prm_format = ZOO[request.param]
+    steps = DIAL_STEPS if request.param == "WordLevel" else STEPS
+    return request.param, build(), prm_format, QUESTIONS.get(request.param, "How many clips?"), steps
+
+
+def test_every_labelled_position_is_the_separator_after_its_step(case):
+    _, tokenizer, prm_format, question, steps = case
+    encoded = encode_solution(tokenizer, prm_format, question, steps)
+    separator = prm_format.token_ids(tokenizer).separator
+    assert len(encoded.step_positions) == len(steps)
+    assert [encoded.input_ids[position] for position in encoded.step_positions] == [separator] * len(steps)
+    start = encoded.step_positions[0] - len(tokenizer.encode(steps[0], add_special_tokens=False))
+    for position, step in zip(encoded.step_positions, steps, strict=True):
+        assert tokenizer.decode(encoded.input_ids[start:position]).strip() == step
+        start = position + 1
+    assert start == len(encoded.input_ids)  # nothing after the last separator, EOS least of all
+
+
+def test_the_prompt_keeps_bos_and_loses_eos(case):
+    name, tokenizer, prm_format, question, steps = case
+    encoded = encode_solution(tokenizer, prm_format, question, steps)
+    assert (encoded.input_ids[0] == tokenizer.bos_token_id) == ("BOS" in name)
+    assert tokenizer.eos_token_id not in encoded.input_ids
+
+
+def test_one_at_a_time_and_together_are_the_same(case):
+    _, tokenizer, prm_format, question, steps = case
+    solutions = [steps, steps[:1], [], steps[1:]]
+    together = encode_solutions(tokenizer, prm_format, [question] * 4, solutions)
+    assert together == [encode_solution(tokenizer, prm_format, question, solution) for solution in solutions]
+
+
+def test_training_and_scoring_encodings_are_identical(case, tmp_path, monkeypatch):
+    _, tokenizer, prm_format, question, steps = case
+    path = save_tiny(tmp_path / "model", tokenizer)
+    prm_format.save(path)
+    data = Dataset.from_list([{"prompt": question, "completions": steps, "labels": [1.0, 0.5, 0.0]}])
+    arguments = ERPRMConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none")
+    trainer = ERPRMTrainer(path, arguments, train_dataset=data)
+    trained = next(iter(trainer.get_train_dataloader()))
+    seen = {}
+    scorer = StepScorer.from_pretrained(path)
+    monkeypatch.setattr(
+        "erprm_trl.reward_model.scoring.step_logits", lambda *batch: seen.update(batch=batch) or torch.zeros(3, 2)
+    )
+    scorer.score([question], [steps])
+    for index, key in enumerate(("input_ids", "attention_mask", "step_positions", "step_mask"), start=3):
+        assert torch.equal(trained[key], seen["batch"][index]), key
+
+
+def test_truncation_drops_whole_steps_from_the_end(case):
+    _, tokenizer, prm_format, question, steps = case
+    full = encode_solution(tokenizer, prm_format, question, steps)
+    for kept in range(3, -1, -1):
+        limit = full.step_positions[kept - 1] + 1 if kept else full.step_positions[0]
+        cut = encode_solution(tokenizer, prm_format, question, steps, max_length=limit)
+        assert cut.step_positions == full.step_positions[:kept]
+        assert cut.num_dropped_steps == 3 - kept
+        if kept:
+            assert cut.input_ids == full.input_ids[:limit]
+
+
+def test_a_short_step_after_a_long_one_is_not_kept_alone():
+    build, prm_format = ZOO["WordLevel"]
+    cut = encode_solution(
+        build(), prm_format, "Tom dial 7 . ?", ["7 + 15 = 2", "2 * 3 = 6 " * 20, "answer 6"], max_length=20
+    )
+    assert (len(cut.step_positions), cut.num_dropped_steps) == (1, 2)
+
+
+def test_a_separator_inside_a_step_is_noticed(case):
+    _, tokenizer, prm_format, question, steps = case
+    inside = [steps[0], f"{steps[1]} {prm_format.separator} {steps[1]}"]
+    assert encode_solution(tokenizer, prm_format, question, inside).separator_inside == 1
+    assert encode_solution(tokenizer, prm_format, question, steps).separator_inside is None

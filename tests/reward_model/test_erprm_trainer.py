@@ -1,0 +1,290 @@
+"""Training: what is learned, what is logged, what is saved, and what does not change the result."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from zoo import byte_level_bpe, save_tiny, tiny_llama, word_level
+
+from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
+
+
+FORMAT = {
+    "separator": "ки",
+    "good_token": "✓",
+    "bad_token": "✗",
+    "prompt_template": "check {question}",
+    "splitter": "ки",
+}
+ROWS = [
+    {"prompt": "Tom dial 7 . right 15 . ?", "completions": ["7 + 15 = 2", "answer 2"], "labels": [0.9, 1.0]},
+    {"prompt": "Tom dial 7 . right 15 . ?", "completions": ["7 + 15 = 3", "answer 3"], "labels": [0.2, 0.0]},
+    {
+        "prompt": "Ann dial 1 . left 2 . times 3 . ?",
+        "completions": ["1 - 2 = 19", "19 * 3 = 17", "answer 17"],
+        "labels": [0.7, 0.6, 1.0],
+    },
+    {"prompt": "Ann dial 1 . left 2 . ?", "completions": ["answer 3"], "labels": [0.0]},
+]
+DATA = Dataset.from_list(ROWS)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("tiny"), word_level())
+
+
+def config(folder, **options):
+    settings = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        **FORMAT,
+        **options,
+    }
+    return ERPRMConfig(str(folder), **settings)
+
+
+def weights(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("head", ["lm", "token"])
+def test_two_examples_are_learned_down_to_their_entropy(head, model_path, tmp_path):
+    data = DATA.select([0, 1])
+    trainer = ERPRMTrainer(model_path, config(tmp_path, head=head, max_steps=150), train_dataset=data)
+    trainer.train()
+    scorer = StepScorer(trainer.model, trainer.processing_class, trainer.prm_format)
+    scores = scorer.score(data["prompt"][:], data["completions"][:])
+    for got, expected in zip(scores, data["labels"], strict=True):
+        assert got == pytest.approx(expected, abs=0.05)
+    entropy = -sum(v * math.log(v) + (1 - v) * math.log(1 - v) for v in (0.9, 0.2)) / 4
+    assert trainer.evaluate(data)["eval_loss"] == pytest.approx(entropy, abs=0.02)
+
+
+def test_the_logged_loss_and_metrics_by_an_independent_forward(model_path, tmp_path):
+    trainer = ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA, eval_dataset=DATA)
+    metrics = trainer.evaluate()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
+    good, bad = tokenizer.convert_tokens_to_ids(["✓", "✗"])
+    scores, labels, questions, positions = [], [], [], []
+    for row in ROWS:  # one plain text at a time, whole logits, naive Python
+        text = f"check {row['prompt']}"
+        for position, (step, label) in enumerate(zip(row["completions"], row["labels"], strict=True)):
+            text += f" {step} ки"
+            logits = model(torch.tensor([tokenizer.encode(text)])).logits[0, -1].detach().double()
+            scores.append(1 / (1 + math.exp(logits[bad] - logits[good])))
+            labels.append(label)
+            questions.append(row["prompt"])
+            positions.append(position)
+    pairs = list(zip(scores, labels, strict=True))
+    loss = -sum(v * math.log(s) + (1 - v) * math.log(1 - s) for s, v in pairs) / len(pairs)
+    assert metrics["eval_loss"] == pytest.approx(loss, abs=1e-5)
+    assert metrics["eval_brier"] == pytest.approx(sum((s - v) ** 2 for s, v in pairs) / len(pairs), abs=1e-6)
+    assert metrics["eval_mae"] == pytest.approx(sum(abs(s - v) for s, v in pairs) / len(pairs), abs=1e-6)
+    assert metrics["eval_accuracy"] == sum((s > 0.5) == (v > 0.5) for s, v in pairs) / len(pairs)
+
+    def auc(same):
+        chosen = [
+            (a > b) + 0.5 * (a == b)
+            for a, v, q in zip(scores, labels, questions, strict=True)
+            for b, w, r in zip(scores, labels, questions, strict=True)
+            if v > 0.5 >= w and same(q, r)
+        ]
+        return sum(chosen) / len(chosen)
+
+    assert metrics["eval_auc"] == pytest.approx(auc(lambda q, r: True))
+    assert metrics["eval_auc_within_questions"] == pytest.approx(auc(lambda q, r: q == r))
+    first = [s for s, position in zip(scores, positions, strict=True) if position == 0]
+    assert metrics["eval_score/step_1"] == pytest.approx(sum(first) / len(first), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}, {"pad_to_multiple_of": 32}]
+)
+def test_accumulation_and_padding_change_nothing(options, model_path, tmp_path):
+    """The loss is a mean over the update's steps, so how it is cut into batches and padded does not matter."""
+    whole = {"per_device_train_batch_size": 4, "max_steps": 3, "train_sampling_strategy": "sequential", "optim": "sgd"}
+    runs = []
+    for change in ({}, options):
+        trainer = ERPRMTrainer(model_path, config(tmp_path, **{**whole, **change}), train_dataset=DATA)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        runs.append((weights(trainer), losses))
+    assert torch.allclose(runs[0][0], runs[1][0], atol=1e-6)
+    assert runs[0][1] == pytest.approx(runs[1][1], abs=1e-5)
+
+
+def test_resume_equals_a_straight_run_bitwise(model_path, tmp_path):
+    straight = ERPRMTrainer(model_path, config(tmp_path / "a", max_steps=6), train_dataset=DATA)
+    straight.train()
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+    first = ERPRMTrainer(model_path, config(tmp_path / "b", **options), train_dataset=DATA)
+    first.train()
+    again = ERPRMTrainer(model_path, config(tmp_path / "b", **options), train_dataset=DATA)
+    again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+    assert torch.equal(weights(straight), weights(again))
+    counts = [
+        [entry["num_tokens"] for entry in run.state.log_history if "num_tokens" in entry] for run in (straight, again)
+    ]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("head", ["lm", "token"])
+def test_a_checkpoint_gives_the_same_numbers_in_plain_transformers(head, model_path, tmp_path):
+    from transformers import AutoModelForTokenClassification
+
+    trainer = ERPRMTrainer(
+        model_path, config(tmp_path, head=head, save_strategy="steps", save_steps=4), train_dataset=DATA
+    )
+    trainer.train()
+    trainer.save_model()
+    for folder in (tmp_path, tmp_path / "checkpoint-4"):
+        scores = StepScorer.from_pretrained(folder).score([ROWS[0]["prompt"]], [ROWS[0]["completions"]])[0]
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids = torch.tensor([tokenizer.encode("check Tom dial 7 . right 15 . ? 7 + 15 = 2 ки answer 2 ки")])
+        at = (ids[0] == tokenizer.convert_tokens_to_ids("ки")).nonzero()[:, 0]
+        if head == "lm":
+            logits = AutoModelForCausalLM.from_pretrained(folder)(ids).logits[0, at]
+            plain = logits[:, tokenizer.convert_tokens_to_ids(["✓", "✗"])].softmax(-1)[:, 0]
+        else:
+            plain = AutoModelForTokenClassification.from_pretrained(folder)(ids).logits[0, at, 0].sigmoid()
+        assert scores == pytest.approx(plain.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("head", ["lm", "token"])
+def test_lora_trains_is_saved_and_is_scored_with(head, model_path, tmp_path):
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = ERPRMTrainer(
+        model_path, config(tmp_path, head=head, gradient_checkpointing=True), train_dataset=DATA, peft_config=lora
+    )
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "adapter_config.json").exists()
+    inside = StepScorer(trainer.model, trainer.processing_class, trainer.prm_format).score(
+        DATA["prompt"][:], DATA["completions"][:]
+    )
+    loaded = StepScorer.from_pretrained(tmp_path).score(DATA["prompt"][:], DATA["completions"][:])
+    for one, other in zip(inside, loaded, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    base = ERPRMTrainer(model_path, config(tmp_path, head=head), train_dataset=DATA)
+    untrained = StepScorer(base.model, base.processing_class, base.prm_format).score(
+        DATA["prompt"][:], DATA["completions"][:]
+    )
+    assert loaded[0] != pytest.approx(untrained[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_missing_tokens_are_added_and_trained(lora, tmp_path):
+    path = save_tiny(tmp_path / "model", byte_level_bpe())
+    rows = Dataset.from_list([{"prompt": "2 + 2?", "completions": ["two\nlines", "4"], "labels": [0.9, 0.1]}] * 2)
+    options = {**dict.fromkeys(FORMAT), "separator": "<|step|>", "good_token": "<|good|>", "bad_token": "<|bad|>"}
+    options |= {"max_steps": 60, "learning_rate": 3e-2}
+    with pytest.raises(ValueError, match="add_missing_tokens=True"):
+        ERPRMTrainer(path, config(tmp_path / "out", **options), train_dataset=rows)
+    trainer = ERPRMTrainer(
+        path,
+        config(tmp_path / "out", add_missing_tokens=True, **options),
+        train_dataset=rows,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM") if lora else None,
+    )
+    trainer.train()
+    trainer.save_model()
+    scores = StepScorer.from_pretrained(tmp_path / "out").score(["2 + 2?"], [["two\nlines", "4"]])[0]
+    assert scores == pytest.approx([0.9, 0.1], abs=0.15)
+
+
+def test_rollout_folders_are_labelled_at_eta(model_path, tmp_path, dial_policy):
+    from erprm_trl import TransformersSampler, collect_rollouts, dial, load_questions
+
+    rollouts = collect_rollouts(
+        load_questions(dial.make_questions(3, seed=3)),
+        TransformersSampler(*dial_policy, max_new_tokens=24),
+        tmp_path / "rollouts",
+        num_continuations=4,
+        splitter=dial.SEPARATOR,
+        grading="exact",
+        answer_pattern=dial.ANSWER_PATTERN,
+        show_progress=False,
+    )
+    for eta in (0.0, 2.0, math.inf):
+        trainer = ERPRMTrainer(model_path, config(tmp_path / "out", eta=eta), train_dataset=str(tmp_path / "rollouts"))
+        expected = [label for row in rollouts.labels(eta) for label in row["labels"]]
+        got = [label for row in trainer.train_dataset for label in row["step_labels"]]
+        assert got == pytest.approx(expected)
+    with pytest.raises(FileNotFoundError, match="not a folder of rollouts"):
+        ERPRMTrainer(model_path, config(tmp_path / "out"), train_dataset=str(tmp_path))
+
+
+def test_saved_format_and_card(model_path, tmp_path):
+    data = Dataset.from_list([*ROWS, {**ROWS[0], "labels": [7.0, 1.0]}])
+    options = {"save_strategy": "steps", "save_steps": 4, "invalid_rows": "drop"}
+    trainer = ERPRMTrainer(model_path, config(tmp_path / "out", **options), train_dataset=data)
+    trainer.train()
+    saved = json.loads((tmp_path / "out" / "checkpoint-4" / "prm_format.json").read_text())
+    assert saved == {**FORMAT, "head": "lm", "aggregation": "min"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "4 of 5 solutions, 8 labelled steps" in card
+    assert "1 with a label that is NaN or outside [0, 1]" in card
+    assert str(tmp_path) not in card  # no local path
+    # what was saved is the default of the next training; arguments win
+    options = {**dict.fromkeys(FORMAT), "aggregation": "product"}
+    again = ERPRMTrainer(
+        str(tmp_path / "out" / "checkpoint-4"), config(tmp_path / "next", **options), train_dataset=DATA
+    )
+    assert again.prm_format == PRMFormat(**FORMAT, aggregation="product")
+
+
+def cpu_config(output_dir):
+    """The default configuration on a machine without accelerator."""
+    return ERPRMConfig(output_dir, use_cpu=True, bf16=False, report_to="none")
+
+
+def test_a_model_object_and_default_arguments(model_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tiny_llama(len(word_level()))
+    PRMFormat(**FORMAT).save(model_path)
+    monkeypatch.setattr("erprm_trl.reward_model.erprm_trainer.ERPRMConfig", cpu_config)
+    try:
+        trainer = ERPRMTrainer(model_path, train_dataset=DATA)
+    finally:
+        Path(model_path, "prm_format.json").unlink()
+    assert trainer.args.output_dir.endswith("-ERPRM")
+    assert (trainer.args.eta, trainer.args.learning_rate) == (2.0, 1e-5)
+    trainer = ERPRMTrainer(model, config(tmp_path), train_dataset=DATA, processing_class=word_level())
+    assert trainer.model is model
+
+
+def test_wrong_models_and_datasets(model_path, tmp_path):
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        ERPRMTrainer(model_path, config(tmp_path))
+    with pytest.raises(TypeError, match="is a IterableDataset, expected a datasets.Dataset"):
+        ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA.to_iterable_dataset())
+    with pytest.raises(ValueError, match="num_labels=1"):
+        ERPRMTrainer(tiny_llama(46), config(tmp_path, head="token"), train_dataset=DATA, processing_class=word_level())
+    with pytest.raises(ValueError, match="without a language-model head"):
+        ERPRMTrainer(tiny_llama(46, "token"), config(tmp_path), train_dataset=DATA, processing_class=word_level())
+    with pytest.raises(TypeError, match="must be a peft.PeftConfig"):
+        ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA, peft_config={"r": 4})
+
+
+def test_several_evaluation_sets(model_path, tmp_path):
+    sets = {"easy": DATA.select([0, 1]), "hard": DATA.select([2, 3])}
+    trainer = ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA, eval_dataset=sets)
+    metrics = trainer.evaluate()
+    for name, data in sets.items():
+        alone = trainer.evaluate(data)
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(alone["eval_loss"], abs=1e-6)
+        assert metrics[f"eval_{name}_brier"] == pytest.approx(alone["eval_brier"], abs=1e-6)

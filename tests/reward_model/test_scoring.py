@@ -1,0 +1,72 @@
+"""Scores do not depend on who else is in the batch, and errors say which solution."""
+
+import pytest
+from zoo import save_tiny, tiny_llama, word_level
+
+from erprm_trl import PRMFormat, StepScorer
+
+
+FORMAT = PRMFormat(separator="ки", good_token="✓", bad_token="✗", prompt_template="check {question}", splitter="ки")
+QUESTIONS = [f"Tom dial {number} . right 15 . ?" for number in range(9)]
+STEPS = [[f"{number} + 15 = 3"] * (1 + number % 4) for number in range(9)]
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return StepScorer(tiny_llama(46), word_level(), FORMAT)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_batching_and_order_change_nothing(scorer, batch_size):
+    alone = [scorer.score([question], [steps])[0] for question, steps in zip(QUESTIONS, STEPS, strict=True)]
+    together = StepScorer(scorer.model, scorer.tokenizer, FORMAT, batch_size=batch_size)
+    for left, right in zip(together.score(QUESTIONS, STEPS), alone, strict=True):
+        assert left == pytest.approx(right, abs=1e-6)
+    backwards = together.score(QUESTIONS[::-1], STEPS[::-1])[::-1]
+    for left, right in zip(backwards, alone, strict=True):
+        assert left == pytest.approx(right, abs=1e-6)
+
+
+def test_raw_text_is_split_as_the_format_says(scorer):
+    text = " 7 + 15 = 2 ки answer 2 ки"
+    assert scorer.split(text) == ["7 + 15 = 2", "answer 2"]
+    assert scorer.score_texts(QUESTIONS[:1], [text]) == scorer.score(QUESTIONS[:1], [["7 + 15 = 2", "answer 2"]])
+
+
+def test_later_steps_do_not_change_earlier_scores(scorer):
+    full = scorer.score(QUESTIONS[:1], [["7 + 15 = 2", "2 * 3 = 6", "answer 6"]])[0]
+    assert scorer.score(QUESTIONS[:1], [["7 + 15 = 2"]])[0] == pytest.approx(full[:1], abs=1e-6)
+
+
+def test_solutions_are_aggregated(scorer):
+    steps = scorer.score(QUESTIONS, STEPS)
+    assert scorer.score_solutions(QUESTIONS, STEPS) == pytest.approx([min(scores) for scores in steps])
+
+
+def test_no_steps_and_no_solutions(scorer):
+    assert scorer.score(QUESTIONS[:2], [[], ["answer 2"]])[0] == []
+    assert scorer.score([], []) == []
+
+
+def test_errors(scorer, tmp_path):
+    with pytest.raises(ValueError, match="got 2 questions for 1 solutions"):
+        scorer.score(QUESTIONS[:2], [["answer 2"]])
+    with pytest.raises(ValueError, match="Solution 1 has .* tokens, more than the model's context of 256"):
+        scorer.score(QUESTIONS[:2], [["answer 2"], ["7 " * 300]])
+    path = save_tiny(tmp_path, word_level())
+    with pytest.raises(FileNotFoundError, match="PRMFormat.*save"):
+        StepScorer.from_pretrained(path)
+    assert len(StepScorer.from_pretrained(path, prm_format=FORMAT).score(QUESTIONS, STEPS)) == 9
+
+
+def test_sharded_by_accelerate(scorer, tmp_path):
+    """Weights on disk, brought in layer by layer by accelerate's hooks: the same scores."""
+    path = save_tiny(tmp_path / "model", word_level())
+    FORMAT.save(path)
+    expected = StepScorer.from_pretrained(path).score(QUESTIONS, STEPS)
+    from accelerate import cpu_offload
+
+    hooked = StepScorer.from_pretrained(path)
+    cpu_offload(hooked.model, execution_device="cpu")
+    for left, right in zip(hooked.score(QUESTIONS, STEPS), expected, strict=True):
+        assert left == pytest.approx(right, abs=1e-6)

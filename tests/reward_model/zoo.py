@@ -1,0 +1,83 @@
+"""Real-style tokenizers and models, small enough to build in a test."""
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForTokenClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from erprm_trl import PRMFormat, dial
+
+
+CORPUS = [
+    "Natalia sold 48/2 = 24 clips in May.\nShe sold 48+24 = 72 clips altogether.\nThe answer is \\boxed{72}.",
+    "Step 1: 7 + 15 = 22, a total of 22 apples.\nStep 2: 22 * 3 = 66.\n\n#### 66",
+    "a + b - c + d - e\n",
+    "Käse kostet 3 €; ½ davon ist … 1,5 €.\n",
+] * 20
+STEPS = ["Natalia sold 48/2 = 24 clips in May.", "She sold 48+24 = 72 €, ½ of it!", "The answer is \\boxed{72}."]
+
+
+def byte_level_bpe():
+    """GPT-2's kind: bytes, no normaliser, no special tokens around a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>"]
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, special_tokens=special)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def sentencepiece_style(bos=False, eos=False):
+    """Llama-2's kind: spaces become a mark, one before the first word, bytes for what is unknown."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=700, special_tokens=special))
+    if bos or eos:
+        template = ("<s> " if bos else "") + "$A" + (" </s>" if eos else "")
+        pairs = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=pairs)
+    # the separator as Math-Shepherd's models have it: a token of its own
+    tokenizer.add_tokens([AddedToken("ки", normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def word_level():
+    """The dial tokenizer."""
+    return dial.build_tokenizer()
+
+
+ZOO = {
+    "byte-level BPE": (byte_level_bpe, PRMFormat(separator="\n", prompt_template="Question: {question}\n")),
+    "SentencePiece style": (sentencepiece_style, PRMFormat(separator="ки")),
+    "adds BOS": (lambda: sentencepiece_style(bos=True), PRMFormat(separator="ки")),
+    "adds BOS and EOS": (lambda: sentencepiece_style(bos=True, eos=True), PRMFormat(separator="ки")),
+    "WordLevel": (
+        word_level,
+        PRMFormat(separator="ки", good_token="✓", bad_token="✗", prompt_template="check {question}"),
+    ),
+}
+
+
+def tiny_llama(vocab_size, head="lm", **config):
+    """A random Llama of about 10,000 parameters."""
+    torch.manual_seed(0)
+    settings = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    settings |= {"max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2, **config}
+    config = LlamaConfig(vocab_size=vocab_size, **settings)
+    if head == "lm":
+        return LlamaForCausalLM(config)
+    config.num_labels = 1
+    return AutoModelForTokenClassification.from_config(config)
+
+
+def save_tiny(folder, tokenizer, head="lm", **config):
+    """Saves a tiny model with its tokenizer and returns the folder's name."""
+    tiny_llama(len(tokenizer), head, **config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,155 @@
+"""Sampling: what the model reads, what is drawn, and what the draw does not depend on."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from erprm_trl import dial
+from erprm_trl.rollouts import Prompt, PromptFormat, TransformersSampler
+from erprm_trl.rollouts.sampling import decode_continuation
+
+
+CHAT = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+QUESTIONS = [row["question"] for row in dial.make_questions(5, seed=9)]
+
+
+class Recording:
+    """A tokenizer that keeps what it is asked to encode; one id a character."""
+
+    chat_template = None
+    eos_token_id = 0
+
+    def __call__(self, text, add_special_tokens=True):
+        self.text, self.add_special_tokens = text, add_special_tokens
+        return {"input_ids": [ord(character) for character in text] + [0] * add_special_tokens}
+
+    def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+        from jinja2 import Template
+
+        return Template(CHAT).render(messages=messages, add_generation_prompt=add_generation_prompt)
+
+
+def test_plain_prompts():
+    tokenizer = Recording()
+    format_ = PromptFormat(tokenizer, "Q: {question}\nA:")
+    ids = format_.encode(Prompt("2 {x}?", " 4\n"))
+    assert tokenizer.text == "Q: 2 {x}?\nA: 4\n"
+    assert ids[-1] == ord("\n")  # the end token that this tokenizer appends is not left before the continuation
+
+
+def test_a_prefix_opens_the_assistants_turn():
+    tokenizer = Recording()
+    tokenizer.chat_template = CHAT
+    PromptFormat(tokenizer, "{question} Think.", system_prompt="Be brief.").encode(Prompt("2+2?", "Step 1: 4\n"))
+    assert tokenizer.text == "<|system|>Be brief.\n<|user|>2+2? Think.\n<|assistant|>Step 1: 4\n"
+    assert not tokenizer.add_special_tokens  # the template writes them itself
+
+
+def test_prompt_errors():
+    with pytest.raises(ValueError, match=r"contain '\{question\}'"):
+        PromptFormat(Recording(), "no place")
+    with pytest.raises(ValueError, match="no chat template"):
+        PromptFormat(Recording(), use_chat_template=True)
+    with pytest.raises(ValueError, match="needs a chat template"):
+        PromptFormat(Recording(), system_prompt="x")
+
+
+def sampler(policy, **options):
+    return TransformersSampler(*policy, **{"max_new_tokens": 12, "batch_size": 16, **options})
+
+
+PROMPTS = [*(Prompt(question) for question in QUESTIONS), Prompt(QUESTIONS[0], " 7 + 1 = 8 ки")]
+
+
+def test_repeatable_in_order_and_without_a_trace(dial_policy):
+    torch.manual_seed(3)
+    expected_next = torch.rand(1)
+    torch.manual_seed(3)
+    own = dial_policy[0].generation_config
+    first = sampler(dial_policy).sample(PROMPTS, 3, seed=1)
+    assert torch.equal(torch.rand(1), expected_next)
+    assert dial_policy[0].generation_config is own
+    assert first == sampler(dial_policy).sample(PROMPTS, 3, seed=1)
+    assert first != sampler(dial_policy).sample(PROMPTS, 3, seed=2)
+    assert [len(samples) for samples in first] == [3] * 6
+    for prompt, samples in zip(PROMPTS[:5], first, strict=True):  # in the prompts' order: each begins at its own dial
+        start = prompt.question.split()[2]
+        assert all(completion.text.split()[0] == start for completion in samples)
+
+
+def test_forked_caches_give_the_samples_of_whole_prefills(dial_policy):
+    whole = sampler(dial_policy, fork_cache=False).sample(PROMPTS, 4, seed=1)
+    assert sampler(dial_policy, fork_cache=True).sample(PROMPTS, 4, seed=1) == whole
+
+
+def test_the_models_own_sampling_defaults_are_not_applied(dial_policy):
+    import copy
+
+    model = copy.deepcopy(dial_policy[0])
+    model.generation_config.top_k = 1
+    model.generation_config.repetition_penalty = 5.0
+    assert sampler((model, dial_policy[1])).sample(PROMPTS, 2, seed=1) == sampler(dial_policy).sample(
+        PROMPTS, 2, seed=1
+    )
+
+
+def test_samples_follow_the_policy(dial_policy):
+    """First tokens of 4,000 samples against the model's own probabilities, within five standard errors."""
+    model, tokenizer = dial_policy
+    prompt = Prompt(QUESTIONS[0], " 7 + 1 =")
+    ids = torch.tensor([PromptFormat(tokenizer).encode(prompt)])
+    exact = model(ids).logits[0, -1].softmax(-1)
+    texts = [
+        one.text.strip()
+        for one in sampler(dial_policy, max_new_tokens=1, batch_size=4000).sample([prompt], 4000, 0)[0]
+    ]
+    token = int(exact.argmax())
+    p = float(exact[token])
+    share = texts.count(tokenizer.decode([token])) / 4000
+    assert share == pytest.approx(p, abs=5 * (p * (1 - p) / 4000) ** 0.5 + 1e-9)
+
+
+def test_finished_and_length(dial_policy):
+    long = sampler(dial_policy, max_new_tokens=64).sample(PROMPTS[:2], 2, seed=0)
+    for completion in (one for some in long for one in some):
+        assert completion.finished
+        assert completion.text.endswith("ки") and "</s>" not in completion.text
+        assert completion.num_tokens == len(completion.text.split()) + 1  # and the end token
+    for completion in sampler(dial_policy, max_new_tokens=3).sample(PROMPTS[:1], 2, seed=0)[0]:
+        assert not completion.finished and completion.num_tokens == 3
+
+
+def test_padding_that_is_the_end_token_does_not_end_a_text(dial_policy):
+    model, tokenizer = dial_policy
+    import copy
+
+    same = copy.deepcopy(tokenizer)
+    same.pad_token = same.eos_token
+    assert sampler((model, same)).sample(PROMPTS, 2, seed=1) == sampler(dial_policy).sample(PROMPTS, 2, seed=1)
+
+
+def test_continuations_keep_the_space_before_their_first_word(dial_policy):
+    _, tokenizer = dial_policy
+    prompt = tokenizer.encode("7 + 1 = 8 ки")
+    assert decode_continuation(tokenizer, prompt, tokenizer.encode("8 * 2")) == " 8 * 2"
+
+
+def test_greedy_and_adapters(dial_policy):
+    import copy
+
+    one, other = sampler(dial_policy, temperature=0).sample(PROMPTS, 2, seed=0)[0]
+    assert one == other
+    adapted = get_peft_model(copy.deepcopy(dial_policy[0]), LoraConfig(r=2, target_modules=["q_proj"]))
+    assert sampler((adapted, dial_policy[1])).sample(PROMPTS, 2, seed=1) == sampler(dial_policy).sample(
+        PROMPTS, 2, seed=1
+    )
+
+
+def test_a_prompt_longer_than_the_context_is_an_error(dial_policy):
+    with pytest.raises(ValueError, match="leaves no room in the context of 512.*Drop the question"):
+        sampler(dial_policy).sample([Prompt("7 " * 600)], 1, seed=0)
+
+
+def test_from_pretrained():
+    loaded = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=4)
+    assert loaded.settings["max_new_tokens"] == 4 and loaded.settings["backend"] == "transformers"

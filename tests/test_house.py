@@ -1,0 +1,122 @@
+"""The layering of the folders, lazy imports, no pickle, and the seams in TRL that this project stands on."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "erprm_trl"
+STAGES = ["functional", "rollouts", "reward_model", "selection", "policy", "report", "dial"]
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_stages(path):
+    """Stages that a module imports from, by absolute or relative imports."""
+    package = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            names = [".".join([*base, *([node.module] if node.module else [])])]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "erprm_trl" and len(parts) > 1 and parts[1] in STAGES:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_from_earlier_stages_only(path):
+    stage = path.relative_to(PACKAGE).parts[0]
+    if stage in STAGES:
+        for other in imported_stages(path):
+            assert STAGES.index(other) <= STAGES.index(stage), f"{stage} imports from the later stage {other}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_trl_internals_are_imported_in_one_file(path):
+    source = path.read_text(encoding="utf-8")
+    assert path.name == "_trl.py" or not re.search(r"from trl\.|from trl import .*\b_", source)
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "functional").glob("*.py")), ids=lambda path: path.name)
+def test_functional_imports_torch_only(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        roots = []
+        if isinstance(node, ast.Import):
+            roots = [alias.name.split(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            roots = [node.module.split(".")[0]]
+        assert set(roots) <= {"torch", "math", "collections"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_public_things_have_docstrings_and_nothing_is_unpickled(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "no module docstring"
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
+    assert not re.search(
+        r"import pickle|torch\.load\(|\beval\(|trust_remote_code=True", path.read_text(encoding="utf-8")
+    )
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, erprm_trl, erprm_trl.rollouts, erprm_trl.reward_model, erprm_trl.selection, erprm_trl.dial\n"
+        "print(sorted({'torch', 'transformers', 'trl', 'datasets', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_everything_offered_can_be_imported():
+    import erprm_trl
+    from erprm_trl import dial, reward_model, rollouts, selection
+
+    for package in (erprm_trl, rollouts, reward_model, selection, dial):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = erprm_trl.nothing
+
+
+def test_the_dependency_ranges_hold_the_tested_versions():
+    import configparser
+
+    from packaging.requirements import Requirement
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    ranges = [Requirement(line) for line in setup["options"]["install_requires"].split("\n") if line]
+    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    for requirement in ranges:
+        assert requirement.specifier.contains(tested[requirement.name]), requirement
+    assert tested["torch"] == "2.13.0"
+
+
+def test_trl_seams():
+    """What this project stands on in TRL and transformers: if one of these fails, read `_trl.py` and `ERPRMTrainer`."""
+    import inspect
+
+    from transformers import Trainer
+
+    from erprm_trl._trl import BaseConfig, BaseTrainer, create_model_from_path
+
+    assert issubclass(BaseTrainer, Trainer)
+    assert "loss_is_scaled_for_ga" in vars(Trainer)
+    assert "model_init_kwargs" not in BaseConfig._VALID_DICT_FIELDS
+    assert list(inspect.signature(Trainer.get_batch_samples).parameters) == [
+        "self",
+        "epoch_iterator",
+        "num_batches",
+        "device",
+    ]
+    assert "num_items_in_batch" in inspect.signature(Trainer.compute_loss).parameters
+    assert list(inspect.signature(create_model_from_path).parameters)[:2] == ["model_id", "architecture"]
