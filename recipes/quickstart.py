@@ -31,8 +31,8 @@ class QuickstartArguments:
     etas: list[float] = field(
         default_factory=lambda: [0.0, 2.0, 8.0, float("inf")], metadata={"help": "One model each."}
     )
-    max_steps: int = field(default=150, metadata={"help": "Training steps of each model."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Of each model."})
+    max_steps: int = field(default=100, metadata={"help": "Training steps of each model."})
+    learning_rate: float = field(default=3e-4, metadata={"help": "Of each model."})
     seed: int = field(default=0, metadata={"help": "Seed of the training questions, the rollouts and the models."})
 
 

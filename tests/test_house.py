@@ -102,7 +102,8 @@ def test_the_dependency_ranges_hold_the_tested_versions():
 
 
 def test_trl_seams():
-    """What this project stands on in TRL and transformers: if one of these fails, read `_trl.py` and `ERPRMTrainer`."""
+    """What this project stands on in TRL and transformers: if one of these fails, read `_trl.py` and
+    `ERPRMTrainer`."""
     import inspect
 
     from transformers import Trainer

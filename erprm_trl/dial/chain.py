@@ -53,8 +53,8 @@ class DialChain:
     test_questions: int = 200
     num_samples: int = 16
     etas: list[float] = field(default_factory=lambda: [0.0, 2.0, 8.0, math.inf])
-    max_steps: int = 150
-    learning_rate: float = 1e-3
+    max_steps: int = 100
+    learning_rate: float = 3e-4
     seed: int = 0
 
     def run(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which eta picks best on dial, over seeds: `python tests/benchmarks/eta_comparison.py --seeds 0 1 2 3 4 --json FILE`.
 
-Each seed draws its own training questions and rollouts and trains its own models; all choose among the same test samples. Intervals
-are 95% t-intervals over seeds; differences to eta = 0 are paired by seed.
+Each seed draws its own training questions and rollouts and trains its own models; all choose among the same test
+samples. Intervals are 95% t-intervals over seeds; differences to eta = 0 are paired by seed.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from erprm_trl.dial.chain import BASE, OUTCOME, DialChain  # noqa: E402
+from erprm_trl.dial.chain import DialChain  # noqa: E402
 
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -40,26 +40,27 @@ def main():
         runs[seed] = DialChain(str(Path(arguments.output_dir, f"seed-{seed}")), seed=seed).run()
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.json).write_text(json.dumps(runs))
-    n = max(runs[arguments.seeds[0]]["pass"])
-    first = next(iter(runs.values()))
-    print(
-        f"pass@1 {first['pass'][1]['mean']:.3f}  majority@{n} {first['majority'][n]['mean']:.3f}  pass@{n} {first['pass'][n]['mean']:.3f}"
-    )
+    print_table(list(runs.values()))
+
+
+def print_table(runs):
+    """Means over seeds with their intervals, and differences to eta = 0."""
+    first = runs[0]
+    n = max(first["pass"])
+    levels = {"pass@1": first["pass"][1], f"majority@{n}": first["majority"][n], f"pass@{n}": first["pass"][n]}
+    print("  ".join(f"{name} {point['mean']:.3f}" for name, point in levels.items()))
     methods = list(next(iter(first["models"].values())))
-    print(
-        f"{'best of ' + str(n):<20}"
-        + "".join(f"{method:<18}" for method in methods)
-        + "AUC in questions  min - (eta = 0)"
-    )
-    for name in first["models"]:
-        by_method = {m: [run["models"][name][m]["best_of_n"][n]["mean"] for run in runs.values()] for m in methods}
-        aucs = [run["models"][name]["min"]["auc_within_questions"] for run in runs.values()]
-        soft = [run["models"]["eta = 0"]["min"]["best_of_n"][n]["mean"] for run in runs.values()]
-        differences = [one - other for one, other in zip(by_method["min"], soft, strict=True)]
-        cells = "".join("{:.3f} ± {:.3f}     ".format(*interval(by_method[m])) for m in methods)
-        suffix = "" if name in (BASE, "eta = 0") else "  {:+.3f} ± {:.3f}".format(*interval(differences))
-        print(f"{name:<20}{cells}{'{:.3f} ± {:.3f}'.format(*interval(aucs))}   {suffix}")
-    assert OUTCOME in first["models"]
+    heads = [f"best of {n} by {methods[0]}", *methods[1:], "AUC in questions", f"{methods[0]} - (eta = 0)"]
+    print(f"{'':<20}" + "".join(f"{head:<18}" for head in heads))
+    best = {
+        name: {method: [run["models"][name][method]["best_of_n"][n]["mean"] for run in runs] for method in methods}
+        for name in first["models"]
+    }
+    for name, by_method in best.items():
+        columns = [by_method[method] for method in methods]
+        columns.append([run["models"][name][methods[0]]["auc_within_questions"] for run in runs])
+        columns.append([a - b for a, b in zip(by_method[methods[0]], best["eta = 0"][methods[0]], strict=True)])
+        print(f"{name:<20}" + "".join("{:.3f} ± {:.3f}     ".format(*interval(column)) for column in columns))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ from erprm_trl.rollouts import Prompt, PromptFormat, TransformersSampler
 from erprm_trl.rollouts.sampling import decode_continuation
 
 
-CHAT = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 QUESTIONS = [row["question"] for row in dial.make_questions(5, seed=9)]
 
 
