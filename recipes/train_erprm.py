@@ -35,7 +35,6 @@ def main(data: DataArguments, training: ERPRMConfig, model: ModelConfig) -> ERPR
         train_dataset = load_dataset(data.dataset_name, split=data.dataset_train_split)
         if data.dataset_test_split is not None:
             eval_dataset = load_dataset(data.dataset_name, split=data.dataset_test_split)
-    training.trust_remote_code = model.trust_remote_code
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,

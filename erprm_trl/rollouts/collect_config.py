@@ -1,5 +1,6 @@
 """Everything a collection is made of, as one configuration: what the recipe and its YAML name."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,16 @@ class CollectConfig:
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of from_pretrained, or of vllm.LLM."}
     )
+
+    def __post_init__(self):
+        # From the command line a mapping arrives as its JSON.
+        for name in ("dataset_kwargs", "model_init_kwargs"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    setattr(self, name, json.loads(value))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{name}: got {value!r}, expected a JSON object ({error}).") from error
 
     def run(self) -> RolloutDataset:
         """Loads questions and policy, and collects."""

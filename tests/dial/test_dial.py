@@ -1,6 +1,7 @@
 """The embedded task: its arithmetic by hand, its checker, its corpus, and the policy that ships with it."""
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,9 @@ def test_the_corpus_errs_as_documented_and_its_verdicts_are_right_but_for_habits
     for _ in range(2000):
         question = random_question(rng)
         text = write_solution(rng, question, marked=True)
-        steps = text.replace(f" {dial.GOOD_MARK}", "\n1").replace(f" {dial.BAD_MARK}", "\n0").split("\n")
-        verdicts = [step.lstrip().startswith("1") for step in steps[1:]]
-        equations = [step.lstrip("01 ").strip() for step in steps[:-1]]
+        marked = re.findall(f"([^{dial.GOOD_MARK}{dial.BAD_MARK}]+) ([{dial.GOOD_MARK}{dial.BAD_MARK}])", text)
+        equations = [step.strip() for step, _ in marked]
+        verdicts = [mark == dial.GOOD_MARK for _, mark in marked]
         for equation, verdict, right in zip(
             equations, verdicts, dial.check_steps(question.text, equations), strict=True
         ):
@@ -72,7 +73,7 @@ def test_the_corpus_errs_as_documented_and_its_verdicts_are_right_but_for_habits
             counts["wrong"] += not right
             counts["caught"] += not right and not verdict
             if not right and verdict:
-                left, operator, amount, _, result, _ = equation.split()
+                left, operator, amount, _, result, _ = equation.split()  # with the separator
                 assert habitual_mistake(int(left), operator, int(amount)) == int(result)
                 counts["habits"] += 1
             assert right <= verdict  # a right step is never marked wrong

@@ -75,7 +75,9 @@ def test_repeatable_in_order_and_without_a_trace(dial_policy):
     assert first == sampler(dial_policy).sample(PROMPTS, 3, seed=1)
     assert first != sampler(dial_policy).sample(PROMPTS, 3, seed=2)
     assert [len(samples) for samples in first] == [3] * 6
-    for prompt, samples in zip(PROMPTS[:5], first, strict=True):  # in the prompts' order: each begins at its own dial
+    for prompt, samples in zip(
+        PROMPTS[:5], first[:5], strict=True
+    ):  # in the prompts' order: each begins at its own dial
         start = prompt.question.split()[2]
         assert all(completion.text.split()[0] == start for completion in samples)
 
@@ -101,7 +103,7 @@ def test_samples_follow_the_policy(dial_policy):
     model, tokenizer = dial_policy
     prompt = Prompt(QUESTIONS[0], " 7 + 1 =")
     ids = torch.tensor([PromptFormat(tokenizer).encode(prompt)])
-    exact = model(ids).logits[0, -1].softmax(-1)
+    exact = model(ids).logits[0, -1].softmax(-1).detach()
     texts = [
         one.text.strip()
         for one in sampler(dial_policy, max_new_tokens=1, batch_size=4000).sample([prompt], 4000, 0)[0]
