@@ -29,7 +29,9 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python -m pytest -s tests/benchmarks
+	$(BIN)/python tests/benchmarks/fork_cache.py
+	$(BIN)/python tests/benchmarks/memory_vs_vocabulary.py
+	$(BIN)/python tests/benchmarks/eta_comparison.py
 
 clean:
 	rm -rf .venv outputs build *.egg-info

@@ -79,9 +79,8 @@ class RolloutDataset:
                 Inverse reward temperature: 0 gives Math-Shepherd's soft labels, `inf` its hard labels.
 
         Returns:
-            `datasets.Dataset`: columns `prompt` (`str`), `completions` (`list[str]`, steps without their delimiters),
-            `labels` (`list[float]`, one a step), and `question_id` (`int`). Solutions marked `unusable` are left out;
-            the log says how many.
+            `datasets.Dataset`: columns `prompt` (`str`), `completions` (`list[str]`, steps without their delimiters) and
+            `labels` (`list[float]`, one a step). Solutions marked `unusable` are left out; the log says how many.
 
         Raises:
             `ValueError`: if the rollouts were collected without continuations, or eta is NaN.
@@ -111,7 +110,6 @@ class RolloutDataset:
                     "prompt": row["question"],
                     "completions": [clean_step(step, splitter) for step in row["steps"]],
                     "labels": [*values, float(row["outcome_reward"])],
-                    "question_id": row["question_index"],
                 }
             )
         return Dataset.from_list(examples)

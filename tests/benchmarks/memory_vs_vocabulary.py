@@ -1,8 +1,8 @@
 """Memory of a reward-model training step against the vocabulary: `python tests/benchmarks/memory_vs_vocabulary.py`.
 
-Each line is a process of its own: a 4-layer Llama with LoRA, batches of 32 sequences of 256 tokens with 8 labelled steps. What is
-printed is the peak resident memory beyond what the process held before training, and for comparison what float32 logits of every
-position would take.
+Each line is a process of its own: a 4-layer Llama with LoRA, batches of 32 sequences of 256 tokens with 8 labelled
+steps. What is printed is the peak resident memory beyond what the process held before training, and for comparison
+what float32 logits of every position would take.
 """
 
 import resource

@@ -74,7 +74,7 @@ def test_labels_by_hand(tmp_path, caplog):
     # the outcome
     for eta, value in ((0.0, 1 / 3), (2.0, 0.570466), (float("inf"), 1.0), (float("-inf"), 0.0)):
         labels = data.labels(eta)
-        assert labels.column_names[:3] == ["prompt", "completions", "labels"]
+        assert labels.column_names == ["prompt", "completions", "labels"]
         assert labels[0]["completions"] == ["2 + 3 = 5", "answer 5"]
         assert labels[0]["labels"] == pytest.approx([value, 1.0], abs=1e-5)
         assert len(labels) == 1  # the solution without steps is left out, and the log says so

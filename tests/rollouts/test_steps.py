@@ -41,6 +41,7 @@ NUMBERED = (
 def test_by_hand(text, splitter, steps):
     pieces = split_steps(text, splitter)
     assert [clean_step(piece, splitter) for piece in pieces] == steps
+    assert "".join(pieces) == (text if steps else "")
 
 
 pieces = [*"ab1 \n\t.:*#ки", "Step 1:", "Step 22 :", "ки", "\u0301", "\u202e", "😀", "\x00", "\r\n"]
