@@ -79,7 +79,7 @@ class RolloutDataset:
                 Inverse reward temperature: 0 gives Math-Shepherd's soft labels, `inf` its hard labels.
 
         Returns:
-            `datasets.Dataset`: columns `prompt` (`str`), `completions` (`list[str]`, steps without their delimiters) and
+            `datasets.Dataset`: columns `prompt` (`str`), `completions` (`list[str]`, steps without delimiters) and
             `labels` (`list[float]`, one a step). Solutions marked `unusable` are left out; the log says how many.
 
         Raises:
