@@ -19,17 +19,20 @@ def format_selection_table(curves: Mapping[str, Any], n: int) -> str:
         within-question AUC.
     """
     methods = list(next(iter(curves["models"].values()), {}))
+    width = max(24, 2 + max(map(len, curves["models"]), default=0))  # names are often long paths
     lines = [
-        f"{'pass@1':<24}{_interval(curves['pass'][1])}",
-        f"{f'majority@{n}':<24}{_interval(curves['majority'][n])}",
-        f"{f'pass@{n}':<24}{_interval(curves['pass'][n])}",
+        f"{'pass@1':<{width}}{_interval(curves['pass'][1])}",
+        f"{f'majority@{n}':<{width}}{_interval(curves['majority'][n])}",
+        f"{f'pass@{n}':<{width}}{_interval(curves['pass'][n])}",
         "",
-        f"{f'best of {n} by':<24}" + "".join(f"{method:<22}" for method in methods) + "AUC within questions (min)",
+        f"{f'best of {n} by':<{width}}"
+        + "".join(f"{method:<22}" for method in methods)
+        + "AUC within questions (min)",
     ]
     for name, by_method in curves["models"].items():
         cells = "".join(f"{_interval(by_method[method]['best_of_n'][n]):<22}" for method in methods)
         auc = by_method.get("min", next(iter(by_method.values())))["auc_within_questions"]
-        lines.append(f"{name:<24}{cells}{auc:.3f}")
+        lines.append(f"{name:<{width}}{cells}{'n/a' if auc is None else format(auc, '.3f')}")
     return "\n".join(lines)
 
 

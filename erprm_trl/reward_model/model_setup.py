@@ -115,10 +115,9 @@ def _wrap(model, args: ERPRMConfig, tokenizer, prm_format: PRMFormat, peft_confi
             "merge and unload it first."
         )
     if prm_format.head == "token":
-        if peft_config.task_type in (None, "CAUSAL_LM"):  # the defaults of LoraConfig and of TRL's ModelConfig
-            peft_config.task_type = "TOKEN_CLS"
-        # The scalar head is new: it has to be trained and saved whole.
-        peft_config.modules_to_save = list({*(peft_config.modules_to_save or []), "score"})
+        # For this task PEFT trains and saves the new scalar head whole; the default of LoraConfig and of TRL's
+        # ModelConfig is another task.
+        peft_config.task_type = "TOKEN_CLS"
     if added:
         # Rows of new tokens are random: an adapter around frozen embeddings would never learn them.
         indices = tokenizer.convert_tokens_to_ids(added)

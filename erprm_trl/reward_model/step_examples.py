@@ -194,6 +194,9 @@ def encode_examples(
             "%s dataset: %d labelled steps at the end of %d solutions do not fit max_length=%s and are left out.",
             name, counts["dropped_steps"], counts["rows_with_dropped_steps"], max_length,
         )  # fmt: skip
+    labels = {label for row in kept["step_labels"][:] for label in row}
+    if keep and len(labels) == 1:
+        logger.warning("%s dataset: every label is %s: there is nothing to tell steps apart by.", name, *labels)
     if not keep:
         raise ValueError(f"The {name} dataset has no usable row: {counts['dropped_rows']}.")
     return kept.remove_columns(["problem", "detail", "num_dropped_steps"]), counts

@@ -53,8 +53,9 @@ def collect_rollouts(
     """
     Samples solutions, splits them into steps, continues every proper prefix, grades everything and stores it.
 
-    Started again in the same folder it continues where it was. Launched by `accelerate launch`, each process takes its
-    share of the chunks and writes its own shard.
+    Texts that reach `max_new_tokens` are graded as they stand; the manifest says how many there are. Started again in
+    the same folder it continues where it was. Launched by `accelerate launch`, each process takes its share of the
+    chunks and writes its own shard.
 
     Args:
         questions (`Sequence[Question]`):
@@ -281,6 +282,7 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _write_summary(path: Path, dataset: RolloutDataset, config: dict, seconds: float, num_timeouts: int) -> None:
     rows = dataset.rows
     prefixes = sum(len(row["prefix_rewards"]) for row in rows)
+    raw = [rewards for row in rows for rewards in row["prefix_rewards"]]
     unusable = Counter(row["unusable"] for row in rows if row["unusable"])
     summary = {
         "solutions": len(rows),
@@ -290,7 +292,8 @@ def _write_summary(path: Path, dataset: RolloutDataset, config: dict, seconds: f
         "mean_outcome_reward": sum(row["outcome_reward"] for row in rows) / len(rows),
         "steps": sum(len(row["steps"]) for row in rows),
         "prefixes": prefixes,
-        "rollouts": len(rows) + sum(len(rewards) for row in rows for rewards in row["prefix_rewards"]),
+        "mean_prefix_reward": sum(map(sum, raw)) / max(1, sum(map(len, raw))),
+        "rollouts": len(rows) + sum(map(len, raw)),
         "grading_timeouts": num_timeouts,
         "seconds_of_last_run": round(seconds, 1),
     }

@@ -45,7 +45,8 @@ def selection_curves(
 
     Returns:
         `dict`: `pass` and `majority`, and `models`, by name and aggregation `best_of_n`, `weighted_majority` and
-        `auc_within_questions` (of solutions). Curves are `{n: {"mean", "low", "high"}}`.
+        `auc_within_questions` (of solutions; `None` where no question has right and wrong ones). Curves are `{n:
+        {"mean", "low", "high"}}`.
     """
     correct = [[float(row["outcome_reward"] > 0.5) for row in rows] for rows in solutions]
     groups = [group_answers([row["prediction"] for row in rows], equivalent) for rows in solutions]
@@ -108,8 +109,9 @@ def _curve(per_question: np.ndarray, ns: Sequence[int], level: float) -> dict[in
     return curve
 
 
-def _auc_within(scores: list[list[float]], correct: list[list[float]]) -> float:
+def _auc_within(scores: list[list[float]], correct: list[list[float]]) -> float | None:
     groups = [index for index, question in enumerate(scores) for _ in question]
     flat = torch.tensor([score for question in scores for score in question], dtype=torch.float64)
     positive = torch.tensor([value > 0.5 for question in correct for value in question])
-    return float(auc_within_groups(flat, positive, torch.tensor(groups)))
+    value = float(auc_within_groups(flat, positive, torch.tensor(groups)))
+    return None if np.isnan(value) else value  # NaN is no JSON

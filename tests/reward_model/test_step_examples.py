@@ -96,6 +96,14 @@ def test_truncated_labels_are_counted_and_logged(caplog):
     assert "1 labelled steps at the end of 1 solutions do not fit max_length=50" in caplog.text
 
 
+def test_labels_that_are_all_the_same_are_said(caplog):
+    encode([{**GOOD, "labels": [0.0, 0.0]}] * 2)
+    assert "every label is 0.0" in caplog.text
+    caplog.clear()
+    encode([GOOD])
+    assert "every label" not in caplog.text
+
+
 def test_last_step_only():
     encoded, counts = encode([GOOD], last_step_only=True)
     assert encoded[0]["step_labels"] == [1.0]

@@ -1,6 +1,6 @@
 """The comparison as a whole, against hand-worked solutions."""
 
-import math
+import json
 
 import pytest
 
@@ -38,11 +38,17 @@ def test_without_equivalence_votes_count_spellings():
     assert curves["majority"][3]["mean"] == pytest.approx((0 + 2 / 3) / 2)
 
 
+def test_without_right_and_wrong_there_is_no_auc():
+    curves = selection_curves([[row("3", 0.0), row("4", 0.0)]], {"prm": [[[0.9], [0.5]]]}, [1, 2])
+    assert curves["models"]["prm"]["min"]["auc_within_questions"] is None
+    assert "n/a" in format_selection_table(curves, 2)
+    json.dumps(curves, allow_nan=False)
+
+
 def test_table_and_plot(tmp_path):
     curves = selection_curves(SOLUTIONS, SCORES, [1, 3])
     table = format_selection_table(curves, 3)
     assert "majority@3" in table and "prm" in table and "0.500 [" in table
-    assert not math.isnan(curves["models"]["prm"]["min"]["auc_within_questions"])
     for name in ("plot.png", "plot.svg"):
         plot_selection_curves(curves, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 5000
