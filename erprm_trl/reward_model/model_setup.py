@@ -115,9 +115,10 @@ def _wrap(model, args: ERPRMConfig, tokenizer, prm_format: PRMFormat, peft_confi
             "merge and unload it first."
         )
     if prm_format.head == "token":
-        # For this task PEFT trains and saves the new scalar head whole; the default of LoraConfig and of TRL's
-        # ModelConfig is another task.
+        # The default of LoraConfig and of TRL's ModelConfig is another task. The scalar head is new: it is trained and
+        # saved whole, and named here so that "all-linear" leaves it out.
         peft_config.task_type = "TOKEN_CLS"
+        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), "score"})
     if added:
         # Rows of new tokens are random: an adapter around frozen embeddings would never learn them.
         indices = tokenizer.convert_tokens_to_ids(added)
