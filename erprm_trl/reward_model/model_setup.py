@@ -125,7 +125,9 @@ def _wrap(model, args: ERPRMConfig, tokenizer, prm_format: PRMFormat, peft_confi
         names = [_module_name(model, model.get_input_embeddings())]
         if prm_format.head == "lm" and not model.config.get_text_config().tie_word_embeddings:
             names.append(_module_name(model, model.get_output_embeddings()))
-        peft_config.trainable_token_indices = dict.fromkeys(names, indices)
+        own = peft_config.trainable_token_indices or {}
+        own = {names[0]: own} if isinstance(own, list) else own
+        peft_config.trainable_token_indices = own | {name: [*own.get(name, []), *indices] for name in names}
     plugin = args.deepspeed_plugin
     # ZeRO-3 gathers parameters in one dtype, so adapters keep the base model's.
     zero3 = plugin is not None and plugin.zero_stage == 3

@@ -39,6 +39,7 @@ def test_a_question_by_hand():
         ),  # not the move that was asked
         (["7 + 15 = 2", "answer 2"], [True, False]),  # moves are left
         (["8 + 15 = 3", "3 * 3 = 9", "9 - 9 = 0", "answer 1"], [False, True, True, False]),
+        (["8 + 15 = 2"], [False]),  # the result fits the dial, the equation does not
         (["nonsense", "7 + 15 = 2"], [False, True]),
     ],
 )
