@@ -99,20 +99,18 @@ class PRMFormat:
         """
         ids = {name: tokenizer.encode(token, add_special_tokens=False) for name, token in self.tokens.items()}
         for name, token in self.tokens.items():
-            if len(ids[name]) != 1 or ids[name][0] == tokenizer.unk_token_id:
+            if not _is_one_token(tokenizer, token):
                 pieces = tokenizer.convert_ids_to_tokens(ids[name])
                 raise ValueError(
                     f"PRMFormat.{name}: the tokenizer encodes {token!r} as {len(ids[name])} ids {ids[name]} "
-                    f"({pieces}), expected exactly "
-                    f"one known id. Choose a token it knows{_proposals(tokenizer) if name == 'separator' else ''}, "
-                    "or set "
-                    "add_missing_tokens=True to add it as a new token that is trained."
+                    f"({pieces}), expected exactly one known id. Choose a token it knows"
+                    f"{_proposals(tokenizer) if name == 'separator' else ''}, or set add_missing_tokens=True to add "
+                    "it as a new token that is trained."
                 )
         if self.head == "lm" and ids["good_token"] == ids["bad_token"]:
             raise ValueError(
                 f"PRMFormat: the tokenizer gives good_token {self.good_token!r} and bad_token {self.bad_token!r} the "
-                "same id "
-                f"{ids['good_token'][0]}. Choose two different tokens."
+                f"same id {ids['good_token'][0]}. Choose two different tokens."
             )
         return FormatTokenIds(
             ids["separator"][0], *(ids[name][0] if name in ids else None for name in ("good_token", "bad_token"))
@@ -123,11 +121,7 @@ class PRMFormat:
         be resized."""
         from transformers import AddedToken
 
-        missing = []
-        for token in self.tokens.values():
-            ids = tokenizer.encode(token, add_special_tokens=False)
-            if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-                missing.append(token)
+        missing = [token for token in self.tokens.values() if not _is_one_token(tokenizer, token)]
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in missing])
         return missing
 
@@ -177,10 +171,11 @@ class PRMFormat:
         return cls.from_json(Path(file).read_text(encoding="utf-8"))
 
 
+def _is_one_token(tokenizer, token: str) -> bool:
+    ids = tokenizer.encode(token, add_special_tokens=False)
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
 def _proposals(tokenizer) -> str:
-    known = []
-    for token in _USUAL_SEPARATORS:
-        ids = tokenizer.encode(token, add_special_tokens=False)
-        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-            known.append(repr(token))
+    known = [repr(token) for token in _USUAL_SEPARATORS if _is_one_token(tokenizer, token)]
     return f" (one id here: {', '.join(known)})" if known else ""

@@ -88,8 +88,7 @@ def collect_rollouts(
 
     Raises:
         `ValueError`: if there are no questions, a number is out of range, or the folder holds another configuration's
-        rollouts (the
-            differences are named).
+            rollouts (the differences are named).
     """
     from accelerate import PartialState
     from filelock import FileLock
@@ -111,17 +110,19 @@ def collect_rollouts(
         "chunk_size": chunk_size,
         "sampler": sampler.settings,
     }
+    sizes = chunk_sizes(config)
     # Without cpu=True a launched process on a machine without accelerator believes itself alone.
     state = PartialState(cpu=not torch.accelerator.is_available())
     with FileLock(path / f".{SHARD.format(rank=state.process_index)}.lock", timeout=0):
         # The first process repairs all shards before any appends, also those of processes that this run no longer has.
         if state.is_main_process:
             _open_folder(path, config)
-            _finished_chunks(path, config)
+            done = _finished_chunks(path, sizes)
         state.wait_for_everyone()
-        done = _finished_chunks(path, config)
+        if not state.is_main_process:
+            done = _finished_chunks(path, sizes)
         state.wait_for_everyone()
-        todo = [chunk for chunk in range(len(chunk_sizes(config))) if chunk not in done]
+        todo = [chunk for chunk in range(len(sizes)) if chunk not in done]
         mine = todo[state.process_index :: state.num_processes]
         started = time.monotonic()
         work = _Collection(questions, sampler, config)
@@ -130,7 +131,7 @@ def collect_rollouts(
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
             tqdm(
                 total=len(questions),
-                initial=len(questions) - sum(chunk_sizes(config)[chunk] for chunk in todo) // num_solutions,
+                initial=len(questions) - sum(sizes[chunk] for chunk in todo) // num_solutions,
                 unit="question",
                 desc="Collecting rollouts",
                 disable=not (show_progress and state.is_main_process),
@@ -139,7 +140,7 @@ def collect_rollouts(
             for chunk in mine:
                 append_rows(shard, work.run_chunk(chunk, grader))
                 bar.set_postfix(rollouts=work.num_rollouts, refresh=False)
-                bar.update(chunk_sizes(config)[chunk] // num_solutions * state.num_processes)
+                bar.update(sizes[chunk] // num_solutions * state.num_processes)
             num_timeouts = grader.num_timeouts
         state.wait_for_everyone()
     dataset = RolloutDataset(path)
@@ -268,8 +269,8 @@ def _open_folder(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _finished_chunks(path: Path, config: dict[str, Any]) -> set[int]:
-    return set().union(*(repair_shard(shard, chunk_sizes(config)) for shard in shard_paths(path)))
+def _finished_chunks(path: Path, sizes: list[int]) -> set[int]:
+    return set().union(*(repair_shard(shard, sizes) for shard in shard_paths(path)))
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
