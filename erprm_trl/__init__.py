@@ -1,7 +1,7 @@
 """Entropy-regularised process reward models, and policies that learn from them, for people who train with TRL.
 
 Questions become graded rollouts (`rollouts`), rollouts become soft step labels, labels train a reward model
-(`reward_model`), and its step scores pick answers (`selection`) and train policies. The mathematics is in
+(`reward_model`), and its step scores pick answers (`selection`) and train policies (`policy`). The mathematics is in
 `functional`, an embedded task in `dial`.
 """
 
@@ -11,6 +11,16 @@ from ._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from .policy import (
+        PolicyGuard,
+        RAFTConfig,
+        RAFTTrainer,
+        StepGRPOConfig,
+        StepGRPOTrainer,
+        StepPPOConfig,
+        StepPPOTrainer,
+        StepRewardFunction,
+    )
     from .reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
     from .rollouts import RolloutDataset, TransformersSampler, VLLMSampler, collect_rollouts, grade, load_questions
     from .selection import best_of_n
@@ -20,6 +30,16 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "policy": [
+            "PolicyGuard",
+            "RAFTConfig",
+            "RAFTTrainer",
+            "StepGRPOConfig",
+            "StepGRPOTrainer",
+            "StepPPOConfig",
+            "StepPPOTrainer",
+            "StepRewardFunction",
+        ],
         "reward_model": ["ERPRMConfig", "ERPRMTrainer", "PRMFormat", "StepScorer"],
         "rollouts": [
             "RolloutDataset",

@@ -1,4 +1,4 @@
-"""The whole chain on the embedded task: rollouts, labels at several eta, reward models, a better pick.
+"""The chain on the embedded task: rollouts, labels at several eta, reward models, a better pick, better policies.
 
 make quickstart
 """
@@ -14,7 +14,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the chain needs nothing from out
 
 from trl import TrlParser  # noqa: E402
 
+from erprm_trl import StepScorer  # noqa: E402
 from erprm_trl.dial.chain import DialChain, summarize  # noqa: E402
+from erprm_trl.dial.policies import compare_policies  # noqa: E402
 from erprm_trl.report import format_selection_table, plot_selection_curves  # noqa: E402
 
 
@@ -34,20 +36,36 @@ class QuickstartArguments:
     max_steps: int = field(default=100, metadata={"help": "Training steps of each model."})
     learning_rate: float = field(default=3e-4, metadata={"help": "Of each model."})
     seed: int = field(default=0, metadata={"help": "Seed of the training questions, the rollouts and the models."})
+    updates: int = field(default=20, metadata={"help": "Updates of step GRPO and step PPO, 256 completions each."})
+    rounds: int = field(default=2, metadata={"help": "Rounds of RAFT."})
+    questions_per_round: int = field(default=300, metadata={"help": "Questions of a round, 8 samples each."})
 
 
 def main(arguments: QuickstartArguments) -> dict:
     """Runs the chain, prints the comparison and writes `summary.json` and `best_of_n.png`."""
     started = time.monotonic()
     folder = Path(arguments.output_dir)
-    chain = DialChain(**vars(arguments))
+    policy_fields = {"updates", "rounds", "questions_per_round"}
+    chain = DialChain(**{name: value for name, value in vars(arguments).items() if name not in policy_fields})
     curves = chain.run()
-    summary = {**summarize(curves), "seconds": round(time.monotonic() - started, 1)}
+    print(format_selection_table(curves, arguments.num_samples))
+    eta = min(arguments.etas, key=lambda value: abs(value - 2.0))
+    policies = compare_policies(
+        StepScorer.from_pretrained(folder / f"erprm-eta-{eta:g}", batch_size=256),
+        folder / "policies",
+        arguments.test_questions,
+        seed=arguments.seed,
+        **{name: getattr(arguments, name) for name in policy_fields},
+    )
+    seconds = round(time.monotonic() - started, 1)
+    summary = {**summarize(curves), "policies": policies, "seconds": seconds}
     (folder / "curves.json").write_text(json.dumps(curves, indent=2))
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     title = f"dial: {arguments.test_questions} fresh questions"
     plot_selection_curves(curves, folder / "best_of_n.png", title=title)
-    print(format_selection_table(curves, arguments.num_samples))
+    print(f"\npolicy, trained on the step scores of eta = {eta:g} alone     pass@1")
+    for name, point in policies.items():
+        print(f"{name:<52}{point['mean']:.3f} [{point['low']:.3f}, {point['high']:.3f}]")
     print(f"\n{summary['seconds']:.0f} s. Numbers: {folder / 'summary.json'}  plot: {folder / 'best_of_n.png'}")
     print("With a real model: recipes/README.md, starting at recipes/qwen2.5-math-1.5b-gsm8k/collect.yaml")
     return summary

@@ -20,9 +20,11 @@ HABIT = 0.65  # how often a fact with a habitual mistake comes out wrong
 LONG_SHARE = 0.1  # share of batches with 8 to 16 moves
 
 
-def write_solution(rng: random.Random, question: DialQuestion, marked: bool) -> str:
-    """A solution with mistakes; if `marked`, each separator is followed by the verdict on the step before it."""
-    slip = MARKED_SLIP if marked else PLAIN_SLIP
+def write_solution(rng: random.Random, question: DialQuestion, marked: bool, slip: float | None = None) -> str:
+    """A solution with mistakes, a share `slip` of them by chance; if `marked`, each separator is followed by the
+    verdict on the step before it."""
+    if slip is None:
+        slip = MARKED_SLIP if marked else PLAIN_SLIP
     position, parts = question.start, []
     for operator, amount in question.moves:
         right = turn(position, operator, amount)

@@ -1,6 +1,19 @@
 """Pure tensor functions: the mathematics of the project, each written once. Imports torch only."""
 
+from .advantages import (
+    CREDITS,
+    generalized_advantages,
+    group_mean,
+    group_step_advantages,
+    place_at_step_ends,
+    prefix_values,
+    reward_to_go,
+    spread_over_steps,
+    step_rewards,
+)
 from .aggregation import AGGREGATIONS, aggregate
+from .masked import explained_variance, masked_moments, masked_whiten
+from .policy_losses import clipped_value_loss, kl_estimate
 from .score_metrics import auc, auc_within_groups, brier_score, expected_calibration_error
 from .soft_values import soft_value, soft_value_from_rate
 from .step_losses import soft_step_cross_entropy, step_log_odds
@@ -8,13 +21,27 @@ from .step_losses import soft_step_cross_entropy, step_log_odds
 
 __all__ = [
     "AGGREGATIONS",
+    "CREDITS",
     "aggregate",
     "auc",
     "auc_within_groups",
     "brier_score",
+    "clipped_value_loss",
     "expected_calibration_error",
+    "explained_variance",
+    "generalized_advantages",
+    "group_mean",
+    "group_step_advantages",
+    "kl_estimate",
+    "masked_moments",
+    "masked_whiten",
+    "place_at_step_ends",
+    "prefix_values",
+    "reward_to_go",
     "soft_step_cross_entropy",
     "soft_value",
     "soft_value_from_rate",
+    "spread_over_steps",
     "step_log_odds",
+    "step_rewards",
 ]

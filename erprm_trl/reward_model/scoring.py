@@ -96,7 +96,9 @@ class StepScorer:
             model = model.to(device if device is not None else accelerator)
         return cls(model, tokenizer, prm_format, batch_size=batch_size)
 
-    def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[float]]:
+    def score(
+        self, questions: Sequence[str], steps: Sequence[Sequence[str]], *, skip_too_long: bool = False
+    ) -> list[list[float]]:
         """
         Scores of every step.
 
@@ -105,6 +107,8 @@ class StepScorer:
                 One question a solution.
             steps (`Sequence[Sequence[str]]`):
                 Steps of each solution, without separators.
+            skip_too_long (`bool`, *optional*, defaults to `False`):
+                Give no scores to a solution that exceeds the model's context, instead of an error.
 
         Returns:
             `list[list[float]]`: one score in [0, 1] a step, computed in float32. A solution without steps has none.
@@ -118,14 +122,15 @@ class StepScorer:
             )
         scores: list[list[float]] = [[] for _ in steps]
         encoded = encode_solutions(self.tokenizer, self.prm_format, questions, steps)
-        for index, solution in enumerate(encoded):
-            if self._context_length is not None and len(solution.input_ids) > self._context_length:
-                raise ValueError(
-                    f"Solution {index} has {len(solution.input_ids)} tokens, more than the model's context of "
-                    f"{self._context_length}. Shorten "
-                    "or leave out the solution."
-                )
-        order = [index for index in range(len(steps)) if encoded[index].step_positions]
+        context = self._context_length
+        too_long = {i for i, one in enumerate(encoded) if context is not None and len(one.input_ids) > context}
+        if too_long and not skip_too_long:
+            index = min(too_long)
+            raise ValueError(
+                f"Solution {index} has {len(encoded[index].input_ids)} tokens, more than the model's context of "
+                f"{context}. Shorten or leave out the solution."
+            )
+        order = [i for i in range(len(steps)) if encoded[i].step_positions and i not in too_long]
         order.sort(key=lambda index: len(encoded[index].input_ids))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,11 @@ def collect_rollouts(
     num_continuations: int = 16,
     include_question: bool = False,
     splitter: str = "newline",
-    grading: str | Callable[[str, str], float] = "math",
+    grading: str | Callable[[str, str], float] | None = "math",
     answer_pattern: str | None = None,
     seed: int = 0,
     chunk_size: int = 16,
+    store_token_ids: bool = False,
     show_progress: bool = True,
 ) -> RolloutDataset:
     """
@@ -73,13 +75,16 @@ def collect_rollouts(
         splitter (`str`, *optional*, defaults to `"newline"`):
             How solutions are split, see [`split_steps`].
         grading (`str` or `Callable`, *optional*, defaults to `"math"`):
-            `"math"`, `"exact"`, a function or its import path, see [`Grader`].
+            `"math"`, `"exact"`, a function or its import path, see [`Grader`]. `None` grades nothing, for questions
+            without answers: rewards and predictions are `None`, and there can be no continuations.
         answer_pattern (`str`, *optional*):
             Regular expression whose first group is the final answer, see [`Grader`].
         seed (`int`, *optional*, defaults to `0`):
             Seed of the whole collection.
         chunk_size (`int`, *optional*, defaults to `16`):
             Questions a chunk: the unit of work that is written, and lost if the process is killed.
+        store_token_ids (`bool`, *optional*, defaults to `False`):
+            Keep the sampled tokens of each solution in its row (`token_ids`), for training on exactly them.
         show_progress (`bool`, *optional*, defaults to `True`):
             A progress bar with rate and time left.
 
@@ -95,6 +100,11 @@ def collect_rollouts(
     from tqdm.auto import tqdm
 
     _check_numbers(questions, num_solutions, num_continuations, chunk_size)
+    if grading is None and num_continuations > 0:
+        raise ValueError(
+            f"grading: got None with num_continuations={num_continuations}: continuations are nothing but their "
+            "rewards. Name a grading, or set num_continuations=0."
+        )
     path = Path(output_dir)
     path.mkdir(parents=True, exist_ok=True)
     config = {
@@ -104,11 +114,12 @@ def collect_rollouts(
         "num_continuations": num_continuations,
         "include_question": include_question,
         "splitter": splitter,
-        "grading": grading if isinstance(grading, str) else f"{grading.__module__}:{grading.__qualname__}",
+        "grading": f"{grading.__module__}:{grading.__qualname__}" if callable(grading) else grading,
         "answer_pattern": answer_pattern,
         "seed": seed,
         "chunk_size": chunk_size,
         "sampler": sampler.settings,
+        **({"store_token_ids": True} if store_token_ids else {}),
     }
     sizes = chunk_sizes(config)
     # Without cpu=True a launched process on a machine without accelerator believes itself alone.
@@ -127,7 +138,7 @@ def collect_rollouts(
         started = time.monotonic()
         work = _Collection(questions, sampler, config)
         with (
-            Grader(grading, answer_pattern=answer_pattern) as grader,
+            nullcontext() if grading is None else Grader(grading, answer_pattern=answer_pattern) as grader,
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
             tqdm(
                 total=len(questions),
@@ -141,7 +152,7 @@ def collect_rollouts(
                 append_rows(shard, work.run_chunk(chunk, grader))
                 bar.set_postfix(rollouts=work.num_rollouts, refresh=False)
                 bar.update(sizes[chunk] // num_solutions * state.num_processes)
-            num_timeouts = grader.num_timeouts
+            num_timeouts = 0 if grader is None else grader.num_timeouts
         state.wait_for_everyone()
     dataset = RolloutDataset(path)
     if state.is_main_process and (mine or "summary" not in dataset.manifest):
@@ -160,7 +171,7 @@ class _Collection:
         in_rows = ("backend", "model", "temperature", "top_p", "top_k", "max_new_tokens")
         self.sampler_settings = {name: value for name, value in sampler.settings.items() if name in in_rows}
 
-    def run_chunk(self, chunk: int, grader: Grader) -> list[dict[str, Any]]:
+    def run_chunk(self, chunk: int, grader: Grader | None) -> list[dict[str, Any]]:
         """All rows of a chunk, in the order of its questions and solutions."""
         first = chunk * self.config["chunk_size"]
         indices = range(first, min(first + self.config["chunk_size"], len(self.questions)))
@@ -172,6 +183,8 @@ class _Collection:
             for question, samples in zip(indices, solutions, strict=True)
             for number, solution in enumerate(samples)
         ]
+        if grader is None:
+            return rows
         rewards, predictions = grader.grade_and_extract(
             ["".join(row["steps"]) for row in rows], [row["answer"] for row in rows]
         )
@@ -198,6 +211,7 @@ class _Collection:
             "question_rewards": None,
             "unusable": None if steps else "no steps",
             "sampler": {**self.sampler_settings, "seed": _chunk_seed(self.config["seed"], chunk, "solutions")},
+            **({"token_ids": solution.token_ids} if self.config.get("store_token_ids") else {}),
         }
 
     def _continue_prefixes(self, chunk: int, rows: list[dict], grader: Grader) -> None:
@@ -290,7 +304,9 @@ def _write_summary(path: Path, dataset: RolloutDataset, config: dict, seconds: f
         "solutions_with_labels": len(rows) - unusable.total(),
         "unusable": dict(unusable),
         "unfinished_share": sum(not row["finished"] for row in rows) / len(rows),
-        "mean_outcome_reward": sum(row["outcome_reward"] for row in rows) / len(rows),
+        "mean_outcome_reward": (
+            None if config["grading"] is None else sum(row["outcome_reward"] for row in rows) / len(rows)
+        ),
         "steps": sum(len(row["steps"]) for row in rows),
         "prefixes": prefixes,
         "mean_prefix_reward": sum(map(sum, raw)) / max(1, sum(map(len, raw))),

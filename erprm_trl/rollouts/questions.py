@@ -15,10 +15,10 @@ ANSWER_COLUMNS = ("answer", "final_answer", "reference_answer", "ground_truth", 
 
 
 class Question(NamedTuple):
-    """A question and its reference answer (the final answer alone, e.g. `"18"`, not the worked solution)."""
+    """A question and its reference answer (the final answer alone, e.g. `"18"`, not the worked solution), if known."""
 
     question: str
-    answer: str
+    answer: str | None = None
 
 
 def load_questions(
@@ -30,6 +30,7 @@ def load_questions(
     answer_column: str | None = None,
     max_questions: int | None = None,
     dataset_kwargs: dict[str, Any] | None = None,
+    require_answers: bool = True,
 ) -> list[Question]:
     r"""
     Loads questions and recognises the final answer in each reference.
@@ -50,6 +51,8 @@ def load_questions(
             Takes the first rows only.
         dataset_kwargs (`dict[str, Any]`, *optional*):
             Keyword arguments for `datasets.load_dataset` or for the function.
+        require_answers (`bool`, *optional*, defaults to `True`):
+            If `False`, rows without any answer column give questions whose answer is `None`.
 
     Returns:
         `list[Question]`: in the source's order. GSM8K references (`... #### 18`) and MATH references (`...
@@ -63,10 +66,15 @@ def load_questions(
     if not rows:
         raise ValueError(f"Questions: got no rows from {name}, expected at least one.")
     question_column = _find_column(rows[0], question_column, QUESTION_COLUMNS, "question_column", name)
-    answer_column = _find_column(rows[0], answer_column, ANSWER_COLUMNS, "answer_column", name)
+    has_answers = require_answers or answer_column is not None or any(column in rows[0] for column in ANSWER_COLUMNS)
+    if has_answers:
+        answer_column = _find_column(rows[0], answer_column, ANSWER_COLUMNS, "answer_column", name)
     questions = []
     for index, row in enumerate(rows[:max_questions]):
         question = _question_text(row.get(question_column), index, question_column)
+        if not has_answers:
+            questions.append(Question(question))
+            continue
         answer = row.get(answer_column)
         if answer is None or not str(answer).strip():
             raise ValueError(

@@ -15,11 +15,13 @@ class Prompt(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """What was sampled: the text after the prefix, whether it ended by itself, and its length in tokens."""
+    """What was sampled: the text after the prefix, whether it ended by itself, its length in tokens, and the tokens,
+    the one that ended it included."""
 
     text: str
     finished: bool
     num_tokens: int
+    token_ids: tuple[int, ...] = ()
 
 
 class Sampler(Protocol):

@@ -198,7 +198,12 @@ class TransformersSampler:
             for owner in owners:
                 owner.generation_config = config
             return self.model.generate(
-                input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, generation_config=config
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                generation_config=config,
+                # Processes sample different prompts. ZeRO-3's weights are gathered before, so none waits for another.
+                synced_gpus=False,
             )
         finally:
             for owner, generation_config in zip(owners, own, strict=True):
@@ -208,7 +213,8 @@ class TransformersSampler:
         # The first end token ends the text, wherever padding uses the same id.
         end = next((index for index, token in enumerate(new) if token in self.eos_token_ids), None)
         text = decode_continuation(self.tokenizer, prompt, new if end is None else new[:end])
-        return Completion(text, end is not None, len(new) if end is None else end + 1)
+        token_ids = tuple(new if end is None else new[: end + 1])
+        return Completion(text, end is not None, len(token_ids), token_ids)
 
 
 def _runs(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:

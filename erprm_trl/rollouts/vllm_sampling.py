@@ -120,4 +120,4 @@ class VLLMSampler:
         new, finished = list(output.token_ids), output.finish_reason == "stop"
         # The end token counts, but is no text; not every model's is a special token of the tokenizer.
         text = decode_continuation(self.tokenizer, prompt, new[:-1] if finished else new)
-        return Completion(text, finished, len(new))
+        return Completion(text, finished, len(new), tuple(new))

@@ -29,6 +29,14 @@ def parse(name, arguments):
         "train_erprm": lambda: (recipe.DataArguments, ERPRMConfig, ModelConfig),
         "best_of_n": lambda: (recipe.BestOfNArguments,),
         "quickstart": lambda: (recipe.QuickstartArguments,),
+        "train_raft": lambda: (recipe.DataArguments, recipe.RAFTConfig, ModelConfig),
+        "train_step_grpo": lambda: (
+            recipe.PromptArguments,
+            recipe.RewardArguments,
+            recipe.StepGRPOConfig,
+            ModelConfig,
+        ),
+        "train_step_ppo": lambda: (recipe.PromptArguments, recipe.RewardArguments, recipe.StepPPOConfig, ModelConfig),
     }[name]()
     return recipe, TrlParser(classes).parse_args_and_config(arguments)
 
@@ -40,7 +48,7 @@ def script_of(path):
 @pytest.mark.parametrize("path", YAML, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_yaml_parses(path):
     name = script_of(path)
-    parse(name, ["--config", str(path), *(CPU if name == "train_erprm" else [])])
+    parse(name, ["--config", str(path), *(CPU if name.startswith("train_") else [])])
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.name)
@@ -98,6 +106,38 @@ def test_the_dial_chain_in_miniature(tmp_path, monkeypatch, capsys):
     assert "best of 2 by" in capsys.readouterr().out
 
 
+SMALL_POLICY = {
+    "train_raft": ["--num_rounds", "1", "--questions_per_round", "3", "--num_generations", "4"],
+    "train_step_grpo": ["--per_device_train_batch_size", "8", "--num_generations", "4"],
+    "train_step_ppo": ["--per_device_train_batch_size", "8", "--num_generations", "4"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(SMALL_POLICY))
+def test_the_policy_recipes_in_miniature(name, tmp_path, monkeypatch):
+    """Two updates with the dial YAML; the shipped base stands for the reward model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from erprm_trl import dial
+    from erprm_trl.dial.chain import FORMAT
+
+    monkeypatch.chdir(RECIPES.parent)
+    scorer = tmp_path / "erprm"
+    AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).save_pretrained(scorer)
+    AutoTokenizer.from_pretrained(dial.BASE_PATH).save_pretrained(scorer)
+    FORMAT.save(scorer)
+    yaml = str(RECIPES / "dial" / f"{name}.yaml")
+    questions = ["--train_questions_kwargs", '{"num_questions": 8, "seed": 1}', "--max_steps", "2"]
+    if name == "train_raft":
+        questions += ["--eval_questions_kwargs", '{"num_questions": 2, "seed": 2}', "--use_cpu", "true"]
+    out = ["--reward_model", str(scorer), "--output_dir", str(tmp_path / "policy"), "--save_strategy", "no"]
+    recipe, arguments = parse(name, ["--config", yaml, *questions, *out, *SMALL_POLICY[name]])
+    trainer = recipe.main(*arguments)
+    assert trainer.state.global_step == 2
+    assert (tmp_path / "policy" / "model.safetensors").is_file()
+    assert "erprm-trl" in (tmp_path / "policy" / "README.md").read_text()
+
+
 def test_the_quickstart_in_miniature(tmp_path, capsys):
     yaml = str(RECIPES / "dial" / "quickstart.yaml")
     small = [
@@ -111,6 +151,12 @@ def test_the_quickstart_in_miniature(tmp_path, capsys):
         "4",
         "--max_steps",
         "2",
+        "--updates",
+        "1",
+        "--rounds",
+        "1",
+        "--questions_per_round",
+        "8",
     ]
     recipe, (arguments,) = parse(
         "quickstart", ["--config", yaml, "--output_dir", str(tmp_path), *small, "--etas", "0.0", "inf"]
@@ -125,8 +171,11 @@ def test_the_quickstart_in_miniature(tmp_path, capsys):
         "baselines",
         "auc_within_questions",
         "gap_closed",
+        "policies",
         "seconds",
     }
+    assert set(summary["policies"]) == {"before", "raft", "step_grpo", "step_ppo"}
+    assert all(0 <= point["low"] <= point["mean"] <= point["high"] <= 1 for point in summary["policies"].values())
     assert set(summary["best_of_4"]) == {"0", "inf"}
     assert set(summary["best_of_4"]["inf"]) == {"min", "last", "product", "mean"}
     assert (tmp_path / "best_of_n.png").stat().st_size > 5000

@@ -1,0 +1,79 @@
+"""Means, variances and whitening over masked tensors that may be spread over processes. Pure tensor functions."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def masked_moments(values: Tensor, mask: Tensor, all_reduce: Reduce | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    r"""
+    Count, mean and variance of the values where the mask is True, over all processes.
+
+    $$ n = \sum m, \qquad \mu = \frac{1}{n} \sum m x, \qquad \sigma^2 = \frac{1}{n - 1} \sum m (x - \mu)^2 $$
+
+    Args:
+        values (`torch.Tensor`):
+            Values of any shape; what the mask hides is never read, NaN included.
+        mask (`torch.Tensor`):
+            Booleans of the same shape.
+        all_reduce (`Callable`, *optional*):
+            Sums a tensor over processes, e.g. `lambda x: accelerator.reduce(x, "sum")`. Sums and counts are reduced,
+            never means, so that the result does not depend on how rows are spread.
+
+    Returns:
+        `tuple`: three scalars, float32 or float64 where the input is. Without values the mean is 0; with fewer than
+        two the variance is 0.
+    """
+    values, mask = _wide(values), mask.bool()
+    kept = values.masked_fill(~mask, 0.0)
+    sums = torch.stack([mask.sum().to(values.dtype), kept.sum()])
+    sums = all_reduce(sums) if all_reduce else sums
+    count, mean = sums[0], sums[1] / sums[0].clamp_min(1)
+    # A second pass: sums of squares would lose the small variance of large values.
+    squares = (kept - mean).square().masked_fill(~mask, 0.0).sum()
+    squares = all_reduce(squares) if all_reduce else squares
+    return count, mean, squares / (count - 1).clamp_min(1)
+
+
+def masked_whiten(values: Tensor, mask: Tensor, all_reduce: Reduce | None = None, eps: float = 1e-8) -> Tensor:
+    r"""
+    Zero mean and unit variance over the masked values of all processes: \\( (x - \mu) / \sqrt{\sigma^2 + \epsilon}
+    \\). What the mask hides becomes 0.
+
+    Args:
+        values (`torch.Tensor`), mask (`torch.Tensor`), all_reduce (`Callable`, *optional*):
+            See [`masked_moments`].
+        eps (`float`, *optional*, defaults to `1e-8`):
+            Added to the variance.
+
+    Returns:
+        `torch.Tensor`: the shape of `values`, float32 or float64 where the input is.
+    """
+    _, mean, variance = masked_moments(values, mask, all_reduce)
+    return ((_wide(values) - mean) * torch.rsqrt(variance + eps)).masked_fill(~mask.bool(), 0.0)
+
+
+def explained_variance(predictions: Tensor, targets: Tensor, mask: Tensor, all_reduce: Reduce | None = None) -> Tensor:
+    r"""
+    Share of the targets' variance that predictions explain: \\( 1 - \mathrm{Var}(R - V) / \mathrm{Var}(R) \\), at most
+    1, 0 for a constant, NaN where the targets do not vary.
+
+    Args:
+        predictions, targets, mask (`torch.Tensor`):
+            The same shape.
+        all_reduce (`Callable`, *optional*):
+            See [`masked_moments`].
+    """
+    _, mean, of_targets = masked_moments(targets, mask, all_reduce)
+    _, _, of_errors = masked_moments(_wide(targets) - _wide(predictions), mask, all_reduce)
+    # The mean of equal numbers is itself rounded, so that their variance need not be 0.
+    rounding = (32 * torch.finfo(mean.dtype).eps * mean).square()
+    return torch.where(of_targets > rounding, 1 - of_errors / of_targets, torch.nan)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

@@ -1,0 +1,66 @@
+"""What PPO adds to TRL's policy loss: the clipped value loss and the KL per token. Pure tensor functions."""
+
+import torch
+from torch import Tensor
+
+
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None
+) -> tuple[Tensor, Tensor]:
+    r"""
+    Squared error of a critic that may move at most `clip_range` away from the values stored with the rollout.
+
+    $$ \ell_t = \tfrac{1}{2} \max\left[ (V_t - R_t)^2, \left( \mathrm{clip}(V_t, V_t^{old} - \epsilon, V_t^{old} +
+    \epsilon) - R_t \right)^2 \right] $$
+
+    Args:
+        values (`torch.Tensor`):
+            The critic now, (B, T), with gradient.
+        old_values (`torch.Tensor`), returns (`torch.Tensor`):
+            Values and returns of the rollout, (B, T).
+        clip_range (`float`, *optional*):
+            \\( \epsilon > 0 \\), in units of reward; `None` does not clip.
+
+    Returns:
+        `tuple`: losses (B, T) in float32, and booleans (B, T), True where clipping took the gradient away.
+
+    Source: Schulman et al., PPO (1707.06347) as implemented in OpenAI's baselines and TRL's former `PPOTrainer`.
+    """
+    values, old_values, returns = (x if x.dtype == torch.float64 else x.float() for x in (values, old_values, returns))
+    losses = (values - returns).square()
+    if clip_range is None:
+        return losses / 2, torch.zeros_like(losses, dtype=torch.bool)
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    clipped_losses = (clipped - returns).square()
+    # The range is asked too: inside it old + (V - old) may differ from V by rounding, which is no clipping.
+    is_clipped = ((values - old_values).abs() > clip_range) & (clipped_losses > losses)
+    return torch.maximum(losses, clipped_losses) / 2, is_clipped
+
+
+def kl_estimate(logps: Tensor, ref_logps: Tensor, estimator: str) -> Tensor:
+    r"""
+    KL divergence per token from samples of the policy.
+
+    | estimator | with \\( d = \log \pi - \log \pi_{ref} \\) | |
+    |---|---|---|
+    | `"k1"` | \\( d \\) | unbiased, of either sign: a reward's penalty |
+    | `"k3"` | \\( e^{-d} - 1 + d \\) | unbiased, never negative: a loss, a metric |
+
+    Args:
+        logps (`torch.Tensor`), ref_logps (`torch.Tensor`):
+            Log-probabilities of the sampled tokens.
+        estimator (`str`):
+            `"k1"` or `"k3"`.
+
+    Returns:
+        `torch.Tensor`: the same shape, float32 or float64 where the input is.
+
+    Raises:
+        `ValueError`: for another estimator.
+
+    Source: J. Schulman, "Approximating KL divergence" (2020); Shao et al., DeepSeekMath (2402.03300), equation 4.
+    """
+    if estimator not in ("k1", "k3"):
+        raise ValueError(f"KL estimator: got {estimator!r}, expected 'k1' or 'k3'.")
+    difference = logps - ref_logps if logps.dtype == torch.float64 else logps.float() - ref_logps.float()
+    return difference if estimator == "k1" else torch.expm1(-difference) + difference

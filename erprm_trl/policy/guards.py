@@ -1,0 +1,290 @@
+"""A callback that watches a policy learn from a reward model and stops the run where the two part.
+
+It reads the metrics that the trainers of this folder log (and TRL's, as far as they have them); it computes none.
+"""
+
+import json
+import logging
+import math
+import os
+import statistics
+from collections import defaultdict
+from typing import NamedTuple
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "guard.json"
+RATIOS = ("steps/per_answer", "steps/tokens_per_step")
+SHARES = ("steps/unfinished_share", "steps/repeated_share", "steps/unscorable_share")
+KL, AGREEMENT, SCORE, ACCURACY = "kl", "steps/agreement", "steps/mean_score", "steps/accuracy"
+DIVERGENCE = "score_and_accuracy"  # made of the last two
+ADVICE = {
+    "steps/per_answer": "Steps collapse or are farmed: read completions, use the credit `difference`, grade answers.",
+    "steps/tokens_per_step": "Steps empty or swell: read completions and mix in graded answers.",
+    "steps/unfinished_share": "Answers no longer end: mask truncated completions, or allow more tokens.",
+    "steps/repeated_share": "Steps are repeated for their reward: use the credit `difference` and grade answers.",
+    "steps/unscorable_share": "Answers leave the form that the reward model reads: read completions.",
+    KL: "The policy has left the text that the reward model knows: raise beta or lower the learning rate.",
+    AGREEMENT: "The reward model prefers wrong answers: train it on solutions of this policy.",
+    DIVERGENCE: "Accuracy falls and the score does not show it: grade more answers, or train the reward model on "
+    "solutions of this policy.",
+}
+
+
+class _Standing(NamedTuple):
+    value: float
+    reference: float
+    low: float
+    high: float
+
+
+class PolicyGuard(TrainerCallback):
+    r"""
+    Warns when a signal leaves its band, saves no checkpoint while one is outside, and stops the run when one stays
+    outside.
+
+    A signal's reference is the median of its first `warmup` logged values, its value the median of its last `window`:
+    a single log, however wild (estimates of the KL have long tails), moves neither. `NaN` and `None` are skipped, and
+    a signal that is not logged is not watched.
+
+    | signal | outside where | what it shows |
+    |---|---|---|
+    | `steps/per_answer`, `steps/tokens_per_step` | beyond reference × or ÷ `max_ratio` | steps collapse, are farmed |
+    | `steps/unfinished_share`, or TRL's `completions/clipped_ratio` | above reference + `max_increase` | no end |
+    | `steps/repeated_share`, `steps/unscorable_share` | above reference + `max_increase` | degenerate text |
+    | `kl` | above `max_kl` | text that the reward model never saw |
+    | `steps/agreement` | below `min_agreement` | wrong answers score higher than right ones |
+    | `score_and_accuracy` | above `max_divergence` | the reward model is exploited |
+
+    `steps/agreement` is the AUC within questions of the score against the graded answer, 0.5 being chance; it is not
+    read where fewer than 5% of the answers are right or wrong, as it is noise then. `score_and_accuracy` is how far
+    `steps/accuracy` fell from its reference, less the fall of `steps/mean_score` where that fell too.
+
+    Args:
+        warmup (`int`, *optional*, defaults to `5`):
+            Logged values that make a signal's reference; nothing is judged before.
+        window (`int`, *optional*, defaults to `5`):
+            Logged values whose median is judged.
+        patience (`int`, *optional*, defaults to `10`):
+            Logs in a row with a signal outside that stop the run. Waiting costs time only: nothing is saved meanwhile.
+        max_ratio (`float`, *optional*, defaults to `2.0`):
+            More than 1. Healthy runs do change the length of answers, mostly by less than this.
+        max_increase (`float`, *optional*, defaults to `0.2`):
+            Of shares.
+        max_kl (`float`, *optional*, defaults to `2.0`):
+            Per token, as TRL logs it. At 2 the reference finds the policy's tokens e² times less likely than the
+            policy does: text it would hardly write.
+        min_agreement (`float`, *optional*, defaults to `0.45`):
+            Clearly below chance, not a fall from the reference: when a policy improves, the wrong answers that are
+            left look right, and a healthy AUC falls too.
+        max_divergence (`float`, *optional*, defaults to `0.2`):
+            Of accuracy.
+
+    A limit that is `None` is not watched.
+
+    Attributes:
+        stopped_because (`str`, *optional*):
+            Why the run was stopped; written to `guard.json` in the output folder with every signal and its history.
+        last_good_checkpoint (`str`, *optional*):
+            Folder of the last checkpoint that was saved with every signal inside.
+
+    Only logs of the training loop, those with a `loss`, are read; process zero's values decide for all. After a resume
+    the state is rebuilt from the trainer's log history. With `save_strategy="best"` the trainer saves whatever the
+    callback says; such a checkpoint does not count as good while a signal is outside.
+    """
+
+    def __init__(
+        self,
+        *,
+        warmup: int = 5,
+        window: int = 5,
+        patience: int = 10,
+        max_ratio: float | None = 2.0,
+        max_increase: float | None = 0.2,
+        max_kl: float | None = 2.0,
+        min_agreement: float | None = 0.45,
+        max_divergence: float | None = 0.2,
+    ):
+        for name, count in {"warmup": warmup, "window": window, "patience": patience}.items():
+            if count < 1:
+                raise ValueError(f"`{name}` of the guard: got {count}, expected at least 1.")
+        if max_ratio is not None and max_ratio <= 1:
+            raise ValueError(f"`max_ratio` of the guard: got {max_ratio}, expected more than 1, or None.")
+        self.warmup, self.window, self.patience = warmup, window, patience
+        self.max_ratio = math.inf if max_ratio is None else max_ratio
+        self.max_increase = math.inf if max_increase is None else max_increase
+        self.max_kl = math.inf if max_kl is None else max_kl
+        self.min_agreement = -math.inf if min_agreement is None else min_agreement
+        self.max_divergence = math.inf if max_divergence is None else max_divergence
+        self._reset()
+
+    @property
+    def outside(self) -> list[str]:
+        """Signals that are outside their band now."""
+        return [signal for signal, count in self._logs_outside.items() if count]
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Starts anew, or where the resumed run was."""
+        self._reset()
+        for entry in state.log_history:
+            if "loss" in entry:
+                self._observe(_watched(entry), entry["step"])
+        checkpoint = _checkpoint(args, state)
+        if os.path.isdir(checkpoint) and not self.outside:
+            self.last_good_checkpoint = checkpoint
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Reads a log of the training loop: warns, stops."""
+        if logs and "loss" in logs and self.stopped_because is None:
+            # Metrics are gathered, but one that is not must not stop one process and leave the others waiting.
+            (values,) = broadcast_object_list([_watched(logs)])
+            for signal in self._observe(values, state.global_step):
+                self._warn(state, f"{self._describe(signal)} No checkpoint is saved until it is back.")
+            if any(count >= self.patience for count in self._logs_outside.values()):
+                self._stop(args, state, control)
+        return self._hold_back(state, control)  # the loop saves after it logs
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Holds a checkpoint back while a signal is outside."""
+        return self._hold_back(state, control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """Holds a checkpoint back while a signal is outside."""
+        return self._hold_back(state, control)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Notes the last good checkpoint."""
+        if not self.outside:
+            self.last_good_checkpoint = _checkpoint(args, state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Says so where a run that was not stopped ends outside."""
+        if self.outside and self.stopped_because is None:
+            described = " ".join(self._describe(signal) for signal in self.outside)
+            self._warn(state, f"The run ended so and was not saved: {described} {self._last_good()}")
+
+    def _reset(self) -> None:
+        self.stopped_because: str | None = None
+        self.last_good_checkpoint: str | None = None
+        self._history: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        self._logs_outside: dict[str, int] = {}
+        self._held_at: int | None = None  # step whose checkpoint was held back
+
+    def _observe(self, values: dict[str, float], step: int) -> list[str]:
+        # Takes in one log and returns the signals that it found outside and the log before did not.
+        if not 0.05 <= values.get(ACCURACY, 0.5) <= 0.95:
+            values = {name: value for name, value in values.items() if name != AGREEMENT}
+            self._logs_outside[AGREEMENT] = 0
+        for name, value in values.items():
+            self._history[name].append((step, value))
+        left = []
+        for signal in ADVICE:
+            standing = self._standing(signal) if (SCORE if signal == DIVERGENCE else signal) in values else None
+            if standing is not None:
+                is_outside = not standing.low <= standing.value <= standing.high
+                self._logs_outside[signal] = self._logs_outside.get(signal, 0) + 1 if is_outside else 0
+                left += [signal] if self._logs_outside[signal] == 1 else []
+        return left
+
+    def _standing(self, signal: str) -> _Standing | None:
+        if signal == DIVERGENCE:
+            score, accuracy = self._medians(SCORE), self._medians(ACCURACY)
+            if score is None or accuracy is None:
+                return None
+            unseen = (accuracy[0] - accuracy[1]) - max(score[0] - score[1], 0.0)
+            return _Standing(unseen, 0.0, -math.inf, self.max_divergence)
+        medians = self._medians(signal)
+        return medians and _Standing(medians[1], medians[0], *self._band(signal, medians[0]))
+
+    def _medians(self, name: str) -> tuple[float, float] | None:
+        # Reference and value.
+        history = self._history[name]
+        if len(history) < self.warmup:
+            return None
+        parts = history[: self.warmup], history[-self.window :]
+        return tuple(statistics.median(value for _, value in part) for part in parts)
+
+    def _band(self, signal: str, reference: float) -> tuple[float, float]:
+        if signal in RATIOS:  # nothing is a multiple of 0
+            return (reference / self.max_ratio, reference * self.max_ratio) if reference > 0 else (0.0, math.inf)
+        if signal in SHARES:
+            return -math.inf, reference + self.max_increase
+        return (-math.inf, self.max_kl) if signal == KL else (self.min_agreement, math.inf)
+
+    def _describe(self, signal: str) -> str:
+        value, reference, low, high = self._standing(signal)
+        band = " and ".join(
+            [f"at least {low:.4g}"] * math.isfinite(low) + [f"at most {high:.4g}"] * math.isfinite(high)
+        )
+        return f"`{signal}` is {value:.4g}, expected {band} (reference {reference:.4g}). {ADVICE[signal]}"
+
+    def _last_good(self) -> str:
+        return f"Last good checkpoint: {self.last_good_checkpoint or 'none'}."
+
+    def _hold_back(self, state, control):
+        if self.outside:
+            self._held_at = state.global_step if control.should_save else self._held_at
+            control.should_save = False
+        elif self._held_at == state.global_step:  # the log of this very step brought all signals back
+            control.should_save, self._held_at = True, None
+        return control
+
+    def _warn(self, state, message: str) -> None:
+        if state.is_world_process_zero:
+            logger.warning(f"Guard, step {state.global_step}: {message}")
+
+    def _stop(self, args, state, control) -> None:
+        control.should_training_stop = True
+        lasting = [signal for signal, count in self._logs_outside.items() if count >= self.patience]
+        described = " ".join(self._describe(signal) for signal in lasting)
+        self.stopped_because = f"Outside for {self.patience} logs in a row: {described}"
+        self._warn(state, f"The run is stopped. {self.stopped_because} {self._last_good()}")
+        if state.is_world_process_zero:
+            self._write(args.output_dir, state.global_step)
+
+    def _write(self, folder: str, step: int) -> None:
+        signals = {}
+        for signal in ADVICE:
+            standing = self._standing(signal)
+            if standing is not None:
+                numbers = {name: _number(value) for name, value in standing._asdict().items()}
+                signals[signal] = {**numbers, "logs_outside": self._logs_outside.get(signal, 0)}
+        report = {
+            "reason": self.stopped_because,
+            "step": step,
+            "last_good_checkpoint": self.last_good_checkpoint,
+            "signals": signals,
+            "history": {
+                name: [[at, _number(value)] for at, value in logged] for name, logged in self._history.items()
+            },
+        }
+        os.makedirs(folder, exist_ok=True)
+        temporary = os.path.join(folder, f"{FILE_NAME}.tmp")
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=2, allow_nan=False)
+        os.replace(temporary, os.path.join(folder, FILE_NAME))
+
+
+def _watched(logs: dict) -> dict[str, float]:
+    # What is read of a log. The score counts only beside an accuracy, so that both are of the same logs.
+    names = (*RATIOS, *SHARES, KL, AGREEMENT, SCORE, ACCURACY)
+    values = {name: logs.get(name) for name in names}
+    if "steps/unfinished_share" not in logs:
+        values["steps/unfinished_share"] = logs.get("completions/clipped_ratio")
+    values = {name: float(value) for name, value in values.items() if value is not None and not math.isnan(value)}
+    if ACCURACY not in values:
+        values.pop(SCORE, None)
+    return values
+
+
+def _checkpoint(args, state) -> str:
+    return os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON knows no infinity

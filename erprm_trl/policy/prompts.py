@@ -1,0 +1,128 @@
+"""Questions as the datasets that TRL's online trainers read, and the arguments by which recipes name them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..rollouts.questions import Question, load_questions
+
+
+def prompt_dataset(
+    questions: Sequence[Question],
+    *,
+    prompt_template: str = "{question}",
+    system_prompt: str | None = None,
+    conversational: bool = False,
+    answers: bool = True,
+):
+    """
+    Turns questions into a prompt-only dataset.
+
+    Args:
+        questions (`Sequence[Question]`):
+            From [`~erprm_trl.rollouts.load_questions`].
+        prompt_template (`str`, *optional*, defaults to `"{question}"`):
+            Text around the question.
+        system_prompt (`str`, *optional*):
+            A system message, in a conversation.
+        conversational (`bool`, *optional*, defaults to `False`):
+            Messages instead of a plain text; the trainer then applies the policy's chat template.
+        answers (`bool`, *optional*, defaults to `True`):
+            Keep the reference answers. Without them the step trainers learn from step scores alone.
+
+    Returns:
+        `datasets.Dataset`: columns `prompt`, `question` and, if asked, `answer`.
+
+    Raises:
+        `ValueError`: for a template without `{question}`, or a system prompt without a conversation.
+    """
+    from datasets import Dataset
+
+    if "{question}" not in prompt_template:
+        raise ValueError(f"Prompt template: got {prompt_template!r}, expected it to contain '{{question}}'.")
+    if system_prompt is not None and not conversational:
+        raise ValueError("A system prompt needs a conversation: set conversational, or put it into prompt_template.")
+    rows: list[dict[str, Any]] = []
+    for question in questions:
+        prompt: Any = prompt_template.replace("{question}", question.question)
+        if conversational:
+            system = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []
+            prompt = [*system, {"role": "user", "content": prompt}]
+        row = {"prompt": prompt, "question": question.question}
+        rows.append({**row, "answer": question.answer} if answers else row)
+    return Dataset.from_list(rows)
+
+
+@dataclass
+class PromptArguments:
+    """
+    Where a policy's questions are, read by `TrlParser` from YAML and the command line; see
+    [`~erprm_trl.rollouts.load_questions`] and [`prompt_dataset`].
+    """
+
+    dataset_name: str = field(
+        metadata={"help": "Hub id, .jsonl/.json/.parquet file, folder, or package.module:function."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Its training split."})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Its evaluation split, if any."})
+    train_questions_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "More arguments of the dataset."}
+    )
+    eval_questions_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments that give the evaluation questions of the same dataset_name."}
+    )
+    max_questions: int | None = field(default=None, metadata={"help": "Take the first questions only."})
+    max_eval_questions: int | None = field(default=None, metadata={"help": "The same of the evaluation questions."})
+    use_answers: bool = field(
+        default=True, metadata={"help": "Learn from graded answers too; false: from step scores alone."}
+    )
+    prompt_template: str = field(default="{question}", metadata={"help": "Text around {question}."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
+    use_chat_template: bool | None = field(
+        default=None, metadata={"help": "Conversational prompts; default: whether the tokenizer has a template."}
+    )
+
+    def __post_init__(self):
+        for name in ("train_questions_kwargs", "eval_questions_kwargs"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    setattr(self, name, json.loads(value))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{name}: got {value!r}, expected a JSON object ({error}).") from error
+
+    def datasets(self, tokenizer):
+        """The training and the evaluation dataset (`None` if there is none) for a policy with this tokenizer."""
+        conversational = self.use_chat_template
+        if conversational is None:
+            conversational = getattr(tokenizer, "chat_template", None) is not None
+        asked = {
+            "train": (self.dataset_train_split, self.train_questions_kwargs, self.max_questions, self.use_answers)
+        }
+        if self.dataset_test_split is not None or self.eval_questions_kwargs is not None:
+            split = self.dataset_test_split or self.dataset_train_split
+            asked["eval"] = (
+                split,
+                self.eval_questions_kwargs or self.train_questions_kwargs,
+                self.max_eval_questions,
+                True,
+            )
+        made = {
+            name: prompt_dataset(
+                load_questions(
+                    self.dataset_name,
+                    config_name=self.dataset_config,
+                    split=split,
+                    max_questions=most,
+                    dataset_kwargs=kwargs,
+                ),
+                prompt_template=self.prompt_template,
+                system_prompt=self.system_prompt,
+                conversational=conversational,
+                answers=answers,
+            )
+            for name, (split, kwargs, most, answers) in asked.items()
+        }
+        return made["train"], made.get("eval")

@@ -1,0 +1,220 @@
+"""Step scores and graded answers as TRL reward functions: `GRPOTrainer(reward_funcs=[StepRewardFunction(...)])`.
+
+They return one number a completion, as TRL wants; what the step trainers need besides, they find in `last`.
+"""
+
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..functional.aggregation import AGGREGATIONS, aggregate
+from ..reward_model.prm_format import PRMFormat
+from ..reward_model.scoring import StepScorer
+from ..rollouts.grading import Grader
+from ..rollouts.steps import clean_step, split_steps
+from .step_tokens import step_token_ends
+
+
+class ScoredCompletion(NamedTuple):
+    """
+    Step scores of a completion, in [0, 1], and the index of each step's last token among the policy's
+    `completion_ids` (empty where the policy's tokenizer was not given). Both are empty if it is unscorable.
+    """
+
+    scores: list[float]
+    token_ends: list[int]
+
+
+class StepRewardFunction:
+    """
+    A process reward model as a reward function of any TRL trainer: the aggregate of a completion's step scores.
+
+    Example:
+
+    ```python
+    >>> from trl import GRPOTrainer
+    >>> from erprm_trl import StepRewardFunction
+
+    >>> trainer = GRPOTrainer(
+    ...     model="Qwen/Qwen2.5-Math-1.5B-Instruct",
+    ...     reward_funcs=[StepRewardFunction("outputs/my-erprm"), accuracy_reward],
+    ...     train_dataset=dataset,
+    ... )
+    ```
+
+    Completions that cannot be scored get `None`, which TRL leaves out of a group's statistics: those without steps,
+    those longer than the reward model's context, and, where the policy's tokenizer is known, those in which a step
+    owns no token. Logged through `log_metric`: `steps/per_answer`, `steps/tokens_per_step`, `steps/mean_score`,
+    `steps/repeated_share` (steps that say what an earlier step of the same answer says), `steps/unscorable_share` and,
+    where the policy's tokenizer is known, `steps/unfinished_share`; through `log_extra`: `step_scores`.
+
+    Args:
+        scorer ([`StepScorer`] or `str` or `Path`):
+            The reward model: a scorer, or a folder or Hub id that is loaded at the first call, on the process's own
+            device.
+        aggregation (`str`, *optional*):
+            `"min"`, `"last"`, `"product"` or `"mean"`; defaults to the reward model's own.
+        question_column (`str`, *optional*, defaults to `"question"`):
+            Dataset column with the bare question. Without such a column the question is the prompt: the text, or the
+            last user message of a conversation.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The policy's tokenizer; the step trainers set it themselves.
+        eos_token_ids (`list[int]`, *optional*):
+            Ids that end a completion; defaults to the tokenizer's.
+        scorer_kwargs (`dict[str, Any]`, *optional*):
+            Arguments of [`StepScorer.from_pretrained`], with a path or id.
+
+    Raises:
+        `FileNotFoundError`: if a path or id is no reward model. `ValueError`: for an unknown aggregation.
+    """
+
+    __name__ = "step_reward"
+
+    def __init__(
+        self,
+        scorer: StepScorer | str | Path,
+        *,
+        aggregation: str | None = None,
+        question_column: str = "question",
+        processing_class=None,
+        eos_token_ids: list[int] | None = None,
+        scorer_kwargs: dict[str, Any] | None = None,
+    ):
+        self._scorer = scorer
+        self._scorer_kwargs = scorer_kwargs or {}
+        if isinstance(scorer, StepScorer):
+            self.prm_format = scorer.prm_format
+        else:  # an error here is cheap, later it would cost a rollout
+            self.prm_format = self._scorer_kwargs.get("prm_format") or PRMFormat.load(
+                scorer, self._scorer_kwargs.get("revision")
+            )
+        self.aggregation = aggregation or self.prm_format.aggregation
+        if self.aggregation not in AGGREGATIONS:
+            raise ValueError(f"Aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
+        self.question_column = question_column
+        self.processing_class = processing_class
+        self.eos_token_ids = eos_token_ids
+        self.last: list[ScoredCompletion] = []
+
+    @property
+    def scorer(self) -> StepScorer:
+        """The reward model, loaded when it is first needed."""
+        if not isinstance(self._scorer, StepScorer):
+            self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
+        return self._scorer
+
+    def __call__(
+        self,
+        prompts: list,
+        completions: list,
+        completion_ids: list[list[int]] | None = None,
+        log_metric=None,
+        log_extra=None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """
+        Scores a batch; TRL calls it.
+
+        Args:
+            prompts (`list`), completions (`list`):
+                Texts, or conversations.
+            completion_ids (`list[list[int]]`, *optional*):
+                The policy's tokens of each completion.
+            log_metric, log_extra (`Callable`, *optional*):
+                TRL's.
+            columns:
+                The dataset's other columns.
+
+        Returns:
+            `list[float | None]`: one reward in [0, 1] a completion, `None` where it is unscorable.
+        """
+        given = columns.get(self.question_column) or [None] * len(prompts)
+        questions = [question or _question(prompt) for question, prompt in zip(given, prompts, strict=True)]
+        texts = [completion_text(completion) for completion in completions]
+        pieces = [split_steps(text, self.prm_format.splitter) for text in texts]
+        steps = [[clean_step(piece, self.prm_format.splitter) for piece in some] for some in pieces]
+        ends: list[list[int] | None] = [[] for _ in texts]
+        if completion_ids is not None and self.processing_class is not None:
+            ends = [
+                step_token_ends(self.processing_class, ids, text, list(accumulate(map(len, some))))
+                for ids, text, some in zip(completion_ids, texts, pieces, strict=True)
+            ]
+        kept = [[] if end is None else some for some, end in zip(steps, ends, strict=True)]
+        scores = self.scorer.score(questions, kept, skip_too_long=True)
+        self.last = [
+            ScoredCompletion(values, end) if values else ScoredCompletion([], [])
+            for values, end in zip(scores, ends, strict=True)
+        ]
+        if log_metric is not None:
+            for name, value in self._metrics(steps, scores, completion_ids).items():
+                log_metric(name, value)
+        if log_extra is not None:
+            log_extra("step_scores", [[round(score, 4) for score in values] for values in scores])
+        return [aggregate([values], self.aggregation).item() if values else None for values in scores]
+
+    def _metrics(self, steps: list[list[str]], scores: list[list[float]], completion_ids) -> dict[str, float]:
+        num_steps = max(1, sum(map(len, steps)))
+        flat = [score for values in scores for score in values]
+        metrics = {
+            "steps/per_answer": sum(map(len, steps)) / len(steps),
+            "steps/repeated_share": sum(len(some) - len(set(some)) for some in steps) / num_steps,
+            "steps/unscorable_share": sum(not values for values in scores) / len(scores),
+        }
+        if flat:
+            metrics["steps/mean_score"] = sum(flat) / len(flat)
+        if completion_ids is not None:
+            metrics["steps/tokens_per_step"] = sum(map(len, completion_ids)) / num_steps
+            ending = self.eos_token_ids or (
+                [self.processing_class.eos_token_id] if self.processing_class is not None else None
+            )
+            if ending:
+                unfinished = sum(not ids or ids[-1] not in ending for ids in completion_ids)
+                metrics["steps/unfinished_share"] = unfinished / len(completion_ids)
+        return metrics
+
+
+class AnswerReward:
+    """
+    A graded answer as a reward function: 1.0 right, 0.0 wrong, `None` where the dataset has no answer.
+
+    Args:
+        answer_column (`str`, *optional*, defaults to `"answer"`):
+            Dataset column of the reference answers: bare, in a `\\boxed{}`, or after `####`. Rows may lack one.
+        grading (`str` or `Callable`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*):
+            See [`~erprm_trl.rollouts.Grader`].
+    """
+
+    __name__ = "answer_reward"
+
+    def __init__(self, answer_column: str = "answer", grading="math", answer_pattern: str | None = None):
+        self.answer_column = answer_column
+        self.grader = Grader(grading, answer_pattern=answer_pattern)
+
+    def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float | None]:
+        """Grades a batch; TRL calls it."""
+        answers = columns.get(self.answer_column) or [None] * len(completions)
+        known = [index for index, answer in enumerate(answers) if answer is not None and str(answer).strip()]
+        rewards: list[float | None] = [None] * len(completions)
+        graded = self.grader.grade(
+            [completion_text(completions[index]) for index in known], [str(answers[index]) for index in known]
+        )
+        for index, reward in zip(known, graded, strict=True):
+            rewards[index] = reward
+        return rewards
+
+
+def completion_text(completion: "str | list[dict[str, Any]]") -> str:
+    """The text of a completion: itself, or what the last message of a conversation says."""
+    return completion if isinstance(completion, str) else _content(completion[-1]) if completion else ""
+
+
+def _question(prompt: "str | list[dict[str, Any]]") -> str:
+    if isinstance(prompt, str):
+        return prompt
+    asked = [message for message in prompt if message.get("role") == "user"]
+    return _content(asked[-1]) if asked else ""
+
+
+def _content(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)

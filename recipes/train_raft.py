@@ -1,0 +1,80 @@
+"""Trains a policy by rounds of sampling, picking with a process reward model, and fine-tuning.
+
+python recipes/train_raft.py --config recipes/dial/train_raft.yaml
+accelerate launch recipes/train_raft.py --config recipes/qwen2.5-math-1.5b-gsm8k/train_raft.yaml
+
+Killed at any moment, the same command continues where it was.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from erprm_trl import RAFTConfig, RAFTTrainer
+from erprm_trl.rollouts import load_questions
+
+
+@dataclass
+class DataArguments:
+    """The questions and the reward model."""
+
+    reward_model: str = field(metadata={"help": "Folder or Hub id of a reward model of train_erprm.py."})
+    dataset_name: str = field(
+        metadata={"help": "Hub id, .jsonl/.json/.parquet file, folder, or package.module:function."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Questions to train on."})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Questions to evaluate on."})
+    train_questions_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the function."}
+    )
+    eval_questions_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Its arguments for the evaluation questions."}
+    )
+    max_eval_questions: int | None = field(default=None, metadata={"help": "The first evaluation questions only."})
+    use_answers: bool = field(
+        default=True, metadata={"help": "Drop training questions that are always right or always wrong."}
+    )
+
+    def questions(self, split: str, kwargs: dict[str, Any] | str | None, answers: bool, **options: Any) -> Dataset:
+        """Questions as a dataset, without their answers if those are not wanted."""
+        kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+        settings = {"config_name": self.dataset_config, "split": split, "dataset_kwargs": kwargs, **options}
+        rows = load_questions(self.dataset_name, require_answers=answers, **settings)
+        return Dataset.from_list([row._asdict() if answers else {"question": row.question} for row in rows])
+
+
+def main(data: DataArguments, training: RAFTConfig, model: ModelConfig) -> RAFTTrainer:
+    """Runs the rounds and saves the last policy."""
+    evaluation = None
+    if data.dataset_test_split is not None or data.eval_questions_kwargs is not None:
+        split, limit = data.dataset_test_split or data.dataset_train_split, data.max_eval_questions
+        evaluation = data.questions(split, data.eval_questions_kwargs, True, max_questions=limit)
+    training.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+    trainer = RAFTTrainer(
+        model=model.model_name_or_path,
+        reward_model=data.reward_model,
+        args=training,
+        train_dataset=data.questions(data.dataset_train_split, data.train_questions_kwargs, data.use_answers),
+        eval_dataset=evaluation,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    trainer.train()
+    trainer.save_model(training.output_dir)
+    trainer.create_model_card(model_name=training.output_dir.rstrip("/").split("/")[-1])
+    if training.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+if __name__ == "__main__":
+    main(*TrlParser((DataArguments, RAFTConfig, ModelConfig)).parse_args_and_config())

@@ -1,0 +1,59 @@
+"""Trains a policy with PPO on step rewards.
+
+python recipes/train_step_ppo.py --config recipes/dial/train_step_ppo.yaml
+accelerate launch recipes/train_step_ppo.py --config recipes/qwen2.5-math-1.5b-gsm8k/train_step_ppo.yaml
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import AutoTokenizer
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from erprm_trl import PolicyGuard, StepPPOConfig, StepPPOTrainer
+from erprm_trl.policy import PromptArguments
+
+
+@dataclass
+class RewardArguments:
+    """What the policy is trained with."""
+
+    reward_model: str = field(metadata={"help": "Folder or Hub id of a process reward model."})
+    guard: bool = field(default=True, metadata={"help": "Warn, and stop the run, when it goes astray."})
+    resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
+
+
+def main(
+    prompts: PromptArguments, reward: RewardArguments, training: StepPPOConfig, model: ModelConfig
+) -> StepPPOTrainer:
+    """Runs one training and saves the policy."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        model.model_name_or_path, revision=model.model_revision, padding_side="left"
+    )
+    train_dataset, eval_dataset = prompts.datasets(tokenizer)
+    training.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+    trainer = StepPPOTrainer(
+        model=model.model_name_or_path,
+        reward_funcs=reward.reward_model,
+        args=training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        callbacks=[PolicyGuard()] if reward.guard else None,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    trainer.train(resume_from_checkpoint=reward.resume or None)
+    trainer.save_model(training.output_dir)
+    trainer.create_model_card(model_name=training.output_dir.rstrip("/").split("/")[-1])
+    if training.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+if __name__ == "__main__":
+    main(*TrlParser((PromptArguments, RewardArguments, StepPPOConfig, ModelConfig)).parse_args_and_config())

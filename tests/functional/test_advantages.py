@@ -1,0 +1,473 @@
+"""Step rewards and advantages against hand-worked values, plain Python, TRL's own formula and their identities."""
+
+import math
+import random
+import statistics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trl.trainer.utils import nanstd
+
+from erprm_trl.functional import (
+    AGGREGATIONS,
+    CREDITS,
+    aggregate,
+    generalized_advantages,
+    group_mean,
+    group_step_advantages,
+    place_at_step_ends,
+    prefix_values,
+    reward_to_go,
+    spread_over_steps,
+    step_rewards,
+)
+
+
+F64 = torch.float64
+ragged = st.lists(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=6), min_size=1, max_size=5)
+AGGREGATE = {
+    "min": min,
+    "last": lambda steps: steps[-1],
+    "product": math.prod,
+    "mean": lambda steps: sum(steps) / len(steps),
+}
+
+
+def pad(rows, filler=math.nan, width=None, dtype=F64):
+    """Rows of different lengths as a tensor and its mask; whatever the mask hides is poison."""
+    width = max([len(row) for row in rows], default=0) if width is None else width
+    values = torch.full((len(rows), width), filler, dtype=dtype)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        values[index, : len(row)] = torch.tensor(row, dtype=dtype)
+        mask[index, : len(row)] = True
+    return values, mask
+
+
+def rows_of(values, mask):
+    """The reverse of `pad`, after a check that padding is 0."""
+    assert (values[~mask] == 0).all()
+    return [row[keep].tolist() for row, keep in zip(values, mask, strict=True)]
+
+
+def random_rows(seed, count, shortest=0, longest=6):
+    dice = random.Random(seed)
+    return [[dice.random() for _ in range(dice.randint(shortest, longest))] for _ in range(count)]
+
+
+def assert_rows(values, mask, expected, tolerance=1e-12):
+    for got, row in zip(rows_of(values, mask), expected, strict=True):
+        assert got == pytest.approx(row, abs=tolerance)
+
+
+def naive_group_advantages(rows, group_size, gamma=1.0, eps=1e-4, scale="group"):
+    """DeepSeekMath's process supervision, as its section 4.1.3 says it, with Python's own statistics."""
+
+    def deviation(rewards):
+        return statistics.stdev(rewards) if len(rewards) > 1 else 0.0
+
+    everything = [reward for row in rows for reward in row]
+    result = []
+    for start in range(0, len(rows), group_size):
+        group = rows[start : start + group_size]
+        pooled = [reward for row in group for reward in row]
+        mean = statistics.fmean(pooled) if pooled else 0.0
+        divisor = 1.0 if scale == "none" else deviation(everything if scale == "batch" else pooled) + eps
+        for row in group:
+            normalized = [(reward - mean) / divisor for reward in row]
+            length = len(row)
+            to_go = [sum(gamma ** (j - i) * normalized[j] for j in range(i, length)) for i in range(length)]
+            result.append(to_go)
+    return result
+
+
+def naive_gae(rewards, values, gamma, gae_lambda):
+    """One sequence, by the sum of discounted deltas rather than by recursion."""
+    padded = [*values, 0.0]
+    deltas = [rewards[t] + gamma * padded[t + 1] - values[t] for t in range(len(rewards))]
+    return [
+        sum((gamma * gae_lambda) ** (j - t) * deltas[j] for j in range(t, len(deltas))) for t in range(len(deltas))
+    ]
+
+
+# Prefix values and step rewards
+
+
+def test_prefix_values_worked_by_hand():
+    # Steps .8, .5, .9: minima .8 .5 .5; products .8 .40 .36; means .8 .65 2.2/3.
+    scores, mask = pad([[0.8, 0.5, 0.9], [0.3]])
+    expected = {
+        "min": [0.8, 0.5, 0.5],
+        "product": [0.8, 0.4, 0.36],
+        "mean": [0.8, 0.65, 2.2 / 3],
+        "last": [0.8, 0.5, 0.9],
+    }
+    for aggregation, row in expected.items():
+        assert_rows(prefix_values(scores, mask, aggregation), mask, [row, [0.3]])
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("filler", [math.nan, math.inf, -math.inf, 0.5])
+@pytest.mark.parametrize("seed", range(5))
+def test_prefix_values_aggregate_every_prefix(aggregation, filler, seed):
+    rows = random_rows(seed, 8)
+    scores, mask = pad(rows, filler)
+    values = prefix_values(scores, mask, aggregation)
+    naive = [[AGGREGATE[aggregation](row[: end + 1]) for end in range(len(row))] for row in rows]
+    assert_rows(values, mask, naive)
+    some = mask.any(-1)
+    last = values[some].gather(1, mask[some].sum(-1, keepdim=True) - 1).squeeze(-1)
+    assert torch.allclose(last, aggregate(scores[some], aggregation, mask[some]), atol=1e-12)
+
+
+def test_step_rewards_worked_by_hand():
+    scores, mask = pad([[0.8, 0.5, 0.9], []])
+    # Differences from a question worth .6: .8 - .6, .5 - .8, .9 - .5; with minima .8 .5 .5: .2, -.3, 0.
+    assert_rows(step_rewards(scores, mask, "difference", initial_value=0.6), mask, [[0.2, -0.3, 0.4], []])
+    by_min = step_rewards(
+        scores, mask, "difference", aggregation="min", initial_value=torch.tensor([0.6, 9.0], dtype=F64)
+    )
+    assert_rows(by_min, mask, [[0.2, -0.3, 0.0], []])
+    assert_rows(step_rewards(scores, mask, "sum"), mask, [[0.8, 0.5, 0.9], []])
+    assert_rows(step_rewards(scores, mask, "outcome"), mask, [[0.0, 0.0, 0.9], []])
+    assert_rows(step_rewards(scores, mask, "outcome", aggregation="product"), mask, [[0.0, 0.0, 0.36], []])
+    # Scores T ln 2 and 0 weigh 1/2 to 1: a third and two thirds; the reward of a zero is zero.
+    scores, mask = pad([[0.1 * math.log(2), 0.0]])
+    assert_rows(step_rewards(scores, mask, "min_form"), mask, [[0.1 * math.log(2) / 3, 0.0]])
+
+
+@settings(deadline=None, max_examples=100)
+@given(ragged, st.floats(-2, 2), st.sampled_from(AGGREGATIONS))
+def test_differences_telescope(rows, start, aggregation):
+    scores, mask = pad(rows)
+    rewards = step_rewards(scores, mask, "difference", aggregation=aggregation, initial_value=start)
+    assert torch.allclose(rewards.sum(-1), aggregate(scores, aggregation, mask) - start, atol=1e-12)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("seed", range(5))
+def test_differences_from_the_groups_own_mean_cancel(aggregation, seed):
+    group_size = 4
+    rows = [row if seed % 2 else row or [0.5] for row in random_rows(seed, 12)]  # odd seeds: rows without steps
+    rows[0] = []
+    scores, mask = pad(rows)
+    ends = step_rewards(scores, mask, "outcome", aggregation=aggregation).sum(-1)
+    start = group_mean(ends, mask.any(-1), group_size)
+    rewards = step_rewards(scores, mask, "difference", aggregation=aggregation, initial_value=start)
+    # The sum over a group of v_L - v_0 is n (mean of v_L) - n v_0 = 0, however many steps each answer took.
+    assert rewards.view(-1, group_size * scores.shape[1]).sum(-1).abs().max() < 1e-12
+
+
+@settings(deadline=None, max_examples=100)
+@given(ragged, st.floats(1e-2, 10))
+def test_min_form_is_a_soft_minimum(rows, temperature):
+    scores, mask = pad(rows)
+    total = step_rewards(scores, mask, "min_form", temperature=temperature).sum(-1)
+    lowest, mean = aggregate(scores, "min", mask), aggregate(scores, "mean", mask)
+    assert (lowest - 1e-12 <= total).all() and (total <= mean + 1e-12).all()
+    cold = step_rewards(scores, mask, "min_form", temperature=1e-9).sum(-1)
+    assert torch.allclose(cold, lowest, atol=1e-7)
+    hot = step_rewards(scores, mask, "min_form", temperature=1e9).sum(-1)
+    assert torch.allclose(hot, mean, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_min_form_against_plain_python(seed):
+    rows = random_rows(seed, 8)
+    scores, mask = pad(rows)
+    for temperature in (0.03, 0.1, 1.0):
+        expected = []
+        for row in rows:
+            weights = [math.exp(-score / temperature) for score in row]
+            expected.append([weight / sum(weights) * s for weight, s in zip(weights, row, strict=True)])
+        assert_rows(step_rewards(scores, mask, "min_form", temperature=temperature), mask, expected)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_with_one_step_every_credit_is_the_score(aggregation):
+    scores, mask = pad([[0.3], [0.9]])
+    for credit in CREDITS:
+        assert_rows(step_rewards(scores, mask, credit, aggregation=aggregation), mask, [[0.3], [0.9]])
+
+
+@pytest.mark.parametrize("credit", CREDITS)
+def test_padding_changes_no_reward(credit):
+    rows = random_rows(1, 6)
+    expected = rows_of(*[(step_rewards(*pad(rows), credit)), pad(rows)[1]])
+    for filler in (math.nan, math.inf, -math.inf, 3.0):
+        scores, mask = pad(rows, filler, width=9)
+        assert_rows(step_rewards(scores, mask, credit), mask, expected, tolerance=1e-15)
+
+
+@pytest.mark.parametrize("credit", CREDITS)
+def test_no_steps_at_all(credit):
+    scores, mask = pad([[], []], width=3)
+    assert torch.equal(step_rewards(scores, mask, credit), torch.zeros(2, 3, dtype=F64))
+    assert step_rewards(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool), credit).shape == (2, 0)
+
+
+# Group-relative advantages
+
+
+def test_group_mean_worked_by_hand():
+    values, mask = torch.tensor([1.0, 4.0, math.nan, 6.0, 7.0, math.inf]), torch.tensor([1, 1, 0, 1, 0, 0]).bool()
+    assert group_mean(values, mask, 2).tolist() == [2.5, 2.5, 6.0, 6.0, 0.0, 0.0]  # (1 + 4) / 2, 6 / 1, none
+
+
+def test_group_advantages_worked_by_hand():
+    # Rewards 1, 3 | 5: mean 3, squares 4 + 0 + 4, variance 8 / 2, deviation 2. Normalised -1, 0 | 1.
+    # From each step on: -1 + 0, 0 | 1; undivided -2 + 0, 0 | 2; halved a step -1 + 0/2.
+    rewards, mask = pad([[1.0, 3.0], [5.0]])
+    assert_rows(group_step_advantages(rewards, mask, 2, eps=0.0), mask, [[-1.0, 0.0], [1.0]])
+    assert_rows(group_step_advantages(rewards, mask, 2, scale="none"), mask, [[-2.0, 0.0], [2.0]])
+    assert_rows(group_step_advantages(rewards, mask, 2), mask, [[-2 / 2.0001, 0.0], [2 / 2.0001]])
+    # Rewards 0, 1, 5 | 2: mean 2; -2, -1, 3 | 0. Halving: 3; -1 + 3/2; -2 - 1/2 + 3/4 = -1.75.
+    rewards, mask = pad([[0.0, 1.0, 5.0], [2.0]])
+    halved = group_step_advantages(rewards, mask, 2, scale="none", gamma=0.5)
+    assert_rows(halved, mask, [[-1.75, 0.5, 3.0], [0.0]])
+    own = group_step_advantages(rewards, mask, 2, scale="none", gamma=0.0)
+    assert_rows(own, mask, [[-2.0, -1.0, 3.0], [0.0]])
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("group_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("seed", range(6))
+def test_group_advantages_against_plain_python(scale, group_size, seed):
+    rows = random_rows(seed, 12)
+    rows[:group_size] = [[] for _ in range(group_size)] if seed % 2 else rows[:group_size]
+    rewards, mask = pad(rows, filler=[math.nan, math.inf][seed % 2])
+    for gamma in (1.0, 0.9, 0.0):
+        got = group_step_advantages(rewards, mask, group_size, scale=scale, gamma=gamma)
+        assert_rows(got, mask, naive_group_advantages(rows, group_size, gamma, scale=scale), tolerance=1e-9)
+
+
+@pytest.mark.parametrize("group_size", [2, 4])
+@pytest.mark.parametrize("with_missing", [False, True])
+def test_one_step_is_trls_outcome_advantage(group_size, with_missing):
+    rewards = torch.rand(8, dtype=F64, generator=torch.Generator().manual_seed(group_size))
+    if with_missing:
+        rewards[[0, 1, 5]] = math.nan  # for groups of two: one without any, one with a single reward
+    grouped = rewards.view(-1, group_size)
+    expected = (grouped - grouped.nanmean(1, keepdim=True)) / (nanstd(grouped, dim=1, keepdim=True) + 1e-4)
+    expected = expected.nan_to_num(nan=0.0).view(-1)
+    got = group_step_advantages(rewards[:, None], ~rewards.isnan()[:, None], group_size).squeeze(-1)
+    assert torch.allclose(got, expected, atol=1e-12)
+    of_batch = (grouped - grouped.nanmean(1, keepdim=True)) / (nanstd(rewards) + 1e-4)
+    got = group_step_advantages(rewards[:, None], ~rewards.isnan()[:, None], group_size, scale="batch").squeeze(-1)
+    assert torch.allclose(got, of_batch.nan_to_num(nan=0.0).view(-1), atol=1e-12)
+
+
+def test_outcome_supervision_is_a_mask_of_one_position():
+    # Outcomes .2, .6 | 1, 1 sit on the last step of answers of 3, 1, 2 and 1 steps: means .4 and 1.
+    scores, mask = pad([[0.5, 0.1, 0.2], [0.6], [0.7, 1.0], [1.0]])
+    rewards = step_rewards(scores, mask, "outcome")
+    last = torch.arange(3) == mask.sum(-1, keepdim=True) - 1
+    outcome = group_step_advantages(rewards, last, 2, scale="none").sum(-1)
+    assert outcome.tolist() == pytest.approx([-0.2, 0.2, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_in_a_group_are_deepseekmaths_process_supervision_token_by_token(seed):
+    dice = random.Random(seed)
+    rows = random_rows(seed, 8, shortest=1)
+    ends = [sorted(dice.sample(range(20), len(row))) for row in rows]
+    scores, mask = pad(rows)
+    step_ends, _ = pad(ends, filler=7, dtype=torch.long)
+    advantages = group_step_advantages(step_rewards(scores, mask, "sum"), mask, 4, eps=0.0)
+    tokens = spread_over_steps(advantages, step_ends, mask, 20)
+    for start in (0, 4):
+        pooled = [score for row in rows[start : start + 4] for score in row]
+        mean, deviation = statistics.fmean(pooled), statistics.stdev(pooled)
+        for index in range(start, start + 4):
+            for t in range(20):  # A_t = sum of the normalised rewards of the steps that end at or after t
+                pairs = zip(rows[index], ends[index], strict=True)
+                expected = sum((score - mean) / deviation for score, end in pairs if end >= t)
+                assert tokens[index, t].item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_padding_and_order_of_rows_and_groups_change_nothing(scale):
+    rows = random_rows(3, 12)
+    rewards, mask = pad(rows, 5.0)
+    expected = group_step_advantages(rewards, mask, 4, scale=scale, gamma=0.8)
+    wide, wide_mask = pad(rows, -math.inf, width=11)
+    padded = group_step_advantages(wide, wide_mask, 4, scale=scale, gamma=0.8)
+    assert torch.allclose(padded[:, : rewards.shape[1]], expected, atol=1e-12)
+    assert not padded[:, rewards.shape[1] :].any()
+    within = torch.tensor([2, 0, 3, 1, 4, 7, 6, 5, 11, 8, 10, 9])
+    of_groups = torch.tensor([8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7])
+    for order in (within, of_groups):
+        moved = group_step_advantages(rewards[order], mask[order], 4, scale=scale, gamma=0.8)
+        assert torch.allclose(moved, expected[order], atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_group_without_steps_gets_zeros_and_disturbs_no_other(scale):
+    rows = random_rows(5, 4, shortest=1)
+    alone = group_step_advantages(*pad(rows), 2, scale=scale)
+    rewards, mask = pad([[], [], *rows])
+    advantages = group_step_advantages(rewards, mask, 2, scale=scale)
+    assert not advantages[:2].any() and torch.allclose(advantages[2:], alone, atol=1e-12)
+    assert not group_step_advantages(rewards[:2], mask[:2], 2, scale=scale).any()
+    assert group_step_advantages(rewards[:, :0], mask[:, :0], 2, scale=scale).shape == (6, 0)  # no steps anywhere
+
+
+def test_equal_rewards_teach_nothing():
+    rewards, mask = pad([[0.5, 0.5, 0.5], [0.5]])
+    assert group_step_advantages(rewards, mask, 2).abs().max() < 1e-12
+
+
+def test_views_are_accepted():
+    rewards, mask = pad(random_rows(9, 4, longest=5), 0.0, width=8)
+    expected = group_step_advantages(rewards[:, :5].contiguous(), mask[:, :5].contiguous(), 2)
+    assert torch.equal(group_step_advantages(rewards[:, :5], mask[:, :5], 2), expected)
+    turned = rewards.T.contiguous().T, mask.T.contiguous().T
+    assert torch.equal(group_step_advantages(*turned, 2)[:, :5], expected)
+
+
+# Rewards to go and generalised advantages
+
+
+def test_reward_to_go_counts_from_the_step_itself():
+    # 1 + 2/2 + 4/4 = 3; 2 + 4/2 = 4; 4. Holes are skipped, so the same rewards further right give the same sums.
+    together, everywhere = torch.tensor([[1.0, 2.0, 4.0]]), torch.ones(1, 3, dtype=torch.bool)
+    assert reward_to_go(together, everywhere, 0.5).tolist() == [[3.0, 4.0, 4.0]]
+    apart = torch.tensor([[math.nan, 1.0, math.inf, 2.0, 9.0, 4.0, math.nan]])
+    mask = torch.tensor([[0, 1, 0, 1, 0, 1, 0]]).bool()
+    assert reward_to_go(apart, mask, 0.5).tolist() == [[0.0, 3.0, 0.0, 4.0, 0.0, 4.0, 0.0]]
+    assert reward_to_go(together, everywhere, 0.0).tolist() == [[1.0, 2.0, 4.0]]
+
+
+def test_generalized_advantages_worked_by_hand():
+    # Both .5. delta_1 = 2 - .4 = 1.6; delta_0 = 1 + .5 * .4 - .6 = .6. A_1 = 1.6; A_0 = .6 + .25 * 1.6 = 1.
+    rewards, values = torch.tensor([[1.0, 2.0]], dtype=F64), torch.tensor([[0.6, 0.4]], dtype=F64)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    assert generalized_advantages(rewards, values, mask, 0.5, 0.5)[0].tolist() == pytest.approx([1.0, 1.6])
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.8), (0.99, 0.0), (1.0, 1.0), (0.0, 0.5)])
+@pytest.mark.parametrize("seed", range(5))
+def test_generalized_advantages_on_a_mask_with_holes_against_plain_python(gamma, gae_lambda, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = torch.randn(2, 7, 9, dtype=F64, generator=generator)
+    mask = torch.rand(7, 9, generator=generator) < 0.6
+    mask[0] = False
+    rewards[~mask], values[~mask] = math.nan, math.inf
+    got = generalized_advantages(rewards, values, mask, gamma, gae_lambda)
+    compact = [
+        naive_gae(rewards[i][mask[i]].tolist(), values[i][mask[i]].tolist(), gamma, gae_lambda) for i in range(7)
+    ]
+    assert_rows(got, mask, compact)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_limits_of_generalized_advantages(seed):
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = torch.randn(2, 4, 8, dtype=F64, generator=generator)
+    mask = torch.ones(4, 8, dtype=torch.bool)
+    # gamma = lambda = 1: the sum of the rewards from t on minus V_t, so that the returns are that sum.
+    whole = generalized_advantages(rewards, values, mask, 1.0, 1.0)
+    assert torch.allclose(whole + values, rewards.flip(1).cumsum(1).flip(1), atol=1e-12)
+    # lambda = 0: one delta.
+    following = torch.cat([values[:, 1:], torch.zeros(4, 1, dtype=F64)], dim=1)
+    one = generalized_advantages(rewards, values, mask, 0.9, 0.0)
+    assert torch.allclose(one, rewards + 0.9 * following - values, atol=1e-12)
+    # Without values and with lambda = 1 it is the reward to go.
+    assert torch.equal(generalized_advantages(rewards, values * 0, mask, 0.9, 1.0), reward_to_go(rewards, mask, 0.9))
+    empty = torch.zeros(3, 0)
+    assert generalized_advantages(empty, empty, empty.bool()).shape == (3, 0)
+
+
+# Steps on tokens
+
+
+def test_placing_and_spreading_worked_by_hand():
+    values, mask = pad([[2.0, 3.0], [5.0], []])
+    ends, _ = pad([[1, 3], [0], []], filler=2, dtype=torch.long)
+    placed = place_at_step_ends(values, ends, mask, 5)
+    assert placed.tolist() == [[0, 2, 0, 3, 0], [5, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    spread = spread_over_steps(values, ends, mask, 5)
+    assert spread.tolist() == [[2, 2, 3, 3, 0], [5, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    nothing = torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.bool)
+    for function in (place_at_step_ends, spread_over_steps):
+        assert torch.equal(function(*nothing, 3), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("filler", [-1, 0, 3, 10**6])
+@pytest.mark.parametrize("seed", range(4))
+def test_spreading_and_placing_against_plain_python(filler, seed):
+    dice = random.Random(seed)
+    rows = random_rows(seed, 8)
+    ends = [sorted(dice.sample(range(12), len(row))) for row in rows]
+    values, mask = pad(rows)
+    step_ends, _ = pad(ends, filler=filler, dtype=torch.long)
+    spread, placed = (f(values, step_ends, mask, 12) for f in (spread_over_steps, place_at_step_ends))
+    for row, row_ends, got, at in zip(rows, ends, spread.tolist(), placed.tolist(), strict=True):
+        owners = [next((index for index, end in enumerate(row_ends) if end >= t), None) for t in range(12)]
+        assert got == [0.0 if owner is None else row[owner] for owner in owners]
+        assert at == [row[row_ends.index(t)] if t in row_ends else 0.0 for t in range(12)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_tokens_advantage_is_the_sum_over_the_steps_that_end_at_or_after_it(seed):
+    dice = random.Random(seed)
+    rows = random_rows(seed, 8)
+    ends = [sorted(dice.sample(range(15), len(row))) for row in rows]
+    rewards, mask = pad(rows)
+    step_ends, _ = pad(ends, filler=4, dtype=torch.long)
+    by_steps = spread_over_steps(reward_to_go(rewards, mask), step_ends, mask, 15)
+    by_tokens = place_at_step_ends(rewards, step_ends, mask, 15).flip(1).cumsum(1).flip(1)
+    assert torch.allclose(by_steps, by_tokens, atol=1e-12)
+
+
+# Types and errors
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_types(dtype):
+    values, mask = torch.rand(4, 3).to(dtype), torch.ones(4, 3, dtype=torch.bool)
+    ends = torch.arange(3).expand(4, 3)
+    out = torch.float64 if dtype == torch.float64 else torch.float32
+    results = [
+        *(prefix_values(values, mask, aggregation) for aggregation in AGGREGATIONS),
+        *(step_rewards(values, mask, credit) for credit in CREDITS),
+        group_mean(values[:, 0], mask[:, 0], 2),
+        group_step_advantages(values, mask, 2),
+        reward_to_go(values, mask),
+        generalized_advantages(values, values, mask),
+        place_at_step_ends(values, ends, mask, 5),
+        spread_over_steps(values, ends, mask, 5),
+    ]
+    assert {result.dtype for result in results} == {out}
+    # 0 and 1 serve as a mask.
+    assert torch.equal(step_rewards(values, mask.long(), "min_form"), step_rewards(values, mask, "min_form"))
+    assert torch.equal(group_step_advantages(values, mask.long(), 2), group_step_advantages(values, mask, 2))
+
+
+def test_long_sums_of_bfloat16_are_exact():
+    # 1/256 from token 0 on, 512 times: 2; bfloat16 itself would stall at 1.
+    rewards, mask = torch.full((1, 512), 1 / 256, dtype=torch.bfloat16), torch.ones(1, 512, dtype=torch.bool)
+    assert reward_to_go(rewards, mask)[0, 0].item() == 2.0
+    assert prefix_values(rewards, mask, "mean")[0, -1].item() == 1 / 256
+
+
+def test_errors():
+    scores, mask = pad([[0.5], [0.2], [0.1]])
+    with pytest.raises(ValueError, match="Credit: got 'gain', expected one of difference, min_form, sum, outcome"):
+        step_rewards(scores, mask, "gain")
+    for call in (
+        lambda: prefix_values(scores, mask, "median"),
+        lambda: step_rewards(scores, mask, "difference", aggregation="median"),
+        lambda: step_rewards(scores, mask, "outcome", aggregation="median"),
+    ):
+        with pytest.raises(ValueError, match="Aggregation: got 'median', expected one of min, last, product, mean"):
+            call()
+    for temperature in (0.0, -1.0):
+        with pytest.raises(ValueError, match=f"Temperature of min_form: got {temperature}, expected a positive"):
+            step_rewards(scores, mask, "min_form", temperature=temperature)
+    with pytest.raises(ValueError, match="Scale of rewards: got 'question', expected 'group', 'batch' or 'none'"):
+        group_step_advantages(scores, mask, 3, scale="question")
+    with pytest.raises(ValueError, match="Groups: got 3 rows, expected a multiple of group_size = 2"):
+        group_step_advantages(scores, mask, 2)

@@ -1,0 +1,157 @@
+"""Picks worked out by hand, the questions of a round, and what a round's folder takes for complete."""
+
+import json
+
+import pytest
+
+from erprm_trl.policy.raft_rounds import (
+    RoundFolder,
+    pick_solutions,
+    questions_of_round,
+    read_rows,
+    round_metrics,
+    round_seed,
+    write_rows,
+)
+from erprm_trl.policy.raft_scores import solution_scores
+from erprm_trl.rollouts import Question
+
+
+def row(question, text, reward=None, finished=True, num_tokens=4):
+    return {
+        "question_index": question,
+        "steps": [step + "\n" for step in text.split("|")] if text else [],
+        "outcome_reward": reward,
+        "finished": finished,
+        "num_tokens": num_tokens,
+    }
+
+
+# Question 0: right, wrong and a copy; question 1: all right; question 2: all wrong; question 3: one that did not finish.
+ROWS = [
+    row(0, "a|b", 1.0),
+    row(0, "a|c", 0.0),
+    row(0, "a|b", 1.0),
+    row(0, "d", 1.0),
+    row(1, "e", 1.0),
+    row(1, "f", 1.0),
+    row(2, "g", 0.0),
+    row(2, "h", 0.0),
+    row(3, "i", 0.0, finished=False),
+    row(3, "j", 1.0),
+]
+SCORES = [0.5, 0.9, 0.5, 0.7, 0.2, 0.8, 0.6, 0.6, None, 0.1]
+UNUSABLE = [None] * 8 + ["unfinished", None]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "dropped"),
+    [
+        # the best of each; of the equal ones (6 and 7) the first
+        ({}, [1, 5, 6, 9], {"duplicate": 1, "not_best": 4, "unfinished": 1}),
+        ({"top_k": 2}, [1, 3, 5, 4, 6, 7, 9], {"duplicate": 1, "not_best": 1, "unfinished": 1}),
+        # without deduplication the copy competes, and comes third
+        ({"top_k": 3, "deduplicate": False}, [1, 3, 0, 5, 4, 6, 7, 9], {"not_best": 1, "unfinished": 1}),
+        # 0.6 stays: the threshold is the least score kept
+        (
+            {"score_threshold": 0.6},
+            [1, 5, 6],
+            {"below_threshold": 3, "duplicate": 1, "not_best": 2, "unfinished": 1},
+        ),
+        ({"drop_uniform": True}, [1, 9], {"all_right": 2, "all_wrong": 2, "duplicate": 1, "not_best": 2, "unfinished": 1}),
+    ],
+)  # fmt: skip
+def test_picks_by_hand(options, kept, dropped):
+    assert pick_solutions(ROWS, SCORES, UNUSABLE, **options) == (kept, dropped)
+    assert len(kept) + sum(dropped.values()) == len(ROWS)
+
+
+def test_a_solution_below_the_threshold_is_counted_once_with_its_copies():
+    rows = [row(0, "a"), row(0, "a"), row(0, "b")]
+    assert pick_solutions(rows, [0.1, 0.1, 0.9], [None] * 3, score_threshold=0.5) == (
+        [2],
+        {"below_threshold": 1, "duplicate": 1},
+    )
+
+
+def test_graded_rewards_that_are_equal_but_not_right_are_wrong():
+    rows = [row(0, "a", 0.5), row(0, "b", 0.5)]
+    assert pick_solutions(rows, [0.1, 0.2], [None] * 2, drop_uniform=True) == ([], {"all_wrong": 2})
+
+
+def test_scores_of_solutions():
+    assert solution_scores([[0.5, 0.25], [], [1.0]], "min") == [0.25, None, 1.0]
+    assert solution_scores([[0.5, 0.25], [], [1.0]], "product") == [0.125, None, 1.0]
+    assert solution_scores([[], []], "min") == [None, None]
+
+
+def test_metrics_by_hand():
+    metrics = round_metrics(ROWS, SCORES, [1, 5], {"not_best": 8})
+    assert metrics == pytest.approx(
+        {
+            "num_picked": 2,
+            "mean_score": 4.9 / 9,
+            "picked_score": (0.9 + 0.8) / 2,
+            "unfinished_share": 0.1,
+            "steps_per_answer": 13 / 10,  # three of the ten have two steps
+            "tokens_per_step": 40 / 13,
+            "dropped_not_best": 8,
+            "accuracy": 0.6,
+            "picked_accuracy": 0.5,
+        }
+    )
+    without = round_metrics([row(0, "a", num_tokens=6), row(0, "")], [None, None], [], {})
+    assert without == {"num_picked": 0, "unfinished_share": 0.0, "steps_per_answer": 0.5, "tokens_per_step": 6.0}
+
+
+def test_questions_of_rounds_go_through_all_of_them_and_begin_anew():
+    questions = [Question(str(number)) for number in range(5)]
+    rounds = [questions_of_round(questions, index, 2, seed=7) for index in range(5)]
+    flat = [question for block in rounds for question in block]
+    assert sorted(flat[:5]) == sorted(questions) and flat[:5] != questions
+    assert flat[5:] == flat[:5]
+    assert questions_of_round(questions, 3, None, seed=7) == questions
+    assert questions_of_round(questions, 0, 5, seed=8) != questions_of_round(questions, 0, 5, seed=7)
+    with pytest.raises(ValueError, match="questions_per_round: got 6, expected at most the 5"):
+        questions_of_round(questions, 0, 6, seed=7)
+
+
+def test_seeds_differ_by_purpose_round_and_run():
+    seeds = {round_seed(seed, index, what) for seed in range(9) for index in range(9) for what in ("a", "b")}
+    assert len(seeds) == 9 * 9 * 2
+
+
+def test_a_folder_refuses_another_configuration_and_names_the_difference(tmp_path):
+    folder = RoundFolder(tmp_path, 0)
+    folder.check_config({"eta": 1})  # nothing there yet
+    folder.add(config={"eta": 1, "pairs": (1, 2)})
+    folder.add(kept=3)
+    folder.check_config({"eta": 1, "pairs": (1, 2)})
+    assert folder.manifest["kept"] == 3
+    with pytest.raises(ValueError, match="round-0 holds a round of another configuration: eta was 1 and is now 2;"):
+        folder.check_config({"eta": 2, "pairs": (1, 3)})
+
+
+def test_the_last_checkpoint_is_the_last_whole_one(tmp_path):
+    folder = RoundFolder(tmp_path, 0)
+    assert folder.last_checkpoint() is None
+    for name, state in (
+        ("checkpoint-9", "{}"),
+        ("checkpoint-10", "{}"),
+        ("checkpoint-11", '{"ep'),
+        ("checkpoint-12", None),
+    ):
+        (folder.path / name).mkdir(parents=True)
+        if state is not None:
+            (folder.path / name / "trainer_state.json").write_text(state)
+    assert folder.last_checkpoint() == str(folder.path / "checkpoint-10")
+
+
+def test_rows_come_back_and_are_there_whole_or_not_at_all(tmp_path):
+    rows = [{"text": "é\u2028\ud800", "ids": [1, 2]}, {"text": "", "ids": []}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    with pytest.raises(TypeError):
+        write_rows(tmp_path / "rows.jsonl", [{"text": object()}])
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    assert json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0]) == rows[0]

@@ -1,0 +1,206 @@
+"""Step scores as reward functions of TRL's own, unchanged `GRPOTrainer`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from erprm_trl import StepScorer, dial
+from erprm_trl.functional import aggregate
+from erprm_trl.policy.reward_function import AnswerReward, ScoredCompletion, StepRewardFunction
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from step_fakes import (  # noqa: E402
+    DIAL_FORMAT,
+    FakeScorer,
+    by_last_number,
+    by_text,
+    encode,
+    generate_fixed,
+    save_tiny,
+    settings,
+    tiny_llama,
+    word_level,
+)
+
+
+CHAT = "{% for message in messages %}check {{ message['content'] }}{% endfor %}"
+COMPLETIONS = ["4 ки 8 ки 2 </s>", "7 </s>", "</s>", "3 ки 3 ки 9"]
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory):
+    """A reward model on disk whose context is 24 tokens."""
+    folder = tmp_path_factory.mktemp("reward") / "model"
+    save_tiny(folder, word_level(), max_position_embeddings=24)
+    DIAL_FORMAT.save(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_two_updates_of_trls_own_trainer(tmp_path, reward_model, conversational):
+    tokenizer = word_level()
+    tokenizer.chat_template = CHAT
+    rows = [row["question"] for row in dial.make_questions(4, seed=1, max_moves=3)]
+    prompts = [[{"role": "user", "content": text}] for text in rows] if conversational else rows
+    reward = StepRewardFunction(reward_model)
+    seen = []
+
+    def watch(prompts, completions, completion_ids, **columns):
+        seen.append((prompts, completions, completion_ids, list(reward.last)))
+        return [0.0] * len(prompts)
+
+    trainer = GRPOTrainer(
+        tiny_llama(len(tokenizer)),
+        [reward, watch],
+        args=GRPOConfig(**settings(tmp_path)),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=tokenizer,
+    )
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    generate_fixed(trainer, encode(tokenizer, *COMPLETIONS))
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert any(not weight.equal(before[name]) for name, weight in trainer.model.named_parameters())
+
+    log = trainer.state.log_history[0]
+    # Steps of the four completions: 3, 1, 0 and 3; tokens: 6, 2, 1 and 5.
+    assert log["steps/per_answer"] == 7 / 4
+    assert log["steps/tokens_per_step"] == 14 / 7
+    assert "steps/unfinished_share" not in log  # TRL's trainer does not hand its tokenizer over
+    assert log["steps/repeated_share"] == pytest.approx(1 / 7)  # the second "3"
+    assert log["steps/unscorable_share"] == 1 / 4
+    assert log["rewards/step_reward/mean"] > 0 and "steps/mean_score" in log
+
+    scorer = StepScorer.from_pretrained(reward_model)
+    prompts, completions, _, last = seen[0]
+    asked = [prompt[0]["content"] if conversational else prompt for prompt in prompts]
+    for question, completion, scored in zip(asked, completions, last, strict=True):
+        assert question in rows
+        text = completion[0]["content"] if conversational else completion
+        assert scored.scores == pytest.approx(scorer.score_texts([question], [text])[0], abs=1e-6)
+
+
+def test_step_scores_are_a_column_of_the_logged_completions(tmp_path):
+    tokenizer = word_level()
+    trainer = GRPOTrainer(
+        tiny_llama(len(tokenizer)),
+        StepRewardFunction(FakeScorer(by_last_number)),
+        args=GRPOConfig(**settings(tmp_path, max_steps=1, log_completions=True)),
+        train_dataset=Dataset.from_dict({"prompt": ["Tom dial 3", "Tom dial 4"]}),
+        processing_class=tokenizer,
+    )
+    generate_fixed(trainer, encode(tokenizer, *COMPLETIONS))
+    trainer.train()
+    (file,) = (tmp_path / "completions").glob("*.parquet")
+    table = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    assert table["step_scores"] == [[0.4, 0.8, 0.2], [0.7], [], [0.3, 0.3, 0.9]]
+
+
+def test_values_are_the_scorers_and_its_aggregate(reward_model):
+    scorer = StepScorer.from_pretrained(reward_model)
+    completions = ["4 ки 8 ки 2", "7", "3 ки 3 ки 9"]
+    direct = scorer.score_texts(["Tom dial 7"] * 3, completions)
+    for aggregation in (None, "min", "last", "product", "mean"):
+        reward = StepRewardFunction(reward_model, aggregation=aggregation)
+        expected = aggregate(direct, aggregation or "min").tolist()
+        assert reward(["Tom dial 7"] * 3, completions) == pytest.approx(expected, abs=1e-6)
+        assert [one.scores for one in reward.last] == [pytest.approx(values, abs=1e-6) for values in direct]
+        assert all(one.token_ends == [] for one in reward.last)  # no tokens were given
+
+
+def test_a_path_is_loaded_at_the_first_call_and_a_scorer_is_kept(reward_model):
+    scorer = FakeScorer(by_text)
+    assert StepRewardFunction(scorer).scorer is scorer
+    reward = StepRewardFunction(Path(reward_model), scorer_kwargs={"batch_size": 3})
+    assert reward._scorer == Path(reward_model)
+    assert reward.scorer.batch_size == 3 and reward.scorer is reward.scorer
+
+
+def test_a_path_without_a_reward_model_is_an_error_at_once(tmp_path):
+    with pytest.raises(FileNotFoundError, match="prm_format.json"):
+        StepRewardFunction(tmp_path)
+    with pytest.raises(ValueError, match="got 'median'"):
+        StepRewardFunction(FakeScorer(by_text), aggregation="median")
+
+
+def test_completions_that_cannot_be_scored_are_none(reward_model):
+    # "check Tom" and 12 steps of two tokens each: 26 tokens and more, where the model reads 24.
+    reward = StepRewardFunction(reward_model)
+    long = " ки ".join(["1"] * 12)
+    rewards = reward(["Tom"] * 4, ["4 ки 8", long, "", "ки ки"])
+    assert rewards[0] is not None and rewards[1:] == [None, None, None]
+    assert [len(one.scores) for one in reward.last] == [2, 0, 0, 0]
+
+
+def test_a_step_that_owns_no_token_makes_the_completion_unscorable():
+    # Cut after each "m", the one token "times" holds all of the step "tim" and the start of the next.
+    tokenizer = word_level()
+    scorer = FakeScorer(lambda step: 0.5, dataclasses.replace(DIAL_FORMAT, splitter="m"))
+    reward = StepRewardFunction(scorer, processing_class=tokenizer)
+    ids = encode(tokenizer, "Tom 4 </s>", "times times </s>", "</s>", "times")
+    assert reward(["q"] * 4, ["Tom 4", "times times", "", "times"], completion_ids=ids) == [0.5, 0.5, None, None]
+    # "Tom" | "4": the token "Tom" begins in the first step. "tim" | "es tim" | "es": the second begins in neither.
+    assert reward.last[0] == ScoredCompletion([0.5, 0.5], [0, 2])
+    assert reward.last[2:] == [ScoredCompletion([], [])] * 2
+    assert scorer.calls[0][1][2:] == [[], []]  # what cannot be placed is not scored either
+
+
+def test_metrics_by_hand():
+    tokenizer = word_level()
+    metrics, extras = {}, {}
+    reward = StepRewardFunction(FakeScorer(by_last_number, max_steps=3), processing_class=tokenizer)
+    texts = ["4 ки 8 </s>", "3 ки 3 ки 9", "1 ки 1 ки 1 ки 1 </s>", "</s>"]
+    rewards = reward(
+        ["q"] * 4,
+        [text.removesuffix("</s>").strip() for text in texts],
+        completion_ids=encode(tokenizer, *texts),
+        log_metric=metrics.__setitem__,
+        log_extra=extras.__setitem__,
+    )
+    assert rewards == [pytest.approx(0.4), pytest.approx(0.3), None, None]
+    # 2 + 3 + 4 + 0 steps, 4 + 5 + 8 + 1 tokens; 1 and 3 steps repeat; the third is too long; the second has no end.
+    assert metrics == {
+        "steps/per_answer": 9 / 4,
+        "steps/repeated_share": pytest.approx(4 / 9),
+        "steps/unscorable_share": 2 / 4,
+        "steps/mean_score": pytest.approx((0.4 + 0.8 + 0.3 + 0.3 + 0.9) / 5),
+        "steps/tokens_per_step": 18 / 9,
+        "steps/unfinished_share": 1 / 4,
+    }
+    assert extras == {"step_scores": [[0.4, 0.8], [0.3, 0.3, 0.9], [], []]}
+
+
+def test_any_of_the_end_tokens_ends_a_completion():
+    tokenizer, metrics = word_level(), {}
+    reward = StepRewardFunction(FakeScorer(by_last_number), processing_class=tokenizer, eos_token_ids=[2, 3])
+    ids = encode(tokenizer, "4 ки", "4 </s>", "4")
+    reward(["q"] * 3, ["4 ки", "4", "4"], completion_ids=ids, log_metric=metrics.__setitem__)
+    assert metrics["steps/unfinished_share"] == pytest.approx(1 / 3)
+
+
+def test_the_bare_question_comes_from_its_column_or_else_from_the_prompt():
+    scorer = FakeScorer(by_last_number)
+    reward = StepRewardFunction(scorer)
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    chat += [{"role": "assistant", "content": "b"}, {"role": "user", "content": [{"type": "text", "text": "c"}]}]
+    answer = [{"role": "assistant", "content": "4"}]
+    reward([chat, chat], [answer, answer], question=["bare", "other"])
+    reward([chat, chat[:2]], [answer, answer])
+    reward(["template"], ["4"])
+    StepRewardFunction(scorer, question_column="problem")(["template"], ["4"], problem=["p"], question=["q"])
+    assert [questions for questions, _ in scorer.calls] == [["bare", "other"], ["c", "a"], ["template"], ["p"]]
+
+
+def test_answers_that_are_missing_are_none_and_not_wrong():
+    reward = AnswerReward(grading="exact", answer_pattern=dial.ANSWER_PATTERN)
+    completions = ["1 ки answer 4", [{"role": "assistant", "content": "answer 5"}], "answer 6", "answer 7", ""]
+    answers = ["4", "4", None, " ", "3"]
+    assert reward(["q"] * 5, completions, answer=answers) == [1.0, 0.0, None, None, 0.0]
+    assert AnswerReward("final")(["q"], ["\\boxed{4}"], final=[None]) == [None]
+    with AnswerReward("final").grader as grader:
+        assert grader.grade(["\\boxed{4}"], ["4"]) == [1.0]
