@@ -11,7 +11,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[wandb,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed,wandb,dev]"
 	touch $(INSTALLED)
 
 quickstart: install
@@ -32,6 +32,9 @@ bench: install
 	$(BIN)/python tests/benchmarks/fork_cache.py
 	$(BIN)/python tests/benchmarks/memory_vs_vocabulary.py
 	$(BIN)/python tests/benchmarks/eta_comparison.py
+	$(BIN)/python tests/benchmarks/step_grpo_overhead.py
+	$(BIN)/python tests/benchmarks/guard_on_dial.py
+	$(BIN)/python tests/benchmarks/policy_learning.py
 
 clean:
 	rm -rf .venv outputs build *.egg-info

@@ -185,6 +185,7 @@ def train_online(
     policy: str = BASE_PATH,
     moves: tuple[int, int] = (3, 7),
     callbacks: list[TrainerCallback] | None = None,
+    guard: PolicyGuard | None = None,
     seed: int = 0,
     **settings: Any,
 ):
@@ -201,8 +202,8 @@ def train_online(
         updates (`int`), answers (`bool`), policy (`str`), moves (`tuple[int, int]`), seed (`int`):
             Updates; whether the true answers are used; the policy to start from; moves a question; seed of questions,
             order and samples.
-        callbacks (`list`, *optional*):
-            More callbacks.
+        callbacks (`list`, *optional*), guard ([`PolicyGuard`], *optional*):
+            More callbacks, and what may stop a step method.
         settings:
             Further fields of the configuration.
 
@@ -235,8 +236,10 @@ def train_online(
             "step_grpo": (StepGRPOConfig, StepGRPOTrainer),
             "step_ppo": (StepPPOConfig, StepPPOTrainer),
         }[method]
-        args = config(**common, grading="exact", answer_pattern=ANSWER_PATTERN, **settings)
-        trainer = trainer_class(policy, reward_model, args, dataset, callbacks=[PolicyGuard(), *(callbacks or [])])
+        args = config(**{**common, **settings}, grading="exact", answer_pattern=ANSWER_PATTERN)
+        trainer = trainer_class(
+            policy, reward_model, args, dataset, callbacks=[*(callbacks or []), *([guard] if guard else [])]
+        )
     trainer.train()
     return trainer
 

@@ -308,7 +308,6 @@ class RAFTTrainer(SFTTrainer):
         args = self.args
         self._policy.free_engine()
         self.train_dataset = self._prepare_dataset(dataset, self.processing_class, args, args.packing, None, "train")
-        self._reset_optimization()
         if args.start_from == "first" and folder.index > 0:
             self._policy.load(self._first_policy)
         self._round = folder
@@ -326,13 +325,16 @@ class RAFTTrainer(SFTTrainer):
             "epoch": self.state.epoch,
         }
         self.state.log_history = history + self.state.log_history
+        self._reset_optimization()
         self._policy.save(folder.policy)
         if self.accelerator.is_main_process:
             folder.add(training=training)
         self.accelerator.wait_for_everyone()
 
     def _reset_optimization(self) -> None:
-        self.accelerator.free_memory()  # ends a DeepSpeed engine
+        # Ends a DeepSpeed engine: its hooks make processes wait for each other in every forward, and when sampling
+        # they do not make equally many.
+        self.accelerator.free_memory()
         if self.is_deepspeed_enabled:
             self.model_wrapped = self.model
         self.optimizer = self.lr_scheduler = None

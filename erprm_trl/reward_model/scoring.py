@@ -1,6 +1,7 @@
 """Step scores from a trained process reward model, in batches. It reads solutions exactly as training did."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ class StepScorer:
         if prm_format.head == "token":
             kwargs["num_labels"] = 1
         tokenizer = AutoTokenizer.from_pretrained(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
-        model = _load_model(path_or_id, prm_format.head, kwargs)
+        with _unpartitioned():
+            model = _load_model(path_or_id, prm_format.head, kwargs)
         if device_map is None:
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
             model = model.to(device if device is not None else accelerator)
@@ -176,6 +178,20 @@ class StepScorer:
         )
         counts = batch["step_mask"].sum(-1).tolist()
         return [values.tolist() for values in step_log_odds(logits).sigmoid().split(counts)]
+
+
+@contextmanager
+def _unpartitioned() -> Iterator[None]:
+    # While ZeRO-3 trains a policy in this process, transformers splits the weights of every model that is loaded. A
+    # scorer has no engine to gather them again: each process holds it whole.
+    from transformers.integrations import deepspeed
+
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def _load_model(path_or_id: str, head: str, kwargs: dict[str, Any]):

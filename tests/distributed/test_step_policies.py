@@ -14,7 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
-from erprm_trl import StepGRPOConfig, StepGRPOTrainer, StepPPOConfig, StepPPOTrainer, StepScorer, dial
+from erprm_trl import StepGRPOConfig, StepGRPOTrainer, StepPPOConfig, StepPPOTrainer, StepRewardFunction, dial
 from erprm_trl.dial.chain import FORMAT
 
 
@@ -89,8 +89,9 @@ def train(folder, kind, batch_size, lora=False):
 
         peft_config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     dataset = Dataset.from_list([{"prompt": row["question"], "answer": row["answer"]} for row in QUESTIONS])
-    scorer = StepScorer.from_pretrained(dial.BASE_PATH, prm_format=FORMAT)
-    trainer = trainer_class(dial.BASE_PATH, scorer, arguments, dataset, peft_config=peft_config)
+    # By its path, so that under ZeRO-3 it is loaded beside a policy whose weights are split
+    reward = StepRewardFunction(dial.BASE_PATH, scorer_kwargs={"prm_format": FORMAT})
+    trainer = trainer_class(dial.BASE_PATH, reward, arguments, dataset, peft_config=peft_config)
 
     def write(prompt_ids, images, multimodal_fields, num_generations, *_):
         # Also the real generation runs once, so that its gathering of weights is tried.

@@ -151,6 +151,10 @@ def test_reference_median_and_patience_worked_by_hand(tmp_path):
     history = [[1, 2.0], [2, 100.0], [3, 4.0], [4, 7.0], [5, 5.0], [6, 8.0], [7, 6.5]]
     assert report["history"]["steps/per_answer"] == history
     assert os.listdir(tmp_path) == ["guard.json"]
+    # Only what lasted is a reason, and the first stop is the one that is told.
+    assert run.guard.stopped_because.count("expected") == 1
+    run.log(steps__per_answer=50.0)
+    assert json.loads((tmp_path / "guard.json").read_text()) == report
 
 
 def test_nothing_is_judged_before_the_warmup(tmp_path):
@@ -418,6 +422,9 @@ def test_saving_goes_on_in_the_step_that_comes_back(tmp_path):
     # Bad logs 8 to 11 put the median outside from 10 on; with 12, 13 and 14 three of five are good again.
     trainer, guard = train(tmp_path, collapses_at=8, recovers_at=12, max_steps=16, save_total_limit=None)
     assert trainer.saved == (1, 2, 3, 4, 5, 6, 7, 8, 9, 14, 15, 16)
+    # Coming back at 14 saves nothing where nothing was due; 12 was due and held back.
+    trainer, guard = train(tmp_path / "thirds", collapses_at=8, recovers_at=12, max_steps=16, save_steps=3)
+    assert trainer.saved == (3, 6, 9, 15, 16)
     # Should the last step of a run, and of an epoch, be that one, it is saved, and once.
     trainer, guard = train(tmp_path / "short", collapses_at=6, recovers_at=10, max_steps=12)
     assert trainer.saved == (1, 2, 3, 4, 5, 6, 7, 12) and guard.stopped_because is None

@@ -27,7 +27,7 @@ def row(question, text, reward=None, finished=True, num_tokens=4):
     }
 
 
-# Question 0: right, wrong and a copy; question 1: all right; question 2: all wrong; question 3: one that did not finish.
+# Question 0: right, wrong and a copy; 1: all right; 2: all wrong; 3: one that did not finish.
 ROWS = [
     row(0, "a|b", 1.0),
     row(0, "a|c", 0.0),
@@ -58,9 +58,13 @@ UNUSABLE = [None] * 8 + ["unfinished", None]
             [1, 5, 6],
             {"below_threshold": 3, "duplicate": 1, "not_best": 2, "unfinished": 1},
         ),
-        ({"drop_uniform": True}, [1, 9], {"all_right": 2, "all_wrong": 2, "duplicate": 1, "not_best": 2, "unfinished": 1}),
+        (
+            {"drop_uniform": True},
+            [1, 9],
+            {"all_right": 2, "all_wrong": 2, "duplicate": 1, "not_best": 2, "unfinished": 1},
+        ),
     ],
-)  # fmt: skip
+)
 def test_picks_by_hand(options, kept, dropped):
     assert pick_solutions(ROWS, SCORES, UNUSABLE, **options) == (kept, dropped)
     assert len(kept) + sum(dropped.values()) == len(ROWS)

@@ -20,7 +20,8 @@ from erprm_trl.policy.raft_rounds import read_rows
 from erprm_trl.policy.raft_trainer import RAFTTrainer
 
 
-QUESTIONS = dial.make_questions(8, seed=1)
+ANSWERED = dial.make_questions(8, seed=1)
+QUESTIONS = [{"question": row["question"]} for row in ANSWERED]  # no answers: no grading, and its processes
 DIAL = {
     "num_rounds": 2,
     "num_generations": 4,
@@ -83,7 +84,7 @@ def manifest(trainer, index):
 
 
 def test_two_rounds_end_to_end(build, tmp_path):
-    trainer = build(eval_questions=dial.make_questions(4, seed=2))
+    trainer = build(questions=ANSWERED, eval_questions=dial.make_questions(4, seed=2))
     before = weights(trainer)
     output = trainer.train()
     assert not equal(before, weights(trainer))
@@ -135,7 +136,10 @@ class Recorder:
         return result
 
 
-CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
 
 
 @pytest.mark.parametrize("kind", ["dial", "bytes", "bytes, chat"])
@@ -143,7 +147,7 @@ def test_training_sees_the_tokens_that_were_sampled(build, monkeypatch, kind):
     """Also where a random model writes what no tokenizer would give for its text."""
     Recorder.completions = {}
     monkeypatch.setattr(live_policy, "TransformersSampler", Recorder)
-    options = {"num_rounds": 1, "top_k": 2, "questions": [{"question": row["question"]} for row in QUESTIONS]}
+    options = {"num_rounds": 1, "top_k": 2}
     if kind != "dial":
         zoo = load_zoo()
         tokenizer = zoo.byte_level_bpe()
@@ -286,12 +290,8 @@ def test_a_killed_run_ends_where_the_straight_one_does(build, straight, kill, st
             trainer.train()
     torch.manual_seed(12345)
     trainer = build(start_from=start_from, **RESUMED)
-    trainer.train()
+    assert trainer.train().global_step == 8
     assert equal(weights(trainer), straight[start_from])
-    # and once it is finished nothing is done again
-    again = build(start_from=start_from, **RESUMED)
-    assert again.train().global_step == 8
-    assert equal(weights(again), straight[start_from])
 
 
 def test_training_from_the_first_policy_differs(straight):
@@ -305,6 +305,12 @@ def test_more_rounds_continue_and_another_configuration_does_not(build):
     straight = build("straight", num_rounds=2)
     straight.train()
     assert equal(weights(trainer), weights(straight))
+    # once it is finished nothing is done again
+    manifests = [manifest(trainer, index) for index in (0, 1)]
+    again = build(num_rounds=2)
+    assert again.train().global_step == 8
+    assert equal(weights(again), weights(straight))
+    assert [manifest(again, index) for index in (0, 1)] == manifests
     with pytest.raises(
         ValueError, match="learning_rate was 0.001 and is now 0.002; .*temperature was 1.0 and is now 0.5"
     ):
@@ -342,11 +348,11 @@ def test_no_answers_no_grades(build, tmp_path):
 
 
 def test_with_answers_uniform_questions_are_dropped_by_default(build):
-    trainer = build(num_rounds=1, drop_uniform=None)
+    trainer = build(questions=ANSWERED, num_rounds=1, drop_uniform=None)
     trainer.train()
     dropped = manifest(trainer, 0)["dropped"]
     assert dropped["all_right"] > 0 and dropped["all_right"] % 4 == 0
-    assert not build(num_generations=1, drop_uniform=None).drop_uniform
+    assert not build(questions=ANSWERED, num_generations=1, drop_uniform=None).drop_uniform
 
 
 def test_what_cannot_be_kept_is_counted(build):
@@ -388,11 +394,11 @@ def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path
             (self._policy._engine is None or pytest.fail("the engine is alive")) and train(self, **kwargs)
         ),
     )
-    trainer = build("vllm", use_vllm=True, vllm_kwargs='{"seed": 3}', eval_questions=QUESTIONS[:2])
+    trainer = build("vllm", use_vllm=True, vllm_kwargs='{"seed": 3}')
     trainer.train()
-    assert folders == ["vllm/first-policy", "vllm/round-0/policy", "vllm/round-1/policy"]
+    assert folders == ["vllm/first-policy", "vllm/round-0/policy"]
     monkeypatch.undo()
-    live = build("live", eval_questions=QUESTIONS[:2])
+    live = build("live")
     live.train()
     assert equal(weights(live), weights(trainer))
     with pytest.raises(ValueError, match="without an adapter"):
@@ -409,10 +415,10 @@ def test_a_reward_model_by_path(build, scorer, tmp_path):
 
 
 def test_evaluate_is_sampled_anew(build):
-    trainer = build(eval_questions=QUESTIONS[:3])
+    trainer = build(eval_questions=ANSWERED[:3])
     metrics = trainer.evaluate()
     assert metrics["eval_accuracy"] * 12 == pytest.approx(round(metrics["eval_accuracy"] * 12))
-    assert trainer.evaluate(Dataset.from_list(QUESTIONS[3:5]), metric_key_prefix="test").keys() == {
+    assert trainer.evaluate(Dataset.from_list(ANSWERED[3:5]), metric_key_prefix="test").keys() == {
         "test_accuracy",
         "test_unfinished_share",
         "test_mean_tokens",

@@ -265,3 +265,21 @@ def test_several_processes_give_the_rows_of_one(tmp_path, dial_policy, num_proce
     assert result.stdout.count(f"world {num_processes}") == num_processes  # not silently alone
     assert len(list((tmp_path / "many").glob("rollouts-*.jsonl"))) == num_processes
     assert RolloutDataset(tmp_path / "many").rows == small_collection(tmp_path / "one", dial_policy).rows
+
+
+def test_without_grading_and_with_the_sampled_tokens(tmp_path, dial_policy):
+    questions = [Question(row["question"]) for row in dial.make_questions(3, seed=5)]
+    sampler = TransformersSampler(*dial_policy, max_new_tokens=30, batch_size=8)
+    settings = {**SETTINGS, "num_continuations": 0, "grading": None}
+    data = collect_rollouts(questions, sampler, tmp_path / "with", store_token_ids=True, **settings)
+    for row in data.rows:
+        assert row["outcome_reward"] is None and row["prediction"] is None and row["answer"] is None
+        assert len(row["token_ids"]) == row["num_tokens"]
+        assert (row["token_ids"][-1] == sampler.tokenizer.eos_token_id) == row["finished"]
+        text = sampler.tokenizer.decode(row["token_ids"], skip_special_tokens=True)
+        assert text.split() == "".join(row["steps"]).split()
+    assert {row["finished"] for row in data.rows} == {True, False}
+    assert data.manifest["summary"]["mean_outcome_reward"] is None
+    assert "token_ids" not in collect_rollouts(questions, sampler, tmp_path / "without", **settings).rows[0]
+    with pytest.raises(ValueError, match="continuations are nothing but their rewards"):
+        collect_rollouts(questions, sampler, tmp_path / "no", **{**settings, "num_continuations": 1})

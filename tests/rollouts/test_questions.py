@@ -64,6 +64,15 @@ def test_bad_rows_name_row_column_and_remedy(rows, message):
         load_questions(rows)
 
 
+def test_answers_may_be_absent_where_nobody_needs_them_but_not_in_part():
+    assert load_questions([{"prompt": "q"}], require_answers=False) == [Question("q", None)]
+    assert load_questions([{"prompt": "q", "answer": "1"}], require_answers=False) == [Question("q", "1")]
+    with pytest.raises(ValueError, match="Row 1 .*no reference answer"):
+        load_questions([{"prompt": "q", "answer": "1"}, {"prompt": "r", "answer": None}], require_answers=False)
+    with pytest.raises(ValueError, match="expected 'gold'"):
+        load_questions([{"prompt": "q"}], require_answers=False, answer_column="gold")
+
+
 def test_missing_file_and_function():
     with pytest.raises(ValueError, match="no file at 'nowhere.jsonl'"):
         load_questions("nowhere.jsonl")

@@ -1,0 +1,63 @@
+"""Does the guard stop what goes wrong, and nothing else? `python tests/benchmarks/guard_on_dial.py --seeds 0`.
+
+On dial, from step scores alone and without KL: `sum` credit is paid for every step (hackable), `difference` is the
+default. Accuracy is that of fresh questions, which neither the training nor the guard sees.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from policy_learning import reward_model  # noqa: E402
+
+from erprm_trl import PolicyGuard  # noqa: E402
+from erprm_trl.dial import make_questions  # noqa: E402
+from erprm_trl.dial.chain import TEST_SEED  # noqa: E402
+from erprm_trl.dial.policies import accuracy, train_online  # noqa: E402
+
+
+# "sum" as DeepSeekMath has it pays for a long answer only what beats the group's mean; unscaled and undiscounted
+# rewards of a whole batch leave nothing but the number of steps.
+RUNS = {
+    "hackable: sum, no outcome, no KL": {"credit": "sum"},
+    "default: difference": {},
+}
+
+
+def main():
+    """Trains both and says what the guard did."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--updates", type=int, default=150)
+    parser.add_argument("--output_dir", default="outputs/bench/policy_learning")
+    arguments = parser.parse_args()
+    test = make_questions(200, TEST_SEED)
+    for seed in arguments.seeds:
+        folder = Path(arguments.output_dir, f"seed-{seed}")
+        model = reward_model(seed, 2.0, folder)
+        for name, settings in RUNS.items():
+            guard = PolicyGuard()
+            trainer = train_online(
+                "step_grpo",
+                model,
+                folder / "guard" / name.split(":")[0],
+                updates=arguments.updates,
+                guard=guard,
+                seed=seed,
+                logging_steps=1,
+                **settings,
+            )
+            steps = [log["steps/per_answer"] for log in trainer.state.log_history if "steps/per_answer" in log]
+            reached = accuracy(trainer.model, trainer.processing_class, test, 4, seed=1)
+            print(
+                f"seed {seed}, {name}: {trainer.state.global_step} of {arguments.updates} updates, steps an answer "
+                f"{steps[0]:.1f} -> {steps[-1]:.1f}, accuracy {reached:.3f}; stopped: {guard.stopped_because}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

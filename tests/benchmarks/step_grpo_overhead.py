@@ -1,0 +1,66 @@
+"""What step credit costs: an update of StepGRPOTrainer against one of trl.GRPOTrainer with the same reward model as a
+scalar reward function, in turns in one process: `python tests/benchmarks/step_grpo_overhead.py`.
+
+Both trainers are built anew for each turn and begin at the shipped policy, so that they sample texts of the same
+lengths; the first update of a turn (warm-up) is left out.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+from erprm_trl import StepGRPOConfig, StepGRPOTrainer, StepRewardFunction, StepScorer  # noqa: E402
+from erprm_trl.dial import BASE_PATH, make_questions  # noqa: E402
+from erprm_trl.dial.chain import FORMAT  # noqa: E402
+from erprm_trl.dial.policies import CPU_QUIET  # noqa: E402
+from erprm_trl.policy import prompt_dataset  # noqa: E402
+from erprm_trl.rollouts import load_questions  # noqa: E402
+
+
+def main():
+    """Takes the turns and prints medians and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--updates", type=int, default=6)
+    arguments = parser.parse_args()
+    scorer = StepScorer.from_pretrained(BASE_PATH, prm_format=FORMAT, batch_size=256)
+    dataset = prompt_dataset(load_questions(make_questions(500, 3)), answers=False)
+    seconds = {"GRPOTrainer": [], "StepGRPOTrainer": []}
+    for turn in range(arguments.turns):
+        for name in seconds:
+            config, trainer_class = {
+                "GRPOTrainer": (GRPOConfig, GRPOTrainer),
+                "StepGRPOTrainer": (StepGRPOConfig, StepGRPOTrainer),
+            }[name]
+            with tempfile.TemporaryDirectory() as folder:
+                args = config(
+                    folder,
+                    max_steps=arguments.updates,
+                    per_device_train_batch_size=256,
+                    num_generations=8,
+                    max_completion_length=64,
+                    learning_rate=1e-6,
+                    logging_steps=1,
+                    seed=turn,
+                    **CPU_QUIET,
+                )
+                reward = StepRewardFunction(scorer)
+                trainer = trainer_class(BASE_PATH, [reward], args=args, train_dataset=dataset)
+                trainer.train()
+            times = [log["step_time"] for log in trainer.state.log_history if "step_time" in log]
+            seconds[name] += times[1:]
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    for name, times in seconds.items():
+        low, _, high = statistics.quantiles(times, n=4)
+        print(f"{name}: {medians[name]:.3f} s an update (quartiles {low:.3f} to {high:.3f}, n={len(times)})")
+    print(f"ratio {medians['StepGRPOTrainer'] / medians['GRPOTrainer']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
