@@ -30,6 +30,7 @@ def main(
         model.model_name_or_path, revision=model.model_revision, padding_side="left"
     )
     train_dataset, eval_dataset = prompts.datasets(tokenizer)
+    guard = PolicyGuard()
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -43,11 +44,14 @@ def main(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        callbacks=[PolicyGuard()] if reward.guard else None,
+        callbacks=[guard] if reward.guard else None,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
     trainer.train(resume_from_checkpoint=reward.resume or None)
+    if guard.stopped_because:  # what the policy has become is not kept
+        print(f"{guard.stopped_because} Last good checkpoint: {guard.last_good_checkpoint}")
+        return trainer
     trainer.save_model(training.output_dir)
     trainer.create_model_card(model_name=training.output_dir.rstrip("/").split("/")[-1])
     if training.push_to_hub:

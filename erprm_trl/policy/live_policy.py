@@ -41,6 +41,8 @@ class LivePolicy:
         top_p = args.top_p if top_p is None else top_p
         tokenizer = trainer.processing_class
         if args.use_vllm:
+            if self.saved is None:
+                self.save(Path(args.output_dir, "first-policy"))
             if self._engine is None:
                 self._engine = VLLMSampler(str(self.saved), tokenizer, engine_kwargs=args.vllm_kwargs, **settings)
             self._engine.temperature, self._engine.top_p = temperature, top_p
@@ -58,8 +60,9 @@ class LivePolicy:
 
     def free_engine(self) -> None:
         """Ends the vLLM engine, whose memory the training needs."""
-        self._engine = None
-        gc.collect()
+        if self._engine is not None:
+            self._engine = None
+            gc.collect()
 
     def save(self, path: Path) -> None:
         """Writes the policy and its tokenizer, whole under ZeRO-3 too. All processes call it."""

@@ -159,7 +159,7 @@ class RAFTConfig(SFTConfig):
             raise ValueError(f"temperature: got {self.temperature}: greedy solutions are all alike. Set it above 0.")
         if self.eval_strategy != "no":
             raise ValueError(
-                f"eval_strategy: got {str(self.eval_strategy)!r}, expected 'no': RAFTTrainer evaluates the first "
+                f"eval_strategy: got {self.eval_strategy.value!r}, expected 'no': RAFTTrainer evaluates the first "
                 "policy and the policy of every round on `eval_dataset` by itself."
             )
         if self.completion_only_loss is False or self.assistant_only_loss:

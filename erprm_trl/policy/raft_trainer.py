@@ -63,7 +63,8 @@ class RAFTTrainer(SFTTrainer):
 
     A round samples `num_generations` solutions a question with the current policy, scores their steps, keeps the best
     and fine-tunes on exactly the tokens that were sampled. Everything lies in `output_dir/round-0`, ...; the same
-    command continues a run that was killed, at the chunk, checkpoint or round where it was.
+    command continues a run that was killed, at the chunk, checkpoint or round where it was. All processes, on however
+    many machines, read and write that one folder.
 
     Example:
 
@@ -145,15 +146,15 @@ class RAFTTrainer(SFTTrainer):
         self.drop_uniform = args.drop_uniform
         if args.drop_uniform is None:
             self.drop_uniform = self.has_answers and args.num_generations > 1
-        self._check_arguments(peft_config)
+        self._check_arguments()
         self.scorer = load_scorer(reward_model, self.accelerator, args.scoring_batch_size)
         self.prompt_format = PromptFormat(self._tokenizer, args.prompt_template, args.system_prompt)
         self._first_policy = Path(args.output_dir, "first-policy")
         self._policy = LivePolicy(self)
-        self._round: RoundFolder | None = None
+        self._round: RoundFolder | None = None  # the one that trains
         self._steps_before = 0
 
-    def _check_arguments(self, peft_config) -> None:
+    def _check_arguments(self) -> None:
         if self._is_vlm:
             raise ValueError("RAFTTrainer: got a processor, expected a tokenizer: it samples text only.")
         if self.drop_uniform and not self.has_answers:
@@ -201,8 +202,14 @@ class RAFTTrainer(SFTTrainer):
         manifests = [folder.manifest for folder in rounds[:finished]]
         self.accelerator.wait_for_everyone()
         self._steps_before = sum(manifest["training"]["global_step"] for manifest in manifests)
+        self._reset_optimization()
         if finished > 0:
             self._policy.load(rounds[finished - 1].policy)
+        elif self._round is not None:
+            raise ValueError(
+                "RAFTTrainer: the first round's training was interrupted, and the policy is no longer the first one. "
+                "Construct the trainer anew: it continues from output_dir."
+            )
         elif self.args.start_from == "first" or self.args.use_vllm:
             self._policy.save(self._first_policy)
         for folder in rounds[finished:]:
@@ -314,10 +321,8 @@ class RAFTTrainer(SFTTrainer):
         history = self.state.log_history
         set_seed(round_seed(args.seed, folder.index, "training"))
         checkpoint = None if args.save_only_model else folder.last_checkpoint()
-        try:
-            output = super().train(resume_from_checkpoint=checkpoint)
-        finally:
-            self._round = None
+        output = super().train(resume_from_checkpoint=checkpoint)
+        self._round = None
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         training = {
             "global_step": output.global_step,
@@ -332,10 +337,10 @@ class RAFTTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
 
     def _reset_optimization(self) -> None:
-        # Ends a DeepSpeed engine: its hooks make processes wait for each other in every forward, and when sampling
-        # they do not make equally many.
-        self.accelerator.free_memory()
         if self.is_deepspeed_enabled:
+            # Ends the engine: its hooks make processes wait for each other in every forward pass, and when sampling
+            # they do not make equally many.
+            self.accelerator.free_memory()
             self.model_wrapped = self.model
         self.optimizer = self.lr_scheduler = None
 

@@ -190,11 +190,13 @@ def load_zoo():
 
 class KillAt(TrainerCallback):
     def __init__(self, step):
-        self.step = step
+        self.step, self.rounds = step, 0  # rounds that are let through
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
-            raise Killed
+            self.rounds -= 1
+            if self.rounds < 0:
+                raise Killed
 
 
 def killed_while_sampling(monkeypatch, trainer):
@@ -292,6 +294,23 @@ def test_a_killed_run_ends_where_the_straight_one_does(build, straight, kill, st
     trainer = build(start_from=start_from, **RESUMED)
     assert trainer.train().global_step == 8
     assert equal(weights(trainer), straight[start_from])
+
+
+def test_train_again_after_an_interrupt(build, straight):
+    """In a notebook: the same trainer goes on, unless its policy is neither the first one nor on disk."""
+    kill = KillAt(1)
+    trainer = build(callbacks=[kill])
+    with pytest.raises(Killed):
+        trainer.train()
+    with pytest.raises(ValueError, match="Construct the trainer anew"):
+        trainer.train()
+    trainer = build(callbacks=[kill])
+    kill.step, kill.rounds = 3, 1
+    with pytest.raises(Killed):
+        trainer.train()
+    kill.step = None
+    trainer.train()
+    assert equal(weights(trainer), straight["last"])
 
 
 def test_training_from_the_first_policy_differs(straight):
@@ -395,6 +414,7 @@ def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path
         ),
     )
     trainer = build("vllm", use_vllm=True, vllm_kwargs='{"seed": 3}')
+    trainer.evaluate(Dataset.from_list(ANSWERED[:1]))
     trainer.train()
     assert folders == ["vllm/first-policy", "vllm/round-0/policy"]
     monkeypatch.undo()
