@@ -1,7 +1,8 @@
 """Does the guard stop what goes wrong, and nothing else? `python tests/benchmarks/guard_on_dial.py --seeds 0`.
 
-On dial, from step scores alone and without KL: `sum` credit is paid for every step (hackable), `difference` is the
-default. Accuracy is that of fresh questions, which neither the training nor the guard sees.
+On dial, for longer than is good. `sum` credit without outcome or KL is paid for every step: hackable. The default is
+`difference` with graded answers beside it. `difference` without them is shown too. Accuracy is that of fresh
+questions, which the guard does not see.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from erprm_trl.dial.chain import TEST_SEED  # noqa: E402
 from erprm_trl.dial.policies import accuracy, train_online  # noqa: E402
 
 
-# "sum" as DeepSeekMath has it pays for a long answer only what beats the group's mean; unscaled and undiscounted
-# rewards of a whole batch leave nothing but the number of steps.
+# name: (settings, whether answers are used)
 RUNS = {
-    "hackable: sum, no outcome, no KL": {"credit": "sum"},
-    "default: difference": {},
+    "hackable: sum, no outcome, no KL": ({"credit": "sum"}, False),
+    "default: difference and answers": ({}, True),
+    "alone: difference, no outcome, no KL": ({}, False),
 }
 
 
@@ -31,20 +32,23 @@ def main():
     """Trains both and says what the guard did."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--updates", type=int, default=150)
+    parser.add_argument("--updates", type=int, default=90)
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--output_dir", default="outputs/bench/policy_learning")
     arguments = parser.parse_args()
     test = make_questions(200, TEST_SEED)
     for seed in arguments.seeds:
         folder = Path(arguments.output_dir, f"seed-{seed}")
         model = reward_model(seed, 2.0, folder)
-        for name, settings in RUNS.items():
+        for name in arguments.runs:
+            settings, answers = RUNS[name]
             guard = PolicyGuard()
             trainer = train_online(
                 "step_grpo",
                 model,
                 folder / "guard" / name.split(":")[0],
                 updates=arguments.updates,
+                answers=answers,
                 guard=guard,
                 seed=seed,
                 logging_steps=1,
