@@ -34,7 +34,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/eta_comparison.py
 	$(BIN)/python tests/benchmarks/step_grpo_overhead.py
 	$(BIN)/python tests/benchmarks/guard_on_dial.py
-	$(BIN)/python tests/benchmarks/policy_learning.py
+	$(BIN)/python tests/benchmarks/policy_learning.py --seeds 0
 
 clean:
 	rm -rf .venv outputs build *.egg-info
