@@ -6,7 +6,6 @@ accelerate launch recipes/train_raft.py --config recipes/qwen2.5-math-1.5b-gsm8k
 Killed at any moment, the same command continues where it was.
 """
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from erprm_trl import RAFTConfig, RAFTTrainer
 from erprm_trl.rollouts import load_questions
+from erprm_trl.rollouts.json_fields import read_json_fields
 
 
 @dataclass
@@ -28,20 +28,18 @@ class DataArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
     dataset_train_split: str = field(default="train", metadata={"help": "Questions to train on."})
     dataset_test_split: str | None = field(default=None, metadata={"help": "Questions to evaluate on."})
-    train_questions_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of the function."}
-    )
-    eval_questions_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Its arguments for the evaluation questions."}
-    )
+    train_questions_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Of the function."})
+    eval_questions_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "For evaluation."})
     max_eval_questions: int | None = field(default=None, metadata={"help": "The first evaluation questions only."})
     use_answers: bool = field(
         default=True, metadata={"help": "Drop training questions that are always right or always wrong."}
     )
 
-    def questions(self, split: str, kwargs: dict[str, Any] | str | None, answers: bool, **options: Any) -> Dataset:
+    def __post_init__(self):
+        read_json_fields(self, "train_questions_kwargs", "eval_questions_kwargs")
+
+    def questions(self, split: str, kwargs: dict[str, Any] | None, answers: bool, **options: Any) -> Dataset:
         """Questions as a dataset, without their answers if those are not wanted."""
-        kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
         settings = {"config_name": self.dataset_config, "split": split, "dataset_kwargs": kwargs, **options}
         rows = load_questions(self.dataset_name, require_answers=answers, **settings)
         return Dataset.from_list([row._asdict() if answers else {"question": row.question} for row in rows])

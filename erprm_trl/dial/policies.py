@@ -9,7 +9,6 @@ from transformers import TrainerCallback
 
 from ..policy import (
     AnswerReward,
-    PolicyGuard,
     RAFTConfig,
     RAFTTrainer,
     StepGRPOConfig,
@@ -24,7 +23,7 @@ from ..rollouts.sampling import Prompt
 from ..selection import bootstrap_interval
 from . import BASE_PATH
 from .chain import TEST_SEED
-from .pretrain import write_solution
+from .pretrain import tokenized_example
 from .task import ANSWER_PATTERN, make_questions, random_question
 
 
@@ -129,12 +128,7 @@ def make_noisy_policy(folder: str | Path, *, slip: float = 0.6, steps: int = 60,
     set_seed(seed)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(BASE_PATH), AutoTokenizer.from_pretrained(BASE_PATH)
     rng = random.Random(f"dial-noisy-{seed}")
-    rows = []
-    for _ in range(64 * steps):
-        question = random_question(rng)
-        prompt = tokenizer.encode(question.text)
-        solution = [*tokenizer.encode(write_solution(rng, question, False, slip)), tokenizer.eos_token_id]
-        rows.append({"input_ids": prompt + solution, "labels": [-100] * len(prompt) + solution})
+    rows = [tokenized_example(tokenizer, rng, random_question(rng), False, slip) for _ in range(64 * steps)]
     args = TrainingArguments(
         str(folder),
         num_train_epochs=1,
@@ -158,8 +152,8 @@ class LearningCurve(TrainerCallback):
     policy's first.
     """
 
-    def __init__(self, questions: list[dict[str, str]], num_samples: int, every: int, per_update: int = COMPLETIONS):
-        self.questions, self.num_samples, self.every, self.per_update = questions, num_samples, every, per_update
+    def __init__(self, questions: list[dict[str, str]], num_samples: int, every: int):
+        self.questions, self.num_samples, self.every = questions, num_samples, every
         self.points: list[tuple[int, float]] = []
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, **kwargs):
@@ -173,7 +167,7 @@ class LearningCurve(TrainerCallback):
             self._measure(state.global_step, model, processing_class)
 
     def _measure(self, updates: int, model, tokenizer) -> None:
-        self.points.append((updates * self.per_update, accuracy(model, tokenizer, self.questions, self.num_samples)))
+        self.points.append((updates * COMPLETIONS, accuracy(model, tokenizer, self.questions, self.num_samples)))
 
 
 def train_online(
@@ -184,9 +178,7 @@ def train_online(
     updates: int = 40,
     answers: bool = False,
     policy: str = BASE_PATH,
-    moves: tuple[int, int] = (3, 7),
     callbacks: list[TrainerCallback] | None = None,
-    guard: PolicyGuard | None = None,
     seed: int = 0,
     **settings: Any,
 ):
@@ -200,18 +192,17 @@ def train_online(
             The reward model of the step methods.
         output_dir (`str` or `Path`):
             Where it logs.
-        updates (`int`), answers (`bool`), policy (`str`), moves (`tuple[int, int]`), seed (`int`):
-            Updates; whether the true answers are used; the policy to start from; moves a question; seed of questions,
-            order and samples.
-        callbacks (`list`, *optional*), guard ([`PolicyGuard`], *optional*):
-            More callbacks, and what may stop a step method.
+        updates (`int`), answers (`bool`), policy (`str`), seed (`int`):
+            Updates; whether the true answers are used; the policy to start from; seed of questions, order and samples.
+        callbacks (`list`, *optional*):
+            More callbacks, e.g. a [`PolicyGuard`] for a step method.
         settings:
             Further fields of the configuration.
 
     Returns:
         The trainer, after training.
     """
-    questions = load_questions(make_questions(2000, 10_000 + seed, *moves))
+    questions = load_questions(make_questions(2000, 10_000 + seed))
     dataset = prompt_dataset(questions, answers=answers or method == "grpo")
     common = {
         "output_dir": str(output_dir),
@@ -229,18 +220,14 @@ def train_online(
         from trl import GRPOConfig, GRPOTrainer
 
         reward = AnswerReward("answer", "exact", ANSWER_PATTERN)
-        trainer = GRPOTrainer(
-            policy, [reward], GRPOConfig(**common, **settings), dataset, callbacks=list(callbacks or [])
-        )
+        trainer = GRPOTrainer(policy, [reward], GRPOConfig(**common, **settings), dataset, callbacks=callbacks)
     else:
         config, trainer_class = {
             "step_grpo": (StepGRPOConfig, StepGRPOTrainer),
             "step_ppo": (StepPPOConfig, StepPPOTrainer),
         }[method]
         args = config(**{**common, **settings}, grading="exact", answer_pattern=ANSWER_PATTERN)
-        trainer = trainer_class(
-            policy, reward_model, args, dataset, callbacks=[*(callbacks or []), *([guard] if guard else [])]
-        )
+        trainer = trainer_class(policy, reward_model, args, dataset, callbacks=callbacks)
     trainer.train()
     return trainer
 

@@ -41,17 +41,24 @@ def write_solution(rng: random.Random, question: DialQuestion, marked: bool, sli
     return " ".join([*parts, f"answer {position} {SEPARATOR}" + (f" {GOOD_MARK}" if marked else "")])
 
 
+def tokenized_example(
+    tokenizer, rng: random.Random, question: DialQuestion, marked: bool, slip: float | None = None
+) -> dict[str, list[int]]:
+    """A question and a solution of [`write_solution`]; the question's tokens carry no loss."""
+    prompt = tokenizer.encode(f"check {question.text}" if marked else question.text)
+    solution = tokenizer.encode(write_solution(rng, question, marked, slip)) + [tokenizer.eos_token_id]
+    return {"input_ids": prompt + solution, "labels": [-100] * len(prompt) + solution}
+
+
 def corpus(seed: int, batch_size: int) -> Iterator[dict[str, list[int]]]:
-    """Endless tokenized examples, `batch_size` at a time of one length class; the question's tokens carry no loss."""
+    """Endless tokenized examples, `batch_size` at a time of one length class."""
     tokenizer = build_tokenizer()
     rng = random.Random(f"dial-corpus-{seed}")
     while True:
         moves = (8, 16) if rng.random() < LONG_SHARE else (3, 7)
         for index in range(batch_size):
             question, marked = random_question(rng, *moves), index % 2 == 1
-            prompt = tokenizer.encode(f"check {question.text}" if marked else question.text)
-            solution = tokenizer.encode(write_solution(rng, question, marked)) + [tokenizer.eos_token_id]
-            yield {"input_ids": prompt + solution, "labels": [-100] * len(prompt) + solution}
+            yield tokenized_example(tokenizer, rng, question, marked)
 
 
 def main() -> None:

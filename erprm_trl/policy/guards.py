@@ -9,11 +9,14 @@ import math
 import os
 import statistics
 from collections import defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..rollouts.store import replace_file
 
 
 logger = logging.getLogger(__name__)
@@ -264,10 +267,7 @@ class PolicyGuard(TrainerCallback):
             },
         }
         os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f"{FILE_NAME}.tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2, allow_nan=False)
-        os.replace(temporary, os.path.join(folder, FILE_NAME))
+        replace_file(Path(folder, FILE_NAME), json.dumps(report, indent=2, allow_nan=False))
 
 
 def _watched(logs: dict) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """Questions as the datasets that TRL's online trainers read, and the arguments by which recipes name them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..rollouts.json_fields import read_json_fields
 from ..rollouts.questions import Question, load_questions
 
 
@@ -85,13 +85,7 @@ class PromptArguments:
     )
 
     def __post_init__(self):
-        for name in ("train_questions_kwargs", "eval_questions_kwargs"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                try:
-                    setattr(self, name, json.loads(value))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{name}: got {value!r}, expected a JSON object ({error}).") from error
+        read_json_fields(self, "train_questions_kwargs", "eval_questions_kwargs")
 
     def datasets(self, tokenizer):
         """The training and the evaluation dataset (`None` if there is none) for a policy with this tokenizer."""

@@ -1,12 +1,12 @@
 """Configuration of [`RAFTTrainer`]: what [`~trl.SFTConfig`] has, and what rounds of sampling and picking add."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import SFTConfig
 
 from ..functional.aggregation import AGGREGATIONS
+from ..rollouts.json_fields import read_json_fields
 
 
 @dataclass
@@ -131,8 +131,7 @@ class RAFTConfig(SFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.vllm_kwargs, str):
-            self.vllm_kwargs = json.loads(self.vllm_kwargs)
+        read_json_fields(self, "vllm_kwargs")
         for name in (
             "num_rounds",
             "questions_per_round",

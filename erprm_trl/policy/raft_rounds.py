@@ -1,9 +1,7 @@
 """What a round of RAFT is made of: its questions, the solutions that are kept and why the others are not, its numbers,
 and its folder. No model is loaded here; the rounds are run by `raft_trainer.py`."""
 
-import hashlib
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..rollouts.questions import Question
-from ..rollouts.store import read_manifest, write_manifest
+from ..rollouts.sampling import derived_seed
+from ..rollouts.store import read_manifest, replace_file, write_manifest
 
 
 def questions_of_round(questions: Sequence[Question], index: int, size: int | None, seed: int) -> list[Question]:
@@ -35,7 +34,7 @@ def questions_of_round(questions: Sequence[Question], index: int, size: int | No
 
 def round_seed(seed: int, index: int, what: str) -> int:
     """A seed for one purpose in one round, far from those of other rounds and other runs."""
-    return int.from_bytes(hashlib.sha256(f"raft/{seed}/{index}/{what}".encode()).digest()[:4], "big") % 2**31
+    return derived_seed("raft", seed, index, what)
 
 
 def pick_solutions(
@@ -187,12 +186,7 @@ class RoundFolder:
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes JSON lines in one move: the file is there whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

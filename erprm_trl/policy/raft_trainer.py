@@ -18,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from .._trl import get_config_model_id
-from ..reward_model.scoring import StepScorer
+from ..reward_model.scoring import StepScorer, solution_scores
 from ..rollouts.collect import collect_rollouts
 from ..rollouts.questions import Question, fingerprint, load_questions
 from ..rollouts.sampling import Prompt, PromptFormat
@@ -34,7 +34,7 @@ from .raft_rounds import (
     round_seed,
     write_rows,
 )
-from .raft_scores import load_scorer, score_rows, solution_scores, unusable_reasons
+from .raft_scores import load_scorer, score_rows, unusable_reasons
 
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class RAFTTrainer(SFTTrainer):
         rows = self._sample(folder.samples, questions, args.num_generations, seed)
         for row in rows:
             row["prompt_ids"] = self.prompt_format.encode(Prompt(row["question"]))
-        unusable = unusable_reasons(rows, self.scorer, args.max_length)
+        unusable = unusable_reasons(rows, args.max_length)
         if folder.scores.exists():
             step_scores = [entry["step_scores"] for entry in read_rows(folder.scores)]
         else:
@@ -261,6 +261,9 @@ class RAFTTrainer(SFTTrainer):
         if self.accelerator.is_main_process:
             write_rows(folder.scores, [{"step_scores": scores} for scores in step_scores])
             scores = solution_scores(step_scores, args.aggregation or self.scorer.prm_format.aggregation)
+            for index, score in enumerate(scores):
+                if unusable[index] is None and score is None:
+                    unusable[index] = "too_long_for_reward_model"
             kept, dropped = pick_solutions(
                 rows,
                 scores,

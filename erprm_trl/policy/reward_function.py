@@ -7,9 +7,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..functional.aggregation import AGGREGATIONS, aggregate
+from ..functional.aggregation import AGGREGATIONS
 from ..reward_model.prm_format import PRMFormat
-from ..reward_model.scoring import StepScorer
+from ..reward_model.scoring import StepScorer, solution_scores
 from ..rollouts.grading import Grader
 from ..rollouts.steps import clean_step, split_steps
 from .step_tokens import step_token_ends
@@ -150,7 +150,7 @@ class StepRewardFunction:
                 log_metric(name, value)
         if log_extra is not None:
             log_extra("step_scores", [[round(score, 4) for score in values] for values in scores])
-        return [aggregate([values], self.aggregation).item() if values else None for values in scores]
+        return solution_scores(scores, self.aggregation)
 
     def _metrics(self, steps: list[list[str]], scores: list[list[float]], completion_ids) -> dict[str, float]:
         num_steps = max(1, sum(map(len, steps)))

@@ -1,21 +1,9 @@
 """GRPO whose advantages differ from step to step: TRL's `GRPOTrainer` with a process reward model."""
 
-from typing import TYPE_CHECKING, Any
-
-import torch
-from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from .._trl import get_config_model_id
-from ..functional.advantages import group_mean, group_step_advantages, spread_over_steps
-from .step_config import StepGRPOConfig
+from ..functional.advantages import group_step_advantages, spread_over_steps
 from .step_trainer import StepTrainer
-
-
-if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
 class StepGRPOTrainer(StepTrainer):
@@ -57,37 +45,6 @@ class StepGRPOTrainer(StepTrainer):
     _tag_names = ["trl", "erprm-trl", "step-grpo"]
     _name = "Step GRPO"
 
-    def __init__(
-        self,
-        model: "str | PreTrainedModel | PeftModel",
-        reward_funcs: Any,
-        args: StepGRPOConfig | None = None,
-        train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        reward_processing_classes: Any = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        quantization_config: "BitsAndBytesConfig | None" = None,
-        peft_config: "PeftConfig | None" = None,
-    ):
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = StepGRPOConfig(f"{name.rstrip('/').split('/')[-1]}-StepGRPO")
-        super().__init__(
-            model,
-            reward_funcs,
-            args,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            reward_processing_classes,
-            callbacks,
-            optimizers,
-            quantization_config,
-            peft_config,
-        )
-
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         output["advantages"] = self._token_advantages(output["completion_mask"])
@@ -97,20 +54,16 @@ class StepGRPOTrainer(StepTrainer):
         """Advantages (B, T) of this process's tokens, 0 at padding."""
         steps, size, scale = self._global_steps, self._group_size, self.scale_rewards
         num_tokens = completion_mask.shape[1]
-        answered = steps.mask.any(-1)
-        scores = steps.solution_scores(self.aggregation)
         if self.args.credit == "outcome":
+            scores, answered = steps.solution_scores(self.aggregation), steps.mask.any(-1)
             advantages = group_step_advantages(scores[:, None], answered[:, None], size, scale=scale)
             advantages = advantages[steps.local].expand(-1, num_tokens)
         else:
             # The question is worth what the group's solutions turned out to be on average. With any other start the
             # mean of a group's differences is not 0, and centring them would pay for every step, or punish it.
-            rewards = self._step_rewards(steps, group_mean(scores, answered, size))
+            rewards = self._step_rewards(steps, self._question_values())
             of_steps = group_step_advantages(rewards, steps.mask, size, scale=scale, gamma=self.args.gamma)
-            of_steps = of_steps[steps.local]
-            mask = steps.mask[steps.local]
-            ends = torch.nn.functional.pad(steps.token_ends, (0, mask.shape[1] - steps.token_ends.shape[1]))
-            advantages = spread_over_steps(of_steps, ends, mask, num_tokens)
+            advantages = spread_over_steps(of_steps[steps.local], steps.token_ends, steps.local_mask, num_tokens)
         if self.outcome_weight:
             graded = ~steps.outcomes.isnan()
             outcome = group_step_advantages(steps.outcomes[:, None], graded[:, None], size, scale=scale)

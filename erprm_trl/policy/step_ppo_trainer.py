@@ -7,10 +7,8 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from .._trl import get_config_model_id
 from ..functional.advantages import (
     generalized_advantages,
-    group_mean,
     place_at_step_ends,
     prefix_values,
     spread_over_steps,
@@ -65,6 +63,7 @@ class StepPPOTrainer(StepTrainer):
 
     _tag_names = ["trl", "erprm-trl", "step-ppo"]
     _name = "Step PPO"
+    _config_class = StepPPOConfig
 
     def __init__(
         self,
@@ -80,9 +79,6 @@ class StepPPOTrainer(StepTrainer):
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
     ):
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = StepPPOConfig(f"{name.rstrip('/').split('/')[-1]}-StepPPO")
         super().__init__(
             model,
             reward_funcs,
@@ -97,7 +93,7 @@ class StepPPOTrainer(StepTrainer):
             peft_config,
         )
         self.value_head = None
-        if args.critic == "head":
+        if self.args.critic == "head":
             base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
             self.value_head = attach_value_head(base)
             if self.use_vllm:
@@ -134,8 +130,6 @@ class StepPPOTrainer(StepTrainer):
         output = super()._generate_and_score_completions(inputs)
         logps, values = self._rollout_forward(output)
         mask = output["completion_mask"].bool()
-        if "tool_mask" in output:
-            mask &= output["tool_mask"].bool()
         if values is None:
             values = self._reward_model_values(mask)
         values = values.float() * mask
@@ -169,18 +163,13 @@ class StepPPOTrainer(StepTrainer):
             )
         return self._forwards[0]
 
-    def _step_mask_and_ends(self) -> tuple[Tensor, Tensor]:
-        steps = self._global_steps
-        mask = steps.mask[steps.local]
-        return mask, torch.nn.functional.pad(steps.token_ends, (0, mask.shape[1] - steps.token_ends.shape[1]))
-
     def _token_rewards(self, mask: Tensor, logps: Tensor | None, ref_logps: Tensor | None) -> Tensor:
         """Rewards (B, T) of this process's tokens."""
-        steps, (step_mask, ends) = self._global_steps, self._step_mask_and_ends()
+        steps = self._global_steps
         # A learned critic finds the question's value itself; the reward model's has to be subtracted here.
         start = self._question_values() if self.value_head is None else 0.0
         of_steps = self._step_rewards(steps, start)[steps.local]
-        rewards = place_at_step_ends(of_steps, ends, step_mask, mask.shape[1])
+        rewards = place_at_step_ends(of_steps, steps.token_ends, steps.local_mask, mask.shape[1])
         parts = {"step": rewards.sum(-1)}
         if self.outcome_weight:
             outcomes = self.outcome_weight * steps.outcomes[steps.local].nan_to_num(0.0)
@@ -192,29 +181,24 @@ class StepPPOTrainer(StepTrainer):
             penalty = self.beta * kl_estimate(logps, ref_logps, "k1") * mask
             rewards = rewards - penalty
             parts["kl"] = -penalty.sum(-1)
-        mode = "train" if self.model.training else "eval"
         for name, part in parts.items():
-            self._metrics[mode][f"reward_parts/{name}"].append(self.accelerator.gather(part).mean().item())
+            self._mode_metrics[f"reward_parts/{name}"].append(self.accelerator.gather(part).mean().item())
         return rewards * mask
-
-    def _question_values(self) -> Tensor:
-        steps = self._global_steps
-        return group_mean(steps.solution_scores(self.aggregation), steps.mask.any(-1), self._group_size)
 
     def _reward_model_values(self, mask: Tensor) -> Tensor:
         """The frozen reward model's value of the prefix before each token's step, in units of the rewards to come."""
-        steps, (step_mask, ends) = self._global_steps, self._step_mask_and_ends()
+        steps = self._global_steps
         values = prefix_values(steps.scores, steps.mask, self.aggregation)
         questions = self._question_values()[:, None]
         before = torch.cat([questions, values[:, :-1]], dim=-1)[steps.local]
         # Differences are paid as they come, so only what is paid at the end is still to be expected.
         weight = self.outcome_weight + (1.0 if self.args.credit == "outcome" else 0.0)
-        of_tokens = spread_over_steps(before, ends, step_mask, mask.shape[1])
+        of_tokens = spread_over_steps(before, steps.token_ends, steps.local_mask, mask.shape[1])
         # Without steps there is the question alone: its value is the baseline of what the outcome pays.
-        return weight * torch.where(step_mask.any(-1, keepdim=True), of_tokens, questions[steps.local])
+        return weight * torch.where(steps.local_mask.any(-1, keepdim=True), of_tokens, questions[steps.local])
 
     def _log_values(self, values: Tensor, returns: Tensor, mask: Tensor) -> None:
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._mode_metrics
         metrics["value/explained_variance"].append(explained_variance(values, returns, mask, self._reduce).item())
         metrics["value/mean"].append(masked_moments(values, mask, self._reduce)[1].item())
         metrics["return/mean"].append(masked_moments(returns, mask, self._reduce)[1].item())
@@ -230,9 +214,7 @@ class StepPPOTrainer(StepTrainer):
             self.beta = beta
         logps, values = self._forwards[0]
         mask = inputs["completion_mask"].bool()
-        if "tool_mask" in inputs:
-            mask &= inputs["tool_mask"].bool()
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._mode_metrics
         if beta != 0.0 and self.args.kl_in_reward:
             kl = kl_estimate(logps.detach(), inputs["ref_per_token_logps"], "k3")
             metrics["kl"].append(masked_moments(kl, mask, self._reduce)[1].item())

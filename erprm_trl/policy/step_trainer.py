@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 
-from ..functional.advantages import step_rewards
+from .._trl import get_config_model_id
+from ..functional.advantages import group_mean, step_rewards
 from ..functional.aggregation import aggregate
 from ..functional.score_metrics import auc_within_groups
 from ..reward_model.prm_format import PRMFormat
@@ -35,7 +36,8 @@ NOT_A_REWARD_MODEL = (
 class GlobalSteps(NamedTuple):
     """
     The steps of all processes' completions: `scores` and `mask` (N, S), `outcomes` (N,) with NaN where no other reward
-    function gave one, and `local`, the rows of this process. `token_ends` (B, S) are this process's own.
+    function gave one, and `local`, the rows of this process. `token_ends` (B, S) and
+    `local_mask` are this process's own.
     """
 
     scores: Tensor
@@ -43,6 +45,11 @@ class GlobalSteps(NamedTuple):
     outcomes: Tensor
     local: slice
     token_ends: Tensor
+
+    @property
+    def local_mask(self) -> Tensor:
+        """Booleans (B, S), True at the real steps of this process's completions."""
+        return self.mask[self.local]
 
     def solution_scores(self, aggregation: str) -> Tensor:
         """One score a completion (N,), 0 where there are no steps."""
@@ -58,11 +65,13 @@ class StepTrainer(GRPOTrainer):
     Base of the trainers that give each token an advantage from step scores; see [`StepGRPOTrainer`] for the arguments.
     """
 
+    _config_class = StepGRPOConfig
+
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
         reward_funcs: Any,
-        args: StepGRPOConfig,
+        args: StepGRPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -72,6 +81,10 @@ class StepTrainer(GRPOTrainer):
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
     ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            suffix = self._config_class.__name__.removesuffix("Config")
+            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
         funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
@@ -128,23 +141,32 @@ class StepTrainer(GRPOTrainer):
         outcomes = (given * self.reward_weights.to(device)[others]).nansum(-1)
         outcomes[given.isnan().all(-1)] = torch.nan
         mask = ~scores.isnan()
+        token_ends = torch.nn.functional.pad(token_ends, (0, scores.shape[1] - longest))
         return GlobalSteps(scores, mask, outcomes, slice(start, start + len(scored)), token_ends)
 
     def _log_agreement(self, rewards_per_func: Tensor) -> None:
         if self.answer_reward is None:
             return
-        mode = "train" if self.model.training else "eval"
         index = next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
         graded, scored = rewards_per_func[:, index], rewards_per_func[:, self._step_index]
-        self._metrics[mode]["steps/accuracy"].append(graded.nanmean().item())
+        self._mode_metrics["steps/accuracy"].append(graded.nanmean().item())
         both = ~(graded.isnan() | scored.isnan())
         groups = torch.arange(len(graded), device=graded.device) // self._group_size
         agreement = auc_within_groups(scored[both], graded[both] > 0.5, groups[both])
-        self._metrics[mode]["steps/agreement"].append(agreement.item())
+        self._mode_metrics["steps/agreement"].append(agreement.item())
+
+    @property
+    def _mode_metrics(self) -> dict[str, list[float]]:
+        return self._metrics["train" if self.model.training else "eval"]
 
     @property
     def _group_size(self) -> int:
         return self.num_generations if self.model.training else self.num_generations_eval
+
+    def _question_values(self) -> Tensor:
+        """What each completion's question is worth (N,): the mean score of its group's solutions."""
+        steps = self._global_steps
+        return group_mean(steps.solution_scores(self.aggregation), steps.mask.any(-1), self._group_size)
 
     def _step_rewards(self, steps: GlobalSteps, initial_value: Tensor | float) -> Tensor:
         return step_rewards(

@@ -49,7 +49,6 @@ class StepScorer:
         self.token_ids = prm_format.token_ids(tokenizer)
         pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._collate = DataCollatorForStepLabels(pad_token_id)
-        self._context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     @classmethod
     def from_pretrained(
@@ -124,7 +123,7 @@ class StepScorer:
             )
         scores: list[list[float]] = [[] for _ in steps]
         encoded = encode_solutions(self.tokenizer, self.prm_format, questions, steps)
-        context = self._context_length
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         too_long = {i for i, one in enumerate(encoded) if context is not None and len(one.input_ids) > context}
         if too_long and not skip_too_long:
             index = min(too_long)
@@ -178,6 +177,12 @@ class StepScorer:
         )
         counts = batch["step_mask"].sum(-1).tolist()
         return [values.tolist() for values in step_log_odds(logits).sigmoid().split(counts)]
+
+
+def solution_scores(step_scores: Sequence[Sequence[float]], aggregation: str) -> list[float | None]:
+    """One score a solution, `None` where it has no step scores."""
+    aggregated = iter(aggregate([scores for scores in step_scores if scores], aggregation).tolist())
+    return [next(aggregated) if scores else None for scores in step_scores]
 
 
 @contextmanager

@@ -5,7 +5,6 @@ processes there are or on what ran before, so any number of processes, killed an
 same rows.
 """
 
-import hashlib
 import logging
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ import torch
 
 from .grading import Grader
 from .questions import Question, fingerprint
-from .sampling import Completion, Prompt, Sampler
+from .sampling import Completion, Prompt, Sampler, derived_seed
 from .steps import split_steps
 from .store import (
     SHARD,
@@ -210,7 +209,7 @@ class _Collection:
             "prefix_rewards": [],
             "question_rewards": None,
             "unusable": None if steps else "no steps",
-            "sampler": {**self.sampler_settings, "seed": _chunk_seed(self.config["seed"], chunk, "solutions")},
+            "sampler": {**self.sampler_settings, "seed": derived_seed(self.config["seed"], chunk, "solutions")},
             **({"token_ids": solution.token_ids} if self.config.get("store_token_ids") else {}),
         }
 
@@ -241,7 +240,7 @@ class _Collection:
         if not prompts:
             return []
         self.num_rollouts += len(prompts) * num_samples
-        return self.sampler.sample(prompts, num_samples, _chunk_seed(self.config["seed"], chunk, what))
+        return self.sampler.sample(prompts, num_samples, derived_seed(self.config["seed"], chunk, what))
 
 
 def _check_numbers(questions, num_solutions: int, num_continuations: int, chunk_size: int) -> None:
@@ -254,10 +253,6 @@ def _check_numbers(questions, num_solutions: int, num_continuations: int, chunk_
     ):
         if value < least:
             raise ValueError(f"{name}: got {value}, expected at least {least}.")
-
-
-def _chunk_seed(seed: int, chunk: int, what: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{chunk}/{what}".encode()).digest()[:4], "big") % 2**31
 
 
 def _open_folder(path: Path, config: dict[str, Any]) -> None:

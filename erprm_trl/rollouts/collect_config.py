@@ -1,10 +1,10 @@
 """Everything a collection is made of, as one configuration: what the recipe and its YAML name."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from .collect import collect_rollouts
+from .json_fields import read_json_fields
 from .questions import load_questions
 from .store import RolloutDataset
 from .transformers_sampling import TransformersSampler
@@ -62,14 +62,7 @@ class CollectConfig:
     )
 
     def __post_init__(self):
-        # From the command line a mapping arrives as its JSON.
-        for name in ("dataset_kwargs", "model_init_kwargs"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                try:
-                    setattr(self, name, json.loads(value))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{name}: got {value!r}, expected a JSON object ({error}).") from error
+        read_json_fields(self, "dataset_kwargs", "model_init_kwargs")
 
     def run(self) -> RolloutDataset:
         """Loads questions and policy, and collects."""

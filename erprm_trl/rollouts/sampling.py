@@ -4,6 +4,7 @@ A sampler has two members: `sample(prompts, num_samples, seed)` and `settings`, 
 records. The same call on the same machine gives the same completions, whatever was sampled before.
 """
 
+import hashlib
 from typing import Any, NamedTuple, Protocol
 
 
@@ -22,6 +23,11 @@ class Completion(NamedTuple):
     finished: bool
     num_tokens: int
     token_ids: tuple[int, ...] = ()
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed for one purpose, far from those of every other."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") % 2**31
 
 
 class Sampler(Protocol):

@@ -211,10 +211,14 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Replaces the manifest in one move, so that a crash leaves the old one or the new one."""
-    temporary = path / f"{MANIFEST}.tmp"
+    replace_file(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file in one move: whatever happens, it holds the old text or the new one, whole."""
+    temporary = path.with_name(f"{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path / MANIFEST)
+    os.replace(temporary, path)

@@ -49,7 +49,7 @@ def main():
                 folder / "guard" / name.split(":")[0],
                 updates=arguments.updates,
                 answers=answers,
-                guard=guard,
+                callbacks=[guard],
                 seed=seed,
                 logging_steps=1,
                 **settings,

@@ -13,7 +13,7 @@ from erprm_trl.policy.raft_rounds import (
     round_seed,
     write_rows,
 )
-from erprm_trl.policy.raft_scores import solution_scores
+from erprm_trl.reward_model.scoring import solution_scores
 from erprm_trl.rollouts import Question
 
 
