@@ -11,7 +11,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed,wandb,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed,wandb,serve,dev]"
 	touch $(INSTALLED)
 
 quickstart: install
