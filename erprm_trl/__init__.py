@@ -22,7 +22,15 @@ if TYPE_CHECKING:
         StepRewardFunction,
     )
     from .reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
-    from .rollouts import RolloutDataset, TransformersSampler, VLLMSampler, collect_rollouts, grade, load_questions
+    from .rollouts import (
+        EndpointSampler,
+        RolloutDataset,
+        TransformersSampler,
+        VLLMSampler,
+        collect_rollouts,
+        grade,
+        load_questions,
+    )
     from .selection import best_of_n
 
 __version__ = "0.1.0"
@@ -42,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ],
         "reward_model": ["ERPRMConfig", "ERPRMTrainer", "PRMFormat", "StepScorer"],
         "rollouts": [
+            "EndpointSampler",
             "RolloutDataset",
             "TransformersSampler",
             "VLLMSampler",

@@ -12,9 +12,10 @@ from pathlib import Path
 from trl import TrlParser
 
 from erprm_trl import RolloutDataset, StepScorer
-from erprm_trl.report import format_selection_table, plot_selection_curves
+from erprm_trl.report import draw_selection_curves, format_selection_table, plot_selection_curves, selection_rows
 from erprm_trl.rollouts import Grader
 from erprm_trl.selection import score_rollouts, selection_curves
+from erprm_trl.tracking import Trackers, redacted
 
 
 @dataclass
@@ -27,6 +28,9 @@ class BestOfNArguments:
     ns: list[int] | None = field(default=None, metadata={"help": "Numbers of samples; powers of two by default."})
     batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
     plot_aggregation: str = field(default="min", metadata={"help": "min, last, product or mean."})
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "wandb, trackio, tensorboard; none by default."}
+    )
 
 
 def main(arguments: BestOfNArguments) -> dict:
@@ -46,6 +50,16 @@ def main(arguments: BestOfNArguments) -> dict:
     (folder / "step_scores.json").write_text(json.dumps(scores))
     (folder / "best_of_n.json").write_text(json.dumps(curves, indent=2))
     plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
+    names = redacted(list(curves["models"]))
+    names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, start=1)]
+    shown = {**curves, "models": dict(zip(names, curves["models"].values(), strict=True))}
+    with Trackers.start(arguments.report_to, folder, vars(arguments)) as trackers:
+        by = arguments.plot_aggregation
+        trackers.figure(f"best_of_n/{by}", lambda: draw_selection_curves(shown, aggregation=by), step=0)
+        trackers.table("best_of_n/curves", lambda: selection_rows(shown), step=0)
+        for n in ns:  # n as the step: the curves again, to look at closely
+            points = {f"best_of_n/{row[0]}": row[2] for row in selection_rows(shown)[1] if row[1] == n}
+            trackers.scalars(points, step=n)
     print(format_selection_table(curves, max(ns)))
     print(f"Numbers and plot: {folder}")
     return curves

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "erprm_trl"
-STAGES = ["functional", "rollouts", "reward_model", "selection", "policy", "report", "dial"]
+STAGES = ["functional", "tracking", "rollouts", "reward_model", "selection", "policy", "report", "dial"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -71,7 +71,7 @@ def test_public_things_have_docstrings_and_nothing_is_unpickled(path):
 def test_importing_the_package_imports_nothing_heavy():
     code = (
         "import sys, erprm_trl, erprm_trl.rollouts, erprm_trl.reward_model, erprm_trl.selection, erprm_trl.policy\n"
-        "import erprm_trl.dial\n"
+        "import erprm_trl.dial, erprm_trl.tracking\n"
         "print(sorted({'torch', 'transformers', 'trl', 'datasets', 'numpy', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
@@ -79,9 +79,9 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_everything_offered_can_be_imported():
     import erprm_trl
-    from erprm_trl import dial, policy, reward_model, rollouts, selection
+    from erprm_trl import dial, policy, reward_model, rollouts, selection, tracking
 
-    for package in (erprm_trl, rollouts, reward_model, selection, policy, dial):
+    for package in (erprm_trl, tracking, rollouts, reward_model, selection, policy, dial):
         for name in package.__all__:
             assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -12,21 +12,27 @@ from .advantages import (
     step_rewards,
 )
 from .aggregation import AGGREGATIONS, aggregate
+from .architecture import Architecture, count_lora_parameters, count_parameters
 from .masked import explained_variance, masked_moments, masked_whiten
 from .policy_losses import clipped_value_loss, kl_estimate
-from .score_metrics import auc, auc_within_groups, brier_score, expected_calibration_error
+from .score_metrics import auc, auc_within_groups, brier_score, calibration_bins, expected_calibration_error
 from .soft_values import soft_value, soft_value_from_rate
 from .step_losses import soft_step_cross_entropy, step_log_odds
+from .training_memory import memory_per_gpu, state_bytes
 
 
 __all__ = [
     "AGGREGATIONS",
     "CREDITS",
+    "Architecture",
     "aggregate",
     "auc",
     "auc_within_groups",
     "brier_score",
+    "calibration_bins",
     "clipped_value_loss",
+    "count_lora_parameters",
+    "count_parameters",
     "expected_calibration_error",
     "explained_variance",
     "generalized_advantages",
@@ -35,6 +41,7 @@ __all__ = [
     "kl_estimate",
     "masked_moments",
     "masked_whiten",
+    "memory_per_gpu",
     "place_at_step_ends",
     "prefix_values",
     "reward_to_go",
@@ -42,6 +49,7 @@ __all__ = [
     "soft_value",
     "soft_value_from_rate",
     "spread_over_steps",
+    "state_bytes",
     "step_log_odds",
     "step_rewards",
 ]

@@ -54,14 +54,45 @@ def expected_calibration_error(scores: torch.Tensor, labels: torch.Tensor, num_b
     _check_probabilities(scores, labels)
     if num_bins < 1:
         raise ValueError(f"`num_bins` is {num_bins}: expected at least 1. Pass 10 or 15.")
+    gaps = scores.double().flatten() - labels.double().flatten()
+    gap_by_bin = torch.zeros(num_bins, dtype=torch.float64, device=scores.device)
+    gap_by_bin = gap_by_bin.index_add(0, _score_bins(scores, num_bins), gaps)
+    return gap_by_bin.abs().sum() / gaps.numel()
+
+
+def calibration_bins(
+    scores: torch.Tensor, labels: torch.Tensor, num_bins: int = 10
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    What a reliability diagram shows: the bins of [`expected_calibration_error`].
+
+    Args:
+        scores, labels, num_bins:
+            As there.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: of each bin the number of scores (int64), their mean and the
+        mean label (float64, NaN in an empty bin).
+
+    Limits: the error is `sum_b counts_b |mean_scores_b - mean_labels_b| / sum_b counts_b` over bins that are not
+    empty.
+    """
+    _check_probabilities(scores, labels)
+    if num_bins < 1:
+        raise ValueError(f"`num_bins` is {num_bins}: expected at least 1. Pass 10 or 15.")
+    bins = _score_bins(scores, num_bins)
+    counts = torch.bincount(bins, minlength=num_bins)
+    sums = torch.zeros(2, num_bins, dtype=torch.float64, device=scores.device)
+    both = torch.stack([scores.double().flatten(), labels.double().flatten()])
+    return counts, *(sums.index_add(1, bins, both) / counts)
+
+
+def _score_bins(scores: torch.Tensor, num_bins: int) -> torch.Tensor:
     edges = torch.arange(1, num_bins, dtype=torch.float64, device=scores.device) / num_bins
     if scores.is_floating_point():
         # A score written 0.7 is the nearest number of its own dtype; rounded alike, the edge 0.7 still meets it.
         edges = edges.to(scores.dtype).double()
-    gaps = scores.double().flatten() - labels.double().flatten()
-    bins = torch.bucketize(scores.double().flatten().contiguous(), edges, right=True)
-    gap_by_bin = torch.zeros(num_bins, dtype=torch.float64, device=scores.device).index_add(0, bins, gaps)
-    return gap_by_bin.abs().sum() / gaps.numel()
+    return torch.bucketize(scores.double().flatten().contiguous(), edges, right=True)
 
 
 def auc(scores: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:

@@ -131,6 +131,12 @@ class PolicyGuard(TrainerCallback):
         """Signals that are outside their band now."""
         return [signal for signal, count in self._logs_outside.items() if count]
 
+    def signals(self) -> dict[str, float]:
+        """What is judged now, for plots: each signal's value without its `steps/`, and how many are `outside`."""
+        standings = {signal.removeprefix("steps/"): self._standing(signal) for signal in ADVICE}
+        values = {name: standing.value for name, standing in standings.items() if standing is not None}
+        return {**values, "outside": float(len(self.outside))} if values else {}
+
     def on_train_begin(self, args, state, control, **kwargs):
         """Starts anew, or where the resumed run was."""
         self._reset()

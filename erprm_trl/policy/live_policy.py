@@ -61,6 +61,7 @@ class LivePolicy:
     def free_engine(self) -> None:
         """Ends the vLLM engine, whose memory the training needs."""
         if self._engine is not None:
+            self._engine.close()
             self._engine = None
             gc.collect()
 

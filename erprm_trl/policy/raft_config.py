@@ -1,16 +1,18 @@
 """Configuration of [`RAFTTrainer`]: what [`~trl.SFTConfig`] has, and what rounds of sampling and picking add."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trl import SFTConfig
 
 from ..functional.aggregation import AGGREGATIONS
 from ..rollouts.json_fields import read_json_fields
+from ..tracking.tracking_config import TrackingConfig
 
 
 @dataclass
-class RAFTConfig(SFTConfig):
+class RAFTConfig(TrackingConfig, SFTConfig):
     r"""
     Configuration class for the [`RAFTTrainer`].
 
@@ -47,6 +49,9 @@ class RAFTConfig(SFTConfig):
             Keep a text only once a question.
         scoring_batch_size (`int`, *optional*, defaults to `32`):
             Solutions scored at a time, where the reward model is given as a string.
+        shard_reward_model (`bool`, *optional*, defaults to `False`):
+            Splits the reward model's weights over the processes of a ZeRO-3 training, where it is given as a string.
+            Otherwise each process holds it whole.
 
         > Parameters that control the sampling
 
@@ -72,6 +77,13 @@ class RAFTConfig(SFTConfig):
             See [`Grader`]. Not used without answers.
         num_generations_eval (`int`, *optional*, defaults to `4`):
             Solutions sampled for each evaluation question; the accuracy is their mean.
+
+        > Parameters that control the tracking
+
+        num_logged_solutions (`int`, *optional*, defaults to `8`), log_artifacts (`list[str]`, *optional*):
+            See [`~erprm_trl.tracking.TrackingConfig`]. Every round logs its last checkpoint.
+        run_name (`str`, *optional*):
+            With trackio it defaults to the last part of `output_dir`, by which each round finds the run of the last.
 
     > [!NOTE]
     > `num_train_epochs` (of each round) defaults to 2, unlike in [`~trl.SFTConfig`].
@@ -110,6 +122,9 @@ class RAFTConfig(SFTConfig):
     )
     deduplicate: bool = field(default=True, metadata={"help": "Keep a text only once a question."})
     scoring_batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+    shard_reward_model: bool = field(
+        default=False, metadata={"help": "Split the reward model over the processes of a ZeRO-3 training."}
+    )
 
     # Parameters that control the sampling
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the solutions to pick from."})
@@ -132,6 +147,8 @@ class RAFTConfig(SFTConfig):
     def __post_init__(self):
         super().__post_init__()
         read_json_fields(self, "vllm_kwargs")
+        if self.run_name is None and "trackio" in self.report_to:
+            self.run_name = Path(self.output_dir).name
         for name in (
             "num_rounds",
             "questions_per_round",

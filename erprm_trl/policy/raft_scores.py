@@ -11,17 +11,26 @@ from accelerate.utils import gather_object
 
 from ..reward_model.scoring import StepScorer
 from ..rollouts.steps import clean_step
+from ..rollouts.store import RolloutDataset
+from ..tracking.solutions_table import ColouredSteps, solutions_table
+from .raft_rounds import RoundFolder, read_rows
 
 
-def load_scorer(reward_model: str | Path | StepScorer, accelerator: Accelerator, batch_size: int) -> StepScorer:
+def load_scorer(
+    reward_model: str | Path | StepScorer, accelerator: Accelerator, batch_size: int, sharded: bool = False
+) -> StepScorer:
     """
-    The reward model, whole on every process.
+    The reward model: whole on every process, or split over those of a ZeRO-3 training.
 
     Raises:
-        `ValueError`: if a given scorer's weights are partitioned by ZeRO-3.
+        `ValueError`: if a given scorer's weights are partitioned by ZeRO-3, or it is to be split and is given or the
+            training is not by ZeRO-3.
     """
     if not isinstance(reward_model, StepScorer):
-        return StepScorer.from_pretrained(reward_model, device=accelerator.device, batch_size=batch_size)
+        placed = {"accelerator": accelerator} if sharded else {"device": accelerator.device}
+        return StepScorer.from_pretrained(reward_model, batch_size=batch_size, **placed)
+    if sharded:
+        raise ValueError("shard_reward_model=True: got a scorer that is loaded already. Give its path instead.")
     if any(hasattr(parameter, "ds_id") for parameter in reward_model.model.parameters()):
         raise ValueError(
             "The reward model's weights are partitioned by ZeRO-3: it was loaded after the configuration was made. "
@@ -71,8 +80,11 @@ def score_rows(
         if unusable[index] is None:
             chunks.setdefault(row["chunk"], []).append(index)
     mine = []
-    for chunk in sorted(chunks)[accelerator.process_index :: accelerator.num_processes]:
-        indices = chunks[chunk]
+    numbers = sorted(chunks)
+    for first in range(0, len(numbers), accelerator.num_processes):
+        # A process for which no chunk is left scores nothing: a model that is split needs all of them each time.
+        number = numbers[first + accelerator.process_index : first + accelerator.num_processes][:1]
+        indices = chunks[number[0]] if number else []
         questions = [rows[i]["question"] for i in indices]
         steps = [[clean_step(step, scorer.prm_format.splitter) for step in rows[i]["steps"]] for i in indices]
         scores = scorer.score(questions, steps, skip_too_long=True)
@@ -83,3 +95,14 @@ def score_rows(
     if any(math.isnan(score) for scores in step_scores for score in scores):
         raise ValueError("The reward model gave NaN for a step: look at its weights and dtype.")
     return step_scores
+
+
+def round_solutions(folder: RoundFolder, splitter: str, number: int) -> tuple[list[str], list[list[Any]]]:
+    """The table of a round's first solutions, their steps coloured by score."""
+    rows = RolloutDataset(folder.samples).rows[:number]
+    scores = [entry["step_scores"] for entry in read_rows(folder.scores)[:number]]
+    solutions = [
+        ColouredSteps([clean_step(step, splitter) for step in row["steps"]], some)
+        for row, some in zip(rows, scores, strict=True)
+    ]
+    return solutions_table([row["question"] for row in rows], solutions)

@@ -22,6 +22,7 @@ from ..reward_model.scoring import StepScorer, solution_scores
 from ..rollouts.collect import collect_rollouts
 from ..rollouts.questions import Question, fingerprint, load_questions
 from ..rollouts.sampling import Prompt, PromptFormat
+from ..tracking.training_tracker import TrainingTracker
 from .live_policy import LivePolicy
 from .raft_config import RAFTConfig
 from .raft_rounds import (
@@ -34,7 +35,7 @@ from .raft_rounds import (
     round_seed,
     write_rows,
 )
-from .raft_scores import load_scorer, score_rows, unusable_reasons
+from .raft_scores import load_scorer, round_solutions, score_rows, unusable_reasons
 
 
 if TYPE_CHECKING:
@@ -147,12 +148,13 @@ class RAFTTrainer(SFTTrainer):
         if args.drop_uniform is None:
             self.drop_uniform = self.has_answers and args.num_generations > 1
         self._check_arguments()
-        self.scorer = load_scorer(reward_model, self.accelerator, args.scoring_batch_size)
+        self.scorer = load_scorer(reward_model, self.accelerator, args.scoring_batch_size, args.shard_reward_model)
         self.prompt_format = PromptFormat(self._tokenizer, args.prompt_template, args.system_prompt)
         self._first_policy = Path(args.output_dir, "first-policy")
         self._policy = LivePolicy(self)
         self._round: RoundFolder | None = None  # the one that trains
         self._steps_before = 0
+        self._tracker = TrainingTracker(self, self._data_manifest, last_model=lambda: self._round.last_checkpoint())
 
     def _check_arguments(self) -> None:
         if self._is_vlm:
@@ -233,6 +235,13 @@ class RAFTTrainer(SFTTrainer):
         if "metrics" not in done:
             self._pick(folder)
         self.log({"raft/round": folder.index, **folder.manifest["metrics"]})
+        if self.args.num_logged_solutions:
+            splitter, number = self.scorer.prm_format.splitter, self.args.num_logged_solutions
+            self._tracker.trackers.table(
+                "solutions/raft",
+                lambda: round_solutions(folder, splitter, number),
+                self.state.global_step + self._steps_before,
+            )
         if "training" in done:
             self._policy.load(folder.policy)
         else:
@@ -359,6 +368,15 @@ class RAFTTrainer(SFTTrainer):
 
     # Numbers
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As in [`~trl.SFTTrainer`], the tokens counted."""
+        if self.model.training:
+            # Without an attention mask sequences are joined in one row: their lengths, and so what attention costs,
+            # are taken from the whole row.
+            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+            self._tracker.throughput.count(mask, inputs["labels"] != -100)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
     def evaluate(
         self,
         eval_dataset: Dataset | None = None,
@@ -407,11 +425,16 @@ class RAFTTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs with the steps of all rounds, so that curves go on where the last round's ended."""
+        if self.model.training and "loss" in logs:
+            logs.update(self._tracker.throughput.metrics())
         self.state.global_step += self._steps_before
         try:
             super().log(logs, start_time)
         finally:
             self.state.global_step -= self._steps_before
+
+    def _data_manifest(self) -> dict[str, Any]:
+        return {"questions": fingerprint(self.questions), "round": self._round.manifest}
 
     def _run_config(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ..functional.aggregation import AGGREGATIONS
 from ..reward_model.prm_format import PRMFormat
 from ..reward_model.scoring import StepScorer, solution_scores
+from ..reward_model.sharded_scoring import check_zero3
 from ..rollouts.grading import Grader
 from ..rollouts.steps import clean_step, split_steps
 from .step_tokens import step_token_ends
@@ -103,6 +104,22 @@ class StepRewardFunction:
             self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
         return self._scorer
 
+    def shard(self, accelerator) -> None:
+        """
+        Splits a reward model that is not loaded yet over the processes of a ZeRO-3 training.
+
+        Args:
+            accelerator ([`~accelerate.Accelerator`]):
+                Of the training.
+
+        Raises:
+            `ValueError`: if the scorer was given, or is loaded already, or the training is not by ZeRO-3.
+        """
+        if isinstance(self._scorer, StepScorer):
+            raise ValueError("shard_reward_model=True: got a scorer that is loaded already. Give its path instead.")
+        check_zero3(accelerator)
+        self._scorer_kwargs = {**self._scorer_kwargs, "accelerator": accelerator}
+
     def __call__(
         self,
         prompts: list,
@@ -129,7 +146,7 @@ class StepRewardFunction:
             `list[float | None]`: one reward in [0, 1] a completion, `None` where it is unscorable.
         """
         given = columns.get(self.question_column) or [None] * len(prompts)
-        questions = [question or _question(prompt) for question, prompt in zip(given, prompts, strict=True)]
+        questions = [question or question_text(prompt) for question, prompt in zip(given, prompts, strict=True)]
         texts = [completion_text(completion) for completion in completions]
         pieces = [split_steps(text, self.prm_format.splitter) for text in texts]
         steps = [[clean_step(piece, self.prm_format.splitter) for piece in some] for some in pieces]
@@ -208,7 +225,8 @@ def completion_text(completion: "str | list[dict[str, Any]]") -> str:
     return completion if isinstance(completion, str) else _content(completion[-1]) if completion else ""
 
 
-def _question(prompt: "str | list[dict[str, Any]]") -> str:
+def question_text(prompt: "str | list[dict[str, Any]]") -> str:
+    """The question of a prompt: itself, or what the last user message of a conversation says."""
     if isinstance(prompt, str):
         return prompt
     asked = [message for message in prompt if message.get("role") == "user"]

@@ -7,10 +7,11 @@ from trl import GRPOConfig
 
 from ..functional.advantages import CREDITS
 from ..functional.aggregation import AGGREGATIONS
+from ..tracking.tracking_config import TrackingConfig
 
 
 @dataclass
-class StepGRPOConfig(GRPOConfig):
+class StepGRPOConfig(TrackingConfig, GRPOConfig):
     r"""
     Configuration class for the [`StepGRPOTrainer`].
 
@@ -39,6 +40,10 @@ class StepGRPOConfig(GRPOConfig):
         beta (`float`, *optional*):
             KL coefficient. Defaults to 1/eta if `eta` is given, else to 0: no reference model.
 
+        shard_reward_model (`bool`, *optional*, defaults to `False`):
+            Splits the reward model's weights over the processes of a ZeRO-3 training, where it is given by its path.
+            Otherwise each process holds it whole.
+
         > Parameters that control the answers
 
         question_column (`str`, *optional*, defaults to `"question"`):
@@ -47,6 +52,11 @@ class StepGRPOConfig(GRPOConfig):
             Column of the reference answers. A dataset without it is trained on step rewards alone.
         grading (`str`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*):
             See [`~erprm_trl.rollouts.Grader`].
+
+        > Parameters that control the tracking
+
+        num_logged_solutions (`int`, *optional*, defaults to `8`), log_artifacts (`list[str]`, *optional*):
+            See [`~erprm_trl.tracking.TrackingConfig`]. The solutions are logged with `log_completions=True`.
     """
 
     credit: str = field(default="difference", metadata={"help": "What a step is paid.", "choices": list(CREDITS)})
@@ -67,6 +77,9 @@ class StepGRPOConfig(GRPOConfig):
         default=None, metadata={"help": "Inverse reward temperature: sets beta to 1/eta unless beta is given."}
     )
     beta: float | None = field(default=None, metadata={"help": "KL coefficient; default 1/eta, or 0 without eta."})
+    shard_reward_model: bool = field(
+        default=False, metadata={"help": "Split the reward model over the processes of a ZeRO-3 training."}
+    )
     question_column: str = field(default="question", metadata={"help": "Column of the bare question."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the reference answers."})
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})

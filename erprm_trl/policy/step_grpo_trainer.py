@@ -38,6 +38,11 @@ class StepGRPOTrainer(StepTrainer):
             As in [`~trl.GRPOTrainer`]. A column `question` holds the bare question if the prompt is not it, a column
             `answer` the reference answers.
 
+    Logged beside GRPO's metrics, means over completions: `reward_parts/step`, the sum of the rewards that `credit`
+    pays the steps, the first one from 0 on; `reward_parts/outcome`, the weighted outcome (0 where there is none), both
+    before they are normalised; and with a `beta` that is not 0 `reward_parts/kl`, minus beta times the summed KL of
+    the loss.
+
     Raises:
         `ValueError`: if there is not exactly one process reward model among `reward_funcs`.
     """
@@ -47,8 +52,18 @@ class StepGRPOTrainer(StepTrainer):
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
+        self._log_reward_parts()
         output["advantages"] = self._token_advantages(output["completion_mask"])
         return output
+
+    def _log_reward_parts(self) -> None:
+        # From 0, not from the question's value: a group's mean of what is paid since then is always 0.
+        steps = self._global_steps
+        parts = {"step": self._step_rewards(steps, 0.0).masked_fill(~steps.mask, 0.0).sum(-1)}
+        if self.outcome_weight:
+            parts["outcome"] = self.outcome_weight * steps.outcomes.nan_to_num(0.0)
+        for name, part in parts.items():
+            self.metrics_of_mode[f"reward_parts/{name}"].append(part.mean().item())
 
     def _token_advantages(self, completion_mask: Tensor) -> Tensor:
         """Advantages (B, T) of this process's tokens, 0 at padding."""

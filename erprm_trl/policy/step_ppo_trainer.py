@@ -55,7 +55,8 @@ class StepPPOTrainer(StepTrainer):
 
     Logged beside GRPO's metrics: `value/loss`, `value/explained_variance` (of the returns by the values stored with
     the rollout), `value/clip_fraction`, `value/mean`, `return/mean`, `kl`, and the parts of the reward a completion:
-    `reward_parts/step`, `reward_parts/outcome`, `reward_parts/kl`.
+    `reward_parts/step`, `reward_parts/outcome`, `reward_parts/kl` (of the loss, as in [`StepGRPOTrainer`], if
+    `kl_in_reward` is off).
 
     Raises:
         `ValueError`: if there is not exactly one process reward model among `reward_funcs`.
@@ -182,7 +183,7 @@ class StepPPOTrainer(StepTrainer):
             rewards = rewards - penalty
             parts["kl"] = -penalty.sum(-1)
         for name, part in parts.items():
-            self._mode_metrics[f"reward_parts/{name}"].append(self.accelerator.gather(part).mean().item())
+            self.metrics_of_mode[f"reward_parts/{name}"].append(self.accelerator.gather(part).mean().item())
         return rewards * mask
 
     def _reward_model_values(self, mask: Tensor) -> Tensor:
@@ -198,7 +199,7 @@ class StepPPOTrainer(StepTrainer):
         return weight * torch.where(steps.local_mask.any(-1, keepdim=True), of_tokens, questions[steps.local])
 
     def _log_values(self, values: Tensor, returns: Tensor, mask: Tensor) -> None:
-        metrics = self._mode_metrics
+        metrics = self.metrics_of_mode
         metrics["value/explained_variance"].append(explained_variance(values, returns, mask, self._reduce).item())
         metrics["value/mean"].append(masked_moments(values, mask, self._reduce)[1].item())
         metrics["return/mean"].append(masked_moments(returns, mask, self._reduce)[1].item())
@@ -214,7 +215,7 @@ class StepPPOTrainer(StepTrainer):
             self.beta = beta
         logps, values = self._forwards[0]
         mask = inputs["completion_mask"].bool()
-        metrics = self._mode_metrics
+        metrics = self.metrics_of_mode
         if beta != 0.0 and self.args.kl_in_reward:
             kl = kl_estimate(logps.detach(), inputs["ref_per_token_logps"], "k3")
             metrics["kl"].append(masked_moments(kl, mask, self._reduce)[1].item())

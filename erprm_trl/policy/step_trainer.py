@@ -19,6 +19,7 @@ from ..functional.aggregation import aggregate
 from ..functional.score_metrics import auc_within_groups
 from ..reward_model.prm_format import PRMFormat
 from ..reward_model.scoring import StepScorer
+from .policy_tracking import PolicyTracking
 from .reward_function import AnswerReward, StepRewardFunction
 from .step_config import StepGRPOConfig
 
@@ -113,10 +114,13 @@ class StepTrainer(GRPOTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        if args.shard_reward_model:
+            self.step_reward.shard(self.accelerator)
         self.step_reward.processing_class = self._tokenizer
         self.step_reward.eos_token_ids = self.eos_token_ids
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
+        self._tracking = PolicyTracking(self)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -149,14 +153,30 @@ class StepTrainer(GRPOTrainer):
             return
         index = next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
         graded, scored = rewards_per_func[:, index], rewards_per_func[:, self._step_index]
-        self._mode_metrics["steps/accuracy"].append(graded.nanmean().item())
+        self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
         both = ~(graded.isnan() | scored.isnan())
         groups = torch.arange(len(graded), device=graded.device) // self._group_size
         agreement = auc_within_groups(scored[both], graded[both] > 0.5, groups[both])
-        self._mode_metrics["steps/agreement"].append(agreement.item())
+        self.metrics_of_mode["steps/agreement"].append(agreement.item())
+
+    def _compute_loss(self, model, inputs):
+        if self.model.training:
+            self._tracking.count(inputs)
+        loss = super()._compute_loss(model, inputs)
+        if self.beta != 0.0:
+            self.metrics_of_mode["reward_parts/kl"].append(self._tracking.loss_kl(inputs))
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the throughput to a log of the training loop, and gives the trackers what is no number."""
+        if self.model.training and "loss" in logs:
+            logs.update(self._tracking.throughput())
+        super().log(logs, start_time)
+        self._tracking.after_log(logs)
 
     @property
-    def _mode_metrics(self) -> dict[str, list[float]]:
+    def metrics_of_mode(self) -> dict[str, list[float]]:
+        """TRL's metrics of training or of evaluation, to which a log of that mode adds its means."""
         return self._metrics["train" if self.model.training else "eval"]
 
     @property

@@ -6,9 +6,13 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
-    from .plots import plot_selection_curves
-    from .tables import format_selection_table
+    from .plots import draw_selection_curves, plot_selection_curves
+    from .tables import format_selection_table, selection_rows
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, {"plots": ["plot_selection_curves"], "tables": ["format_selection_table"]}
+    __name__,
+    {
+        "plots": ["draw_selection_curves", "plot_selection_curves"],
+        "tables": ["format_selection_table", "selection_rows"],
+    },
 )

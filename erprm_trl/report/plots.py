@@ -2,28 +2,30 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe-Ito: told apart by most readers, also those who are colour-blind.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def plot_selection_curves(
-    curves: Mapping[str, Any], path: str | Path, *, title: str = "", aggregation: str = "min"
-) -> None:
+def draw_selection_curves(curves: Mapping[str, Any], *, title: str = "", aggregation: str = "min") -> "Figure":
     """
     Accuracy against the number of samples: the reward models' picks between majority voting and pass@n.
 
     Args:
         curves (`Mapping`):
             From [`~erprm_trl.selection.selection_curves`].
-        path (`str` or `Path`):
-            The picture, e.g. `.png` or `.svg`.
         title (`str`, *optional*):
             Above the plot.
         aggregation (`str`, *optional*, defaults to `"min"`):
             Which aggregation of step scores is drawn.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: the figure.
     """
     from matplotlib.figure import Figure
 
@@ -54,7 +56,22 @@ def plot_selection_curves(
         title=f"best of n by {aggregation}",
         title_fontsize=8,
     )
-    figure.savefig(path, dpi=150)
+    return figure
+
+
+def plot_selection_curves(
+    curves: Mapping[str, Any], path: str | Path, *, title: str = "", aggregation: str = "min"
+) -> None:
+    """
+    Saves the picture of [`draw_selection_curves`].
+
+    Args:
+        curves, title, aggregation:
+            As there.
+        path (`str` or `Path`):
+            The picture, e.g. `.png` or `.svg`.
+    """
+    draw_selection_curves(curves, title=title, aggregation=aggregation).savefig(path, dpi=150)
 
 
 def _draw(axes, curve: Mapping[int, Mapping[str, float]], label: str, **style: Any) -> None:

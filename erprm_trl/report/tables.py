@@ -36,5 +36,24 @@ def format_selection_table(curves: Mapping[str, Any], n: int) -> str:
     return "\n".join(lines)
 
 
+def selection_rows(curves: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """
+    Columns and rows of all points of the curves: the way to choose, n, accuracy and its interval.
+
+    Args:
+        curves (`Mapping`):
+            From [`~erprm_trl.selection.selection_curves`].
+    """
+    ways = {"pass@n": curves["pass"], "majority@n": curves["majority"]}
+    for name, by_method in curves["models"].items():
+        ways |= {f"{name}, {method}": of_method["best_of_n"] for method, of_method in by_method.items()}
+    rows = [
+        [way, n, curve[n]["mean"], curve[n]["low"], curve[n]["high"]]
+        for way, curve in ways.items()
+        for n in sorted(curve)
+    ]
+    return ["choice", "n", "accuracy", "low", "high"], rows
+
+
 def _interval(point: Mapping[str, float]) -> str:
     return f"{point['mean']:.3f} [{point['low']:.3f}, {point['high']:.3f}]"

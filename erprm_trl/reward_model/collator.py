@@ -19,7 +19,8 @@ class DataCollatorForStepLabels(DataCollatorMixin):
             Pads to a multiple of this length.
 
     Returns, for B examples: `input_ids` and `attention_mask` (B, T), `step_positions`, `step_labels` (float32) and
-    `step_mask` (True at real steps) (B, S), `question_ids` (B,).
+    `step_mask` (True at real steps) (B, S), `question_ids` and `prompt_lengths` (B,), the latter 0 where
+    it is not known.
     """
 
     pad_token_id: int
@@ -47,4 +48,5 @@ class DataCollatorForStepLabels(DataCollatorMixin):
             "question_ids": torch.tensor(
                 [example.get("question_id", index) for index, example in enumerate(examples)]
             ),
+            "prompt_lengths": torch.tensor([example.get("prompt_length", 0) for example in examples]),
         }

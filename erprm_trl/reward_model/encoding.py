@@ -16,13 +16,14 @@ class EncodedSolution(NamedTuple):
 
     `input_ids` are the token ids; `step_positions` the index of the separator that closes each step, one a step that
     was kept; `num_dropped_steps` how many whole steps at the end did not fit `max_length`; `separator_inside` the
-    first step whose own text contains the separator's id, or `None`.
+    first step whose own text contains the separator's id, or `None`; `prompt_length` how many ids the prompt has.
     """
 
     input_ids: list[int]
     step_positions: list[int]
     num_dropped_steps: int
     separator_inside: int | None
+    prompt_length: int
 
 
 def encode_solution(
@@ -74,7 +75,7 @@ def encode_solutions(
                 inside = number
             ids += [*step_ids, separator]
             positions.append(len(ids) - 1)
-        encoded.append(EncodedSolution(ids, positions, len(solution) - len(positions), inside))
+        encoded.append(EncodedSolution(ids, positions, len(solution) - len(positions), inside, len(prompt)))
     return encoded
 
 

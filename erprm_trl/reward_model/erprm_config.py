@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._trl import BaseConfig
+from ..tracking.tracking_config import TrackingConfig
 from .prm_format import PRMFormat
 
 
@@ -11,7 +12,7 @@ FORMAT_FIELDS = ("separator", "good_token", "bad_token", "head", "prompt_templat
 
 
 @dataclass
-class ERPRMConfig(BaseConfig):
+class ERPRMConfig(TrackingConfig, BaseConfig):
     r"""
     Configuration class for the [`ERPRMTrainer`].
 
@@ -55,6 +56,11 @@ class ERPRMConfig(BaseConfig):
             Processes that prepare the dataset.
         pad_to_multiple_of (`int`, *optional*):
             Pads batches to a multiple of this length.
+
+        > Parameters that control the tracking
+
+        num_logged_solutions (`int`, *optional*, defaults to `8`), log_artifacts (`list[str]`, *optional*):
+            See [`~erprm_trl.tracking.TrackingConfig`].
 
     > [!NOTE]
     > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 1e-5, `logging_steps` 10,

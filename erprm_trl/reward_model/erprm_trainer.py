@@ -18,6 +18,7 @@ from ..functional.step_losses import soft_step_cross_entropy, step_log_odds
 from ..rollouts.store import RolloutDataset
 from .collator import DataCollatorForStepLabels
 from .erprm_config import ERPRMConfig
+from .erprm_tracking import ERPRMTracking
 from .model_setup import prepare_model
 from .step_examples import encode_examples
 from .step_logits import step_logits
@@ -113,7 +114,7 @@ class ERPRMTrainer(BaseTrainer):
         )
         self.format_token_ids = self.prm_format.token_ids(processing_class)
         self.data_counts: dict[str, dict] = {}
-        self._labels_from_rollouts = False
+        self._manifests: dict[str, dict] = {}
         train_dataset = self._prepare_dataset(train_dataset, processing_class, args, "train")
         if isinstance(eval_dataset, dict):
             eval_dataset = {
@@ -149,14 +150,15 @@ class ERPRMTrainer(BaseTrainer):
         self.label_names = []
         self._records = {"train": StepRecords(), "eval": StepRecords()}
         self._num_tokens: int | None = None
+        self._tracking = ERPRMTracking(self, self._manifests)
         self.model.add_model_tags(self._tag_names)
 
     def _prepare_dataset(self, dataset, processing_class, args: ERPRMConfig, name: str) -> Dataset:
         if isinstance(dataset, str):
             dataset = RolloutDataset(dataset)
         if isinstance(dataset, RolloutDataset):
+            self._manifests[name] = dataset.manifest
             dataset = dataset.labels(args.eta)
-            self._labels_from_rollouts = True
         if not isinstance(dataset, Dataset):
             raise TypeError(
                 f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a RolloutDataset or "
@@ -179,7 +181,9 @@ class ERPRMTrainer(BaseTrainer):
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
-            self._signature_columns = ["input_ids", "step_positions", "step_labels", "question_id", "length"]
+            self._signature_columns = [
+                "input_ids", "step_positions", "step_labels", "question_id", "prompt_length", "length",
+            ]  # fmt: skip
 
     def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
         """Evaluates; `eval_dataset` may have any form that the constructor accepts."""
@@ -221,6 +225,8 @@ class ERPRMTrainer(BaseTrainer):
             # Gradients are averaged over processes: times their number, so that the sum is divided by the global count
             # once.
             loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
+        if self.model.training:
+            self._tracking.throughput.count(inputs["attention_mask"])  # the head computes two columns alone
         self._record(inputs, logits, losses)
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -239,11 +245,14 @@ class ERPRMTrainer(BaseTrainer):
             (table, inputs["question_ids"], inputs["attention_mask"].sum(-1))
         )
         self._records["train" if self.model.training else "eval"].add(*gathered)
+        if not self.model.training:
+            self._tracking.keep_solutions(inputs, table)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step metrics gathered since the last log."""
         mode = "train" if self.model.training else "eval"
         records = self._records[mode]
+        evaluated = None
         if len(records):
             metrics = records.metrics()
             num_tokens = metrics.pop("num_tokens")
@@ -253,11 +262,16 @@ class ERPRMTrainer(BaseTrainer):
                 prefix = next((key.removesuffix("loss") for key in logs if key.endswith("_loss")), "eval_")
                 logs.update({f"{prefix}{key}": value for key, value in metrics.items()})
                 logs[f"{prefix}loss"] = loss
+                evaluated = prefix.rstrip("_")
             else:
                 logs.update(metrics)
                 logs["num_tokens"] = self._num_tokens = self._tokens_before() + num_tokens
-            records.clear()
+        if mode == "train" and "loss" in logs:
+            logs.update(self._tracking.throughput.metrics())
         super().log(logs, start_time)
+        if evaluated is not None:
+            self._tracking.log_evaluation(evaluated, records)
+        records.clear()
 
     def _tokens_before(self) -> int:
         if self._num_tokens is None:  # after a resume the count goes on
@@ -298,7 +312,7 @@ class ERPRMTrainer(BaseTrainer):
             base_model=base_model,
             model_name=model_name,
             model_id=self.hub_model_id or model_name,
-            labels_from_rollouts=self._labels_from_rollouts,
+            labels_from_rollouts="train" in self._manifests,
             args=self.args,
             prm_format=self.prm_format,
             data_counts=self.data_counts,

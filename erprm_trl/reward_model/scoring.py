@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoTokenizer
@@ -12,10 +12,14 @@ from ..functional.aggregation import aggregate
 from ..functional.step_losses import step_log_odds
 from ..rollouts.steps import clean_step, split_steps
 from .collator import DataCollatorForStepLabels
-from .encoding import encode_solutions
+from .encoding import EncodedSolution, encode_solutions
 from .model_setup import AUTO_MODELS
 from .prm_format import PRMFormat
 from .step_logits import step_logits
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class StepScorer:
@@ -42,7 +46,7 @@ class StepScorer:
     """
 
     def __init__(self, model, tokenizer, prm_format: PRMFormat, *, batch_size: int = 32):
-        self.model = model.eval()
+        self.model = self._engine = model.eval()
         self.tokenizer = tokenizer
         self.prm_format = prm_format
         self.batch_size = batch_size
@@ -62,6 +66,7 @@ class StepScorer:
         batch_size: int = 32,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        accelerator: "Accelerator | None" = None,
     ) -> "StepScorer":
         """
         Loads a model that [`ERPRMTrainer`] saved, a LoRA adapter included.
@@ -79,9 +84,13 @@ class StepScorer:
                 Accelerate's placement of a model over several devices, e.g. `"auto"`.
             batch_size, revision, trust_remote_code (*optional*):
                 As usual.
+            accelerator ([`~accelerate.Accelerator`], *optional*):
+                Of a ZeRO-3 training: its processes then share the model, see [`ShardedStepScorer`]. Not with `device`
+                and `device_map`; the weights have the training's dtype.
 
         Raises:
             `FileNotFoundError`: if there is no `prm_format.json` and no `prm_format` is given.
+            `ValueError`: if an accelerator is given that does not train by ZeRO-3.
         """
         path_or_id = str(path_or_id)
         prm_format = prm_format or PRMFormat.load(path_or_id, revision)
@@ -90,6 +99,12 @@ class StepScorer:
         if prm_format.head == "token":
             kwargs["num_labels"] = 1
         tokenizer = AutoTokenizer.from_pretrained(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
+        if accelerator is not None:
+            from .sharded_scoring import ShardedStepScorer, check_zero3
+
+            check_zero3(accelerator)
+            model = _load_model(path_or_id, prm_format.head, kwargs)
+            return ShardedStepScorer(model, tokenizer, prm_format, accelerator, batch_size=batch_size)
         with _unpartitioned():
             model = _load_model(path_or_id, prm_format.head, kwargs)
         if device_map is None:
@@ -133,10 +148,11 @@ class StepScorer:
             )
         order = [i for i in range(len(steps)) if encoded[i].step_positions and i not in too_long]
         order.sort(key=lambda index: len(encoded[index].input_ids))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for index, values in zip(batch, self._score_batch([encoded[i] for i in batch]), strict=True):
-                scores[index] = values
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        scored = self._score_batches([[encoded[i] for i in batch] for batch in batches])
+        for batch, values in zip(batches, scored, strict=True):
+            for index, one in zip(batch, values, strict=True):
+                scores[index] = one
         return scores
 
     def score_texts(self, questions: Sequence[str], completions: Sequence[str]) -> list[list[float]]:
@@ -153,8 +169,11 @@ class StepScorer:
             clean_step(step, self.prm_format.splitter) for step in split_steps(completion, self.prm_format.splitter)
         ]
 
-    @torch.inference_mode()
-    def _score_batch(self, encoded) -> Iterator[list[float]]:
+    def _score_batches(self, batches: list[list[EncodedSolution]]) -> Iterator[list[list[float]]]:
+        return map(self._score_batch, batches)
+
+    @torch.no_grad()
+    def _score_batch(self, encoded: list[EncodedSolution]) -> list[list[float]]:
         examples = [
             {
                 "input_ids": one.input_ids,
@@ -167,13 +186,14 @@ class StepScorer:
         device = "cpu" if self.model.device.type == "meta" else self.model.device
         batch = {key: value.to(device) for key, value in self._collate(examples).items()}
         logits = step_logits(
-            self.model,
+            self._engine,
             self.prm_format.head,
             self.token_ids,
             batch["input_ids"],
             batch["attention_mask"],
             batch["step_positions"],
             batch["step_mask"],
+            unwrapped=self.model,
         )
         counts = batch["step_mask"].sum(-1).tolist()
         return [values.tolist() for values in step_log_odds(logits).sigmoid().split(counts)]

@@ -135,9 +135,9 @@ def encode_examples(
             Processes.
 
     Returns:
-        `tuple`: a `datasets.Dataset` with `input_ids`, `step_positions`, `step_labels`, `question_id` and `length`,
-        and the counts `{"rows", "kept", "steps", "dropped_rows": {reason: n}, "rows_with_dropped_steps",
-        "dropped_steps"}`.
+        `tuple`: a `datasets.Dataset` with `input_ids`, `step_positions`, `step_labels`, `question_id`,
+        `prompt_length` and `length`, and the counts `{"rows", "kept", "steps", "dropped_rows": {reason: n},
+        "rows_with_dropped_steps", "dropped_steps"}`.
 
     Raises:
         `ValueError`: for the first unusable row if `invalid_rows="error"`; if no row is left; if columns are missing.
@@ -215,6 +215,7 @@ def _encode_batch(
             "step_positions",
             "step_labels",
             "question_id",
+            "prompt_length",
             "length",
             "num_dropped_steps",
             "problem",
@@ -236,6 +237,7 @@ def _encode_batch(
         columns["question_id"].append(
             int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:7], "big")
         )
+        columns["prompt_length"].append(one.prompt_length)
         columns["length"].append(len(one.input_ids))
         columns["num_dropped_steps"].append(one.num_dropped_steps)
         columns["problem"].append(problem)

@@ -37,7 +37,7 @@ class StepRecords:
         `auc` and `auc_within_questions` (labels above 0.5 against the others), `ece`, `score/step_1` ... and
         `num_tokens`. What is not defined (an AUC with one class) is left out.
         """
-        scores, labels, losses, groups, positions = self._steps()
+        scores, labels, losses, groups, positions = self.steps()
         good = labels > 0.5
         metrics = {
             "loss": losses.mean(),
@@ -54,7 +54,8 @@ class StepRecords:
         values = {name: value for name, value in values.items() if not math.isnan(value) or name == "loss"}
         return {**values, "num_tokens": int(torch.stack(self._num_tokens).sum())}
 
-    def _steps(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def steps(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of every step added: its score, label, loss, question and position, flat and on the CPU."""
         columns = []
         for table, question_ids in self._batches:
             table, question_ids = table.cpu(), question_ids.cpu()

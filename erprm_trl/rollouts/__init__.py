@@ -8,6 +8,8 @@ from .._lazy import lazy_exports
 if TYPE_CHECKING:
     from .collect import collect_rollouts
     from .collect_config import CollectConfig
+    from .endpoint_client import EndpointError
+    from .endpoint_sampling import EndpointSampler
     from .grading import Grader, extract_answer, grade
     from .questions import Question, load_questions
     from .sampling import Completion, Prompt, PromptFormat, Sampler
@@ -21,6 +23,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "collect": ["collect_rollouts"],
         "collect_config": ["CollectConfig"],
+        "endpoint_client": ["EndpointError"],
+        "endpoint_sampling": ["EndpointSampler"],
         "grading": ["Grader", "extract_answer", "grade"],
         "questions": ["Question", "load_questions"],
         "sampling": ["Completion", "Prompt", "PromptFormat", "Sampler"],

@@ -194,6 +194,11 @@ class _Collection:
         return rows
 
     def _row(self, chunk: int, index: int, number: int, solution: Completion) -> dict[str, Any]:
+        if self.config.get("store_token_ids") and not solution.token_ids:
+            raise ValueError(
+                "store_token_ids=True: the sampler returned no token ids. For vLLM's server set "
+                "extra_body={'return_token_ids': True}, or leave store_token_ids off."
+            )
         steps = split_steps(solution.text, self.config["splitter"])
         return {
             "chunk": chunk,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .collect import collect_rollouts
+from .endpoint_sampling import EndpointSampler
 from .json_fields import read_json_fields
 from .questions import load_questions
 from .store import RolloutDataset
@@ -16,8 +17,8 @@ class CollectConfig:
     """
     Configuration of a collection, read by `TrlParser` from YAML and the command line.
 
-    The fields are the arguments of [`load_questions`], [`TransformersSampler`] or [`VLLMSampler`] and
-    [`collect_rollouts`]; what each means is said there.
+    The fields are the arguments of [`load_questions`], [`TransformersSampler`], [`VLLMSampler`] or
+    [`EndpointSampler`] and [`collect_rollouts`]; what each means is said there.
     """
 
     model_name_or_path: str = field(metadata={"help": "The policy: a Hub id or a folder."})
@@ -48,7 +49,14 @@ class CollectConfig:
     seed: int = field(default=0, metadata={"help": "Seed of the whole collection."})
     chunk_size: int = field(default=16, metadata={"help": "Questions written at a time."})
     backend: str = field(
-        default="transformers", metadata={"help": "transformers or vllm.", "choices": ["transformers", "vllm"]}
+        default="transformers",
+        metadata={"help": "transformers, vllm or endpoint.", "choices": ["transformers", "vllm", "endpoint"]},
+    )
+    base_url: str | None = field(default=None, metadata={"help": "Server, e.g. http://localhost:8000/v1 (endpoint)."})
+    max_concurrency: int = field(default=64, metadata={"help": "Requests at a time (endpoint)."})
+    request_timeout: float = field(default=600.0, metadata={"help": "Seconds for one attempt (endpoint)."})
+    api_key_env: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable with the server's key (endpoint)."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus mass."})
@@ -58,11 +66,13 @@ class CollectConfig:
     prompt_template: str | None = field(default=None, metadata={"help": "Text around {question}."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
     model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of from_pretrained, or of vllm.LLM."}
+        default=None, metadata={"help": "Arguments of from_pretrained, of vllm.LLM, or more of EndpointSampler."}
     )
 
     def __post_init__(self):
         read_json_fields(self, "dataset_kwargs", "model_init_kwargs")
+        if self.backend == "endpoint" and self.base_url is None:
+            raise ValueError("base_url: got none with backend='endpoint', expected e.g. http://localhost:8000/v1.")
 
     def run(self) -> RolloutDataset:
         """Loads questions and policy, and collects."""
@@ -89,11 +99,14 @@ class CollectConfig:
             chunk_size=self.chunk_size,
         )
 
-    def _sampler(self) -> TransformersSampler | VLLMSampler:
+    def _sampler(self) -> TransformersSampler | VLLMSampler | EndpointSampler:
         names = ("temperature", "top_p", "top_k", "max_new_tokens", "prompt_template", "system_prompt")
         settings = {name: getattr(self, name) for name in names}
         init_kwargs = self.model_init_kwargs or {}
         if self.backend == "vllm":
             return VLLMSampler(self.model_name_or_path, engine_kwargs=init_kwargs, **settings)
+        if self.backend == "endpoint":
+            settings |= {name: getattr(self, name) for name in ("max_concurrency", "request_timeout", "api_key_env")}
+            return EndpointSampler(self.model_name_or_path, self.base_url, **settings, **init_kwargs)
         settings["batch_size"] = self.batch_size
         return TransformersSampler.from_pretrained(self.model_name_or_path, model_init_kwargs=init_kwargs, **settings)

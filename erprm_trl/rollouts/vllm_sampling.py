@@ -107,6 +107,12 @@ class VLLMSampler:
         ]
         return [one * num_samples for one in completions] if greedy else completions
 
+    def close(self) -> None:
+        """Ends the engine with its processes, which frees its memory."""
+        # Garbage collection may leave it alive: what vLLM keeps of an import that failed can refer to this object.
+        self.engine.llm_engine.engine_core.shutdown()
+        del self.engine
+
     def _check_room(self, encoded: list[list[int]]) -> None:
         longest = max(encoded, key=len, default=[])
         if len(longest) >= self.context_length:

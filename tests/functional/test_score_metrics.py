@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from erprm_trl.functional.score_metrics import auc, auc_within_groups, brier_score, expected_calibration_error
+from erprm_trl.functional.score_metrics import (
+    auc,
+    auc_within_groups,
+    brier_score,
+    calibration_bins,
+    expected_calibration_error,
+)
 
 
 def naive_auc_within_groups(scores, positive, groups):
@@ -198,3 +204,17 @@ def test_what_cannot_be_ranked_is_named():
         auc_within_groups(scores, positive, groups.float())
     with pytest.raises(ValueError, match="`num_bins` is 0: expected at least 1"):
         expected_calibration_error(scores, scores, num_bins=0)
+
+
+def test_calibration_bins():
+    scores, labels = torch.tensor([0.0, 0.2, 0.25, 1.0]), torch.tensor([0.5, 1.0, 0.0, 1.0])
+    counts, mean_scores, mean_labels = calibration_bins(scores, labels, num_bins=4)
+    assert counts.tolist() == [2, 1, 0, 1]
+    assert mean_scores.tolist() == pytest.approx([0.1, 0.25, math.nan, 1.0], nan_ok=True)
+    assert mean_labels.tolist() == pytest.approx([0.75, 0.0, math.nan, 1.0], nan_ok=True)
+    scores, labels = torch.rand(500), torch.rand(500)
+    counts, mean_scores, mean_labels = calibration_bins(scores, labels)
+    error = (counts * (mean_scores - mean_labels).abs()).nansum() / counts.sum()
+    assert error.item() == pytest.approx(expected_calibration_error(scores, labels).item(), abs=1e-12)
+    with pytest.raises(ValueError, match="num_bins"):
+        calibration_bins(scores, labels, 0)

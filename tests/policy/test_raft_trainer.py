@@ -404,14 +404,15 @@ def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path
             loaded = TransformersSampler.from_pretrained(model)
             super().__init__(loaded.model, tokenizer, batch_size=64, **settings)
 
+        def close(self):
+            alive.remove(self)
+
     monkeypatch.setattr(live_policy, "VLLMSampler", Engine)
     train = raft_trainer.SFTTrainer.train
     monkeypatch.setattr(
         raft_trainer.SFTTrainer,
         "train",
-        lambda self, **kwargs: (
-            (self._policy._engine is None or pytest.fail("the engine is alive")) and train(self, **kwargs)
-        ),
+        lambda self, **kwargs: (not alive or pytest.fail("the engine is alive")) and train(self, **kwargs),
     )
     trainer = build("vllm", use_vllm=True, vllm_kwargs='{"seed": 3}')
     trainer.evaluate(Dataset.from_list(ANSWERED[:1]))

@@ -1,0 +1,28 @@
+"""What a run shows in wandb, trackio and tensorboard beside its scalars: figures, tables, throughput, artifacts."""
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_exports
+
+
+if TYPE_CHECKING:
+    from .figures import label_histogram, reliability_diagram
+    from .redaction import redacted
+    from .solutions_table import ColouredSteps, solutions_table
+    from .throughput import Throughput
+    from .trackers import Trackers
+    from .tracking_config import TrackingConfig
+    from .training_tracker import TrainingTracker
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "figures": ["label_histogram", "reliability_diagram"],
+        "redaction": ["redacted"],
+        "solutions_table": ["ColouredSteps", "solutions_table"],
+        "throughput": ["Throughput"],
+        "trackers": ["Trackers"],
+        "tracking_config": ["TrackingConfig"],
+        "training_tracker": ["TrainingTracker"],
+    },
+)

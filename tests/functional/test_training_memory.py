@@ -1,0 +1,242 @@
+"""Counts and bytes against real models, optimizers and what autograd really keeps."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from erprm_trl.functional import Architecture, count_lora_parameters, count_parameters, memory_per_gpu, state_bytes
+from erprm_trl.functional.training_memory import buffer_bytes, logit_bytes, saved_activation_bytes
+
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+MODELS = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "llama, tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
+    "llama, biases": (LlamaConfig, LlamaForCausalLM, {"attention_bias": True, "mlp_bias": True}),
+    "llama, wide heads": (LlamaConfig, LlamaForCausalLM, {"head_dim": 24}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"tie_word_embeddings": False}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": False}),
+    "qwen2, tied": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
+}
+
+
+def build(name="llama", **more):
+    config_class, model_class, own = MODELS[name]
+    torch.manual_seed(0)
+    model = model_class(config_class(**{**SIZES, **own, **more}))
+    return model, Architecture.from_config(model.config)
+
+
+def storage_bytes(tensors):
+    """Bytes of distinct storages: a view costs nothing."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_those_of_the_model(name):
+    model, architecture = build(name)
+    assert count_parameters(architecture) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_published_parameter_counts():
+    """What the models' pages say: their safetensors' totals."""
+    llama = Architecture(128256, 4096, 32, 32, 8, 128, 14336)
+    mistral = llama._replace(vocab_size=32000)
+    qwen = Architecture(151936, 1536, 28, 12, 2, 128, 8960, tied_embeddings=True, qkv_bias=True)
+    assert [count_parameters(one) for one in (llama, mistral, qwen)] == [8_030_261_248, 7_241_732_096, 1_543_714_304]
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["k_proj", "o_proj", "down_proj"]])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "llama, wide heads"])
+def test_adapters_are_those_of_peft(name, targets):
+    model, architecture = build(name)
+    model = get_peft_model(model, LoraConfig(r=6, target_modules=targets, task_type="CAUSAL_LM"))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    options = {} if targets == "all-linear" else {"targets": targets}
+    assert count_lora_parameters(architecture, 6, **options) == trained
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_states_are_those_of_a_real_step(precision, lora):
+    model, architecture = build()
+    model = model.to(getattr(torch, precision))
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+    ids = torch.randint(0, 97, (2, 8))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    parameters = list(model.parameters())
+    moments = [value for state in optimizer.state.values() for value in state.values() if value.dim() > 0]
+    trained = count_lora_parameters(architecture, 4) if lora else count_parameters(architecture)
+    assert state_bytes(trained, count_parameters(architecture) if lora else 0, precision=precision) == {
+        "parameters": storage_bytes(parameters),
+        "gradients": storage_bytes([parameter.grad for parameter in parameters if parameter.grad is not None]),
+        "optimizer": storage_bytes(moments),
+    }
+
+
+def test_the_paper_s_shares():
+    """ZeRO's figure 1: 7.5 billion parameters on 64 GPUs in 16 bits, Adam: 120, 31.4, 16.6 and 1.9 GB."""
+    parameters = 7_500_000_000
+    paper = {1: 31.4, 2: 16.6, 3: 1.9}
+    for stage, gigabytes in paper.items():
+        shares = state_bytes(parameters, precision="bfloat16", zero_stage=stage, num_gpus=64)
+        assert sum(shares.values()) / 1e9 == pytest.approx(gigabytes, abs=0.05)
+    whole = state_bytes(parameters, precision="bfloat16", zero_stage=1, num_gpus=1)
+    assert sum(whole.values()) / 1e9 == 120
+
+
+def kept_by_autograd(model, precision, batch_size, length, padded, checkpointing):
+    """Bytes of the storages that autograd saves in a forward pass, the parameters' own left out."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model.train()
+    if checkpointing:
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = []
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept.append(tensor)
+        return tensor
+
+    ids = torch.randint(0, 97, (batch_size, length))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, -3:] = 0
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision != "float32"),
+    ):
+        output = base.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    total = storage_bytes(kept)
+    del output
+    return total
+
+
+SHAPES = [
+    {},
+    {"num_hidden_layers": 5, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 8},
+    {"num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 96},
+]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
+def test_activations_are_what_autograd_keeps(precision, padded, checkpointing):
+    for shape, (batch_size, length) in zip(SHAPES, [(2, 48), (3, 32), (1, 128)], strict=True):
+        model, architecture = build(**shape)
+        if precision == "bfloat16":
+            model = model.bfloat16()
+        options = {"precision": precision, "padded": padded}
+        expected = saved_activation_bytes(
+            architecture, batch_size, length, gradient_checkpointing=checkpointing, **options
+        )
+        if precision == "mixed" and not checkpointing:  # the graph holds autocast's copies of weights too
+            buffers = buffer_bytes(architecture, 1, batch_size, length, precision=precision)
+            expected += buffers["weight_copies"]
+        kept = kept_by_autograd(model, precision, batch_size, length, padded, checkpointing)
+        assert expected == pytest.approx(kept, rel=0.05), (expected, kept)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
+def test_activations_with_adapters(targets):
+    """bfloat16 weights, float32 adapters, autocast: as the recipes train them. Autocast's copies of the adapters come
+    on top."""
+    model, architecture = build()
+    model = model.bfloat16()
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    lora = {} if targets == "all-linear" else {"lora_targets": targets}
+    expected = saved_activation_bytes(
+        architecture, 4, 64, precision="bfloat16", gradient_checkpointing=False, padded=False, lora_rank=4, **lora
+    )
+    kept = kept_by_autograd(model, "bfloat16", 4, 64, padded=False, checkpointing=False)
+    assert expected == pytest.approx(kept, rel=0.05)
+
+
+def test_a_checkpointed_layer_is_held_once_more():
+    """In the backward pass one layer is computed again: what autograd keeps of a layer comes on top."""
+    kept = [
+        kept_by_autograd(build(num_hidden_layers=layers)[0], "float32", 2, 48, padded=True, checkpointing=False)
+        for layers in (1, 2)
+    ]
+    model, architecture = build()
+    stored = kept_by_autograd(model, "float32", 2, 48, padded=True, checkpointing=True)
+    report = memory_per_gpu(architecture, 2, 48, precision="float32")
+    assert report["activations"] == pytest.approx(stored + kept[1] - kept[0], rel=0.02)
+
+
+def test_logits():
+    llama = Architecture(128256, 4096, 32, 32, 8, 128, 14336)
+    steps, fused, full = (logit_bytes(llama, 8, 512, head=head) for head in ("steps", "fused", "full"))
+    # 8 * 16 steps: hidden rows and their gradient, two columns, their log-softmax and gradient, 4 bytes each
+    assert steps == 8 * 16 * 4 * (4096 + 4096 + 6)
+    # A tile of 4096 * 32768 in bfloat16, the hidden states; float32 gradients of both factors
+    assert fused == 2 * (4096 * 32768 + 4096 * 4096) + 4 * (4096 + 128256) * 4096
+    assert full == 4096 * (12 * 128256 + 2 * 4096)
+    wider = llama._replace(vocab_size=2 * 128256)
+    assert logit_bytes(wider, 8, 512, head="steps") == steps
+
+
+def test_a_report_adds_up():
+    _, architecture = build()
+    parameters = count_parameters(architecture)
+    sizes = {"precision": "bfloat16", "zero_stage": 3, "num_gpus": 4}
+    here = memory_per_gpu(architecture, 2, 64, **sizes, other_bytes=1000)
+    assert here["total"] == sum(here.values()) - here["total"] - here["host"]
+    assert (here["other"], here["host"]) == (1000, 0)
+    away = memory_per_gpu(architecture, 2, 64, **sizes, offload_optimizer=True, offload_weights=True)
+    assert away["parameters"] == away["gradients"] == away["optimizer"] == 0
+    # A quarter of: weights and gradients, float32 copy, two moments, float32 gradients at the step
+    assert away["host"] == parameters // 4 * (2 + 2 + 4 + 8 + 4)
+    assert here["total"] - 1000 - away["total"] == away["host"]
+
+
+def test_buffers():
+    _, architecture = build()
+    parameters = count_parameters(architecture)
+    ddp = buffer_bytes(architecture, parameters, 1, 8, num_gpus=2)
+    assert ddp["reduction"] == 4 * parameters  # DDP's buckets are a second set of gradients
+    assert buffer_bytes(architecture, parameters, 1, 8)["reduction"] == 0
+    one_linear = 64 * 64 * 2 + 64 * 32 * 2 + 64 * 176 * 3
+    assert ddp["weight_copies"] == 3 * one_linear * 2
+    assert buffer_bytes(architecture, parameters, 1, 8, precision="bfloat16", zero_stage=3)["gathered_weights"] == (
+        2 * parameters
+    )
+
+
+def test_what_cannot_be_counted():
+    _, architecture = build()
+    with pytest.raises(ValueError, match="got lm_head, expected some of q_proj"):
+        count_lora_parameters(architecture, 4, ["q_proj", "lm_head"])
+    with pytest.raises(ValueError, match="precision: got 'bf16'"):
+        state_bytes(1, precision="bf16")
+    with pytest.raises(ValueError, match="zero_stage: got 4"):
+        state_bytes(1, zero_stage=4)
+    with pytest.raises(ValueError, match="head: got 'none'"):
+        logit_bytes(architecture, 1, 1, head="none")
+    with pytest.raises(ValueError, match="zero_stage: got 1, expected 2 or 3 to offload"):
+        memory_per_gpu(architecture, 1, 1, zero_stage=1, offload_optimizer=True)
+    with pytest.raises(ValueError, match="got a 'gpt2' model"):
+        Architecture.from_config(type("Config", (), {"model_type": "gpt2"}))

@@ -1,0 +1,59 @@
+"""The memory recipe, and that what the recipes' READMEs quote is what it prints."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from trl import TrlParser
+
+from erprm_trl import dial
+from erprm_trl.functional import Architecture, count_parameters, memory_per_gpu
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+QUOTED = sorted(path for path in RECIPES.glob("*/README.md") if "estimate_memory.py" in path.read_text())
+COMMAND = re.compile(r"^python recipes/estimate_memory\.py (.*?)  # (.*)$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def estimate():
+    spec = importlib.util.spec_from_file_location("recipe_estimate_memory", RECIPES / "estimate_memory.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return lambda *arguments: recipe.main(
+        TrlParser(recipe.MemoryArguments).parse_args_and_config([str(argument) for argument in arguments])[0]
+    )
+
+
+def test_a_folder_and_its_sizes_are_the_same(estimate, capsys):
+    by_folder = estimate("--model_name_or_path", dial.BASE_PATH, "--num_gpus", 2, "--zero_stage", 2, "--lora_r", 4)
+    printed = capsys.readouterr().out
+    from transformers import AutoConfig
+
+    architecture = Architecture.from_config(AutoConfig.from_pretrained(dial.BASE_PATH))
+    assert f"{count_parameters(architecture):,} parameters" in printed and "bfloat16" in printed
+    tied = ["--tie_word_embeddings", architecture.tied_embeddings]
+    options = ["--num_gpus", 2, "--zero_stage", 2, "--lora_r", 4]
+    assert estimate("--sizes", *architecture[:7], *tied, *options) == by_folder
+    assert by_folder == memory_per_gpu(
+        architecture, 8, 1024, precision="bfloat16", zero_stage=2, num_gpus=2, lora_rank=4
+    )
+
+
+def test_arguments_that_do_not_fit(estimate):
+    with pytest.raises(ValueError, match="either --model_name_or_path or --sizes"):
+        estimate()
+
+
+@pytest.mark.parametrize("path", QUOTED, ids=lambda path: path.parent.name)
+def test_the_readmes_quote_what_it_prints(estimate, path):
+    text = path.read_text()
+    commands = COMMAND.findall(text)
+    assert commands
+    for arguments, stage in commands:
+        report = estimate(*shlex.split(arguments))
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{stage}` | ") and "GiB" not in line)
+        names = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "other", "total")
+        assert row.split("| ", 2)[2] == " | ".join(f"{report[name] / 2**30:.2f}" for name in names) + " |"

@@ -1,0 +1,50 @@
+"""Real vLLM on the CPU: `make test-vllm` runs these files, each in a process of its own. Without vLLM none is
+collected."""
+
+import functools
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+
+sys.path.append(str(Path(__file__).parent))
+collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
+
+if not collect_ignore_glob:
+    os.environ.update(
+        VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+        VLLM_CPU_CI_ENV="1",
+        VLLM_NO_USAGE_STATS="1",
+        VLLM_LOGGING_LEVEL="WARNING",
+    )
+
+
+@pytest.fixture
+def colocated_engine(monkeypatch):
+    """
+    Makes the engines that TRL starts compute in float32, and take new weights.
+
+    vLLM's CPU backend packs the weights of linear layers when it has loaded them, and can load no others into them
+    then. On a GPU nothing has to be done.
+    """
+    import torch
+    from trl.generation import vllm_generation
+    from vllm.model_executor.layers import utils
+
+    def keep_weights(layer, remove_weight):
+        layer.cpu_linear = torch.nn.functional.linear
+
+    monkeypatch.setattr(utils, "dispatch_cpu_unquantized_gemm", keep_weights)
+    monkeypatch.setattr(vllm_generation, "LLM", functools.partial(vllm_generation.LLM, dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def dial_scorer(dial_format):
+    """The shipped policy as a reward model."""
+    from erprm_trl import StepScorer, dial
+
+    return StepScorer.from_pretrained(dial.BASE_PATH, prm_format=dial_format)

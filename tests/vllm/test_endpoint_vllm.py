@@ -1,0 +1,102 @@
+"""`EndpointSampler` against vLLM's own server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from vllm_oracles import assert_drawn_from, greedy_ids, next_token_probabilities
+
+from erprm_trl import dial
+from erprm_trl.rollouts import Prompt, Question, collect_rollouts
+from erprm_trl.rollouts.endpoint_sampling import EndpointSampler
+
+
+ROWS = dial.make_questions(8, seed=3)
+LONGEST = 64
+# The command `vllm serve` itself looks up a package of another name than the CPU build has.
+COMMAND = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", dial.BASE_PATH]
+OPTIONS = ["--served-model-name", "dial", "--generation-config", "vllm", "--dtype", "float32", "--enforce-eager"]
+# A seeded request whose prompt is prefilled in two parts ends vLLM's CPU engine.
+OPTIONS.append("--no-enable-chunked-prefill")
+
+
+@pytest.fixture(scope="module")
+def base_url(tmp_path_factory):
+    """Of a server that answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    with open(log, "wb") as output:
+        server = subprocess.Popen(
+            [*COMMAND, *OPTIONS, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # its engine too
+        server.wait()
+
+
+def _wait_until_healthy(url, server, log, seconds=240):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if httpx.get(url, timeout=5).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"The server does not answer: {log.read_text()[-3000:]}")
+
+
+@pytest.fixture
+def sampler(base_url):
+    return EndpointSampler(
+        "dial", base_url, dial.BASE_PATH, max_new_tokens=LONGEST, extra_body={"return_token_ids": True}
+    )
+
+
+def test_greedy_completions_are_those_of_transformers(sampler, dial_policy):
+    model, tokenizer = dial_policy
+    sampler.temperature = 0
+    sampled = sampler.sample([Prompt(row["question"]) for row in ROWS], 1, seed=0)
+    expected = greedy_ids(model, tokenizer, [row["question"] for row in ROWS], LONGEST)
+    assert [list(one.token_ids) for (one,) in sampled] == expected
+    for (one,), ids in zip(sampled, expected, strict=True):
+        assert one.finished == (ids[-1] == tokenizer.eos_token_id)
+        assert (one.text, one.num_tokens) == (" " + tokenizer.decode(ids, skip_special_tokens=True), len(ids))
+
+
+def test_samples_are_drawn_from_the_softmax(sampler, dial_policy):
+    model, tokenizer = dial_policy
+    sampler.temperature, sampler.max_new_tokens = 2.0, 1
+    (completions,) = sampler.sample([Prompt("Tom dial")], 800, seed=1)
+    expected = next_token_probabilities(model, tokenizer, "Tom dial", 2.0)
+    assert_drawn_from([one.token_ids[0] for one in completions], expected)
+
+
+def test_a_repeated_collection_has_the_same_rows(sampler, tmp_path):
+    options = {"num_continuations": 2, "splitter": dial.SEPARATOR, "grading": "exact", "chunk_size": 4}
+    options |= {"answer_pattern": dial.ANSWER_PATTERN, "store_token_ids": True, "show_progress": False}
+    questions = [Question(**row) for row in ROWS]
+    first, second = (collect_rollouts(questions, sampler, tmp_path / name, **options).rows for name in ("a", "b"))
+    assert first == second
+    assert len(first) == 16
+    assert len({tuple(row["token_ids"]) for row in first}) > 8
+    assert 0.3 < sum(row["outcome_reward"] for row in first) / 16 < 1
+
+
+def test_another_seed_gives_other_samples(sampler):
+    sampler.temperature = 1.5
+    prompts = [Prompt("Tom dial")]
+    assert sampler.sample(prompts, 8, seed=1) != sampler.sample(prompts, 8, seed=2)

@@ -1,0 +1,96 @@
+"""RAFT that samples with vLLM: each round's engine has the policy of the round before, and is gone while it trains."""
+
+import psutil
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, TrainerCallback
+from vllm_oracles import greedy_ids
+
+from erprm_trl import dial
+from erprm_trl.policy import RAFTConfig, RAFTTrainer, live_policy
+from erprm_trl.policy.raft_rounds import read_rows
+from erprm_trl.rollouts import Prompt, VLLMSampler
+
+
+ROWS = dial.make_questions(12, seed=1)
+QUESTIONS = [row["question"] for row in ROWS[:6]]
+LONGEST = 64
+
+
+class EngineProcesses(TrainerCallback):
+    """How many engines live, as a round's training begins."""
+
+    def __init__(self):
+        self.counts = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.counts.append(count_engines())
+
+
+def count_engines():
+    """Of those that this process started."""
+    living = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+    return sum("EngineCore" in " ".join(one.cmdline()) for one in living)
+
+
+@pytest.fixture
+def greedy_of_engines(monkeypatch):
+    """What each engine completes at temperature 0 before it samples for the trainer, and the folder it has loaded."""
+    seen = {}
+
+    class Watched(VLLMSampler):
+        def sample(self, prompts, num_samples, seed):
+            if self.model_name not in seen:
+                assert count_engines() == 1
+                temperature, self.temperature = self.temperature, 0
+                questions = [Prompt(question) for question in QUESTIONS]
+                seen[self.model_name] = [list(one.token_ids) for (one,) in super().sample(questions, 1, 0)]
+                self.temperature = temperature
+            return super().sample(prompts, num_samples, seed)
+
+    monkeypatch.setattr(live_policy, "VLLMSampler", Watched)
+    return seen
+
+
+def test_each_round_samples_from_the_policy_before_it(dial_scorer, greedy_of_engines, tmp_path):
+    engines = EngineProcesses()
+    args = RAFTConfig(
+        str(tmp_path),
+        num_rounds=2,
+        use_vllm=True,
+        vllm_kwargs={"dtype": "float32", "enforce_eager": True},  # compiling takes longer than it saves here
+        num_generations=6,
+        max_completion_length=LONGEST,
+        chunk_size=4,
+        drop_uniform=False,
+        grading="exact",
+        answer_pattern=dial.ANSWER_PATTERN,
+        per_device_train_batch_size=2,
+        learning_rate=2e-3,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    trainer = RAFTTrainer(dial.BASE_PATH, dial_scorer, args, Dataset.from_list(ROWS), callbacks=[engines])
+    trainer.train()
+    assert engines.counts == [0, 0]
+    assert count_engines() == 0
+    folders = [tmp_path / name for name in ("first-policy", "round-0/policy")]
+    assert list(greedy_of_engines) == [str(folder) for folder in folders]
+    completions = [greedy_of_engines[str(folder)] for folder in folders]
+    assert completions[0] != completions[1]
+    tokenizer = trainer.processing_class
+    for folder, sampled in zip(folders, completions, strict=True):
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        assert sampled == greedy_ids(model, tokenizer, QUESTIONS, LONGEST)
+    for index in (0, 1):
+        picks = read_rows(tmp_path / f"round-{index}" / "picks.jsonl")
+        assert 0 < len(picks) <= len(ROWS)
+        for pick in picks:
+            assert pick["prompt_ids"] == tokenizer(pick["prompt"])["input_ids"]
+            assert tokenizer.decode(pick["completion_ids"][:-1]) == pick["completion"].strip()
+            assert pick["completion_ids"][-1] == tokenizer.eos_token_id
