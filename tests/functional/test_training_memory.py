@@ -156,8 +156,12 @@ def test_activations_are_what_autograd_keeps(precision, padded, checkpointing):
         if precision == "mixed" and not checkpointing:  # the graph holds autocast's copies of weights too
             buffers = buffer_bytes(architecture, 1, batch_size, length, precision=precision)
             expected += buffers["weight_copies"]
+        # Kilobytes that the formula leaves out: the token ids, and the rotary tables
+        expected += 8 * batch_size * length
+        if not checkpointing:
+            expected += 2 * length * architecture.head_dim * (2 if precision == "bfloat16" else 4)
         kept = kept_by_autograd(model, precision, batch_size, length, padded, checkpointing)
-        assert expected == pytest.approx(kept, rel=0.05), (expected, kept)
+        assert expected == pytest.approx(kept, rel=1e-3), (expected, kept)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])

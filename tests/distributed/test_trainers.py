@@ -1,0 +1,136 @@
+"""Every trainer in two real processes, by DDP, ZeRO-2 and ZeRO-3, learns what one process does."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import distributed_runs
+import pytest
+import torch
+import yaml
+
+from erprm_trl import StepScorer
+
+
+NAMES = distributed_runs.NAMES
+# One launch each, with all trainers in turn: what is launched, its trainers, and the options of their runs
+LAUNCHES = {
+    "ddp": ("cpu_ddp", NAMES, {"accumulation": 1}),
+    "ddp-lora": ("cpu_ddp", NAMES, {"lora": True}),
+    "zero2": ("cpu_zero2", NAMES, {}),
+    "zero3": ("cpu_zero3", NAMES, {}),
+    "zero3-lora-sharded": ("cpu_zero3", NAMES, {"lora": True, "sharded": True}),
+    "zero3-offload": ("cpu_zero3", ("erprm_lm", "step_grpo"), {"optim": "adamw_torch"}),
+}
+SCORED = (["Tom dial 3 . right 15 . ?"] * 2, [["3 + 15 = 18", "answer 18"], ["3 + 15 = 4"]])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one process notes down, by the options of a run."""
+    done = {}
+
+    def run(name, **options):
+        key = (name, options.get("lora", False), options.get("optim", "sgd"))
+        if key not in done:
+            folder = tmp_path_factory.mktemp("one")
+            distributed_runs.save_models(folder)
+            distributed_runs.run(name, folder, **{**options, "sharded": False})
+            done[key] = (folder / name, json.loads((folder / name / "facts.json").read_text()))
+        return done[key]
+
+    return run
+
+
+@pytest.fixture(scope="module", params=sorted(LAUNCHES))
+def two(request, tmp_path_factory):
+    """What two processes note down of every trainer of a launch."""
+    config, names, options = LAUNCHES[request.param]
+    if config != "cpu_ddp" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    folder = tmp_path_factory.mktemp(request.param)
+    distributed_runs.save_models(folder)
+    path = distributed_runs.CONFIGS / f"{config}.yaml"
+    if request.param == "zero3-offload":
+        settings = yaml.safe_load(path.read_text())
+        settings["deepspeed_config"].update(offload_optimizer_device="cpu", offload_param_device="cpu")
+        path = folder / "offload.yaml"
+        path.write_text(yaml.safe_dump(settings))
+    return folder, config, options, distributed_runs.launch(folder, path, names, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_learn_what_one_does(name, one, two):
+    folder, config, options, facts = two
+    if name not in facts:
+        pytest.skip("not one of this launch's trainers")
+    second, (alone, first) = facts[name], one(name, **options)
+    assert "error" not in second, second["error"]
+
+    # Some configurations silently run alone, or wrap nothing.
+    assert (first["world"], second["world"]) == (1, 2)
+    assert second["type"] == ("MULTI_CPU" if config == "cpu_ddp" else "DEEPSPEED")
+    assert second["wrapper"] == ("DistributedDataParallel" if config == "cpu_ddp" else "DeepSpeedEngine")
+    assert second["split"] == (config == "cpu_zero3")
+
+    assert len(first["losses"]) == len(second["losses"]) == distributed_runs.UPDATES
+    assert second["losses"][0] == pytest.approx(first["losses"][0], abs=1e-5)
+    assert second["losses"] == pytest.approx(first["losses"], abs=1e-3)
+    assert any(first["metrics"]) or name == "raft"
+    for left, right in zip(first["metrics"], second["metrics"], strict=True):
+        if options.get("accumulation") != 1:  # these two are logged as means of the batches' means
+            left, right = ({key: log[key] for key in log if key not in ("kl", "value/loss")} for log in (left, right))
+        assert right == pytest.approx(left, abs=1e-3)
+    if "eval" in first:
+        assert second["eval"] == pytest.approx(first["eval"], abs=1e-4)
+
+    # The file is the engine's weights, all of them, and they are what one process learnt.
+    saved = second["saved_against_live"]
+    assert saved["compared"] == saved["of"] and saved["largest"] == 0
+    left, right = distributed_runs.weights(alone), distributed_runs.weights(folder / name)
+    assert left.keys() == right.keys() and not any("value_head" in key for key in right)
+    assert_close(left, right, 1e-3)
+
+    if name == "raft":
+        assert_same_picks(alone, folder / name)
+    else:
+        # DeepSpeed's Adam on the host rounds differently after a resume.
+        tolerance = 1e-6 if options.get("optim", "sgd") == "sgd" else 2e-5
+        assert second["resumed_losses"] == pytest.approx(second["losses"][5:], abs=tolerance)
+        assert_close(right, distributed_runs.weights(folder / name, "resumed"), tolerance)
+    if name.startswith("erprm"):
+        scores = [StepScorer.from_pretrained(run / "model").score(*SCORED) for run in (alone, folder / name)]
+        assert sum(scores[1], []) == pytest.approx(sum(scores[0], []), abs=1e-3)
+    else:
+        whole = first["scorer"]["held"]
+        expected = ("ShardedStepScorer", whole // 2) if options.get("sharded") else ("StepScorer", whole)
+        assert (second["scorer"]["class"], second["scorer"]["held"]) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "raft"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_resumed_run_is_the_straight_run_to_the_bit(name, lora, one):
+    folder, facts = one(name, lora=lora)
+    assert facts["resumed_losses"] == facts["losses"][5:]
+    straight, resumed = (distributed_runs.weights(folder, kind) for kind in ("model", "resumed"))
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+
+
+def assert_close(left, right, tolerance):
+    for key, value in left.items():
+        torch.testing.assert_close(right[key].float(), value.float(), atol=tolerance, rtol=0)
+
+
+def assert_same_picks(alone, together):
+    shards = sorted(path.name for path in (together / "round-0" / "samples").glob("*.jsonl"))
+    assert shards == ["rollouts-00000.jsonl", "rollouts-00001.jsonl"]
+    for index in range(2):
+        left, right = (
+            [json.loads(line) for line in Path(run, f"round-{index}", "picks.jsonl").open()]
+            for run in (alone, together)
+        )
+        assert [pick.pop("score") for pick in right] == pytest.approx([pick.pop("score") for pick in left], abs=1e-5)
+        assert right == left
+    weights = distributed_runs.weights(together / "round-1", "policy")
+    assert_close(weights, distributed_runs.weights(together), 0)

@@ -1,0 +1,72 @@
+"""ZeRO's shares of weights, gradients and optimizer: the formula against two real DeepSpeed processes."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from erprm_trl import dial
+from erprm_trl.functional import Architecture, count_parameters, state_bytes
+from erprm_trl.functional.training_memory import LIVE_WEIGHTS, REDUCE_BUCKET
+
+
+YAML = """
+compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+deepspeed_config:
+  zero_stage: {stage}
+  zero3_init_flag: false
+  deepspeed_multinode_launcher: standard
+machine_rank: 0
+num_machines: 1
+num_processes: 2
+mixed_precision: "{mixed_precision}"
+use_cpu: true
+"""
+
+
+# One launch a stage; in float32 the weights have their copies too, which stage 2 shows
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize(("stage", "precision"), [(1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
+def test_two_processes_hold_what_the_formula_says(tmp_path, stage, precision):
+    mixed_precision = "bf16" if precision == "bfloat16" else "no"
+    (tmp_path / "zero.yaml").write_text(YAML.format(stage=stage, mixed_precision=mixed_precision))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = ["--config_file", str(tmp_path / "zero.yaml"), "--main_process_port", port]
+    script = str(Path(__file__).with_name("zero_memory_run.py"))
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *options, script, str(tmp_path), precision],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix, "torch_extensions")),
+        },
+    )
+    assert done.returncode == 0, done.stderr[done.stderr.find("Traceback") :][:6000]
+    architecture = Architecture.from_config(AutoConfig.from_pretrained(dial.BASE_PATH))
+    expected = state_bytes(count_parameters(architecture), precision=precision, zero_stage=stage, num_gpus=2)
+    largest = max(inputs * outputs for inputs, outputs in architecture.linears().values())
+    for rank in range(2):
+        facts = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert (facts["world"], facts["type"], facts["stage"]) == (2, "DEEPSPEED", stage)
+        assert facts["engine"] == {3: "DeepSpeedZeroOptimizer_Stage3"}.get(stage, "DeepSpeedZeroOptimizer")
+        if stage == 2:  # the gradient that lies on the border between two shares is whole on both
+            assert 0 <= facts.pop("gradients") - expected["gradients"] <= 4 * largest
+        for name in expected.keys() & facts.keys():
+            # Shares are padded to whole elements of every process
+            assert expected[name] == pytest.approx(facts[name], rel=0.001), name
+        assert facts["reduce_bucket"] == REDUCE_BUCKET
+        assert facts["overlap"] == (stage == 3)
+        assert facts["live_weights"] == LIVE_WEIGHTS
