@@ -13,7 +13,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed,wandb,serve,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed,wandb,dev]"
 	touch $(INSTALLED)
 
 quickstart: install

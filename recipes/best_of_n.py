@@ -56,9 +56,10 @@ def main(arguments: BestOfNArguments) -> dict:
     with Trackers.start(arguments.report_to, folder, vars(arguments)) as trackers:
         by = arguments.plot_aggregation
         trackers.figure(f"best_of_n/{by}", lambda: draw_selection_curves(shown, aggregation=by), step=0)
-        trackers.table("best_of_n/curves", lambda: selection_rows(shown), step=0)
+        table = selection_rows(shown)
+        trackers.table("best_of_n/curves", lambda: table, step=0)
         for n in ns:  # n as the step: the curves again, to look at closely
-            points = {f"best_of_n/{row[0]}": row[2] for row in selection_rows(shown)[1] if row[1] == n}
+            points = {f"best_of_n/{row[0]}": row[2] for row in table[1] if row[1] == n}
             trackers.scalars(points, step=n)
     print(format_selection_table(curves, max(ns)))
     print(f"Numbers and plot: {folder}")

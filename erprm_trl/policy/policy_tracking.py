@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..rollouts.steps import clean_step, split_steps
+from ..rollouts.steps import clean_steps, split_steps
 from ..tracking.solutions_table import ColouredSteps, solutions_table
 from ..tracking.training_tracker import TrainingTracker
 from .guards import PolicyGuard
@@ -39,7 +39,6 @@ class PolicyTracking:
         """
         trainer = self._trainer
         mask = inputs["completion_mask"]
-        mask = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
         counts = trainer.accelerator.reduce(torch.stack([mask.sum(), mask.new_tensor(len(mask))]), reduction="sum")
         tokens, completions = counts.tolist()
         return -trainer.beta * trainer.metrics_of_mode["kl"][-1] * tokens / completions
@@ -55,8 +54,9 @@ class PolicyTracking:
         if training and "loss" not in logs:
             return
         guard = next((one for one in trainer.callback_handler.callbacks if isinstance(one, PolicyGuard)), None)
-        if guard is not None and training and guard.signals():
-            trackers.scalars({f"guard/{name}": value for name, value in guard.signals().items()}, step)
+        signals = guard.signals() if guard is not None and training else {}
+        if signals:
+            trackers.scalars({f"guard/{name}": value for name, value in signals.items()}, step)
         if trainer.log_completions and trainer.args.num_logged_solutions and trainer._logs["completion"]:
             trackers.table(f"solutions/{'train' if training else 'eval'}", self._solutions, step)
 
@@ -67,8 +67,8 @@ class PolicyTracking:
         # The last ones: what is logged at an evaluation still begins with training's.
         for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[-number:]:
             # Split as the reward function split them, from the same text.
-            pieces = split_steps(completion_text(completion), splitter)
-            solutions.append(ColouredSteps([clean_step(piece, splitter) for piece in pieces], scores))
+            steps = clean_steps(split_steps(completion_text(completion), splitter), splitter)
+            solutions.append(ColouredSteps(steps, scores))
         return solutions_table([question_text(prompt) for prompt in list(logs["prompt"])[-number:]], solutions)
 
     def _manifest(self) -> dict:

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..reward_model.scoring import StepScorer
-from ..rollouts.steps import clean_step
+from ..reward_model.sharded_scoring import check_sharding
+from ..rollouts.steps import clean_steps
 from ..rollouts.store import RolloutDataset
 from ..tracking.solutions_table import ColouredSteps, solutions_table
 from .raft_rounds import RoundFolder, read_rows
@@ -26,11 +27,11 @@ def load_scorer(
         `ValueError`: if a given scorer's weights are partitioned by ZeRO-3, or it is to be split and is given or the
             training is not by ZeRO-3.
     """
-    if not isinstance(reward_model, StepScorer):
-        placed = {"accelerator": accelerator} if sharded else {"device": accelerator.device}
-        return StepScorer.from_pretrained(reward_model, batch_size=batch_size, **placed)
     if sharded:
-        raise ValueError("shard_reward_model=True: got a scorer that is loaded already. Give its path instead.")
+        check_sharding(reward_model, accelerator)
+        return StepScorer.from_pretrained(reward_model, batch_size=batch_size, accelerator=accelerator)
+    if not isinstance(reward_model, StepScorer):
+        return StepScorer.from_pretrained(reward_model, batch_size=batch_size, device=accelerator.device)
     if any(hasattr(parameter, "ds_id") for parameter in reward_model.model.parameters()):
         raise ValueError(
             "The reward model's weights are partitioned by ZeRO-3: it was loaded after the configuration was made. "
@@ -86,7 +87,7 @@ def score_rows(
         number = numbers[first + accelerator.process_index : first + accelerator.num_processes][:1]
         indices = chunks[number[0]] if number else []
         questions = [rows[i]["question"] for i in indices]
-        steps = [[clean_step(step, scorer.prm_format.splitter) for step in rows[i]["steps"]] for i in indices]
+        steps = [clean_steps(rows[i]["steps"], scorer.prm_format.splitter) for i in indices]
         scores = scorer.score(questions, steps, skip_too_long=True)
         mine += zip(indices, scores, strict=True)
     step_scores: list[list[float]] = [[] for _ in rows]
@@ -102,7 +103,6 @@ def round_solutions(folder: RoundFolder, splitter: str, number: int) -> tuple[li
     rows = RolloutDataset(folder.samples).rows[:number]
     scores = [entry["step_scores"] for entry in read_rows(folder.scores)[:number]]
     solutions = [
-        ColouredSteps([clean_step(step, splitter) for step in row["steps"]], some)
-        for row, some in zip(rows, scores, strict=True)
+        ColouredSteps(clean_steps(row["steps"], splitter), some) for row, some in zip(rows, scores, strict=True)
     ]
     return solutions_table([row["question"] for row in rows], solutions)

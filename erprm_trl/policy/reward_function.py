@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from ..functional.aggregation import AGGREGATIONS
 from ..reward_model.prm_format import PRMFormat
 from ..reward_model.scoring import StepScorer, solution_scores
-from ..reward_model.sharded_scoring import check_zero3
+from ..reward_model.sharded_scoring import check_sharding
 from ..rollouts.grading import Grader
-from ..rollouts.steps import clean_step, split_steps
+from ..rollouts.steps import clean_steps, split_steps
 from .step_tokens import step_token_ends
 
 
@@ -115,9 +115,7 @@ class StepRewardFunction:
         Raises:
             `ValueError`: if the scorer was given, or is loaded already, or the training is not by ZeRO-3.
         """
-        if isinstance(self._scorer, StepScorer):
-            raise ValueError("shard_reward_model=True: got a scorer that is loaded already. Give its path instead.")
-        check_zero3(accelerator)
+        check_sharding(self._scorer, accelerator)
         self._scorer_kwargs = {**self._scorer_kwargs, "accelerator": accelerator}
 
     def __call__(
@@ -149,7 +147,7 @@ class StepRewardFunction:
         questions = [question or question_text(prompt) for question, prompt in zip(given, prompts, strict=True)]
         texts = [completion_text(completion) for completion in completions]
         pieces = [split_steps(text, self.prm_format.splitter) for text in texts]
-        steps = [[clean_step(piece, self.prm_format.splitter) for piece in some] for some in pieces]
+        steps = [clean_steps(some, self.prm_format.splitter) for some in pieces]
         ends: list[list[int] | None] = [[] for _ in texts]
         if completion_ids is not None and self.processing_class is not None:
             ends = [

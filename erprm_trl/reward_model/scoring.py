@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from ..functional.aggregation import aggregate
 from ..functional.step_losses import step_log_odds
-from ..rollouts.steps import clean_step, split_steps
+from ..rollouts.steps import clean_steps, split_steps
 from .collator import DataCollatorForStepLabels
 from .encoding import EncodedSolution, encode_solutions
 from .model_setup import AUTO_MODELS
@@ -100,9 +100,9 @@ class StepScorer:
             kwargs["num_labels"] = 1
         tokenizer = AutoTokenizer.from_pretrained(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
         if accelerator is not None:
-            from .sharded_scoring import ShardedStepScorer, check_zero3
+            from .sharded_scoring import ShardedStepScorer, check_sharding
 
-            check_zero3(accelerator)
+            check_sharding(path_or_id, accelerator)
             model = _load_model(path_or_id, prm_format.head, kwargs)
             return ShardedStepScorer(model, tokenizer, prm_format, accelerator, batch_size=batch_size)
         with _unpartitioned():
@@ -165,9 +165,8 @@ class StepScorer:
 
     def split(self, completion: str) -> list[str]:
         """Steps of a raw text, as the format's splitter cuts it."""
-        return [
-            clean_step(step, self.prm_format.splitter) for step in split_steps(completion, self.prm_format.splitter)
-        ]
+        splitter = self.prm_format.splitter
+        return clean_steps(split_steps(completion, splitter), splitter)
 
     def _score_batches(self, batches: list[list[EncodedSolution]]) -> Iterator[list[list[float]]]:
         return map(self._score_batch, batches)

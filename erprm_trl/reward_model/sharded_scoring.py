@@ -4,6 +4,7 @@ For reward models that a device cannot hold beside the policy. Everything but th
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -66,11 +67,15 @@ class ShardedStepScorer(StepScorer):
         return int(numbers.max())
 
 
-def check_zero3(accelerator: Accelerator) -> None:
+def check_sharding(reward_model: str | Path | StepScorer, accelerator: Accelerator) -> None:
     """
+    Whether a reward model can be split over the processes of a training.
+
     Raises:
-        `ValueError`: if an accelerator does not split weights by ZeRO-3.
+        `ValueError`: if it is loaded already, or the training does not split weights by ZeRO-3.
     """
+    if isinstance(reward_model, StepScorer):
+        raise ValueError("shard_reward_model=True: got a scorer that is loaded already. Give its path instead.")
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:
         raise ValueError(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .grading import Grader, extract_answer, grade
     from .questions import Question, load_questions
     from .sampling import Completion, Prompt, PromptFormat, Sampler
-    from .steps import clean_step, split_steps
+    from .steps import clean_step, clean_steps, split_steps
     from .store import RolloutDataset
     from .transformers_sampling import TransformersSampler
     from .vllm_sampling import VLLMSampler
@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "grading": ["Grader", "extract_answer", "grade"],
         "questions": ["Question", "load_questions"],
         "sampling": ["Completion", "Prompt", "PromptFormat", "Sampler"],
-        "steps": ["clean_step", "split_steps"],
+        "steps": ["clean_step", "clean_steps", "split_steps"],
         "store": ["RolloutDataset"],
         "transformers_sampling": ["TransformersSampler"],
         "vllm_sampling": ["VLLMSampler"],

@@ -2,6 +2,7 @@
 `reward_model.encoding`."""
 
 import re
+from collections.abc import Iterable
 
 
 NAMED_SPLITTERS = ("newline", "blank_line", "step")
@@ -62,3 +63,8 @@ def clean_step(step: str, splitter: str) -> str:
     while separator and (step.startswith(separator) or step.endswith(separator)):
         step = step.removeprefix(separator).removesuffix(separator).strip()
     return step
+
+
+def clean_steps(steps: Iterable[str], splitter: str) -> list[str]:
+    """[`clean_step`] of each of a solution's steps."""
+    return [clean_step(step, splitter) for step in steps]

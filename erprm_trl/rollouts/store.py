@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..functional.soft_values import soft_value
-from .steps import clean_step
+from .steps import clean_steps
 
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class RolloutDataset:
             examples.append(
                 {
                     "prompt": row["question"],
-                    "completions": [clean_step(step, splitter) for step in row["steps"]],
+                    "completions": clean_steps(row["steps"], splitter),
                     "labels": [*values, float(row["outcome_reward"])],
                 }
             )

@@ -9,7 +9,7 @@ import torch
 
 from ..functional.aggregation import AGGREGATIONS, aggregate
 from ..functional.score_metrics import auc_within_groups
-from ..rollouts.steps import clean_step
+from ..rollouts.steps import clean_steps
 from .best_of_n import best_of_n_per_question, pass_at_n_per_question
 from .bootstrap import bootstrap_interval
 from .voting import group_answers, majority_at_n_per_question, weighted_majority_at_n_per_question
@@ -86,7 +86,7 @@ def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
     splitter = rollouts.manifest["config"]["splitter"]
     solutions = rollouts.solutions()
     rows = [row for question in solutions for row in question]
-    steps = [[clean_step(step, splitter) for step in row["steps"]] for row in rows]
+    steps = [clean_steps(row["steps"], splitter) for row in rows]
     scores = iter(scorer.score([row["question"] for row in rows], steps))
     return [[next(scores) for _ in question] for question in solutions]
 

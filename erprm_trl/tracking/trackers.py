@@ -113,46 +113,47 @@ class Trackers:
             logger.warning("%s: %r. The run goes on without it; later failures are not reported.", what, error)
 
 
-class WandbTracker:
-    """Weights & Biases: media in the run that is open."""
+class _OpenRun:
+    """What wandb and trackio share: media classes of the same names, logged in the run that is open."""
 
-    name = "wandb"
-
-    def __init__(self, run):
-        self.run = run
+    def __init__(self, run, media):
+        self.run, self.media = run, media
 
     def scalars(self, name: str, values: Mapping[str, float], step: int) -> None:
         self.run.log({**values, STEP: step})
 
     def image(self, name: str, image, step: int) -> None:
-        import wandb
-
-        self.run.log({name: wandb.Image(image), STEP: step})
+        self.run.log({name: self.media.Image(image), STEP: step})
 
     def histogram(self, name: str, values, step: int) -> None:
+        self.run.log({name: self.media.Histogram(values), STEP: step})
+
+
+class WandbTracker(_OpenRun):
+    """Weights & Biases."""
+
+    name = "wandb"
+
+    def __init__(self, run):
         import wandb
 
-        self.run.log({name: wandb.Histogram(values), STEP: step})
+        super().__init__(run, wandb)
 
     def table(self, name: str, table, step: int) -> None:
-        import wandb
-
         columns, rows = table
         cells = [
             [
-                wandb.Html(cell.to_html(), inject=False, data_is_not_path=True)
+                self.media.Html(cell.to_html(), inject=False, data_is_not_path=True)
                 if isinstance(cell, ColouredSteps)
                 else cell
                 for cell in row
             ]
             for row in rows
         ]
-        self.run.log({name: wandb.Table(columns=columns, data=cells), STEP: step})
+        self.run.log({name: self.media.Table(columns=columns, data=cells), STEP: step})
 
     def artifact(self, kind: str, files: Mapping[str, str | Path]) -> None:
-        import wandb
-
-        artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
+        artifact = self.media.Artifact(f"{kind}-{self.run.id}", type=kind)
         for name, content in files.items():
             if isinstance(content, Path):
                 artifact.add_file(str(content), name=name)
@@ -165,41 +166,26 @@ class WandbTracker:
         self.run.finish()
 
 
-class TrackioTracker:
-    """Trackio: media in the run that is open. Its tables cut texts off, so coloured ones are pages of their own."""
+class TrackioTracker(_OpenRun):
+    """Trackio. Its tables cut texts off, so coloured ones are pages of their own."""
 
     name = "trackio"
 
     def __init__(self, run):
-        self.run = run
-
-    def scalars(self, name: str, values: Mapping[str, float], step: int) -> None:
-        self.run.log({**values, STEP: step})
-
-    def image(self, name: str, image, step: int) -> None:
         import trackio
 
-        self.run.log({name: trackio.Image(image), STEP: step})
-
-    def histogram(self, name: str, values, step: int) -> None:
-        import trackio
-
-        self.run.log({name: trackio.Histogram(values), STEP: step})
+        super().__init__(run, trackio)
 
     def table(self, name: str, table, step: int) -> None:
-        import trackio
-
         columns, rows = table
         if any(isinstance(cell, ColouredSteps) for row in rows for cell in row):
-            shown = trackio.Html(table_as_html(columns, rows))
+            shown = self.media.Html(table_as_html(columns, rows))
         else:
-            shown = trackio.Table(columns=columns, data=rows)
+            shown = self.media.Table(columns=columns, data=rows)
         self.run.log({name: shown, STEP: step})
 
     def artifact(self, kind: str, files: Mapping[str, str | Path]) -> None:
-        import trackio
-
-        artifact = trackio.Artifact(f"{kind}-{self.run.name}", type=kind)
+        artifact = self.media.Artifact(f"{kind}-{self.run.name}", type=kind)
         with tempfile.TemporaryDirectory() as folder:
             for index, (name, content) in enumerate(files.items()):
                 path = content if isinstance(content, Path) else Path(folder, str(index))
@@ -209,9 +195,7 @@ class TrackioTracker:
             self.run.log_artifact(artifact)
 
     def finish(self) -> None:
-        import trackio
-
-        trackio.finish()
+        self.media.finish()
 
 
 class TensorBoardTracker:

@@ -81,10 +81,16 @@ def launch(folder, config, names=NAMES, **options):
     """Runs trainers in two processes by an accelerate configuration; returns what each noted down."""
     script = Path(folder, "script.py")
     script.write_text(SCRIPT.format(folder=os.path.dirname(__file__)))
+    launch_script(config, script, folder, json.dumps({"names": names, **options}))
+    return {name: json.loads(Path(folder, name, "facts.json").read_text()) for name in names}
+
+
+def launch_script(config, script, *arguments):
+    """Runs a script by an accelerate configuration, to its end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     environment = {
         **os.environ,
         "DS_ACCELERATOR": "cpu",
@@ -93,14 +99,13 @@ def launch(folder, config, names=NAMES, **options):
         "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix, "torch_extensions")),
     }
     done = subprocess.run(
-        [*command, "--main_process_port", port, str(script), str(folder), json.dumps({"names": names, **options})],
+        list(map(str, [*command, "--main_process_port", port, script, *arguments])),
         capture_output=True,
         text=True,
         env=environment,
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    return {name: json.loads(Path(folder, name, "facts.json").read_text()) for name in names}
 
 
 def run_all(folder, names, **options):
@@ -129,7 +134,7 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2)
         trainer.add_callback(_Watcher(trainer))
         return trainer
 
-    facts, losses = {}, []
+    losses = []
     if name == "raft":
         first = make(0, num_rounds=1)
         first.train()

@@ -2,12 +2,9 @@
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import distributed_runs
 import pytest
 from transformers import AutoConfig
 
@@ -37,24 +34,8 @@ use_cpu: true
 def test_two_processes_hold_what_the_formula_says(tmp_path, stage, precision):
     mixed_precision = "bf16" if precision == "bfloat16" else "no"
     (tmp_path / "zero.yaml").write_text(YAML.format(stage=stage, mixed_precision=mixed_precision))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    options = ["--config_file", str(tmp_path / "zero.yaml"), "--main_process_port", port]
-    script = str(Path(__file__).with_name("zero_memory_run.py"))
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *options, script, str(tmp_path), precision],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={
-            **os.environ,
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix, "torch_extensions")),
-        },
-    )
-    assert done.returncode == 0, done.stderr[done.stderr.find("Traceback") :][:6000]
+    script = Path(__file__).with_name("zero_memory_run.py")
+    distributed_runs.launch_script(tmp_path / "zero.yaml", script, tmp_path, precision)
     architecture = Architecture.from_config(AutoConfig.from_pretrained(dial.BASE_PATH))
     expected = state_bytes(count_parameters(architecture), precision=precision, zero_stage=stage, num_gpus=2)
     largest = max(inputs * outputs for inputs, outputs in architecture.linears().values())
