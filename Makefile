@@ -13,7 +13,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed,wandb,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed,wandb,serve,dev]"
 	touch $(INSTALLED)
 
 quickstart: install
@@ -49,6 +49,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/memory_vs_vocabulary.py
 	$(BIN)/python tests/benchmarks/eta_comparison.py
 	$(BIN)/python tests/benchmarks/step_grpo_overhead.py
+	$(BIN)/python tests/benchmarks/scoring_server.py
 	$(BIN)/python tests/benchmarks/guard_on_dial.py
 	$(BIN)/python tests/benchmarks/policy_learning.py --seeds 0
 

@@ -16,6 +16,7 @@ from erprm_trl.report import draw_selection_curves, format_selection_table, plot
 from erprm_trl.rollouts import Grader
 from erprm_trl.selection import score_rollouts, selection_curves
 from erprm_trl.tracking import Trackers, redacted
+from erprm_trl.tracking.redaction import without_login
 
 
 @dataclass
@@ -23,7 +24,9 @@ class BestOfNArguments:
     """Arguments of a comparison."""
 
     samples: str = field(metadata={"help": "Folder of collect_rollouts.py with several solutions a question."})
-    reward_models: list[str] = field(metadata={"help": "Folders or Hub ids of reward models."})
+    reward_models: list[str] = field(
+        metadata={"help": "Folders or Hub ids of reward models, or addresses of scoring servers."}
+    )
     output_dir: str = field(metadata={"help": "Where the scores, the numbers and the plot go."})
     ns: list[int] | None = field(default=None, metadata={"help": "Numbers of samples; powers of two by default."})
     batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
@@ -39,7 +42,7 @@ def main(arguments: BestOfNArguments) -> dict:
     fewest = min(map(len, samples.solutions()))
     ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
     scores = {
-        path: score_rollouts(StepScorer.from_pretrained(path, batch_size=arguments.batch_size), samples)
+        without_login(path): score_rollouts(StepScorer.from_pretrained(path, batch_size=arguments.batch_size), samples)
         for path in arguments.reward_models
     }
     config = samples.manifest["config"]

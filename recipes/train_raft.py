@@ -21,7 +21,7 @@ from erprm_trl.rollouts.json_fields import read_json_fields
 class DataArguments:
     """The questions and the reward model."""
 
-    reward_model: str = field(metadata={"help": "Folder or Hub id of a reward model of train_erprm.py."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of a reward model."})
     dataset_name: str = field(
         metadata={"help": "Hub id, .jsonl/.json/.parquet file, folder, or package.module:function."}
     )

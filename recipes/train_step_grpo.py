@@ -17,7 +17,7 @@ from erprm_trl.policy import PromptArguments
 class RewardArguments:
     """What the policy is trained with."""
 
-    reward_model: str = field(metadata={"help": "Folder or Hub id of a process reward model."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of a reward model."})
     guard: bool = field(default=True, metadata={"help": "Warn, and stop the run, when it goes astray."})
     resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
 

@@ -27,7 +27,7 @@ class PolicyTracking:
     def count(self, inputs: dict[str, Tensor]) -> None:
         """Counts a batch that is trained on: prompts and completions once for each pass over them."""
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        self._tracker.throughput.count(mask, inputs["completion_mask"])
+        self._tracker.throughput.count(mask.sum(-1), inputs["completion_mask"])
 
     def loss_kl(self, inputs: dict[str, Tensor]) -> float:
         """

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ..reward_model.remote_scoring import RemoteStepScorer
 from ..reward_model.scoring import StepScorer
 from ..reward_model.sharded_scoring import check_sharding
 from ..rollouts.steps import clean_steps
@@ -21,7 +22,7 @@ def load_scorer(
     reward_model: str | Path | StepScorer, accelerator: Accelerator, batch_size: int, sharded: bool = False
 ) -> StepScorer:
     """
-    The reward model: whole on every process, or split over those of a ZeRO-3 training.
+    The reward model: whole on every process, split over those of a ZeRO-3 training, or on a scoring server.
 
     Raises:
         `ValueError`: if a given scorer's weights are partitioned by ZeRO-3, or it is to be split and is given or the
@@ -32,6 +33,8 @@ def load_scorer(
         return StepScorer.from_pretrained(reward_model, batch_size=batch_size, accelerator=accelerator)
     if not isinstance(reward_model, StepScorer):
         return StepScorer.from_pretrained(reward_model, batch_size=batch_size, device=accelerator.device)
+    if isinstance(reward_model, RemoteStepScorer):
+        return reward_model
     if any(hasattr(parameter, "ds_id") for parameter in reward_model.model.parameters()):
         raise ValueError(
             "The reward model's weights are partitioned by ZeRO-3: it was loaded after the configuration was made. "

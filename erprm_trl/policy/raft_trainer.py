@@ -87,7 +87,8 @@ class RAFTTrainer(SFTTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The first policy, as in [`~trl.SFTTrainer`].
         reward_model (`str` or [`StepScorer`]):
-            A model that [`ERPRMTrainer`] saved, loaded onto this process's device, or a scorer that is there already.
+            A model that [`ERPRMTrainer`] saved, loaded onto this process's device, the address of a scoring server, or
+            a scorer that is there already.
         args ([`RAFTConfig`], *optional*):
             Configuration. Defaults to `RAFTConfig("<model>-RAFT")`.
         train_dataset ([`~datasets.Dataset`]):
@@ -374,7 +375,7 @@ class RAFTTrainer(SFTTrainer):
             # Without an attention mask sequences are joined in one row: their lengths, and so what attention costs,
             # are taken from the whole row.
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
-            self._tracker.throughput.count(mask, inputs["labels"] != -100)
+            self._tracker.throughput.count(mask.sum(-1), inputs["labels"] != -100)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def evaluate(
@@ -442,7 +443,7 @@ class RAFTTrainer(SFTTrainer):
         return {
             "model": get_config_model_id(self.model.config),
             "trainable_parameters": get_model_param_count(self.model, trainable_only=True),
-            "reward_model": get_config_model_id(self.scorer.model.config),
+            "reward_model": self.scorer.model_name,
             "reward_model_format": asdict(self.scorer.prm_format),
             "questions": fingerprint(self.questions),
             "eval_questions": None if self.eval_questions is None else fingerprint(self.eval_questions),

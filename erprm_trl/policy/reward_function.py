@@ -51,8 +51,8 @@ class StepRewardFunction:
 
     Args:
         scorer ([`StepScorer`] or `str` or `Path`):
-            The reward model: a scorer, or a folder or Hub id that is loaded at the first call, on the process's own
-            device.
+            The reward model: a scorer, a folder or Hub id that is loaded at the first call, on the process's own
+            device, or the address of a scoring server, `"http://host:8100"`.
         aggregation (`str`, *optional*):
             `"min"`, `"last"`, `"product"` or `"mean"`; defaults to the reward model's own.
         question_column (`str`, *optional*, defaults to `"question"`):

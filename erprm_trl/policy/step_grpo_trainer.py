@@ -29,8 +29,8 @@ class StepGRPOTrainer(StepTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy, as in [`~trl.GRPOTrainer`].
         reward_funcs ([`StepRewardFunction`], [`StepScorer`], `str`, or a `list` with one of them):
-            The process reward model, and any reward functions of TRL beside it. Those, and the graded answer that is
-            added where the dataset has answers, make the outcome part.
+            The process reward model (a path, id or scoring server's address), and any reward functions of TRL beside
+            it. Those, and the graded answer that is added where the dataset has answers, make the outcome part.
         args ([`StepGRPOConfig`], *optional*):
             Configuration.
         train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers,

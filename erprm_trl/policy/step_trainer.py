@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NOT_A_REWARD_MODEL = (
     "{name}: got {number} process reward models among `reward_funcs`, expected one: a StepRewardFunction, a "
-    "StepScorer, or the path or id of a model that ERPRMTrainer saved."
+    "StepScorer, the path or id of a model that ERPRMTrainer saved, or the address of a scoring server."
 )
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .erprm_config import ERPRMConfig
     from .erprm_trainer import ERPRMTrainer
     from .prm_format import PRMFormat
+    from .remote_scoring import RemoteStepScorer
     from .scoring import StepScorer
     from .step_examples import to_stepwise
 
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "erprm_config": ["ERPRMConfig"],
         "erprm_trainer": ["ERPRMTrainer"],
         "prm_format": ["PRMFormat"],
+        "remote_scoring": ["RemoteStepScorer"],
         "scoring": ["StepScorer"],
         "step_examples": ["to_stepwise"],
     },

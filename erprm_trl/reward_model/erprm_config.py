@@ -56,6 +56,11 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             Processes that prepare the dataset.
         pad_to_multiple_of (`int`, *optional*):
             Pads batches to a multiple of this length.
+        packing (`bool`, *optional*, defaults to `False`):
+            Lays a batch's short solutions behind one another in a row, as many as fit its longest, instead of padding
+            each; they do not see each other, which the first batch is checked for. A batch still holds
+            `per_device_train_batch_size` solutions. Worth it with `train_sampling_strategy="random"` or lengths that
+            differ much.
 
         > Parameters that control the tracking
 
@@ -150,6 +155,10 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare the dataset."})
     pad_to_multiple_of: int | None = field(
         default=None, metadata={"help": "Pads batches to a multiple of this length."}
+    )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Lay a batch's short solutions behind one another in a row instead of padding each."},
     )
 
     def resolve_format(self, saved: PRMFormat | None) -> PRMFormat:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..tracking.figures import label_histogram, reliability_diagram
 from ..tracking.solutions_table import ColouredSteps, solutions_table
 from ..tracking.training_tracker import TrainingTracker
+from .packing import unpacked
 from .training_metrics import StepRecords
 
 
@@ -45,9 +46,8 @@ class ERPRMTracking:
             return
         decode = self._trainer.processing_class.decode
         before, _, after = self._trainer.prm_format.prompt_template.partition("{question}")
-        for row in range(min(missing, len(inputs["input_ids"]))):
-            ids = inputs["input_ids"][row].tolist()
-            ends = inputs["step_positions"][row][inputs["step_mask"][row]].tolist()
+        for row in range(min(missing, len(inputs["rows"]))):
+            ids, ends = unpacked(inputs, row)
             start = int(inputs["prompt_lengths"][row])
             starts = [start, *(end + 1 for end in ends[:-1])]
             steps = [decode(ids[first:end]).strip() for first, end in zip(starts, ends, strict=True)]

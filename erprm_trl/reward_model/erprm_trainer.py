@@ -20,6 +20,7 @@ from .collator import DataCollatorForStepLabels
 from .erprm_config import ERPRMConfig
 from .erprm_tracking import ERPRMTracking
 from .model_setup import prepare_model
+from .packing import check_packing
 from .step_examples import encode_examples
 from .step_logits import step_logits
 from .training_metrics import StepRecords
@@ -124,7 +125,9 @@ class ERPRMTrainer(BaseTrainer):
         elif eval_dataset is not None:
             eval_dataset = self._prepare_dataset(eval_dataset, processing_class, args, "eval")
         if data_collator is None:
-            data_collator = DataCollatorForStepLabels(processing_class.pad_token_id, args.pad_to_multiple_of)
+            data_collator = DataCollatorForStepLabels(
+                processing_class.pad_token_id, args.pad_to_multiple_of, args.packing
+            )
 
         super().__init__(
             model=model,
@@ -150,6 +153,7 @@ class ERPRMTrainer(BaseTrainer):
         self.label_names = []
         self._records = {"train": StepRecords(), "eval": StepRecords()}
         self._num_tokens: int | None = None
+        self._packing_checked = False
         self._tracking = ERPRMTracking(self, self._manifests)
         self.model.add_model_tags(self._tag_names)
 
@@ -208,16 +212,10 @@ class ERPRMTrainer(BaseTrainer):
         """Mean soft cross-entropy over the labelled steps of the whole update, whatever the number of processes and
         batches."""
         mask = inputs["step_mask"]
-        logits = step_logits(
-            model,
-            self.prm_format.head,
-            self.format_token_ids,
-            inputs["input_ids"],
-            inputs["attention_mask"],
-            inputs["step_positions"],
-            mask,
-            unwrapped=self.accelerator.unwrap_model(model),
-        )
+        if self.args.packing and not self._packing_checked:
+            check_packing(inputs, lambda batch: self._step_logits(model, batch))
+            self._packing_checked = True
+        logits = self._step_logits(model, inputs)
         losses = soft_step_cross_entropy(logits, inputs["step_labels"][mask], reduction="none")
         if num_items_in_batch is None:
             loss = losses.mean()
@@ -226,9 +224,23 @@ class ERPRMTrainer(BaseTrainer):
             # once.
             loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
         if self.model.training:
-            self._tracking.throughput.count(inputs["attention_mask"])  # the head computes two columns alone
+            self._tracking.throughput.count(inputs["lengths"])  # the head computes two columns alone
         self._record(inputs, logits, losses)
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _step_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return step_logits(
+            model,
+            self.prm_format.head,
+            self.format_token_ids,
+            inputs["input_ids"],
+            inputs.get("attention_mask"),
+            inputs["step_positions"],
+            inputs["step_mask"],
+            unwrapped=self.accelerator.unwrap_model(model),
+            rows=inputs["rows"],
+            position_ids=inputs.get("position_ids"),
+        )
 
     @torch.no_grad()
     def _record(self, inputs: dict[str, torch.Tensor], logits: torch.Tensor, losses: torch.Tensor) -> None:
@@ -241,9 +253,7 @@ class ERPRMTrainer(BaseTrainer):
         )
         # (B, 3, S): rows can then be gathered, and the copies that fill an uneven last batch left out.
         table = self.accelerator.pad_across_processes(table.transpose(0, 1).contiguous(), dim=2, pad_index=torch.nan)
-        gathered = self.accelerator.gather_for_metrics(
-            (table, inputs["question_ids"], inputs["attention_mask"].sum(-1))
-        )
+        gathered = self.accelerator.gather_for_metrics((table, inputs["question_ids"], inputs["lengths"]))
         self._records["train" if self.model.training else "eval"].add(*gathered)
         if not self.model.training:
             self._tracking.keep_solutions(inputs, table)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..functional.aggregation import AGGREGATIONS
+from ..rollouts.endpoint_client import is_url
 
 
 FORMAT_FILE = "prm_format.json"
@@ -152,11 +153,17 @@ class PRMFormat:
     @classmethod
     def load(cls, path_or_id: str | Path, revision: str | None = None) -> "PRMFormat":
         """
-        Reads `prm_format.json` from a model's folder or Hub repository.
+        Reads `prm_format.json` from a model's folder or Hub repository, or asks the scoring server at an address.
 
         Raises:
             `FileNotFoundError`: if there is none: the model was not trained with [`ERPRMTrainer`].
+            [`EndpointError`]: if the server cannot be asked.
         """
+        if is_url(path_or_id):
+            from .remote_scoring import RemoteStepScorer, refuse_loading
+
+            refuse_loading(revision=revision)
+            return RemoteStepScorer(path_or_id).prm_format
         from transformers.utils import cached_file
 
         file = cached_file(

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoTokenizer
 
+from .._trl import get_config_model_id
 from ..functional.aggregation import aggregate
 from ..functional.step_losses import step_log_odds
+from ..rollouts.endpoint_client import is_url
 from ..rollouts.steps import clean_steps, split_steps
 from .collator import DataCollatorForStepLabels
 from .encoding import EncodedSolution, encode_solutions
@@ -73,7 +75,9 @@ class StepScorer:
 
         Args:
             path_or_id (`str` or `Path`):
-                Folder or Hub id.
+                Folder or Hub id, or the address of a scoring server, `"http://host:8100"`: see [`RemoteStepScorer`].
+                The server decides where its model lies and in what batches: `device` and `batch_size` then say
+                nothing, and the other arguments are errors.
             prm_format ([`PRMFormat`], *optional*):
                 Defaults to the model's own `prm_format.json`.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
@@ -90,8 +94,21 @@ class StepScorer:
 
         Raises:
             `FileNotFoundError`: if there is no `prm_format.json` and no `prm_format` is given.
-            `ValueError`: if an accelerator is given that does not train by ZeRO-3.
+            `ValueError`: if an accelerator is given that does not train by ZeRO-3, or an address with arguments of
+                loading.
         """
+        if is_url(path_or_id):
+            from .remote_scoring import RemoteStepScorer, refuse_loading
+
+            refuse_loading(
+                prm_format=prm_format,
+                dtype=None if dtype == "auto" else dtype,
+                device_map=device_map,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                accelerator=accelerator,
+            )
+            return RemoteStepScorer(path_or_id)
         path_or_id = str(path_or_id)
         prm_format = prm_format or PRMFormat.load(path_or_id, revision)
         kwargs: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
@@ -111,6 +128,16 @@ class StepScorer:
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
             model = model.to(device if device is not None else accelerator)
         return cls(model, tokenizer, prm_format, batch_size=batch_size)
+
+    @property
+    def model_name(self) -> str:
+        """The model's folder or Hub id, for manifests."""
+        return get_config_model_id(self.model.config)
+
+    @property
+    def context_length(self) -> int | None:
+        """The longest solution in tokens, the question included, or `None` where the model sets no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def score(
         self, questions: Sequence[str], steps: Sequence[Sequence[str]], *, skip_too_long: bool = False
@@ -138,7 +165,7 @@ class StepScorer:
             )
         scores: list[list[float]] = [[] for _ in steps]
         encoded = encode_solutions(self.tokenizer, self.prm_format, questions, steps)
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        context = self.context_length
         too_long = {i for i, one in enumerate(encoded) if context is not None and len(one.input_ids) > context}
         if too_long and not skip_too_long:
             index = min(too_long)

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from .._trl import prepare_deepspeed
+from ..rollouts.endpoint_client import is_url
 from .encoding import EncodedSolution, encode_solutions
 from .prm_format import PRMFormat
 from .scoring import StepScorer
@@ -76,6 +77,11 @@ def check_sharding(reward_model: str | Path | StepScorer, accelerator: Accelerat
     """
     if isinstance(reward_model, StepScorer):
         raise ValueError("shard_reward_model=True: got a scorer that is loaded already. Give its path instead.")
+    if is_url(reward_model):
+        raise ValueError(
+            "shard_reward_model=True: got the address of a scoring server, expected a path or id. Leave it False: the "
+            "model takes no memory here."
+        )
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:
         raise ValueError(

@@ -18,10 +18,12 @@ def step_logits(
     head: str,
     token_ids: FormatTokenIds,
     input_ids: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | None,
     step_positions: Tensor,
     step_mask: Tensor,
     unwrapped: nn.Module | None = None,
+    rows: Tensor | None = None,
+    position_ids: Tensor | None = None,
 ) -> Tensor:
     """
     Logits of all steps of a batch.
@@ -34,24 +36,31 @@ def step_logits(
         token_ids ([`FormatTokenIds`]):
             Ids of the good and the bad token, for `"lm"`.
         input_ids, attention_mask (`torch.Tensor`):
-            (B, T), padded on the right.
+            (R, T), padded on the right. `attention_mask` is `None` where rows hold several solutions.
         step_positions, step_mask (`torch.Tensor`):
-            (B, S): index of each step's separator, and True at real steps.
+            (B, S): index of each step's separator in its row, and True at real steps.
         unwrapped (`torch.nn.Module`, *optional*):
             The transformers or PEFT model inside `model`. Defaults to `model`.
+        rows (`torch.Tensor`, *optional*):
+            (B,): the row of each solution. Defaults to a row each.
+        position_ids (`torch.Tensor`, *optional*):
+            (R, T): where rows hold several solutions, starting anew with each.
 
     Returns:
         `torch.Tensor`: float32, (number of steps, 2) as (good, bad) for `"lm"`, (number of steps, 1) for `"token"`, in
         the order of `step_positions[step_mask]`. Memory does not depend on the vocabulary.
     """
-    rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(step_positions)[step_mask]
-    at_steps = (rows, step_positions[step_mask])
+    if rows is None:
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+    at_steps = (rows[:, None].expand_as(step_positions)[step_mask], step_positions[step_mask])
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if position_ids is not None:
+        inputs["position_ids"] = position_ids
     if head == "token":
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        return logits[at_steps].float()
+        return model(**inputs).logits[at_steps].float()
     language_head = (unwrapped if unwrapped is not None else model).get_output_embeddings()
     with _narrowed(language_head, at_steps, [token_ids.good, token_ids.bad]):
-        return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.float()
+        return model(**inputs).logits.float()
 
 
 @contextmanager

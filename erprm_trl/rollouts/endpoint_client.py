@@ -1,5 +1,5 @@
-"""Posts many requests to one address and gets every answer: bounded in number, retried, cancelled together. What is
-asked and what the answers mean is the sampler's."""
+"""Sends many requests to one server and gets every answer: bounded in number, retried, cancelled together. What is
+asked and what the answers mean is said by who asks: samplers and remote scorers."""
 
 import asyncio
 import logging
@@ -7,28 +7,33 @@ import os
 import random
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from functools import cache
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 30.0
 LONGEST_WAIT = 60.0
-RETRIED = {408, 409, 425, 429}
-REMEDIES = {
-    401: "put the key into ${api_key_env}",
-    403: "put a key that may use this model into ${api_key_env}",
-    404: "check base_url, which ends with /v1 as a rule, and the name under which the model is served",
-}
-OTHER_REMEDY = (
-    "if the prompt is too long for the server, drop the question, lower max_new_tokens or serve a longer context; if "
-    "a field is refused, look at top_k and extra_body, and at send='text' for a server that takes no token ids"
-)
+
+
+class Service(NamedTuple):
+    """
+    A kind of server: an `example` of its address, what is `asked` of it, the statuses that are `retried`, what to do
+    about others (`remedies`, with `{api_key_env}` in them, and `other_remedy`) and about a server that stays down.
+    """
+
+    example: str
+    asked: str
+    retried: frozenset[int]
+    remedies: dict[int, str]
+    other_remedy: str
+    when_down: str
 
 
 class EndpointError(RuntimeError):
-    """A completion that could not be had: refused by the server, or not answered after all attempts."""
+    """What was asked could not be had: refused by the server, or not answered after all attempts."""
 
 
 class _Retryable(Exception):
@@ -41,12 +46,12 @@ class _Retryable(Exception):
 
 class EndpointClient:
     """
-    A client of one `/completions` endpoint; connections live as long as a call. See [`EndpointSampler`] for the
-    arguments.
+    A client of one server; connections live as long as a call. See [`EndpointSampler`] for the arguments.
     """
 
     def __init__(
         self,
+        service: Service,
         base_url: str,
         max_concurrency: int,
         request_timeout: float,
@@ -59,27 +64,35 @@ class EndpointClient:
             raise ValueError(
                 f"max_concurrency and max_attempts: got {max_concurrency} and {max_attempts}, expected at least 1."
             )
-        self.url, self._login = _completions_url(base_url)
+        self.service = service
+        self.base_url, self._login = _without_login(base_url, service.example)
         self.max_concurrency, self.request_timeout = max_concurrency, request_timeout
         self.max_attempts, self.max_retry_seconds, self.retry_wait = max_attempts, max_retry_seconds, retry_wait
         self.api_key_env = api_key_env
 
-    def post_all(self, bodies: list[dict[str, Any]], parse: Callable[[Any], Any]) -> list:
+    def get(self, path: str, parse: Callable[[str], Any]) -> Any:
+        """What `parse` makes of the text at a path; see [`EndpointClient.post_all`]."""
+        return self._ask("GET", path, [None], parse)[0]
+
+    def post_all(self, path: str, bodies: list[dict[str, Any]], parse: Callable[[str], Any]) -> list:
         """
-        What `parse` makes of the answer to each body, in order. A body whose answer `parse` rejects with `ValueError`,
-        `KeyError`, `TypeError` or `AttributeError` is posted again.
+        What `parse` makes of the text that answers each body, in order. A body whose answer `parse` rejects with
+        `ValueError`, `KeyError`, `TypeError` or `AttributeError` is posted again.
 
         Raises:
             [`EndpointError`]: at the first body that cannot be had; the others are cancelled.
         """
+        return self._ask("POST", path, bodies, parse)
+
+    def _ask(self, method: str, path: str, bodies: list, parse: Callable[[str], Any]) -> list:
         from anyio.from_thread import start_blocking_portal
 
         # The event loop has a thread of its own, for one may be running in this one (a notebook). Whatever ends this
         # block, an interrupt too, ends the requests and closes the connections.
         with start_blocking_portal() as portal:
-            return portal.call(self._post_all, bodies, parse)
+            return portal.call(self._ask_all, method, self.base_url + path, bodies, parse)
 
-    async def _post_all(self, bodies: list[dict[str, Any]], parse: Callable[[Any], Any]) -> list:
+    async def _ask_all(self, method: str, url: str, bodies: list, parse: Callable[[str], Any]) -> list:
         import httpx
 
         answers: list[Any] = [None] * len(bodies)
@@ -89,14 +102,15 @@ class EndpointClient:
             "auth": self._login,
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
             "timeout": httpx.Timeout(None, connect=CONNECT_SECONDS),
-            "verify": httpx.create_ssl_context(),  # loaded once: it takes longer than a request
+            "verify": _tls_context(),
         }
 
         async def work() -> None:
             # A client for each: one client's pool looks at all of its connections at every request.
             async with httpx.AsyncClient(**options) as client:
                 for index, body in todo:
-                    answers[index] = await self._post(client, body, parse, key)
+                    request = client.build_request(method, url, json=body)
+                    answers[index] = await self._answer(client, request, parse, key)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -107,7 +121,7 @@ class EndpointClient:
             raise first from first.__cause__
         return answers
 
-    async def _post(self, client, body: dict[str, Any], parse: Callable[[Any], Any], key: str) -> Any:
+    async def _answer(self, client, request, parse: Callable[[str], Any], key: str) -> Any:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
         # One object a request: it keeps its state between attempts.
@@ -118,28 +132,31 @@ class EndpointClient:
             before_sleep=self._log_retry,
             retry_error_callback=self._give_up,
         )
-        return await retrying(self._attempt, client, body, parse, key)
+        return await retrying(self._attempt, client, request, parse, key)
 
-    async def _attempt(self, client, body: dict[str, Any], parse: Callable[[Any], Any], key: str) -> Any:
+    async def _attempt(self, client, request, parse: Callable[[str], Any], key: str) -> Any:
         import httpx
 
         try:
             async with asyncio.timeout(self.request_timeout):
-                response = await client.post(self.url, json=body)
+                response = await client.send(request)
         except TimeoutError as error:
             raise _Retryable(f"no answer within {self.request_timeout:g} s") from error
         except httpx.RequestError as error:
             raise _Retryable(f"{type(error).__name__} {error}".strip()) from error
         status, message = response.status_code, _shortened(response.text, key)
-        if status in RETRIED or status >= 500:
+        if status in self.service.retried:
             raise _Retryable(f"status {status}: {message}", _retry_after(response.headers.get("retry-after")))
         if not response.is_success:
-            remedy = REMEDIES.get(status, OTHER_REMEDY).format(api_key_env=self.api_key_env)
-            raise EndpointError(f"{self.url} refused a request with status {status}: {message!r}. Remedy: {remedy}.")
+            remedy = self.service.remedies.get(status, self.service.other_remedy).format(api_key_env=self.api_key_env)
+            raise EndpointError(
+                f"{request.url} refused a request with status {status}: {message!r}. Remedy: {remedy}."
+            )
         try:
-            return parse(response.json())
+            return parse(response.text)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _Retryable(f"an answer without a completion ({type(error).__name__}): {message}") from error
+            asked = self.service.asked
+            raise _Retryable(f"an answer without {asked} ({type(error).__name__}): {message}") from error
 
     def _api_key(self) -> str:
         key = os.environ.get(self.api_key_env, "").strip()
@@ -156,7 +173,7 @@ class EndpointClient:
     def _log_retry(self, state) -> None:
         logger.info(
             "%s: attempt %d failed (%s), the next in %.1f s.",
-            self.url,
+            state.args[1].url,
             state.attempt_number,
             state.outcome.exception(),
             state.upcoming_sleep,
@@ -165,17 +182,30 @@ class EndpointClient:
     def _give_up(self, state) -> None:
         error = state.outcome.exception()
         raise EndpointError(
-            f"{self.url} gave no completion in {state.attempt_number} attempts ({state.seconds_since_start:.0f} s); "
-            f"the last: {error}. Look at the server, then start again: a collection keeps its finished chunks."
+            f"{state.args[1].url} gave no {self.service.asked} in {state.attempt_number} attempts "
+            f"({state.seconds_since_start:.0f} s); the last: {error}. {self.service.when_down}"
         ) from error
 
 
-def _completions_url(base_url: str) -> tuple[str, tuple[str, str] | None]:
-    """The address to post to, free of credentials, and the credentials."""
+@cache
+def _tls_context():
+    # Once a process: it takes longer than a request.
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
+def is_url(path_or_id: Any) -> bool:
+    """Whether the name of a model is the address of a server."""
+    return isinstance(path_or_id, str) and path_or_id.startswith(("http://", "https://"))
+
+
+def _without_login(base_url: str, example: str) -> tuple[str, tuple[str, str] | None]:
+    """The address, free of credentials, and the credentials."""
     import httpx
 
     # What was got is not shown: it may hold a password.
-    expected = "base_url: expected something like 'http://localhost:8000/v1', without a query"
+    expected = f"base_url: expected something like {example!r}, without a query"
     try:
         url = httpx.URL(base_url)
     except (httpx.InvalidURL, TypeError):
@@ -183,7 +213,7 @@ def _completions_url(base_url: str) -> tuple[str, tuple[str, str] | None]:
     if url.scheme not in ("http", "https") or not url.host or url.query:
         raise ValueError(f"{expected}, got scheme {url.scheme!r} and host {url.host!r}.")
     login = (url.username, url.password) if url.userinfo else None
-    return str(url.copy_with(userinfo=b"", path=url.path.rstrip("/") + "/completions")), login
+    return str(url.copy_with(userinfo=b"", path=url.path.rstrip("/"))).rstrip("/"), login
 
 
 def _retry_after(value: str | None) -> float:

@@ -1,14 +1,43 @@
 """Sampling by a server: any `/v1/completions` of OpenAI's form, over HTTP, many requests at a time. Starting and
 stopping servers, and balancing between them, is left to a router."""
 
+import json
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from .endpoint_client import EndpointClient
-from .sampling import Completion, Prompt, PromptFormat, derived_seed
+from .endpoint_client import EndpointClient, EndpointError, Service
+from .sampling import Completion, Prompt, PromptFormat, derived_seed, holds_stop
 
 
 # What makes a completion the one that is asked for, or changes the form of the answer.
-OWN_FIELDS = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "n", "best_of", "stream", "echo"}
+OWN_FIELDS = {
+    "model",
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "n",
+    "best_of",
+    "stream",
+    "echo",
+    "stop",
+}
+COMPLETIONS = Service(
+    example="http://localhost:8000/v1",
+    asked="completion",
+    retried=frozenset({408, 409, 425, 429, *range(500, 600)}),
+    remedies={
+        401: "put the key into ${api_key_env}",
+        403: "put a key that may use this model into ${api_key_env}",
+        404: "check base_url, which ends with /v1 as a rule, and the name under which the model is served",
+    },
+    other_remedy="if the prompt is too long for the server, drop the question, lower max_new_tokens or serve a longer "
+    "context; if a field is refused, look at top_k and extra_body, and at send='text' for a server that takes no "
+    "token ids",
+    when_down="Look at the server, then start again: a collection keeps its finished chunks.",
+)
 
 
 class EndpointSampler:
@@ -92,7 +121,14 @@ class EndpointSampler:
         if taken:
             raise ValueError(f"extra_body: got {sorted(taken)}, which the sampler's own arguments set: use these.")
         self.client = EndpointClient(
-            base_url, max_concurrency, request_timeout, max_attempts, max_retry_seconds, retry_wait, api_key_env
+            COMPLETIONS,
+            base_url,
+            max_concurrency,
+            request_timeout,
+            max_attempts,
+            max_retry_seconds,
+            retry_wait,
+            api_key_env,
         )
         self.tokenizer = _tokenizer(model if tokenizer is None else tokenizer)
         self.prompt_format = PromptFormat(self.tokenizer, prompt_template, system_prompt, use_chat_template)
@@ -114,23 +150,28 @@ class EndpointSampler:
             **self.prompt_format.settings,
         }
 
-    def sample(self, prompts: list[Prompt], num_samples: int, seed: int) -> list[list[Completion]]:
+    def sample(
+        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+    ) -> list[list[Completion]]:
         """
-        `num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`].
+        `num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`]. With `stop` the server
+        has to say what ended a text, as vLLM (`stop_reason`) and SGLang (`matched_stop`) do; what a token holds after
+        the string that stopped it is lost.
 
         Raises:
-            [`EndpointError`]: if one completion cannot be had; nothing is returned then.
+            [`EndpointError`]: if one completion cannot be had, or a server does not say whether a text was stopped or
+                ended by itself; nothing is returned then.
         """
         encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
         contents = encoded if self.send == "tokens" else [self._text(ids) for ids in encoded]
         greedy = self.temperature == 0
         each = 1 if greedy else num_samples
         requests = [
-            self._request(content, None if greedy else derived_seed(seed, index, number))
+            self._request(content, None if greedy else derived_seed(seed, index, number), stop)
             for index, content in enumerate(contents)
             for number in range(each)
         ]
-        flat = self.client.post_all(requests, self._completion)
+        flat = self.client.post_all("/completions", requests, partial(self._completion, stop=stop))
         return [flat[i : i + each] * (num_samples if greedy else 1) for i in range(0, len(flat), each)]
 
     def _text(self, ids: list[int]) -> str:
@@ -144,7 +185,7 @@ class EndpointSampler:
             "server would read another prompt. Use send='tokens'."
         )
 
-    def _request(self, content: list[int] | str, seed: int | None) -> dict[str, Any]:
+    def _request(self, content: list[int] | str, seed: int | None, stop: Sequence[str]) -> dict[str, Any]:
         return {
             "model": self.model_name,
             "prompt": content,
@@ -153,10 +194,12 @@ class EndpointSampler:
             "top_p": self.top_p,
             **({"top_k": self.top_k} if self.top_k > 0 else {}),
             **({} if seed is None else {"seed": seed}),
+            **({"stop": list(stop)} if stop else {}),
             **self.extra_body,
         }
 
-    def _completion(self, body: dict[str, Any]) -> Completion:
+    def _completion(self, answer: str, stop: Sequence[str]) -> Completion:
+        body = json.loads(answer)
         (choice,) = body["choices"]
         text, reason = choice["text"], choice["finish_reason"]
         if not isinstance(text, str) or reason not in ("stop", "length"):
@@ -166,11 +209,30 @@ class EndpointSampler:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None and backend.decoder is None and text and not text[0].isspace():
             text = " " + text
-        finished = reason == "stop"
+        stopped = _stop_string(choice, stop) if stop and reason == "stop" else None
+        finished = reason == "stop" and stopped is None
+        if stopped is not None and not holds_stop(text, stop):
+            text += stopped
         num_tokens = (body.get("usage") or {}).get("completion_tokens")
         if num_tokens is None:
             num_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + finished
         return Completion(text, finished, num_tokens, tuple(choice.get("token_ids") or ()))
+
+
+def _stop_string(choice: dict[str, Any], stop: Sequence[str]) -> str | None:
+    """The string that stopped a text, or `None` if it ended by itself."""
+    for said in ("stop_reason", "matched_stop"):
+        if said in choice:
+            return choice[said] if choice[said] in stop else None
+    found = next((string for string in stop if string in choice["text"]), None)
+    if found is None:
+        # Taking the one for the other would go on after an end, or end a solution within.
+        raise EndpointError(
+            f"The server ended a text with neither stop_reason nor matched_stop, and none of {list(stop)} is in it: "
+            "whether the text was stopped or ended by itself cannot be known. Serve the policy with vLLM or SGLang, "
+            "or sample with backend='transformers'."
+        )
+    return found
 
 
 def _tokenizer(tokenizer):

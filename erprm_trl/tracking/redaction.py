@@ -40,7 +40,7 @@ def redacted(value: Any) -> Any:
         return [redacted(item) for item in value]
     if isinstance(value, Path):
         return _relative(str(value))
-    return SECRET_TEXT.sub(MASK, _without_userinfo(_relative(value))) if isinstance(value, str) else value
+    return SECRET_TEXT.sub(MASK, without_login(_relative(value))) if isinstance(value, str) else value
 
 
 def _relative(text: str) -> str:
@@ -52,7 +52,8 @@ def _relative(text: str) -> str:
     return os.path.basename(os.path.normpath(path)) if relative.startswith(os.pardir) else relative
 
 
-def _without_userinfo(text: str) -> str:
+def without_login(text: str) -> str:
+    """A text; if it is a URL, without the `user:password@` in it."""
     if "://" not in text or "@" not in text:
         return text
     try:

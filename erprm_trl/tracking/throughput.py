@@ -136,17 +136,16 @@ class Throughput(TrainerCallback):
         self._mark: float | None = None
         self._forget()
 
-    def count(self, mask: Tensor, logit_mask: Tensor | None = None) -> None:
+    def count(self, lengths: Tensor, logit_mask: Tensor | None = None) -> None:
         """
         Adds a batch of this process that is trained on; waits for no device.
 
         Args:
-            mask (`torch.Tensor`):
-                (B, T), not 0 at real tokens.
+            lengths (`torch.Tensor`):
+                (B,), tokens of each sequence, padding not counted.
             logit_mask (`torch.Tensor`, *optional*):
                 Not 0 at tokens whose logits the loss needs. Without it the head is not counted.
         """
-        lengths = mask.sum(-1)
         logit_tokens = torch.zeros_like(lengths).sum() if logit_mask is None else logit_mask.sum()
         counts = torch.stack([lengths.sum(), lengths.square().sum(), logit_tokens]).long()
         self._counts = counts if self._counts is None else self._counts + counts

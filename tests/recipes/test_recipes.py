@@ -28,7 +28,9 @@ def parse(name, arguments):
         "collect_rollouts": lambda: (recipe.CollectConfig,),
         "train_erprm": lambda: (recipe.DataArguments, ERPRMConfig, ModelConfig),
         "best_of_n": lambda: (recipe.BestOfNArguments,),
+        "guided_search": lambda: (recipe.GuidedSearchArguments,),
         "quickstart": lambda: (recipe.QuickstartArguments,),
+        "serve_scorer": lambda: (recipe.ServeArguments,),
         "train_raft": lambda: (recipe.DataArguments, recipe.RAFTConfig, ModelConfig),
         "train_step_grpo": lambda: (
             recipe.PromptArguments,
@@ -136,6 +138,29 @@ def test_the_policy_recipes_in_miniature(name, tmp_path, monkeypatch):
     assert trainer.state.global_step == 2
     assert (tmp_path / "policy" / "model.safetensors").is_file()
     assert "erprm-trl" in (tmp_path / "policy" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("options", [[], ["--method", "beam", "--eta", "null", "--token_budget", "90"]], ids=str)
+def test_guided_search_in_miniature(options, tmp_path, monkeypatch):
+    """Two rounds, a step each, for two questions; the shipped base stands for the reward model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from erprm_trl import dial
+    from erprm_trl.dial.chain import FORMAT
+
+    monkeypatch.chdir(RECIPES.parent)
+    scorer = tmp_path / "erprm"
+    AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).save_pretrained(scorer)
+    AutoTokenizer.from_pretrained(dial.BASE_PATH).save_pretrained(scorer)
+    FORMAT.save(scorer)
+    yaml = str(RECIPES / "dial" / "guided_search.yaml")
+    small = ["--dataset_kwargs", '{"num_questions": 2, "seed": 1}', "--width", "3", "--max_steps", "2"]
+    out = ["--reward_model", str(scorer), "--output_dir", str(tmp_path / "guided")]
+    recipe, (arguments,) = parse("guided_search", ["--config", yaml, *small, *out, *options])
+    summary = recipe.main(arguments)
+    rows = [json.loads(line) for line in (tmp_path / "guided" / "solutions.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(len(row["solutions"][0]["steps"]) == 2 for row in rows)
+    assert summary["tokens_generated"] == sum(row["tokens_generated"] for row in rows) / 2 > 0
 
 
 def test_the_quickstart_in_miniature(tmp_path, capsys):

@@ -88,7 +88,7 @@ def test_rates_leave_evaluating_and_saving_out():
     assert throughput.metrics() == {}
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
     for _ in range(2):
-        throughput.count(mask, mask[:, :1])
+        throughput.count(mask.sum(-1), mask[:, :1])
         clock.now += 2.0
         throughput.on_step_end(None, None, None)
         clock.now += 50.0
@@ -103,7 +103,7 @@ def test_rates_leave_evaluating_and_saving_out():
         "perf/peak_tflops": 1e-6,
     }
     # What lies between a step's end and the next one's, such as loading data, counts; and nothing counts twice.
-    throughput.count(mask)
+    throughput.count(mask.sum(-1))
     clock.now += 0.5
     throughput.on_step_end(None, None, None)
     assert throughput.metrics()["perf/tokens_per_second"] == 14.0

@@ -1,0 +1,131 @@
+"""For the tests of scoring over HTTP: runs an app in a thread; a scorer that can be held; an app that fails as it is
+told."""
+
+import asyncio
+import json
+import math
+import threading
+import zlib
+from collections import Counter
+from contextlib import contextmanager
+
+import uvicorn
+
+from erprm_trl import PRMFormat, StepScorer
+
+
+@contextmanager
+def serving(app, *, lifespan="on"):
+    """The app's address; afterwards the server has ended."""
+    with started(app, lifespan=lifespan) as server:
+        yield server.url
+
+
+@contextmanager
+def started(app, *, lifespan="on"):
+    """A server in a thread, with its `url`."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan=lifespan))
+    server.thread = threading.Thread(target=server.run)
+    server.thread.start()
+    while not server.started:
+        assert server.thread.is_alive()
+        server.thread.join(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    server.address = f"{host}:{port}"
+    server.url = f"http://{server.address}"
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        server.thread.join(60)
+        assert not server.thread.is_alive()
+
+
+class HeldScorer(StepScorer):
+    """
+    Scores a step by its text, and solutions of more than 50 words not. A step "poison" fails, a step "nan" gives NaN.
+    While `go` is clear, calls wait; `calls` are the numbers of their solutions, `questions` what was asked.
+    """
+
+    model_name, context_length = "/srv/models/fake", 50
+
+    def __init__(self):
+        self.prm_format = PRMFormat(aggregation="product")
+        self.go, self.calls, self.questions, self.threads = threading.Event(), [], [], set()
+        self.go.set()
+
+    def score(self, questions, steps, *, skip_too_long=False):
+        assert skip_too_long
+        self.calls.append(len(steps))
+        self.questions += questions
+        self.threads.add(threading.get_ident())
+        assert self.go.wait(60)
+        if any("poison" in some for some in steps):
+            raise ValueError(f"cannot read {steps}")
+        return [expected_scores(question, some) for question, some in zip(questions, steps, strict=True)]
+
+
+def expected_scores(question, steps):
+    """What a [`HeldScorer`] says to a solution."""
+    if len(question.split()) + sum(len(step.split()) for step in steps) > 50:
+        return []
+    return [math.nan if step == "nan" else zlib.crc32(f"{question}|{step}".encode()) / 2**32 for step in steps]
+
+
+class Faulty:
+    """
+    An app before another one. `fault(attempt)` names what happens to an attempt (0, 1, ...) at a body for `/score`:
+    nothing (`None`), `"drop"`, `"hang"`, a text to answer with, or a status; `bodies` are those that came.
+    Requests are held until `together` were there at once.
+    """
+
+    def __init__(self, app, fault=lambda attempt: None, *, together=0):
+        self.app, self.fault, self.together = app, fault, together
+        self.attempts, self.bodies, self.authorizations = Counter(), [], set()
+        self.in_flight = self.most_at_once = 0
+        self._all_here = None
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        self.authorizations.add(dict(scope["headers"]).get(b"authorization", b"").decode())
+        if scope["path"] != "/score":
+            return await self.app(scope, receive, send)
+        self._all_here = self._all_here or asyncio.Event()
+        self.in_flight += 1
+        self.most_at_once = max(self.most_at_once, self.in_flight)
+        if self.in_flight >= self.together:
+            self._all_here.set()
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        await self._all_here.wait()
+        self.in_flight -= 1
+        fault = self.fault(self.attempts[body])
+        self.attempts[body] += 1
+        self.bodies.append(json.loads(body))
+        await self._respond(fault, body, scope, receive, send)
+
+    async def _respond(self, fault, body, scope, receive, send):
+        from starlette.responses import PlainTextResponse
+
+        if fault is None:
+            given = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+            async def again():
+                return next(given, None) or await receive()
+
+            await self.app(scope, again, send)
+        elif fault == "hang":
+            await receive()  # returns when the client has left
+        elif fault == "drop":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"99")]})
+            await send({"type": "http.response.body", "body": b'{"scores', "more_body": True})
+        elif isinstance(fault, int):
+            headers = {"Retry-After": "0"} if fault in (429, 503) else {}
+            await PlainTextResponse(f"no, {fault}", fault, headers)(scope, receive, send)
+        else:
+            await PlainTextResponse(fault)(scope, receive, send)
