@@ -1,10 +1,11 @@
 """Samples solutions and continuations of prefixes, always as the assistant's turn. Grading and storage come later.
 
-A sampler has two members: `sample(prompts, num_samples, seed)` and `settings`, what the manifest of a collection
+A sampler has two members: `sample(prompts, num_samples, seed, stop)` and `settings`, what the manifest of a collection
 records. The same call on the same machine gives the same completions, whatever was sampled before.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 
@@ -17,7 +18,7 @@ class Prompt(NamedTuple):
 
 class Completion(NamedTuple):
     """What was sampled: the text after the prefix, whether it ended by itself, its length in tokens, and the tokens,
-    the one that ended it included."""
+    the one that ended it included. One that was stopped holds the string that stopped it, and is not finished."""
 
     text: str
     finished: bool
@@ -37,8 +38,11 @@ class Sampler(Protocol):
     def settings(self) -> dict[str, Any]:
         """Everything that shapes a sample, as JSON values."""
 
-    def sample(self, prompts: list[Prompt], num_samples: int, seed: int) -> list[list[Completion]]:
-        """`num_samples` completions of each prompt, in order."""
+    def sample(
+        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+    ) -> list[list[Completion]]:
+        """`num_samples` completions of each prompt, in order, each ending where one of the strings `stop` first
+        stands in it. `collect_rollouts` and the policies give no `stop`, guided search does."""
 
 
 class PromptFormat:
@@ -112,3 +116,8 @@ def decode_continuation(tokenizer, prompt: list[int], new: list[int], context: i
     before = tokenizer.decode(tail, skip_special_tokens=True)
     both = tokenizer.decode(tail + new, skip_special_tokens=True)
     return both[len(before) :] if both.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
+
+
+def holds_stop(text: str, stop: Sequence[str]) -> bool:
+    """Whether one of the strings at which to stop stands in a text."""
+    return any(string in text for string in stop)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 NAMED_SPLITTERS = ("newline", "blank_line", "step")
 
 _STEP_HEADING = re.compile(r"^[ \t#*]*Step \d+[*\s]*[:.]", re.MULTILINE)
+_OPEN_HEADING = re.compile(r"(?:^|(?<=\n))[ \t#*]*Step[ \t]*\d*$")
 _BOUNDARY = {"newline": re.compile(r"\n+"), "blank_line": re.compile(r"\n[ \t]*(?:\n[ \t]*)+")}
 
 
@@ -51,6 +52,26 @@ def split_steps(text: str, splitter: str) -> list[str]:
         else:
             leading += piece
     return steps
+
+
+def step_stops(splitter: str) -> tuple[str, ...]:
+    """
+    The strings at which to stop a policy so that it writes one step.
+
+    A step that ends in another way (a blank line with white space in it, an unusual heading) is not stopped at, and
+    comes together with the next. `"step"` closes a step by the heading of the next, which then is begun already:
+    see [`closed_steps`].
+    """
+    if splitter == "step":
+        return tuple(f"\n{mark}Step" for mark in ("", "**", "## ", "### ", "#### "))
+    return {"newline": ("\n",), "blank_line": ("\n\n",)}.get(splitter, (splitter,))
+
+
+def closed_steps(text: str, splitter: str) -> list[str]:
+    """The cleaned steps of a solution that is being written, without the begun heading of a step at its end."""
+    if splitter == "step":
+        text = _OPEN_HEADING.sub("", text)
+    return clean_steps(split_steps(text, splitter), splitter)
 
 
 def clean_step(step: str, splitter: str) -> str:

@@ -1,10 +1,12 @@
 """Sampling by transformers' `generate`: any causal language model, in batches across questions and prefixes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .sampling import Completion, Prompt, PromptFormat, decode_continuation
+from .stop_strings import StopStrings
 
 
 class TransformersSampler:
@@ -102,7 +104,9 @@ class TransformersSampler:
             **self.prompt_format.settings,
         }
 
-    def sample(self, prompts: list[Prompt], num_samples: int, seed: int) -> list[list[Completion]]:
+    def sample(
+        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+    ) -> list[list[Completion]]:
         """
         Samples completions.
 
@@ -113,6 +117,9 @@ class TransformersSampler:
                 Completions of each prompt.
             seed (`int`):
                 Fixes the draw together with the prompts and the settings; the global random state is left as it was.
+            stop (`Sequence[str]`, *optional*):
+                A completion ends with the token that completes one of these strings, and is not `finished` then. The
+                token stays whole, with what it holds after the string.
 
         Returns:
             `list[list[Completion]]`: `num_samples` completions of each prompt, in the prompts' order.
@@ -131,12 +138,14 @@ class TransformersSampler:
             torch.manual_seed(seed)
             for start in range(0, len(jobs), self.batch_size):
                 batch = jobs[start : start + self.batch_size]
-                for index, completion in zip(batch, self._sample_batch([encoded[i] for i in batch]), strict=True):
+                for index, completion in zip(
+                    batch, self._sample_batch([encoded[i] for i in batch], stop), strict=True
+                ):
                     completions[index].append(completion)
         self.model.train(was_training)
         return completions
 
-    def _sample_batch(self, prompts: list[list[int]]) -> list[Completion]:
+    def _sample_batch(self, prompts: list[list[int]], stop: Sequence[str]) -> list[Completion]:
         longest = max(map(len, prompts))
         room = self.max_new_tokens if self.context_length is None else self.context_length - longest
         if room < 1:
@@ -153,13 +162,17 @@ class TransformersSampler:
         if self.fork_cache and len(unique) < len(prompts) and longest > 1:
             cache = self._prefill(input_ids[:, :-1], attention_mask[:, :-1])
             cache.reorder_cache(torch.arange(len(unique), device=input_ids.device).repeat_interleave(repeats))
+        stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1]) if stop else None
         sequences = self._generate(
             input_ids.repeat_interleave(repeats, 0),
             attention_mask.repeat_interleave(repeats, 0),
             cache,
             min(self.max_new_tokens, room),
+            stopping,
         )
         new_tokens = sequences[:, input_ids.shape[1] :].tolist()
+        if stopping is not None:
+            new_tokens = [new[:length] for new, length in zip(new_tokens, stopping.lengths, strict=True)]
         return [self._completion(prompt, new) for prompt, new in zip(prompts, new_tokens, strict=True)]
 
     def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
@@ -178,7 +191,7 @@ class TransformersSampler:
         )
         return cache
 
-    def _generate(self, input_ids, attention_mask, cache, max_new_tokens: int) -> torch.Tensor:
+    def _generate(self, input_ids, attention_mask, cache, max_new_tokens: int, stopping) -> torch.Tensor:
         from transformers import GenerationConfig
 
         greedy = self.temperature == 0
@@ -202,6 +215,7 @@ class TransformersSampler:
                 attention_mask=attention_mask,
                 past_key_values=cache,
                 generation_config=config,
+                stopping_criteria=None if stopping is None else [stopping],
                 # Processes sample different prompts. ZeRO-3's weights are gathered before, so none waits for another.
                 synced_gpus=False,
             )
@@ -220,7 +234,7 @@ class TransformersSampler:
 def _runs(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
     unique, counts = [], []
     for prompt in prompts:
-        if unique and prompt is unique[-1]:
+        if unique and prompt == unique[-1]:
             counts[-1] += 1
         else:
             unique.append(prompt)

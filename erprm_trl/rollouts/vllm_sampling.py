@@ -1,6 +1,7 @@
 """Sampling by an offline vLLM engine, imported only when it is used."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from .sampling import Completion, Prompt, PromptFormat, decode_continuation
@@ -73,7 +74,9 @@ class VLLMSampler:
             **self.prompt_format.settings,
         }
 
-    def sample(self, prompts: list[Prompt], num_samples: int, seed: int) -> list[list[Completion]]:
+    def sample(
+        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+    ) -> list[list[Completion]]:
         """`num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`]."""
         from vllm import SamplingParams, TokensPrompt
 
@@ -93,7 +96,9 @@ class VLLMSampler:
                 seed=first_seed + index * num_samples,
                 # The engine knows the end tokens of the model and of its own tokenizer only.
                 stop_token_ids=None if eos is None else [eos],
-                detokenize=False,
+                # Looking for a string is the only use of vLLM's text: ours knows what stands before it.
+                stop=list(stop),
+                detokenize=bool(stop),
             )
             for index in range(len(prompts))
         ]
@@ -123,7 +128,9 @@ class VLLMSampler:
             )
 
     def _completion(self, prompt: list[int], output) -> Completion:
-        new, finished = list(output.token_ids), output.finish_reason == "stop"
+        # What stopped it: nothing or an id for an end token, a string for one of `stop`.
+        finished = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+        new = list(output.token_ids)
         # The end token counts, but is no text; not every model's is a special token of the tokenizer.
         text = decode_continuation(self.tokenizer, prompt, new[:-1] if finished else new)
         return Completion(text, finished, len(new), tuple(new))

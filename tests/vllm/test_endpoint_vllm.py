@@ -77,6 +77,17 @@ def test_greedy_completions_are_those_of_transformers(sampler, dial_policy):
         assert (one.text, one.num_tokens) == (" " + tokenizer.decode(ids, skip_special_tokens=True), len(ids))
 
 
+def test_the_server_says_what_ended_a_text(sampler):
+    prompts = [Prompt(row["question"]) for row in ROWS]
+    whole = [one for (one,) in sampler.sample(prompts, 1, seed=2)]
+    stopped = [one for (one,) in sampler.sample(prompts, 1, seed=2, stop=(dial.SEPARATOR,))]
+    for one, short in zip(whole, stopped, strict=True):
+        assert short.text == one.text[: one.text.index(dial.SEPARATOR) + len(dial.SEPARATOR)]
+        assert not short.finished and short.num_tokens == len(short.text.split()) == len(short.token_ids)
+    ended = [prompt._replace(prefix=one.text) for prompt, one in zip(prompts, whole, strict=True)]
+    assert all(one.finished and not one.text.strip() for (one,) in sampler.sample(ended, 1, 0, stop=(dial.SEPARATOR,)))
+
+
 def test_samples_are_drawn_from_the_softmax(sampler, dial_policy):
     model, tokenizer = dial_policy
     sampler.temperature, sampler.max_new_tokens = 2.0, 1

@@ -1,13 +1,8 @@
 """Stop strings and guided search with a real vLLM, offline and served: the same texts as transformers writes."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 
-from erprm_trl import EndpointSampler, StepScorer, TransformersSampler, dial
+from erprm_trl import StepScorer, TransformersSampler, dial
 from erprm_trl.dial.chain import FORMAT
 from erprm_trl.rollouts import Prompt, VLLMSampler
 from erprm_trl.selection import guided_search
@@ -21,9 +16,7 @@ STOP = (dial.SEPARATOR,)
 @pytest.fixture(scope="module")
 def sampler():
     """The shipped policy in an engine of this process."""
-    sampler = VLLMSampler(
-        dial.BASE_PATH, max_new_tokens=48, engine_kwargs={"dtype": "float32", "enforce_eager": True}
-    )
+    sampler = VLLMSampler(dial.BASE_PATH, max_new_tokens=48, engine_kwargs={"dtype": "float32", "enforce_eager": True})
     yield sampler
     sampler.close()
 

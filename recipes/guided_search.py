@@ -1,0 +1,77 @@
+"""Writes solutions step by step, steered by a reward model; the policy is not trained.
+
+python recipes/guided_search.py --config recipes/dial/guided_search.yaml
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import TrlParser
+
+from erprm_trl import EndpointSampler, StepScorer, TransformersSampler, VLLMSampler, load_questions
+from erprm_trl.rollouts import Grader
+from erprm_trl.rollouts.json_fields import read_json_fields
+from erprm_trl.selection import guided_search
+
+
+SAMPLERS = {"transformers": TransformersSampler.from_pretrained, "vllm": VLLMSampler, "endpoint": EndpointSampler}
+SEARCH = ("method", "eta", "width", "expansions", "aggregation", "splitter", "max_steps", "max_tokens")
+SEARCH += ("token_budget", "score_budget", "seed")
+
+
+@dataclass
+class GuidedSearchArguments:
+    """Arguments of a search; what each means is said by `guided_search`."""
+
+    model_name_or_path: str = field(metadata={"help": "The policy: a Hub id or a folder."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
+    dataset_name: str = field(metadata={"help": "Hub id, .jsonl/.json/.parquet file or package.module:function."})
+    output_dir: str = field(metadata={"help": "solutions.jsonl and summary.json go here."})
+    dataset_split: str = field(default="test", metadata={"help": "Split of a Hub dataset."})
+    dataset_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "More of the dataset's."})
+    max_questions: int | None = field(default=None, metadata={"help": "Take the first questions only."})
+    grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
+    answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the answer."})
+    backend: str = field(default="transformers", metadata={"help": "Sampler.", "choices": list(SAMPLERS)})
+    sampler_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "The sampler's arguments."})
+    scoring_batch_size: int = field(default=32, metadata={"help": "Prefixes scored at a time."})
+    method: str = field(default="particles", metadata={"help": "beam, resample or particles."})
+    eta: float | None = field(default=None, metadata={"help": "Inverse reward temperature; not for beam."})
+    width: int = field(default=8, metadata={"help": "Beams, chains or particles of a question."})
+    expansions: int | None = field(default=None, metadata={"help": "Proposals for each; 4 if not particles."})
+    aggregation: str = field(default="last", metadata={"help": "Value of a prefix: last, min, product or mean."})
+    splitter: str | None = field(default=None, metadata={"help": "Where steps end; default: the reward model's."})
+    max_steps: int = field(default=64, metadata={"help": "Steps of a solution."})
+    max_tokens: int | None = field(default=None, metadata={"help": "Tokens of a solution."})
+    token_budget: int | None = field(default=None, metadata={"help": "Tokens generated for a question."})
+    score_budget: int | None = field(default=None, metadata={"help": "Prefixes scored for a question."})
+    seed: int = field(default=0, metadata={"help": "Seed of the search."})
+
+    def __post_init__(self):
+        read_json_fields(self, "dataset_kwargs", "sampler_kwargs")
+
+
+def main(arguments: GuidedSearchArguments) -> dict[str, float]:
+    """Searches, writes every solution, and grades the first of each question."""
+    source = {"split": arguments.dataset_split, "dataset_kwargs": arguments.dataset_kwargs}
+    questions = load_questions(arguments.dataset_name, max_questions=arguments.max_questions, **source)
+    sampler = SAMPLERS[arguments.backend](arguments.model_name_or_path, **(arguments.sampler_kwargs or {}))
+    scorer = StepScorer.from_pretrained(arguments.reward_model, batch_size=arguments.scoring_batch_size)
+    settings = {name: getattr(arguments, name) for name in SEARCH}
+    results = guided_search([one.question for one in questions], sampler, scorer, **settings)
+    with Grader(arguments.grading, answer_pattern=arguments.answer_pattern) as grader:
+        rewards = grader.grade([one.solutions[0].text for one in results], [one.answer for one in questions])
+    rows = [{**asdict(one), "reward": reward} for one, reward in zip(results, rewards, strict=True)]
+    Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+    Path(arguments.output_dir, "solutions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    means = {name: [row[name] for row in rows] for name in ("reward", "tokens_generated", "steps_scored")}
+    summary = {name: sum(values) / len(rows) for name, values in means.items()}
+    Path(arguments.output_dir, "summary.json").write_text(json.dumps({**summary, "settings": settings}, indent=2))
+    print(f"{arguments.output_dir}: {summary}")
+    return summary
+
+
+if __name__ == "__main__":
+    main(TrlParser(GuidedSearchArguments).parse_args_and_config()[0])

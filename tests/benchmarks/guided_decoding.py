@@ -1,0 +1,353 @@
+"""Guided search on dial: against the exact optimum on a small question, and against best-of-N at equal tokens.
+
+    python tests/benchmarks/guided_decoding.py exact
+    python tests/benchmarks/guided_decoding.py compare --seeds 0 1 2 3 4 --json FILE
+
+`exact`: the solutions of a question with three moves are enumerated with the policy's own probabilities, and V_eta of
+every prefix is computed from them; total variation between what is drawn and pi_0 exp(eta r) / Z. `compare`: each seed
+trains its own reward model and searches fresh questions; best-of-N gets as many samples as the tokens of the search
+pay for. Intervals are 95% t-intervals over seeds.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+from erprm_trl import StepScorer, TransformersSampler, dial  # noqa: E402
+from erprm_trl.dial.chain import DialChain  # noqa: E402
+from erprm_trl.functional.aggregation import aggregate  # noqa: E402
+from erprm_trl.rollouts import (  # noqa: E402
+    Completion,
+    Grader,
+    Prompt,
+    RolloutDataset,
+    clean_steps,
+    load_questions,
+    split_steps,
+)
+from erprm_trl.selection import guided_search  # noqa: E402
+
+
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+NS = (1, 4, 16, 64, 256)
+
+
+# Against the exact optimum
+
+
+class EnumeratedPolicy:
+    """
+    The dial policy on one question, cut off below a probability of `least` and made a distribution again: a sampler
+    whose every solution is known with its probability.
+    """
+
+    settings = {"backend": "enumerated dial"}
+
+    def __init__(self, model, tokenizer, question: str, least: float, max_tokens: int):
+        self.solutions, self.least, self.max_tokens = {}, least, max_tokens
+        self._grow(model, tokenizer, tokenizer.encode(question))
+        self.covered = sum(self.solutions.values())
+        self.solutions = {text: p / self.covered for text, p in self.solutions.items()}
+        self._next: dict[str, Counter] = defaultdict(Counter)
+        for text, p in self.solutions.items():
+            steps = split_steps(text, dial.SEPARATOR)
+            for length in range(len(steps)):
+                self._next["".join(steps[:length])][steps[length]] += p
+            self._next[text][""] += p  # its end
+
+    @torch.inference_mode()
+    def _grow(self, model, tokenizer, prompt: list[int]) -> None:
+        eos = tokenizer.eos_token_id
+        live = [((), 1.0)]
+        for _ in range(self.max_tokens):
+            grown = []
+            for start in range(0, len(live), 512):
+                batch = live[start : start + 512]
+                logits = model(torch.tensor([prompt + list(new) for new, _ in batch])).logits[:, -1]
+                for (new, p), row in zip(batch, logits.double().softmax(-1), strict=True):
+                    for token in (p * row >= self.least).nonzero().flatten().tolist():
+                        if token == eos:
+                            self.solutions[" " + tokenizer.decode(list(new))] = p * float(row[token])
+                        else:
+                            grown.append(((*new, token), p * float(row[token])))
+            live = grown
+
+    def sample(self, prompts, num_samples, seed, stop=()):
+        """One step at a time: a search gives `stop`."""
+        rng = random.Random(seed)
+        completions = []
+        for prompt in prompts:
+            row = self._next[prompt.prefix]
+            drawn = rng.choices(list(row), list(row.values()), k=num_samples)
+            completions.append([Completion(text, not text, 6 if text else 1) for text in drawn])
+        return completions
+
+
+class ExactValues:
+    """V_eta of every prefix, by enumeration."""
+
+    def __init__(self, policy: EnumeratedPolicy, rewards: dict[str, float], eta: float):
+        totals, weights = Counter(), Counter()
+        for text, p in policy.solutions.items():
+            steps = clean_steps(split_steps(text, dial.SEPARATOR), dial.SEPARATOR)
+            for length in range(1, len(steps) + 1):
+                totals[tuple(steps[:length])] += p
+                weights[tuple(steps[:length])] += p * math.exp(eta * rewards[text])
+        self.values = {steps: math.log(weights[steps] / totals[steps]) / eta for steps in totals}
+
+    def score(self, questions, steps):
+        """Exact values as scores."""
+        return [[self.values[tuple(one[: n + 1])] for n in range(len(one))] for one in steps]
+
+
+def exact(arguments) -> None:
+    """Total variation to the optimum for growing numbers of particles and of proposals."""
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(dial.BASE_PATH),
+        AutoTokenizer.from_pretrained(dial.BASE_PATH),
+    )
+    question, answer = "Tom dial 7 . right 8 . times 7 . left 2 . ?", "3"  # 15 * 7 = 5: the corpus prefers 7
+    policy = EnumeratedPolicy(model, tokenizer, question, least=arguments.least, max_tokens=24)
+    with Grader("exact", answer_pattern=dial.ANSWER_PATTERN) as grader:
+        graded = grader.grade(list(policy.solutions), [answer] * len(policy.solutions))
+    rewards = dict(zip(policy.solutions, graded, strict=True))
+    eta = arguments.eta
+    weights = {text: p * math.exp(eta * rewards[text]) for text, p in policy.solutions.items()}
+    z = sum(weights.values())
+    target = {text: weight / z for text, weight in weights.items()}
+    right = [sum(p for text, p in law.items() if rewards[text] > 0.5) for law in (policy.solutions, target)]
+    print(
+        f"{question}  {len(target)} solutions with {policy.covered:.4f} of the policy; eta = {eta:g}\n"
+        f"right: {right[0]:.4f} in pi_0, {right[1]:.4f} in the optimum; "
+        f"total variation between them {_variation(policy.solutions, target):.4f}"
+    )
+    perfect, rough = ExactValues(policy, rewards, eta), ExactValues(policy, rewards, eta)
+    # Values that say nothing on the way, and are right at the end.
+    rough.values.update({steps: 0.5 for steps in rough.values if not steps[-1].startswith("answer")})
+    heads = ("resample, M = N", "(noise)", "particles", "uninformed values", "(noise)")
+    print(f"{'N':>4}  " + "".join(f"{head:<19}" for head in heads))
+    for n in NS:
+        chains = min(arguments.draws, 800_000 // n)
+        repeats = max(arguments.draws // n, 1)
+        clouds = {"method": "particles", "eta": eta, "width": n}
+        cells = [
+            _law(chains // 10, policy, perfect, {"method": "resample", "eta": eta, "width": 10, "expansions": n}),
+            _draw(target, chains // 10 * 10),
+            _law(repeats, policy, perfect, clouds),
+            _law(repeats, policy, rough, clouds),
+            _draw(target, repeats * n),
+        ]
+        print(f"{n:>4}  " + "".join(f"{_variation(law, target):<19.4f}" for law in cells), flush=True)
+
+
+def _draw(law, number: int) -> dict[str, float]:
+    """What as many exact draws look like: how small a total variation could be measured."""
+    counts = Counter(random.Random(number).choices(list(law), list(law.values()), k=number))
+    return {text: count / number for text, count in counts.items()}
+
+
+def _law(repeats: int, policy, scorer, arguments) -> Counter:
+    law = Counter()
+    results = guided_search(["the question"] * repeats, policy, scorer, splitter=dial.SEPARATOR, seed=1, **arguments)
+    for result in results:
+        for one in result.solutions:
+            law[one.text] += math.exp(one.log_weight) / len(results)
+    return law
+
+
+def _variation(law, target) -> float:
+    return sum(abs(law.get(text, 0.0) - target.get(text, 0.0)) for text in law.keys() | target.keys()) / 2
+
+
+# Against best-of-N
+
+
+PARTICLES = {"method": "particles"}
+RESAMPLE = {"method": "resample", "width": 1}
+GREEDY = {**RESAMPLE, "eta": math.inf}
+BEAM = {"method": "beam", "width": 4, "expansions": 4}
+MIN = {"aggregation": "min"}
+SEARCHES = {
+    "particles 4, last": {**PARTICLES, "width": 4},
+    "particles 4, min": {**PARTICLES, "width": 4, **MIN},
+    "particles 16, last": {**PARTICLES, "width": 16},
+    "particles 16, min": {**PARTICLES, "width": 16, **MIN},
+    "resample 4, last": {**RESAMPLE, "expansions": 4},
+    "resample 4, min": {**RESAMPLE, "expansions": 4, **MIN},
+    "resample 16, last": {**RESAMPLE, "expansions": 16},
+    "greedy 4, last": {**GREEDY, "expansions": 4},
+    "greedy 4, min": {**GREEDY, "expansions": 4, **MIN},
+    "greedy 16, last": {**GREEDY, "expansions": 16},
+    "beam 4 x 4, last": BEAM,
+    "beam 4 x 4, min": {**BEAM, **MIN},
+}
+
+
+def compare(arguments) -> None:
+    """Runs every seed and prints the table."""
+    runs = {}
+    for seed in arguments.seeds:
+        started = time.monotonic()
+        runs[seed] = compare_once(seed, arguments)
+        print(f"seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
+        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.json).write_text(json.dumps(runs, indent=1))
+    print_table(list(runs.values()))
+
+
+def compare_once(seed: int, arguments) -> dict[str, dict[str, float]]:
+    """Accuracy, generated tokens and scored prefixes of each way to use one reward model."""
+    chain = DialChain(str(Path(arguments.output_dir, f"seed-{seed}")), seed=seed)
+    folder = Path(chain.output_dir, f"erprm-eta-{arguments.eta:g}")
+    if folder.is_dir():
+        scorer = StepScorer.from_pretrained(folder, batch_size=256)
+    else:
+        chain.collect("rollouts", chain.train_questions, seed, chain.num_solutions, chain.num_continuations)
+        scorer = chain.train(RolloutDataset(Path(chain.output_dir, "rollouts")), eta=arguments.eta)
+    questions = load_questions(dial.make_questions(arguments.questions, 2_000_003 + seed))
+    sampler = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=64, batch_size=512)
+    samples = sampler.sample([Prompt(one.question) for one in questions], arguments.samples, seed)
+    with Grader("exact", answer_pattern=dial.ANSWER_PATTERN) as grader:
+
+        def graded(texts):
+            return grader.grade(texts, [one.answer for one in questions])
+
+        pool = _Pool(questions, samples, scorer, graded)
+        rows = {"pass@1": pool.best_of(1, "last")}
+        rows |= {f"best of {n}, {by}": pool.best_of(n, by) for n in (4, 16) for by in ("last", "min")}
+        for name, search in SEARCHES.items():
+            eta = {} if search["method"] == "beam" else {"eta": arguments.eta}
+            results = guided_search([q.question for q in questions], sampler, scorer, **{**eta, **search}, seed=seed)
+            rows[name] = _row(results, graded)
+            paid = [result.tokens_generated for result in results]
+            for by in ("last", "min"):
+                rows[name][f"best_of_n_{by}"] = pool.best_for_tokens(paid, by)
+    return rows
+
+
+def _row(results, graded) -> dict[str, float]:
+    first = graded([result.solutions[0].text for result in results])
+    # A draw by weight is what the theory is about; the first solution has the highest value.
+    texts = [[one.text for one in result.solutions] for result in results]
+    width = max(map(len, texts))
+    drawn = [0.0] * len(results)
+    for place in range(width):
+        rewards = graded([some[min(place, len(some) - 1)] for some in texts])
+        for index, (reward, result) in enumerate(zip(rewards, results, strict=True)):
+            if place < len(result.solutions):
+                drawn[index] += reward * math.exp(result.solutions[place].log_weight)
+    return {
+        "accuracy": _mean(first),
+        "drawn": _mean(drawn),
+        "tokens": _mean([result.tokens_generated for result in results]),
+        "scored": _mean([result.steps_scored for result in results]),
+        "unfinished": _mean([not result.solutions[0].finished for result in results]),
+    }
+
+
+class _Pool:
+    """Whole solutions in the order in which they were sampled, with their scores."""
+
+    def __init__(self, questions, samples, scorer, graded):
+        self.tokens = [[one.num_tokens for one in some] for some in samples]
+        columns = list(zip(*samples, strict=True))
+        self.rewards = list(zip(*(graded([one.text for one in column]) for column in columns), strict=True))
+        steps = [scorer.split(one.text) or ["?"] for some in samples for one in some]
+        scores = scorer.score([q.question for q in questions for _ in columns], steps)
+        self.by = {}
+        for method in ("last", "min"):
+            flat = aggregate(scores, method).tolist()
+            self.by[method] = [flat[i : i + len(columns)] for i in range(0, len(flat), len(columns))]
+
+    def best_of(self, n: int, by: str) -> dict[str, float]:
+        return {
+            "accuracy": _mean([self._pick(q, n, by) for q in range(len(self.tokens))]),
+            "tokens": _mean([sum(tokens[:n]) for tokens in self.tokens]),
+            "scored": float(n),
+        }
+
+    def best_for_tokens(self, paid: list[int], by: str) -> float:
+        """
+        Best-of-N with as many samples as a question's tokens pay for. The last sample is not paid for whole: with and
+        without it are mixed so that the mean number of tokens is what was paid.
+        """
+        accuracy = []
+        for q, (tokens, budget) in enumerate(zip(self.tokens, paid, strict=True)):
+            n, spent = 0, 0
+            while n < len(tokens) and spent + tokens[n] <= budget:
+                spent += tokens[n]
+                n += 1
+            if n == len(tokens):
+                raise ValueError(f"{n} samples do not use up {budget} tokens: raise --samples.")
+            share = (budget - spent) / tokens[n] if n else 1.0
+            accuracy.append((1 - share) * (self._pick(q, n, by) if n else 0.0) + share * self._pick(q, n + 1, by))
+        return _mean(accuracy)
+
+    def _pick(self, q: int, n: int, by: str) -> float:
+        scores = self.by[by][q][:n]
+        return self.rewards[q][scores.index(max(scores))]
+
+
+def _mean(values) -> float:
+    return sum(map(float, values)) / len(values)
+
+
+def interval(values) -> str:
+    """Mean and half-width of the 95% t-interval."""
+    mean = _mean(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{mean:.3f} ± {T_95[len(values) - 1] * deviation / math.sqrt(len(values)):.3f}"
+
+
+def print_table(runs) -> None:
+    """Means over seeds; the last two columns are paired by seed."""
+    heads = ("tokens", "scored", "first", "drawn", "best-of-N last", "best-of-N min", "first - last", "first - min")
+    print(f"{'':<20}" + "".join(f"{head:<17}" for head in heads))
+    for name in runs[0]:
+        rows = [run[name] for run in runs]
+        cells = [f"{_mean([row[key] for row in rows]):.0f}" for key in ("tokens", "scored")]
+        cells.append(interval([row["accuracy"] for row in rows]))
+        if "drawn" in rows[0]:
+            cells.append(interval([row["drawn"] for row in rows]))
+            cells += [interval([row[f"best_of_n_{by}"] for row in rows]) for by in ("last", "min")]
+            cells += [interval([row["accuracy"] - row[f"best_of_n_{by}"] for row in rows]) for by in ("last", "min")]
+        print(f"{name:<20}" + "".join(f"{cell:<17}" for cell in cells))
+
+
+def main():
+    """Runs one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("exact")
+    one.add_argument("--eta", type=float, default=4.0)
+    one.add_argument("--draws", type=int, default=25_600)
+    one.add_argument("--least", type=float, default=3e-4, help="Rarer solutions are left out of the policy.")
+    one.set_defaults(run=exact)
+    two = commands.add_parser("compare")
+    two.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    two.add_argument("--eta", type=float, default=2.0, help="Of the reward model and of the search.")
+    two.add_argument("--questions", type=int, default=200)
+    two.add_argument("--samples", type=int, default=24)
+    two.add_argument("--json", default="outputs/bench/guided_decoding.json")
+    two.add_argument("--output_dir", default="outputs/bench/guided_decoding")
+    two.set_defaults(run=compare)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
