@@ -11,10 +11,9 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from erprm_trl import RolloutDataset, StepScorer
-from erprm_trl.report import draw_selection_curves, format_selection_table, plot_selection_curves, selection_rows
+from erprm_trl import RolloutDataset, StepScorer, report
 from erprm_trl.rollouts import Grader
-from erprm_trl.selection import score_rollouts, selection_curves
+from erprm_trl.selection import paired_differences, score_rollouts, selection_curves
 from erprm_trl.tracking import Trackers, redacted
 from erprm_trl.tracking.redaction import without_login
 
@@ -52,19 +51,23 @@ def main(arguments: BestOfNArguments) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "step_scores.json").write_text(json.dumps(scores))
     (folder / "best_of_n.json").write_text(json.dumps(curves, indent=2))
-    plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
+    report.plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
     names = redacted(list(curves["models"]))
     names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, start=1)]
     shown = {**curves, "models": dict(zip(names, curves["models"].values(), strict=True))}
     with Trackers.start(arguments.report_to, folder, vars(arguments)) as trackers:
         by = arguments.plot_aggregation
-        trackers.figure(f"best_of_n/{by}", lambda: draw_selection_curves(shown, aggregation=by), step=0)
-        table = selection_rows(shown)
+        trackers.figure(f"best_of_n/{by}", lambda: report.draw_selection_curves(shown, aggregation=by), step=0)
+        table = report.selection_rows(shown)
         trackers.table("best_of_n/curves", lambda: table, step=0)
         for n in ns:  # n as the step: the curves again, to look at closely
             points = {f"best_of_n/{row[0]}": row[2] for row in table[1] if row[1] == n}
             trackers.scalars(points, step=n)
-    print(format_selection_table(curves, max(ns)))
+    print(report.format_selection_table(curves, max(ns)))
+    if len(scores) > 1:
+        differences = paired_differences(samples.solutions(), scores, ns)
+        (folder / "paired_differences.json").write_text(json.dumps(differences, indent=2))
+        print(f"\n{report.format_difference_table(differences, max(ns))}")
     print(f"Numbers and plot: {folder}")
     return curves
 

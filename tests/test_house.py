@@ -78,12 +78,16 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_everything_offered_can_be_imported():
-    import erprm_trl
-    from erprm_trl import dial, policy, reward_model, rollouts, selection, tracking
+    import importlib.util
 
-    for package in (erprm_trl, tracking, rollouts, reward_model, selection, policy, dial):
+    import erprm_trl
+    from erprm_trl import dial, policy, report, reward_model, rollouts, selection, tracking
+
+    for package in (erprm_trl, tracking, rollouts, reward_model, selection, policy, report, dial):
         for name in package.__all__:
             assert getattr(package, name) is not None
+            # Imported by its own name, a module would take the place of what is offered.
+            assert importlib.util.find_spec(f"{package.__name__}.{name}") is None, f"{name} is a module's name too"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = erprm_trl.nothing
 

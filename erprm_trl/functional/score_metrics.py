@@ -87,6 +87,48 @@ def calibration_bins(
     return counts, *(sums.index_add(1, bins, both) / counts)
 
 
+def brier_decomposition(scores: torch.Tensor, labels: torch.Tensor, num_bins: int = 10) -> dict[str, torch.Tensor]:
+    """
+    What the Brier score is made of, over the bins of [`expected_calibration_error`].
+
+    `brier = reliability - resolution + uncertainty + within_bin_variance - within_bin_covariance`, with bin b of share
+    `w_b`, mean score `f_b` and mean label `y_b`, and all labels' mean `y`:
+
+    `reliability = sum_b w_b (f_b - y_b)^2`, `resolution = sum_b w_b (y_b - y)^2`, `uncertainty = mean_i (y_i - y)^2`,
+    `within_bin_variance = mean_i (f_i - f_b(i))^2`, `within_bin_covariance = 2 mean_i (f_i - f_b(i)) (y_i - y_b(i))`
+
+    Args:
+        scores, labels, num_bins:
+            As there.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the five parts, float64 scalars; all but the covariance are at least 0.
+
+    Limits: the sum is exact for every number of bins. Scores that are constant inside each bin have no within-bin
+    parts (Murphy's three remain); hard labels of mean y have uncertainty `y (1 - y)`, one bin has no resolution.
+
+    Source: Murphy (1973), "A new vector partition of the probability score", for the first three; Stephenson, Coelho &
+    Jolliffe (2008), "Two extra components in the Brier score decomposition", for the others. Soft labels add nothing
+    but their own variance to the uncertainty.
+    """
+    counts, mean_scores, mean_labels = calibration_bins(scores, labels, num_bins)
+    bins = _score_bins(scores, num_bins)
+    scores, labels = scores.double().flatten(), labels.double().flatten()
+    share, filled = counts.double() / counts.sum(), counts > 0
+    score_off, label_off = scores - mean_scores[bins], labels - mean_labels[bins]
+
+    def weighted(values_b: torch.Tensor) -> torch.Tensor:
+        return (share * values_b.square())[filled].sum()
+
+    return {
+        "reliability": weighted(mean_scores - mean_labels),
+        "resolution": weighted(mean_labels - labels.mean()),
+        "uncertainty": (labels - labels.mean()).square().mean(),
+        "within_bin_variance": score_off.square().mean(),
+        "within_bin_covariance": 2 * (score_off * label_off).mean(),
+    }
+
+
 def _score_bins(scores: torch.Tensor, num_bins: int) -> torch.Tensor:
     edges = torch.arange(1, num_bins, dtype=torch.float64, device=scores.device) / num_bins
     if scores.is_floating_point():

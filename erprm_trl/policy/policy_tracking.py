@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..rollouts.steps import clean_steps, split_steps
-from ..tracking.solutions_table import ColouredSteps, solutions_table
+from ..tracking.coloured_steps import ColouredSteps, solutions_table
 from ..tracking.training_tracker import TrainingTracker
 from .guards import PolicyGuard
 from .reward_function import completion_text, question_text

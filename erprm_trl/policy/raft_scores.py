@@ -14,7 +14,7 @@ from ..reward_model.scoring import StepScorer
 from ..reward_model.sharded_scoring import check_sharding
 from ..rollouts.steps import clean_steps
 from ..rollouts.store import RolloutDataset
-from ..tracking.solutions_table import ColouredSteps, solutions_table
+from ..tracking.coloured_steps import ColouredSteps, solutions_table
 from .raft_rounds import RoundFolder, read_rows
 
 

@@ -6,12 +6,16 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from .calibration_plots import draw_calibration
+    from .evaluation_tables import format_calibration_table, format_difference_table, format_processbench_table
     from .plots import draw_selection_curves, plot_selection_curves
     from .tables import format_selection_table, selection_rows
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "calibration_plots": ["draw_calibration"],
+        "evaluation_tables": ["format_calibration_table", "format_difference_table", "format_processbench_table"],
         "plots": ["draw_selection_curves", "plot_selection_curves"],
         "tables": ["format_selection_table", "selection_rows"],
     },

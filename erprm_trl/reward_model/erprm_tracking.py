@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..tracking.coloured_steps import ColouredSteps, solutions_table
 from ..tracking.figures import label_histogram, reliability_diagram
-from ..tracking.solutions_table import ColouredSteps, solutions_table
 from ..tracking.training_tracker import TrainingTracker
 from .packing import unpacked
 from .training_metrics import StepRecords

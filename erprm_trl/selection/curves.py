@@ -10,8 +10,8 @@ import torch
 from ..functional.aggregation import AGGREGATIONS, aggregate
 from ..functional.score_metrics import auc_within_groups
 from ..rollouts.steps import clean_steps
-from .best_of_n import best_of_n_per_question, pass_at_n_per_question
 from .bootstrap import bootstrap_interval
+from .picks import best_of_n_per_question, pass_at_n_per_question
 from .voting import group_answers, majority_at_n_per_question, weighted_majority_at_n_per_question
 
 
@@ -23,6 +23,7 @@ def selection_curves(
     aggregations: Sequence[str] = AGGREGATIONS,
     equivalent: Callable[[str, str], bool] | None = None,
     level: float = 0.95,
+    num_subsets: int = 13_000,
 ) -> dict[str, Any]:
     """
     Compares ways to choose one of n sampled solutions.
@@ -42,6 +43,10 @@ def selection_curves(
             to equal text.
         level (`float`, *optional*, defaults to `0.95`):
             Level of the bootstrap intervals over questions.
+        num_subsets (`int`, *optional*, defaults to `13_000`):
+            Of the weighted votes alone, see [`weighted_majority_at_n`]: exact where a question has no more n-subsets
+            than this (16 samples have at most 12,870), else the mean over so many random ones. All other curves are
+            exact expectations.
 
     Returns:
         `dict`: `pass` and `majority`, and `models`, by name and aggregation `best_of_n`, `weighted_majority` and
@@ -54,12 +59,12 @@ def selection_curves(
     for name, scores in step_scores.items():
         models[name] = {}
         for method in aggregations:
-            chosen = [_solution_scores(question, method) for question in scores]
+            chosen = [rank_solutions(question, method) for question in scores]
             weights = [[max(score, 0.0) for score in question] for question in chosen]
             models[name][method] = {
                 "best_of_n": _curve(best_of_n_per_question(chosen, correct, ns), ns, level),
                 "weighted_majority": _curve(
-                    weighted_majority_at_n_per_question(groups, weights, correct, ns), ns, level
+                    weighted_majority_at_n_per_question(groups, weights, correct, ns, num_subsets), ns, level
                 ),
                 "auc_within_questions": _auc_within(chosen, correct),
             }
@@ -91,7 +96,8 @@ def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
     return [[next(scores) for _ in question] for question in solutions]
 
 
-def _solution_scores(question: Sequence[Sequence[float]], method: str) -> list[float]:
+def rank_solutions(question: Sequence[Sequence[float]], method: str) -> list[float]:
+    """One score a solution of a question, by which the best is picked: -inf for a solution without steps."""
     with_steps = [index for index, steps in enumerate(question) if len(steps)]
     scores = [-np.inf] * len(question)
     if with_steps:

@@ -1,5 +1,5 @@
 """Choosing in proportion to exponential weights: the arithmetic of guided search. Weights stay in log space; what they
-are weights of is said by `guided_search.py`."""
+are weights of is said by `guided_decoding.py`."""
 
 import math
 

@@ -1,5 +1,5 @@
 """The search for one question: its solutions in the making, what is chosen of their continuations, and what it cost.
-The rounds, the sampler and the scorer belong to `guided_search.py`."""
+The rounds, the sampler and the scorer belong to `guided_decoding.py`."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

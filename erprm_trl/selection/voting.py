@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from erprm_trl.selection.best_of_n import aligned_rows, check_correct, check_ns, mean_by_n
+from .picks import aligned_rows, check_correct, check_ns, mean_by_n
 
 
 # Above it the number of subsets, C(N, N/2), leaves the range of float64.

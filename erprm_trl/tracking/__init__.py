@@ -6,9 +6,9 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from .coloured_steps import ColouredSteps, solutions_table
     from .figures import label_histogram, reliability_diagram
     from .redaction import redacted
-    from .solutions_table import ColouredSteps, solutions_table
     from .throughput import Throughput
     from .trackers import Trackers
     from .tracking_config import TrackingConfig
@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "figures": ["label_histogram", "reliability_diagram"],
         "redaction": ["redacted"],
-        "solutions_table": ["ColouredSteps", "solutions_table"],
+        "coloured_steps": ["ColouredSteps", "solutions_table"],
         "throughput": ["Throughput"],
         "trackers": ["Trackers"],
         "tracking_config": ["TrackingConfig"],

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .coloured_steps import ColouredSteps, table_as_html, table_as_markdown
 from .redaction import redacted
-from .solutions_table import ColouredSteps, table_as_html, table_as_markdown
 
 
 logger = logging.getLogger(__name__)

@@ -279,8 +279,8 @@ class _Pool:
 
     def best_for_tokens(self, paid: list[int], by: str) -> float:
         """
-        Best-of-N with as many samples as a question's tokens pay for. The last sample is not paid for whole: with and
-        without it are mixed so that the mean number of tokens is what was paid.
+        Best-of-N with as many samples as a question's tokens pay for, all of the pool at most. The last sample is not
+        paid for whole: with and without it are mixed so that the mean number of tokens is what was paid.
         """
         accuracy = []
         for q, (tokens, budget) in enumerate(zip(self.tokens, paid, strict=True)):
@@ -288,10 +288,9 @@ class _Pool:
             while n < len(tokens) and spent + tokens[n] <= budget:
                 spent += tokens[n]
                 n += 1
-            if n == len(tokens):
-                raise ValueError(f"{n} samples do not use up {budget} tokens: raise --samples.")
-            share = (budget - spent) / tokens[n] if n else 1.0
-            accuracy.append((1 - share) * (self._pick(q, n, by) if n else 0.0) + share * self._pick(q, n + 1, by))
+            after = min(n + 1, len(tokens))
+            share = 1.0 if n == 0 or after == n else (budget - spent) / tokens[n]
+            accuracy.append((1 - share) * (self._pick(q, n, by) if n else 0.0) + share * self._pick(q, after, by))
         return _mean(accuracy)
 
     def _pick(self, q: int, n: int, by: str) -> float:

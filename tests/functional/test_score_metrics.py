@@ -8,6 +8,7 @@ import torch
 from erprm_trl.functional.score_metrics import (
     auc,
     auc_within_groups,
+    brier_decomposition,
     brier_score,
     calibration_bins,
     expected_calibration_error,
@@ -218,3 +219,60 @@ def test_calibration_bins():
     assert error.item() == pytest.approx(expected_calibration_error(scores, labels).item(), abs=1e-12)
     with pytest.raises(ValueError, match="num_bins"):
         calibration_bins(scores, labels, 0)
+
+
+def sum_of_parts(parts):
+    return (
+        parts["reliability"]
+        - parts["resolution"]
+        + parts["uncertainty"]
+        + parts["within_bin_variance"]
+        - parts["within_bin_covariance"]
+    ).item()
+
+
+def test_brier_parts_worked_by_hand():
+    # Two bins. Scores .1, .3 (mean .2) with labels 0, 1 (mean .5); scores .5, .9 (mean .7) with labels 1, 1 (mean 1).
+    # All labels: mean .75. Reliability (.3^2 + .3^2) / 2 = .09; resolution (.25^2 + .25^2) / 2 = .0625;
+    # uncertainty .75 * .25 = .1875; within-bin variance (.1^2 + .2^2) / 2 = .025;
+    # covariance 2 * (-.1 * -.5 + .1 * .5) / 4 = .05. Brier (.01 + .49 + .25 + .01) / 4 = .19.
+    scores = torch.tensor([0.1, 0.5, 0.3, 0.9], dtype=torch.float64)
+    labels = torch.tensor([0, 1, 1, 1])
+    parts = {name: part.item() for name, part in brier_decomposition(scores, labels, num_bins=2).items()}
+    assert parts == pytest.approx(
+        {
+            "reliability": 0.09,
+            "resolution": 0.0625,
+            "uncertainty": 0.1875,
+            "within_bin_variance": 0.025,
+            "within_bin_covariance": 0.05,
+        },
+        abs=1e-15,
+    )
+    assert brier_score(scores, labels).item() == pytest.approx(0.19, abs=1e-15)
+
+
+@pytest.mark.parametrize("num_bins", [1, 2, 10, 1000])
+@pytest.mark.parametrize("hard", [True, False])
+def test_brier_parts_add_up(num_bins, hard):
+    generator = torch.Generator().manual_seed(num_bins)
+    scores, labels = torch.rand(2, 500, generator=generator)
+    labels = (labels < scores) if hard else labels
+    parts = brier_decomposition(scores, labels, num_bins)
+    assert sum_of_parts(parts) == pytest.approx(brier_score(scores, labels).item(), abs=1e-14)
+    assert all(part >= 0 for name, part in parts.items() if name != "within_bin_covariance")
+
+
+def test_brier_parts_limits():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 10, (400,), generator=generator).double() / 10 + 0.05  # one value a bin
+    labels = torch.rand(400, generator=generator) < scores
+    parts = brier_decomposition(scores, labels)
+    assert parts["within_bin_variance"].item() == pytest.approx(0.0, abs=1e-28)
+    assert parts["within_bin_covariance"].item() == pytest.approx(0.0, abs=1e-14)
+    mean = labels.double().mean().item()
+    assert parts["uncertainty"].item() == pytest.approx(mean * (1 - mean), abs=1e-14)
+    assert brier_decomposition(scores, labels, 1)["resolution"].item() == pytest.approx(0.0, abs=1e-28)
+    perfect = brier_decomposition(scores, scores)
+    assert perfect["reliability"].item() == pytest.approx(0.0, abs=1e-28)
+    assert perfect["resolution"].item() == pytest.approx(perfect["uncertainty"].item(), abs=1e-14)

@@ -28,6 +28,8 @@ def parse(name, arguments):
         "collect_rollouts": lambda: (recipe.CollectConfig,),
         "train_erprm": lambda: (recipe.DataArguments, ERPRMConfig, ModelConfig),
         "best_of_n": lambda: (recipe.BestOfNArguments,),
+        "calibration": lambda: (recipe.CalibrationArguments,),
+        "processbench": lambda: (recipe.ProcessBenchArguments,),
         "guided_search": lambda: (recipe.GuidedSearchArguments,),
         "quickstart": lambda: (recipe.QuickstartArguments,),
         "serve_scorer": lambda: (recipe.ServeArguments,),
@@ -44,7 +46,7 @@ def parse(name, arguments):
 
 
 def script_of(path):
-    return {"collect": "collect_rollouts", "collect_test": "collect_rollouts"}.get(path.stem, path.stem)
+    return "collect_rollouts" if path.stem.startswith("collect") else path.stem
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -108,6 +110,55 @@ def test_the_dial_chain_in_miniature(tmp_path, monkeypatch, capsys):
     assert "best of 2 by" in capsys.readouterr().out
 
 
+def save_base_as_reward_model(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from erprm_trl import dial
+    from erprm_trl.dial.chain import FORMAT
+
+    AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
+    FORMAT.save(folder)
+    return str(folder)
+
+
+def test_the_evaluation_recipes_in_miniature(tmp_path, monkeypatch, capsys):
+    """processbench, calibration and best_of_n with two reward models, on the dial YAML made small."""
+    monkeypatch.chdir(RECIPES.parent)
+    models = [save_base_as_reward_model(tmp_path / "one"), save_base_as_reward_model(tmp_path / "two")]
+
+    def run(name, config, *options):
+        yaml = str(RECIPES / "dial" / f"{config}.yaml")
+        recipe, (arguments,) = parse(name, ["--config", yaml, "--output_dir", str(tmp_path / config), *options])
+        return recipe.main(arguments)
+
+    small = ["--dataset_kwargs", '{"num_questions": 3, "seed": 1}', "--num_continuations", "2"]
+    run("collect_rollouts", "collect_held_out", *small)
+    rollouts = str(tmp_path / "collect_held_out")
+    results = run("calibration", "calibration", "--rollouts", rollouts, "--reward_models", *models)
+    assert json.loads((tmp_path / "calibration" / "calibration.json").read_text()) == results
+    assert (tmp_path / "calibration" / "calibration.png").stat().st_size > 5000
+    assert "2 continuations each, value at eta = 2.0" in capsys.readouterr().out
+
+    run("best_of_n", "best_of_n", "--samples", rollouts, "--reward_models", *models)
+    differences = json.loads((tmp_path / "best_of_n" / "paired_differences.json").read_text())
+    assert differences["models"][models[1]]["min"]["test"]["p_value"] == 1.0
+    assert "minus that of" in capsys.readouterr().out
+
+    rows = [
+        {"id": str(i), "problem": f"Tom dial {i} . right 1 . ?", "steps": [f"{i} + 1 = {i + off}"], "label": off - 2}
+        for i in range(8)
+        for off in (1, 2)
+    ]
+    (tmp_path / "dial.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["--dataset", str(tmp_path / "dial.jsonl"), "--reward_models", *models, "--validation_share", "0.5"]
+    results = run("processbench", "processbench", *data)
+    assert results["validation"]["by"] == "share" and results["validation"]["solutions"] % 2 == 0
+    assert results["models"][models[1]]["f1_minus_first"]["mean"] == 0.0
+    assert len(list((tmp_path / "processbench" / "scores").glob("*/step_scores.json"))) == 2
+    assert "Thresholds: chosen on" in capsys.readouterr().out
+
+
 SMALL_POLICY = {
     "train_raft": ["--num_rounds", "1", "--questions_per_round", "3", "--num_generations", "4"],
     "train_step_grpo": ["--per_device_train_batch_size", "8", "--num_generations", "4"],
@@ -118,21 +169,13 @@ SMALL_POLICY = {
 @pytest.mark.parametrize("name", sorted(SMALL_POLICY))
 def test_the_policy_recipes_in_miniature(name, tmp_path, monkeypatch):
     """Two updates with the dial YAML; the shipped base stands for the reward model."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from erprm_trl import dial
-    from erprm_trl.dial.chain import FORMAT
-
     monkeypatch.chdir(RECIPES.parent)
-    scorer = tmp_path / "erprm"
-    AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).save_pretrained(scorer)
-    AutoTokenizer.from_pretrained(dial.BASE_PATH).save_pretrained(scorer)
-    FORMAT.save(scorer)
+    scorer = save_base_as_reward_model(tmp_path / "erprm")
     yaml = str(RECIPES / "dial" / f"{name}.yaml")
     questions = ["--train_questions_kwargs", '{"num_questions": 8, "seed": 1}', "--max_steps", "2"]
     if name == "train_raft":
         questions += ["--eval_questions_kwargs", '{"num_questions": 2, "seed": 2}', "--use_cpu", "true"]
-    out = ["--reward_model", str(scorer), "--output_dir", str(tmp_path / "policy"), "--save_strategy", "no"]
+    out = ["--reward_model", scorer, "--output_dir", str(tmp_path / "policy"), "--save_strategy", "no"]
     recipe, arguments = parse(name, ["--config", yaml, *questions, *out, *SMALL_POLICY[name]])
     trainer = recipe.main(*arguments)
     assert trainer.state.global_step == 2
@@ -143,19 +186,11 @@ def test_the_policy_recipes_in_miniature(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("options", [[], ["--method", "beam", "--eta", "null", "--token_budget", "90"]], ids=str)
 def test_guided_search_in_miniature(options, tmp_path, monkeypatch):
     """Two rounds, a step each, for two questions; the shipped base stands for the reward model."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from erprm_trl import dial
-    from erprm_trl.dial.chain import FORMAT
-
     monkeypatch.chdir(RECIPES.parent)
-    scorer = tmp_path / "erprm"
-    AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).save_pretrained(scorer)
-    AutoTokenizer.from_pretrained(dial.BASE_PATH).save_pretrained(scorer)
-    FORMAT.save(scorer)
+    scorer = save_base_as_reward_model(tmp_path / "erprm")
     yaml = str(RECIPES / "dial" / "guided_search.yaml")
     small = ["--dataset_kwargs", '{"num_questions": 2, "seed": 1}', "--width", "3", "--max_steps", "2"]
-    out = ["--reward_model", str(scorer), "--output_dir", str(tmp_path / "guided")]
+    out = ["--reward_model", scorer, "--output_dir", str(tmp_path / "guided")]
     recipe, (arguments,) = parse("guided_search", ["--config", yaml, *small, *out, *options])
     summary = recipe.main(arguments)
     rows = [json.loads(line) for line in (tmp_path / "guided" / "solutions.jsonl").read_text().splitlines()]

@@ -1,7 +1,10 @@
 """The comparison as a whole, against hand-worked solutions."""
 
+import itertools
 import json
+import math
 
+import numpy as np
 import pytest
 
 from erprm_trl.report import format_selection_table, plot_selection_curves
@@ -54,3 +57,90 @@ def test_table_and_plot(tmp_path):
         assert (tmp_path / name).stat().st_size > 5000
     svg = (tmp_path / "plot.svg").read_text()
     assert svg.count("<path") > 10
+
+
+def random_solutions(seed, num_questions, num_samples):
+    """Answers 0 to 3, of which 0 is right, some missing; steps scored in sixteenths, so that some scores tie."""
+    rng = np.random.default_rng(seed)
+    solutions, scores = [], []
+    for _ in range(num_questions):
+        answers = rng.choice([None, "0", "1", "2", "3"], size=num_samples, p=[0.1, 0.4, 0.2, 0.2, 0.1])
+        solutions.append([row(answer, float(answer == "0")) for answer in answers])
+        scores.append([(rng.integers(1, 17, int(rng.integers(1, 5))) / 16).tolist() for _ in answers])
+    return solutions, scores
+
+
+HOW = {
+    "min": min,
+    "last": lambda steps: steps[-1],
+    "product": math.prod,
+    "mean": lambda steps: sum(steps) / len(steps),
+}
+
+
+def accuracy_in(subset, rows, scores):
+    """Correctness of the best, of the vote and of the weighted vote in one subset, and whether it has a right one."""
+    right = [rows[i]["outcome_reward"] for i in subset]
+    top = max(scores[i] for i in subset)
+    winners = [rows[i]["outcome_reward"] for i in subset if abs(scores[i] - top) < 1e-7]
+    votes = {"weighted": {}, "majority": {}}
+    for i in subset:
+        answer = rows[i]["prediction"]
+        if answer is not None:
+            votes["weighted"][answer] = votes["weighted"].get(answer, 0) + scores[i]
+            votes["majority"][answer] = votes["majority"].get(answer, 0) + 1
+    won = {}
+    for name, weight in votes.items():
+        best = [answer for answer in weight if abs(weight[answer] - max(weight.values())) < 1e-6]
+        won[name] = best.count("0") / len(best) if best else 0.0
+    return np.array([sum(winners) / len(winners), won["weighted"], won["majority"], max(right)])
+
+
+def curve_means(curves, method, n):
+    by = curves["models"]["prm"][method]
+    return [one[n]["mean"] for one in (by["best_of_n"], by["weighted_majority"], curves["majority"], curves["pass"])]
+
+
+@pytest.mark.parametrize("method", ["min", "last", "product", "mean"])
+def test_every_curve_is_the_mean_over_every_subset(method):
+    """All n from 1 to N = 7, in one pass; oracle: plain Python over every subset."""
+    solutions, scores = random_solutions(0, 4, 7)
+    curves = selection_curves(solutions, {"prm": scores}, range(1, 8))
+    for n in range(1, 8):
+        expected = np.mean(
+            [
+                accuracy_in(subset, rows, [HOW[method](steps) for steps in of_question])
+                for rows, of_question in zip(solutions, scores, strict=True)
+                for subset in itertools.combinations(range(7), n)
+            ],
+            axis=0,
+        )
+        assert curve_means(curves, method, n) == pytest.approx(expected, abs=1e-7)
+
+
+def test_every_curve_agrees_with_a_million_resamples():
+    """N = 40 samples of one question, n = 4, 11 and 25, by min; four standard errors, and for the weighted vote those
+    of its own sampled subsets."""
+    solutions, scores = random_solutions(3, 1, 40)
+    ns, total = [4, 11, 25], 1_000_000
+    curves = selection_curves(solutions, {"prm": scores}, ns, num_subsets=200_000)
+    answers = np.array([-1 if one["prediction"] is None else int(one["prediction"]) for one in solutions[0]])
+    value = np.array([min(steps) for steps in scores[0]])
+    rng, sums = np.random.default_rng(0), np.zeros((len(ns), 4))
+    one_hot = (answers[:, None] == np.arange(4)).astype(np.float32)
+    for _ in range(total // 50_000):
+        order = rng.random((50_000, 40), dtype=np.float32).argsort(axis=1)
+        for index, n in enumerate(ns):
+            inside = np.zeros((50_000, 40), dtype=np.float32)
+            np.put_along_axis(inside, order[:, :n], 1.0, axis=1)
+            best = np.where(inside > 0, value, -1).max(axis=1, keepdims=True)
+            winners = (inside > 0) & (value == best)
+            counts, weights = inside @ one_hot, inside @ (one_hot * value[:, None].astype(np.float32))
+            sums[index, 0] += ((winners & (answers == 0)).sum(1) / winners.sum(1)).sum()
+            for column, votes in ((1, weights), (2, counts)):
+                tied = (np.abs(votes - votes.max(1, keepdims=True)) < 1e-4) & (counts > 0)
+                sums[index, column] += (tied[:, 0] / np.maximum(tied.sum(1), 1)).sum()
+            sums[index, 3] += (counts[:, 0] > 0).sum()
+    for index, n in enumerate(ns):
+        error = np.sqrt(0.25 / total) * np.array([4, 4 * np.sqrt(1 + total / 200_000), 4, 4])
+        assert (np.abs(curve_means(curves, "min", n) - sums[index] / total) < error).all()

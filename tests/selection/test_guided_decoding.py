@@ -98,6 +98,7 @@ def test_systematic_resampling_against_exact_counting(weights):
 def test_systematic_resampling_never_runs_off_the_end():
     weights = np.log(np.full(10, 0.1))
     assert systematic_resample(weights, np.nextafter(1.0, 0)).max() == 9
+    assert systematic_resample(np.array([-np.inf, 0.0]), 0.0).tolist() == [1, 1]
     ends_empty = np.append(weights, -np.inf)
     assert systematic_resample(ends_empty, np.nextafter(1.0, 0)).max() == 9
 
@@ -382,6 +383,16 @@ def test_the_score_budget_is_never_exceeded(method):
             assert result.steps_scored <= budget
             assert result == whole or result.reason == "score_budget"
     assert all(result.reason == "finished" for result in free)
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(1, 0), (2, 1), (3, 1), (4, 2)])
+def test_a_round_that_fits_the_score_budget_is_run(budget, rounds):
+    script = Script([["0.1\n"], ["0.2\n"]], [["0.3."], ["0.4."]])
+    (result,) = search(
+        ["q"], script, ByText(), method="particles", eta=1.0, width=2, ess_threshold=0.0, score_budget=budget
+    )
+    assert (result.steps_scored, result.tokens_generated) == (2 * rounds, 4 * rounds)
+    assert result.reason == ("finished" if rounds == 2 else "score_budget")
 
 
 def test_a_budget_of_nothing_gives_empty_solutions():

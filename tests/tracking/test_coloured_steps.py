@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown import markdown
 
-from erprm_trl.tracking.solutions_table import ColouredSteps, escape_markdown, table_as_html, table_as_markdown
+from erprm_trl.tracking.coloured_steps import ColouredSteps, escape_markdown, table_as_html, table_as_markdown
 
 
 HOSTILE = [

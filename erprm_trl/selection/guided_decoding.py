@@ -1,5 +1,5 @@
 """Solutions written step by step under a reward model's eye: the policy proposes, step scores decide what goes on. The
-policy is left as it is; choosing among whole solutions is `best_of_n.py`'s."""
+policy is left as it is; choosing among whole solutions is `picks.py`'s."""
 
 import math
 from collections import Counter

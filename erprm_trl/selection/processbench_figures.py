@@ -1,0 +1,148 @@
+"""ProcessBench's figures: from step scores to the predicted first error, accuracy with and without errors, and their
+harmonic mean. Plain numbers in and out; loading is `processbench.py`'s."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def first_error(step_scores: Sequence[float], threshold: float) -> int:
+    """Index of the first step whose score is below the threshold, -1 if there is none."""
+    return next((index for index, score in enumerate(step_scores) if score < threshold), -1)
+
+
+def choose_threshold(step_scores: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
+    """
+    The threshold with the best F1 on validation solutions.
+
+    Every threshold is tried: the prediction is right on a solution without error up to its lowest score, and on one
+    with an error above the score of the wrong step up to the lowest score before it, so F1 changes at scores only.
+
+    Args:
+        step_scores (`Sequence[Sequence[float]]`):
+            Of each solution; none for one that is too long, which no threshold predicts.
+        labels (`Sequence[int]`):
+            Index of the first wrong step, or -1.
+
+    Returns:
+        `float`: the middle of the best interval between neighbouring scores; of several, the one nearest to 0.5.
+
+    Raises:
+        `ValueError`: if there is no solution with an error, or none without.
+    """
+    _check_both_kinds(labels, "The validation solutions")
+    wins: dict[bool, list[tuple[float, float]]] = {True: [], False: []}  # by "has an error": right for low < t <= high
+    for scores, label in zip(step_scores, labels, strict=True):
+        if scores:
+            low, high = (scores[label], min(scores[:label], default=1.0)) if label >= 0 else (0.0, min(scores))
+            if low < high:
+                wins[label >= 0].append((low, high))
+    edges = np.unique([0.0, 1.0, *(edge for some in wins.values() for pair in some for edge in pair)])
+    candidates = (edges[:-1] + edges[1:]) / 2
+    totals = {True: sum(label >= 0 for label in labels), False: sum(label < 0 for label in labels)}
+    accuracies = [_covering(wins[kind], candidates) / totals[kind] for kind in (True, False)]
+    f1 = _harmonic_mean(*accuracies)
+    best = candidates[f1 >= f1.max() - 1e-12]
+    return float(best[np.abs(best - 0.5).argmin()])
+
+
+def processbench_metrics(
+    predictions: Mapping[str, Sequence[int | None]],
+    labels: Mapping[str, Sequence[int]],
+    *,
+    level: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """
+    The protocol's figures: accuracy on solutions with an error (the first wrong step is found exactly) and on
+    solutions without one (-1 is predicted), their harmonic mean F1, and the mean of each over subsets.
+
+    Args:
+        predictions (`Mapping[str, Sequence[int | None]]`):
+            By subset, from [`first_error`]; `None`, of a solution that could not be scored, is wrong.
+        labels (`Mapping[str, Sequence[int]]`):
+            By subset.
+        level (`float`), num_resamples (`int`), seed (`int`, *optional*):
+            Of the bootstrap over solutions, which draws solutions with and without an error apart. The same seed and
+            labels resample the same solutions, for any predictions.
+
+    Returns:
+        `dict`: `subsets`, by name `erroneous`, `correct`, `f1` (each `{"mean", "low", "high"}`), `num_erroneous` and
+        `num_correct`; `average`, with the same three; `f1_resamples`, the bootstrap's averages of F1, for paired
+        differences between models ([`paired_f1_difference`]).
+
+    Raises:
+        `ValueError`: if a subset has no solution with an error, or none without, or sizes differ.
+    """
+    rng = np.random.default_rng(seed)
+    subsets, points, draws = {}, [], []
+    for name, subset_labels in labels.items():
+        _check_both_kinds(subset_labels, f"Subset {name!r}")
+        hits = np.array([p == y for p, y in zip(predictions[name], subset_labels, strict=True)], dtype=np.float64)
+        has_error = np.array(subset_labels) >= 0
+        figures, resampled = [], []
+        for kind in (has_error, ~has_error):
+            figures.append(hits[kind].mean())
+            resampled.append(_resampled_means(hits[kind], num_resamples, rng))
+        figures.append(_harmonic_mean(*figures))
+        resampled.append(_harmonic_mean(*resampled))
+        points.append(figures)
+        draws.append(resampled)
+        subsets[name] = {
+            **_with_intervals(figures, resampled, level),
+            "num_erroneous": int(has_error.sum()),
+            "num_correct": int((~has_error).sum()),
+        }
+    average = np.mean(draws, axis=0)
+    return {
+        "subsets": subsets,
+        "average": _with_intervals(np.mean(points, axis=0), average, level),
+        "f1_resamples": average[2],
+    }
+
+
+def paired_f1_difference(left: Mapping[str, Any], right: Mapping[str, Any], level: float = 0.95) -> dict[str, float]:
+    """
+    Average F1 of `left` minus that of `right`, two results of [`processbench_metrics`] on the same solutions with the
+    same seed, and its paired bootstrap interval: `{"mean", "low", "high"}`.
+    """
+    mean = left["average"]["f1"]["mean"] - right["average"]["f1"]["mean"]
+    return _point(mean, left["f1_resamples"] - right["f1_resamples"], level)
+
+
+def _check_both_kinds(labels: Sequence[int], subject: str) -> None:
+    erroneous = sum(label >= 0 for label in labels)
+    if not 0 < erroneous < len(labels):
+        raise ValueError(
+            f"{subject}: got {erroneous} solutions with an error and {len(labels) - erroneous} without, expected some "
+            "of both: F1 is their harmonic mean. Join subsets, or take more solutions."
+        )
+
+
+def _covering(intervals: list[tuple[float, float]], candidates: np.ndarray) -> np.ndarray:
+    """How many of the intervals hold each candidate, which equals no end."""
+    lows, highs = (np.sort([pair[end] for pair in intervals]) for end in (0, 1))
+    return np.searchsorted(lows, candidates) - np.searchsorted(highs, candidates)
+
+
+def _harmonic_mean(left, right):
+    total = left + right
+    return np.divide(2 * left * right, total, out=np.zeros_like(np.asarray(total)), where=total > 0)
+
+
+def _resampled_means(hits: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    return np.array([hits[rng.integers(len(hits), size=len(hits))].mean() for _ in range(num_resamples)])
+
+
+def _with_intervals(figures, resampled, level: float) -> dict[str, dict[str, float]]:
+    return {
+        name: _point(value, draws, level)
+        for name, value, draws in zip(("erroneous", "correct", "f1"), figures, resampled, strict=True)
+    }
+
+
+def _point(mean: float, draws: np.ndarray, level: float) -> dict[str, float]:
+    low, high = np.quantile(draws, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return {"mean": float(mean), "low": float(low), "high": float(high)}

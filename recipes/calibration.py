@@ -1,0 +1,63 @@
+"""Are step scores right as probabilities? Compares them with what continuations of held-out prefixes earn.
+
+    python recipes/calibration.py --config recipes/dial/calibration.yaml
+
+Rollouts come from collect_rollouts.py on questions that no model was trained on, with many continuations.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+from erprm_trl import RolloutDataset, StepScorer
+from erprm_trl.report import draw_calibration, format_calibration_table
+from erprm_trl.selection import measure_calibration, score_rollouts
+from erprm_trl.tracking.redaction import without_login
+
+
+@dataclass
+class CalibrationArguments:
+    """Arguments of a look at scores as probabilities."""
+
+    rollouts: str = field(metadata={"help": "Folder of collect_rollouts.py: held-out questions, continuations."})
+    reward_models: list[str] = field(
+        metadata={"help": "Folders or Hub ids of reward models, or addresses of scoring servers."}
+    )
+    output_dir: str = field(metadata={"help": "Where the scores, the numbers and the plot go."})
+    eta: float = field(default=0.0, metadata={"help": "Which value the scores are to be: eta of the training."})
+    aggregation: str = field(
+        default="last", metadata={"help": "A prefix's score: its last step's, or min, product, mean of its steps."}
+    )
+    num_bins: int = field(default=10, metadata={"help": "Bins of the score."})
+    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+
+
+def main(arguments: CalibrationArguments) -> dict:
+    """Scores, measures, prints and plots."""
+    rollouts = RolloutDataset(arguments.rollouts)
+    scores = {
+        without_login(path): score_rollouts(
+            StepScorer.from_pretrained(path, batch_size=arguments.batch_size), rollouts
+        )
+        for path in map(str, arguments.reward_models)
+    }
+    results = {
+        name: measure_calibration(
+            rollouts, one, eta=arguments.eta, aggregation=arguments.aggregation, num_bins=arguments.num_bins
+        )
+        for name, one in scores.items()
+    }
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "step_scores.json").write_text(json.dumps(scores))
+    (folder / "calibration.json").write_text(json.dumps(results, indent=2))
+    draw_calibration(results).savefig(folder / "calibration.png", dpi=150)
+    print(format_calibration_table(results))
+    print(f"\nNumbers and plot: {folder}")
+    return results
+
+
+if __name__ == "__main__":
+    main(TrlParser(CalibrationArguments).parse_args_and_config()[0])

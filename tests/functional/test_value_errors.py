@@ -1,0 +1,82 @@
+"""Errors without the noise of K, against expectations worked out over every draw."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from erprm_trl.functional.soft_values import soft_value_from_rate
+from erprm_trl.functional.value_errors import bootstrap_value_noise, implied_success_rate, squared_error_without_noise
+
+
+def test_by_hand():
+    # Score 0.5, rewards 1, 1, 0, 0: mean 1/2, squared distance 0, variance (4 * 1/4) / 3 = 1/3, over K = 1/12.
+    # Score 1, rewards 1, 0: (1 - 1/2)^2 - (1/2) / 2 = 0.
+    assert squared_error_without_noise(torch.tensor([0.5]), torch.tensor([[1.0, 1, 0, 0]])).item() == pytest.approx(
+        -1 / 12
+    )
+    assert squared_error_without_noise(torch.tensor([1.0]), torch.tensor([[1, 0]])).item() == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize("k", [2, 5])
+def test_it_is_unbiased(p, k):
+    """The expectation over all 2^K outcomes is exactly (score - p)^2; the plain squared distance is p (1 - p) / K
+    more."""
+    expected, plain = 0.0, 0.0
+    for draw in itertools.product([0.0, 1.0], repeat=k):
+        chance = p ** sum(draw) * (1 - p) ** (k - sum(draw))
+        expected += chance * squared_error_without_noise(torch.tensor([0.4]), torch.tensor([draw])).item()
+        plain += chance * (0.4 - sum(draw) / k) ** 2
+    score = torch.tensor(0.4).item()
+    assert expected == pytest.approx((score - p) ** 2, abs=1e-9)
+    assert plain == pytest.approx((0.4 - p) ** 2 + p * (1 - p) / k, abs=1e-12)
+
+
+def test_the_bootstrap_against_every_resample():
+    # Rewards 1, 0, 0: V of a resample depends on its j ones, j ~ Binomial(3, 1/3); K / (K - 1) = 1.5.
+    eta, rewards = 2.0, torch.tensor([[1.0, 0.0, 0.0]])
+    chances = [math.comb(3, j) * (1 / 3) ** j * (2 / 3) ** (3 - j) for j in range(4)]
+    values = soft_value_from_rate(torch.arange(4, dtype=torch.float64) / 3, eta).tolist()
+    mean = sum(c * v for c, v in zip(chances, values, strict=True))
+    variance = sum(c * (v - mean) ** 2 for c, v in zip(chances, values, strict=True))
+    bias, spread = bootstrap_value_noise(rewards, eta, num_resamples=40_000)
+    assert bias.item() == pytest.approx(1.5 * (mean - values[1]), abs=0.008)
+    assert spread.item() == pytest.approx(1.5 * variance, rel=0.03)
+
+
+def test_the_bootstrap_at_eta_0_is_the_variance_of_the_mean():
+    rewards = (torch.rand(40, 8, generator=torch.Generator().manual_seed(0)) < 0.4).double()
+    bias, variance = bootstrap_value_noise(rewards, 0.0, num_resamples=4000)
+    assert bias.abs().max() < 0.02
+    exact = rewards.var(-1) / 8
+    torch.testing.assert_close(variance, exact, rtol=0.12, atol=1e-12)
+    again = bootstrap_value_noise(rewards, 0.0, num_resamples=4000)
+    assert torch.equal(again[1], variance)
+
+
+def test_equal_rewards_have_no_noise():
+    bias, variance = bootstrap_value_noise(torch.ones(2, 4), 3.0)
+    assert bias.tolist() == variance.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("eta", [-900.0, -3.0, 1e-6, 0.0, 2.0, 30.0, 900.0])
+def test_the_implied_rate_undoes_the_value(eta):
+    rates = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
+    implied = implied_success_rate(soft_value_from_rate(rates, eta), eta)
+    torch.testing.assert_close(implied, rates, atol=1e-9, rtol=1e-9)
+    assert implied_success_rate(torch.tensor([0, 1]), eta).tolist() == [0.0, 1.0]
+
+
+def test_what_has_no_noise_estimate_is_named():
+    with pytest.raises(ValueError, match="`rewards` has 1 continuations a prefix: expected at least 2"):
+        squared_error_without_noise(torch.zeros(2), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match=r"`scores` has shape \(3,\) and `rewards` \(2, 4\)"):
+        squared_error_without_noise(torch.zeros(3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="`eta` is inf: expected a finite number"):
+        bootstrap_value_noise(torch.zeros(2, 4), math.inf)
+    with pytest.raises(ValueError, match="`eta` is inf: expected a finite number"):
+        implied_success_rate(torch.zeros(2), math.inf)
+    with pytest.raises(ValueError, match="`num_resamples` is 1: expected at least 2"):
+        bootstrap_value_noise(torch.zeros(2, 4), 1.0, num_resamples=1)

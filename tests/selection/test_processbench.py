@@ -1,0 +1,275 @@
+"""ProcessBench's protocol by hand and against naive loops; thresholds held out by problem; scores that survive."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+
+from erprm_trl.report import format_processbench_table
+from erprm_trl.selection import (
+    JudgedSolution,
+    choose_threshold,
+    evaluate_processbench,
+    first_error,
+    hold_out,
+    load_processbench,
+    processbench_metrics,
+    processbench_scores,
+    score_judged,
+)
+
+
+def row(number, label, steps=3, problem=None):
+    return {
+        "id": f"gsm8k-{number}",
+        "generator": "a model",
+        "problem": problem or f"problem {number}",
+        "steps": [f"step {index}" for index in range(steps)],
+        "final_answer_correct": label == -1,
+        "label": label,
+    }
+
+
+def solution(number, label, steps=3, problem=None):
+    values = row(number, label, steps, problem)
+    return JudgedSolution(values["id"], values["problem"], tuple(values["steps"]), label)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+
+def test_the_first_step_below_the_threshold():
+    assert first_error([0.9, 0.4, 0.1], 0.5) == 1
+    assert first_error([0.9, 0.5, 0.6], 0.5) == -1  # at the threshold is not below it
+    assert first_error([0.1], 0.5) == 0
+    assert first_error([], 0.5) == -1
+
+
+def test_metrics_by_hand():
+    # gsm8k: errors at 0, 1, 2, the first found: 1/3. Correct: 1 of 2. F1 = 2 (1/3) (1/2) / (5/6) = 2/5.
+    # math: all found: 1, 1, 1. Averages: 2/3, 3/4, 7/10.
+    labels = {"gsm8k": [0, 1, 2, -1, -1], "math": [3, -1]}
+    predictions = {"gsm8k": [0, 0, -1, -1, None], "math": [3, -1]}
+    result = processbench_metrics(predictions, labels)
+    gsm8k = result["subsets"]["gsm8k"]
+    assert [gsm8k[key]["mean"] for key in ("erroneous", "correct", "f1")] == pytest.approx([1 / 3, 1 / 2, 2 / 5])
+    assert (gsm8k["num_erroneous"], gsm8k["num_correct"]) == (3, 2)
+    average = result["average"]
+    assert [average[key]["mean"] for key in ("erroneous", "correct", "f1")] == pytest.approx([2 / 3, 3 / 4, 7 / 10])
+    assert result["subsets"]["math"]["f1"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    nothing = processbench_metrics({"a": [0, 0]}, {"a": [1, -1]})
+    assert nothing["average"]["f1"]["mean"] == 0.0
+
+
+def test_intervals_are_those_of_the_binomials():
+    # 400 solutions each with accuracy 1/2: sd 0.025, so 0.5 +- 1.96 * 0.025.
+    labels = {"a": [0] * 400 + [-1] * 400}
+    predictions = {"a": [0, 1] * 200 + [-1, 0] * 200}
+    figures = processbench_metrics(predictions, labels)["subsets"]["a"]
+    for key in ("erroneous", "correct"):
+        assert (figures[key]["low"], figures[key]["high"]) == pytest.approx((0.451, 0.549), abs=0.006)
+    # F1 of two independent halves: the mean of both to first order, so sd 0.025 / sqrt(2).
+    assert (figures["f1"]["low"], figures["f1"]["high"]) == pytest.approx((0.4653, 0.5347), abs=0.006)
+
+
+def naive_f1(scores, labels, threshold):
+    hits = {True: [], False: []}
+    for steps, label in zip(scores, labels, strict=True):
+        below = [index for index, score in enumerate(steps) if score < threshold]
+        hits[label >= 0].append((below[0] if below else -1) == label if steps else False)
+    left, right = (sum(hits[kind]) / len(hits[kind]) for kind in (True, False))
+    return 2 * left * right / (left + right) if left + right else 0.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_threshold_beats_the_chosen_one(seed):
+    rng = random.Random(seed)
+    scores, labels = [], []
+    for index in range(40):
+        steps = [rng.choice([0.0, 1.0, round(rng.random(), 1), rng.random()]) for _ in range(rng.randint(1, 5))]
+        labels.append(-1 if index < 15 else rng.randrange(len(steps)))
+        scores.append([] if index == 20 else steps)
+    chosen = choose_threshold(scores, labels)
+    assert 0.0 < chosen < 1.0
+    best = max(naive_f1(scores, labels, threshold) for threshold in np.linspace(0.0005, 0.9995, 1000))
+    assert naive_f1(scores, labels, chosen) >= best - 1e-12
+
+
+def test_the_threshold_lies_in_the_middle_of_the_best_interval():
+    # The error scores 0.2 after 0.8; the right one never falls below 0.6: all of (0.2, 0.6] is perfect.
+    assert choose_threshold([[0.8, 0.2], [0.9, 0.6]], [1, -1]) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_share_of_problems_is_held_out_whole(seed):
+    data = {
+        name: [solution(i, -1 if i % 2 else 0, problem=f"problem {i // 3}") for i in range(300)]
+        for name in ("gsm8k", "math")  # the same problems in both
+    }
+    test, validation, record = hold_out(data, share=0.3, seed=seed)
+    tested = {one.problem for some in test.values() for one in some}
+    held = {one.problem for one in validation}
+    assert not tested & held and len(tested | held) == 100
+    assert 15 <= len(held) <= 45 and record["problems"] == len(held)
+    assert record["left_out_as_tested"] == 0 and record["by"] == "share" and record["solutions"] == len(validation)
+    assert sum(map(len, test.values())) + len(validation) == 600
+    shuffled = {name: some[::-1] for name, some in data.items()}
+    assert {one.problem for one in hold_out(shuffled, share=0.3, seed=seed)[1]} == held
+    assert {one.problem for one in hold_out(data, share=0.3, seed=seed + 7)[1]} != held
+
+
+def test_subsets_and_other_data_are_held_out_without_the_tested_problems():
+    data = {"gsm8k": [solution(i, i - 1) for i in range(3)], "math": [solution(i, -1) for i in range(2, 5)]}
+    test, validation, record = hold_out(data, subsets=["gsm8k"])
+    assert list(test) == ["math"] and [one.problem for one in validation] == ["problem 0", "problem 1"]
+    assert record == {"by": "subsets", "subsets": ["gsm8k"], "solutions": 2, "problems": 2, "left_out_as_tested": 1}
+    test, validation, record = hold_out(data, other={"own": [solution(9, -1), solution(4, -1)]})
+    assert test == data and [one.problem for one in validation] == ["problem 9"]
+    assert (record["by"], record["left_out_as_tested"]) == ("other", 1)
+    assert hold_out(data)[1] == []
+
+
+def test_the_evaluation_of_two_models():
+    data = {"a": [solution(i, [-1, 1, -1, 0][i % 4]) for i in range(40)]}
+    knows = {one: [0.1 if index == one.label else 0.9 for index in range(3)] for one in data["a"]}
+    flags_all = {one: [0.3, 0.3, 0.3] for one in data["a"]}
+    too_long = dict.fromkeys(data["a"], [])
+    scores = {"flags all": flags_all, "knows": knows, "too long": too_long}
+    results = evaluate_processbench(data, scores, threshold=0.5)
+    assert results["knows"]["average"]["f1"]["mean"] == 1.0
+    assert results["flags all"]["average"]["erroneous"]["mean"] == 0.5  # those with label 0
+    assert results["flags all"]["average"]["f1"]["mean"] == 0.0
+    assert results["too long"]["too_long"] == 40 and results["too long"]["average"]["correct"]["mean"] == 0.0
+    assert results["knows"]["f1_minus_first"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert "f1_minus_first" not in results["flags all"]
+    json.dumps(results, allow_nan=False)
+    table = format_processbench_table(results)
+    assert "100.0 [100.0, 100.0]" in table and "40 solutions too long" in table
+    chosen = evaluate_processbench(data, {"knows": knows}, validation=data["a"])
+    assert chosen["knows"]["threshold"] == pytest.approx(0.5)
+
+
+def test_every_way_to_load(tmp_path):
+    rows = {"gsm8k": [row(0, -1), row(1, 2)], "math": [row(2, 0)]}
+    (tmp_path / "files").mkdir()
+    write_jsonl(tmp_path / "files" / "gsm8k.jsonl", rows["gsm8k"])
+    (tmp_path / "files" / "math.json").write_text(json.dumps(rows["math"]))
+    Dataset.from_list(rows["gsm8k"]).to_parquet(tmp_path / "gsm8k.parquet")
+    saved = DatasetDict({name: Dataset.from_list(some) for name, some in rows.items()})
+    saved.save_to_disk(tmp_path / "saved")
+    saved["math"].save_to_disk(tmp_path / "one")
+    expected = {"gsm8k": [solution(0, -1), solution(1, 2)], "math": [solution(2, 0)]}
+    assert load_processbench(str(tmp_path / "files")) == expected
+    assert load_processbench(str(tmp_path / "saved")) == expected
+    assert load_processbench(str(tmp_path / "one")) == {"one": expected["math"]}
+    assert load_processbench(str(tmp_path / "gsm8k.parquet")) == {"gsm8k": expected["gsm8k"]}
+    assert list(load_processbench(str(tmp_path / "files"), ["math"])) == ["math"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": 3}, r"row 1: column 'label' got 3 with 3 steps, expected the index of the first wrong"),
+        ({"label": -2}, "row 1: column 'label' got -2"),
+        ({"label": None}, "row 1: column 'label' got None"),
+        ({"steps": []}, r"row 1: column 'steps' got '\[\]', expected a list of non-empty strings"),
+        ({"steps": ["a", " "]}, "row 1: column 'steps'"),
+        ({"problem": ""}, "row 1: column 'problem' got ''"),
+    ],
+)
+def test_odd_rows_are_named(tmp_path, change, message):
+    write_jsonl(tmp_path / "gsm8k.jsonl", [row(0, -1), {**row(1, 0), **change}])
+    with pytest.raises(ValueError, match=f"gsm8k, {message}"):
+        load_processbench(str(tmp_path / "gsm8k.jsonl"))
+
+
+def test_odd_labels_steps_and_sources_are_named(tmp_path):
+    path = tmp_path / "gsm8k.jsonl"
+    write_jsonl(path, [{**row(0, -1), "label": True}])
+    with pytest.raises(ValueError, match="column 'label' got True"):
+        load_processbench(str(path))
+    write_jsonl(path, [{**row(0, -1), "steps": "one text"}])
+    with pytest.raises(ValueError, match="column 'steps' got 'one text'"):
+        load_processbench(str(path))
+    without = {name: value for name, value in row(0, -1).items() if name not in ("label", "steps")}
+    write_jsonl(path, [{**without, "completion": "x"}])
+    with pytest.raises(ValueError, match=r"got columns \['completion', .*; steps, label is missing"):
+        load_processbench(str(path))
+    with pytest.raises(ValueError, match=r"Subsets of .*: got \['math'\], expected some of \['gsm8k'\]"):
+        load_processbench(str(path), ["math"])
+    with pytest.raises(ValueError, match="no file at"):
+        load_processbench(str(tmp_path / "nothing.jsonl"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no file at"):
+        load_processbench(str(tmp_path / "empty"))
+
+
+def test_what_cannot_be_evaluated_is_named():
+    data = {"a": [solution(0, -1), solution(1, 0)], "b": [solution(2, -1)]}
+    with pytest.raises(ValueError, match="Subset 'b': got 0 solutions with an error and 1 without"):
+        processbench_metrics({"a": [-1, 0], "b": [-1]}, {"a": [-1, 0], "b": [-1]})
+    with pytest.raises(ValueError, match="The validation solutions: got 1 solutions with an error and 0 without"):
+        choose_threshold([[0.5]], [0])
+    with pytest.raises(ValueError, match="got subsets and share, expected one way at most"):
+        hold_out(data, subsets=["a"], share=0.2)
+    with pytest.raises(ValueError, match=r"Validation subsets: got \['c'\]"):
+        hold_out(data, subsets=["c"])
+    with pytest.raises(ValueError, match="got 3 validation and 0 test solutions"):
+        hold_out(data, subsets=["a", "b"])
+    with pytest.raises(ValueError, match="Validation by other: got 0 validation and 3 test"):
+        hold_out(data, other={"same": data["a"]})
+    with pytest.raises(ValueError, match="`validation_share` is 1.0"):
+        hold_out(data, share=1.0)
+    for more in ({}, {"threshold": 0.5, "validation": data["a"]}):
+        with pytest.raises(ValueError, match="expected one of the two"):
+            evaluate_processbench(data, {}, **more)
+
+
+class CountingScorer:
+    """Scores by the length of a step, and breaks after so many solutions."""
+
+    def __init__(self, breaks_after=None):
+        self.seen, self.breaks_after = [], breaks_after
+
+    def score(self, questions, steps, *, skip_too_long=False):
+        assert skip_too_long
+        if self.breaks_after is not None and len(self.seen) >= self.breaks_after:
+            raise KeyboardInterrupt
+        self.seen += questions
+        return [[1 / len(step) for step in one] for one in steps]
+
+
+def test_scores_survive_a_kill_and_are_not_made_twice(tmp_path, monkeypatch):
+    solutions = [solution(i, -1, steps=1 + i % 4) for i in range(10)] + [solution(3, 0, steps=4)]
+    scorer = CountingScorer(breaks_after=6)
+    monkeypatch.setattr(processbench_scores.StepScorer, "from_pretrained", lambda *args, **kwargs: scorer)
+    with pytest.raises(KeyboardInterrupt):
+        score_judged("a/model", solutions, tmp_path, chunk_size=3)
+    assert len(scorer.seen) == 6
+    scorer.breaks_after = None
+    # Continued in another order and with a problem more: only what was not scored is.
+    more = [solution(77, -1), *solutions[::-1]]
+    scores = score_judged("a/model", more, tmp_path, chunk_size=3)
+    assert len(scorer.seen) == len(set(scorer.seen)) == 11  # equal problem and steps are scored once
+    assert scores == {one: [1 / 6] * len(one.steps) for one in more}
+    monkeypatch.setattr(processbench_scores.StepScorer, "from_pretrained", None)  # all done: no model is loaded
+    assert score_judged("a/model", solutions, tmp_path)[solutions[0]] == [1 / 6]
+
+
+def test_scores_of_other_models_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(processbench_scores.StepScorer, "from_pretrained", lambda *args, **kwargs: CountingScorer())
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_text("weights")
+    score_judged(str(model), [solution(0, -1)], tmp_path / "out")
+    with pytest.raises(ValueError, match="holds the scores of .*model' with files"):
+        score_judged("another/model", [solution(0, -1)], tmp_path / "out")
+    (model / "model.safetensors").write_text("weights, trained anew")
+    with pytest.raises(ValueError, match="delete the file to score again"):
+        score_judged(str(model), [solution(0, -1)], tmp_path / "out")
+    (tmp_path / "out" / "step_scores.json").write_text('{"scores": {')
+    with pytest.raises(ValueError, match="damaged"):
+        score_judged(str(model), [solution(0, -1)], tmp_path / "out")
