@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .growing_cache import growing_cache
 from .sampling import Completion, Prompt, PromptFormat, decode_continuation
 from .stop_strings import StopStrings
 
@@ -15,8 +16,8 @@ class TransformersSampler:
     prefixes.
 
     Prompts are sorted by length and cut into batches; each prompt is prefilled once and its cache forked to its
-    samples. The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled
-    is the policy itself.
+    samples; samples that have ended leave the batch. The model's own generation defaults (`top_k`,
+    `repetition_penalty`, ...) are not applied: what is sampled is the policy itself.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -158,28 +159,54 @@ class TransformersSampler:
         unique, counts = _runs(prompts)
         input_ids, attention_mask = _left_pad(unique, self.pad_token_id, self.model.device)
         repeats = torch.tensor(counts, device=input_ids.device)
-        cache = None
+        cache = growing_cache(self.model.config)
         if self.fork_cache and len(unique) < len(prompts) and longest > 1:
             cache = self._prefill(input_ids[:, :-1], attention_mask[:, :-1])
             cache.reorder_cache(torch.arange(len(unique), device=input_ids.device).repeat_interleave(repeats))
-        stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1]) if stop else None
-        sequences = self._generate(
+        input_ids, attention_mask = (
             input_ids.repeat_interleave(repeats, 0),
             attention_mask.repeat_interleave(repeats, 0),
-            cache,
-            min(self.max_new_tokens, room),
-            stopping,
         )
-        new_tokens = sequences[:, input_ids.shape[1] :].tolist()
-        if stopping is not None:
-            new_tokens = [new[:length] for new, length in zip(new_tokens, stopping.lengths, strict=True)]
+        limit = min(self.max_new_tokens, room)
+        if not stop:
+            new_tokens = self._continue(input_ids, attention_mask, cache, limit)
+        else:
+            stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1])
+            sequences = self._generate(input_ids, attention_mask, cache, limit, stopping).sequences
+            new_tokens = [
+                new[:length]
+                for new, length in zip(sequences[:, input_ids.shape[1] :].tolist(), stopping.lengths, strict=True)
+            ]
         return [self._completion(prompt, new) for prompt, new in zip(prompts, new_tokens, strict=True)]
 
-    def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-        from transformers import DynamicCache
+    def _continue(self, input_ids, attention_mask, cache, limit: int) -> list[list[int]]:
+        """New tokens of each row, generated some at a time: between, rows that have ended leave the batch."""
+        start, eos = input_ids.shape[1], torch.tensor(self.eos_token_ids, device=input_ids.device)
+        new_tokens: list[list[int]] = [[] for _ in input_ids]
+        rows = list(range(len(input_ids)))
+        while rows:
+            made = input_ids.shape[1] - start
+            # Few at a time while texts are short: a text that ends waits for a quarter of its own length at most.
+            out = self._generate(input_ids, attention_mask, cache, min(limit - made, max(8, made // 4)))
+            alive = ~torch.isin(out.sequences[:, input_ids.shape[1] :], eos).any(1)
+            if out.sequences.shape[1] - start >= limit:
+                alive[:] = False
+            for row, new, goes_on in zip(rows, out.sequences[:, start:].tolist(), alive.tolist(), strict=True):
+                if not goes_on:
+                    new_tokens[row] = new
+            rows = [row for row, goes_on in zip(rows, alive.tolist(), strict=True) if goes_on]
+            kept = alive.nonzero().flatten()
+            input_ids = out.sequences[kept]
+            attention_mask = torch.nn.functional.pad(
+                attention_mask[kept], (0, input_ids.shape[1] - attention_mask.shape[1]), value=1
+            )
+            if rows and len(kept) < len(alive):
+                cache.reorder_cache(kept)
+        return new_tokens
 
+    def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
         positions = (attention_mask.cumsum(-1) - 1).clamp_min(0)
-        cache = DynamicCache(config=self.model.config)
+        cache = growing_cache(self.model.config)
         # The logits of the prompt are not needed: keep one position, not length x vocabulary.
         self.model(
             input_ids=input_ids,
@@ -191,7 +218,7 @@ class TransformersSampler:
         )
         return cache
 
-    def _generate(self, input_ids, attention_mask, cache, max_new_tokens: int, stopping) -> torch.Tensor:
+    def _generate(self, input_ids, attention_mask, cache, max_new_tokens: int, stopping=None):
         from transformers import GenerationConfig
 
         greedy = self.temperature == 0
@@ -199,6 +226,7 @@ class TransformersSampler:
             do_sample=not greedy,
             max_new_tokens=max_new_tokens,
             use_cache=True,  # models come out of training with the cache switched off
+            return_dict_in_generate=True,
             eos_token_id=self.eos_token_ids,
             pad_token_id=self.pad_token_id,
             **({} if greedy else {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}),

@@ -158,3 +158,27 @@ def test_a_prompt_longer_than_the_context_is_an_error(dial_policy):
 def test_from_pretrained():
     loaded = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=4)
     assert loaded.settings["max_new_tokens"] == 4 and loaded.settings["backend"] == "transformers"
+
+
+def test_samples_that_have_ended_leave_the_batch(dial_policy):
+    """No row is computed after its end for longer than the tokens between two looks; alone, texts are the same."""
+    model, tokenizer = dial_policy
+    rows, forward = [], model.forward
+
+    def counting(*args, **kwargs):
+        rows.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    model.forward = counting
+    try:
+        whole = [Prompt(question) for question in QUESTIONS]
+        samples = sampler(dial_policy, max_new_tokens=64, batch_size=20).sample(whole, 4, seed=0)
+    finally:
+        del model.forward
+    lengths = [one.num_tokens for some in samples for one in some]
+    assert max(lengths) > min(lengths) + 16  # or there is nothing to see here
+    computed = sum(rows[1:])  # without the prompt
+    assert sum(lengths) <= computed <= sum(length + max(8, length // 4) for length in lengths)
+    assert sampler(dial_policy, max_new_tokens=64, temperature=0).sample(PROMPTS, 1, seed=0) == [
+        sampler(dial_policy, max_new_tokens=64, temperature=0).sample([prompt], 1, seed=0)[0] for prompt in PROMPTS
+    ]
