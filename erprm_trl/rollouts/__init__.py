@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .endpoint_client import EndpointError
     from .endpoint_sampling import EndpointSampler
     from .grading import Grader, extract_answer, grade
-    from .questions import Question, load_questions
+    from .questions import Question, Questions, load_questions
     from .sampling import Completion, Prompt, PromptFormat, Sampler
     from .steps import clean_step, clean_steps, split_steps
     from .store import RolloutDataset
@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "endpoint_client": ["EndpointError"],
         "endpoint_sampling": ["EndpointSampler"],
         "grading": ["Grader", "extract_answer", "grade"],
-        "questions": ["Question", "load_questions"],
+        "questions": ["Question", "Questions", "load_questions"],
         "sampling": ["Completion", "Prompt", "PromptFormat", "Sampler"],
         "steps": ["clean_step", "clean_steps", "split_steps"],
         "store": ["RolloutDataset"],

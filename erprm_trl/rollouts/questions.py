@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import eq
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,58 @@ class Question(NamedTuple):
     answer: str | None = None
 
 
+class Questions(Sequence):
+    """
+    Questions as [`load_questions`] gives them: checked, and read from their rows each time they are asked for, so that
+    those of a `datasets.Dataset` stay on the disk. Equal to any sequence of equal questions; a slice is a list.
+
+    Args:
+        rows (`Sequence[Mapping[str, Any]]`):
+            A list, or a `datasets.Dataset`.
+        name (`str`):
+            Where the rows come from, for errors.
+        question_column (`str`):
+            Column of the question.
+        answer_column (`str`, *optional*):
+            Column of the reference answer; without it answers are `None`.
+    """
+
+    def __init__(self, rows, name: str, question_column: str, answer_column: str | None = None):
+        self._rows, self._name = rows, name
+        self._question_column, self._answer_column = question_column, answer_column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return self._read(index, self._rows[index])
+
+    def __iter__(self) -> Iterator[Question]:
+        return (self._read(index, row) for index, row in enumerate(self._rows))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None
+
+    def _read(self, index: int, row: Mapping[str, Any]) -> Question:
+        question = _question_text(row.get(self._question_column), index, self._question_column)
+        if self._answer_column is None:
+            return Question(question)
+        answer = row.get(self._answer_column)
+        if answer is None or not str(answer).strip():
+            raise ValueError(
+                f"Row {index} of {self._name}: column {self._answer_column!r} holds no reference answer (got "
+                f"{answer!r}). Rollouts are graded against it: fill it in, drop the row, or name another column with "
+                "`answer_column`."
+            )
+        answer = str(answer)
+        return Question(question, (extract_answer(answer) or answer).strip())
+
+
 def load_questions(
     source: str | Iterable[Mapping[str, Any]],
     *,
@@ -31,7 +84,7 @@ def load_questions(
     max_questions: int | None = None,
     dataset_kwargs: dict[str, Any] | None = None,
     require_answers: bool = True,
-) -> list[Question]:
+) -> Questions:
     r"""
     Loads questions and recognises the final answer in each reference.
 
@@ -55,35 +108,29 @@ def load_questions(
             If `False`, rows without any answer column give questions whose answer is `None`.
 
     Returns:
-        `list[Question]`: in the source's order. GSM8K references (`... #### 18`) and MATH references (`...
-        \boxed{18}`) are reduced to the final answer; others are taken whole.
+        [`Questions`]: in the source's order, a sequence of [`Question`]. GSM8K references (`... #### 18`) and MATH
+        references (`... \boxed{18}`) are reduced to the final answer; others are taken whole.
 
     Raises:
         `ValueError`: if there are no rows, no such column, or a row has an empty question or no reference answer.
     """
-    rows = list(_read_rows(source, config_name, split, dataset_kwargs or {}))
+    rows = _read_rows(source, config_name, split, dataset_kwargs or {})
+    is_table = hasattr(rows, "select_columns")  # of `datasets`: its rows stay on the disk
+    rows = rows if is_table else list(rows)
     name = source if isinstance(source, str) else "the given rows"
-    if not rows:
+    if not len(rows):
         raise ValueError(f"Questions: got no rows from {name}, expected at least one.")
     question_column = _find_column(rows[0], question_column, QUESTION_COLUMNS, "question_column", name)
-    has_answers = require_answers or answer_column is not None or any(column in rows[0] for column in ANSWER_COLUMNS)
-    if has_answers:
+    if require_answers or answer_column is not None or any(column in rows[0] for column in ANSWER_COLUMNS):
         answer_column = _find_column(rows[0], answer_column, ANSWER_COLUMNS, "answer_column", name)
-    questions = []
-    for index, row in enumerate(rows[:max_questions]):
-        question = _question_text(row.get(question_column), index, question_column)
-        if not has_answers:
-            questions.append(Question(question))
-            continue
-        answer = row.get(answer_column)
-        if answer is None or not str(answer).strip():
-            raise ValueError(
-                f"Row {index} of {name}: column {answer_column!r} holds no reference answer (got {answer!r}). "
-                "Rollouts are graded "
-                "against it: fill it in, drop the row, or name another column with `answer_column`."
-            )
-        answer = str(answer)
-        questions.append(Question(question, (extract_answer(answer) or answer).strip()))
+    if is_table:
+        rows = rows.select_columns([question_column, *([answer_column] if answer_column else [])])
+        rows = rows.select(range(len(rows))[:max_questions])
+    else:
+        rows = rows[:max_questions]
+    questions = Questions(rows, name, question_column, answer_column)
+    for _ in questions:  # all are read once: a row that cannot be used is an error now, not after hours of sampling
+        pass
     return questions
 
 

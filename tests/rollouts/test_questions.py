@@ -92,3 +92,18 @@ def test_real_questions():
     assert len(gsm8k) == 1319
     assert all(row.answer.lstrip("-$").replace(",", "").replace(".", "").isdigit() for row in gsm8k)
     assert len(load_questions(str(DATA / "math500.jsonl"))) == 500
+
+
+def test_questions_of_a_table_stay_on_the_disk(tmp_path):
+    from datasets import Dataset
+
+    path = tmp_path / "rows.jsonl"
+    rows = [{"question": f"What is {i}?", "answer": i, "notes": "x" * 50} for i in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = load_questions(str(path), max_questions=10)
+    assert isinstance(questions._rows, Dataset) and questions._rows.column_names == ["question", "answer"]
+    assert questions[-1] == Question("What is 9?", "9") and questions[1:3] == list(questions)[1:3]
+    assert len(questions) == 10 and questions == [Question(f"What is {i}?", str(i)) for i in range(10)]
+    assert questions != questions[:9]
+    with pytest.raises(IndexError):
+        questions[10]
