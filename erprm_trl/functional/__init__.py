@@ -28,6 +28,13 @@ from .soft_values import soft_value, soft_value_from_rate
 from .step_losses import soft_step_cross_entropy, step_log_odds
 from .training_memory import memory_per_gpu, state_bytes
 from .value_errors import bootstrap_value_noise, implied_success_rate, squared_error_without_noise
+from .value_uncertainty import (
+    expected_change,
+    fit_beta_prior,
+    posterior_value,
+    precision_weights,
+    success_counts,
+)
 
 
 __all__ = [
@@ -45,7 +52,9 @@ __all__ = [
     "count_lora_parameters",
     "count_parameters",
     "expected_calibration_error",
+    "expected_change",
     "explained_variance",
+    "fit_beta_prior",
     "fit_recalibration",
     "generalized_advantages",
     "group_mean",
@@ -56,6 +65,8 @@ __all__ = [
     "masked_whiten",
     "memory_per_gpu",
     "place_at_step_ends",
+    "posterior_value",
+    "precision_weights",
     "prefix_values",
     "recalibrate",
     "reward_to_go",
@@ -67,4 +78,5 @@ __all__ = [
     "state_bytes",
     "step_log_odds",
     "step_rewards",
+    "success_counts",
 ]

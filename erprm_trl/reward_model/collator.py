@@ -26,7 +26,8 @@ class DataCollatorForStepLabels(DataCollatorMixin):
 
     Returns, for B examples in R rows (B without packing): `input_ids` and `attention_mask` or `position_ids` (R, T);
     `rows`, `starts` and `lengths` (B,), where each example lies; `step_positions` (B, S), indices into its row,
-    `step_labels` (B, S, float32) and `step_mask` (B, S, True at real steps); `question_ids` and `prompt_lengths` (B,),
+    `step_labels` (B, S, float32) and `step_mask` (B, S, True at real steps), `step_weights` (B, S, float32) if
+    examples have them; `question_ids` and `prompt_lengths` (B,),
     the latter 0 where it is not known.
     """
 
@@ -54,6 +55,7 @@ class DataCollatorForStepLabels(DataCollatorMixin):
             "lengths": torch.tensor(lengths),
             "step_positions": (padded("step_positions", 0, torch.long) + starts[:, None]) * step_mask,
             "step_labels": padded("step_labels", 0.0, torch.float32),
+            **({"step_weights": padded("step_weights", 0.0, torch.float32)} if "step_weights" in examples[0] else {}),
             "step_mask": step_mask,
             "question_ids": torch.tensor(
                 [example.get("question_id", index) for index, example in enumerate(examples)]
@@ -74,8 +76,9 @@ class DataCollatorForStepLabels(DataCollatorMixin):
             end = start + len(text)
             input_ids[row, start:end] = torch.as_tensor(text)
             real[row, start:end] = 1
-            position_ids[row, start:] = torch.arange(length - start)
-            position_ids[row, end:] = torch.arange(length - end)
+            if self.packing:
+                position_ids[row, start:] = torch.arange(length - start)
+                position_ids[row, end:] = torch.arange(length - end)
         return {
             "input_ids": input_ids,
             **({"position_ids": position_ids} if self.packing else {"attention_mask": real}),

@@ -1,10 +1,12 @@
 """The one encoder: a question and its steps become token ids and the positions where scores are read.
 
-Training, scoring and reinforcement learning all call it. Pieces are encoded one by one and joined as ids, so a
-separator is one id wherever it stands and its position is known without searching for it.
+Training, scoring and reinforcement learning all call it. A step's position is known without searching for its
+separator: either pieces are encoded one by one and joined as ids, or the whole text is encoded and the steps are found
+by their characters' offsets.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .prm_format import PRMFormat
@@ -14,9 +16,10 @@ class EncodedSolution(NamedTuple):
     """
     A solution as a reward model reads it.
 
-    `input_ids` are the token ids; `step_positions` the index of the separator that closes each step, one a step that
-    was kept; `num_dropped_steps` how many whole steps at the end did not fit `max_length`; `separator_inside` the
-    first step whose own text contains the separator's id, or `None`; `prompt_length` how many ids the prompt has.
+    `input_ids` are the token ids; `step_positions` the index where each step's score is read (the last token of the
+    separator that closes it), one a step that was kept; `num_dropped_steps` how many whole steps at the end did not
+    fit `max_length`; `separator_inside` the first step whose own text contains the separator's ids, or `None`;
+    `prompt_length` how many ids the prompt has.
     """
 
     input_ids: list[int]
@@ -41,7 +44,7 @@ def encode_solutions(
     max_length: int | None = None,
 ) -> list[EncodedSolution]:
     """
-    Encodes solutions: prompt, step 1, separator, step 2, separator, ...
+    Encodes solutions: prompt, step 1, separator, what stands between steps, step 2, separator, ...
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -58,38 +61,95 @@ def encode_solutions(
 
     Returns:
         `list[EncodedSolution]`: one a solution.
+
+    Raises:
+        `ValueError`: if the separator is not one id where it must be, or the tokenizer knows no offsets where they are
+            needed.
     """
-    separator = prm_format.token_ids(tokenizer).separator
-    prompts = _encode_prompts(tokenizer, [prm_format.render_prompt(question) for question in questions])
-    flat = [step for solution in steps for step in solution]
-    flat_ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
-    encoded = []
-    for prompt, solution in zip(prompts, steps, strict=True):
-        ids, positions, inside = list(prompt), [], None
-        for number in range(len(solution)):
-            step_ids = next(flat_ids)
-            full = len(positions) < number or (max_length is not None and len(ids) + len(step_ids) + 1 > max_length)
-            if full:
-                continue  # this step and all after it; their ids still have to be taken off the iterator
-            if inside is None and separator in step_ids:
-                inside = number
-            ids += [*step_ids, separator]
-            positions.append(len(ids) - 1)
-        encoded.append(EncodedSolution(ids, positions, len(solution) - len(positions), inside, len(prompt)))
-    return encoded
-
-
-def _encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
-    if not texts:
+    prompts = [prm_format.render_prompt(question, tokenizer.bos_token) for question in questions]
+    leading = [] if "{bos_token}" in prm_format.prompt_template else _leading_ids(tokenizer)
+    if not prompts:
         return []
-    with_special = tokenizer(texts)["input_ids"]
-    bare = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [_without_suffix(ids, plain) for ids, plain in zip(with_special, bare, strict=True)]
+    encode = _encode_pieces if prm_format.tokenization == "pieces" else _encode_texts
+    return list(encode(tokenizer, prm_format, leading, prompts, steps, max_length))
 
 
-def _without_suffix(ids: list[int], plain: list[int]) -> list[int]:
-    # A tokenizer's special tokens stand before and after the plain ids; what stands after them goes.
-    for start in range(len(ids) - len(plain) + 1):
-        if ids[start : start + len(plain)] == plain:
-            return ids[: start + len(plain)]
-    return ids
+def _encode_pieces(tokenizer, prm_format, leading, prompts, steps, max_length) -> Iterable[EncodedSolution]:
+    separator_id = prm_format.token_ids(tokenizer).separator
+    separator = [] if separator_id is None else [separator_id]
+    between = tokenizer(prm_format.between_steps, add_special_tokens=False)["input_ids"]
+    distinct = list(dict.fromkeys([*prompts, *(step for solution in steps for step in solution)]))
+    ids_of = dict(zip(distinct, tokenizer(distinct, add_special_tokens=False)["input_ids"], strict=True))
+    for prompt, solution in zip(prompts, steps, strict=True):
+        ids, positions, inside = [*leading, *ids_of[prompt]], [], None
+        prompt_length = len(ids)
+        for number, step in enumerate(solution):
+            step_ids = ids_of[step]
+            piece = [*(between if number else []), *step_ids, *separator]
+            if max_length is not None and len(ids) + len(piece) > max_length:
+                break
+            if inside is None and _contains(step_ids, separator):
+                inside = number
+            ids += piece
+            positions.append(len(ids) - 1)
+        yield EncodedSolution(ids, positions, len(solution) - len(positions), inside, prompt_length)
+
+
+def _encode_texts(tokenizer, prm_format, leading, prompts, steps, max_length) -> Iterable[EncodedSolution]:
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f'PRMFormat.tokenization="text": got {type(tokenizer).__name__}, which knows no offsets, expected a fast '
+            "tokenizer. Load it with AutoTokenizer and use_fast=True."
+        )
+    laid_out = [_lay_out(prm_format, prompt, solution) for prompt, solution in zip(prompts, steps, strict=True)]
+    tokens = tokenizer([text for text, _ in laid_out], add_special_tokens=False, return_offsets_mapping=True)
+    for number, (prompt, solution) in enumerate(zip(prompts, steps, strict=True)):
+        one = _locate(leading, tokens["input_ids"][number], tokens["offset_mapping"][number], prompt, laid_out[number])
+        kept = len(solution)
+        while max_length is not None and kept and len(one.input_ids) > max_length:
+            # What follows a step may have been merged with its end: the shorter text is encoded anew.
+            kept = min(kept - 1, bisect_left(one.step_positions, max_length))
+            shorter = _lay_out(prm_format, prompt, solution[:kept])
+            again = tokenizer(shorter[0], add_special_tokens=False, return_offsets_mapping=True)
+            one = _locate(leading, again["input_ids"], again["offset_mapping"], prompt, shorter)
+        yield one._replace(num_dropped_steps=len(solution) - kept)
+
+
+def _lay_out(prm_format: PRMFormat, prompt: str, steps: Sequence[str]) -> tuple[str, list[tuple[int, int, int]]]:
+    """The whole text, and where in it each step starts, ends and is closed."""
+    text, spans = prompt, []
+    for number, step in enumerate(steps):
+        start = len(text) + (len(prm_format.between_steps) if number else 0)
+        spans.append((start, start + len(step), start + len(step) + len(prm_format.separator)))
+        text += (prm_format.between_steps if number else "") + step + prm_format.separator
+    return text, spans
+
+
+def _locate(leading, ids, offsets, prompt: str, laid_out) -> EncodedSolution:
+    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+
+    def count(end: int) -> int:
+        # Tokens that begin before a character. Some tokenizers leave white space out of offsets: a token of nothing
+        # else then has no width.
+        return max(bisect_left(starts, end), bisect_right(ends, end))
+
+    positions, inside = [], None
+    for number, (start, end, closed) in enumerate(laid_out[1]):
+        positions.append(len(leading) + count(closed) - 1)
+        own = ids[bisect_right(ends, start) : count(end)]
+        if inside is None and _contains(own, ids[count(end) : count(closed)]):
+            inside = number
+    prompt_length = len(leading) + bisect_right(ends, len(prompt))
+    return EncodedSolution([*leading, *ids], positions, 0, inside, prompt_length)
+
+
+def _contains(ids: list[int], part: list[int]) -> bool:
+    return bool(part) and any(ids[i : i + len(part)] == part for i in range(len(ids) - len(part) + 1))
+
+
+def _leading_ids(tokenizer) -> list[int]:
+    # A tokenizer's special tokens stand before and after the plain ids of a text.
+    with_special = tokenizer("a")["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    starts = range(len(with_special) - len(plain) + 1)
+    return with_special[: next((i for i in starts if with_special[i : i + len(plain)] == plain), 0)]

@@ -1,6 +1,6 @@
 """Configuration of [`ERPRMTrainer`]: what TRL's configurations have, and what process supervision adds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._trl import BaseConfig
@@ -25,6 +25,13 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         eta (`float`, *optional*, defaults to `2.0`):
             Inverse reward temperature of the labels made from a rollout folder: 0 is Math-Shepherd's soft estimation,
             `inf` its hard estimation. Not used with datasets that already hold labels.
+        label_estimator (`str`, *optional*):
+            How labels are made from a rollout folder: `"sample"` or `"posterior"`, see
+            [`~erprm_trl.rollouts.RolloutDataset.labels`], which chooses if this is unset.
+        label_weighting (`str`, *optional*, defaults to `"none"`):
+            `"precision"` weights each step's training loss by how certain its label is
+            ([`~erprm_trl.functional.precision_weights`]), scaled to a mean of 1 over the training steps. Needs labels
+            with `label_std`, which the estimator `"posterior"` gives. Evaluation is not weighted.
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
             Trains on the last step's label alone: an outcome reward model.
         invalid_rows (`str`, *optional*, defaults to `"error"`):
@@ -33,6 +40,8 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         > Parameters that control the format. Those left unset come from the model's own `prm_format.json` if it has
         > one, else from [`PRMFormat`]'s defaults.
 
+        format_preset (`str`, *optional*):
+            Takes them from a preset instead, to go on training a public reward model: see [`PRMFormat.preset`].
         separator, good_token, bad_token, head, prompt_template, splitter, aggregation (`str`, *optional*):
             See [`PRMFormat`].
         add_missing_tokens (`bool`, *optional*, defaults to `False`):
@@ -90,6 +99,20 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             "hard estimation."
         },
     )
+    label_estimator: str | None = field(
+        default=None,
+        metadata={
+            "help": "How rollouts become labels: 'sample' or 'posterior'. Default: posterior if adaptive.",
+            "choices": ["sample", "posterior"],
+        },
+    )
+    label_weighting: str = field(
+        default="none",
+        metadata={
+            "help": "'precision' weights the loss of each step by how certain its label is.",
+            "choices": ["none", "precision"],
+        },
+    )
     train_on_last_step_only: bool = field(
         default=False, metadata={"help": "Train on the last step's label alone: an outcome reward model."}
     )
@@ -102,6 +125,9 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     )
 
     # Parameters that control the format
+    format_preset: str | None = field(
+        default=None, metadata={"help": "Format of a public reward model to go on training, e.g. 'math-shepherd'."}
+    )
     separator: str | None = field(default=None, metadata={"help": "Closes each step; one token. Default: a newline."})
     good_token: str | None = field(
         default=None, metadata={"help": "Predicted after a right step; one token. Default: '+'."}
@@ -162,7 +188,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     )
 
     def resolve_format(self, saved: PRMFormat | None) -> PRMFormat:
-        """The format to train with: fields set here, else the model's own, else the defaults."""
-        base = saved or PRMFormat()
+        """The format to train with: fields set here, else the preset's, else the model's own, else the defaults."""
+        base = PRMFormat.preset(self.format_preset) if self.format_preset is not None else saved or PRMFormat()
         chosen = {name: getattr(self, name) for name in FORMAT_FIELDS}
-        return PRMFormat(**{name: getattr(base, name) if value is None else value for name, value in chosen.items()})
+        return replace(base, **{name: value for name, value in chosen.items() if value is not None})

@@ -45,12 +45,15 @@ class ERPRMTracking:
         if missing <= 0 or not args.report_to or not self._trainer.is_world_process_zero():
             return
         decode = self._trainer.processing_class.decode
-        before, _, after = self._trainer.prm_format.prompt_template.partition("{question}")
+        prm_format = self._trainer.prm_format
+        before, after = prm_format.render_prompt("\0", self._trainer.processing_class.bos_token).split("\0")
+        between, separator = prm_format.between_steps.strip(), prm_format.separator.strip()
         for row in range(min(missing, len(inputs["rows"]))):
             ids, ends = unpacked(inputs, row)
             start = int(inputs["prompt_lengths"][row])
             starts = [start, *(end + 1 for end in ends[:-1])]
-            steps = [decode(ids[first:end]).strip() for first, end in zip(starts, ends, strict=True)]
+            steps = [decode(ids[first : end + 1]).strip() for first, end in zip(starts, ends, strict=True)]
+            steps = [step.removeprefix(between).removesuffix(separator).strip() for step in steps]
             scores, labels = (table[row, column, : len(ends)].tolist() for column in (0, 1))
             question = decode(ids[:start]).strip().removeprefix(before.strip()).removesuffix(after.strip()).strip()
             self._solutions.append((question, ColouredSteps(steps, scores, labels)))

@@ -162,7 +162,7 @@ class ERPRMTrainer(BaseTrainer):
             dataset = RolloutDataset(dataset)
         if isinstance(dataset, RolloutDataset):
             self._manifests[name] = dataset.manifest
-            dataset = dataset.labels(args.eta)
+            dataset = dataset.labels(args.eta, args.label_estimator)
         if not isinstance(dataset, Dataset):
             raise TypeError(
                 f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a RolloutDataset or "
@@ -179,6 +179,7 @@ class ERPRMTrainer(BaseTrainer):
             max_length=args.max_length,
             last_step_only=args.train_on_last_step_only,
             invalid_rows=args.invalid_rows,
+            label_weighting=args.label_weighting if name == "train" else "none",
             num_proc=args.dataset_num_proc,
         )
         return encoded
@@ -186,7 +187,7 @@ class ERPRMTrainer(BaseTrainer):
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
             self._signature_columns = [
-                "input_ids", "step_positions", "step_labels", "question_id", "prompt_length", "length",
+                "input_ids", "step_positions", "step_labels", "step_weights", "question_id", "prompt_length", "length",
             ]  # fmt: skip
 
     def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
@@ -217,12 +218,13 @@ class ERPRMTrainer(BaseTrainer):
             self._packing_checked = True
         logits = self._step_logits(model, inputs)
         losses = soft_step_cross_entropy(logits, inputs["step_labels"][mask], reduction="none")
+        weighted = losses * inputs["step_weights"][mask] if "step_weights" in inputs else losses
         if num_items_in_batch is None:
-            loss = losses.mean()
+            loss = weighted.mean()
         else:
             # Gradients are averaged over processes: times their number, so that the sum is divided by the global count
             # once.
-            loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
+            loss = weighted.sum() / num_items_in_batch * self.accelerator.num_processes
         if self.model.training:
             self._tracking.throughput.count(inputs["lengths"])  # the head computes two columns alone
         self._record(inputs, logits, losses)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AUTO_MODELS = {"lm": AutoModelForCausalLM, "token": AutoModelForTokenClassification}
+# A value head as TRL once saved it is a linear head of one logit under another name.
+VALUE_HEAD_NAMES = {r"^v_head\.summary\.": "score."}
 
 
 def prepare_model(
@@ -40,13 +42,19 @@ def prepare_model(
         with.
 
     Raises:
-        `ValueError`: if the format's tokens are not one id each, or the model does not fit the head.
+        `ValueError`: if the format's tokens are not one id each, the model does not fit the head, or the head is one
+            that is scored with alone.
         `TypeError`: if `peft_config` is no `PeftConfig`.
     """
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     init_kwargs = dict(args.model_init_kwargs or {}) if isinstance(model, str) else {}
     revision = init_kwargs.get("revision")
     prm_format = args.resolve_format(_saved_format(name, revision))
+    if prm_format.head not in AUTO_MODELS:
+        raise ValueError(
+            f"ERPRMTrainer: got a format with head={prm_format.head!r}, which is for scoring alone (StepScorer), "
+            f"expected one of {', '.join(AUTO_MODELS)}. Train from the model's base with one of these."
+        )
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
     added = prm_format.add_missing_tokens(tokenizer) if args.add_missing_tokens else []
@@ -58,7 +66,8 @@ def prepare_model(
         if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
             init_kwargs["device_map"] = None
         if prm_format.head == "token":
-            init_kwargs["num_labels"] = 1
+            init_kwargs["num_labels"] = prm_format.num_labels
+            init_kwargs.setdefault("key_mapping", VALUE_HEAD_NAMES)
         init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
         set_seed(args.seed)  # a new scalar head is random
         model = create_model_from_path(model, AUTO_MODELS[prm_format.head], **init_kwargs)
@@ -88,11 +97,12 @@ def _saved_format(name: str, revision: str | None) -> PRMFormat | None:
 
 
 def _check_head(model, prm_format: PRMFormat) -> None:
-    if prm_format.head == "token" and getattr(model.config, "num_labels", None) != 1:
+    wanted = prm_format.num_labels
+    if prm_format.head == "token" and getattr(model.config, "num_labels", None) != wanted:
         raise ValueError(
-            f"head='token' needs a token classification model with num_labels=1, got "
+            f"head='token' needs a token classification model with num_labels={wanted}, got "
             f"num_labels={model.config.num_labels}. Load it with "
-            "AutoModelForTokenClassification.from_pretrained(..., num_labels=1), or pass the model's name."
+            f"AutoModelForTokenClassification.from_pretrained(..., num_labels={wanted}), or pass the model's name."
         )
     if prm_format.head == "lm" and model.get_output_embeddings() is None:
         raise ValueError(

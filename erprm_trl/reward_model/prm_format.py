@@ -15,16 +15,18 @@ from ..rollouts.endpoint_client import is_url
 
 
 FORMAT_FILE = "prm_format.json"
-HEADS = ("lm", "token")
+HEADS = ("lm", "token", "token_mlp", "implicit")
+TOKENIZATIONS = ("pieces", "text")
 
 # Tried in this order when an error proposes another separator.
 _USUAL_SEPARATORS = ("\n\n", "\n", "ки", " ки", "<|step|>", "<extra_0>", "[SEP]", "<|reserved_special_token_0|>")
 
 
 class FormatTokenIds(NamedTuple):
-    """Ids of the separator and, with a language-model head, of the good and the bad token."""
+    """Ids of the separator, where it is encoded by itself, and, with a language-model head, of the good and the bad
+    token."""
 
-    separator: int
+    separator: int | None
     good: int | None
     bad: int | None
 
@@ -36,23 +38,48 @@ class PRMFormat:
 
     Args:
         separator (`str`, *optional*, defaults to `"\\n"`):
-            Closes each step; the step's score is read at its position. The tokenizer must encode it as exactly one id.
+            Closes each step; the step's score is read at its last token. With `tokenization="pieces"` the tokenizer
+            must encode it as exactly one id. May be empty with `head="implicit"`: a score is then read at a step's own
+            last token.
         good_token (`str`, *optional*, defaults to `"+"`), bad_token (`str`, *optional*, defaults to `"-"`):
             What the `"lm"` head predicts after a right and after a wrong step; one id each.
         head (`str`, *optional*, defaults to `"lm"`):
             `"lm"`: a causal language model, score = softmax over the two tokens' logits (the paper). `"token"`: a
-            token classification model with one logit, score = its sigmoid.
+            token classification model, score = the sigmoid of its one logit or the probability of the second of its
+            two classes (see `num_labels`). `"token_mlp"`: the same with two linear layers and a ReLU between them as
+            head. `"implicit"`: a causal language model and a reference model, score = sigmoid of `beta` times the
+            log-ratio of what the two make of the steps' tokens. Those trained here are `"lm"` and `"token"`.
         prompt_template (`str`, *optional*, defaults to `"{question}\\n"`):
-            Text before the first step; contains `{question}`.
+            Text before the first step; contains `{question}`. Where it contains `{bos_token}`, the tokenizer's own
+            special tokens are not added.
         splitter (`str`, *optional*, defaults to `"newline"`):
             How raw text is split into steps ([`~erprm_trl.rollouts.split_steps`]).
         aggregation (`str`, *optional*, defaults to `"min"`):
             From step scores to one score ([`~erprm_trl.functional.aggregate`]).
+        between_steps (`str`, *optional*, defaults to `""`):
+            Text between a separator and the next step, e.g. the answer `+` and the head of the next turn in a chat.
+        tokenization (`str`, *optional*, defaults to `"pieces"`):
+            `"pieces"`: prompt, steps and separators are encoded one by one. `"text"`: the whole text at once, the
+            steps found by their characters' offsets.
+        num_labels (`int`, *optional*, defaults to `1`):
+            Classes of a token classification head, 1 or 2.
+        reference_model (`str`, *optional*):
+            Folder or Hub id of the reference model of `"implicit"`.
+        beta (`float`, *optional*, defaults to `0.001`):
+            Coefficient of the log-ratio of `"implicit"`.
+        cumulative (`bool`, *optional*, defaults to `True`):
+            Whether the log-ratio of a step is that of the solution up to its end, or of the step alone.
 
     Raises:
-        `ValueError`: for an unknown head or aggregation, an empty separator, equal good and bad tokens, or a template
-        without
-            `{question}`.
+        `ValueError`: for an unknown head, aggregation or tokenization, an empty separator, equal good and bad tokens,
+            a template without `{question}`, or a number of labels other than 1 and 2.
+
+    Example:
+
+    ```python
+    >>> PRMFormat.preset("math-shepherd").separator
+    ' ки'
+    ```
     """
 
     separator: str = "\n"
@@ -62,15 +89,21 @@ class PRMFormat:
     prompt_template: str = "{question}\n"
     splitter: str = "newline"
     aggregation: str = "min"
+    between_steps: str = ""
+    tokenization: str = "pieces"
+    num_labels: int = 1
+    reference_model: str | None = None
+    beta: float = 0.001
+    cumulative: bool = True
 
     def __post_init__(self):
-        if self.head not in HEADS:
-            raise ValueError(f"PRMFormat.head: got {self.head!r}, expected one of {', '.join(HEADS)}.")
-        if self.aggregation not in AGGREGATIONS:
-            raise ValueError(
-                f"PRMFormat.aggregation: got {self.aggregation!r}, expected one of {', '.join(AGGREGATIONS)}."
-            )
-        if not self.separator:
+        choices = {"head": HEADS, "aggregation": AGGREGATIONS, "tokenization": TOKENIZATIONS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"PRMFormat.{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}.")
+        if self.num_labels not in (1, 2):
+            raise ValueError(f"PRMFormat.num_labels: got {self.num_labels!r}, expected 1 (one logit) or 2 classes.")
+        if not self.separator and self.head != "implicit":
             raise ValueError("PRMFormat.separator: got '', expected a string that the tokenizer encodes as one token.")
         if self.head == "lm" and self.good_token == self.bad_token:
             raise ValueError(
@@ -81,14 +114,30 @@ class PRMFormat:
                 f"PRMFormat.prompt_template: got {self.prompt_template!r}, expected '{{question}}' in it once."
             )
 
-    def render_prompt(self, question: str) -> str:
+    @classmethod
+    def preset(cls, name: str) -> "PRMFormat":
+        """
+        The format of a public reward model: `"math-shepherd"`, `"rlhflow"`, `"qwen2.5-math-prm"`, `"skywork-o1-prm"`,
+        `"eurus-prm"` or `"trl-prm"` (what TRL's `PRMTrainer` saved).
+
+        Raises:
+            `ValueError`: for another name.
+        """
+        from .format_presets import PRESETS
+
+        if name not in PRESETS:
+            raise ValueError(f"PRMFormat.preset: got {name!r}, expected one of {', '.join(PRESETS)}.")
+        return PRESETS[name]
+
+    def render_prompt(self, question: str, bos_token: str | None = None) -> str:
         """The text before the first step."""
-        return self.prompt_template.replace("{question}", question)
+        return self.prompt_template.replace("{bos_token}", bos_token or "").replace("{question}", question)
 
     @property
     def tokens(self) -> dict[str, str]:
         """The strings that must be one token each, by field name."""
-        names = ("separator", "good_token", "bad_token") if self.head == "lm" else ("separator",)
+        names = ["separator"] if self.tokenization == "pieces" and self.separator else []
+        names += ["good_token", "bad_token"] if self.head == "lm" else []
         return {name: getattr(self, name) for name in names}
 
     def token_ids(self, tokenizer) -> FormatTokenIds:
@@ -114,7 +163,7 @@ class PRMFormat:
                 f"same id {ids['good_token'][0]}. Choose two different tokens."
             )
         return FormatTokenIds(
-            ids["separator"][0], *(ids[name][0] if name in ids else None for name in ("good_token", "bad_token"))
+            *(ids[name][0] if name in ids else None for name in ("separator", "good_token", "bad_token"))
         )
 
     def add_missing_tokens(self, tokenizer) -> list[str]:

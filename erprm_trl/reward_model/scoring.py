@@ -1,7 +1,6 @@
 """Step scores from a trained process reward model, in batches. It reads solutions exactly as training did."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ from ..rollouts.endpoint_client import is_url
 from ..rollouts.steps import clean_steps, split_steps
 from .collator import DataCollatorForStepLabels
 from .encoding import EncodedSolution, encode_solutions
-from .model_setup import AUTO_MODELS
+from .implicit_scores import implicit_log_odds
+from .model_loading import load_reference_model, load_reward_model, unpartitioned
 from .prm_format import PRMFormat
 from .step_logits import step_logits
 
@@ -36,7 +36,14 @@ class StepScorer:
         prm_format ([`PRMFormat`]):
             Its format.
         batch_size (`int`, *optional*, defaults to `32`):
-            Solutions a batch; they are sorted by length first.
+            Solutions a batch at most; they are sorted by length first, and equal ones are scored once.
+        max_batch_tokens (`int`, *optional*):
+            Tokens a batch at most, padding included; what is longer is a batch by itself.
+        reference_model ([`~transformers.PreTrainedModel`], *optional*):
+            The reference model, on the same device, which `head="implicit"` needs.
+
+    Raises:
+        `ValueError`: if a token of the format is not one id, or the reference model is missing.
 
     Example:
 
@@ -47,11 +54,26 @@ class StepScorer:
     ```
     """
 
-    def __init__(self, model, tokenizer, prm_format: PRMFormat, *, batch_size: int = 32):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        prm_format: PRMFormat,
+        *,
+        batch_size: int = 32,
+        max_batch_tokens: int | None = None,
+        reference_model=None,
+    ):
+        if prm_format.head == "implicit" and reference_model is None:
+            raise ValueError(
+                "StepScorer: got head='implicit' and no reference_model, expected the model that the reward model was "
+                "trained against. Name it in PRMFormat(reference_model=...) and load with from_pretrained."
+            )
+        self.reference_model = None if reference_model is None else reference_model.eval()
         self.model = self._engine = model.eval()
         self.tokenizer = tokenizer
         self.prm_format = prm_format
-        self.batch_size = batch_size
+        self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
         self.token_ids = prm_format.token_ids(tokenizer)
         pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._collate = DataCollatorForStepLabels(pad_token_id)
@@ -66,18 +88,20 @@ class StepScorer:
         device: "str | torch.device | None" = None,
         device_map: "str | dict[str, Any] | None" = None,
         batch_size: int = 32,
+        max_batch_tokens: int | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         accelerator: "Accelerator | None" = None,
     ) -> "StepScorer":
         """
-        Loads a model that [`ERPRMTrainer`] saved, a LoRA adapter included.
+        Loads a model that [`ERPRMTrainer`] saved, a LoRA adapter included, or, with a preset, a public one:
+        `StepScorer.from_pretrained("Qwen/Qwen2.5-Math-PRM-7B", prm_format=PRMFormat.preset("qwen2.5-math-prm"))`.
 
         Args:
             path_or_id (`str` or `Path`):
                 Folder or Hub id, or the address of a scoring server, `"http://host:8100"`: see [`RemoteStepScorer`].
-                The server decides where its model lies and in what batches: `device` and `batch_size` then say
-                nothing, and the other arguments are errors.
+                The server decides where its model lies and in what batches: `device`, `batch_size` and
+                `max_batch_tokens` then say nothing, and the other arguments are errors.
             prm_format ([`PRMFormat`], *optional*):
                 Defaults to the model's own `prm_format.json`.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
@@ -86,8 +110,10 @@ class StepScorer:
                 Defaults to the first accelerator, else the CPU. Not with `device_map`.
             device_map (`str` or `dict`, *optional*):
                 Accelerate's placement of a model over several devices, e.g. `"auto"`.
-            batch_size, revision, trust_remote_code (*optional*):
-                As usual.
+            batch_size, max_batch_tokens (*optional*):
+                See [`StepScorer`].
+            revision, trust_remote_code (*optional*):
+                As usual. No preset needs `trust_remote_code`.
             accelerator ([`~accelerate.Accelerator`], *optional*):
                 Of a ZeRO-3 training: its processes then share the model, see [`ShardedStepScorer`]. Not with `device`
                 and `device_map`; the weights have the training's dtype.
@@ -95,7 +121,8 @@ class StepScorer:
         Raises:
             `FileNotFoundError`: if there is no `prm_format.json` and no `prm_format` is given.
             `ValueError`: if an accelerator is given that does not train by ZeRO-3, or an address with arguments of
-                loading.
+                loading; if the checkpoint lacks weights, its head for example; if an implicit reward model has no
+                `reference_model` in its format, or is to be split.
         """
         if is_url(path_or_id):
             from .remote_scoring import RemoteStepScorer, refuse_loading
@@ -113,21 +140,31 @@ class StepScorer:
         prm_format = prm_format or PRMFormat.load(path_or_id, revision)
         kwargs: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
         kwargs["trust_remote_code"] = trust_remote_code
-        if prm_format.head == "token":
-            kwargs["num_labels"] = 1
         tokenizer = AutoTokenizer.from_pretrained(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
         if accelerator is not None:
             from .sharded_scoring import ShardedStepScorer, check_sharding
 
-            check_sharding(path_or_id, accelerator)
-            model = _load_model(path_or_id, prm_format.head, kwargs)
-            return ShardedStepScorer(model, tokenizer, prm_format, accelerator, batch_size=batch_size)
-        with _unpartitioned():
-            model = _load_model(path_or_id, prm_format.head, kwargs)
+            check_sharding(path_or_id, accelerator, prm_format)
+            model = load_reward_model(path_or_id, prm_format, kwargs)
+            return ShardedStepScorer(
+                model, tokenizer, prm_format, accelerator, batch_size=batch_size, max_batch_tokens=max_batch_tokens
+            )
+        with unpartitioned():
+            reference_model = load_reference_model(prm_format, kwargs)
+            model = load_reward_model(path_or_id, prm_format, kwargs)
         if device_map is None:
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-            model = model.to(device if device is not None else accelerator)
-        return cls(model, tokenizer, prm_format, batch_size=batch_size)
+            device = device if device is not None else accelerator
+            model = model.to(device)
+            reference_model = None if reference_model is None else reference_model.to(device)
+        return cls(
+            model,
+            tokenizer,
+            prm_format,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            reference_model=reference_model,
+        )
 
     @property
     def model_name(self) -> str:
@@ -163,24 +200,28 @@ class StepScorer:
             raise ValueError(
                 f"score: got {len(questions)} questions for {len(steps)} solutions, expected one question a solution."
             )
-        scores: list[list[float]] = [[] for _ in steps]
-        encoded = encode_solutions(self.tokenizer, self.prm_format, questions, steps)
+        solutions = [(question, tuple(some)) for question, some in zip(questions, steps, strict=True)]
+        distinct = list(dict.fromkeys(solutions))
+        scores: list[list[float]] = [[] for _ in distinct]
+        encoded = encode_solutions(
+            self.tokenizer, self.prm_format, [question for question, _ in distinct], [some for _, some in distinct]
+        )
         context = self.context_length
         too_long = {i for i, one in enumerate(encoded) if context is not None and len(one.input_ids) > context}
         if too_long and not skip_too_long:
             index = min(too_long)
             raise ValueError(
-                f"Solution {index} has {len(encoded[index].input_ids)} tokens, more than the model's context of "
-                f"{context}. Shorten or leave out the solution."
+                f"Solution {solutions.index(distinct[index])} has {len(encoded[index].input_ids)} tokens, more than "
+                f"the model's context of {context}. Shorten or leave out the solution."
             )
-        order = [i for i in range(len(steps)) if encoded[i].step_positions and i not in too_long]
-        order.sort(key=lambda index: len(encoded[index].input_ids))
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        kept = [i for i, one in enumerate(encoded) if one.step_positions and i not in too_long]
+        batches = self._batches(kept, encoded)
         scored = self._score_batches([[encoded[i] for i in batch] for batch in batches])
         for batch, values in zip(batches, scored, strict=True):
             for index, one in zip(batch, values, strict=True):
                 scores[index] = one
-        return scores
+        found = dict(zip(distinct, scores, strict=True))
+        return [list(found[solution]) for solution in solutions]
 
     def score_texts(self, questions: Sequence[str], completions: Sequence[str]) -> list[list[float]]:
         """Scores of the steps of raw texts, split as the format says; see [`StepScorer.score`]."""
@@ -195,6 +236,16 @@ class StepScorer:
         splitter = self.prm_format.splitter
         return clean_steps(split_steps(completion, splitter), splitter)
 
+    def _batches(self, indices: list[int], encoded: list[EncodedSolution]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for index in sorted(indices, key=lambda index: len(encoded[index].input_ids)):
+            tokens = (len(batches[-1]) + 1) * len(encoded[index].input_ids) if batches else 0
+            too_many = self.max_batch_tokens is not None and tokens > self.max_batch_tokens
+            if not batches or too_many or len(batches[-1]) == self.batch_size:
+                batches.append([])
+            batches[-1].append(index)
+        return batches
+
     def _score_batches(self, batches: list[list[EncodedSolution]]) -> Iterator[list[list[float]]]:
         return map(self._score_batch, batches)
 
@@ -205,56 +256,34 @@ class StepScorer:
                 "input_ids": one.input_ids,
                 "step_positions": one.step_positions,
                 "step_labels": [0.0] * len(one.step_positions),
+                "prompt_length": one.prompt_length,
             }
             for one in encoded
         ]
         # A model that accelerate offloads lies on the meta device; its hooks bring inputs to where it runs.
         device = "cpu" if self.model.device.type == "meta" else self.model.device
         batch = {key: value.to(device) for key, value in self._collate(examples).items()}
-        logits = step_logits(
-            self._engine,
-            self.prm_format.head,
-            self.token_ids,
-            batch["input_ids"],
-            batch["attention_mask"],
-            batch["step_positions"],
-            batch["step_mask"],
-            unwrapped=self.model,
-        )
         counts = batch["step_mask"].sum(-1).tolist()
-        return [values.tolist() for values in step_log_odds(logits).sigmoid().split(counts)]
+        return [values.tolist() for values in self._log_odds(batch).sigmoid().split(counts)]
+
+    def _log_odds(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        text = (batch["input_ids"], batch["attention_mask"])
+        steps = (batch["step_positions"], batch["step_mask"])
+        if self.prm_format.head == "implicit":
+            return implicit_log_odds(
+                self.model,
+                self.reference_model,
+                *text,
+                batch["prompt_lengths"],
+                *steps,
+                beta=self.prm_format.beta,
+                cumulative=self.prm_format.cumulative,
+            )
+        logits = step_logits(self._engine, self.prm_format.head, self.token_ids, *text, *steps, unwrapped=self.model)
+        return step_log_odds(logits)
 
 
 def solution_scores(step_scores: Sequence[Sequence[float]], aggregation: str) -> list[float | None]:
     """One score a solution, `None` where it has no step scores."""
     aggregated = iter(aggregate([scores for scores in step_scores if scores], aggregation).tolist())
     return [next(aggregated) if scores else None for scores in step_scores]
-
-
-@contextmanager
-def _unpartitioned() -> Iterator[None]:
-    # While ZeRO-3 trains a policy in this process, transformers splits the weights of every model that is loaded. A
-    # scorer has no engine to gather them again: each process holds it whole.
-    from transformers.integrations import deepspeed
-
-    config = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
-
-
-def _load_model(path_or_id: str, head: str, kwargs: dict[str, Any]):
-    from peft.utils import CONFIG_NAME
-    from transformers.utils import cached_file
-
-    adapter = cached_file(
-        path_or_id, CONFIG_NAME, revision=kwargs["revision"], _raise_exceptions_for_missing_entries=False
-    )
-    if adapter is None:
-        return AUTO_MODELS[head].from_pretrained(path_or_id, **kwargs)
-    from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
-
-    auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
-    return auto.from_pretrained(path_or_id, **kwargs)

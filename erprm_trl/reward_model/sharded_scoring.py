@@ -26,14 +26,23 @@ class ShardedStepScorer(StepScorer):
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The reward model, loaded while the ZeRO-3 configuration of the training was alive.
-        tokenizer, prm_format, batch_size:
+        tokenizer, prm_format, batch_size, max_batch_tokens:
             See [`StepScorer`].
         accelerator ([`~accelerate.Accelerator`]):
             Of the training.
     """
 
-    def __init__(self, model, tokenizer, prm_format: PRMFormat, accelerator: Accelerator, *, batch_size: int = 32):
-        super().__init__(model, tokenizer, prm_format, batch_size=batch_size)
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        prm_format: PRMFormat,
+        accelerator: Accelerator,
+        *,
+        batch_size: int = 32,
+        max_batch_tokens: int | None = None,
+    ):
+        super().__init__(model, tokenizer, prm_format, batch_size=batch_size, max_batch_tokens=max_batch_tokens)
         self.accelerator = accelerator
         self._engine = prepare_deepspeed(self.model, accelerator)
 
@@ -68,13 +77,21 @@ class ShardedStepScorer(StepScorer):
         return int(numbers.max())
 
 
-def check_sharding(reward_model: str | Path | StepScorer, accelerator: Accelerator) -> None:
+def check_sharding(
+    reward_model: str | Path | StepScorer, accelerator: Accelerator, prm_format: PRMFormat | None = None
+) -> None:
     """
     Whether a reward model can be split over the processes of a training.
 
     Raises:
-        `ValueError`: if it is loaded already, or the training does not split weights by ZeRO-3.
+        `ValueError`: if it is loaded already, the training does not split weights by ZeRO-3, or the format needs a
+            second model.
     """
+    if prm_format is not None and prm_format.head == "implicit":
+        raise ValueError(
+            "shard_reward_model=True: got a format with head='implicit', whose two models are not split, expected "
+            "another head. Leave it False, or serve the scorer from another process."
+        )
     if isinstance(reward_model, StepScorer):
         raise ValueError("shard_reward_model=True: got a scorer that is loaded already. Give its path instead.")
     if is_url(reward_model):

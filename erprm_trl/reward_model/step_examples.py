@@ -11,6 +11,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from ..functional.value_uncertainty import precision_weights
 from .encoding import encode_solutions
 from .prm_format import PRMFormat
 
@@ -29,6 +32,7 @@ NO_STEPS = "no steps"
 EMPTY_STEP = "an empty step"
 COUNT_MISMATCH = "labels and steps that differ in number"
 BAD_LABEL = "a label that is NaN or outside [0, 1]"
+BAD_STD = "a label_std that is missing, NaN or negative"
 SEPARATOR_INSIDE = "the separator's token inside a step"
 TOO_LONG = "no labelled step within max_length"
 
@@ -37,6 +41,7 @@ _REMEDY = {
     EMPTY_STEP: "Join it with its neighbour.",
     COUNT_MISMATCH: "Give one label a step.",
     BAD_LABEL: "Labels are probabilities that a step is right: rescale rewards to [0, 1].",
+    BAD_STD: "Give one standard deviation a step, 0 where the label is exact.",
     SEPARATOR_INSIDE: "Choose a separator that no step contains, or split the step there.",
     TOO_LONG: "Raise max_length.",
 }
@@ -116,6 +121,7 @@ def encode_examples(
     last_step_only: bool = False,
     invalid_rows: str = "error",
     num_proc: int | None = None,
+    label_weighting: str = "none",
 ) -> tuple[Any, dict[str, Any]]:
     """
     Checks and encodes a dataset of labelled steps.
@@ -133,11 +139,14 @@ def encode_examples(
             `"error"`, or `"drop"` to count and log them.
         num_proc (`int`, *optional*):
             Processes.
+        label_weighting (`str`, *optional*, defaults to `"none"`):
+            `"precision"` adds `step_weights` from the dataset's column `label_std`
+            ([`~erprm_trl.functional.precision_weights`]), with a mean of 1 over all steps that are kept.
 
     Returns:
         `tuple`: a `datasets.Dataset` with `input_ids`, `step_positions`, `step_labels`, `question_id`,
-        `prompt_length` and `length`, and the counts `{"rows", "kept", "steps", "dropped_rows": {reason: n},
-        "rows_with_dropped_steps", "dropped_steps"}`.
+        `prompt_length` and `length` (and `step_weights`), and the counts `{"rows", "kept", "steps", "dropped_rows":
+        {reason: n}, "rows_with_dropped_steps", "dropped_steps"}`.
 
     Raises:
         `ValueError`: for the first unusable row if `invalid_rows="error"`; if no row is left; if columns are missing.
@@ -149,6 +158,14 @@ def encode_examples(
     dataset = to_stepwise(dataset)
     if "prompt" not in dataset.column_names:
         raise ValueError(f"The {name} dataset has columns {dataset.column_names}, expected 'prompt' among them.")
+    if label_weighting not in ("none", "precision"):
+        raise ValueError(f"label_weighting: got {label_weighting!r}, expected 'none' or 'precision'.")
+    if label_weighting == "precision" and "label_std" not in dataset.column_names:
+        raise ValueError(
+            f"The {name} dataset has columns {dataset.column_names}, expected 'label_std' among them with "
+            "label_weighting='precision'. Label rollouts at a finite eta with label_estimator='posterior', or set "
+            "label_weighting='none'."
+        )
     encoded = dataset.map(
         _encode_batch,
         batched=True,
@@ -158,6 +175,7 @@ def encode_examples(
             "prm_format": prm_format,
             "max_length": max_length,
             "last_step_only": last_step_only,
+            "weighted": label_weighting == "precision",
         },
         num_proc=num_proc,
         desc=f"Encoding {name} dataset",
@@ -199,11 +217,22 @@ def encode_examples(
         logger.warning("%s dataset: every label is %s: there is nothing to tell steps apart by.", name, *labels)
     if not keep:
         raise ValueError(f"The {name} dataset has no usable row: {counts['dropped_rows']}.")
-    return kept.remove_columns(["problem", "detail", "num_dropped_steps"]), counts
+    kept = kept.remove_columns(["problem", "detail", "num_dropped_steps"])
+    return (_scale_weights(kept) if label_weighting == "precision" else kept), counts
+
+
+def _scale_weights(dataset):
+    mean = sum(map(sum, dataset["step_weights"][:])) / sum(map(len, dataset["step_weights"][:]))
+    return dataset.map(lambda row: {"step_weights": [weight / mean for weight in row["step_weights"]]})
 
 
 def _encode_batch(
-    batch: dict[str, list], tokenizer, prm_format: PRMFormat, max_length: int | None, last_step_only: bool
+    batch: dict[str, list],
+    tokenizer,
+    prm_format: PRMFormat,
+    max_length: int | None,
+    last_step_only: bool,
+    weighted: bool,
 ) -> dict[str, list]:
     prompts = [prompt or "" for prompt in batch["prompt"]]
     solutions = [[step or "" for step in steps or []] for steps in batch["completions"]]
@@ -214,6 +243,7 @@ def _encode_batch(
             "input_ids",
             "step_positions",
             "step_labels",
+            *(["step_weights"] if weighted else []),
             "question_id",
             "prompt_length",
             "length",
@@ -222,18 +252,24 @@ def _encode_batch(
             "detail",
         )
     }
-    for prompt, steps, labels, one in zip(prompts, solutions, batch["labels"], encoded, strict=True):
+    stds_of = batch["label_std"] if weighted else [None] * len(prompts)
+    for prompt, steps, labels, stds, one in zip(prompts, solutions, batch["labels"], stds_of, encoded, strict=True):
         labels = [math.nan if label is None else float(label) for label in labels or []]
-        problem, detail = _find_problem(steps, labels, one.separator_inside)
+        stds = [math.nan if std is None else float(std) for std in stds or []] if weighted else None
+        problem, detail = _find_problem(steps, labels, one.separator_inside, stds)
         positions = one.step_positions
+        weights = precision_weights(torch.tensor(stds or [])).tolist()[: len(positions)]
         labels = labels[: len(positions)]
         if last_step_only:
             positions, labels = ([], []) if one.num_dropped_steps else (positions[-1:], labels[-1:])
+            weights = weights[-1:] if positions else []
         if not problem and not positions:
             problem, detail = TOO_LONG, f"max_length={max_length}, {len(steps)} steps"
         columns["input_ids"].append(one.input_ids)
         columns["step_positions"].append(positions)
         columns["step_labels"].append(labels)
+        if weighted:
+            columns["step_weights"].append(weights)
         columns["question_id"].append(
             int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()[:7], "big")
         )
@@ -245,7 +281,9 @@ def _encode_batch(
     return columns
 
 
-def _find_problem(steps: list[str], labels: list[float], separator_inside: int | None) -> tuple[str, str]:
+def _find_problem(
+    steps: list[str], labels: list[float], separator_inside: int | None, stds: list[float] | None
+) -> tuple[str, str]:
     """The first reason why a row cannot be used and where it lies, or two empty strings."""
     if not steps:
         return NO_STEPS, "column 'completions'"
@@ -256,6 +294,8 @@ def _find_problem(steps: list[str], labels: list[float], separator_inside: int |
             return EMPTY_STEP, f"column 'completions', step {number}"
         if not 0 <= label <= 1:
             return BAD_LABEL, f"column 'labels', step {number}: {label}"
+    if stds is not None and (len(stds) != len(steps) or not all(std >= 0 for std in stds)):
+        return BAD_STD, f"column 'label_std': {stds} for {len(steps)} steps"
     if separator_inside is not None:
         return SEPARATOR_INSIDE, f"column 'completions', step {separator_inside}: {steps[separator_inside][:60]!r}"
     return "", ""

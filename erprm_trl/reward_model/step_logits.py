@@ -32,7 +32,7 @@ def step_logits(
         model (`torch.nn.Module`):
             The model, or what DDP or DeepSpeed made of it.
         head (`str`):
-            `"lm"` or `"token"`.
+            `"lm"`, `"token"` or `"token_mlp"`.
         token_ids ([`FormatTokenIds`]):
             Ids of the good and the bad token, for `"lm"`.
         input_ids, attention_mask (`torch.Tensor`):
@@ -47,8 +47,9 @@ def step_logits(
             (R, T): where rows hold several solutions, starting anew with each.
 
     Returns:
-        `torch.Tensor`: float32, (number of steps, 2) as (good, bad) for `"lm"`, (number of steps, 1) for `"token"`, in
-        the order of `step_positions[step_mask]`. Memory does not depend on the vocabulary.
+        `torch.Tensor`: float32, (number of steps, 2) as (good, bad) for `"lm"` and a head with two classes, (number of
+        steps, 1) for one with one, in the order of `step_positions[step_mask]`. Memory does not depend on the
+        vocabulary.
     """
     if rows is None:
         rows = torch.arange(len(input_ids), device=input_ids.device)
@@ -56,22 +57,26 @@ def step_logits(
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if position_ids is not None:
         inputs["position_ids"] = position_ids
-    if head == "token":
-        return model(**inputs).logits[at_steps].float()
+    if head != "lm":
+        return model(**inputs).logits[at_steps].float().flip(-1)  # the second of two classes is "good"
     language_head = (unwrapped if unwrapped is not None else model).get_output_embeddings()
-    with _narrowed(language_head, at_steps, [token_ids.good, token_ids.bad]):
+    with narrowed_head(language_head, at_steps, [token_ids.good, token_ids.bad]):
         return model(**inputs).logits.float()
 
 
 @contextmanager
-def _narrowed(language_head: nn.Module, at_steps: tuple[Tensor, Tensor], token_ids: list[int]) -> Iterator[None]:
-    """For the length of a call the head computes two columns at the separators instead of the vocabulary
-    everywhere."""
+def narrowed_head(
+    language_head: nn.Module, at: tuple[Tensor, Tensor], token_ids: list[int] | None = None
+) -> Iterator[None]:
+    """For the length of a call the head computes the columns `token_ids` (all, without them) at the positions `at`
+    instead of the vocabulary everywhere."""
     own_forward = language_head.forward
     had_forward = "forward" in vars(language_head)  # accelerate's hooks put one there
 
     def forward(hidden: Tensor) -> Tensor:
-        hidden = hidden[at_steps]
+        hidden = hidden[at]
+        if token_ids is None:
+            return own_forward(hidden)
         if type(language_head) is not nn.Linear or had_forward:
             return own_forward(hidden)[:, token_ids]  # LoRA on the head, quantised or offloaded weights
         bias = language_head.bias

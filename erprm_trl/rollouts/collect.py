@@ -6,8 +6,8 @@ same rows.
 """
 
 import logging
+import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from .chunk_work import ChunkWork
 from .grading import Grader
 from .questions import Question, fingerprint
-from .sampling import Completion, Prompt, Sampler, derived_seed
-from .steps import split_steps
+from .sampling import Sampler
 from .store import (
     SHARD,
     RolloutDataset,
@@ -30,6 +30,7 @@ from .store import (
     shard_paths,
     write_manifest,
 )
+from .summary import summarize_rollouts
 
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,10 @@ def collect_rollouts(
     *,
     num_solutions: int = 2,
     num_continuations: int = 16,
+    allocation: str = "fixed",
+    target_etas: Sequence[float] = (0.0, 2.0, 10.0),
+    tolerance: float = 0.02,
+    reuse_continuations: bool | None = None,
     include_question: bool = False,
     splitter: str = "newline",
     grading: str | Callable[[str, str], float] | None = "math",
@@ -68,7 +73,22 @@ def collect_rollouts(
         num_solutions (`int`, *optional*, defaults to `2`):
             Solutions a question.
         num_continuations (`int`, *optional*, defaults to `16`):
-            K, continuations a prefix. 0 samples and grades solutions only, as best-of-N needs.
+            K, continuations a prefix; with `allocation="adaptive"` the most that a prefix gets on average. 0 samples
+            and grades solutions only, as best-of-N needs.
+        allocation (`str`, *optional*, defaults to `"fixed"`):
+            `"fixed"` continues each prefix K times. `"adaptive"` gives more to prefixes whose label is uncertain and
+            none to those that are certain, in a few rounds, see [`~erprm_trl.rollouts.allocation.allocate`]; for
+            rewards in [0, 1]. Prefer chunks of many questions, whose rounds are large batches. Labels are then
+            posterior means with their standard deviation, see [`RolloutDataset.labels`].
+        target_etas (`Sequence[float]`, *optional*, defaults to `(0.0, 2.0, 10.0)`):
+            Finite etas that labels are to be good for (adaptive). Labels can be made for any other.
+        tolerance (`float`, *optional*, defaults to `0.02`):
+            Sampling for a prefix ends when all further continuations could only change its label by less than this
+            standard deviation, at each of the target etas (adaptive).
+        reuse_continuations (`bool`, *optional*):
+            Counts a continuation, and a solution, also for longer prefixes of the question's solutions that it passes
+            through, and samples once for solutions that begin alike; see
+            [`~erprm_trl.rollouts.shared_prefixes.SharedPrefixes`]. Defaults to whether the allocation is adaptive.
         include_question (`bool`, *optional*, defaults to `False`):
             Also continue the bare question K times (the value before the first step).
         splitter (`str`, *optional*, defaults to `"newline"`):
@@ -99,6 +119,7 @@ def collect_rollouts(
     from tqdm.auto import tqdm
 
     _check_numbers(questions, num_solutions, num_continuations, chunk_size)
+    sharing = _sharing(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
     if grading is None and num_continuations > 0:
         raise ValueError(
             f"grading: got None with num_continuations={num_continuations}: continuations are nothing but their "
@@ -119,6 +140,7 @@ def collect_rollouts(
         "chunk_size": chunk_size,
         "sampler": sampler.settings,
         **({"store_token_ids": True} if store_token_ids else {}),
+        **sharing,
     }
     sizes = chunk_sizes(config)
     # Without cpu=True a launched process on a machine without accelerator believes itself alone.
@@ -135,7 +157,7 @@ def collect_rollouts(
         todo = [chunk for chunk in range(len(sizes)) if chunk not in done]
         mine = todo[state.process_index :: state.num_processes]
         started = time.monotonic()
-        work = _Collection(questions, sampler, config)
+        work = ChunkWork(questions, sampler, config)
         with (
             nullcontext() if grading is None else Grader(grading, answer_pattern=answer_pattern) as grader,
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
@@ -149,103 +171,23 @@ def collect_rollouts(
         ):
             for chunk in mine:
                 append_rows(shard, work.run_chunk(chunk, grader))
-                bar.set_postfix(rollouts=work.num_rollouts, refresh=False)
+                saved = {"saved": work.num_saved} if sharing else {}
+                bar.set_postfix(rollouts=work.num_rollouts, **saved, refresh=False)
                 bar.update(sizes[chunk] // num_solutions * state.num_processes)
             num_timeouts = 0 if grader is None else grader.num_timeouts
         state.wait_for_everyone()
     dataset = RolloutDataset(path)
     if state.is_main_process and (mine or "summary" not in dataset.manifest):
-        _write_summary(path, dataset, config, time.monotonic() - started, num_timeouts)
+        summary = {
+            **summarize_rollouts(dataset.rows, config),
+            "grading_timeouts": num_timeouts,
+            "seconds_of_last_run": round(time.monotonic() - started, 1),
+        }
+        logger.info("%s: %s", path, summary)
+        write_manifest(path, {**dataset.manifest, "summary": summary})
     state.wait_for_everyone()
     dataset.manifest = read_manifest(path)
     return dataset
-
-
-class _Collection:
-    """The work on one chunk; holds what all chunks share."""
-
-    def __init__(self, questions: Sequence[Question], sampler: Sampler, config: dict[str, Any]):
-        self.questions, self.sampler, self.config = questions, sampler, config
-        self.num_rollouts = 0
-        in_rows = ("backend", "model", "temperature", "top_p", "top_k", "max_new_tokens")
-        self.sampler_settings = {name: value for name, value in sampler.settings.items() if name in in_rows}
-
-    def run_chunk(self, chunk: int, grader: Grader | None) -> list[dict[str, Any]]:
-        """All rows of a chunk, in the order of its questions and solutions."""
-        first = chunk * self.config["chunk_size"]
-        indices = range(first, min(first + self.config["chunk_size"], len(self.questions)))
-        solutions = self._sample(
-            [Prompt(self.questions[i].question) for i in indices], self.config["num_solutions"], chunk, "solutions"
-        )
-        rows = [
-            self._row(chunk, question, number, solution)
-            for question, samples in zip(indices, solutions, strict=True)
-            for number, solution in enumerate(samples)
-        ]
-        if grader is None:
-            return rows
-        rewards, predictions = grader.grade_and_extract(
-            ["".join(row["steps"]) for row in rows], [row["answer"] for row in rows]
-        )
-        for row, reward, prediction in zip(rows, rewards, predictions, strict=True):
-            row["outcome_reward"], row["prediction"] = reward, prediction
-        if self.config["num_continuations"] > 0:
-            self._continue_prefixes(chunk, rows, grader)
-        return rows
-
-    def _row(self, chunk: int, index: int, number: int, solution: Completion) -> dict[str, Any]:
-        if self.config.get("store_token_ids") and not solution.token_ids:
-            raise ValueError(
-                "store_token_ids=True: the sampler returned no token ids. For vLLM's server set "
-                "extra_body={'return_token_ids': True}, or leave store_token_ids off."
-            )
-        steps = split_steps(solution.text, self.config["splitter"])
-        return {
-            "chunk": chunk,
-            "question_index": index,
-            "solution_index": number,
-            "question": self.questions[index].question,
-            "answer": self.questions[index].answer,
-            "steps": steps,
-            "outcome_reward": None,
-            "prediction": None,
-            "finished": solution.finished,
-            "num_tokens": solution.num_tokens,
-            "prefix_rewards": [],
-            "question_rewards": None,
-            "unusable": None if steps else "no steps",
-            "sampler": {**self.sampler_settings, "seed": derived_seed(self.config["seed"], chunk, "solutions")},
-            **({"token_ids": solution.token_ids} if self.config.get("store_token_ids") else {}),
-        }
-
-    def _continue_prefixes(self, chunk: int, rows: list[dict], grader: Grader) -> None:
-        # Where a prefix's rewards go: (row, its number of steps); 0 steps is the bare question, shared by its
-        # solutions.
-        targets, prompts = [], []
-        for row in rows:
-            bare_question = [0] if self.config["include_question"] and row["solution_index"] == 0 else []
-            for length in [*bare_question, *range(1, len(row["steps"]))]:
-                targets.append((row, length))
-                prompts.append(Prompt(row["question"], "".join(row["steps"][:length])))
-        continuations = self._sample(prompts, self.config["num_continuations"], chunk, "continuations")
-        texts = [prompt.prefix + one.text for prompt, some in zip(prompts, continuations, strict=True) for one in some]
-        answers = [row["answer"] for row, _ in targets for _ in range(self.config["num_continuations"])]
-        rewards = iter(grader.grade(texts, answers))
-        for row, length in targets:
-            raw = [next(rewards) for _ in range(self.config["num_continuations"])]
-            if length == 0:
-                row["question_rewards"] = raw
-            else:
-                row["prefix_rewards"].append(raw)
-        by_question = {row["question_index"]: row["question_rewards"] for row in rows if row["solution_index"] == 0}
-        for row in rows:
-            row["question_rewards"] = by_question[row["question_index"]]
-
-    def _sample(self, prompts: list[Prompt], num_samples: int, chunk: int, what: str) -> list[list[Completion]]:
-        if not prompts:
-            return []
-        self.num_rollouts += len(prompts) * num_samples
-        return self.sampler.sample(prompts, num_samples, derived_seed(self.config["seed"], chunk, what))
 
 
 def _check_numbers(questions, num_solutions: int, num_continuations: int, chunk_size: int) -> None:
@@ -258,6 +200,36 @@ def _check_numbers(questions, num_solutions: int, num_continuations: int, chunk_
     ):
         if value < least:
             raise ValueError(f"{name}: got {value}, expected at least {least}.")
+
+
+def _sharing(
+    allocation: str,
+    target_etas: Sequence[float],
+    tolerance: float,
+    reuse_continuations: bool | None,
+    num_continuations: int,
+) -> dict[str, Any]:
+    """The settings of a collection whose prefixes differ in their number of rewards; none for the plain one, whose
+    manifest says nothing of them."""
+    if allocation not in ("fixed", "adaptive"):
+        raise ValueError(f"allocation: got {allocation!r}, expected 'fixed' or 'adaptive'.")
+    adaptive = allocation == "adaptive"
+    reuse = adaptive if reuse_continuations is None else reuse_continuations
+    if not (adaptive or reuse):
+        return {}
+    if num_continuations == 0:
+        raise ValueError(
+            "num_continuations: got 0 with allocation='adaptive' or reuse_continuations=True, expected at least 1. "
+            "Samples without continuations need neither."
+        )
+    if not adaptive:
+        return {"allocation": allocation, "reuse_continuations": reuse}
+    etas = [float(eta) for eta in target_etas]
+    if not etas or not all(map(math.isfinite, etas)):
+        raise ValueError(f"target_etas: got {list(target_etas)}, expected finite numbers, at least one.")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance: got {tolerance}, expected a standard deviation of labels, 0 or more.")
+    return {"allocation": allocation, "reuse_continuations": reuse, "target_etas": etas, "tolerance": tolerance}
 
 
 def _open_folder(path: Path, config: dict[str, Any]) -> None:
@@ -292,27 +264,3 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat.update(_flatten(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value})
     return flat
-
-
-def _write_summary(path: Path, dataset: RolloutDataset, config: dict, seconds: float, num_timeouts: int) -> None:
-    rows = dataset.rows
-    prefixes = sum(len(row["prefix_rewards"]) for row in rows)
-    raw = [rewards for row in rows for rewards in row["prefix_rewards"]]
-    unusable = Counter(row["unusable"] for row in rows if row["unusable"])
-    summary = {
-        "solutions": len(rows),
-        "solutions_with_labels": len(rows) - unusable.total(),
-        "unusable": dict(unusable),
-        "unfinished_share": sum(not row["finished"] for row in rows) / len(rows),
-        "mean_outcome_reward": (
-            None if config["grading"] is None else sum(row["outcome_reward"] for row in rows) / len(rows)
-        ),
-        "steps": sum(len(row["steps"]) for row in rows),
-        "prefixes": prefixes,
-        "mean_prefix_reward": sum(map(sum, raw)) / max(1, sum(map(len, raw))),
-        "rollouts": len(rows) + sum(map(len, raw)),
-        "grading_timeouts": num_timeouts,
-        "seconds_of_last_run": round(seconds, 1),
-    }
-    logger.info("%s: %s", path, summary)
-    write_manifest(path, {**dataset.manifest, "summary": summary})

@@ -42,6 +42,23 @@ class CollectConfig:
     num_continuations: int = field(
         default=16, metadata={"help": "K, continuations a prefix; 0 for best-of-N samples."}
     )
+    allocation: str = field(
+        default="fixed",
+        metadata={
+            "help": "fixed: K for each prefix. adaptive: at most K on average, more where labels are uncertain.",
+            "choices": ["fixed", "adaptive"],
+        },
+    )
+    target_etas: list[float] = field(
+        default_factory=lambda: [0.0, 2.0, 10.0], metadata={"help": "Etas that labels are to be good for (adaptive)."}
+    )
+    tolerance: float = field(
+        default=0.02,
+        metadata={"help": "Stop when more can only change a label by less than this deviation (adaptive)."},
+    )
+    reuse_continuations: bool | None = field(
+        default=None, metadata={"help": "Count continuations for longer prefixes too. Default: if adaptive."}
+    )
     include_question: bool = field(default=False, metadata={"help": "Also continue the bare question K times."})
     splitter: str = field(default="newline", metadata={"help": "newline, blank_line, step, or a separator string."})
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
@@ -91,6 +108,10 @@ class CollectConfig:
             self.output_dir,
             num_solutions=self.num_solutions,
             num_continuations=self.num_continuations,
+            allocation=self.allocation,
+            target_etas=self.target_etas,
+            tolerance=self.tolerance,
+            reuse_continuations=self.reuse_continuations,
             include_question=self.include_question,
             splitter=self.splitter,
             grading=self.grading,

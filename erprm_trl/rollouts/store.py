@@ -6,15 +6,14 @@ left of a chunk is cut off before the next one is appended; raw rewards are stor
 
 import json
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..functional.soft_values import soft_value
+from .step_labels import posterior_values, sample_values
 from .steps import clean_steps
 
 
@@ -36,8 +35,11 @@ class RolloutDataset:
         rows (`list[dict]`): one a solution: `question_index`, `solution_index`, `question`, `answer`, `steps` (joined
         they are the
             solution, byte for byte), `outcome_reward`, `prediction` (the final answer found, or `None`), `finished`,
-            `num_tokens`, `prefix_rewards` (S - 1 lists of K raw rewards), `question_rewards` (K raw rewards, or
-            `None`), `unusable` (the reason why the solution has no labels, or `None`), `sampler`.
+            `num_tokens`, `prefix_rewards` (S - 1 lists of raw rewards: K each, or any number in adaptive collections
+            and those that reuse continuations), `question_rewards` (likewise for the bare question, or `None`),
+            `unusable` (the reason why the solution has no labels, or `None`), `sampler`. Where numbers differ also
+            `prefix_generated` (S - 1 counts): so many of a prefix's rewards, the first ones, were sampled for it; 0
+            where an earlier solution has the same prefix and shares its rewards.
         manifest (`dict`): settings, versions, and counts of what was kept and dropped.
 
     Raises:
@@ -66,36 +68,63 @@ class RolloutDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index]
 
-    def labels(self, eta: float):
+    def labels(self, eta: float, estimator: str | None = None):
         r"""
         Soft step labels for any eta, in TRL's stepwise form; nothing is sampled again.
 
-        The label of a proper prefix is the entropy-regularised value of its K rewards
-        ([`~erprm_trl.functional.soft_value`]); the last step has no continuation, its label is the solution's own
-        reward.
+        The label of a proper prefix is its entropy-regularised value, estimated from its continuations in one of two
+        ways; the last step has no continuation, its label is the solution's own reward.
 
         Args:
             eta (`float`):
                 Inverse reward temperature: 0 gives Math-Shepherd's soft labels, `inf` its hard labels.
+            estimator (`str`, *optional*):
+                `"sample"`: the value of the rewards as they are ([`~erprm_trl.functional.soft_value`]); for finite eta
+                > 0 too low on average. `"posterior"`: the mean of the value's posterior
+                ([`~erprm_trl.functional.posterior_value`]), with a prior that is fitted on the whole collection: free
+                of that bias and of the one of stopping early, for rewards in [0, 1] and finite eta. Defaults to
+                `"posterior"` for adaptive collections at finite eta, else to `"sample"`.
 
         Returns:
             `datasets.Dataset`: columns `prompt` (`str`), `completions` (`list[str]`, steps without delimiters) and
-            `labels` (`list[float]`, one a step). Solutions marked `unusable` are left out; the log says how many.
+            `labels` (`list[float]`, one a step), and with `"posterior"` also `label_std` (`list[float]`, the labels'
+            standard deviations, 0 for the last step). Solutions marked `unusable` are left out; the log says how many.
 
         Raises:
-            `ValueError`: if the rollouts were collected without continuations, or eta is NaN.
+            `ValueError`: if the rollouts were collected without continuations, eta is NaN, the estimator is unknown,
+                or there is no posterior (eta infinite, rewards outside [0, 1]).
         """
         from datasets import Dataset
 
+        if estimator is None:
+            adaptive = self.manifest["config"].get("allocation") == "adaptive" and math.isfinite(eta)
+            estimator = "posterior" if adaptive else "sample"
+        if estimator not in ("sample", "posterior"):
+            raise ValueError(f"estimator: got {estimator!r}, expected 'sample', 'posterior' or None.")
+        rows = self._labelled_rows()
         splitter = self.manifest["config"]["splitter"]
+        posterior = posterior_values(rows, eta) if estimator == "posterior" else None
+        examples = []
+        for index, row in enumerate(rows):
+            outcome = float(row["outcome_reward"])
+            if posterior is None:
+                columns = {"labels": [*sample_values(row["prefix_rewards"], eta), outcome]}
+            else:
+                columns = {
+                    "labels": [*(mean for mean, _ in posterior[index]), outcome],
+                    "label_std": [*(deviation for _, deviation in posterior[index]), 0.0],
+                }
+            completions = clean_steps(row["steps"], splitter)
+            examples.append({"prompt": row["question"], "completions": completions, **columns})
+        return Dataset.from_list(examples)
+
+    def _labelled_rows(self) -> list[dict[str, Any]]:
         dropped = Counter(row["unusable"] for row in self.rows if row["unusable"])
         if dropped:
             reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(dropped.items()))
             logger.warning("%s: %d of %d solutions get no labels: %s.", self.path, dropped.total(), len(self), reasons)
-        examples = []
-        for row in self.rows:
-            if row["unusable"]:
-                continue
+        rows = [row for row in self.rows if not row["unusable"]]
+        for row in rows:
             if len(row["prefix_rewards"]) != len(row["steps"]) - 1:
                 raise ValueError(
                     f"{self.path}: question {row['question_index']}, solution {row['solution_index']} has "
@@ -104,15 +133,7 @@ class RolloutDataset:
                     "Collect with "
                     "num_continuations >= 1 to get labels."
                 )
-            values = soft_value(torch.tensor(row["prefix_rewards"]), eta).tolist() if row["prefix_rewards"] else []
-            examples.append(
-                {
-                    "prompt": row["question"],
-                    "completions": clean_steps(row["steps"], splitter),
-                    "labels": [*values, float(row["outcome_reward"])],
-                }
-            )
-        return Dataset.from_list(examples)
+        return rows
 
     def solutions(self) -> list[list[dict[str, Any]]]:
         """The rows grouped by question: what best-of-N chooses from."""

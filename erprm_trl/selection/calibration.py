@@ -75,8 +75,15 @@ def measure_calibration(
         figures), `value_error`, `recalibration` and `whole_solutions`.
 
     Raises:
-        `ValueError`: without continuations, for scores of other solutions, or rewards outside [0, 1].
+        `ValueError`: without continuations, or with those that adaptive collections have; for scores of other
+            solutions; for rewards outside [0, 1].
     """
+    if "reuse_continuations" in rollouts.manifest["config"]:
+        raise ValueError(
+            f"{rollouts.path}: collected with allocation='adaptive' or reuse_continuations=True, expected the same "
+            "number of continuations of each prefix, independent of the others: what is known here was stopped by its "
+            "outcome. Collect held-out rollouts with allocation='fixed'."
+        )
     rows = list(_scored_rows(rollouts, step_scores, aggregation))
     prefixes = _scored_prefixes(rollouts.path, rows)
     labels = _values(prefixes, eta)

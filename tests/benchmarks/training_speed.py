@@ -6,10 +6,13 @@ with dynamic padding in random order (as TRL's PRM trainer did up to 1.13), and 
 """
 
 import argparse
+import ctypes
 import gc
 import json
+import os
 import statistics
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from erprm_trl.tracking.throughput import ModelSize, Peak
 
 VOCABULARY = 49_152
 IDS = FormatTokenIds(1, 2, 3)
+OURS = "ours, grouped"
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
     "small": (256, 704, 4, 4, 4),
     "1b": (2048, 8192, 16, 32, 8),
@@ -34,6 +38,7 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
 def model_config(name, attention):
     hidden, intermediate, layers, heads, key_value = SHAPES[name]
     return LlamaConfig(
+        tie_word_embeddings=name == "small",  # as language models of this size are
         vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=key_value, max_position_embeddings=2048,
         attn_implementation=attention, num_labels=1, pad_token_id=0,
@@ -100,14 +105,51 @@ def variants():
     return {
         "padded to 512, full logits": (LlamaForCausalLM, full_logits_loss, False, to_512(padding)),
         "token classification": (token, ours("token"), False, padding),
-        "ours, grouped": (LlamaForCausalLM, ours("lm"), True, padding),
+        OURS: (LlamaForCausalLM, ours("lm"), True, padding),
         "ours, packed": (LlamaForCausalLM, ours("lm"), False, packing),
         "ours, grouped and packed": (LlamaForCausalLM, ours("lm"), True, packing),
     }
 
 
-def measure(options, name, model_class, loss_of, grouped, collate, device):
-    """Tokens a second of real text in each round, peak memory beyond the weights, and the FLOPs of a token."""
+class PeakMemory:
+    """Most memory held during a `with`, in bytes: the device's, or this process's where there is none."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def held(self):
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def __enter__(self):
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            ctypes.CDLL(None).malloc_trim(
+                0
+            )  # what earlier visits freed goes back, or it would hide what this one takes
+        self.peak, self.over = self.held(), threading.Event()
+        self.watch = threading.Thread(target=self._look, daemon=True)
+        self.watch.start()
+        return self
+
+    def _look(self):
+        while not self.over.wait(0.002):
+            self.peak = max(self.peak, self.held())
+
+    def __exit__(self, *error):
+        self.over.set()
+        self.watch.join()
+        if self.device.type == "cuda":
+            self.peak = torch.cuda.max_memory_allocated()
+
+
+def measure(options, model_class, loss_of, grouped, collate, device):
+    """One visit: the model is built, warmed up and trained for an epoch. Tokens of real text and FLOPs a second, the
+    share of padding, and the peak of memory beyond the weights."""
     torch.manual_seed(0)
     config = model_config(options.model, options.attention)
     with device:
@@ -125,12 +167,11 @@ def measure(options, name, model_class, loss_of, grouped, collate, device):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
     examples = solutions(options.batch_size * options.batches, torch.Generator().manual_seed(1))
     prepared = batches(examples, options.batch_size, grouped, collate)
-    weights = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     size = ModelSize.of(model)
 
-    def epoch():
-        start, tokens, flops = time.perf_counter(), 0, 0.0
-        for batch in prepared:
+    def epoch(some):
+        start = time.perf_counter()
+        for batch in some:
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "autocast"):
                 loss_of(model, batch).backward()
@@ -138,27 +179,22 @@ def measure(options, name, model_class, loss_of, grouped, collate, device):
             optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        lengths = torch.cat([batch["lengths"] for batch in prepared])
-        tokens = int(lengths.sum())
-        flops = size.training_flops(tokens, int(lengths.square().sum()), 0)
-        seconds = time.perf_counter() - start
-        return tokens / seconds, flops / seconds
+        return time.perf_counter() - start
 
-    epoch()  # warm-up: kernels, compilation, the optimiser's state
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    rounds = [epoch() for _ in range(options.rounds)]
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    processed = sum(batch["input_ids"].numel() for batch in prepared)
-    result = {
-        "name": name,
-        "tokens_per_second": [tokens for tokens, _ in rounds],
-        "tflops": statistics.median(flops for _, flops in rounds) / 1e12,
-        "padding": 1 - sum(int(batch["lengths"].sum()) for batch in prepared) / processed,
-        "activations_gib": (peak - weights) / 2**30,
-        "peak_gib": peak / 2**30,
+    with PeakMemory(device) as memory:
+        weights = memory.held()
+        # Kernels, compilation, the optimizer's state; on a GPU every shape once.
+        epoch(prepared if device.type == "cuda" else prepared[:2])
+        seconds = epoch(prepared)
+    lengths = torch.cat([batch["lengths"] for batch in prepared])
+    tokens = int(lengths.sum())
+    return {
+        "tokens_per_second": tokens / seconds,
+        "flops": size.training_flops(tokens, int(lengths.square().sum()), 0) / seconds,
+        "padding": 1 - tokens / sum(batch["input_ids"].numel() for batch in prepared),
+        "memory_gib": (memory.peak - weights) / 2**30,
+        "peak_gib": memory.peak / 2**30,
     }
-    return result
 
 
 def through_trainer(options, device, peak):
@@ -232,32 +268,56 @@ def main():
     if options.trainer:
         through_trainer(options, device, peak)
         return
-    results = []
-    for name, variant in variants().items():
-        if options.only and name not in options.only:
-            continue
-        try:
-            result = measure(options, name, *variant, device)
-        except torch.OutOfMemoryError:
-            print(f"{name:<28} out of memory")
+    chosen = {name: one for name, one in variants().items() if not options.only or name in options.only}
+    visits = {name: [] for name in chosen}
+    for _ in range(options.rounds):
+        for name, variant in chosen.items():
+            try:
+                visits[name].append(measure(options, *variant, device))
+            except torch.OutOfMemoryError:
+                print(f"{name:<28} out of memory")
             gc.collect()
-            torch.cuda.empty_cache()
-            continue
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        results.append(result | {"mfu": result["tflops"] * 1e12 / peak})
-        rates = result["tokens_per_second"]
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    results = {
+        name: summarize(some) | {"mfu": summarize(some)["flops"] / peak} for name, some in visits.items() if some
+    }
+    for name, one in results.items():
+        low, high = one["spread"]
         print(
-            f"{name:<28}{statistics.median(rates):>10,.0f} tokens/s ({min(rates):,.0f}-{max(rates):,.0f})"
-            f"  x{statistics.median(rates) / statistics.median(results[0]['tokens_per_second']):<6.2f}"
-            f" MFU {results[-1]['mfu']:.3f}  padding {result['padding']:.2f}"
-            f"  activations {result['activations_gib']:.2f} GiB  peak {result['peak_gib']:.2f} GiB",
-            flush=True,
+            f"{name:<28}{one['tokens_per_second']:>10,.0f} tokens/s ({low:,.0f}-{high:,.0f}) MFU {one['mfu']:.3f}"
+            f"  padding {one['padding']:.2f}  GiB beyond weights {one['memory_gib']:.2f}, peak {one['peak_gib']:.2f}"
         )
+    ratios = compare(visits)
+    for name, (middle, low, high) in ratios.items():
+        print(f"{name}: {middle:.2f} ({low:.2f} to {high:.2f})")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"where": where, "peak": peak, "results": results}, indent=2))
+        found = {"where": where, "peak": peak, "results": results, "ratios": ratios}
+        options.output.write_text(json.dumps(found, indent=2))
+
+
+def summarize(visits):
+    """Medians, and the slowest and fastest visit."""
+    medians = {key: statistics.median(one[key] for one in visits) for key in visits[0]}
+    rates = [one["tokens_per_second"] for one in visits]
+    return medians | {"spread": (min(rates), max(rates))}
+
+
+def compare(visits):
+    """Median, least and most over the rounds of ours (grouped by length) over what people use instead."""
+    padded, token, ours = (visits.get(name) for name in ("padded to 512, full logits", "token classification", OURS))
+    pairs = {
+        "train_vs_padded_full_logits": (ours, padded, "tokens_per_second"),
+        "train_vs_token_classification": (ours, token, "tokens_per_second"),
+        "train_memory_vs_padded_full_logits": (ours, padded, "memory_gib"),
+    }
+    ratios = {}
+    for name, (left, right, key) in pairs.items():
+        if left and right:
+            each = [one[key] / other[key] for one, other in zip(left, right, strict=False)]
+            ratios[name] = (statistics.median(each), min(each), max(each))
+    return ratios
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def test_saved_format_and_card(model_path, tmp_path):
     trainer = ERPRMTrainer(model_path, config(tmp_path / "out", **options), train_dataset=data)
     trainer.train()
     saved = json.loads((tmp_path / "out" / "checkpoint-4" / "prm_format.json").read_text())
-    assert saved == {**FORMAT, "head": "lm", "aggregation": "min"}
+    assert PRMFormat(**saved) == PRMFormat(**FORMAT, head="lm", aggregation="min")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "4 of 5 solutions, 8 labelled steps" in card
     assert "1 with a label that is NaN or outside [0, 1]" in card

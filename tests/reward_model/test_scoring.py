@@ -70,3 +70,33 @@ def test_sharded_by_accelerate(scorer, tmp_path):
     cpu_offload(hooked.model, execution_device="cpu")
     for left, right in zip(hooked.score(QUESTIONS, STEPS), expected, strict=True):
         assert left == pytest.approx(right, abs=1e-6)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 30, 64, 10_000])
+def test_a_budget_of_tokens_bounds_batches_and_changes_nothing(scorer, max_batch_tokens, monkeypatch):
+    bounded = StepScorer(scorer.model, scorer.tokenizer, FORMAT, batch_size=4, max_batch_tokens=max_batch_tokens)
+    shapes = []
+    inner = bounded._collate
+
+    def collate(examples):
+        batch = inner(examples)
+        shapes.append(batch["input_ids"].shape)
+        return batch
+
+    monkeypatch.setattr(bounded, "_collate", collate)
+    for left, right in zip(bounded.score(QUESTIONS, STEPS), scorer.score(QUESTIONS, STEPS), strict=True):
+        assert left == pytest.approx(right, abs=1e-6)
+    assert sum(shape[0] for shape in shapes) == 9
+    assert all(rows <= 4 and (rows * length <= max_batch_tokens or rows == 1) for rows, length in shapes)
+    assert max(rows for rows, _ in shapes) == {1: 1, 30: 2, 64: 3, 10_000: 4}[max_batch_tokens]
+
+
+def test_equal_solutions_are_scored_once(scorer, monkeypatch):
+    rows = []
+    inner = scorer._collate
+    monkeypatch.setattr(scorer, "_collate", lambda examples: rows.append(len(examples)) or inner(examples))
+    scores = scorer.score([*QUESTIONS, *QUESTIONS[:4]], [*STEPS, *STEPS[:2], STEPS[7], STEPS[3]])
+    assert sum(rows) == 10  # the last but one is a new one
+    assert scores[9:11] + scores[12:] == [*scores[:2], scores[3]]
+    scores[0].append(0.5)  # no list is shared
+    assert len(scores[9]) == len(STEPS[0])

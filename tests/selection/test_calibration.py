@@ -189,6 +189,13 @@ def test_prefixes_may_differ_in_their_continuations(tmp_path):
     assert result["recalibration"]["ece"] is None  # one question: no other half
 
 
+def test_continuations_that_were_stopped_by_their_outcome_are_refused(tmp_path):
+    rollouts = write_rollouts(tmp_path / "r", [[(2, [[1.0, 0.0]], 0.0)]])
+    rollouts.manifest["config"]["reuse_continuations"] = True
+    with pytest.raises(ValueError, match="stopped by its outcome. Collect held-out rollouts with allocation='fixed'"):
+        measure_calibration(rollouts, [[[0.5, 0.25]]])
+
+
 def test_the_plot(tmp_path):
     rollouts, rates = simulated_rollouts(tmp_path / "r", 40, k=8)
     result = measure_calibration(rollouts, rates)

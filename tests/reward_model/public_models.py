@@ -1,0 +1,317 @@
+"""Tiny models in the formats of public process reward models, random weights, and a slow reading of each format:
+one solution at a time, text written out by hand, a forward pass a step, all logits."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForTokenClassification,
+    Qwen2Model,
+)
+from zoo import CORPUS
+
+from erprm_trl import PRMFormat
+
+
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+    "initializer_range": 0.3,  # scores that differ
+}
+QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+def mistral_tokenizer(legacy: bool) -> PreTrainedTokenizerFast:
+    """A space is a mark, a newline a byte, " ки" one token, BOS in front; written as newer or as older files are."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    lines = [line for text in CORPUS for line in text.splitlines()] + ["Step 1: 2 + 3 = 5 ки", "Step 2: - 4 ки"] * 20
+    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=700, special_tokens=special))
+    if legacy:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.pre_tokenizer = None
+    bos = [("<s>", tokenizer.token_to_id("<s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=bos)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def byte_tokenizer(special: list[str], bos: str | None = None, adds_bos=False, trim=False) -> PreTrainedTokenizerFast:
+    """Llama 3's and Qwen's kind: bytes, words and newlines apart, special tokens read wherever they stand."""
+    tokenizer = Tokenizer(models.BPE())
+    words = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|endoftext|>"]
+    )
+    tokenizer.train_from_iterator([*CORPUS, *["one.\n\ntwo.\n\n", "+", "-"] * 20], trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    steps = [processors.ByteLevel(trim_offsets=trim)]
+    if adds_bos:
+        pair = (bos, tokenizer.token_to_id(bos))
+        steps.append(processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[pair]))
+    tokenizer.post_processor = processors.Sequence(steps)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def llama3_tokenizer(trim=False):
+    names = ["begin_of_text", "start_header_id", "end_header_id", "eot_id"]
+    return byte_tokenizer([f"<|{name}|>" for name in names], "<|begin_of_text|>", adds_bos=True, trim=trim)
+
+
+def qwen_tokenizer(bos=None):
+    return byte_tokenizer(["<|im_start|>", "<|im_end|>", "<extra_0>"], bos)
+
+
+def save(folder: Path, model, tokenizer, changed: dict | None = None, **config) -> tuple[str, PreTrainedTokenizerFast]:
+    """Saves a model whose state dict and config.json are changed first, as a checkpoint of a custom class is;
+    returns its path and its tokenizer as it is loaded."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if changed:
+        state = load_file(folder / "model.safetensors")
+        state = {name: value for name, value in state.items() if not name.startswith("score")} | changed
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return str(folder), AutoTokenizer.from_pretrained(folder)  # Qwen2's class has its own way to cut words
+
+
+def qwen_config(tokenizer, **more):
+    return Qwen2Config(vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=None, eos_token_id=0, **SIZES, **more)
+
+
+def log_probs(model, ids: list[int]) -> torch.Tensor:
+    """Of each token but the first."""
+    logits = model(torch.tensor([ids])).logits[0, :-1].double()
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+class MathShepherd:
+    """Mistral; " ки" closes a step."""
+
+    legacy = False
+
+    def __init__(self, folder):
+        self.tokenizer = mistral_tokenizer(self.legacy)
+        config = MistralConfig(vocab_size=len(self.tokenizer), pad_token_id=0, **SIZES)
+        self.path, self.tokenizer = save(folder, MistralForCausalLM(config), self.tokenizer)
+        self.prm_format = PRMFormat.preset("math-shepherd")
+        self.model = AutoModelForCausalLM.from_pretrained(self.path)
+
+    def score(self, question, steps):
+        good, bad = self.tokenizer.convert_tokens_to_ids(["▁+", "▁-"])
+        scores = []
+        for number in range(1, len(steps) + 1):
+            text = question + " " + "\n".join(step + " ки" for step in steps[:number])
+            logits = self.model(torch.tensor([self.tokenizer(text)["input_ids"]])).logits[0, -1]
+            scores.append(logits[[good, bad]].softmax(-1)[0].item())
+        return scores
+
+
+class LegacyMathShepherd(MathShepherd):
+    """The same with a normaliser instead of a pre-tokeniser."""
+
+    legacy = True
+
+
+class RLHFlow:
+    """Llama 3.1's chat; the assistant answers each step."""
+
+    trim = False
+
+    def __init__(self, folder):
+        self.tokenizer = llama3_tokenizer(self.trim)
+        config = LlamaConfig(vocab_size=len(self.tokenizer), pad_token_id=0, **SIZES)
+        self.path, self.tokenizer = save(folder, LlamaForCausalLM(config), self.tokenizer)
+        self.prm_format = PRMFormat.preset("rlhflow")
+        self.model = AutoModelForCausalLM.from_pretrained(self.path)
+
+    def score(self, question, steps):
+        def turn(role, text):
+            return f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>"
+
+        chat = "<|begin_of_text|>"
+        chat += turn("system", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n")
+        candidates = [self.tokenizer.convert_tokens_to_ids(token) for token in "+-"]
+        scores = []
+        for number, step in enumerate(steps):
+            chat += turn("user", step if number else f"{question} {step}") + turn("assistant", "+")
+            ids = self.tokenizer(chat, add_special_tokens=False)["input_ids"]
+            logits = self.model(torch.tensor([ids])).logits[0, -3, candidates]  # "+" and the end of turn follow
+            scores.append(logits.softmax(-1)[0].item())
+        return scores
+
+
+class TrimmedRLHFlow(RLHFlow):
+    """The same with a tokenizer that leaves white space out of its offsets."""
+
+    trim = True
+
+
+class QwenPRM:
+    """Custom class: trunk, two linear layers with a ReLU between, two classes at <extra_0>."""
+
+    def __init__(self, folder):
+        self.tokenizer = qwen_tokenizer()
+        model = Qwen2ForTokenClassification(qwen_config(self.tokenizer, num_labels=2))
+        sizes = {"score.0.weight": (16, 16), "score.0.bias": (16,), "score.2.weight": (2, 16), "score.2.bias": (2,)}
+        self.head = {name: torch.randn(size) / 4 for name, size in sizes.items()}
+        code = {"AutoConfig": "configuration_rm.Config", "AutoModel": "modeling_rm.Qwen2ForProcessRewardModel"}
+        self.path, self.tokenizer = save(
+            folder, model, self.tokenizer, self.head, architectures=["Qwen2ForProcessRewardModel"], auto_map=code
+        )
+        self.prm_format = PRMFormat.preset("qwen2.5-math-prm")
+        self.trunk = model.model
+
+    def score(self, question, steps):
+        prompt = f"<|im_start|>system\n{QWEN_SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+        scores = []
+        for number in range(1, len(steps) + 1):
+            text = prompt + "<|im_start|>assistant\n" + "".join(step + "<extra_0>" for step in steps[:number])
+            hidden = self.trunk(torch.tensor([self.tokenizer(text)["input_ids"]])).last_hidden_state[0, -1]
+            hidden = (self.head["score.0.weight"] @ hidden + self.head["score.0.bias"]).clamp(min=0)
+            scores.append((self.head["score.2.weight"] @ hidden + self.head["score.2.bias"]).softmax(-1)[1].item())
+        return scores
+
+
+class Skywork:
+    """A language model with a value head beside; question and steps are encoded one by one."""
+
+    bos = "<|im_start|>"
+
+    def __init__(self, folder):
+        self.tokenizer = qwen_tokenizer(self.bos)
+        model = Qwen2ForCausalLM(qwen_config(self.tokenizer))
+        self.head = {"v_head.summary.weight": torch.randn(1, 16), "v_head.summary.bias": torch.randn(1)}
+        self.path, self.tokenizer = save(folder, model, self.tokenizer, self.head, architectures=["Qwen2ForPrmModel"])
+        self.prm_format = PRMFormat.preset("skywork-o1-prm")
+        self.trunk: Qwen2Model = model.model
+
+    def score(self, question, steps):
+        ids = self.tokenizer.encode(self.bos + question + "\n")
+        scores = []
+        for step in steps:
+            ids = ids + self.tokenizer.encode(step) + self.tokenizer.encode("\n")
+            hidden = self.trunk(torch.tensor([ids])).last_hidden_state[0, -1]
+            value = self.head["v_head.summary.weight"] @ hidden + self.head["v_head.summary.bias"]
+            scores.append(1 / (1 + (-value).exp()).item())
+        return scores
+
+
+class Eurus:
+    """Two language models and the log-ratio of the tokens."""
+
+    cumulative = True
+
+    def __init__(self, folder):
+        self.tokenizer = qwen_tokenizer()
+        config = qwen_config(self.tokenizer)
+        folder.mkdir()
+        self.models = [Qwen2ForCausalLM(config), Qwen2ForCausalLM(config)]
+        (self.path, _), (reference, self.tokenizer) = (
+            save(folder / name, model, self.tokenizer)
+            for name, model in zip(("policy", "reference"), self.models, strict=True)
+        )
+        fields = vars(PRMFormat.preset("eurus-prm")) | {"reference_model": reference, "cumulative": self.cumulative}
+        self.prm_format = PRMFormat(**{**fields, "beta": 0.05})  # larger than published, or every score is a half
+
+    def score(self, question, steps):
+        prompt = f"<|im_start|>system\n{QWEN_SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+        prompt += "<|im_start|>assistant\n"
+        ids = self.tokenizer(prompt + "\n\n".join(steps))["input_ids"]
+        ratio = log_probs(self.models[0], ids) - log_probs(self.models[1], ids)
+        # A character of a token stands for a byte.
+        sizes = torch.tensor([len(token.encode() if token[0] == "<" else token) for token in self.tokens(ids)])
+        ends = sizes.cumsum(0)
+        prompt_size = len(prompt.encode())
+        sums = []
+        for number in range(1, len(steps) + 1):
+            text = unicodedata.normalize("NFC", "\n\n".join(steps[:number]))  # as Qwen's tokenizer does
+            size = prompt_size + len(text.encode())
+            # tokens of the solution that begin before the step's end
+            own = (ends - sizes >= prompt_size) & (ends - sizes < size)
+            sums.append(ratio[own[1:]].sum())
+        if not self.cumulative:
+            sums = [later - earlier for later, earlier in zip(sums, [0, *sums], strict=False)]
+        return [torch.sigmoid(0.05 * torch.as_tensor(one)).item() for one in sums]
+
+    def tokens(self, ids):
+        return self.tokenizer.convert_ids_to_tokens(ids)
+
+
+class StepwiseEurus(Eurus):
+    """The log-ratio of each step alone."""
+
+    cumulative = False
+
+
+class TRLPRM:
+    """What TRL's PRMTrainer saved: two classes at a newline."""
+
+    bos, adds_bos = None, False
+
+    def __init__(self, folder):
+        self.tokenizer = byte_tokenizer(["<bos>"], self.bos, self.adds_bos)
+        self.model = Qwen2ForTokenClassification(qwen_config(self.tokenizer, num_labels=2)).eval()
+        torch.nn.init.normal_(self.model.score.weight)
+        self.path, self.tokenizer = save(folder, self.model, self.tokenizer)
+        self.prm_format = PRMFormat.preset("trl-prm")
+
+    def score(self, question, steps):
+        def encode(text):
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        ids = ([self.tokenizer.bos_token_id] if self.bos else []) + encode(question)
+        scores = []
+        for step in steps:
+            ids = ids + encode(step) + encode("\n")
+            scores.append(self.model(torch.tensor([ids])).logits[0, -1].softmax(-1)[1].item())
+        return scores
+
+
+class TRLPRMWithBOS(TRLPRM):
+    """The same with a tokenizer that has a BOS token and puts it in front itself."""
+
+    bos, adds_bos = "<bos>", True
+
+
+FAMILIES = [
+    MathShepherd, LegacyMathShepherd, RLHFlow, TrimmedRLHFlow, QwenPRM, Skywork, Eurus, StepwiseEurus, TRLPRM,
+    TRLPRMWithBOS,
+]  # fmt: skip

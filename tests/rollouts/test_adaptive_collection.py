@@ -1,0 +1,266 @@
+"""Collections whose prefixes differ in their number of rewards: budgets, labels, crashes, processes, YAML."""
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from trl import TrlParser
+
+from erprm_trl import dial
+from erprm_trl.functional import fit_beta_prior, posterior_value, soft_value
+from erprm_trl.rollouts import CollectConfig, Question, RolloutDataset, TransformersSampler, collect_rollouts
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "selection"))
+import tabular_policy  # noqa: E402
+from fakes import FakeSampler  # noqa: E402
+
+
+QUESTIONS = [Question(f"q{number}?", str(number % 3)) for number in range(7)]
+SETTINGS = {
+    "num_solutions": 3,
+    "num_continuations": 4,
+    "allocation": "adaptive",
+    "grading": "exact",
+    "answer_pattern": r"answer (\d+)",
+    "chunk_size": 2,
+    "show_progress": False,
+}
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def prefix_texts(row):
+    return ["".join(row["steps"][:length]) for length in range(1, len(row["steps"]))]
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_budget_and_counts(tmp_path, reuse):
+    sampler = FakeSampler()
+    data = collect_rollouts(QUESTIONS, sampler, tmp_path, **SETTINGS, reuse_continuations=reuse)
+    summary = data.manifest["summary"]
+    sampled = sum(prompts * samples for prompts, samples, _ in sampler.calls)
+    assert summary["rollouts"] == sampled
+    assert summary["sharing"]["generated"] == sampled - 21
+    assert 0 < summary["sharing"]["generated"] <= 4 * summary["prefixes"]
+    assert summary["sharing"]["saved"] == 4 * summary["prefixes"] - summary["sharing"]["generated"]
+    assert len({seed for _, _, seed in sampler.calls}) == len(sampler.calls)
+    assert (summary["sharing"]["reused"] > 0) == reuse
+    assert set(summary["sharing"]["label_std"]) == {"0", "2", "10"}
+    assert data.manifest["config"]["target_etas"] == [0.0, 2.0, 10.0]
+    shared_by_solutions = 0
+    for rows in data.solutions():
+        seen = {}
+        for row in rows:
+            texts = prefix_texts(row)
+            assert len(row["prefix_rewards"]) == len(row["prefix_generated"]) == len(texts)
+            for text, rewards, generated in zip(texts, row["prefix_rewards"], row["prefix_generated"], strict=True):
+                assert rewards and len(rewards) >= generated
+                if text in seen:
+                    assert rewards == seen[text] and generated == 0
+                    shared_by_solutions += 1
+                elif not reuse:
+                    assert len(rewards) == generated
+                seen[text] = rewards
+                # the solutions that begin so are known without sampling
+                known = sum("".join(other["steps"]).startswith(text) for other in rows)
+                assert len(rewards) >= generated + (known if reuse else 0)
+    assert shared_by_solutions > 0
+
+
+def test_certain_prefixes_cost_nothing(tmp_path):
+    everything = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "all", **SETTINGS, tolerance=0.0)
+    some = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "some", **SETTINGS, tolerance=0.25)
+    assert everything.manifest["summary"]["sharing"]["saved"] == 0
+    saved = some.manifest["summary"]["sharing"]["saved"]
+    assert 0 < saved == 4 * some.manifest["summary"]["prefixes"] - some.manifest["summary"]["sharing"]["generated"]
+
+
+def test_labels_are_posterior_means_with_their_deviation(tmp_path):
+    data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    labels, sample = data.labels(2.0), data.labels(2.0, estimator="sample")
+    assert labels.column_names == ["prompt", "completions", "labels", "label_std"]
+    assert sample.column_names == data.labels(math.inf).column_names == ["prompt", "completions", "labels"]
+    usable = [row for row in data.rows if not row["unusable"]]
+    for row, one, plain in zip(usable, labels, sample, strict=True):
+        assert one["label_std"][-1] == 0.0 and one["labels"][-1] == plain["labels"][-1] == row["outcome_reward"]
+        for rewards, value in zip(row["prefix_rewards"], plain["labels"][:-1], strict=True):
+            assert value == pytest.approx(soft_value(torch.tensor(rewards), 2.0).item())
+    # the prior is fitted on each prefix once, however many solutions share it
+    distinct = {
+        (row["question_index"], text): rewards
+        for row in usable
+        for text, rewards in zip(prefix_texts(row), row["prefix_rewards"], strict=True)
+    }
+    counts = torch.tensor([[sum(rewards), len(rewards) - sum(rewards)] for rewards in distinct.values()])
+    prior = fit_beta_prior(*counts.T)
+    for row, one in zip(usable, labels, strict=True):
+        for rewards, mean, deviation in zip(
+            row["prefix_rewards"], one["labels"][:-1], one["label_std"][:-1], strict=True
+        ):
+            s = torch.tensor([float(sum(rewards))])
+            expected = posterior_value(s, len(rewards) - s, 2.0, prior)
+            assert (mean, deviation) == pytest.approx([part.item() for part in expected], rel=1e-6)
+
+
+def test_a_plain_collection_gets_posterior_labels_when_asked(tmp_path):
+    data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **{**SETTINGS, "allocation": "fixed"})
+    assert "prefix_generated" not in data.rows[0] and "allocation" not in data.manifest["config"]
+    assert "sharing" not in data.manifest["summary"]
+    assert data.labels(2.0).column_names == ["prompt", "completions", "labels"]
+    posterior = data.labels(0.0, estimator="posterior")
+    assert "label_std" in posterior.column_names
+    never = [
+        (one["labels"][index], one["label_std"][index])
+        for row, one in zip((row for row in data.rows if not row["unusable"]), posterior, strict=True)
+        for index, rewards in enumerate(row["prefix_rewards"])
+        if sum(rewards) == 0
+    ]
+    assert never and all(0 < mean < 0.35 and deviation > 0.02 for mean, deviation in never)
+    with pytest.raises(ValueError, match="estimator: got 'median'"):
+        data.labels(0.0, estimator="median")
+    with pytest.raises(ValueError, match="eta: got inf|`eta` is inf"):
+        data.labels(math.inf, estimator="posterior")
+
+
+def test_reused_rewards_average_to_the_value(tmp_path):
+    """A policy with known probabilities: the mean over 400 questions of each prefix's sample mean."""
+    questions = [Question(f"question {number}", "x") for number in range(400)]
+    data = collect_rollouts(
+        questions,
+        tabular_policy.TabularSampler(),
+        tmp_path,
+        num_solutions=2,
+        num_continuations=2,
+        reuse_continuations=True,
+        grading="exact",
+        answer_pattern=r"end (\w)",
+        chunk_size=50,
+        show_progress=False,
+    )
+    means, inherited = {}, 0
+    for row in data.rows:
+        for text, rewards, generated in zip(
+            prefix_texts(row), row["prefix_rewards"], row["prefix_generated"], strict=True
+        ):
+            if generated:  # once a question
+                means.setdefault(text, []).append(sum(rewards) / len(rewards))
+                inherited += len(rewards) - generated
+    assert inherited > 1000 and len(means) == 6
+    for text, some in means.items():
+        steps = tuple(f"{step}\n" for step in text.split())
+        truth = sum(p for whole, p in tabular_policy.solutions(steps) if whole[-1] == "end x")
+        error = (torch.tensor(some).var() / len(some)).sqrt().item()
+        assert abs(sum(some) / len(some) - truth) < 4 * error, text
+
+
+def shard_bytes(folder):
+    return (Path(folder) / "rollouts-00000.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("cut", [1, 17, 33, 58])
+def test_cut_off_anywhere_it_continues_with_the_same_rows(tmp_path, cut):
+    collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    whole, manifest = shard_bytes(tmp_path), (tmp_path / "manifest.json").read_bytes()
+    (tmp_path / "rollouts-00000.jsonl").write_bytes(whole[: len(whole) * cut // 60])
+    collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    assert shard_bytes(tmp_path) == whole
+    again = FakeSampler()
+    collect_rollouts(QUESTIONS, again, tmp_path, **SETTINGS)
+    assert again.calls == [] and len((tmp_path / "manifest.json").read_bytes()) == pytest.approx(len(manifest), abs=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"allocation": "fixed"}, "allocation was 'adaptive' and is now None"),
+        ({"tolerance": 0.1}, "tolerance was 0.02 and is now 0.1"),
+        ({"target_etas": [2.0]}, r"target_etas was \[0.0, 2.0, 10.0\] and is now \[2.0\]"),
+        ({"reuse_continuations": False}, "reuse_continuations was True and is now False"),
+    ],
+)
+def test_another_allocation_is_another_collection(tmp_path, change, message):
+    collect_rollouts(QUESTIONS[:1], FakeSampler(), tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match=message):
+        collect_rollouts(QUESTIONS[:1], FakeSampler(), tmp_path, **{**SETTINGS, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"allocation": "greedy"}, "allocation: got 'greedy', expected 'fixed' or 'adaptive'"),
+        ({"target_etas": [0.0, math.inf]}, "target_etas: got .*expected finite numbers"),
+        ({"target_etas": []}, "target_etas: got .*at least one"),
+        ({"tolerance": -1.0}, "tolerance: got -1.0"),
+        ({"num_continuations": 0}, "num_continuations: got 0 with allocation='adaptive'"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **{**SETTINGS, **change})
+
+
+def adaptive_collection(folder, policy):
+    """Three chunks on dial, with the value of the bare question."""
+    return collect_rollouts(
+        [Question(**row) for row in dial.make_questions(5, seed=5)],
+        TransformersSampler(*policy, max_new_tokens=24, batch_size=64),
+        folder,
+        num_continuations=3,
+        allocation="adaptive",
+        include_question=True,
+        splitter=dial.SEPARATOR,
+        grading="exact",
+        answer_pattern=dial.ANSWER_PATTERN,
+        chunk_size=2,
+        show_progress=False,
+    )
+
+
+def test_two_processes_give_the_rows_of_one(tmp_path, dial_policy):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "from erprm_trl import dial\n"
+        "from test_adaptive_collection import adaptive_collection\n"
+        "base = dial.BASE_PATH\n"
+        "policy = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)\n"
+        "adaptive_collection(sys.argv[1], policy)\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    result = subprocess.run(
+        [*launcher, str(script), str(tmp_path / "many")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    one = adaptive_collection(tmp_path / "one", dial_policy)
+    many = RolloutDataset(tmp_path / "many")
+    assert len(list((tmp_path / "many").glob("rollouts-*.jsonl"))) == 2
+    assert many.rows == one.rows and many.labels(2.0)[:] == one.labels(2.0)[:]
+    question = [row for row in one.rows if row["question_index"] == 0]
+    assert question[0]["question_rewards"] == question[1]["question_rewards"]
+    assert len(question[0]["question_rewards"]) == question[0]["question_generated"] + 2  # and the two solutions
+
+
+def test_the_recipe_in_miniature(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(RECIPES.parent)
+    spec = importlib.util.spec_from_file_location("recipe_collect", RECIPES / "collect_rollouts.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    small = ["--dataset_kwargs", '{"num_questions": 3, "seed": 1}', "--output_dir", str(tmp_path)]
+    (config,) = TrlParser(CollectConfig).parse_args_and_config(
+        ["--config", str(RECIPES / "dial" / "collect_adaptive.yaml"), *small]
+    )
+    assert (config.allocation, config.target_etas, config.tolerance) == ("adaptive", [0.0, 2.0, 10.0], 0.02)
+    recipe.main(config)
+    assert RolloutDataset(tmp_path).manifest["config"]["allocation"] == "adaptive"
+    assert "'label_std'" in capsys.readouterr().out
