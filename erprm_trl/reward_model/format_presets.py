@@ -1,5 +1,7 @@
 """What public process reward models read, and where they answer. Facts only: `PRMFormat.preset` gives one of them."""
 
+from pathlib import Path
+
 from .prm_format import PRMFormat
 
 
@@ -58,3 +60,22 @@ PRESETS = {
     # What TRL's PRMTrainer saved (until 1.13), with its default separator.
     "trl-prm": PRMFormat(separator="\n", prompt_template="{bos_token}{question}", head="token", num_labels=2),
 }
+
+# The names under which these models are known, without their owner.
+MODELS = {
+    "math-shepherd-mistral-7b-prm": "math-shepherd",
+    "Llama3.1-8B-PRM-Mistral-Data": "rlhflow",
+    "Llama3.1-8B-PRM-Deepseek-Data": "rlhflow",
+    "Qwen2.5-Math-PRM-7B": "qwen2.5-math-prm",
+    "Qwen2.5-Math-PRM-72B": "qwen2.5-math-prm",
+    "Qwen2.5-Math-7B-PRM800K": "qwen2.5-math-prm",
+    "Skywork-o1-Open-PRM-Qwen-2.5-1.5B": "skywork-o1-prm",
+    "Skywork-o1-Open-PRM-Qwen-2.5-7B": "skywork-o1-prm",
+    "EurusPRM-Stage1": "eurus-prm",
+    "EurusPRM-Stage2": "eurus-prm",
+}
+
+
+def preset_of(path_or_id: str | Path) -> str | None:
+    """The preset of a public model, by the last part of its id or of the folder that it was downloaded to."""
+    return MODELS.get(Path(path_or_id).name)

@@ -6,6 +6,7 @@ Facts only; `encoding` turns them into token ids.
 
 import dataclasses
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from typing import NamedTuple
 from ..functional.aggregation import AGGREGATIONS
 from ..rollouts.endpoint_client import is_url
 
+
+logger = logging.getLogger(__name__)
 
 FORMAT_FILE = "prm_format.json"
 HEADS = ("lm", "token", "token_mlp", "implicit")
@@ -203,6 +206,7 @@ class PRMFormat:
     def load(cls, path_or_id: str | Path, revision: str | None = None) -> "PRMFormat":
         """
         Reads `prm_format.json` from a model's folder or Hub repository, or asks the scoring server at an address.
+        Public models without the file, such as `"Qwen/Qwen2.5-Math-PRM-7B"`, have their preset's.
 
         Raises:
             `FileNotFoundError`: if there is none: the model was not trained with [`ERPRMTrainer`].
@@ -219,10 +223,14 @@ class PRMFormat:
             str(path_or_id), FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
         )
         if file is None:
+            from .format_presets import preset_of
+
+            if preset := preset_of(path_or_id):
+                logger.warning("%s has no %s: its format is the preset %r.", path_or_id, FORMAT_FILE, preset)
+                return cls.preset(preset)
             raise FileNotFoundError(
                 f"{path_or_id} has no {FORMAT_FILE}: it was not saved by ERPRMTrainer. Write one with "
-                "PRMFormat(...).save(folder), or pass "
-                "prm_format."
+                "PRMFormat(...).save(folder), or pass prm_format; public models have PRMFormat.preset(name)."
             )
         return cls.from_json(Path(file).read_text(encoding="utf-8"))
 

@@ -11,7 +11,7 @@ from zoo import STEPS, save_tiny, sentencepiece_style
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
 from erprm_trl.reward_model import encode_solution
-from erprm_trl.reward_model.format_presets import PRESETS
+from erprm_trl.reward_model.format_presets import MODELS, PRESETS
 
 
 QUESTION = "How many clips did Natalia sell?"
@@ -215,3 +215,14 @@ def test_a_preset_and_fields_of_ones_own():
     config = ERPRMConfig("out", format_preset="math-shepherd", aggregation="last", bf16=False)
     expected = dataclasses.replace(PRMFormat.preset("math-shepherd"), aggregation="last")
     assert config.resolve_format(PRMFormat(separator="x")) == expected
+
+
+def test_a_public_model_is_known_by_its_name(tmp_path):
+    """Wherever a reward model's path goes, a public one's goes too; a file of its own comes first."""
+    folder = tmp_path / "Qwen2.5-Math-PRM-7B"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert PRMFormat.load(folder) == PRMFormat.preset("qwen2.5-math-prm")
+    PRMFormat(separator="ки").save(folder)
+    assert PRMFormat.load(folder) == PRMFormat(separator="ки")
+    assert set(MODELS.values()) == set(PRESETS) - {"trl-prm"}
