@@ -13,6 +13,7 @@ from transformers import (
 
 from .._trl import create_model_from_path, disable_dropout_in_model, get_config_model_id
 from .erprm_config import ERPRMConfig
+from .format_presets import preset_of
 from .prm_format import PRMFormat
 
 
@@ -67,7 +68,9 @@ def prepare_model(
             init_kwargs["device_map"] = None
         if prm_format.head == "token":
             init_kwargs["num_labels"] = prm_format.num_labels
-            init_kwargs.setdefault("key_mapping", VALUE_HEAD_NAMES)
+            # Only where it has something to rename: loaded under ZeRO-3, a model is saved under the old names again.
+            if "skywork-o1-prm" in (args.format_preset, preset_of(name)):
+                init_kwargs.setdefault("key_mapping", VALUE_HEAD_NAMES)
         init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
         set_seed(args.seed)  # a new scalar head is random
         model = create_model_from_path(model, AUTO_MODELS[prm_format.head], **init_kwargs)

@@ -153,8 +153,8 @@ def main() -> dict:
     print("ours: " + ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()))
     result = {
         "model": options.model, "device": device, "k": options.k, "batch_size": options.batch_size,
-        "completions_per_second": rates, "collect_vs_prefix_loop": statistics.median(ratios),
-        "spread": [min(ratios), max(ratios)], "shares": shares,
+        "completions_per_second": rates, "shares": shares,
+        "ratios": {"collect_vs_prefix_loop": (statistics.median(ratios), min(ratios), max(ratios))},
     }  # fmt: skip
     if options.output:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,12 @@ gives (i) each 20th solution, where it takes minutes. As in `scoring_server.py`,
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
 import time
+from pathlib import Path
 
 
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
@@ -124,6 +126,7 @@ def main() -> None:
     parser.add_argument("--max_batch_tokens", type=int)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     batching = {"batch_size": args.batch_size, "max_batch_tokens": args.max_batch_tokens}
     scorer, questions, steps = build(args.model, args.num_solutions, args.device, batching)
@@ -156,12 +159,19 @@ def main() -> None:
             start = time.perf_counter()
             rates[name].append(len(side()) / (time.perf_counter() - start))
     ours = rates["StepScorer"]
+    measured = {}
     for name, found in rates.items():
         ratios = [mine / other for mine, other in zip(ours, found, strict=True)]
+        measured[name] = (statistics.median(ratios), min(ratios), max(ratios))
         print(
             f"{name:28}{statistics.median(found):10.1f} solutions a second, StepScorer "
             f"{statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
         )
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        _, per_step, per_question = measured.values()
+        ratios = {"score_vs_per_step": per_step, "score_vs_question_at_a_time": per_question}
+        args.output.write_text(json.dumps({"rates": rates, "gap": max(gaps), "ratios": ratios}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""One table of what is faster than what people use instead: `python tests/benchmarks/summary.py`.
+
+Runs the benchmarks of training, collection and scoring one after the other, each of which compares its sides in turns
+in one process, and writes `outputs/bench/summary.json`. Ratios are medians over turns, with the least and the most.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+
+HERE = Path(__file__).parent
+RUNS = {  # name: script, arguments, what the ratios' names end with
+    "training": ("training_speed.py", ["--batches", "6"], ""),
+    "collection, dial": ("collection_speed.py", ["--model", "dial"], "_dial"),
+    "collection, 20M parameters": ("collection_speed.py", ["--model", "20m", "--prefixes", "32", "--turns", "3"], ""),
+    "scoring, dial": ("scoring_speed.py", ["--model", "dial"], "_dial"),
+    "scoring, 20M parameters": ("scoring_speed.py", ["--model", "20m", "--every", "20"], ""),
+}
+
+
+def main() -> None:
+    """Runs, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
+    parser.add_argument("--only", nargs="*", choices=RUNS, help="runs; what others found before stays")
+    options = parser.parse_args()
+    path = options.output_dir / "summary.json"
+    ratios = json.loads(path.read_text())["ratios"] if options.only and path.exists() else {}
+    started = time.monotonic()
+    for name, (script, arguments, ending) in RUNS.items():
+        if options.only and name not in options.only:
+            continue
+        found = options.output_dir / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+        print(f"\n{name}", flush=True)
+        subprocess.run([sys.executable, HERE / script, *arguments, "--output", found], check=True)
+        ratios |= {key + ending: value for key, value in json.loads(found.read_text())["ratios"].items()}
+    versions = {package: version(package) for package in ("erprm_trl", "torch", "transformers", "trl")}
+    machine = f"{platform.machine()}, {_cores()} cores, Python {platform.python_version()}"
+    # The middle of each ratio under its own name, for whoever compares two runs; the spread beside it.
+    summary = {name: value[0] for name, value in ratios.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**summary, "ratios": ratios, "machine": machine, "versions": versions}, indent=2))
+    print(f"\n{machine}, {versions}")
+    for name, (middle, low, high) in ratios.items():
+        print(f"{name:<40}{middle:8.2f}  ({low:.2f} to {high:.2f})")
+    print(f"{time.monotonic() - started:.0f} s. {path}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    main()
