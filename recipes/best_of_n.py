@@ -6,6 +6,7 @@ Samples come from collect_rollouts.py with num_continuations: 0 (rollouts with c
 """
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def main(arguments: BestOfNArguments) -> dict:
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "step_scores.json").write_text(json.dumps(scores))
-    (folder / "best_of_n.json").write_text(json.dumps(curves, indent=2))
+    found = {**curves, "samples": os.path.relpath(arguments.samples, folder)}  # the page shows them too
+    (folder / "best_of_n.json").write_text(json.dumps(found, indent=2))
     report.plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
     names = redacted(list(curves["models"]))
     names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, start=1)]

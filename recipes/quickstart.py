@@ -17,7 +17,7 @@ from trl import TrlParser  # noqa: E402
 from erprm_trl import StepScorer  # noqa: E402
 from erprm_trl.dial.chain import DialChain, summarize  # noqa: E402
 from erprm_trl.dial.policies import compare_policies  # noqa: E402
-from erprm_trl.report import format_selection_table, plot_selection_curves  # noqa: E402
+from erprm_trl.report import format_selection_table, plot_selection_curves, write_report  # noqa: E402
 
 
 @dataclass
@@ -67,6 +67,7 @@ def main(arguments: QuickstartArguments) -> dict:
     for name, point in policies.items():
         print(f"{name:<52}{point['mean']:.3f} [{point['low']:.3f}, {point['high']:.3f}]")
     print(f"\n{summary['seconds']:.0f} s. Numbers: {folder / 'summary.json'}  plot: {folder / 'best_of_n.png'}")
+    print(f"To look at every solution and step: {write_report(folder, title=title)}")
     print("With a real model: recipes/README.md, starting at recipes/qwen2.5-math-1.5b-gsm8k/collect.yaml")
     return summary
 

@@ -1,6 +1,7 @@
 """The whole chain on the embedded task: collect, label at several eta, train, score, choose. The quickstart and the
 benchmarks run it."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,8 @@ class DialChain:
 
     Args:
         output_dir (`str`):
-            Rollouts go to `rollouts/`, the samples to choose from to `samples/`, reward models to folders beside them.
+            Rollouts go to `rollouts/`, the samples to choose from and their step scores to `samples/`, reward models
+            to folders beside them.
         train_questions, num_solutions, num_continuations (`int`):
             Size of the collection.
         test_questions, num_samples (`int`):
@@ -68,6 +70,7 @@ class DialChain:
         for eta in self.etas:
             scores[f"eta = {eta:g}"] = score_rollouts(self.train(rollouts, eta=eta), samples)
         scores[OUTCOME] = score_rollouts(self.train(rollouts, eta=0.0, train_on_last_step_only=True), samples)
+        Path(self.output_dir, "samples", "step_scores.json").write_text(json.dumps(scores))
         ns = [2**power for power in range(self.num_samples.bit_length()) if 2**power <= self.num_samples]
         return selection_curves(samples.solutions(), scores, ns)
 
@@ -102,7 +105,7 @@ class DialChain:
             per_device_train_batch_size=64,
             learning_rate=self.learning_rate,
             warmup_steps=10,
-            logging_steps=50,
+            logging_steps=20,
             save_strategy="no",
             report_to="none",
             bf16=False,
@@ -112,6 +115,7 @@ class DialChain:
         trainer = ERPRMTrainer(BASE_PATH, args, train_dataset=rollouts)
         trainer.train()
         trainer.save_model()
+        trainer.save_state()
         return StepScorer(trainer.model, trainer.processing_class, trainer.prm_format, batch_size=256)
 
 

@@ -229,6 +229,7 @@ def train_online(
         args = config(**{**common, **settings}, grading="exact", answer_pattern=ANSWER_PATTERN)
         trainer = trainer_class(policy, reward_model, args, dataset, callbacks=callbacks)
     trainer.train()
+    trainer.save_state()
     return trainer
 
 
@@ -270,6 +271,7 @@ def train_raft(
     evaluation = Dataset.from_list(eval_questions) if eval_questions else None
     trainer = RAFTTrainer(BASE_PATH, reward_model, args, Dataset.from_list(rows), evaluation)
     trainer.train()
+    trainer.save_state()
     return trainer
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..functional.aggregation import AGGREGATIONS
-from ..reward_model.prm_format import PRMFormat
+from ..reward_model.prm_format import resolve_format
 from ..reward_model.scoring import StepScorer, solution_scores
 from ..reward_model.sharded_scoring import check_sharding
 from ..rollouts.grading import Grader
@@ -86,8 +86,8 @@ class StepRewardFunction:
         if isinstance(scorer, StepScorer):
             self.prm_format = scorer.prm_format
         else:  # an error here is cheap, later it would cost a rollout
-            self.prm_format = self._scorer_kwargs.get("prm_format") or PRMFormat.load(
-                scorer, self._scorer_kwargs.get("revision")
+            self.prm_format = resolve_format(
+                self._scorer_kwargs.get("prm_format"), scorer, self._scorer_kwargs.get("revision")
             )
         self.aggregation = aggregation or self.prm_format.aggregation
         if self.aggregation not in AGGREGATIONS:

@@ -1,6 +1,6 @@
 """Plots of a run, drawn by matplotlib without a display. Numbers come from `selection`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,12 @@ if TYPE_CHECKING:
 
 # Okabe-Ito: told apart by most readers, also those who are colour-blind.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", ":")  # of the first six lines, the next six, ...
+
+
+def series_style(index: int) -> dict[str, str]:
+    """Colour and line style of a plot's line: reward model number `index` has the same ones in every plot."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
 
 
 def draw_selection_curves(curves: Mapping[str, Any], *, title: str = "", aggregation: str = "min") -> "Figure":
@@ -38,7 +44,7 @@ def draw_selection_curves(curves: Mapping[str, Any], *, title: str = "", aggrega
             axes,
             methods[aggregation]["best_of_n"],
             name,
-            color=COLOURS[index % len(COLOURS)],
+            **series_style(index),
             marker="o",
             markersize=3.5,
         )
@@ -72,6 +78,33 @@ def plot_selection_curves(
             The picture, e.g. `.png` or `.svg`.
     """
     draw_selection_curves(curves, title=title, aggregation=aggregation).savefig(path, dpi=150)
+
+
+def draw_metric(lines: Mapping[int, Sequence[tuple[float, float]]]) -> "Figure":
+    """
+    A metric of trainings against their steps, small.
+
+    Args:
+        lines (`Mapping[int, Sequence]`):
+            Points (step, value) by the training's number.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: the figure, without title and legend.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4, 1.9))
+    axes = figure.add_axes((0.17, 0.16, 0.8, 0.78))
+    for index, points in lines.items():
+        xs, ys = zip(*points, strict=True)
+        # A few points are shown as such.
+        marker = {"marker": "o", "markersize": 3} if len(points) <= 12 else {}
+        axes.plot(xs, ys, **series_style(index), **marker, linewidth=1.3)
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    axes.yaxis.get_major_locator().set_params(nbins=4)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _draw(axes, curve: Mapping[int, Mapping[str, float]], label: str, **style: Any) -> None:

@@ -235,6 +235,18 @@ class PRMFormat:
         return cls.from_json(Path(file).read_text(encoding="utf-8"))
 
 
+def resolve_format(
+    prm_format: PRMFormat | str | None, path_or_id: str | Path, revision: str | None = None
+) -> PRMFormat:
+    """
+    The format itself, the preset of that name, or, without one, the model's own `prm_format.json`; see
+    [`PRMFormat.preset`] and [`PRMFormat.load`].
+    """
+    if isinstance(prm_format, str):
+        return PRMFormat.preset(prm_format)
+    return prm_format or PRMFormat.load(path_or_id, revision)
+
+
 def _is_one_token(tokenizer, token: str) -> bool:
     ids = tokenizer.encode(token, add_special_tokens=False)
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id

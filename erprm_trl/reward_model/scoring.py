@@ -16,7 +16,7 @@ from .collator import DataCollatorForStepLabels
 from .encoding import EncodedSolution, encode_solutions
 from .implicit_scores import implicit_log_odds
 from .model_loading import load_reference_model, load_reward_model, unpartitioned
-from .prm_format import PRMFormat
+from .prm_format import PRMFormat, resolve_format
 from .step_logits import step_logits
 
 
@@ -83,7 +83,7 @@ class StepScorer:
         cls,
         path_or_id: str | Path,
         *,
-        prm_format: PRMFormat | None = None,
+        prm_format: PRMFormat | str | None = None,
         dtype: "str | torch.dtype" = "auto",
         device: "str | torch.device | None" = None,
         device_map: "str | dict[str, Any] | None" = None,
@@ -95,15 +95,16 @@ class StepScorer:
     ) -> "StepScorer":
         """
         Loads a model that [`ERPRMTrainer`] saved, a LoRA adapter included, or, with a preset, a public one:
-        `StepScorer.from_pretrained("Qwen/Qwen2.5-Math-PRM-7B", prm_format=PRMFormat.preset("qwen2.5-math-prm"))`.
+        `StepScorer.from_pretrained("Qwen/Qwen2.5-Math-PRM-7B", prm_format="qwen2.5-math-prm")`.
 
         Args:
             path_or_id (`str` or `Path`):
                 Folder or Hub id, or the address of a scoring server, `"http://host:8100"`: see [`RemoteStepScorer`].
                 The server decides where its model lies and in what batches: `device`, `batch_size` and
                 `max_batch_tokens` then say nothing, and the other arguments are errors.
-            prm_format ([`PRMFormat`], *optional*):
-                Defaults to the model's own `prm_format.json`.
+            prm_format ([`PRMFormat`] or `str`, *optional*):
+                The format or the name of a preset ([`PRMFormat.preset`]). Defaults to the model's own
+                `prm_format.json`.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
                 Dtype of the weights. Scores are float32 whatever it is.
             device (`str` or `torch.device`, *optional*):
@@ -137,7 +138,7 @@ class StepScorer:
             )
             return RemoteStepScorer(path_or_id)
         path_or_id = str(path_or_id)
-        prm_format = prm_format or PRMFormat.load(path_or_id, revision)
+        prm_format = resolve_format(prm_format, path_or_id, revision)
         kwargs: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
         kwargs["trust_remote_code"] = trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(path_or_id, revision=revision, trust_remote_code=trust_remote_code)

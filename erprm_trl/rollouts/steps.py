@@ -76,7 +76,9 @@ def closed_steps(text: str, splitter: str) -> list[str]:
 
 def clean_step(step: str, splitter: str) -> str:
     """The step's content: without its delimiters and without white space at either end. This is what a reward model
-    reads."""
+    reads. Half a surrogate pair, which JSON can hold and no tokenizer takes, becomes U+FFFD."""
+    if not step.isascii():
+        step = step.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     step = step.strip()
     if splitter in NAMED_SPLITTERS:
         return step

@@ -32,6 +32,7 @@ def parse(name, arguments):
         "processbench": lambda: (recipe.ProcessBenchArguments,),
         "guided_search": lambda: (recipe.GuidedSearchArguments,),
         "quickstart": lambda: (recipe.QuickstartArguments,),
+        "report": lambda: (recipe.ReportArguments,),
         "serve_scorer": lambda: (recipe.ServeArguments,),
         "train_raft": lambda: (recipe.DataArguments, recipe.RAFTConfig, ModelConfig),
         "train_step_grpo": lambda: (

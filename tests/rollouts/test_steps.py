@@ -61,3 +61,10 @@ def test_joining_restores_the_text_and_no_step_is_empty(text, splitter):
 def test_empty_separator_is_an_error():
     with pytest.raises(ValueError, match="got ''.*newline, blank_line, step"):
         split_steps("a", "")
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character():
+    """JSON can hold it, as an endpoint sends it; datasets and tokenizers cannot."""
+    from erprm_trl.rollouts import clean_steps
+
+    assert clean_steps(["a \ud800 b\n", "\udc00", "🙂 é\n"], "newline") == ["a \ufffd b", "\ufffd", "🙂 é"]

@@ -1,0 +1,71 @@
+"""Figures of matplotlib as SVG inside a page: no style attribute, which its policy forbids, and colours that its style
+sheet changes in dark mode."""
+
+import io
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+_GEOMETRY, _LONG_NUMBER = {"d", "x", "y", "transform"}, re.compile(r"-?\d+\.\d{3,}")  # pages need no more digits
+WIDE = 400  # points; wider plots scroll on a phone
+INK = {"#000000", "#404040"}  # drawn in the colour of the text around the figure
+
+
+def inline_svg(draw: Callable[[], "Figure"], prefix: str, description: str) -> Markup:
+    """
+    Draws a figure without a background and returns it as an `<svg>` element.
+
+    Args:
+        draw (`Callable`):
+            Makes the figure.
+        prefix (`str`):
+            What its ids begin with; no other figure of the page may have the same.
+        description (`str`):
+            What it shows, for those who cannot see it.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}):
+        draw().savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    root = ElementTree.fromstring(buffer.getvalue())
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', buffer.getvalue()))
+    for parent in root.iter():
+        for child in [one for one in parent if one.tag in (f"{SVG}metadata", f"{SVG}style")]:
+            parent.remove(child)
+    for element in root.iter():
+        _restyle(element, prefix, used)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    wide = float(root.attrib["viewBox"].split()[2]) > WIDE
+    root.attrib |= {"class": "plot wide" if wide else "plot", "role": "img", "aria-label": description}
+    ElementTree.register_namespace("", SVG.strip("{}"))
+    # Serialised by ElementTree, every text is escaped.
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _restyle(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
+    style = element.attrib.pop("style", "")
+    for name, _, value in (part.partition(":") for part in style.split(";") if ":" in part):
+        name, value = name.strip(), value.strip()
+        if name == "font":  # a shorthand; only its size is ours to say
+            name, value = "font-size", re.search(r"[\d.]+px", value).group()
+        element.set(name, value)
+    if (identity := element.attrib.pop("id", None)) in used:
+        element.set("id", f"{prefix}-{identity}")
+    if (target := element.attrib.pop(f"{XLINK}href", None)) is not None:
+        element.set("href", re.sub(r"^#", f"#{prefix}-", target))
+    for name, value in element.attrib.items():
+        value = _LONG_NUMBER.sub(lambda found: f"{float(found.group()):.2f}", value) if name in _GEOMETRY else value
+        value = value.replace("url(#", f"url(#{prefix}-")
+        element.set(name, "currentColor" if name in ("fill", "stroke") and value in INK else value)
+    if element.tag == f"{SVG}text" and "fill" not in element.attrib:
+        element.set("fill", "currentColor")
