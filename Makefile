@@ -45,6 +45,9 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
+	$(BIN)/python tests/benchmarks/summary.py
+	$(BIN)/python tests/benchmarks/guided_decoding.py exact
+	$(BIN)/python tests/benchmarks/adaptive_collection.py
 	$(BIN)/python tests/benchmarks/fork_cache.py
 	$(BIN)/python tests/benchmarks/memory_vs_vocabulary.py
 	$(BIN)/python tests/benchmarks/eta_comparison.py
