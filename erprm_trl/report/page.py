@@ -136,7 +136,7 @@ def _render(data: dict[str, Any], **content: Any) -> str:
 def script_json(value: Any) -> str:
     """JSON that no HTML parser takes for anything but text: ASCII, without `<`, `>` and `&`."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace(">", "\\u003e").replace("&", "\\u0026")
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _hash(text: str) -> str:
