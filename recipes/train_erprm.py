@@ -51,6 +51,7 @@ def main(data: DataArguments, training: ERPRMConfig, model: ModelConfig) -> ERPR
     )
     trainer.train(resume_from_checkpoint=data.resume or None)
     trainer.save_model(training.output_dir)
+    trainer.save_state()  # the log, for report.py
     trainer.create_model_card(model_name=training.output_dir.rstrip("/").split("/")[-1])
     if training.push_to_hub:
         trainer.push_to_hub()

@@ -68,6 +68,7 @@ def main(data: DataArguments, training: RAFTConfig, model: ModelConfig) -> RAFTT
     )
     trainer.train()
     trainer.save_model(training.output_dir)
+    trainer.save_state()  # the log, for report.py
     trainer.create_model_card(model_name=training.output_dir.rstrip("/").split("/")[-1])
     if training.push_to_hub:
         trainer.push_to_hub()

@@ -53,6 +53,7 @@ def main(
         print(f"{guard.stopped_because} Last good checkpoint: {guard.last_good_checkpoint}")
         return trainer
     trainer.save_model(training.output_dir)
+    trainer.save_state()  # the log, for report.py
     trainer.create_model_card(model_name=training.output_dir.rstrip("/").split("/")[-1])
     if training.push_to_hub:
         trainer.push_to_hub()
