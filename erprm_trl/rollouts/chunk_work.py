@@ -10,6 +10,7 @@ from .questions import Question
 from .sampling import Completion, Prompt, Sampler, derived_seed
 from .shared_prefixes import SharedPrefixes
 from .steps import split_steps
+from .store import shares_continuations
 
 
 ROUNDS = 4  # of adaptive collection: more gained nothing on the dial task
@@ -41,13 +42,13 @@ class ChunkWork:
     def run_chunk(self, chunk: int, grader: Grader | None) -> list[dict[str, Any]]:
         """All rows of a chunk, in the order of its questions and solutions."""
         first = chunk * self.config["chunk_size"]
-        indices = range(first, min(first + self.config["chunk_size"], len(self.questions)))
+        questions = self.questions[first : first + self.config["chunk_size"]]  # read once: they may lie on the disk
         solutions = self._sample(
-            [Prompt(self.questions[i].question) for i in indices], self.config["num_solutions"], chunk, "solutions"
+            [Prompt(one.question) for one in questions], self.config["num_solutions"], chunk, "solutions"
         )
         rows = [
-            self._row(chunk, question, number, solution)
-            for question, samples in zip(indices, solutions, strict=True)
+            self._row(chunk, index, question, number, solution)
+            for index, (question, samples) in enumerate(zip(questions, solutions, strict=True), start=first)
             for number, solution in enumerate(samples)
         ]
         if grader is None:
@@ -63,7 +64,7 @@ class ChunkWork:
             self._continue_prefixes(chunk, rows, grader)
         return rows
 
-    def _row(self, chunk: int, index: int, number: int, solution: Completion) -> dict[str, Any]:
+    def _row(self, chunk: int, index: int, question: Question, number: int, solution: Completion) -> dict[str, Any]:
         if self.config.get("store_token_ids") and not solution.token_ids:
             raise ValueError(
                 "store_token_ids=True: the sampler returned no token ids. For vLLM's server set "
@@ -74,8 +75,8 @@ class ChunkWork:
             "chunk": chunk,
             "question_index": index,
             "solution_index": number,
-            "question": self.questions[index].question,
-            "answer": self.questions[index].answer,
+            "question": question.question,
+            "answer": question.answer,
             "steps": steps,
             "outcome_reward": None,
             "prediction": None,
@@ -167,11 +168,6 @@ class ChunkWork:
             return []
         self.num_rollouts += len(prompts) * num_samples
         return self.sampler.sample(prompts, num_samples, derived_seed(self.config["seed"], chunk, what))
-
-
-def shares_continuations(config: dict[str, Any]) -> bool:
-    """Whether a collection's prefixes may have any number of continuations, some of them from other prefixes."""
-    return "reuse_continuations" in config
 
 
 def _write_shared(targets: list[tuple[dict, int]], numbers: list[int], shared: dict[int, SharedPrefixes]) -> None:

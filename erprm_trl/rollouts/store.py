@@ -149,6 +149,11 @@ def chunk_sizes(config: dict[str, Any]) -> list[int]:
     return [min(size, total - start) * config["num_solutions"] for start in range(0, total, size)]
 
 
+def shares_continuations(config: dict[str, Any]) -> bool:
+    """Whether a collection's prefixes may have any number of continuations, some of them from other prefixes."""
+    return "reuse_continuations" in config
+
+
 def shard_paths(path: Path) -> list[Path]:
     """The shards of a folder, in the order of their processes."""
     return sorted(path.glob("rollouts-*.jsonl"))

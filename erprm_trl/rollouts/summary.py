@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .step_labels import distinct_prefixes, posterior_values
+from .store import shares_continuations
 
 
 def summarize_rollouts(rows: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def summarize_rollouts(rows: list[dict[str, Any]], config: dict[str, Any]) -> di
     """
     raw = [rewards for row in rows for rewards in row["prefix_rewards"]]
     unusable = Counter(row["unusable"] for row in rows if row["unusable"])
-    sharing = _sharing(rows, raw, config) if "reuse_continuations" in config else {}
+    sharing = _sharing(rows, raw, config) if shares_continuations(config) else {}
     generated = sharing["generated"] if sharing else sum(map(len, raw))
     return {
         "solutions": len(rows),

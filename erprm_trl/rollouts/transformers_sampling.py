@@ -191,16 +191,15 @@ class TransformersSampler:
             alive = ~torch.isin(out.sequences[:, input_ids.shape[1] :], eos).any(1)
             if out.sequences.shape[1] - start >= limit:
                 alive[:] = False
-            for row, new, goes_on in zip(rows, out.sequences[:, start:].tolist(), alive.tolist(), strict=True):
-                if not goes_on:
-                    new_tokens[row] = new
-            rows = [row for row, goes_on in zip(rows, alive.tolist(), strict=True) if goes_on]
-            kept = alive.nonzero().flatten()
+            ended, kept = (~alive).nonzero().flatten(), alive.nonzero().flatten()
+            for index, new in zip(ended.tolist(), out.sequences[ended, start:].tolist(), strict=True):
+                new_tokens[rows[index]] = new
+            rows = [rows[index] for index in kept.tolist()]
             input_ids = out.sequences[kept]
             attention_mask = torch.nn.functional.pad(
                 attention_mask[kept], (0, input_ids.shape[1] - attention_mask.shape[1]), value=1
             )
-            if rows and len(kept) < len(alive):
+            if rows and len(ended):
                 cache.reorder_cache(kept)
         return new_tokens
 

@@ -24,6 +24,7 @@ from ..functional.score_metrics import (
 )
 from ..functional.soft_values import soft_value
 from ..functional.value_errors import bootstrap_value_noise, implied_success_rate, squared_error_without_noise
+from ..rollouts.store import shares_continuations
 
 
 @dataclass
@@ -78,7 +79,7 @@ def measure_calibration(
         `ValueError`: without continuations, or with those that adaptive collections have; for scores of other
             solutions; for rewards outside [0, 1].
     """
-    if "reuse_continuations" in rollouts.manifest["config"]:
+    if shares_continuations(rollouts.manifest["config"]):
         raise ValueError(
             f"{rollouts.path}: collected with allocation='adaptive' or reuse_continuations=True, expected the same "
             "number of continuations of each prefix, independent of the others: what is known here was stopped by its "

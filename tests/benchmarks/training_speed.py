@@ -279,9 +279,7 @@ def main():
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    results = {
-        name: summarize(some) | {"mfu": summarize(some)["flops"] / peak} for name, some in visits.items() if some
-    }
+    results = {name: summarize(some, peak) for name, some in visits.items() if some}
     for name, one in results.items():
         low, high = one["spread"]
         print(
@@ -297,11 +295,11 @@ def main():
         options.output.write_text(json.dumps(found, indent=2))
 
 
-def summarize(visits):
-    """Medians, and the slowest and fastest visit."""
+def summarize(visits, peak):
+    """Medians, the share of the peak, and the slowest and fastest visit."""
     medians = {key: statistics.median(one[key] for one in visits) for key in visits[0]}
     rates = [one["tokens_per_second"] for one in visits]
-    return medians | {"spread": (min(rates), max(rates))}
+    return medians | {"mfu": medians["flops"] / peak, "spread": (min(rates), max(rates))}
 
 
 def compare(visits):

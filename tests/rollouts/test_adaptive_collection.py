@@ -2,8 +2,6 @@
 
 import importlib.util
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "selection"))
 import tabular_policy  # noqa: E402
 from fakes import FakeSampler  # noqa: E402
+from launched_collection import collect_in_processes  # noqa: E402
 
 
 QUESTIONS = [Question(f"q{number}?", str(number % 3)) for number in range(7)]
@@ -223,28 +222,9 @@ def adaptive_collection(folder, policy):
 
 
 def test_two_processes_give_the_rows_of_one(tmp_path, dial_policy):
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "from erprm_trl import dial\n"
-        "from test_adaptive_collection import adaptive_collection\n"
-        "base = dial.BASE_PATH\n"
-        "policy = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)\n"
-        "adaptive_collection(sys.argv[1], policy)\n"
-    )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    result = subprocess.run(
-        [*launcher, str(script), str(tmp_path / "many")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    collect_in_processes(adaptive_collection, tmp_path / "many", 2)
     one = adaptive_collection(tmp_path / "one", dial_policy)
     many = RolloutDataset(tmp_path / "many")
-    assert len(list((tmp_path / "many").glob("rollouts-*.jsonl"))) == 2
     assert many.rows == one.rows and many.labels(2.0)[:] == one.labels(2.0)[:]
     question = [row for row in one.rows if row["question_index"] == 0]
     assert question[0]["question_rewards"] == question[1]["question_rewards"]

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from erprm_trl.rollouts.store import chunk_sizes, read_chunks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fakes import FakeSampler  # noqa: E402
+from launched_collection import collect_in_processes  # noqa: E402
 
 
 QUESTIONS = [Question(f"q{number}?", str(number % 3)) for number in range(7)]
@@ -241,29 +241,7 @@ def test_killed_at_20_random_moments_the_rows_are_the_same_byte_for_byte(tmp_pat
 
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_several_processes_give_the_rows_of_one(tmp_path, dial_policy, num_processes):
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from accelerate import PartialState\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "from erprm_trl import dial\n"
-        "from test_collect import small_collection\n"
-        "load = dial.BASE_PATH\n"
-        "policy = AutoModelForCausalLM.from_pretrained(load), AutoTokenizer.from_pretrained(load)\n"
-        "small_collection(sys.argv[1], policy)\n"
-        "print(f'world {PartialState().num_processes}\\n', end='', flush=True)\n"
-    )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    result = subprocess.run(
-        [*launcher, str(script), str(tmp_path / "many")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.count(f"world {num_processes}") == num_processes  # not silently alone
-    assert len(list((tmp_path / "many").glob("rollouts-*.jsonl"))) == num_processes
+    collect_in_processes(small_collection, tmp_path / "many", num_processes)
     assert RolloutDataset(tmp_path / "many").rows == small_collection(tmp_path / "one", dial_policy).rows
 
 
