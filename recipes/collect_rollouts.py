@@ -6,6 +6,7 @@
 Killed at any moment, the same command continues where it was.
 """
 
+from accelerate import PartialState
 from trl import TrlParser
 
 from erprm_trl.rollouts import CollectConfig
@@ -19,3 +20,4 @@ def main(config: CollectConfig) -> None:
 
 if __name__ == "__main__":
     main(TrlParser(CollectConfig).parse_args_and_config()[0])
+    PartialState().destroy_process_group()  # launched processes part here: torch may abort one that just ends

@@ -6,6 +6,7 @@ accelerate launch recipes/train_erprm.py --config recipes/qwen2.5-math-1.5b-gsm8
 
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from datasets import load_dataset
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -60,3 +61,4 @@ def main(data: DataArguments, training: ERPRMConfig, model: ModelConfig) -> ERPR
 
 if __name__ == "__main__":
     main(*TrlParser((DataArguments, ERPRMConfig, ModelConfig)).parse_args_and_config())
+    PartialState().destroy_process_group()  # launched processes part here: torch may abort one that just ends

@@ -9,6 +9,7 @@ Killed at any moment, the same command continues where it was.
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -77,3 +78,4 @@ def main(data: DataArguments, training: RAFTConfig, model: ModelConfig) -> RAFTT
 
 if __name__ == "__main__":
     main(*TrlParser((DataArguments, RAFTConfig, ModelConfig)).parse_args_and_config())
+    PartialState().destroy_process_group()  # launched processes part here: torch may abort one that just ends

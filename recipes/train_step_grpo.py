@@ -6,6 +6,7 @@ accelerate launch recipes/train_step_grpo.py --config recipes/qwen2.5-math-1.5b-
 
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from transformers import AutoTokenizer
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -62,3 +63,4 @@ def main(
 
 if __name__ == "__main__":
     main(*TrlParser((PromptArguments, RewardArguments, StepGRPOConfig, ModelConfig)).parse_args_and_config())
+    PartialState().destroy_process_group()  # launched processes part here: torch may abort one that just ends

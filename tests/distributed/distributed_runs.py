@@ -44,9 +44,11 @@ CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
 NAMES = ("erprm_lm", "erprm_token", "raft", "step_grpo", "step_ppo")
 SCRIPT = """
 import json, sys
+import torch.distributed
 sys.path.insert(0, {folder!r})
 from distributed_runs import run_all
 run_all(sys.argv[1], **json.loads(sys.argv[2]))
+torch.distributed.destroy_process_group()
 """
 UPDATES, GROUP = 10, 4
 # What has to be gathered from all processes

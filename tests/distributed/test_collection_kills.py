@@ -17,8 +17,10 @@ from erprm_trl.rollouts import collect
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
+from accelerate import PartialState
 from test_collection_kills import collect_and_die
 collect_and_die(sys.argv[1], [int(number) for number in sys.argv[2].split(",") if number])
+PartialState().destroy_process_group()
 """
 CHUNKS = 9
 

@@ -51,7 +51,7 @@ def main(folder, precision):
         "overlap": bool(engine._config.zero_config.overlap_comm),
     }
     Path(folder, f"rank-{accelerator.process_index}.json").write_text(json.dumps(facts))
-    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

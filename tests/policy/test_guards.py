@@ -460,6 +460,7 @@ def test_a_healthy_run_is_left_alone(tmp_path):
 
 SCRIPT = """
 import os, sys
+import torch.distributed
 sys.path.insert(0, {folder!r})
 from test_guards import train
 rank = int(os.environ["RANK"])
@@ -467,6 +468,7 @@ for name, sees in (("zero", 0), ("one", 1)):
     folder = os.path.join(sys.argv[1], name)
     trainer, guard = train(folder, collapses_at=8 if rank == sees else None)
     open(os.path.join(folder, f"rank{{rank}}.txt"), "w").write(f"{{trainer.state.global_step}}")
+torch.distributed.destroy_process_group()
 """
 
 

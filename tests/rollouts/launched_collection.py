@@ -16,6 +16,7 @@ from erprm_trl import dial
 policy = AutoModelForCausalLM.from_pretrained(dial.BASE_PATH), AutoTokenizer.from_pretrained(dial.BASE_PATH)
 getattr(import_module(sys.argv[2]), sys.argv[3])(sys.argv[4], policy)
 print(f"world {PartialState().num_processes}\\n", end="", flush=True)
+PartialState().destroy_process_group()
 """
 
 
