@@ -1,0 +1,322 @@
+"""Do the tests notice when the code is wrong? `python tests/benchmarks/mutants.py [--only step_losses encoding]`
+
+Each mutant is one small mistake in a copy of the tree, met by the tests of the module that it is in. It prints which
+ones live on, and the share that was killed; `--json` keeps the list.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mutant(NamedTuple):
+    """A text of a file and what it becomes."""
+
+    file: str
+    text: str
+    becomes: str
+
+
+# Module: the tests that are to notice, and (text, mistake) pairs. Each text stands once in its module.
+MUTANTS = {
+    "functional/soft_values.py": (
+        ["tests/functional/test_soft_values.py"],
+        [
+            ("if eta > 0 else rewards.amin(dim, keepdim=True)", "if eta < 0 else rewards.amin(dim, keepdim=True)"),
+            ("near_one = mean_expm1 > -0.5", "near_one = mean_expm1 > -1.5"),
+            ("return rewards.amax(dim) if eta > 0 else rewards.amin(dim)", "return rewards.amax(dim)"),
+            ("return 1 - soft_value_from_rate(1 - p, -eta)", "return soft_value_from_rate(1 - p, -eta)"),
+            ("_SMALLEST_ETA = 1e-30", "_SMALLEST_ETA = 1e-5"),
+            ("values if values.dtype == torch.float64 else values.to(torch.float32)", "values.to(torch.float32)"),
+            ("mean_expm1 = (1 - p) * math.expm1(-eta)", "mean_expm1 = (1 - p) * (math.exp(-eta) - 1)"),
+        ],
+    ),
+    "functional/step_losses.py": (
+        ["tests/functional/test_step_losses.py"],
+        [
+            ("return logits[..., 0] - logits[..., 1] if", "return logits[..., 1] - logits[..., 0] if"),
+            ("logits = logits if logits.dtype == torch.float64 else logits.float()", "logits = logits"),
+            ("(labels >= 0) & (labels <= 1)", "(labels >= 0) & (labels <= 2)"),
+            ("reduction=reduction)", 'reduction="mean")'),
+        ],
+    ),
+    "functional/aggregation.py": (
+        ["tests/functional/test_aggregation.py"],
+        [
+            ("masked_fill(~mask, torch.inf).amin(-1)", "masked_fill(~mask, 0.0).amin(-1)"),
+            ("positions.masked_fill(~mask, -1).argmax", "positions.argmax"),
+            ("masked_fill(~mask, 1.0).prod(-1)", "masked_fill(~mask, 0.0).prod(-1)"),
+            (".sum(-1) / num_steps", ".sum(-1) / scores.shape[-1]"),
+        ],
+    ),
+    "functional/advantages.py": (
+        ["tests/functional/test_advantages.py"],
+        [
+            (".cummin(-1).values", ".amin(-1, keepdim=True).expand_as(scores)"),
+            ("(-scores / temperature)", "(scores / temperature)"),
+            ("before = torch.cat([start[:, None], values[:, :-1]], dim=-1)", "before = values.roll(1, -1)"),
+            ("last = mask[some].sum(-1) - 1", "last = mask[some].sum(-1) * 0"),
+            ("(totals / counts.clamp_min(1))", "(totals / group_size)"),
+            ("means, stds = _moments(grouped, grouped_mask)", "means, stds = _moments(grouped, grouped_mask | True)"),
+            ("(squares / (counts - 1).clamp_min(1)).sqrt()", "(squares / counts.clamp_min(1)).sqrt()"),
+            ("next_value = torch.where(here, values[:, t], next_value)", "next_value = values[:, t]"),
+            ("delta + gamma * gae_lambda * next_advantage", "delta + gae_lambda * next_advantage"),
+            ("owner = torch.searchsorted(ends, tokens)", "owner = torch.searchsorted(ends, tokens, right=True)"),
+            ("values.masked_fill(~mask.bool(), 0.0), mask.bool()", "values, mask.bool()"),
+        ],
+    ),
+    "functional/policy_losses.py": (
+        ["tests/functional/test_policy_losses.py"],
+        [
+            ("torch.maximum(losses, clipped_losses) / 2", "torch.minimum(losses, clipped_losses) / 2"),
+            ("torch.expm1(-difference) + difference", "torch.expm1(difference) - difference"),
+            (".clamp(-clip_range, clip_range)", ".clamp(-1.0, clip_range)"),
+        ],
+    ),
+    "functional/masked.py": (
+        ["tests/functional/test_masked.py"],
+        [
+            ("return count, mean, squares / (count - 1).clamp_min(1)", "return count, mean, squares / count"),
+            ("sums = all_reduce(sums) if all_reduce else sums", "sums = sums"),
+            ("squares = all_reduce(squares) if all_reduce else squares", "squares = squares"),
+            ("torch.where(of_targets > rounding, ", "torch.where(of_targets >= 0, "),
+        ],
+    ),
+    "functional/score_metrics.py": (
+        ["tests/functional/test_score_metrics.py"],
+        [
+            ("negatives_in_tie / 2", "negatives_in_tie"),
+            ("edges, right=True)", "edges, right=False)"),
+            ("gap_by_bin.abs().sum()", "gap_by_bin.sum().abs()"),
+        ],
+    ),
+    "functional/value_uncertainty.py": (
+        ["tests/functional/test_value_uncertainty.py"],
+        [
+            ("return successes, counts - successes", "return successes, counts"),
+            ("loss = log.square().sum() / 2 - likelihood", "loss = -likelihood"),
+            ("residual / (residual + label_std.square())", "residual / (residual + label_std)"),
+            ("return rate * (1 - rate) * (better - worse).square()", "return rate * (better - worse).square()"),
+        ],
+    ),
+    "reward_model/encoding.py": (
+        ["tests/reward_model/test_encoding.py"],
+        [
+            ("positions.append(len(ids) - 1)", "positions.append(len(ids) - 2)"),
+            ("piece = [*(between if number else []), *step_ids, *separator]", "piece = [*step_ids, *separator]"),
+            ("len(ids) + len(piece) > max_length", "len(ids) + len(piece) >= max_length"),
+            ("return max(bisect_left(starts, end), bisect_right(ends, end))", "return bisect_right(ends, end)"),
+            (
+                "ids, positions, inside = [*leading, *ids_of[prompt]], [], None",
+                "ids, positions, inside = [*ids_of[prompt]], [], None",
+            ),
+            ("if inside is None and _contains(step_ids, separator):", "if False:"),
+            ("return bool(part) and any(", "return any("),
+        ],
+    ),
+    "reward_model/step_logits.py": (
+        ["tests/reward_model/test_step_logits.py"],
+        [
+            (".float().flip(-1)", ".float()"),
+            ("[token_ids.good, token_ids.bad]", "[token_ids.bad, token_ids.good]"),
+            ("            del language_head.forward", "            pass"),
+            (
+                "with torch.autocast(hidden.device.type, enabled=False):",
+                "with torch.autocast(hidden.device.type, enabled=True):",
+            ),
+        ],
+    ),
+    "reward_model/packing.py": (
+        ["tests/reward_model/test_packing.py"],
+        [
+            ("used + lengths[index] <= longest", "used + lengths[index] < longest"),
+            ("row_of[index], start_of[index] = row, filled[row]", "row_of[index], start_of[index] = row, 0"),
+            ("if not gap <= 1e-3 * max(size, 1.0):", "if False:"),
+        ],
+    ),
+    "reward_model/erprm_trainer.py": (
+        ["tests/reward_model/test_erprm_trainer.py", "tests/reward_model/test_label_weighting.py"],
+        [
+            ("weighted.sum() / num_items_in_batch * self.accelerator.num_processes", "weighted.mean()"),
+            ('losses * inputs["step_weights"][mask] if', "losses if"),
+            ("self.prm_format.save(output_dir or self.args.output_dir)", "pass"),
+            ("self._num_tokens = int(counts[-1]) if counts else 0", "self._num_tokens = 0"),
+            ('logs[f"{prefix}loss"] = loss', "pass"),
+            ("last_step_only=args.train_on_last_step_only", "last_step_only=False"),
+        ],
+    ),
+    "rollouts/store.py": (
+        ["tests/rollouts/test_collect.py"],
+        [
+            ("if len(rows) == rows_in_chunk[chunk]:", "if True:"),
+            ('if not line.endswith(b"\\n"):', "if False:"),
+            ("        os.truncate(shard, end)", "        pass"),
+            ("os.replace(temporary, path)", "shutil_move = None"),
+            ("if chunk < len(rows_in_chunk) and len(rows) == rows_in_chunk[chunk]:", "if chunk < len(rows_in_chunk):"),
+        ],
+    ),
+    "rollouts/chunk_work.py": (
+        ["tests/rollouts/test_collect.py", "tests/rollouts/test_adaptive_collection.py"],
+        [
+            (
+                'for length in [*bare_question, *range(1, len(row["steps"]))]',
+                'for length in [*bare_question, *range(1, len(row["steps"]) + 1)]',
+            ),
+            ("prompt.prefix + one.text for prompt, some in", "one.text for prompt, some in"),
+            ('derived_seed(self.config["seed"], chunk, what))', 'derived_seed(self.config["seed"], 0, what))'),
+        ],
+    ),
+    "policy/step_tokens.py": (
+        ["tests/policy/test_step_tokens.py"],
+        [
+            ("start - offset >= step_ends[step]", "start - offset > step_ends[step]"),
+            ("return text, [0, *ends[:-1]]", "return text, ends"),
+            ('if "".join(pieces) != text:', "if False:"),
+        ],
+    ),
+    "policy/step_trainer.py": (
+        ["tests/policy/test_step_grpo_trainer.py"],
+        [
+            ("outcomes[given.isnan().all(-1)] = torch.nan", "pass"),
+            ("return self.num_generations if self.model.training else self.num_generations_eval", "return 1"),
+            ("start = self.accelerator.process_index * len(scored)", "start = 0 * len(scored) + 1"),
+            ("both = ~(graded.isnan() | scored.isnan())", "both = ~graded.isnan() & (graded < 2)"),
+        ],
+    ),
+    "policy/step_grpo_trainer.py": (
+        ["tests/policy/test_step_grpo_trainer.py"],
+        [
+            ("return advantages * completion_mask", "return advantages"),
+            (
+                "rewards = self._step_rewards(steps, self._question_values())",
+                "rewards = self._step_rewards(steps, 0.0)",
+            ),
+            (
+                "advantages = advantages + self.outcome_weight * outcome[steps.local]",
+                "advantages = advantages + outcome[steps.local]",
+            ),
+            ("scale=scale, gamma=self.args.gamma)", "scale=scale)"),
+        ],
+    ),
+    "policy/step_ppo_trainer.py": (
+        ["tests/policy/test_step_ppo_trainer.py"],
+        [
+            ("returns = advantages + values", "returns = advantages"),
+            ("rewards = rewards - penalty", "rewards = rewards + penalty"),
+            (
+                "last = (positions * mask).argmax(-1, keepdim=True)",
+                "last = positions.expand_as(mask).argmax(-1, keepdim=True)",
+            ),
+            ("self.beta = 0.0  # it is part", "pass  # it is part"),
+            (
+                'tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes',
+                'tokens = inputs["num_items_in_batch"].clamp(min=1) * 2',
+            ),
+            ("values = values.float() * mask", "values = values.float()"),
+            ("self.args.gamma, self.args.gae_lambda)", "1.0, self.args.gae_lambda)"),
+        ],
+    ),
+    "policy/raft_rounds.py": (
+        ["tests/policy/test_raft_rounds.py"],
+        [
+            ("key=lambda index: -scores[index])", "key=lambda index: scores[index])"),
+            ("if drop_uniform and len(rewards) == 1:", "if len(rewards) == 1:"),
+            ("scores[index] < score_threshold", "scores[index] <= score_threshold"),
+            ("if deduplicate and text in seen:", "if text in seen:"),
+        ],
+    ),
+    "selection/picks.py": (
+        ["tests/selection/test_picks.py"],
+        [
+            ("ratios = np.clip(ranks - n + 1, 0, None) / ranks", "ratios = np.clip(ranks - n, 0, None) / ranks"),
+            ("return run_mean[run].reshape(scores_QN.shape)", "return sorted_correct"),
+        ],
+    ),
+}
+
+
+def mutants(only: list[str]) -> list[tuple[Mutant, list[str]]]:
+    """The mutants of the modules whose names hold one of these, all without; each with its tests."""
+    chosen = []
+    for module, (tests, pairs) in MUTANTS.items():
+        if only and not any(name in module for name in only):
+            continue
+        source = (ROOT / "erprm_trl" / module).read_text(encoding="utf-8")
+        for text, becomes in pairs:
+            if source.count(text) != 1:
+                raise ValueError(
+                    f"{module}: got {source.count(text)} places with {text!r}, expected one. Mend the list."
+                )
+            chosen.append((Mutant(module, text, becomes), tests))
+    return chosen
+
+
+def copy_tree(folder: Path) -> None:
+    """What git tracks, and what it does not ignore."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def run_tests(folder: Path, tests: list[str], timeout: float) -> str:
+    """`passed`, `killed` or, where the tests did not end in time, `hung`."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return "hung"
+    if done.returncode not in (0, 1, 2):  # 2: the module cannot even be imported
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+    return "killed" if done.returncode else "passed"
+
+
+def main() -> None:
+    """Runs every mutant and prints the survivors."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[], help="modules whose names hold one of these")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for the tests of one mutant")
+    parser.add_argument("--json", default="outputs/bench/mutants.json")
+    options = parser.parse_args()
+    found, started = [], time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "tree")
+        copy_tree(folder)
+        healthy: set[str] = set()
+        for mutant, tests in mutants(options.only):
+            for test in set(tests) - healthy:
+                if run_tests(folder, [test], options.timeout) != "passed":
+                    raise RuntimeError(f"{test} fails without any mutant. Mend it first.")
+                healthy.add(test)
+            path = folder / "erprm_trl" / mutant.file
+            source = path.read_text(encoding="utf-8")
+            path.write_text(source.replace(mutant.text, mutant.becomes), encoding="utf-8")
+            outcome = run_tests(folder, tests, options.timeout)
+            path.write_text(source, encoding="utf-8")
+            found.append({**mutant._asdict(), "outcome": "survived" if outcome == "passed" else outcome})
+            print(f"{found[-1]['outcome']:<9} {mutant.file}: {mutant.text.strip()[:90]}", flush=True)
+    survivors = [one for one in found if one["outcome"] == "survived"]
+    killed = len(found) - len(survivors)
+    print(f"{killed} of {len(found)} killed ({killed / len(found):.0%}), {time.monotonic() - started:.0f} s")
+    for one in survivors:
+        print(f"survived: {one['file']}: {one['text']!r} -> {one['becomes']!r}")
+    Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+    Path(options.json).write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
