@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import Trainer
 
 from .._trl import unwrap_model_for_generation
-from ..reward_model.whole_checkpoints import flush_folder
+from ..reward_model.whole_checkpoints import flush_folder, writing
 from ..rollouts.damaged_files import damaged_file
 from ..rollouts.sampling import Sampler
 from ..rollouts.transformers_sampling import TransformersSampler
@@ -70,7 +70,7 @@ class LivePolicy:
 
     def save(self, path: Path) -> None:
         """Writes the policy and its tokenizer, whole under ZeRO-3 too. All processes call it."""
-        with self._gathered():
+        with self._gathered(), writing(path):
             if self.trainer.args.should_save:
                 self.trainer._save(str(path))
                 flush_folder(path)

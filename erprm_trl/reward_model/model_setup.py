@@ -51,7 +51,8 @@ def prepare_model(
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     init_kwargs = dict(args.model_init_kwargs or {}) if isinstance(model, str) else {}
     revision = init_kwargs.get("revision")
-    check_model_folder(name)
+    if isinstance(model, str):
+        check_model_folder(model)
     prm_format = args.resolve_format(_saved_format(name, revision))
     if prm_format.head not in AUTO_MODELS:
         raise ValueError(

@@ -44,6 +44,18 @@ def set_unfinished_aside(folder: str | Path) -> None:
         os.replace(checkpoint, aside)
 
 
+@contextmanager
+def writing(folder: str | Path) -> Iterator[None]:
+    """Errors of what is saved into the folder meanwhile say what is left, and what to do."""
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        raise OSError(
+            f"{folder} could not be written whole ({error}). What was saved before it is not touched: make room and "
+            "train with resume_from_checkpoint=True (recipes: --resume true; RAFT resumes by itself)."
+        ) from error
+
+
 def flush_folder(folder: str | Path) -> None:
     """Waits until the disk has all files of a folder."""
     for path in Path(folder).rglob("*"):
@@ -97,13 +109,8 @@ class WholeCheckpoints:
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:  # one of an earlier run is no longer whole from here on
             Path(checkpoint, TRAINER_STATE_NAME).unlink(missing_ok=True)
-        try:
+        with writing(checkpoint):
             super()._save_checkpoint(model, trial)
-        except WRITE_ERRORS as error:
-            raise OSError(
-                f"{checkpoint} could not be written whole ({error}). Earlier checkpoints are not touched: make room "
-                "and train with resume_from_checkpoint=True (recipes: --resume true; RAFT resumes by itself)."
-            ) from error
 
     # What all processes write last, before the first one writes the state.
     def _save_rng_state(self, output_dir):

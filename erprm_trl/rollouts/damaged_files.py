@@ -9,6 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+# What a loader reads; a run's logs, which may lie beside it, are not among it.
+LOADED = ("*.safetensors", "*.index.json", "config.json", "adapter_config.json", "prm_format.json", "tokenizer*.json")
+
+
 def damaged_file(paths: Iterable[Path]) -> str | None:
     """The first of the files that is damaged, and how, or `None`: JSON, safetensors, and what torch saved (`.pt`,
     `.pth`)."""
@@ -38,8 +42,7 @@ def check_model_folder(path_or_id: str | Path) -> None:
     folder = Path(path_or_id)
     if not folder.is_dir():
         return
-    # Not `.pt` and `.pth`: in a model's folder they may be of another origin, and are not read.
-    found = damaged_file(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    found = damaged_file(path for pattern in LOADED for path in folder.glob(pattern))
     if found is not None:
         raise ValueError(
             f"{folder}: {found}, expected a saved model. Resume the training that saved it (it saves it again), or "

@@ -1,7 +1,6 @@
 """Disks that are full or read-only and folders that are none: an error before the work, or one that loses nothing."""
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from broken_disks import no_file_above, on_a_mount  # noqa: E402
 from fakes import FakeSampler  # noqa: E402
 
 from erprm_trl import RolloutDataset, StepScorer, collect_rollouts  # noqa: E402
-from erprm_trl.dial.chain import FORMAT  # noqa: E402
 from erprm_trl.report import write_report  # noqa: E402
 from erprm_trl.rollouts.questions import Question  # noqa: E402
 from erprm_trl.rollouts.store import make_folder, replace_file  # noqa: E402
@@ -125,25 +123,22 @@ def test_below_a_file_there_is_no_folder_and_no_work_is_done(tmp_path, monkeypat
             module.main(arguments(reward_models=["a"], output_dir=str(below), **{folder: str(tmp_path / "samples")}))
 
 
-def test_best_of_n_and_the_page_keep_what_they_had(tmp_path, dial_policy, monkeypatch, capsys):
+def test_best_of_n_and_the_page_keep_what_they_had(tmp_path, monkeypatch):
     collect(tmp_path / "samples")
-    module = recipe("best_of_n")
-    monkeypatch.setattr(
-        StepScorer, "from_pretrained", lambda *given, **named: StepScorer(*dial_policy, FORMAT, batch_size=64)
-    )
-    monkeypatch.setattr(
-        module, "score_rollouts", lambda scorer, data: [[0.5] * len(row["steps"]) for row in data.rows]
-    )
-    arguments = module.BestOfNArguments(str(tmp_path / "samples"), ["a"], str(tmp_path / "best"), ns=[1, 2])
-    module.main(arguments)
     page = write_report(tmp_path)
-    before = {path: path.read_bytes() for path in (*(tmp_path / "best").iterdir(), page)}
+    scores = tmp_path / "best" / "step_scores.json"
+    make_folder(scores.parent)
+    scores.write_text('{"of": "an earlier run"}')
+    before = {path: path.read_bytes() for path in (scores, page)}
+    module = recipe("best_of_n")
+    monkeypatch.setattr(module, "StepScorer", type("Fake", (), {"from_pretrained": lambda *given, **named: None}))
+    monkeypatch.setattr(module, "score_rollouts", lambda scorer, data: [0.5] * 100)
+    monkeypatch.setattr(module, "selection_curves", lambda *given, **named: {"models": {}})
     with no_file_above(100):
         with pytest.raises(OSError, match="step_scores.json"):
-            module.main(arguments)
+            module.main(module.BestOfNArguments(str(tmp_path / "samples"), ["a"], str(scores.parent)))
         with pytest.raises(OSError, match="report.html"):
             write_report(tmp_path)
-    assert {path: path.read_bytes() for path in (*(tmp_path / "best").iterdir(), page)} == before
-    module.main(arguments)
-    assert json.loads((tmp_path / "best" / "best_of_n.json").read_text())["models"]
-    assert write_report(tmp_path) == page
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(tmp_path.rglob("*.tmp")) == []
+    write_report(tmp_path)
