@@ -13,7 +13,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch.utils.data import RandomSampler, Sampler
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
@@ -68,11 +70,36 @@ def _newest(folder: str | Path) -> str | None:
     return get_last_checkpoint(folder) if os.path.isdir(folder) else None
 
 
+class EpochOrder(Sampler):
+    """
+    A sampler whose order depends on the seed and the epoch alone, not on what was drawn before: an epoch that is
+    resumed goes on in the order in which it began, and no example comes twice.
+
+    Args:
+        sampler (`Sampler`):
+            A sampler that draws from its `generator`.
+        seed (`int`):
+            Seed of the run.
+    """
+
+    def __init__(self, sampler: Sampler, seed: int):
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(self.sampler)
+
+
 class WholeCheckpoints:
     """
     Put before a [`~transformers.Trainer`]: `resume_from_checkpoint=True` finds the newest whole checkpoint, or begins
-    anew where there is none, and no checkpoint looks whole before it is.
+    anew where there is none, no checkpoint looks whole before it is, and no example or update is made twice.
     """
+
+    _epoch_order: EpochOrder | None = None
 
     def train(
         self,
@@ -103,6 +130,20 @@ class WholeCheckpoints:
                 "resume_from_checkpoint=True for the newest whole one."
             )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _get_train_sampler(self, *dataset):
+        sampler = super()._get_train_sampler(*dataset)
+        if hasattr(sampler, "generator") and not isinstance(sampler, RandomSampler):  # Accelerate seeds that one so
+            self._epoch_order = sampler = EpochOrder(sampler, self.args.seed)
+        return sampler
+
+    def _run_epoch(self, **arguments):
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the loop would make one more update
+            self.control.should_training_stop = True
+            return
+        if self._epoch_order is not None:
+            self._epoch_order.epoch = arguments["epoch"]
+        super()._run_epoch(**arguments)
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial))

@@ -42,7 +42,7 @@ def erprm(folder, model_path, **options):
     formatted = {"separator": "ки", "good_token": "✓", "bad_token": "✗", "prompt_template": "check {question}"}
     quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
     args = ERPRMConfig(
-        str(folder), per_device_train_batch_size=2, learning_rate=1e-2, **formatted, **quiet, **SAVING, **options
+        str(folder), per_device_train_batch_size=2, learning_rate=1e-2, **formatted, **quiet, **{**SAVING, **options}
     )
     return ERPRMTrainer(model_path, args, train_dataset=DATA)
 
@@ -52,7 +52,7 @@ def ppo(folder, model_path, **options):
     return StepPPOTrainer(
         tiny_llama(len(tokenizer)),
         [FakeScorer(by_text)],
-        args=StepPPOConfig(**settings(folder, **SAVING, **options)),
+        args=StepPPOConfig(**settings(folder, **{**SAVING, **options})),
         train_dataset=questions(16),
         processing_class=tokenizer,
     )
@@ -118,6 +118,23 @@ def test_a_full_disk_names_the_checkpoint_and_the_run_goes_on(run, model_path, t
         with pytest.raises(OSError, match="checkpoint-4 could not be written whole .*What was saved before it is not"):
             make(tmp_path, model_path).train()
     resumed(make, tmp_path, model_path, expected)
+
+
+@pytest.mark.parametrize("make", [erprm, ppo])
+def test_in_the_second_epoch_and_at_the_end_no_example_and_no_update_comes_twice(make, model_path, tmp_path):
+    """An epoch has 4 updates of ERPRM, and 8 of PPO."""
+    settings, checkpoints = {
+        "erprm": ({"max_steps": 7}, (6, 7)),
+        "ppo": ({"max_steps": 11, "save_steps": 10}, (10, 11)),
+    }[make.__name__]
+    straight = make(tmp_path, model_path, **settings)
+    straight.train()
+    expected = weights(straight)
+    for checkpoint in checkpoints:
+        again = make(tmp_path, model_path, **settings)
+        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{checkpoint}"))
+        assert again.state.global_step == settings["max_steps"]
+        assert all(torch.equal(weight, expected[name]) for name, weight in weights(again).items())
 
 
 def cut(path):
