@@ -18,10 +18,13 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
 from pathlib import Path
+
+from tqdm import tqdm
 
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +138,7 @@ def start(recipes: dict, stage: str, work: Path, folder: Path, operation: int | 
         os.dup2(log.fileno(), 2)
     code = 1
     try:
+        tqdm.set_lock(threading.RLock())  # its own lock is shared with the parent: killed holding it, all would wait
         if operation is not None:
             die_at_operation(folder, operation)
         recipes[name].main(*parse(recipes[name], [*arguments, "--output_dir", str(folder)]))
