@@ -8,12 +8,12 @@ Samples come from collect_rollouts.py with num_continuations: 0 (rollouts with c
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from trl import TrlParser
 
 from erprm_trl import RolloutDataset, StepScorer, report
 from erprm_trl.rollouts import Grader
+from erprm_trl.rollouts.store import make_folder, replace_file
 from erprm_trl.selection import paired_differences, score_rollouts, selection_curves
 from erprm_trl.tracking import Trackers, redacted
 from erprm_trl.tracking.redaction import without_login
@@ -39,6 +39,7 @@ class BestOfNArguments:
 def main(arguments: BestOfNArguments) -> dict:
     """Scores, compares, prints and plots."""
     samples = RolloutDataset(arguments.samples)
+    folder = make_folder(arguments.output_dir)
     fewest = min(map(len, samples.solutions()))
     ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
     scores = {
@@ -48,11 +49,9 @@ def main(arguments: BestOfNArguments) -> dict:
     config = samples.manifest["config"]
     with Grader(config["grading"], answer_pattern=config["answer_pattern"]) as grader:
         curves = selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
-    folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "step_scores.json").write_text(json.dumps(scores))
+    replace_file(folder / "step_scores.json", json.dumps(scores))
     found = {**curves, "samples": os.path.relpath(arguments.samples, folder)}  # the page shows them too
-    (folder / "best_of_n.json").write_text(json.dumps(found, indent=2))
+    replace_file(folder / "best_of_n.json", json.dumps(found, indent=2))
     report.plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
     names = redacted(list(curves["models"]))
     names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, start=1)]
@@ -68,7 +67,7 @@ def main(arguments: BestOfNArguments) -> dict:
     print(report.format_selection_table(curves, max(ns)))
     if len(scores) > 1:
         differences = paired_differences(samples.solutions(), scores, ns)
-        (folder / "paired_differences.json").write_text(json.dumps(differences, indent=2))
+        replace_file(folder / "paired_differences.json", json.dumps(differences, indent=2))
         print(f"\n{report.format_difference_table(differences, max(ns))}")
     print(f"Numbers and plot: {folder}")
     return curves

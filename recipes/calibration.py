@@ -7,12 +7,12 @@ Rollouts come from collect_rollouts.py on questions that no model was trained on
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from trl import TrlParser
 
 from erprm_trl import RolloutDataset, StepScorer
 from erprm_trl.report import draw_calibration, format_calibration_table
+from erprm_trl.rollouts.store import make_folder, replace_file
 from erprm_trl.selection import measure_calibration, score_rollouts
 from erprm_trl.tracking.redaction import without_login
 
@@ -37,6 +37,7 @@ class CalibrationArguments:
 def main(arguments: CalibrationArguments) -> dict:
     """Scores, measures, prints and plots."""
     rollouts = RolloutDataset(arguments.rollouts)
+    folder = make_folder(arguments.output_dir)
     scores = {
         without_login(path): score_rollouts(
             StepScorer.from_pretrained(path, batch_size=arguments.batch_size), rollouts
@@ -49,10 +50,8 @@ def main(arguments: CalibrationArguments) -> dict:
         )
         for name, one in scores.items()
     }
-    folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "step_scores.json").write_text(json.dumps(scores))
-    (folder / "calibration.json").write_text(json.dumps(results, indent=2))
+    replace_file(folder / "step_scores.json", json.dumps(scores))
+    replace_file(folder / "calibration.json", json.dumps(results, indent=2))
     draw_calibration(results).savefig(folder / "calibration.png", dpi=150)
     print(format_calibration_table(results))
     print(f"\nNumbers and plot: {folder}")

@@ -5,7 +5,6 @@ python recipes/guided_search.py --config recipes/dial/guided_search.yaml
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from trl import TrlParser
@@ -13,6 +12,7 @@ from trl import TrlParser
 from erprm_trl import EndpointSampler, StepScorer, TransformersSampler, VLLMSampler, load_questions
 from erprm_trl.rollouts import Grader
 from erprm_trl.rollouts.json_fields import read_json_fields
+from erprm_trl.rollouts.store import make_folder, replace_file
 from erprm_trl.selection import guided_search
 
 
@@ -55,6 +55,7 @@ class GuidedSearchArguments:
 
 def main(arguments: GuidedSearchArguments) -> dict[str, float]:
     """Searches, writes every solution, and grades the first of each question."""
+    folder = make_folder(arguments.output_dir)
     source = {"split": arguments.dataset_split, "dataset_kwargs": arguments.dataset_kwargs}
     questions = load_questions(arguments.dataset_name, max_questions=arguments.max_questions, **source)
     sampler = SAMPLERS[arguments.backend](arguments.model_name_or_path, **(arguments.sampler_kwargs or {}))
@@ -64,11 +65,10 @@ def main(arguments: GuidedSearchArguments) -> dict[str, float]:
     with Grader(arguments.grading, answer_pattern=arguments.answer_pattern) as grader:
         rewards = grader.grade([one.solutions[0].text for one in results], [one.answer for one in questions])
     rows = [{**asdict(one), "reward": reward} for one, reward in zip(results, rewards, strict=True)]
-    Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-    Path(arguments.output_dir, "solutions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replace_file(folder / "solutions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     means = {name: [row[name] for row in rows] for name in ("reward", "tokens_generated", "steps_scored")}
     summary = {name: sum(values) / len(rows) for name, values in means.items()}
-    Path(arguments.output_dir, "summary.json").write_text(json.dumps({**summary, "settings": settings}, indent=2))
+    replace_file(folder / "summary.json", json.dumps({**summary, "settings": settings}, indent=2))
     print(f"{arguments.output_dir}: {summary}")
     return summary
 

@@ -8,11 +8,11 @@ Killed at any moment, the same command continues with the scores that it has wri
 import json
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from trl import TrlParser
 
 from erprm_trl.report import format_processbench_table
+from erprm_trl.rollouts.store import make_folder, replace_file
 from erprm_trl.selection import evaluate_processbench, hold_out, load_processbench, score_judged
 from erprm_trl.tracking.redaction import without_login
 
@@ -51,7 +51,7 @@ def main(arguments: ProcessBenchArguments) -> dict:
         seed=arguments.seed,
     )
     solutions = [*validation, *(solution for some in test.values() for solution in some)]
-    folder = Path(arguments.output_dir)
+    folder = make_folder(arguments.output_dir)
     scores = {}
     for path in map(str, arguments.reward_models):
         name = without_login(path)
@@ -59,7 +59,7 @@ def main(arguments: ProcessBenchArguments) -> dict:
         scores[name] = score_judged(path, solutions, place, batch_size=arguments.batch_size)
     results = evaluate_processbench(test, scores, threshold=arguments.threshold, validation=validation)
     written = {"dataset": arguments.dataset, "validation": record, "models": results}
-    (folder / "processbench.json").write_text(json.dumps(written, indent=2))
+    replace_file(folder / "processbench.json", json.dumps(written, indent=2))
     print(format_processbench_table(results))
     chosen = f"chosen on {record['solutions']} held-out solutions (by {record['by']})" if validation else "given"
     print(f"\nThresholds: {chosen}. Numbers: {folder / 'processbench.json'}")

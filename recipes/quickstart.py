@@ -7,7 +7,6 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the chain needs nothing from outside
@@ -18,6 +17,7 @@ from erprm_trl import StepScorer  # noqa: E402
 from erprm_trl.dial.chain import DialChain, summarize  # noqa: E402
 from erprm_trl.dial.policies import compare_policies  # noqa: E402
 from erprm_trl.report import format_selection_table, plot_selection_curves, write_report  # noqa: E402
+from erprm_trl.rollouts.store import make_folder, replace_file  # noqa: E402
 
 
 @dataclass
@@ -44,7 +44,7 @@ class QuickstartArguments:
 def main(arguments: QuickstartArguments) -> dict:
     """Runs the chain, prints the comparison and writes `summary.json` and `best_of_n.png`."""
     started = time.monotonic()
-    folder = Path(arguments.output_dir)
+    folder = make_folder(arguments.output_dir)
     policy_fields = {"updates", "rounds", "questions_per_round"}
     chain = DialChain(**{name: value for name, value in vars(arguments).items() if name not in policy_fields})
     curves = chain.run()
@@ -59,8 +59,8 @@ def main(arguments: QuickstartArguments) -> dict:
     )
     seconds = round(time.monotonic() - started, 1)
     summary = {**summarize(curves), "policies": policies, "seconds": seconds}
-    (folder / "curves.json").write_text(json.dumps(curves, indent=2))
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    replace_file(folder / "curves.json", json.dumps(curves, indent=2))
+    replace_file(folder / "summary.json", json.dumps(summary, indent=2))
     title = f"dial: {arguments.test_questions} fresh questions"
     plot_selection_curves(curves, folder / "best_of_n.png", title=title)
     print(f"\npolicy, trained on the step scores of eta = {eta:g} alone     pass@1")

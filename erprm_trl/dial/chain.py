@@ -9,6 +9,7 @@ from typing import Any
 
 from ..reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
 from ..rollouts import RolloutDataset, TransformersSampler, collect_rollouts, load_questions
+from ..rollouts.store import replace_file
 from ..selection import score_rollouts, selection_curves
 from . import BASE_PATH
 from .task import ANSWER_PATTERN, SEPARATOR, make_questions
@@ -70,7 +71,7 @@ class DialChain:
         for eta in self.etas:
             scores[f"eta = {eta:g}"] = score_rollouts(self.train(rollouts, eta=eta), samples)
         scores[OUTCOME] = score_rollouts(self.train(rollouts, eta=0.0, train_on_last_step_only=True), samples)
-        Path(self.output_dir, "samples", "step_scores.json").write_text(json.dumps(scores))
+        replace_file(Path(self.output_dir, "samples", "step_scores.json"), json.dumps(scores))
         ns = [2**power for power in range(self.num_samples.bit_length()) if 2**power <= self.num_samples]
         return selection_curves(samples.solutions(), scores, ns)
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from transformers import Trainer
 
 from .._trl import unwrap_model_for_generation
+from ..reward_model.whole_checkpoints import flush_folder, writing
+from ..rollouts.damaged_files import damaged_file
 from ..rollouts.sampling import Sampler
 from ..rollouts.transformers_sampling import TransformersSampler
 from ..rollouts.vllm_sampling import VLLMSampler
+from .raft_rounds import run_again
 
 
 class LivePolicy:
@@ -67,14 +70,17 @@ class LivePolicy:
 
     def save(self, path: Path) -> None:
         """Writes the policy and its tokenizer, whole under ZeRO-3 too. All processes call it."""
-        with self._gathered():
+        with self._gathered(), writing(path):
             if self.trainer.args.should_save:
                 self.trainer._save(str(path))
+                flush_folder(path)
         self.trainer.accelerator.wait_for_everyone()
         self.saved = path
 
     def load(self, path: Path) -> None:
         """Reads weights that [`~LivePolicy.save`] wrote into the live model. All processes call it."""
+        if found := damaged_file(path.iterdir()):
+            raise ValueError(f"{path}: {found}. {run_again(path.parent)}")
         with self._gathered(modify=True):
             self.trainer._load_from_checkpoint(str(path))
         self.saved = path

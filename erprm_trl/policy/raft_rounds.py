@@ -150,7 +150,7 @@ class RoundFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return read_manifest(self.path) or {}
+        return read_manifest(self.path, run_again(self.path)) or {}
 
     def add(self, **entries: Any) -> None:
         """Adds entries to the manifest."""
@@ -172,16 +172,10 @@ class RoundFolder:
                 "output_dir, or use the old settings to continue."
             )
 
-    def last_checkpoint(self) -> str | None:
-        """The newest checkpoint that is whole: the trainer's state is what is written last."""
-        checkpoints = sorted(self.path.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[-1]))
-        for path in checkpoints:
-            try:
-                json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-                return str(path)
-            except (FileNotFoundError, ValueError):
-                continue
-        return None
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether the round's training has begun to save any, whole or not."""
+        return any(self.path.glob("checkpoint-*"))
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -191,7 +185,15 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Reads what [`write_rows`] wrote."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error}). {run_again(path.parent)}") from error
+
+
+def run_again(round_folder: Path) -> str:
+    """The remedy for damage in a round's folder."""
+    return f"Move {round_folder} and the rounds after it away: the next run makes them again."
 
 
 def _mean(values: Sequence[float]) -> float | None:

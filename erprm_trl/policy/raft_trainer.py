@@ -14,11 +14,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_pt_utils import get_model_param_count
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from trl import SFTTrainer
 
 from .._trl import get_config_model_id
 from ..reward_model.scoring import StepScorer, solution_scores
+from ..reward_model.whole_checkpoints import WholeCheckpoints
 from ..rollouts.collect import collect_rollouts
 from ..rollouts.questions import Question, fingerprint, load_questions
 from ..rollouts.sampling import Prompt, PromptFormat
@@ -58,7 +59,7 @@ COMPARED = (
 ).split()
 
 
-class RAFTTrainer(SFTTrainer):
+class RAFTTrainer(WholeCheckpoints, SFTTrainer):
     """
     Trainer for RAFT (Reward rAnked Fine-Tuning) with a process reward model.
 
@@ -155,7 +156,9 @@ class RAFTTrainer(SFTTrainer):
         self._policy = LivePolicy(self)
         self._round: RoundFolder | None = None  # the one that trains
         self._steps_before = 0
-        self._tracker = TrainingTracker(self, self._data_manifest, last_model=lambda: self._round.last_checkpoint())
+        self._tracker = TrainingTracker(
+            self, self._data_manifest, last_model=lambda: get_last_checkpoint(self._round.path)
+        )
 
     def _check_arguments(self) -> None:
         if self._is_vlm:
@@ -333,8 +336,7 @@ class RAFTTrainer(SFTTrainer):
         self._round = folder
         history = self.state.log_history
         set_seed(round_seed(args.seed, folder.index, "training"))
-        checkpoint = None if args.save_only_model else folder.last_checkpoint()
-        output = super().train(resume_from_checkpoint=checkpoint)
+        output = super().train(resume_from_checkpoint=not args.save_only_model and folder.has_checkpoints)
         self._round = None
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         training = {

@@ -242,11 +242,12 @@ class StepPPOTrainer(StepTrainer):
             _own_group(optimizer, list(self.value_head.parameters()), self.args.critic_learning_rate)
         return optimizer
 
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Saves the policy; into a checkpoint also the critic."""
+        super().save_model(output_dir, _internal_call=_internal_call)
         # DeepSpeed and FSDP keep the whole model, the head in it, in their own checkpoint.
-        if self.value_head is not None and self.args.should_save and not self._engine_saves:
-            save_value_head(self.value_head, self._checkpoint_folder(trial))
+        if _internal_call and self.value_head is not None and self.args.should_save and not self._engine_saves:
+            save_value_head(self.value_head, output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -256,9 +257,6 @@ class StepPPOTrainer(StepTrainer):
     @property
     def _engine_saves(self) -> bool:
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
-
-    def _checkpoint_folder(self, trial) -> str:
-        return f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}"
 
 
 def _own_group(optimizer: torch.optim.Optimizer, parameters: list, learning_rate: float) -> None:

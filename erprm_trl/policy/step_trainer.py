@@ -19,6 +19,7 @@ from ..functional.aggregation import aggregate
 from ..functional.score_metrics import auc_within_groups
 from ..reward_model.prm_format import PRMFormat
 from ..reward_model.scoring import StepScorer
+from ..reward_model.whole_checkpoints import WholeCheckpoints
 from .policy_tracking import PolicyTracking
 from .reward_function import AnswerReward, StepRewardFunction
 from .step_config import StepGRPOConfig
@@ -61,7 +62,7 @@ class GlobalSteps(NamedTuple):
         return values
 
 
-class StepTrainer(GRPOTrainer):
+class StepTrainer(WholeCheckpoints, GRPOTrainer):
     """
     Base of the trainers that give each token an advantage from step scores; see [`StepGRPOTrainer`] for the arguments.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..functional.aggregation import AGGREGATIONS
-from ..rollouts.store import replace_file
+from ..rollouts.store import make_folder, replace_file
 from . import page_sections
 from .run_folder import RunFolder
 from .solution_data import choose_questions, gather_collections, score_collections
@@ -73,6 +73,8 @@ def write_report(
     if max_solutions < 1:
         raise ValueError(f"max_solutions: got {max_solutions}, expected at least 1.")
     run = RunFolder(folder)
+    path = Path(path) if path is not None else run.root / FILE_NAME
+    make_folder(path.parent)
     collections = gather_collections(run, eta, keep_unscored=bool(reward_models))
     chosen = choose_questions(collections, max_solutions)
     if reward_models:
@@ -101,8 +103,6 @@ def write_report(
     }
     about = [{"name": one.name, "about": one.about()} for one in collections]
     page = _render(data, collections=about, eta=eta, title=title or run.name(run.root), notes=run.notes, **sections)
-    path = Path(path) if path is not None else run.root / FILE_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, page)
     return path
 

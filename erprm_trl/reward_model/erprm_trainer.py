@@ -24,6 +24,7 @@ from .packing import check_packing
 from .step_examples import encode_examples
 from .step_logits import step_logits
 from .training_metrics import StepRecords
+from .whole_checkpoints import WholeCheckpoints
 
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ CITATION = """@article{zhang2025entropy,
 }"""
 
 
-class ERPRMTrainer(BaseTrainer):
+class ERPRMTrainer(WholeCheckpoints, BaseTrainer):
     """
     Trainer for Entropy-Regularized Process Reward Models (ER-PRM) and, with other labels, for any soft- or hard-label
     PRM.

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from .._trl import create_model_from_path, disable_dropout_in_model, get_config_model_id
+from ..rollouts.damaged_files import check_model_folder
 from .erprm_config import ERPRMConfig
 from .format_presets import preset_of
 from .prm_format import PRMFormat
@@ -50,6 +51,8 @@ def prepare_model(
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     init_kwargs = dict(args.model_init_kwargs or {}) if isinstance(model, str) else {}
     revision = init_kwargs.get("revision")
+    if isinstance(model, str):
+        check_model_folder(model)
     prm_format = args.resolve_format(_saved_format(name, revision))
     if prm_format.head not in AUTO_MODELS:
         raise ValueError(

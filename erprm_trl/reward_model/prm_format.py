@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..functional.aggregation import AGGREGATIONS
 from ..rollouts.endpoint_client import is_url
+from ..rollouts.store import replace_file
 
 
 logger = logging.getLogger(__name__)
@@ -200,7 +201,7 @@ class PRMFormat:
 
     def save(self, folder: str | Path) -> None:
         """Writes `prm_format.json` into a model's folder."""
-        Path(folder, FORMAT_FILE).write_text(self.to_json(), encoding="utf-8")
+        replace_file(Path(folder, FORMAT_FILE), self.to_json())
 
     @classmethod
     def load(cls, path_or_id: str | Path, revision: str | None = None) -> "PRMFormat":
@@ -232,7 +233,13 @@ class PRMFormat:
                 f"{path_or_id} has no {FORMAT_FILE}: it was not saved by ERPRMTrainer. Write one with "
                 "PRMFormat(...).save(folder), or pass prm_format; public models have PRMFormat.preset(name)."
             )
-        return cls.from_json(Path(file).read_text(encoding="utf-8"))
+        try:
+            return cls.from_json(Path(file).read_text(encoding="utf-8"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file}: damaged ({error}), expected what PRMFormat.save wrote. Write it anew with "
+                "PRMFormat(...).save(folder), or copy it from another checkpoint of the training."
+            ) from error
 
 
 def resolve_format(

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from .._trl import get_config_model_id
 from ..functional.aggregation import aggregate
 from ..functional.step_losses import step_log_odds
+from ..rollouts.damaged_files import check_model_folder
 from ..rollouts.endpoint_client import is_url
 from ..rollouts.steps import clean_steps, split_steps
 from .collator import DataCollatorForStepLabels
@@ -138,6 +139,7 @@ class StepScorer:
             )
             return RemoteStepScorer(path_or_id)
         path_or_id = str(path_or_id)
+        check_model_folder(path_or_id)
         prm_format = resolve_format(prm_format, path_or_id, revision)
         kwargs: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
         kwargs["trust_remote_code"] = trust_remote_code

@@ -21,10 +21,13 @@ from .grading import Grader
 from .questions import Question, fingerprint
 from .sampling import Sampler
 from .store import (
+    MANIFEST,
+    RESTORE,
     SHARD,
     RolloutDataset,
     append_rows,
     chunk_sizes,
+    make_folder,
     read_manifest,
     repair_shard,
     shard_paths,
@@ -125,8 +128,7 @@ def collect_rollouts(
             f"grading: got None with num_continuations={num_continuations}: continuations are nothing but their "
             "rewards. Name a grading, or set num_continuations=0."
         )
-    path = Path(output_dir)
-    path.mkdir(parents=True, exist_ok=True)
+    path = make_folder(output_dir)
     config = {
         "num_questions": len(questions),
         "questions": fingerprint(questions),
@@ -237,9 +239,7 @@ def _open_folder(path: Path, config: dict[str, Any]) -> None:
     manifest = read_manifest(path)
     if manifest is None:
         if shard_paths(path):
-            raise ValueError(
-                f"{path} holds rollouts but no manifest: choose another output_dir, or restore the manifest."
-            )
+            raise ValueError(f"{path} holds rollouts but no {MANIFEST}. {RESTORE}")
         versions = {name: version(name) for name in ("erprm_trl", "torch", "transformers", "trl")}
         write_manifest(path, {"config": config, "versions": versions})
         return

@@ -4,12 +4,15 @@ A chunk (a run of consecutive questions) is written by one call and is done if a
 left of a chunk is cut off before the next one is appended; raw rewards are stored, labels never.
 """
 
+import errno
 import json
 import logging
 import math
+import operator
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SHARD = "rollouts-{rank:05d}.jsonl"
+RESTORE = (
+    "Restore it (the same command writes the same one at its start, into an empty folder), or choose another folder."
+)
 
 
 class RolloutDataset:
@@ -57,7 +63,7 @@ class RolloutDataset:
         rows_in_chunk = chunk_sizes(self.manifest["config"])
         complete: dict[tuple[int, int], dict] = {}
         for shard in shard_paths(self.path):
-            for chunk, rows, _ in read_chunks(shard):
+            for chunk, rows, _ in read_chunks(shard, len(rows_in_chunk)):
                 if len(rows) == rows_in_chunk[chunk]:
                     complete.update({(row["question_index"], row["solution_index"]): row for row in rows})
         self.rows: list[dict[str, Any]] = [complete[key] for key in sorted(complete)]
@@ -159,13 +165,13 @@ def shard_paths(path: Path) -> list[Path]:
     return sorted(path.glob("rollouts-*.jsonl"))
 
 
-def read_chunks(shard: Path) -> Iterator[tuple[int, list[dict], int]]:
+def read_chunks(shard: Path, num_chunks: float = math.inf) -> Iterator[tuple[int, list[dict], int]]:
     """
     Yields each chunk's number, its rows and the byte at which it ends. A last line without its newline is not read: it
     is half.
 
     Raises:
-        `ValueError`: for a line that is whole and yet no row.
+        `ValueError`: for a line that is whole and yet no row of one of `num_chunks` chunks.
     """
     rows: list[dict] = []
     offset = 0
@@ -175,12 +181,14 @@ def read_chunks(shard: Path) -> Iterator[tuple[int, list[dict], int]]:
                 break
             try:
                 row = json.loads(line)
-                chunk = row["chunk"]
+                chunk, _, _ = (operator.index(row[name]) for name in ("chunk", "question_index", "solution_index"))
+                if not 0 <= chunk < num_chunks:
+                    raise ValueError(f"chunk {chunk} of {num_chunks}")
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{shard}, line {number}: damaged ({error!r}), expected a row of rollouts. Cut the file off "
-                    "before this line: what "
-                    "is missing then is sampled again by the next run."
+                    "before this line, or delete it and the other lines of its chunk: what is missing then is sampled "
+                    "again by the next run."
                 ) from error
             if rows and chunk != rows[-1]["chunk"]:
                 yield rows[-1]["chunk"], rows, offset
@@ -196,14 +204,14 @@ def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
     done: set[int] = set()
     end = 0
     unfinished = None
-    for chunk, rows, chunk_end in read_chunks(shard):
+    for chunk, rows, chunk_end in read_chunks(shard, len(rows_in_chunk)):
         if unfinished is not None:
             raise ValueError(
                 f"{shard}: chunk {unfinished} is incomplete in the middle of the file: it belongs to another run or "
                 "was edited. Move the "
                 "file away: its questions are sampled again by the next run."
             )
-        if chunk < len(rows_in_chunk) and len(rows) == rows_in_chunk[chunk]:
+        if len(rows) == rows_in_chunk[chunk]:
             done.add(chunk)
             end = chunk_end
         else:
@@ -218,21 +226,27 @@ def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
 def append_rows(file, rows: list[dict[str, Any]]) -> None:
     """Appends a chunk's rows by one write and waits until the disk has them."""
     # ASCII escapes: whatever a model writes (lone surrogates, line separators) stays one line and reads back the same.
-    file.write("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The folder's manifest, or `None` if it has none."""
+    lines = memoryview("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
     try:
-        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        # Past the file's buffer, which would try again when it is closed.
+        while lines:
+            lines = lines[os.write(file.fileno(), lines) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        what = f"{error.strerror}: a chunk could not be written, those before it are safe. Run the same command again"
+        raise OSError(error.errno, what, file.name) from error
+
+
+def read_manifest(path: Path, remedy: str = RESTORE) -> dict[str, Any] | None:
+    """The folder's manifest, or `None` if it has none; `remedy` is what to do about a damaged one."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest["config"]
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(
-            f"{path / MANIFEST}: damaged ({error}). Restore it, or collect into another folder."
-        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path / MANIFEST}: damaged ({error!r}). {remedy}") from error
+    return manifest
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
@@ -240,11 +254,31 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     replace_file(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
+def make_folder(path: str | Path) -> Path:
+    """
+    Makes a folder for results, before work is done that would have no place.
+
+    Raises:
+        `OSError`: if it cannot be made or written to.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "No file can be written here. Choose another output_dir", str(path))
+    return path
+
+
 def replace_file(path: Path, text: str) -> None:
     """Writes a file in one move: whatever happens, it holds the old text or the new one, whole."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        what = f"{error.strerror}: not written, and as it was before. Make room or choose another folder"
+        raise OSError(error.errno, what, str(path)) from error

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .damaged_files import check_model_folder
 from .growing_cache import growing_cache
 from .sampling import Completion, Prompt, PromptFormat, decode_continuation
 from .stop_strings import StopStrings
@@ -83,6 +84,7 @@ class TransformersSampler:
         from accelerate import PartialState
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        check_model_folder(path_or_id)
         kwargs = {"dtype": "auto", **(model_init_kwargs or {})}
         shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
         tokenizer = AutoTokenizer.from_pretrained(path_or_id, **shared)

@@ -136,21 +136,6 @@ def test_a_folder_refuses_another_configuration_and_names_the_difference(tmp_pat
         folder.check_config({"eta": 2, "pairs": (1, 3)})
 
 
-def test_the_last_checkpoint_is_the_last_whole_one(tmp_path):
-    folder = RoundFolder(tmp_path, 0)
-    assert folder.last_checkpoint() is None
-    for name, state in (
-        ("checkpoint-9", "{}"),
-        ("checkpoint-10", "{}"),
-        ("checkpoint-11", '{"ep'),
-        ("checkpoint-12", None),
-    ):
-        (folder.path / name).mkdir(parents=True)
-        if state is not None:
-            (folder.path / name / "trainer_state.json").write_text(state)
-    assert folder.last_checkpoint() == str(folder.path / "checkpoint-10")
-
-
 def test_rows_come_back_and_are_there_whole_or_not_at_all(tmp_path):
     rows = [{"text": "é\u2028\ud800", "ids": [1, 2]}, {"text": "", "ids": []}]
     write_rows(tmp_path / "rows.jsonl", rows)

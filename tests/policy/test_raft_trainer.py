@@ -412,7 +412,7 @@ def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path
     monkeypatch.setattr(
         raft_trainer.SFTTrainer,
         "train",
-        lambda self, **kwargs: (not alive or pytest.fail("the engine is alive")) and train(self, **kwargs),
+        lambda self, *given: (not alive or pytest.fail("the engine is alive")) and train(self, *given),
     )
     trainer = build("vllm", use_vllm=True, vllm_kwargs='{"seed": 3}')
     trainer.evaluate(Dataset.from_list(ANSWERED[:1]))

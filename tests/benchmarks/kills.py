@@ -1,0 +1,382 @@
+"""Kills real runs of four recipes at random moments, resumes them, and compares with a run that nobody killed.
+
+    python tests/benchmarks/kills.py --kills 200
+
+One process imports everything and forks each run, so that a kill costs no imports. A run dies (SIGKILL) after a random
+share of its processor time, as soon as a file of its folder changes, or at the start of a file operation. After each
+kill, what was finished must be there byte for byte and once; at the end the results must be the straight run's.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+ROOT = Path(__file__).parents[2]
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"
+)
+WAYS = ("processor time", "file changed", "file operation")
+QUESTIONS = '{{"num_questions": {}, "seed": {}}}'
+SAVING = ["--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1", "--use_cpu", "true"]
+
+
+def arguments_of(stage: str, work: Path) -> tuple[str, list[str]]:
+    """The recipe of a stage, and its arguments but for the output folder."""
+    model = ["--reward_model", str(work / "reward-model")]
+    return {
+        "collection": (
+            "collect_rollouts",
+            ["--config", "recipes/dial/collect.yaml", "--dataset_kwargs", QUESTIONS.format(8, 1)]
+            + ["--num_continuations", "2", "--chunk_size", "1", "--max_new_tokens", "24"],
+        ),
+        "erprm": (
+            "train_erprm",
+            ["--config", "recipes/dial/train_erprm.yaml", "--rollouts", str(work / "straight" / "collection")]
+            + ["--max_steps", "8", "--per_device_train_batch_size", "4", "--resume", "true", *SAVING],
+        ),
+        "raft": (
+            "train_raft",
+            ["--config", "recipes/dial/train_raft.yaml", *model, "--train_questions_kwargs", QUESTIONS.format(16, 3)]
+            + ["--eval_questions_kwargs", "null", "--num_rounds", "2", "--questions_per_round", "8"]
+            + ["--num_generations", "4", "--chunk_size", "4", "--per_device_train_batch_size", "4", *SAVING],
+        ),
+        "ppo": (
+            "train_step_ppo",
+            ["--config", "recipes/dial/train_step_ppo.yaml", *model, "--max_steps", "6", "--num_generations", "4"]
+            + ["--train_questions_kwargs", QUESTIONS.format(64, 3), "--per_device_train_batch_size", "16"]
+            + ["--max_completion_length", "32", "--guard", "false", "--resume", "true", *SAVING],
+        ),
+    }[stage]
+
+
+STAGES = ("collection", "erprm", "raft", "ppo")
+
+
+def preload() -> dict:
+    """Imports everything that the runs need, and nothing that starts a thread; returns the recipes by name."""
+    import torch
+    import transformers.models.llama.modeling_llama
+    import transformers.trainer  # noqa: F401
+    from transformers import AutoModelForCausalLM
+    from trl import GRPOTrainer, SFTTrainer  # noqa: F401
+
+    import erprm_trl.policy.raft_trainer
+    import erprm_trl.policy.step_ppo_trainer  # noqa: F401
+
+    torch.set_num_threads(1)
+    AutoModelForCausalLM.from_pretrained("erprm_trl/dial/base")  # what transformers prepares at the first load
+    recipes = {}
+    for name in ("collect_rollouts", "train_erprm", "train_raft", "train_step_ppo"):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+        recipes[name] = importlib.util.module_from_spec(spec)
+        sys.modules[name] = recipes[name]
+        spec.loader.exec_module(recipes[name])
+    return recipes
+
+
+def parse(module, arguments: list[str]) -> tuple:
+    """What the recipe's own last line parses."""
+    from trl import ModelConfig, TrlParser
+
+    from erprm_trl import ERPRMConfig, RAFTConfig, StepPPOConfig
+    from erprm_trl.policy import PromptArguments
+    from erprm_trl.rollouts import CollectConfig
+
+    classes = {
+        "collect_rollouts": lambda: (CollectConfig,),
+        "train_erprm": lambda: (module.DataArguments, ERPRMConfig, ModelConfig),
+        "train_raft": lambda: (module.DataArguments, RAFTConfig, ModelConfig),
+        "train_step_ppo": lambda: (PromptArguments, module.RewardArguments, StepPPOConfig, ModelConfig),
+    }[module.__name__]()
+    return TrlParser(classes).parse_args_and_config(arguments)
+
+
+def die_at_operation(folder: Path, number: int) -> None:
+    """Kills this process when it is about to open a file of the folder for writing, or to rename, make or remove one,
+    for the `number`-th time."""
+    left = number
+
+    def hook(event, arguments):
+        nonlocal left
+        writes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
+        if event == "open":
+            writes = arguments[2] & (os.O_WRONLY | os.O_RDWR) != 0
+        if writes and str(arguments[0]).startswith(str(folder)):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def start(recipes: dict, stage: str, work: Path, folder: Path, operation: int | None = None) -> int:
+    """Forks a run and returns its process id; it ends with 0 if the recipe did."""
+    name, arguments = arguments_of(stage, work)
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    with open(work / f"{stage}.log", "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    code = 1
+    try:
+        tqdm.set_lock(threading.RLock())  # its own lock is shared with the parent: killed holding it, all would wait
+        if operation is not None:
+            die_at_operation(folder, operation)
+        recipes[name].main(*parse(recipes[name], [*arguments, "--output_dir", str(folder)]))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def processor_time(process: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of each path of a folder, as far as they hold still."""
+    found = {}
+    for root, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            try:
+                status = os.stat(os.path.join(root, name))
+            except FileNotFoundError:
+                continue
+            found[os.path.join(root, name)] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def wait(child: int, folder: Path, seconds: float | None = None, changes: int | None = None) -> int:
+    """Waits for a run, or kills it after so much processor time or so many changes of its folder; its status."""
+    seen, before = 0, files_of(folder)
+    while seconds is not None or changes is not None:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if changes is not None:
+            now = files_of(folder)
+            seen, before = seen + (now != before), now
+        if (seconds is not None and processor_time(child) >= seconds) or (changes is not None and seen >= changes):
+            os.killpg(child, signal.SIGKILL)
+            break
+        time.sleep(0.01 if changes is None else 0.002)
+    return os.waitpid(child, 0)[1]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def finished_chunks(shard: Path, rows_in_chunk: int, problems: list[str]) -> dict[str, str]:
+    """Whole chunks of a shard by their number, read without the library."""
+    chunks: dict[int, list[bytes]] = {}
+    for line in shard.read_bytes().splitlines(keepends=True) if shard.exists() else ():
+        if line.endswith(b"\n"):
+            chunks.setdefault(json.loads(line)["chunk"], []).append(line)
+    for chunk, lines in chunks.items():
+        if len(lines) > rows_in_chunk or len(set(lines)) < len(lines):
+            problems.append(f"{shard}: chunk {chunk} is doubled")
+    return {
+        f"chunk {chunk}": hashlib.sha256(b"".join(lines)).hexdigest()
+        for chunk, lines in chunks.items()
+        if len(lines) == rows_in_chunk
+    }
+
+
+def finished_checkpoints(folder: Path, problems: list[str], unfinished: Counter) -> dict[str, list]:
+    """Checkpoints that can be read to the last byte: digests of their files, and what was logged."""
+    import torch
+    from safetensors.torch import load_file
+
+    found = {}
+    for path in sorted(folder.glob("checkpoint-*")):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text())
+        except (FileNotFoundError, ValueError):
+            unfinished["checkpoint"] += 1
+            continue
+        files = {}
+        try:
+            for file in sorted((*path.glob("*.safetensors"), *path.glob("*.pt"), *path.glob("*.pth"))):
+                load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=False)
+                files[file.name] = digest(file)
+        except Exception as error:
+            problems.append(f"{path} has its state, and {file.name} cannot be read: {error}")
+        losses = [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]
+        check_steps(path, [step for step, _ in losses][-state["global_step"] :], problems)
+        found[path.name] = [files, losses]
+    return found
+
+
+def check_steps(path: Path, steps: list[int], problems: list[str]) -> None:
+    """Each step was logged once."""
+    if steps != list(range(steps[0], steps[0] + len(steps))):
+        problems.append(f"{path}: logged steps {steps}")
+
+
+def finished(stage: str, folder: Path, problems: list[str], unfinished: Counter) -> dict:
+    """Everything in a run's folder that is finished, by name."""
+    unfinished["temporary file"] += len(list(folder.rglob("*.tmp")))
+    shards = [*folder.rglob("rollouts-*.jsonl")]
+    unfinished["chunk"] += sum(shard.stat().st_size > 0 and shard.read_bytes()[-1:] != b"\n" for shard in shards)
+    if stage == "collection":
+        return finished_chunks(folder / "rollouts-00000.jsonl", 2, problems)
+    if stage != "raft":
+        return finished_checkpoints(folder, problems, unfinished)
+    found = {}
+    for path in sorted(folder.glob("round-*")):
+        parts = finished_checkpoints(path, problems, unfinished)
+        parts |= finished_chunks(path / "samples" / "rollouts-00000.jsonl", 16, problems)
+        manifest = json.loads((path / "manifest.json").read_text()) if (path / "manifest.json").exists() else {}
+        files = ["scores.jsonl", "picks.jsonl"] * ("metrics" in manifest)
+        files += ["policy/model.safetensors"] * ("training" in manifest)
+        parts |= {name: digest(path / name) for name in files}
+        found |= {f"{path.name}: {name}": value for name, value in parts.items()}
+    return found
+
+
+def result_of(stage: str, folder: Path, problems: list[str]) -> dict:
+    """The end result: rows, or weights and losses."""
+    if stage == "collection":
+        return {"shards": [digest(path) for path in sorted(folder.glob("rollouts-*.jsonl"))]}
+    state = json.loads((folder / "trainer_state.json").read_text())
+    losses = [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]
+    if stage != "raft":  # whose log begins with the round in which it was continued
+        check_steps(folder, [step for step, _ in losses], problems)
+    weights = {path.name: digest(path) for path in folder.glob("*.safetensors")}
+    return {"weights": weights, "losses": losses if stage != "raft" else None}
+
+
+def compare(before: dict, now: dict, straight: dict, problems: list[str]) -> int:
+    """Checks that nothing finished is gone or changed, and that all is as in the straight run; returns the checks."""
+    for name, value in before.items():
+        if now.get(name) != value:
+            problems.append(f"{name} was finished and is {'gone' if name not in now else 'changed'}")
+    for name, value in now.items():
+        if straight.get(name) != value:
+            problems.append(f"{name} is not the straight run's")
+    return len(before) + len(now)
+
+
+def campaign(recipes: dict, stage: str, work: Path, kills: int, chance: random.Random) -> dict:
+    """Kills a stage's runs so many times; each is continued to its end, and then a new one begins."""
+    problems: list[str] = []
+    unfinished: Counter = Counter()
+    straight = work / "straight" / stage
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    status = wait(start(recipes, stage, work, straight), straight)
+    if status:
+        raise RuntimeError(f"{stage}: the straight run failed, see {work / stage}.log")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+    expected, result = finished(stage, straight, problems, Counter()), result_of(stage, straight, problems)
+    changes = max(4, 2 * len(files_of(straight)))
+    ways: Counter = Counter()
+    runs, checks, number, folder, before = 0, 0, 0, work / "killed" / f"{stage}-0", {}
+    going = True
+    while going:
+        way = WAYS[number % len(WAYS)] if sum(ways.values()) < kills else None
+        number += 1
+        at = {
+            "processor time": {"seconds": chance.uniform(0.02, seconds)},
+            "file changed": {"changes": chance.randint(1, changes)},
+        }.get(way, {})
+        operation = chance.randint(1, changes) if way == "file operation" else None
+        status = wait(start(recipes, stage, work, folder, operation), folder, **at)
+        now = finished(stage, folder, problems, unfinished)
+        checks += compare(before, now, expected, problems)
+        before = now
+        if os.WIFSIGNALED(status):
+            ways[way] += 1
+            continue
+        if status:
+            problems.append(f"{folder}: a continued run failed, see {work / stage}.log")
+        elif result_of(stage, folder, problems) != result:
+            problems.append(f"{folder}: the end is not the straight run's")
+        else:
+            shutil.rmtree(folder)
+        runs, before, going = runs + 1, {}, sum(ways.values()) < kills
+        folder = work / "killed" / f"{stage}-{runs}"
+    return {
+        "kills": sum(ways.values()),
+        "ways": dict(ways),
+        "runs_to_the_end": runs,
+        "half_written": {name: count for name, count in unfinished.items() if count},
+        "finished_things_checked": checks,
+        "seconds_of_the_straight_run": round(seconds, 2),
+        "problems": problems,
+    }
+
+
+def main() -> None:
+    """Runs the campaigns, prints a table and writes a JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=200, help="in all, shared among the stages")
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("outputs/kills.json"))
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    recipes = preload()
+    started = time.monotonic()
+    work = Path(tempfile.mkdtemp(prefix="kills-"))
+    print(f"runs and logs: {work}", flush=True)
+    (work / "straight").mkdir()
+    (work / "killed").mkdir()
+    shutil.copytree(ROOT / "erprm_trl" / "dial" / "base", work / "reward-model")
+    from erprm_trl.dial.chain import FORMAT
+
+    FORMAT.save(work / "reward-model")
+    if "collection" not in options.stages:
+        wait(start(recipes, "collection", work, work / "straight" / "collection"), work / "straight" / "collection")
+    results = {}
+    print(f"{'stage':<12}{'kills':>6}{'runs':>6}{'checked':>9}{'problems':>10}  by way; half-written")
+    for index, stage in enumerate(options.stages):
+        share = options.kills // len(options.stages) + (index < options.kills % len(options.stages))
+        found = campaign(recipes, stage, work, share, random.Random(f"{options.seed}/{stage}"))
+        results[stage] = found
+        print(
+            f"{stage:<12}{found['kills']:>6}{found['runs_to_the_end']:>6}{found['finished_things_checked']:>9}"
+            f"{len(found['problems']):>10}  {found['ways']}; {found['half_written']}",
+            flush=True,
+        )
+        for problem in found["problems"][:5]:
+            print(f"    {problem}")
+    summary = {"seed": options.seed, "seconds": round(time.monotonic() - started), "stages": results}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(summary, indent=2) + "\n")
+    kills = sum(one["kills"] for one in results.values())
+    problems = sum(len(one["problems"]) for one in results.values())
+    print(f"{kills} kills, {problems} problems, {summary['seconds']} s; {options.output}")
+    if not problems:
+        shutil.rmtree(work)
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()
