@@ -243,10 +243,11 @@ class StepPPOTrainer(StepTrainer):
         return optimizer
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        # DeepSpeed and FSDP keep the whole model, the head in it, in their own checkpoint.
+        # First, as the trainer's state, which is saved last, says that a checkpoint is whole. DeepSpeed and FSDP keep
+        # the whole model, the head in it, in their own checkpoint.
         if self.value_head is not None and self.args.should_save and not self._engine_saves:
             save_value_head(self.value_head, self._checkpoint_folder(trial))
+        super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -94,7 +94,8 @@ def without_value_head(policy):
 
 
 def save_value_head(head: ValueHead, folder: str) -> None:
-    """Writes the head into a checkpoint."""
+    """Writes the head into a checkpoint, whose folder need not be there yet."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()},
         Path(folder, VALUE_HEAD_FILE),

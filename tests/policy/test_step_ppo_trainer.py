@@ -400,6 +400,9 @@ def test_resuming_at_a_generation_equals_the_straight_run(tmp_path, critic_learn
     checkpoint = tmp_path / "run/checkpoint-2"
     assert keys_of(checkpoint / VALUE_HEAD_FILE) == {"weight", "bias"}
     assert keys_of(checkpoint / "model.safetensors") <= set(initial)
+    # Whoever kills a run finds a checkpoint whole if it has this file.
+    last = (checkpoint / "trainer_state.json").stat().st_mtime_ns
+    assert all(file.stat().st_mtime_ns <= last for file in checkpoint.iterdir())
     resumed = trained(tmp_path / "resumed", **others)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.state.global_step == 4
