@@ -145,7 +145,7 @@ class StepScorer:
         if accelerator is not None:
             from .sharded_scoring import ShardedStepScorer, check_sharding
 
-            check_sharding(path_or_id, accelerator, prm_format)
+            check_sharding(path_or_id, accelerator, prm_format, revision)
             model = load_reward_model(path_or_id, prm_format, kwargs)
             return ShardedStepScorer(
                 model, tokenizer, prm_format, accelerator, batch_size=batch_size, max_batch_tokens=max_batch_tokens
