@@ -164,6 +164,15 @@ def test_the_reward_models_values_with_an_outcome(tmp_path):
     )
 
 
+def test_no_outcome_is_expected_where_there_is_none(tmp_path):
+    def sometimes(completions, **columns):
+        return [1.0, None]
+
+    trainer = make_trainer(tmp_path, critic="erprm", funcs=[sometimes], outcome_weight=0.5)
+    # A as above; B is paid the fall of its value alone.
+    check(rollout(trainer, [A, B])["advantages"], [[0.3 + 0.25, 0.3 + 0.25, 0.4 + 0.3, 0.4 + 0.3], [-0.3, -0.3, 0, 0]])
+
+
 def test_what_cannot_be_scored_has_no_step_reward(tmp_path):
     for others in ({}, {"critic": "erprm"}, {"whiten_advantages": True}):
         trainer = make_trainer(tmp_path, **others)
