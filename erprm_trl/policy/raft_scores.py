@@ -1,7 +1,6 @@
 """Scores of a round's solutions, shared among the processes, and which solutions get none. What is done with the
 scores is decided in `raft_rounds.py`."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..reward_model.remote_scoring import RemoteStepScorer
-from ..reward_model.scoring import StepScorer
+from ..reward_model.scoring import StepScorer, refuse_nan
 from ..reward_model.sharded_scoring import check_sharding
 from ..rollouts.steps import clean_steps
 from ..rollouts.store import RolloutDataset
@@ -96,8 +95,7 @@ def score_rows(
     step_scores: list[list[float]] = [[] for _ in rows]
     for index, scores in gather_object(mine):
         step_scores[index] = scores
-    if any(math.isnan(score) for scores in step_scores for score in scores):
-        raise ValueError("The reward model gave NaN for a step: look at its weights and dtype.")
+    refuse_nan(step_scores)
     return step_scores
 
 

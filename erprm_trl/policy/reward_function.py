@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..functional.aggregation import AGGREGATIONS
 from ..reward_model.prm_format import resolve_format
-from ..reward_model.scoring import StepScorer, solution_scores
+from ..reward_model.scoring import StepScorer, refuse_nan, solution_scores
 from ..reward_model.sharded_scoring import check_sharding
 from ..rollouts.grading import Grader
 from ..rollouts.steps import clean_steps, split_steps
@@ -142,6 +142,9 @@ class StepRewardFunction:
 
         Returns:
             `list[float | None]`: one reward in [0, 1] a completion, `None` where it is unscorable.
+
+        Raises:
+            `ValueError`: if a score is NaN.
         """
         given = columns.get(self.question_column) or [None] * len(prompts)
         questions = [question or question_text(prompt) for question, prompt in zip(given, prompts, strict=True)]
@@ -156,6 +159,7 @@ class StepRewardFunction:
             ]
         kept = [[] if end is None else some for some, end in zip(steps, ends, strict=True)]
         scores = self.scorer.score(questions, kept, skip_too_long=True)
+        refuse_nan(scores)  # which the trainers' tables have where there is no step
         self.last = [
             ScoredCompletion(values, end) if values else ScoredCompletion([], [])
             for values, end in zip(scores, ends, strict=True)

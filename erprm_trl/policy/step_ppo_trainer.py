@@ -192,8 +192,10 @@ class StepPPOTrainer(StepTrainer):
         values = prefix_values(steps.scores, steps.mask, self.aggregation)
         questions = self._question_values()[:, None]
         before = torch.cat([questions, values[:, :-1]], dim=-1)[steps.local]
-        # Differences are paid as they come, so only what is paid at the end is still to be expected.
-        weight = self.outcome_weight + (1.0 if self.args.credit == "outcome" else 0.0)
+        # Differences are paid as they come: what is still to be expected is paid at the end, an outcome where there is
+        # one.
+        graded = ~steps.outcomes[steps.local].isnan()[:, None]
+        weight = self.outcome_weight * graded + (1.0 if self.args.credit == "outcome" else 0.0)
         of_tokens = spread_over_steps(before, steps.token_ends, steps.local_mask, mask.shape[1])
         # Without steps there is the question alone: its value is the baseline of what the outcome pays.
         return weight * torch.where(steps.local_mask.any(-1, keepdim=True), of_tokens, questions[steps.local])

@@ -21,6 +21,7 @@ from ..reward_model.prm_format import PRMFormat
 from ..reward_model.scoring import StepScorer
 from ..reward_model.whole_checkpoints import WholeCheckpoints
 from .policy_tracking import PolicyTracking
+from .resuming import load_generation, save_generation
 from .reward_function import AnswerReward, StepRewardFunction
 from .step_config import StepGRPOConfig
 
@@ -174,6 +175,26 @@ class StepTrainer(WholeCheckpoints, GRPOTrainer):
             logs.update(self._tracking.throughput())
         super().log(logs, start_time)
         self._tracking.after_log(logs)
+
+    def _save_rng_state(self, output_dir):
+        if self._step % self._passes_a_generation:
+            save_generation(output_dir, self.args, self.accelerator, self._buffered_inputs)
+        super()._save_rng_state(output_dir)  # last: from here on the checkpoint is whole
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        passes = self.state.global_step * self.args.gradient_accumulation_steps
+        if not isinstance(self.train_dataset, IterableDataset):
+            # An epoch's last update may take fewer batches.
+            passes = round((self.state.epoch or 0.0) * len(self._train_sampler) / self.args.generation_batch_size)
+        self._step = 0 if self.args.ignore_data_skip else passes % self._passes_a_generation
+        self._buffered_inputs = load_generation(checkpoint, self.args, self.accelerator) if self._step else None
+
+    @property
+    def _passes_a_generation(self) -> int:
+        return self.args.steps_per_generation * self.num_iterations
 
     @property
     def metrics_of_mode(self) -> dict[str, list[float]]:

@@ -3,8 +3,10 @@
 A head that a checkpoint lacks would be random: that is an error here, while training starts from one.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -48,16 +50,10 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
     Raises:
         `ValueError`: if the checkpoint lacks weights of the model, its head most of all.
     """
-    from peft.utils import CONFIG_NAME
-    from transformers.utils import cached_file
-
     head, kwargs = prm_format.head, dict(kwargs)
     if head in ("token", "token_mlp"):
         kwargs["num_labels"] = prm_format.num_labels
-    adapter = cached_file(
-        path_or_id, CONFIG_NAME, revision=kwargs["revision"], _raise_exceptions_for_missing_entries=False
-    )
-    if adapter is not None and head in AUTO_MODELS:
+    if head in AUTO_MODELS and adapter_config(path_or_id, kwargs["revision"]) is not None:
         from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
 
         auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
@@ -77,6 +73,15 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
             'PRMFormat.preset("qwen2.5-math-prm").'
         )
     return model
+
+
+def adapter_config(path_or_id: str, revision: str | None = None) -> dict[str, Any] | None:
+    """PEFT's configuration of a LoRA adapter, `None` where the folder or Hub id is of a whole model."""
+    from peft.utils import CONFIG_NAME
+    from transformers.utils import cached_file
+
+    file = cached_file(path_or_id, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def load_reference_model(prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTrainedModel | None:

@@ -1,5 +1,6 @@
 """Step scores from a trained process reward model, in batches. It reads solutions exactly as training did."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,7 @@ class StepScorer:
         if accelerator is not None:
             from .sharded_scoring import ShardedStepScorer, check_sharding
 
-            check_sharding(path_or_id, accelerator, prm_format)
+            check_sharding(path_or_id, accelerator, prm_format, revision)
             model = load_reward_model(path_or_id, prm_format, kwargs)
             return ShardedStepScorer(
                 model, tokenizer, prm_format, accelerator, batch_size=batch_size, max_batch_tokens=max_batch_tokens
@@ -290,3 +291,9 @@ def solution_scores(step_scores: Sequence[Sequence[float]], aggregation: str) ->
     """One score a solution, `None` where it has no step scores."""
     aggregated = iter(aggregate([scores for scores in step_scores if scores], aggregation).tolist())
     return [next(aggregated) if scores else None for scores in step_scores]
+
+
+def refuse_nan(step_scores: Sequence[Sequence[float]]) -> None:
+    """Raises a `ValueError` if a score is NaN."""
+    if any(math.isnan(score) for scores in step_scores for score in scores):
+        raise ValueError("The reward model gave NaN for a step: look at its weights and dtype.")

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from .._trl import prepare_deepspeed
 from ..rollouts.endpoint_client import is_url
 from .encoding import EncodedSolution, encode_solutions
+from .model_loading import adapter_config
 from .prm_format import PRMFormat
 from .scoring import StepScorer
 
@@ -78,14 +79,17 @@ class ShardedStepScorer(StepScorer):
 
 
 def check_sharding(
-    reward_model: str | Path | StepScorer, accelerator: Accelerator, prm_format: PRMFormat | None = None
+    reward_model: str | Path | StepScorer,
+    accelerator: Accelerator,
+    prm_format: PRMFormat | None = None,
+    revision: str | None = None,
 ) -> None:
     """
     Whether a reward model can be split over the processes of a training.
 
     Raises:
-        `ValueError`: if it is loaded already, the training does not split weights by ZeRO-3, or the format needs a
-            second model.
+        `ValueError`: if it is loaded already, the training does not split weights by ZeRO-3, the format needs a second
+            model, or it is an adapter with rows of an embedding.
     """
     if prm_format is not None and prm_format.head == "implicit":
         raise ValueError(
@@ -105,4 +109,12 @@ def check_sharding(
             f"A reward model is split over the processes of a ZeRO-3 training, and this is "
             f"{accelerator.distributed_type.value}{'' if plugin is None else f' of stage {plugin.zero_stage}'}. Leave "
             "shard_reward_model False, or launch with accelerate_configs/zero3.yaml."
+        )
+    # PEFT's layer reads the embedding's weight where ZeRO-3 has not gathered it.
+    if (adapter_config(str(reward_model), revision) or {}).get("trainable_token_indices"):
+        raise ValueError(
+            f"shard_reward_model=True: got {reward_model}, an adapter that trained embeddings of new tokens, expected "
+            "one without them or a whole model. Merge it: "
+            "AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(folder), and copy the "
+            "tokenizer and prm_format.json to that folder."
         )

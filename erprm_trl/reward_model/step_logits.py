@@ -6,11 +6,16 @@ only what its language-model head computes is narrowed for the call.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from .prm_format import FormatTokenIds
+
+
+_locks = WeakKeyDictionary()  # a head is narrowed for one thread at a time
 
 
 def step_logits(
@@ -69,29 +74,30 @@ def narrowed_head(
     language_head: nn.Module, at: tuple[Tensor, Tensor], token_ids: list[int] | None = None
 ) -> Iterator[None]:
     """For the length of a call the head computes the columns `token_ids` (all, without them) at the positions `at`
-    instead of the vocabulary everywhere."""
-    own_forward = language_head.forward
-    had_forward = "forward" in vars(language_head)  # accelerate's hooks put one there
+    instead of the vocabulary everywhere. Another thread that narrows it waits."""
+    with _locks.setdefault(language_head, RLock()):
+        own_forward = language_head.forward
+        had_forward = "forward" in vars(language_head)  # accelerate's hooks put one there
 
-    def forward(hidden: Tensor) -> Tensor:
-        hidden = hidden[at]
-        if token_ids is None:
-            return own_forward(hidden)
-        if type(language_head) is not nn.Linear or had_forward:
-            return own_forward(hidden)[:, token_ids]  # LoRA on the head, quantised or offloaded weights
-        bias = language_head.bias
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(
-                hidden.float(),
-                language_head.weight[token_ids].float(),
-                None if bias is None else bias[token_ids].float(),
-            )
+        def forward(hidden: Tensor) -> Tensor:
+            hidden = hidden[at]
+            if token_ids is None:
+                return own_forward(hidden)
+            if type(language_head) is not nn.Linear or had_forward:
+                return own_forward(hidden)[:, token_ids]  # LoRA on the head, quantised or offloaded weights
+            bias = language_head.bias
+            with torch.autocast(hidden.device.type, enabled=False):
+                return nn.functional.linear(
+                    hidden.float(),
+                    language_head.weight[token_ids].float(),
+                    None if bias is None else bias[token_ids].float(),
+                )
 
-    language_head.forward = forward
-    try:
-        yield
-    finally:
-        if had_forward:
-            language_head.forward = own_forward
-        else:
-            del language_head.forward
+        language_head.forward = forward
+        try:
+            yield
+        finally:
+            if had_forward:
+                language_head.forward = own_forward
+            else:
+                del language_head.forward

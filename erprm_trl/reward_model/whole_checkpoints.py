@@ -99,7 +99,7 @@ class WholeCheckpoints:
     anew where there is none, no checkpoint looks whole before it is, and no example or update is made twice.
     """
 
-    _epoch_order: EpochOrder | None = None
+    _train_sampler: Sampler | None = None
 
     def train(
         self,
@@ -134,15 +134,16 @@ class WholeCheckpoints:
     def _get_train_sampler(self, *dataset):
         sampler = super()._get_train_sampler(*dataset)
         if hasattr(sampler, "generator") and not isinstance(sampler, RandomSampler):  # Accelerate seeds that one so
-            self._epoch_order = sampler = EpochOrder(sampler, self.args.seed)
+            sampler = EpochOrder(sampler, self.args.seed)
+        self._train_sampler = sampler
         return sampler
 
     def _run_epoch(self, **arguments):
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: the loop would make one more update
             self.control.should_training_stop = True
             return
-        if self._epoch_order is not None:
-            self._epoch_order.epoch = arguments["epoch"]
+        if isinstance(self._train_sampler, EpochOrder):
+            self._train_sampler.epoch = arguments["epoch"]
         super()._run_epoch(**arguments)
 
     def _save_checkpoint(self, model, trial):

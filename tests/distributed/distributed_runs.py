@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -53,8 +53,8 @@ torch.distributed.destroy_process_group()
 UPDATES, GROUP = 10, 4
 # What has to be gathered from all processes
 METRICS = "num_tokens value/loss value/explained_variance kl steps/accuracy steps/per_answer reward".split()
-# Enough for ten updates: after an epoch TRL's sampler does not go on in the same order when it is resumed.
-QUESTIONS = dial.make_questions(30, seed=5, min_moves=1, max_moves=2)
+# Three updates an epoch: the run is resumed in the second one.
+QUESTIONS = dial.make_questions(9, seed=5, min_moves=1, max_moves=2)
 # Solutions of one to four steps: the two processes' shares of a batch hold different numbers of labels.
 ROWS = [
     {
@@ -67,7 +67,8 @@ ROWS = [
 
 
 def save_models(folder):
-    """A reward model for the policies, and a first model with a token head, the same weights for every run."""
+    """Reward models for the policies, one of them an adapter, and a first model with a token head, the same weights
+    for every run."""
     tokenizer = AutoTokenizer.from_pretrained(dial.BASE_PATH)
     set_seed(0)
     for name, model in (
@@ -76,7 +77,17 @@ def save_models(folder):
     ):
         model.save_pretrained(Path(folder, name))
         tokenizer.save_pretrained(Path(folder, name))
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(dial.BASE_PATH), adapter)
+    adapted.save_pretrained(Path(folder, "reward_adapter"))
+    tokenizer.save_pretrained(Path(folder, "reward_adapter"))
     FORMAT.save(Path(folder, "reward_model"))
+    FORMAT.save(Path(folder, "reward_adapter"))
+
+
+def _reward_model(folder, peft_config):
+    """By its path, so that under ZeRO-3 it is loaded beside a policy whose weights are split."""
+    return str(Path(folder, "reward_model" if peft_config is None else "reward_adapter"))
 
 
 def launch(folder, config, names=NAMES, **options):
@@ -269,7 +280,7 @@ def _raft(name, folder, common, peft_config, sharded):
     )
     return RAFTTrainer(
         dial.BASE_PATH,
-        str(Path(folder, "reward_model")),
+        _reward_model(folder, peft_config),
         arguments,
         train_dataset=Dataset.from_list(dial.make_questions(8, seed=1)),
         eval_dataset=Dataset.from_list(dial.make_questions(3, seed=2)),
@@ -294,8 +305,7 @@ def _step_policy(name, folder, common, peft_config, sharded):
         **more,
     )
     data = Dataset.from_list([{"prompt": row["question"], "answer": row["answer"]} for row in QUESTIONS])
-    # By its path, so that under ZeRO-3 it is loaded beside a policy whose weights are split
-    reward_model = str(Path(folder, "reward_model"))
+    reward_model = _reward_model(folder, peft_config)
     trainer = trainer_class(dial.BASE_PATH, reward_model, arguments, data, peft_config=peft_config)
 
     def write(prompt_ids, images, multimodal_fields, num_generations, *_):

@@ -164,6 +164,15 @@ def test_the_reward_models_values_with_an_outcome(tmp_path):
     )
 
 
+def test_no_outcome_is_expected_where_there_is_none(tmp_path):
+    def sometimes(completions, **columns):
+        return [1.0, None]
+
+    trainer = make_trainer(tmp_path, critic="erprm", funcs=[sometimes], outcome_weight=0.5)
+    # A as above; B is paid the fall of its value alone.
+    check(rollout(trainer, [A, B])["advantages"], [[0.3 + 0.25, 0.3 + 0.25, 0.4 + 0.3, 0.4 + 0.3], [-0.3, -0.3, 0, 0]])
+
+
 def test_what_cannot_be_scored_has_no_step_reward(tmp_path):
     for others in ({}, {"critic": "erprm"}, {"whiten_advantages": True}):
         trainer = make_trainer(tmp_path, **others)
@@ -400,6 +409,9 @@ def test_resuming_at_a_generation_equals_the_straight_run(tmp_path, critic_learn
     checkpoint = tmp_path / "run/checkpoint-2"
     assert keys_of(checkpoint / VALUE_HEAD_FILE) == {"weight", "bias"}
     assert keys_of(checkpoint / "model.safetensors") <= set(initial)
+    # Whoever kills a run finds a checkpoint whole if it has this file.
+    last = (checkpoint / "trainer_state.json").stat().st_mtime_ns
+    assert all(file.stat().st_mtime_ns <= last for file in checkpoint.iterdir())
     resumed = trained(tmp_path / "resumed", **others)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.state.global_step == 4

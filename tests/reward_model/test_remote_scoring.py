@@ -19,7 +19,16 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from erprm_trl import PRMFormat, StepGRPOConfig, StepGRPOTrainer, StepRewardFunction, StepScorer, dial
+from erprm_trl import (
+    PRMFormat,
+    StepGRPOConfig,
+    StepGRPOTrainer,
+    StepPPOConfig,
+    StepPPOTrainer,
+    StepRewardFunction,
+    StepScorer,
+    dial,
+)
 from erprm_trl.dial.chain import FORMAT
 from erprm_trl.dial.policies import CPU_QUIET
 from erprm_trl.policy import prompt_dataset
@@ -287,11 +296,20 @@ def dial_address(dial_path):
         yield server.address
 
 
-def test_a_step_grpo_update_is_the_same(dial_path, dial_address, tmp_path):
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class", "others"),
+    [
+        (StepGRPOTrainer, StepGRPOConfig, {}),
+        (StepPPOTrainer, StepPPOConfig, {"critic": "head"}),
+        (StepPPOTrainer, StepPPOConfig, {"critic": "erprm"}),
+    ],
+    ids=["grpo", "ppo", "ppo with the reward model as critic"],
+)
+def test_a_step_update_is_the_same(dial_path, dial_address, tmp_path, trainer_class, config_class, others):
     policies = []
     for reward_model in (dial_path, f"http://{LOGIN}{dial_address}"):
         folder = tmp_path / str(len(policies))
-        args = StepGRPOConfig(
+        args = config_class(
             str(folder),
             max_steps=1,
             per_device_train_batch_size=16,
@@ -300,9 +318,10 @@ def test_a_step_grpo_update_is_the_same(dial_path, dial_address, tmp_path):
             learning_rate=1e-3,
             logging_steps=1,
             **CPU_QUIET,
+            **others,
         )
         dataset = prompt_dataset(load_questions(dial.make_questions(8, 3)), answers=False)
-        trainer = StepGRPOTrainer(str(dial.BASE_PATH), reward_model, args, dataset)
+        trainer = trainer_class(str(dial.BASE_PATH), reward_model, args, dataset)
         trainer.train()
         trainer.save_model()
         log = next(log for log in trainer.state.log_history if "loss" in log)
@@ -312,6 +331,7 @@ def test_a_step_grpo_update_is_the_same(dial_path, dial_address, tmp_path):
     assert all(torch.equal(weights[name], remote_weights[name]) for name in weights)
     before = AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).state_dict()
     assert any(not torch.equal(before[name], remote_weights[name]) for name in before)
+    assert any("value_head" in name for name in remote_weights) == (others.get("critic") == "head")
     assert_nowhere("passw0rd", tmp_path)
 
 

@@ -1,5 +1,8 @@
 """Scores do not depend on who else is in the batch, and errors say which solution."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from zoo import save_tiny, tiny_llama, word_level
 
@@ -25,6 +28,22 @@ def test_batching_and_order_change_nothing(scorer, batch_size):
     backwards = together.score(QUESTIONS[::-1], STEPS[::-1])[::-1]
     for left, right in zip(backwards, alone, strict=True):
         assert left == pytest.approx(right, abs=1e-6)
+
+
+def test_two_threads_at_once_get_their_own_scores(scorer):
+    # One model with two scorers: what must not be shared is the model's.
+    scorers = [StepScorer(scorer.model, scorer.tokenizer, FORMAT, batch_size=size) for size in (1, 2)]
+    asked = [(QUESTIONS[::-1], STEPS[::-1]), (QUESTIONS, STEPS)]
+    expected = [one.score(*some) for one, some in zip(scorers, asked, strict=True)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            jobs = [threads.submit(scorers[number % 2].score, *asked[number % 2]) for number in range(20)]
+            for number, job in enumerate(jobs):
+                assert job.result() == expected[number % 2]
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_raw_text_is_split_as_the_format_says(scorer):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from erprm_trl import StepScorer, dial
 from erprm_trl.reward_model import sharded_scoring
@@ -72,3 +73,12 @@ def test_without_zero3_nothing_is_split(stage):
 def test_a_scorer_that_is_there_is_not_split(dial_policy, dial_format):
     with pytest.raises(ValueError, match="loaded already"):
         check_sharding(StepScorer(*dial_policy, dial_format), None)
+
+
+def test_an_adapter_with_new_tokens_is_to_be_merged_first(tmp_path):
+    accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
+    LoraConfig(target_modules="all-linear").save_pretrained(tmp_path)
+    check_sharding(tmp_path, accelerator)
+    LoraConfig(target_modules="all-linear", trainable_token_indices={"embed_tokens": [46]}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="trained embeddings of new tokens, .* Merge it"):
+        check_sharding(tmp_path, accelerator)
