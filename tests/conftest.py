@@ -13,6 +13,11 @@ os.environ.update(
 )
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+
+# For a long run by hand: `pytest --hypothesis-profile=thorough FILE`.
+settings.register_profile("thorough", max_examples=8000, deadline=None)
 
 
 @pytest.fixture(scope="session")
