@@ -256,16 +256,21 @@ HUGE = [
 ]
 
 
-@settings(deadline=None)
-@given(st.text() | st.sampled_from(HUGE) | (ANSWERS | JSON_VALUES).map(json.dumps), st.sampled_from([(), ("ки",)]))
-def test_whatever_a_server_answers_is_a_completion_or_asked_for_again(text, stop):
-    try:
-        completion = sampler_for("http://host/v1")._completion(text, stop)
-    except (*UNREADABLE, EndpointError):
-        return
-    assert isinstance(completion.text, str) and completion.text.encode() is not None
-    assert type(completion.finished) is bool and type(completion.num_tokens) is int and completion.num_tokens >= 0
-    assert all(type(token) is int and token >= 0 for token in completion.token_ids)
+def test_whatever_a_server_answers_is_a_completion_or_asked_for_again():
+    sampler = sampler_for("http://host/v1")
+
+    @settings(deadline=None)
+    @given(st.text() | st.sampled_from(HUGE) | (ANSWERS | JSON_VALUES).map(json.dumps), st.sampled_from([(), ("ки",)]))
+    def check(text, stop):
+        try:
+            completion = sampler._completion(text, stop)
+        except (*UNREADABLE, EndpointError):
+            return
+        assert isinstance(completion.text, str) and completion.text.encode() is not None
+        assert type(completion.finished) is bool and type(completion.num_tokens) is int and completion.num_tokens >= 0
+        assert all(type(token) is int and token >= 0 for token in completion.token_ids)
+
+    check()
 
 
 def test_arguments_that_cannot_be_meant():
