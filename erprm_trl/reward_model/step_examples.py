@@ -34,7 +34,7 @@ _REMEDY = {
     BAD_LABEL: "Labels are probabilities that a step is right: rescale rewards to [0, 1].",
     BAD_STD: "Give one standard deviation a step, 0 where the label is exact.",
     SEPARATOR_INSIDE: "Choose a separator that no step contains, or split the step there.",
-    TOO_LONG: "Raise max_length.",
+    TOO_LONG: "Raise max_length, up to the model's context, or drop the row.",
 }
 
 

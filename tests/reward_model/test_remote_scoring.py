@@ -253,6 +253,29 @@ def test_whatever_a_server_answers_is_read_or_refused(url):
     check()
 
 
+PIECES = st.sampled_from(
+    ["7", " + ", "ки", "</s>", "\n", "\x00", "\u202e", "😀", "e\u0301", "7 " * 300, ""]
+) | st.text(max_size=3)
+TEXTS = st.lists(PIECES, max_size=4).map("".join)
+
+
+def test_a_real_model_answers_any_text(url, local):
+    @settings(max_examples=settings().max_examples // 4, deadline=None)
+    @given(TEXTS, st.lists(st.lists(TEXTS, max_size=4), max_size=3), st.booleans())
+    def check(question, steps, skip):
+        body = {"questions": [question] * len(steps), "steps": steps, "skip_too_long": skip}
+        answer = httpx.post(f"{url}/score", json=body, timeout=60, verify=False)
+        scores = local.score(body["questions"], steps, skip_too_long=True)
+        cut = [some and not values for some, values in zip(steps, scores, strict=True)]
+        assert answer.status_code == (422 if any(cut) and not skip else 200)
+        if answer.status_code == 200:
+            assert answer.json()["scores"] == close_to(scores)
+        assert all(len(values) in (0, len(some)) for values, some in zip(scores, steps, strict=True))
+
+    check()
+    assert httpx.get(f"{url}/health", timeout=60, verify=False).json() == {"status": "ok", "waiting": 0}
+
+
 def test_something_else_at_the_address():
     from starlette.responses import PlainTextResponse
 
