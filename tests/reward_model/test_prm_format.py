@@ -87,7 +87,7 @@ VALUES = (
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 2, deadline=None)
 @given(st.text() | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=3), VALUES, max_size=3).map(json.dumps))
 def test_whatever_a_file_says_is_a_format_or_a_value_error(text):
     try:

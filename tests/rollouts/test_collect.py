@@ -272,7 +272,7 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 2, deadline=None)
 @given(st.lists(st.lists(ROWS, min_size=1, max_size=3), max_size=3))
 def test_whatever_a_model_writes_is_read_back(chunks):
     """Line separators, lone surrogates and NUL among it."""

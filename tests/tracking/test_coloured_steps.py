@@ -79,7 +79,7 @@ def test_scores_of_a_model_that_diverged_have_no_colour():
     assert solution.to_markdown() == "nan a<br>🟦 0.90 b"
 
 
-@settings(deadline=None)
+@settings(max_examples=settings().max_examples // 2, deadline=None)
 @given(
     st.text(st.characters() | st.sampled_from("<>&\"'|\n\x00\ud800\u202e`*")),
     st.lists(st.floats(0, 1) | st.just(float("nan")), max_size=3),
