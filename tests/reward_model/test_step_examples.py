@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from zoo import word_level
 
 from erprm_trl import PRMFormat
-from erprm_trl.reward_model import to_stepwise
+from erprm_trl.reward_model import encode_solution, to_stepwise
 from erprm_trl.reward_model.step_examples import encode_examples
 
 
@@ -252,4 +252,6 @@ def test_whatever_a_dataset_holds_is_read_or_named_or_counted(rows):
         # The feature Json keeps ten digits.
         assert one["step_labels"] == pytest.approx(row["labels"][: len(one["step_labels"])], abs=1e-9)
         assert len(one["step_labels"]) == len(one["step_positions"]) > 0 and one["length"] <= 24
+        scored = encode_solution(word_level(), FORMAT, row["prompt"], row["completions"], max_length=24)
+        assert (one["input_ids"], one["step_positions"]) == (scored.input_ids, scored.step_positions)
     assert counts["steps"] + counts["dropped_steps"] == sum(len(row["labels"]) for row in usable)
