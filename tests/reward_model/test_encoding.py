@@ -132,7 +132,7 @@ def test_any_text_under_any_tokenizer(name):
     separator_id = formats[0].token_ids(tokenizer).separator
 
     @settings(max_examples=settings().max_examples // 4, deadline=None)
-    @given(st.sampled_from(formats), ODD_TEXTS, st.lists(ODD_TEXTS.map(lambda text: f"{text}1"), max_size=4))
+    @given(st.sampled_from(formats), ODD_TEXTS, st.lists(ODD_TEXTS.map(lambda text: f"1{text}1"), max_size=4))
     def check(prm_format, question, steps):
         encoded = encode_solution(tokenizer, prm_format, question, steps)
         positions, ids = encoded.step_positions, encoded.input_ids

@@ -250,7 +250,9 @@ def test_whatever_a_dataset_holds_is_read_or_named_or_counted(rows):
     assert counts["kept"] == len(encoded) == len(usable) and sum(counts["dropped_rows"].values()) == len(bad)
     for one, row in zip(encoded, usable, strict=True):
         # The feature Json keeps ten digits.
-        assert one["step_labels"] == pytest.approx(row["labels"][: len(one["step_labels"])], abs=1e-9)
+        assert one["step_labels"] == pytest.approx(
+            [float(label) for label in row["labels"]][: len(one["step_labels"])], abs=1e-9
+        )
         assert len(one["step_labels"]) == len(one["step_positions"]) > 0 and one["length"] <= 24
         scored = encode_solution(word_level(), FORMAT, row["prompt"], row["completions"], max_length=24)
         assert (one["input_ids"], one["step_positions"]) == (scored.input_ids, scored.step_positions)
