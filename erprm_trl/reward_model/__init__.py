@@ -6,13 +6,13 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from .dataset_forms import to_stepwise
     from .encoding import EncodedSolution, encode_solution, encode_solutions
     from .erprm_config import ERPRMConfig
     from .erprm_trainer import ERPRMTrainer
     from .prm_format import PRMFormat
     from .remote_scoring import RemoteStepScorer
     from .scoring import StepScorer
-    from .step_examples import to_stepwise
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -23,6 +23,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "prm_format": ["PRMFormat"],
         "remote_scoring": ["RemoteStepScorer"],
         "scoring": ["StepScorer"],
-        "step_examples": ["to_stepwise"],
+        "dataset_forms": ["to_stepwise"],
     },
 )

@@ -67,7 +67,7 @@ def encode_solutions(
             needed.
     """
     prompts = [prm_format.render_prompt(question, tokenizer.bos_token) for question in questions]
-    leading = [] if "{bos_token}" in prm_format.prompt_template else _leading_ids(tokenizer)
+    leading = [] if "{bos_token}" in prm_format.prompt_template else _leading_ids(tokenizer, prm_format.separator)
     if not prompts:
         return []
     encode = _encode_pieces if prm_format.tokenization == "pieces" else _encode_texts
@@ -147,9 +147,13 @@ def _contains(ids: list[int], part: list[int]) -> bool:
     return bool(part) and any(ids[i : i + len(part)] == part for i in range(len(ids) - len(part) + 1))
 
 
-def _leading_ids(tokenizer) -> list[int]:
-    # A tokenizer's special tokens stand before and after the plain ids of a text.
-    with_special = tokenizer("a")["input_ids"]
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    starts = range(len(with_special) - len(plain) + 1)
-    return with_special[: next((i for i in starts if with_special[i : i + len(plain)] == plain), 0)]
+def _leading_ids(tokenizer, separator: str) -> list[int]:
+    # A tokenizer's special tokens stand before and after the plain ids of a text. One that has no token for "a" and no
+    # unknown one leaves it out.
+    for text in ("a", separator):
+        with_special = tokenizer(text)["input_ids"]
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        starts = range(len(with_special) - len(plain) + 1)
+        if plain:
+            return with_special[: next((i for i in starts if with_special[i : i + len(plain)] == plain), 0)]
+    return []

@@ -60,7 +60,8 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         > Parameters that control the data preprocessing
 
         max_length (`int` or `None`, *optional*, defaults to `1024`):
-            Longest sequence in tokens. Whole steps at the end are left out until a solution fits, counted and logged.
+            Longest sequence in tokens, or the model's context where that is shorter. Whole steps at the end are left
+            out until a solution fits, counted and logged.
         dataset_num_proc (`int`, *optional*):
             Processes that prepare the dataset.
         pad_to_multiple_of (`int`, *optional*):

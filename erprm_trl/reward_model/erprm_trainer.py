@@ -19,7 +19,7 @@ from ..rollouts.store import RolloutDataset
 from .collator import DataCollatorForStepLabels
 from .erprm_config import ERPRMConfig
 from .erprm_tracking import ERPRMTracking
-from .model_setup import prepare_model
+from .model_setup import longest_text, prepare_model
 from .packing import check_packing
 from .step_examples import encode_examples
 from .step_logits import step_logits
@@ -115,6 +115,7 @@ class ERPRMTrainer(WholeCheckpoints, BaseTrainer):
             model, args, processing_class, quantization_config, peft_config
         )
         self.format_token_ids = self.prm_format.token_ids(processing_class)
+        self._max_length = longest_text(model, args.max_length)
         self.data_counts: dict[str, dict] = {}
         self._manifests: dict[str, dict] = {}
         train_dataset = self._prepare_dataset(train_dataset, processing_class, args, "train")
@@ -177,7 +178,7 @@ class ERPRMTrainer(WholeCheckpoints, BaseTrainer):
             processing_class,
             self.prm_format,
             name=name,
-            max_length=args.max_length,
+            max_length=self._max_length,
             last_step_only=args.train_on_last_step_only,
             invalid_rows=args.invalid_rows,
             label_weighting=args.label_weighting if name == "train" else "none",

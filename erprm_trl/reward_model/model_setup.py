@@ -93,6 +93,12 @@ def prepare_model(
     return model, tokenizer, prm_format
 
 
+def longest_text(model, max_length: int | None) -> int | None:
+    """`max_length`, or the model's context where that is shorter: what is longer could not be scored later."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min((limit for limit in (max_length, context) if limit is not None), default=None)
+
+
 def _saved_format(name: str, revision: str | None) -> PRMFormat | None:
     if not name:
         return None

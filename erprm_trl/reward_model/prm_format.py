@@ -22,6 +22,8 @@ FORMAT_FILE = "prm_format.json"
 HEADS = ("lm", "token", "token_mlp", "implicit")
 TOKENIZATIONS = ("pieces", "text")
 
+# What JSON may say for a field, by the type of its default.
+_JSON_TYPES = {str: (str,), bool: (bool,), int: (int,), float: (int, float), type(None): (str, type(None))}
 # Tried in this order when an error proposes another separator.
 _USUAL_SEPARATORS = ("\n\n", "\n", "ки", " ки", "<|step|>", "<extra_0>", "[SEP]", "<|reserved_special_token_0|>")
 
@@ -189,14 +191,21 @@ class PRMFormat:
         The format from its JSON.
 
         Raises:
-            `ValueError`: if it is no JSON object or has unknown fields.
+            `ValueError`: if it is no JSON object, or has unknown fields or fields of another type.
         """
-        fields = json.loads(text)
-        known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or not known.issuperset(fields):
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            fields = None
+        known = {field.name: _JSON_TYPES[type(field.default)] for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or not known.keys() >= fields.keys():
             raise ValueError(
                 f"PRMFormat: got {text[:200]!r}, expected a JSON object with fields from {sorted(known)}."
             )
+        for name, value in fields.items():
+            if not isinstance(value, known[name]):
+                expected = " or ".join(kind.__name__ for kind in known[name])
+                raise ValueError(f"PRMFormat.{name}: got {value!r} ({type(value).__name__}), expected {expected}.")
         return cls(**fields)
 
     def save(self, folder: str | Path) -> None:

@@ -1,11 +1,10 @@
 """Step scores from a server of `scoring_server.py`: a scorer without a model. Retries are `endpoint_client.py`'s."""
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ..rollouts.endpoint_client import EndpointClient, EndpointError, Service
+from ..rollouts.endpoint_client import UNREADABLE, EndpointClient, EndpointError, Service
 from .prm_format import PRMFormat
 from .scoring import StepScorer
 
@@ -140,16 +139,21 @@ class RemoteStepScorer(StepScorer):
         try:
             fields = json.loads(text)
             prm_format = PRMFormat.from_json(json.dumps(fields.pop("prm_format")))
-            return _Served(prm_format, *(fields[name] for name in _Served._fields[1:]))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise self._unreadable("/format") from None
+            served = _Served(prm_format, *(fields[name] for name in _Served._fields[1:]))
+            limits = [served.max_solutions, served.max_steps, served.max_body_bytes]
+            limits += [] if served.max_length is None else [served.max_length]
+            if isinstance(served.model, str) and all(isinstance(limit, int) and limit > 0 for limit in limits):
+                return served
+        except UNREADABLE:
+            pass
+        raise self._unreadable("/format") from None
 
     def _read_scores(self, text: str) -> list[list[float]]:
         try:
             scores = [[float(value) for value in values] for values in json.loads(text)["scores"]]
-            if all(math.isfinite(value) for values in scores for value in values):
+            if all(0 <= value <= 1 for values in scores for value in values):
                 return scores
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except UNREADABLE:
             pass
         raise self._unreadable("/score")
 

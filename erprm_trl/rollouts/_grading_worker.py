@@ -107,6 +107,10 @@ class _Math:
 
         self.pattern, self.max_chars = pattern, max_chars
         self.math_verify, self.timeout, self.rational = math_verify, TimeoutException, Rational
+        # The first reading builds the grammar. On a busy machine that alone outlasts the alarm, and an answer, were it
+        # right, would count as one that took too long.
+        half = math_verify.parse(r"$\frac{1}{2}$", parsing_timeout=60)[0]
+        math_verify.verify(half, half + 1, timeout_seconds=60)
         # A reference is graded K times, and continuations of one question share few answers.
         self.parse_bare = functools.lru_cache(maxsize=4096)(self._parse_bare)
 

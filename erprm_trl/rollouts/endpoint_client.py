@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 30.0
 LONGEST_WAIT = 60.0
+# What reading JSON and taking it apart may raise; the last two: nested too deeply, an integer beyond all floats.
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 class Service(NamedTuple):
@@ -76,8 +78,8 @@ class EndpointClient:
 
     def post_all(self, path: str, bodies: list[dict[str, Any]], parse: Callable[[str], Any]) -> list:
         """
-        What `parse` makes of the text that answers each body, in order. A body whose answer `parse` rejects with
-        `ValueError`, `KeyError`, `TypeError` or `AttributeError` is posted again.
+        What `parse` makes of the text that answers each body, in order. A body whose answer `parse` rejects with an
+        error of `UNREADABLE` is posted again.
 
         Raises:
             [`EndpointError`]: at the first body that cannot be had; the others are cancelled.
@@ -154,7 +156,7 @@ class EndpointClient:
             )
         try:
             return parse(response.text)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             asked = self.service.asked
             raise _Retryable(f"an answer without {asked} ({type(error).__name__}): {message}") from error
 
@@ -220,11 +222,11 @@ def _retry_after(value: str | None) -> float:
     """Seconds that the header `Retry-After` asks for, given as a number or a date; 0 for what cannot be read."""
     try:
         return max(0.0, float(int(value)))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .endpoint_client import EndpointClient, EndpointError, Service
 from .sampling import Completion, Prompt, PromptFormat, derived_seed, holds_stop
+from .steps import whole_characters
 
 
 # What makes a completion the one that is asked for, or changes the form of the answer.
@@ -204,6 +205,7 @@ class EndpointSampler:
         text, reason = choice["text"], choice["finish_reason"]
         if not isinstance(text, str) or reason not in ("stop", "length"):
             raise ValueError("no text, or one that the server broke off")
+        text = whole_characters(text)  # it may be continued
         # A tokenizer without a decoder joins words with spaces. A server that decodes the new tokens alone has lost
         # the one before the first word.
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
@@ -214,9 +216,14 @@ class EndpointSampler:
         if stopped is not None and not holds_stop(text, stop):
             text += stopped
         num_tokens = (body.get("usage") or {}).get("completion_tokens")
+        token_ids = tuple(choice.get("token_ids") or ())
+        if not all(
+            type(number) is int and number >= 0 for number in (0 if num_tokens is None else num_tokens, *token_ids)
+        ):
+            raise ValueError("a number or ids of tokens that are none")
         if num_tokens is None:
             num_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + finished
-        return Completion(text, finished, num_tokens, tuple(choice.get("token_ids") or ()))
+        return Completion(text, finished, num_tokens, token_ids)
 
 
 def _stop_string(choice: dict[str, Any], stop: Sequence[str]) -> str | None:

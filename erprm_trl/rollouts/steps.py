@@ -74,12 +74,15 @@ def closed_steps(text: str, splitter: str) -> list[str]:
     return clean_steps(split_steps(text, splitter), splitter)
 
 
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which JSON can hold and no tokenizer takes."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def clean_step(step: str, splitter: str) -> str:
-    """The step's content: without its delimiters and without white space at either end. This is what a reward model
-    reads. Half a surrogate pair, which JSON can hold and no tokenizer takes, becomes U+FFFD."""
-    if not step.isascii():
-        step = step.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    step = step.strip()
+    """The step's content in whole characters: without its delimiters and without white space at either end. This is
+    what a reward model reads."""
+    step = whole_characters(step).strip()
     if splitter in NAMED_SPLITTERS:
         return step
     separator = splitter.strip() or splitter

@@ -1,6 +1,7 @@
 """Solutions for people to read: steps coloured by score, every text escaped."""
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class ColouredSteps(NamedTuple):
         """An ordered list, each step on the colour of its score."""
         items = []
         for index, step in enumerate(self.steps):
-            colour = f"background:{_colour(self.scores[index])};color:#111;" if self.scores else ""
+            colour = f"background:{_colour(self.scores[index])};color:#111;" if self._is_scored(index) else ""
             items.append(
                 f'<li style="{colour}padding:2px 6px;margin:1px 0">'
                 f"<b>{self._numbers(index)}</b> {html.escape(step)}</li>"
@@ -43,9 +44,13 @@ class ColouredSteps(NamedTuple):
         """One line a step, with a mark of its score."""
         lines = []
         for index, step in enumerate(self.steps):
-            mark = MARKS[min(int(self.scores[index] * 3), 2)] if self.scores else ""
+            mark = MARKS[min(int(self.scores[index] * 3), 2)] if self._is_scored(index) else ""
             lines.append(f"{mark} {self._numbers(index)} {escape_markdown(step)}".strip())
         return "<br>".join(lines)
+
+    def _is_scored(self, index: int) -> bool:
+        # A model that diverged gives NaN, which has no colour; its tables are looked at all the more.
+        return bool(self.scores) and not math.isnan(self.scores[index])
 
     def _numbers(self, index: int) -> str:
         score = f"{self.scores[index]:.2f}" if self.scores else "not scored"

@@ -10,10 +10,11 @@ from erprm_trl import PRMFormat, StepScorer, dial
 
 
 sys.path.append(str(Path(__file__).parents[1] / "reward_model"))
-from zoo import ZOO, byte_level_bpe, save_tiny, sentencepiece_style, tiny_llama, word_level  # noqa: E402
+from zoo import ODD, ZOO, byte_level_bpe, save_tiny, sentencepiece_style, tiny_llama, word_level  # noqa: E402
 
 
 __all__ = [
+    "ODD",
     "ZOO",
     "FakeScorer",
     "byte_level_bpe",

@@ -4,9 +4,12 @@ import json
 import random
 import sys
 from itertools import accumulate
+from os.path import commonprefix
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -15,7 +18,7 @@ from erprm_trl.rollouts.steps import split_steps
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from step_fakes import ZOO, byte_level_bpe, sentencepiece_style, word_level  # noqa: E402
+from step_fakes import ODD, ZOO, byte_level_bpe, sentencepiece_style, word_level  # noqa: E402
 
 
 SOLUTION = "She sold 48+24 = 72 €, ½ of it!{0}Käse … 3 €{0}The answer is \\boxed{{72}}."
@@ -165,3 +168,56 @@ def test_without_a_stream_every_prefix_is_decoded():
             return tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     assert token_starts(Slow(), ids) == token_starts(tokenizer, ids)
+
+
+PIECES = [
+    "7 + 15",
+    *" \n\té½ßİﬁⅧ한A.",
+    "\n\n",
+    "e\u0301",
+    "\u202eab",
+    "😀",
+    "\x00",
+    "\u200b",
+    "\ufffd",
+    "<STEP>",
+    "[STEP]",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_text_under_any_tokenizer(name):
+    tokenizer = ODD[name][0]()
+    texts = st.lists(st.sampled_from([*PIECES, "##", "Ġ", "▁", "</s>", "<s>", "[SEP]", "ки"]), max_size=8).map("".join)
+    nonsense = st.lists(st.integers(0, len(tokenizer) - 1), max_size=12)
+
+    @settings(max_examples=settings().max_examples // 4, deadline=None)
+    @given(texts.map(tokenizer.encode) | nonsense)
+    def check(ids):
+        text, starts = token_starts(tokenizer, ids)
+        assert text == tokenizer.decode(ids, skip_special_tokens=True)
+        assert (
+            len(starts) == max(1, len(ids)) and starts == sorted(starts) and 0 == starts[0] <= starts[-1] <= len(text)
+        )
+        # What the tokens before another one decode to, ends no later than where that one begins.
+        for index, start in enumerate(starts):
+            before = tokenizer.decode(ids[:index], skip_special_tokens=True)
+            assert len(commonprefix([text, before])) >= start
+
+    check()
+
+
+def test_characters_of_a_tokenizer_that_changes_nothing_begin_at_its_offsets():
+    tokenizer = byte_level_bpe()
+
+    @settings(deadline=None)
+    # Not U+FFFD itself: half a character decodes to it too.
+    @given(st.lists(st.sampled_from([piece for piece in PIECES if piece != "\ufffd"]), max_size=8).map("".join))
+    def check(text):
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        decoded, starts = token_starts(tokenizer, encoded["input_ids"])
+        assert decoded == text
+        # The first bytes of a character have no text yet: they begin, as the character does.
+        assert [start for start, _ in encoded["offset_mapping"]] == starts[: len(encoded["input_ids"])]
+
+    check()

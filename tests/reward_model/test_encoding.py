@@ -4,9 +4,11 @@ same ids."""
 import pytest
 import torch
 from datasets import Dataset
-from zoo import STEPS, ZOO, save_tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zoo import ODD, STEPS, ZOO, save_tiny, silent_bpe
 
-from erprm_trl import ERPRMConfig, ERPRMTrainer, StepScorer
+from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
 from erprm_trl.reward_model import encode_solution, encode_solutions
 
 
@@ -93,3 +95,56 @@ def test_a_separator_inside_a_step_is_noticed(case):
     inside = [steps[0], f"{steps[1]} {prm_format.separator} {steps[1]}"]
     assert encode_solution(tokenizer, prm_format, question, inside).separator_inside == 1
     assert encode_solution(tokenizer, prm_format, question, steps).separator_inside is None
+
+
+def test_bos_is_kept_by_a_tokenizer_that_leaves_letters_out():
+    prm_format = PRMFormat(separator="<STEP>", head="token")
+    encoded = encode_solution(silent_bpe(), prm_format, "Tom ?", ["7", "é"])
+    tokens = silent_bpe().convert_ids_to_tokens(encoded.input_ids)
+    assert tokens == ["<s>", "7", "<STEP>", "<STEP>"] and encoded.step_positions == [2, 3]
+
+
+PIECES = [
+    "7 + 15",
+    *" \n\té½ßİﬁⅧ한A.",
+    "\n\n",
+    "e\u0301",
+    "\u202eab",
+    "😀",
+    "\x00",
+    "\u200b",
+    "\u00a0",
+    "\u2028",
+    "\ufffd",
+]
+ODD_TEXTS = st.lists(st.sampled_from([*PIECES, "##", "Ġ", "▁", "</s>", "<s>", "[SEP]"]), max_size=6).map("".join)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_text_under_any_tokenizer(name):
+    build, separator = ODD[name]
+    tokenizer = build()
+    formats = [
+        PRMFormat(separator=separator, head="token", tokenization=tokenization, between_steps=between)
+        for tokenization in ("pieces", "text")
+        for between in ("", "\n\n")
+    ]
+    separator_id = formats[0].token_ids(tokenizer).separator
+
+    @settings(max_examples=settings().max_examples // 4, deadline=None)
+    @given(st.sampled_from(formats), ODD_TEXTS, st.lists(ODD_TEXTS.map(lambda text: f"1{text}1"), max_size=4))
+    def check(prm_format, question, steps):
+        encoded = encode_solution(tokenizer, prm_format, question, steps)
+        positions, ids = encoded.step_positions, encoded.input_ids
+        assert len(positions) == len(steps) and positions == sorted(set(positions))
+        if not any(separator in step for step in steps):
+            assert [ids[position] for position in positions] == [separator_id] * len(steps)
+            assert encoded.separator_inside is None
+        if steps:  # each step's content is before its own separator and behind the one before
+            assert positions[-1] == len(ids) - 1 and positions[0] >= encoded.prompt_length
+        for end in {0, 3, len(ids) - 1}:
+            cut = encode_solution(tokenizer, prm_format, question, steps, max_length=end)
+            assert len(cut.step_positions) + cut.num_dropped_steps == len(steps)
+            assert not cut.step_positions or len(cut.input_ids) <= end
+
+    check()

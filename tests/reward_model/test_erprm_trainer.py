@@ -267,6 +267,18 @@ def test_a_model_object_and_default_arguments(model_path, tmp_path, monkeypatch)
     assert trainer.model is model
 
 
+def test_solutions_longer_than_the_models_context_are_cut_and_counted(model_path, tmp_path):
+    long = {"prompt": "Tom ?", "completions": ["7 " * 100, "8 " * 100, "9 " * 100], "labels": [1.0, 0.5, 0.0]}
+    for max_length in (None, 1024):
+        arguments = config(tmp_path, max_length=max_length)
+        trainer = ERPRMTrainer(model_path, arguments, train_dataset=Dataset.from_list([long]))
+        counts = trainer.data_counts["train"]
+        assert (counts["steps"], counts["dropped_steps"]) == (2, 1)  # the context is 256
+        with pytest.raises(ValueError, match="Row 0 .*no labelled step.*max_length=256.*up to the model's context"):
+            data = Dataset.from_list([{**long, "prompt": "Tom " * 300}])
+            ERPRMTrainer(model_path, arguments, train_dataset=data)
+
+
 def test_wrong_models_and_datasets(model_path, tmp_path):
     with pytest.raises(ValueError, match="`train_dataset` is required"):
         ERPRMTrainer(model_path, config(tmp_path))

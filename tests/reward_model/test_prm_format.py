@@ -1,6 +1,11 @@
 """The format: its errors, its file, and tokens that are not one id."""
 
+import dataclasses
+import json
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from zoo import byte_level_bpe, save_tiny, sentencepiece_style, word_level
 
 from erprm_trl import PRMFormat
@@ -74,3 +79,32 @@ def test_missing_tokens_are_added_once(tmp_path):
     from transformers import AutoTokenizer
 
     assert AutoTokenizer.from_pretrained(tmp_path).encode("a<|step|>")[-1] == before
+
+
+FIELDS = [field.name for field in dataclasses.fields(PRMFormat)]
+VALUES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.text(), max_size=1)
+)
+
+
+@settings(max_examples=settings().max_examples // 2, deadline=None)
+@given(st.text() | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=3), VALUES, max_size=3).map(json.dumps))
+def test_whatever_a_file_says_is_a_format_or_a_value_error(text):
+    try:
+        prm_format = PRMFormat.from_json(text)
+    except ValueError:
+        return
+    for field in dataclasses.fields(PRMFormat):
+        value = getattr(prm_format, field.name)
+        assert type(value) is type(field.default) or value is None or isinstance(value, (str, float, int))
+    texts = (prm_format.separator, prm_format.good_token, prm_format.between_steps, prm_format.splitter)
+    assert all(isinstance(text, str) for text in texts) and isinstance(prm_format.beta, (int, float))
+
+
+def test_fields_of_another_type_are_named():
+    with pytest.raises(ValueError, match=r"PRMFormat.separator: got 5 \(int\), expected str"):
+        PRMFormat.from_json('{"separator": 5}')
+    with pytest.raises(ValueError, match=r"PRMFormat.beta: got '0.1' \(str\), expected int or float"):
+        PRMFormat.from_json('{"beta": "0.1"}')
+    with pytest.raises(ValueError, match="expected a JSON object"):
+        PRMFormat.from_json("[" * 100_000)

@@ -17,6 +17,8 @@ import httpx
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from erprm_trl import (
@@ -223,6 +225,64 @@ def test_a_nan_is_an_error():
         pytest.raises(EndpointError, match=r"500: .*\[0\]\[0\].* gave nan"),
     ):
         remote(url).score(["Tom ?"], [["nan"]])
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+    max_leaves=8,
+)
+LIMITS = ["max_length", "max_solutions", "max_steps", "max_body_bytes"]
+FORMATS = st.fixed_dictionaries(
+    {"prm_format": st.just(json.loads(FORMAT.to_json())), "model": st.text() | JSON_VALUES}
+    | {name: st.integers(1, 9) | JSON_VALUES for name in LIMITS}
+)
+SCORES = st.fixed_dictionaries({"scores": st.lists(st.lists(st.floats(0, 1) | JSON_VALUES)) | JSON_VALUES})
+HUGE = ["[" * 100_000, '{"scores": [[' + "9" * 400 + "]]}", '{"scores": [[2.0]]}', '{"scores": [[-0.1]]}', ""]
+
+
+def test_whatever_a_server_answers_is_read_or_refused(url):
+    scorer = remote(url)
+
+    @settings(max_examples=settings().max_examples // 2, deadline=None)
+    @given(st.sampled_from(HUGE) | (FORMATS | SCORES | JSON_VALUES).map(json.dumps))
+    def check(text):
+        for read, path in ((scorer._read_scores, "/score"), (scorer._read_format, "/format")):
+            try:
+                answer = read(text)
+            except EndpointError as error:
+                assert f"{path}: got an answer that is none of a scoring server" in str(error)
+                continue
+            if path == "/score":
+                assert all(type(value) is float and 0 <= value <= 1 for values in answer for value in values)
+            else:
+                assert isinstance(answer.model, str) and answer.prm_format.tokens.keys() >= {"separator"}
+                assert all(getattr(answer, name) is None or getattr(answer, name) >= 1 for name in LIMITS)
+
+    check()
+
+
+PIECES = st.sampled_from(
+    ["7", " + ", "ки", "</s>", "\n", "\x00", "\u202e", "😀", "e\u0301", "7 " * 300, ""]
+) | st.text(max_size=3)
+TEXTS = st.lists(PIECES, max_size=4).map("".join)
+
+
+def test_a_real_model_answers_any_text(url, local):
+    @settings(max_examples=settings().max_examples // 4, deadline=None)
+    @given(TEXTS, st.lists(st.lists(TEXTS, max_size=4), max_size=3), st.booleans())
+    def check(question, steps, skip):
+        body = {"questions": [question] * len(steps), "steps": steps, "skip_too_long": skip}
+        answer = httpx.post(f"{url}/score", json=body, timeout=60, verify=False)
+        scores = local.score(body["questions"], steps, skip_too_long=True)
+        cut = [some and not values for some, values in zip(steps, scores, strict=True)]
+        assert answer.status_code == (422 if any(cut) and not skip else 200)
+        if answer.status_code == 200:
+            assert answer.json()["scores"] == close_to(scores)
+        assert all(len(values) in (0, len(some)) for values, some in zip(scores, steps, strict=True))
+
+    check()
+    assert httpx.get(f"{url}/health", timeout=60, verify=False).json() == {"status": "ok", "waiting": 0}
 
 
 def test_something_else_at_the_address():

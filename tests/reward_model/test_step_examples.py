@@ -3,11 +3,13 @@
 import math
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Json
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from zoo import word_level
 
 from erprm_trl import PRMFormat
-from erprm_trl.reward_model import to_stepwise
+from erprm_trl.reward_model import encode_solution, to_stepwise
 from erprm_trl.reward_model.step_examples import encode_examples
 
 
@@ -71,6 +73,7 @@ BAD = [
     ({"completions": ["7 + 1 = 8", "  "]}, "an empty step.*'completions', step 1.*Join it"),
     ({"completions": [], "labels": []}, "no steps"),
     ({"completions": ["7 ки 8", "answer 8"]}, "separator's token inside a step.*step 0: '7 ки 8'.*Choose a separator"),
+    ({"prompt": "Tom " * 60}, "no labelled step within max_length.*Raise max_length, up to the model's context"),
     ({"completions": ["7 " * 60, "answer 8"]}, "no labelled step within max_length.*Raise max_length"),
 ]
 
@@ -127,3 +130,130 @@ def test_empty_datasets_and_unknown_columns():
         encode([{**GOOD, "labels": [2.0, 2.0]}], invalid_rows="drop")
     with pytest.raises(ValueError, match="'prompt' among them"):
         encode([{"completions": ["a"], "labels": [1.0]}])
+
+
+OF_ANOTHER_TYPE = [
+    ({"prompt": 7}, r"column 'prompt': got 7 \(int\), expected a text"),
+    ({"prompt": None}, "column 'prompt': got None"),
+    ({"prompt": [{"role": "user", "content": "7 ?"}]}, r"column 'prompt': got \[\{"),
+    ({"completions": "ab"}, r"column 'completions': got 'ab' \(str\), expected a list of texts"),  # not two letters
+    ({"completions": {"a": "7", "b": "8"}}, "column 'completions': got {.*expected a list of texts"),  # not two keys
+    ({"completions": ["7 + 1 = 8", ["answer 8"]]}, r"column 'completions', step 1: got \['answer 8'\] \(list\) in"),
+    ({"completions": [1, 2]}, "column 'completions', step 0: got 1"),
+    ({"labels": 0.5}, r"column 'labels': got 0.5 \(float\), expected a list of numbers"),
+    ({"labels": ["0.5", "1"]}, r"column 'labels', step 0: got '0.5' \(str\) in a list of numbers"),
+    ({"labels": [0.5, [1.0]]}, r"column 'labels', step 1: got \[1.0\] \(list\) in a list of numbers"),
+    ({"label_std": "few"}, "column 'label_std': got 'few'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), OF_ANOTHER_TYPE, ids=lambda case: str(case)[:40])
+def test_a_value_of_another_type_is_an_error_that_names_it_or_is_counted(change, message, caplog):
+    good = {**GOOD, "label_std": [0.1, 0.0]}
+    data = Dataset.from_list([good, {**good, **change}], features=Features({column: Json() for column in good}))
+    options = {"label_weighting": "precision"}
+    with pytest.raises(ValueError, match=f"Row 1 of the train dataset has a value of another type .*{message}.*Conv"):
+        encode_examples(data, word_level(), FORMAT, **options)
+    encoded, counts = encode_examples(data, word_level(), FORMAT, invalid_rows="drop", **options)
+    assert len(encoded) == 1 and counts["dropped_rows"] == {"a value of another type": 1}
+    assert "1 of 2 rows left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input": "7 ки", "label": "7 ?"}, "column 'label': does not repeat"),
+        ({"input": None, "label": "7 +"}, "column 'input': got None"),
+        ({"input": "7 ки", "label": None}, "column 'label': got None"),
+        ({"text": "7 ки", "value": "+"}, r"column 'value': got '\+' \(str\), expected a list of numbers"),
+        ({"text": ["7 ки"], "value": [1.0]}, "column 'text': got "),
+        ({"text": "7 ки 8 ки", "value": [1.0]}, "column 'value' has 1 for 2 steps in column 'text'"),
+        ({"text": "7 ки", "value": [None]}, "column 'value', step 0: nan"),
+    ],
+)
+def test_text_forms_name_their_own_columns(row, message, caplog):
+    good = {"input": "7 ки", "label": "7 +"} if "input" in row else {"text": "7 ки", "value": [0.5]}
+    data = Dataset.from_list([good, row], features=Features({column: Json() for column in row}))
+    with pytest.raises(ValueError, match=rf"Row 1 .*\({message}"):
+        encode_examples(data, word_level(), FORMAT)
+    encoded, counts = encode_examples(data, word_level(), FORMAT, invalid_rows="drop")
+    assert len(encoded) == 1 and sum(counts["dropped_rows"].values()) == 1 and "left out" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pandas", "arrow"])
+def test_a_formatted_dataset_is_read_like_any_other(kind):
+    rows = [GOOD, {**GOOD, "completions": ["answer 8"], "labels": [0.0]}]
+    data = Dataset.from_list(rows).with_format(kind)
+    plain, _ = encode(rows)
+    assert encode_examples(data, word_level(), FORMAT)[0][:] == plain[:]
+    valued = Dataset.from_list([{"text": "7 ки 8 ки", "value": [0.5, 1.0]}]).with_format(kind)
+    assert to_stepwise(valued)[0] == {"prompt": "", "completions": ["7", "8"], "labels": [0.5, 1.0]}
+
+
+# Not "7": the feature Json gives a text that is JSON back as what it says.
+OTHER_TEXTS = st.text(st.characters(codec="utf-8"), max_size=4).map("x".__add__)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-2, 2) | OTHER_TEXTS,
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.sampled_from("ab"), values, max_size=2),
+    max_leaves=5,
+)
+STEP_TEXTS = st.sampled_from(["7 + 1 = 8", "answer 8", "8 " * 20, "", " \n", "7 ки 8", "ки", "\u0301\u202e😀\x00"])
+SOME_LABELS = st.floats(0, 1) | st.sampled_from([True, 0, 1, 1.0000001, -1e-9, None])
+
+
+@st.composite
+def some_rows(draw):
+    """Rows of steps and labels, some of them right, with values put where they do not belong."""
+    rows = []
+    for _ in range(draw(st.integers(1, 12))):
+        steps = draw(st.lists(STEP_TEXTS, max_size=3))
+        labels = draw(st.lists(SOME_LABELS, min_size=len(steps), max_size=len(steps)))
+        row = {"prompt": draw(STEP_TEXTS), "completions": steps, "labels": labels}
+        for column in draw(st.sets(st.sampled_from(list(row)), max_size=1)):
+            values = row[column]
+            if isinstance(values, list) and values and draw(st.booleans()):
+                values[draw(st.integers(0, len(values) - 1))] = draw(JSON_VALUES)
+            else:
+                row[column] = draw(JSON_VALUES)
+        rows.append(row)
+    return rows
+
+
+def is_usable(row, max_length):
+    """What a row must be, said another way than by the code."""
+    prompt, steps, labels = row["prompt"], row["completions"], row["labels"]
+    return (
+        isinstance(prompt, str)
+        and isinstance(steps, list)
+        and isinstance(labels, list)
+        and len(steps) == len(labels) > 0
+        and all(isinstance(step, str) and step.strip() and "ки" not in step for step in steps)
+        and all(isinstance(label, (int, float)) and 0 <= label <= 1 for label in labels)
+        and len(f"check {prompt} {steps[0]}".split()) < max_length
+    )
+
+
+@settings(max_examples=settings().max_examples // 10, deadline=None)
+@given(some_rows())
+def test_whatever_a_dataset_holds_is_read_or_named_or_counted(rows):
+    data = Dataset.from_list(rows, features=Features({column: Json() for column in rows[0]}))
+    usable = [row for row in rows if is_usable(row, 24)]
+    bad = [index for index, row in enumerate(rows) if row not in usable]
+    if bad:
+        with pytest.raises(ValueError, match=rf"Row {bad[0]} of the train dataset has .*column '\w+'|max_length"):
+            encode_examples(data, word_level(), FORMAT, max_length=24)
+    if not usable:
+        with pytest.raises(ValueError, match="no usable row"):
+            encode_examples(data, word_level(), FORMAT, max_length=24, invalid_rows="drop")
+        return
+    encoded, counts = encode_examples(data, word_level(), FORMAT, max_length=24, invalid_rows="drop")
+    assert counts["kept"] == len(encoded) == len(usable) and sum(counts["dropped_rows"].values()) == len(bad)
+    for one, row in zip(encoded, usable, strict=True):
+        # The feature Json keeps ten digits.
+        assert one["step_labels"] == pytest.approx(
+            [float(label) for label in row["labels"]][: len(one["step_labels"])], abs=1e-9
+        )
+        assert len(one["step_labels"]) == len(one["step_positions"]) > 0 and one["length"] <= 24
+        scored = encode_solution(word_level(), FORMAT, row["prompt"], row["completions"], max_length=24)
+        assert (one["input_ids"], one["step_positions"]) == (scored.input_ids, scored.step_positions)
+    assert counts["steps"] + counts["dropped_steps"] == sum(len(row["labels"]) for row in usable)

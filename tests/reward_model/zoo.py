@@ -1,7 +1,17 @@
 """Real-style tokenizers and models, small enough to build in a test."""
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoModelForTokenClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from erprm_trl import PRMFormat, dial
@@ -81,3 +91,80 @@ def save_tiny(folder, tokenizer, head="lm", **config):
     tiny_llama(len(tokenizer), head, **config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+# Tokenizers that change what they read
+
+
+def _fast(model, trainer, normalizer=None, pre_tokenizer=None, decoder=None, **special):
+    tokenizer = Tokenizer(model)
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer
+    if decoder is not None:
+        tokenizer.decoder = decoder
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def wordpiece_bert():
+    """BERT's kind: lower case, accents and control characters gone, [CLS] and [SEP] around a text."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[STEP]"]
+    tokenizer = _fast(
+        models.WordPiece(unk_token="[UNK]"),
+        trainers.WordPieceTrainer(vocab_size=300, special_tokens=special),
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+        decoders.WordPiece(),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+    pairs = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=pairs
+    )
+    return tokenizer
+
+
+def unigram_nmt():
+    """T5's and XLM-R's kind: NFKC, runs of white space as one, a mark for each word, EOS after a text; EOS pads."""
+    return _fast(
+        models.Unigram(),
+        trainers.UnigramTrainer(vocab_size=120, special_tokens=["</s>", "<unk>", "<s>", "ки"], unk_token="<unk>"),
+        normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]),
+        pre_tokenizers.Metaspace(prepend_scheme="always"),
+        decoders.Metaspace(),
+        eos_token="</s>",
+        pad_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+def greedy_separator():
+    """A byte-level tokenizer whose separator takes the white space around it, without BOS, EOS or an unknown token."""
+    tokenizer = byte_level_bpe()
+    tokenizer.add_tokens([AddedToken("<|step|>", lstrip=True, rstrip=True, normalized=False)])
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<|endoftext|>")
+
+
+def silent_bpe():
+    """Lower-cases, and leaves out what it has no token for; knows digits and signs alone. Opens a text with BOS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.train_from_iterator(["0123456789+-=\n"], trainers.BpeTrainer(special_tokens=["<s>", "</s>"]))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.add_tokens([AddedToken("<STEP>", normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+ODD = {
+    "WordPiece": (wordpiece_bert, "[STEP]"),
+    "Unigram": (unigram_nmt, "ки"),
+    "greedy separator": (greedy_separator, "<|step|>"),
+    "silent BPE": (silent_bpe, "<STEP>"),
+    "byte-level BPE": (byte_level_bpe, "\n"),
+    "SentencePiece style": (lambda: sentencepiece_style(bos=True, eos=True), "ки"),
+}

@@ -111,7 +111,8 @@ class FaultyServer:
         elif fault == "truncate":
             await Response(content[: len(content) // 2], media_type="application/json")(request.scope, receive, send)
         elif isinstance(fault, dict):
-            await JSONResponse(fault)(request.scope, receive, send)
+            # Not JSONResponse, which takes no half of a surrogate pair.
+            await Response(json.dumps(fault), media_type="application/json")(request.scope, receive, send)
         elif fault is not None:
             status, headers = fault if isinstance(fault, tuple) else (fault, {})
             said = f"no, {request.headers.get('authorization')}, not {status}: " + "because " * 100

@@ -6,12 +6,15 @@ import random
 import signal
 import sys
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from erprm_trl import dial
 from erprm_trl.rollouts import Completion, Prompt, Question, RolloutDataset, TransformersSampler, collect_rollouts
-from erprm_trl.rollouts.store import chunk_sizes, read_chunks
+from erprm_trl.rollouts.store import append_rows, chunk_sizes, read_chunks
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -261,3 +264,20 @@ def test_without_grading_and_with_the_sampled_tokens(tmp_path, dial_policy):
     assert "token_ids" not in collect_rollouts(questions, sampler, tmp_path / "without", **settings).rows[0]
     with pytest.raises(ValueError, match="continuations are nothing but their rewards"):
         collect_rollouts(questions, sampler, tmp_path / "no", **{**settings, "num_continuations": 1})
+
+
+ROWS = st.fixed_dictionaries(
+    {"question": st.text(st.characters()), "steps": st.lists(st.text(st.characters(), min_size=1), max_size=3)},
+    optional={"outcome_reward": st.floats(allow_nan=False), "prediction": st.none() | st.text(st.characters())},
+)
+
+
+@settings(max_examples=settings().max_examples // 2, deadline=None)
+@given(st.lists(st.lists(ROWS, min_size=1, max_size=3), max_size=3))
+def test_whatever_a_model_writes_is_read_back(chunks):
+    """Line separators, lone surrogates and NUL among it."""
+    written = [[{"chunk": number, **row} for row in rows] for number, rows in enumerate(chunks)]
+    with NamedTemporaryFile() as file:
+        for rows in written:
+            append_rows(file, rows)
+        assert [rows for _, rows, _ in read_chunks(Path(file.name))] == written

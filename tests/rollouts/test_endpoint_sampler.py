@@ -15,6 +15,8 @@ from pathlib import Path
 from time import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from erprm_trl import EndpointSampler, dial
 from erprm_trl.rollouts import (
@@ -27,7 +29,7 @@ from erprm_trl.rollouts import (
     TransformersSampler,
     collect_rollouts,
 )
-from erprm_trl.rollouts.endpoint_client import _retry_after
+from erprm_trl.rollouts.endpoint_client import UNREADABLE, _retry_after
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -220,6 +222,57 @@ def test_end_length_and_tokens_are_the_servers():
     assert cut == (" 7 + 15 = 2", False, 5, ())
 
 
+def test_half_a_surrogate_pair_can_be_continued():
+    choice = {"text": " 7 \ud83d + \ud83d\ude00", "finish_reason": "stop"}
+    with FaultyServer(lambda body, attempt: {"choices": [choice]}) as server:
+        sampler = sampler_for(server.url)
+        ((completion,),) = sampler.sample(PROMPTS[:1], 1, seed=0)
+        assert completion.text == " 7 \ufffd + 😀" and completion.num_tokens == 5
+        sampler.sample([Prompt(PROMPTS[0].question, completion.text)], 1, seed=0)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+    max_leaves=8,
+)
+CHOICES = st.fixed_dictionaries(
+    {
+        "text": st.text(st.characters()) | JSON_VALUES,
+        "finish_reason": st.sampled_from(["stop", "length"]) | JSON_VALUES,
+    },
+    optional={"stop_reason": JSON_VALUES | st.just("ки"), "token_ids": st.lists(st.integers()) | JSON_VALUES},
+)
+ANSWERS = st.fixed_dictionaries(
+    {"choices": st.lists(CHOICES, min_size=1, max_size=1) | JSON_VALUES},
+    optional={"usage": st.fixed_dictionaries({"completion_tokens": st.integers() | JSON_VALUES}) | JSON_VALUES},
+)
+HUGE = [
+    "[" * 100_000,
+    '{"choices": ' + "9" * 5_000 + "}",
+    '{"choices": [{"text": "a", "finish_reason": ' * 30_000,
+    "",
+    "\x00",
+]
+
+
+def test_whatever_a_server_answers_is_a_completion_or_asked_for_again():
+    sampler = sampler_for("http://host/v1")
+
+    @settings(max_examples=settings().max_examples // 2, deadline=None)
+    @given(st.text() | st.sampled_from(HUGE) | (ANSWERS | JSON_VALUES).map(json.dumps), st.sampled_from([(), ("ки",)]))
+    def check(text, stop):
+        try:
+            completion = sampler._completion(text, stop)
+        except (*UNREADABLE, EndpointError):
+            return
+        assert isinstance(completion.text, str) and completion.text.encode() is not None
+        assert type(completion.finished) is bool and type(completion.num_tokens) is int and completion.num_tokens >= 0
+        assert all(type(token) is int and token >= 0 for token in completion.token_ids)
+
+    check()
+
+
 def test_arguments_that_cannot_be_meant():
     with pytest.raises(ValueError, match=r"extra_body: got \['n', 'seed'\]"):
         sampler_for("http://host/v1", extra_body={"n": 4, "seed": 1, "min_p": 0.1})
@@ -287,6 +340,11 @@ def test_concurrency_reaches_its_bound_and_not_more():
         {"choices": [{"text": None, "finish_reason": "stop"}]},
         {"choices": [{"text": "half of", "finish_reason": "abort"}]},
         ["a", "list"],
+        {"choices": [{"text": "a", "finish_reason": "stop"}], "usage": {"completion_tokens": "5"}},
+        {"choices": [{"text": "a", "finish_reason": "stop"}], "usage": {"completion_tokens": -1}},
+        {"choices": [{"text": "a", "finish_reason": "stop", "token_ids": "12"}]},
+        {"choices": [{"text": "a", "finish_reason": "stop", "token_ids": [True, 1.5]}]},
+        (429, {"Retry-After": "9" * 400}),
     ],
     ids=str,
 )
@@ -349,7 +407,9 @@ def test_retry_after_is_waited_for_or_not_at_all(caplog):
         with pytest.raises(EndpointError, match="in 1 attempts .*status 429"):
             sampler_for(server.url).sample(PROMPTS[:1], 1, seed=0)
     assert _retry_after(formatdate(time() + 100, usegmt=True)) == pytest.approx(100, abs=10)
-    assert [_retry_after(value) for value in (None, "", "soon", "-3", "nan", formatdate(0), "7")] == [0] * 6 + [7]
+    assert [_retry_after(value) for value in (None, "", "soon", "-3", "nan", formatdate(0), "9" * 400, "7")] == [
+        0
+    ] * 7 + [7]
 
 
 def test_waiting_leaves_the_global_random_state():

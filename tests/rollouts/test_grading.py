@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import signal
@@ -213,6 +214,32 @@ def test_equivalent_by_mathematics(math_grader):
 def test_hostile_answers_leave_their_neighbours_rewards_alone(math_grader, hostile):
     completions, answers = [r"\boxed{1}", hostile, r"\boxed{2}", r"\boxed{3}"], ["1", "5", "2", "4"]
     assert math_grader.grade(completions, answers) == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_some_of_the_hostile_answers(math_grader):
+    """Those that take no time; all of them, ten thousand, are `benchmarks/hostile_answers.py`'s."""
+    path = Path(__file__).parents[1] / "benchmarks" / "hostile_answers.py"
+    spec = importlib.util.spec_from_file_location("hostile_answers", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    quick = {"right", "unicode", "text", "broken"}
+    answers = [one for one in benchmark.hostile_answers(120, seed=1) if one.kind in quick]
+    rewards = math_grader.grade([one.completion for one in answers], [one.answer for one in answers])
+    assert rewards == [one.reward for one in answers] and 0 < sum(rewards) < len(rewards)
+    assert "Z" not in benchmark.children()
+
+
+def test_a_worker_has_built_the_grammar_before_its_first_answer():
+    """Under load the first answer would outlast the alarm."""
+    code = (
+        "import sys\n"
+        "from erprm_trl.rollouts._grading_worker import _Math\n"
+        "grader, before = _Math(None, 2000), {*sys.modules}\n"
+        "assert grader.grade(r'so $\\frac{6}{2}$', '3')[0] == 1.0\n"
+        "print({*sys.modules} - before)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert out.stdout == "set()\n"
 
 
 def test_math_answers_that_take_too_long_are_counted_and_warned_of(caplog):

@@ -1,10 +1,13 @@
 """Questions from every source, and what is said of bad rows."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from erprm_trl.rollouts import Question, load_questions
 from erprm_trl.rollouts.questions import fingerprint
@@ -56,6 +59,17 @@ def test_column_mapping_conversational_prompts_and_limit():
         ([{"question": "q", "answer": "  "}], "Row 0 .*no reference answer.*answer_column"),
         ([{"question": "", "answer": "1"}], "Row 0: column 'question'.*question_column"),
         ([{"question": [{"role": "user", "content": "a"}] * 2, "answer": "1"}], "a list of one user message"),
+        (
+            [{"question": "q", "answer": "1"}, ["q", "1"]],
+            r"Row 1 of the given rows: got .* \(list\), expected a mapping",
+        ),
+        (["question"], "got 'question' as the first row of the given rows, expected a mapping"),
+        ([None], "got 'None' as the first row"),
+        ([{"question": "q", "answer": float("nan")}], "Row 0 .*no reference answer .*'nan', float"),
+        ([{"question": "q", "answer": ["18"]}], r"Row 0 .*no reference answer .*list, expected a text or a number"),
+        ([{"question": "half a pair \ud83d", "answer": "1"}], "Row 0: column 'question'.*Unicode text"),
+        ([{"question": "q", "answer": "\udc00"}], "Row 0 .*no reference answer"),
+        ([{3: "q", "b": "1"}], r"got \['3', 'b'\]"),
         ([{"text": "q", "answer": "1"}], r"got \['answer', 'text'\].*`question_column`"),
     ],
 )
@@ -78,6 +92,84 @@ def test_missing_file_and_function():
         load_questions("nowhere.jsonl")
     with pytest.raises(ValueError, match="cannot be imported"):
         load_questions("erprm_trl.dial:nothing_here")
+
+
+ROW = '{"question": "q \u0301é", "answer": 18}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"\ufeff{ROW}\n", f"{ROW}\r\n", f"\n\n{ROW}\n \n", f"[{ROW}]", f" [\n{ROW}\n]\n", f"{ROW}"],
+    ids=ascii,
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_json_as_editors_write_it(text, suffix, tmp_path):
+    (tmp_path / f"rows.{suffix}").write_text(text, encoding="utf-8", newline="")
+    assert load_questions(str(tmp_path / f"rows.{suffix}")) == [Question("q \u0301é", "18")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "got no rows"),
+        (b" \n\r\n", "got no rows"),
+        (b"[]", "got no rows"),
+        (ROW.encode() + b'\n\n{"question": "q"\n', "rows.jsonl, line 3: Expecting ',' delimiter"),
+        (ROW.encode() + b"\nnull\n", "line 2: a row that is no JSON object"),  # a segmentation fault of `datasets`
+        (b"[" + ROW.encode() + b", 5]", "rows.jsonl: a row that is no JSON object"),
+        (b'"question"\n', "line 1: a row that is no JSON object"),
+        (b'{"question": "caf\xe9", "answer": "1"}\n', "line 1: 'utf-8' codec can't decode.*in UTF-8"),
+        (ROW.encode("utf-16"), "line 1: 'utf-8' codec"),
+        (b'{"question": "q", "answer": ' + b"[" * 9_000 + b"]" * 9_000 + b"}\n", "line 1: maximum recursion"),
+        # It came back as 1.2345678901234568e+29, which no completion equals.
+        (
+            b'{"question": "q", "answer": 123456789012345678901234567890}',
+            "line 1: the integer 123456.*write it in quotes",
+        ),
+        (b'{"question": "q", "answer": -9223372036854775809}', "more than 64 bits"),
+        (b'{"question": "\\ud800", "answer": "1"}', "no table .*surrogate"),
+        (b'{"question": "q", "question": "r", "answer": "1"}', "no table .*specified twice"),
+        (b'{"question": "q", "answer": NaN}', "Row 0 .*no reference answer"),
+    ],
+)
+def test_json_that_holds_no_questions_names_its_line(text, message, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        load_questions(str(tmp_path / "rows.jsonl"))
+
+
+def test_the_largest_integers_of_a_table_are_exact(tmp_path):
+    numbers = [2**63 - 1, -(2**63), 10**18]
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "q", "answer": {number}}}\n' for number in numbers))
+    assert [row.answer for row in load_questions(str(tmp_path / "rows.jsonl"))] == list(map(str, numbers))
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=4)
+    | st.binary(max_size=2),
+    lambda values: (
+        st.lists(values, max_size=2) | st.dictionaries(st.sampled_from(["content", "a"]), values, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=settings().max_examples // 2, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"question": ANYTHING, "answer": ANYTHING}) | ANYTHING, max_size=3))
+def test_whatever_rows_hold_is_read_or_named(rows):
+    try:
+        questions = load_questions(rows)
+    except ValueError as error:
+        assert re.search(r"Row \d|got no rows|first row of the given rows|Columns of the given rows", str(error))
+    else:
+        for (question, answer), row in zip(questions, rows, strict=True):
+            asked = row["question"] if isinstance(row["question"], str) else row["question"][0]["content"]
+            assert question == asked and question.strip() and question.encode()
+            assert isinstance(row["answer"], (str, int, float)) and answer.strip() and answer.encode()
 
 
 def test_fingerprint_depends_on_order_and_content():

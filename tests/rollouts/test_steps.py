@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erprm_trl.rollouts import clean_step, split_steps
+from erprm_trl.rollouts import clean_step, clean_steps, split_steps
 
 
 GSM8K = "Natalia sold 48/2 = 24 clips in May.\nShe sold 48+24 = 72 clips.\n#### 72"
@@ -58,6 +58,30 @@ def test_joining_restores_the_text_and_no_step_is_empty(text, splitter):
     assert all(clean_step(step, splitter) for step in steps)
 
 
+@given(st.text("ab \n\u0301\ud800", max_size=20), st.text("ab \n\u0301", min_size=1, max_size=4))
+def test_any_separator_anywhere(text, splitter):
+    """At the start, doubled, overlapping itself, white space alone."""
+    steps = split_steps(text, splitter)
+    assert "".join(steps) == text or (not steps and not clean_step(text, splitter))
+    cleaned = clean_steps(steps, splitter)
+    assert all(cleaned) and clean_steps(cleaned, splitter) == cleaned
+    for step in cleaned:
+        assert not step.startswith(splitter) and not step.endswith(splitter) and step.encode()
+    # No step's end is lost and none is made: a separator closes a step wherever it follows something.
+    assert splitter in text or len(steps) <= 1
+
+
+@pytest.mark.parametrize("splitter", ["newline", "blank_line", "step", "ки"])
+@pytest.mark.parametrize("number", [0, 1, 10_000])
+def test_many_steps(splitter, number):
+    close = {"newline": "\n", "blank_line": "\n \n", "step": "\n", "ки": " ки"}[splitter]
+    text = "".join(f"Step {index}: \u202e{index} é😀{close}" for index in range(number))
+    steps = split_steps(text, splitter)
+    assert "".join(steps) == text and len(steps) == number
+    assert clean_steps(steps, splitter) == [f"Step {index}: \u202e{index} é😀" for index in range(number)]
+    assert split_steps(close * 10_000, splitter) == []
+
+
 def test_empty_separator_is_an_error():
     with pytest.raises(ValueError, match="got ''.*newline, blank_line, step"):
         split_steps("a", "")
@@ -65,6 +89,4 @@ def test_empty_separator_is_an_error():
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character():
     """JSON can hold it, as an endpoint sends it; datasets and tokenizers cannot."""
-    from erprm_trl.rollouts import clean_steps
-
     assert clean_steps(["a \ud800 b\n", "\udc00", "🙂 é\n"], "newline") == ["a \ufffd b", "\ufffd", "🙂 é"]

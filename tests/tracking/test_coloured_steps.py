@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown import markdown
 
@@ -71,3 +71,23 @@ def test_a_solution_without_scores():
     page = ColouredSteps(["a"], []).to_html()
     assert "background" not in page and Read(page).text == "not scored a"
     assert ColouredSteps([], []).to_markdown() == ""
+
+
+def test_scores_of_a_model_that_diverged_have_no_colour():
+    solution = ColouredSteps(["a", "b"], [float("nan"), 0.9])
+    assert solution.to_html().count("background") == 1 and Read(solution.to_html()).text == "nan a0.90 b"
+    assert solution.to_markdown() == "nan a<br>🟦 0.90 b"
+
+
+@settings(max_examples=settings().max_examples // 2, deadline=None)
+@given(
+    st.text(st.characters() | st.sampled_from("<>&\"'|\n\x00\ud800\u202e`*")),
+    st.lists(st.floats(0, 1) | st.just(float("nan")), max_size=3),
+)
+def test_any_text_is_escaped(text, scores):
+    solution = ColouredSteps([text] * max(len(scores), 1), scores, [0.5] * max(len(scores), 1))
+    page = Read(table_as_html([text], [[text, solution, 0.1]]))
+    assert page.tags <= OURS and page.attributes <= {"style"}
+    lines = table_as_markdown([text, "steps"], [[text, solution]])
+    shown = Read(markdown(lines, extensions=["tables"]))
+    assert shown.tags <= OURS | {"thead", "tbody", "p"} and not shown.attributes

@@ -1,0 +1,166 @@
+"""The dataset forms that process reward models are trained on, read row by row. A row that its form does not allow is
+read as such, with the reason; whether labels fit their steps is checked in `step_examples`."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Number
+from typing import Any, NamedTuple
+
+
+FORMS = {
+    "stepwise": ("completions", "labels"),
+    "marked text": ("input", "label"),
+    "valued text": ("text", "value"),
+}
+TEXT_SEPARATOR = "ки"  # closes the steps in Math-Shepherd's and the paper's published texts
+_FIRST_STEP = re.compile(r"\s*(?=Step 1\s*:)")
+
+WRONG_TYPE = "a value of another type"
+NOT_REPEATED = "a label text that is not its input's"
+READING_REMEDY = {
+    WRONG_TYPE: "Convert the column with dataset.map or dataset.cast_column, or drop the row.",
+    NOT_REPEATED: "Drop or mend the row.",
+}
+
+
+class Row(NamedTuple):
+    """A row's prompt, steps, labels (and their standard deviations, where asked for), or the `problem` that it could
+    not be read for and where it lies."""
+
+    prompt: str = ""
+    steps: Sequence[str] = ()
+    labels: Sequence[float] = ()
+    stds: Sequence[float] | None = None
+    problem: str = ""
+    detail: str = ""
+
+
+class _Unreadable(Exception):
+    """`args`: the problem, and where it lies."""
+
+
+def find_form(columns: Sequence[str]) -> str:
+    """
+    The name of the form that a dataset with these columns has.
+
+    Raises:
+        `ValueError`: if there is none.
+    """
+    form = next((name for name, needed in FORMS.items() if set(columns).issuperset(needed)), None)
+    if form is None:
+        known = "; ".join(" and ".join(f"'{column}'" for column in needed) for needed in FORMS.values())
+        raise ValueError(
+            f"Dataset: got columns {sorted(columns)}, expected one of these pairs: {known}. Rename columns with "
+            "dataset.rename_columns."
+        )
+    return form
+
+
+def to_stepwise(dataset):
+    """
+    Brings a dataset into TRL's stepwise form `{"prompt", "completions", "labels"}`.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            In one of three forms. Stepwise: `prompt`, `completions` (steps), `labels` (booleans or floats, one a
+            step). Math-Shepherd's: `input` (question and steps, each closed by `ки`) and `label` (the same text with
+            `+` or `-` in its place). The paper's: `text` (like `input`) and `value` (one float a step). In the text
+            forms the question ends where `Step 1:` begins; text without it is read as steps without a question.
+
+    Returns:
+        `datasets.Dataset`: the stepwise form; a dataset that has it already as it is. A row whose text and labels do
+        not fit keeps its mismatch: the encoder reports it.
+
+    Raises:
+        `ValueError`: if the columns are of no known form, a text or number is something else, or a `label` does not
+        repeat its `input`.
+    """
+    form = find_form(dataset.column_names)
+    if form == "stepwise":
+        return dataset
+
+    def read(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        one = read_row(row, form)
+        if one.problem:
+            raise ValueError(f"Row {index}, {one.detail}. {READING_REMEDY[one.problem]}")
+        return {"prompt": one.prompt, "completions": one.steps, "labels": one.labels}
+
+    dataset = dataset.with_format(None)
+    return dataset.map(read, with_indices=True, remove_columns=dataset.column_names, desc="Reading steps")
+
+
+def read_row(row: Mapping[str, Any], form: str, with_stds: bool = False) -> Row:
+    """One row of a dataset of this form, with its column `label_std` if asked."""
+    try:
+        return _READERS[form](row)._replace(stds=_numbers(row, "label_std") if with_stds else None)
+    except _Unreadable as error:
+        problem, detail = error.args
+        return Row(problem=problem, detail=detail)
+
+
+def _read_stepwise(row: Mapping[str, Any]) -> Row:
+    # A missing step is an empty one: the encoder reports it as that.
+    steps = _list(row, "completions", "a list of texts", lambda step: step is None or isinstance(step, str))
+    return Row(_text(row, "prompt"), [step or "" for step in steps], _numbers(row, "labels"))
+
+
+def _read_marked_text(row: Mapping[str, Any]) -> Row:
+    pieces, marked = _text(row, "input").split(TEXT_SEPARATOR), _text(row, "label")
+    labels, position = [], 0
+    for number, piece in enumerate(pieces):
+        end = position + len(piece)
+        mark = marked[end : end + 1]
+        is_last = number == len(pieces) - 1
+        if marked[position:end] != piece or mark not in (("",) if is_last else ("+", "-")):
+            raise _Unreadable(
+                NOT_REPEATED,
+                f"column 'label': does not repeat 'input' with + or - for each {TEXT_SEPARATOR} (at character "
+                f"{position}: {marked[position : end + 1][-60:]!r})",
+            )
+        if not is_last:
+            labels.append(float(mark == "+"))
+        position = end + 1
+    return _read_steps(pieces, labels)
+
+
+def _read_valued_text(row: Mapping[str, Any]) -> Row:
+    return _read_steps(_text(row, "text").split(TEXT_SEPARATOR), _numbers(row, "value"))
+
+
+def _read_steps(pieces: list[str], labels: list[float]) -> Row:
+    # What follows the last separator was never labelled.
+    steps = pieces[:-1]
+    question = ""
+    if steps and (found := _FIRST_STEP.search(steps[0])):
+        question, steps = steps[0][: found.start()], [steps[0][found.end() :], *steps[1:]]
+    return Row(question.strip(), [step.strip() for step in steps], labels)
+
+
+_READERS = {"stepwise": _read_stepwise, "marked text": _read_marked_text, "valued text": _read_valued_text}
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    if not isinstance(row[column], str):
+        raise _Unreadable(WRONG_TYPE, f"column '{column}': got {_shown(row[column])}, expected a text")
+    return row[column]
+
+
+def _numbers(row: Mapping[str, Any], column: str) -> list[float]:
+    # A missing number is none that fits: the encoder reports it as that.
+    values = _list(row, column, "a list of numbers", lambda value: value is None or isinstance(value, Number))
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _list(row: Mapping[str, Any], column: str, expected: str, fits: Callable[[Any], bool]) -> list:
+    values = [] if row[column] is None else row[column]
+    if not isinstance(values, list):
+        raise _Unreadable(WRONG_TYPE, f"column '{column}': got {_shown(values)}, expected {expected}")
+    for number, value in enumerate(values):
+        if not fits(value):
+            raise _Unreadable(WRONG_TYPE, f"column '{column}', step {number}: got {_shown(value)} in {expected}")
+    return values
+
+
+def _shown(value: Any) -> str:
+    return f"{repr(value)[:60]} ({type(value).__name__})"
