@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from .._trl import get_config_model_id
+from ..reward_model.finite_training import FiniteTraining, not_finite
 from ..reward_model.scoring import StepScorer, solution_scores
 from ..rollouts.collect import collect_rollouts
 from ..rollouts.questions import Question, fingerprint, load_questions
@@ -36,6 +37,7 @@ from .raft_rounds import (
     write_rows,
 )
 from .raft_scores import load_scorer, round_solutions, score_rows, unusable_reasons
+from .reward_function import first_not_finite
 
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ COMPARED = (
 ).split()
 
 
-class RAFTTrainer(SFTTrainer):
+class RAFTTrainer(FiniteTraining, SFTTrainer):
     """
     Trainer for RAFT (Reward rAnked Fine-Tuning) with a process reward model.
 
@@ -268,6 +270,10 @@ class RAFTTrainer(SFTTrainer):
             step_scores = [entry["step_scores"] for entry in read_rows(folder.scores)]
         else:
             step_scores = score_rows(rows, unusable, self.scorer, self.accelerator)
+            if (bad := first_not_finite(step_scores)) is not None:
+                what = f"round {folder.index}, the reward model's score of step {bad[1]} of solution {bad[0]}"
+                model = getattr(self.scorer, "model", None)
+                raise not_finite(what, bad[2], self._steps_before, model, self.accelerator)
         if self.accelerator.is_main_process:
             write_rows(folder.scores, [{"step_scores": scores} for scores in step_scores])
             scores = solution_scores(step_scores, args.aggregation or self.scorer.prm_format.aggregation)
@@ -292,6 +298,7 @@ class RAFTTrainer(SFTTrainer):
         self, path: Path, questions: list[Question], num_solutions: int, seed: int, **settings: float
     ) -> list[dict[str, Any]]:
         args = self.args
+        self._check_weights()  # nothing can be sampled from weights that are not finite
         with self._policy.sampler(**settings) as sampler:
             return collect_rollouts(
                 questions,
@@ -376,7 +383,9 @@ class RAFTTrainer(SFTTrainer):
             # are taken from the whole row.
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
             self._tracker.throughput.count(mask.sum(-1), inputs["labels"] != -100)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outcome = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._checked_loss(outcome[0] if return_outputs else outcome)
+        return outcome
 
     def evaluate(
         self,

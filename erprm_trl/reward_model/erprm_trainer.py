@@ -19,6 +19,7 @@ from ..rollouts.store import RolloutDataset
 from .collator import DataCollatorForStepLabels
 from .erprm_config import ERPRMConfig
 from .erprm_tracking import ERPRMTracking
+from .finite_training import FiniteTraining
 from .model_setup import prepare_model
 from .packing import check_packing
 from .step_examples import encode_examples
@@ -39,7 +40,7 @@ CITATION = """@article{zhang2025entropy,
 }"""
 
 
-class ERPRMTrainer(BaseTrainer):
+class ERPRMTrainer(FiniteTraining, BaseTrainer):
     """
     Trainer for Entropy-Regularized Process Reward Models (ER-PRM) and, with other labels, for any soft- or hard-label
     PRM.
@@ -80,7 +81,8 @@ class ERPRMTrainer(BaseTrainer):
 
     Raises:
         `ValueError`: for data that cannot be used (row, column and remedy are named), or a separator or token that is
-        not one id. `TypeError`: for a dataset or PEFT configuration of another type.
+        not one id. `TypeError`: for a dataset or PEFT configuration of another type. `FloatingPointError`, while
+        training or evaluating: if a loss, gradient or weight is not finite.
     """
 
     loss_is_scaled_for_ga = True
@@ -213,21 +215,22 @@ class ERPRMTrainer(BaseTrainer):
         """Mean soft cross-entropy over the labelled steps of the whole update, whatever the number of processes and
         batches."""
         mask = inputs["step_mask"]
-        if self.args.packing and not self._packing_checked:
-            check_packing(inputs, lambda batch: self._step_logits(model, batch))
-            self._packing_checked = True
         logits = self._step_logits(model, inputs)
         losses = soft_step_cross_entropy(logits, inputs["step_labels"][mask], reduction="none")
         weighted = losses * inputs["step_weights"][mask] if "step_weights" in inputs else losses
         if num_items_in_batch is None:
-            loss = weighted.mean()
+            loss = weighted.sum() / max(1, len(weighted))  # rows of an evaluation may have no labels
         else:
             # Gradients are averaged over processes: times their number, so that the sum is divided by the global count
             # once.
-            loss = weighted.sum() / num_items_in_batch * self.accelerator.num_processes
+            loss = weighted.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
         if self.model.training:
             self._tracking.throughput.count(inputs["lengths"])  # the head computes two columns alone
         self._record(inputs, logits, losses)
+        self._checked_loss(loss)
+        if self.args.packing and not self._packing_checked:
+            check_packing(inputs, lambda batch: self._step_logits(model, batch))
+            self._packing_checked = True
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _step_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
