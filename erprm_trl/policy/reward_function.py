@@ -177,12 +177,15 @@ class StepRewardFunction:
         return solution_scores(scores, self.aggregation)
 
     def _check(self, scores: list[list[float]], global_step: int | None) -> None:
-        bad = first_not_finite(scores)
+        found = [first_not_finite(scores)]
         if self.accelerator is not None:  # what is wrong on one process is wrong on all
-            bad = next((one for one in gather_object([bad]) if one is not None), None)
-        if bad is not None:
+            found = gather_object(found)
+        for process, bad in enumerate(found):
+            if bad is None:
+                continue
             row, step, score = bad
-            what = f"the reward model's score of step {step} of completion {row}"
+            whose = f" of process {process}" if len(found) > 1 else ""
+            what = f"the reward model's score of step {step} of completion {row}{whose}"
             model = getattr(self.scorer, "model", None)
             raise not_finite(what, score, global_step, model, self.accelerator)
 
