@@ -19,9 +19,9 @@ _CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 class FiniteTraining:
     """
-    Mixin of trainers, before TRL's class. A trainer hands its losses to `_checked_loss`; gradients are checked by their
-    norm, which is computed anyway, and weights before the first update and wherever `_check_weights` is called. Only
-    after a failure is it looked for which weight it was.
+    Mixin of trainers, before TRL's class. A trainer hands its losses to `_checked_loss`; gradients are checked by
+    their norm, which is computed anyway, and weights before the first update and wherever `_check_weights` is called.
+    Only after a failure is it looked for which weight it was.
 
     With a gradient scaler (fp16) gradients may overflow, for then it makes its scale smaller, until that is below 1.
     """

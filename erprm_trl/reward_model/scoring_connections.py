@@ -15,8 +15,8 @@ IDLE_SECONDS = 30.0
 
 class RequestInTime(H11Protocol):
     """
-    A connection that is closed when no request begins on it for `IDLE_SECONDS`: nothing is sent, headers trickle in, or
-    the last answer is not taken, or not listened to while its request's body goes on for ever.
+    A connection that is closed when no request begins on it for `IDLE_SECONDS`: nothing is sent, headers trickle in,
+    or the body of a request that was refused goes on for ever.
 
     h11, not httptools: that one reads headers of any size.
     """
