@@ -24,7 +24,16 @@ from erprm_trl import (
 
 
 sys.path.append(str(Path(__file__).parent / "policy"))
-from step_fakes import DIAL_FORMAT, FakeScorer, by_text, questions, save_tiny, settings, word_level  # noqa: E402
+from step_fakes import (  # noqa: E402
+    DIAL_FORMAT,
+    FakeScorer,
+    by_text,
+    questions,
+    save_tiny,
+    settings,
+    tiny_llama,
+    word_level,
+)
 
 from erprm_trl.policy.step_config import StepGRPOConfig, StepPPOConfig  # noqa: E402
 from erprm_trl.policy.step_grpo_trainer import StepGRPOTrainer  # noqa: E402
@@ -77,7 +86,7 @@ def train_policy(trainer_class, config_class, model, folder, **options):
 
 def train_raft(model, folder):
     args, scorer = RAFTConfig(**cpu(folder)), FakeScorer(by_text)
-    scorer.model = torch.nn.Identity()
+    scorer.model = tiny_llama(8)
     data = Dataset.from_list(dial.make_questions(4, seed=0))
     return RAFTTrainer(str(model), scorer, args, data, processing_class=word_level())
 
