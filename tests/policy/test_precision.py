@@ -22,6 +22,7 @@ from step_fakes import (  # noqa: E402
     encode,
     generate_fixed,
     questions,
+    save_tiny,
     settings,
     tiny_llama,
     word_level,
@@ -86,7 +87,8 @@ def test_reward_models(head, dtype, tmp_path):
 def test_policies(name, dtype, tmp_path):
     output = {}
     for one in (dtype, torch.float32):
-        trainer = policy(name, tmp_path, one, beta=0.1)
+        path = save_tiny(tmp_path / "policy", word_level())  # the reference policy is read again
+        trainer = policy(name, tmp_path, path, model_init_kwargs={"dtype": one}, beta=0.1)
         output[one] = rollout(trainer, ["4 ки 8 </s>", "2 </s>", "", ""])
         loss = trainer.compute_loss(trainer.model, output[one] | {"num_items_in_batch": torch.tensor(6)})
         loss.backward()
@@ -102,11 +104,11 @@ def test_policies(name, dtype, tmp_path):
         assert torch.equal(half["advantages"], whole["advantages"])  # of scores, which are float32 in any case
 
 
-def policy(name, folder, dtype=torch.float32, **options):
+def policy(name, folder, model=None, **options):
     trainer_class, config = {"grpo": (StepGRPOTrainer, StepGRPOConfig), "ppo": (StepPPOTrainer, StepPPOConfig)}[name]
     tokenizer = word_level()
     args = config(**settings(folder, **{"scale_rewards": "none", "aggregation": "last", **options}))
-    model = tiny_llama(len(tokenizer)).to(dtype)
+    model = model or tiny_llama(len(tokenizer))
     return trainer_class(model, FakeScorer(by_last_number), args, questions(4), processing_class=tokenizer)
 
 
