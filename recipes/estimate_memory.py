@@ -56,7 +56,7 @@ def main(arguments: MemoryArguments) -> dict[str, int]:
     name, sizes = fields.pop("model_name_or_path"), fields.pop("sizes")
     biases = fields.pop("tie_word_embeddings"), fields.pop("qkv_bias")
     if sizes is None:
-        architecture = Architecture.from_config(AutoConfig.from_pretrained(name))
+        architecture = Architecture.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
     else:
         architecture = Architecture(*sizes, *biases)
     fields["precision"] = fields["precision"] or ("bfloat16" if arguments.zero_stage else "mixed")

@@ -15,6 +15,7 @@ import uvicorn
 from trl import TrlParser
 
 from erprm_trl import StepScorer
+from erprm_trl.reward_model.scoring_connections import UVICORN
 from erprm_trl.reward_model.scoring_server import scoring_app
 
 
@@ -61,7 +62,7 @@ def main(arguments: ServeArguments) -> None:
     )
     limits = ("max_body_bytes", "max_solutions", "max_steps", "max_waiting", "max_batch")
     app = scoring_app(scorer, token=token, **{name: getattr(arguments, name) for name in limits})
-    uvicorn.run(app, host=arguments.host, port=arguments.port, access_log=False)
+    uvicorn.run(app, host=arguments.host, port=arguments.port, **UVICORN)
 
 
 if __name__ == "__main__":

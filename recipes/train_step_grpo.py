@@ -28,7 +28,10 @@ def main(
 ) -> StepGRPOTrainer:
     """Runs one training and saves the policy."""
     tokenizer = AutoTokenizer.from_pretrained(
-        model.model_name_or_path, revision=model.model_revision, padding_side="left"
+        model.model_name_or_path,
+        revision=model.model_revision,
+        padding_side="left",
+        trust_remote_code=training.trust_remote_code,
     )
     train_dataset, eval_dataset = prompts.datasets(tokenizer)
     guard = PolicyGuard()

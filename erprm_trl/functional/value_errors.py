@@ -109,7 +109,9 @@ def implied_success_rate(values: Tensor, eta: float) -> Tensor:
     if eta == 0:
         return values
     if eta < 500:
-        return (eta * values).expm1() / math.expm1(eta)
+        # The two expm1 need not round alike, and a rate of 1 + 2e-16 leaves a failure count below 0.
+        rates = (eta * values).expm1() / math.expm1(eta)
+        return torch.where(values == 1, values, rates.clamp(0, 1))
     # exp(eta) is about to leave float64's range: both halves of the fraction over it.
     return (eta * (values - 1)).exp() - math.exp(-eta)
 

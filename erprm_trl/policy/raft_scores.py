@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..reward_model.remote_scoring import RemoteStepScorer
-from ..reward_model.scoring import StepScorer, refuse_nan
+from ..reward_model.scoring import StepScorer
 from ..reward_model.sharded_scoring import check_sharding
 from ..rollouts.steps import clean_steps
 from ..rollouts.store import RolloutDataset
@@ -74,9 +74,6 @@ def score_rows(
 
     Each process scores its share of the sampling's chunks. What is scored together, and so every last bit, does not
     depend on how many processes there are.
-
-    Raises:
-        `ValueError`: if a score is NaN.
     """
     chunks: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
@@ -95,7 +92,6 @@ def score_rows(
     step_scores: list[list[float]] = [[] for _ in rows]
     for index, scores in gather_object(mine):
         step_scores[index] = scores
-    refuse_nan(step_scores)
     return step_scores
 
 

@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from trl import SFTTrainer
 
 from .._trl import get_config_model_id
+from ..reward_model.finite_training import FiniteTraining, not_finite
 from ..reward_model.scoring import StepScorer, solution_scores
 from ..reward_model.whole_checkpoints import WholeCheckpoints
 from ..rollouts.collect import collect_rollouts
@@ -37,6 +38,7 @@ from .raft_rounds import (
     write_rows,
 )
 from .raft_scores import load_scorer, round_solutions, score_rows, unusable_reasons
+from .reward_function import first_not_finite
 
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ COMPARED = (
 ).split()
 
 
-class RAFTTrainer(WholeCheckpoints, SFTTrainer):
+class RAFTTrainer(FiniteTraining, WholeCheckpoints, SFTTrainer):
     """
     Trainer for RAFT (Reward rAnked Fine-Tuning) with a process reward model.
 
@@ -271,6 +273,10 @@ class RAFTTrainer(WholeCheckpoints, SFTTrainer):
             step_scores = [entry["step_scores"] for entry in read_rows(folder.scores)]
         else:
             step_scores = score_rows(rows, unusable, self.scorer, self.accelerator)
+            if (bad := first_not_finite(step_scores)) is not None:
+                what = f"round {folder.index}, the reward model's score of step {bad[1]} of solution {bad[0]}"
+                model = getattr(self.scorer, "model", None)
+                raise not_finite(what, bad[2], self._steps_before, model, self.accelerator)
         if self.accelerator.is_main_process:
             write_rows(folder.scores, [{"step_scores": scores} for scores in step_scores])
             scores = solution_scores(step_scores, args.aggregation or self.scorer.prm_format.aggregation)
@@ -295,6 +301,7 @@ class RAFTTrainer(WholeCheckpoints, SFTTrainer):
         self, path: Path, questions: list[Question], num_solutions: int, seed: int, **settings: float
     ) -> list[dict[str, Any]]:
         args = self.args
+        self._check_weights()  # nothing can be sampled from weights that are not finite
         with self._policy.sampler(**settings) as sampler:
             return collect_rollouts(
                 questions,
@@ -378,7 +385,9 @@ class RAFTTrainer(WholeCheckpoints, SFTTrainer):
             # are taken from the whole row.
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
             self._tracker.throughput.count(mask.sum(-1), inputs["labels"] != -100)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outcome = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._checked_loss(outcome[0] if return_outputs else outcome)
+        return outcome
 
     def evaluate(
         self,

@@ -3,13 +3,17 @@
 They return one number a completion, as TRL wants; what the step trainers need besides, they find in `last`.
 """
 
+import math
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from accelerate.utils import gather_object
+
 from ..functional.aggregation import AGGREGATIONS
+from ..reward_model.finite_training import not_finite
 from ..reward_model.prm_format import resolve_format
-from ..reward_model.scoring import StepScorer, refuse_nan, solution_scores
+from ..reward_model.scoring import StepScorer, solution_scores
 from ..reward_model.sharded_scoring import check_sharding
 from ..rollouts.grading import Grader
 from ..rollouts.steps import clean_steps, split_steps
@@ -95,6 +99,7 @@ class StepRewardFunction:
         self.question_column = question_column
         self.processing_class = processing_class
         self.eos_token_ids = eos_token_ids
+        self.accelerator = None  # of a step trainer: its processes then stop together
         self.last: list[ScoredCompletion] = []
 
     @property
@@ -144,7 +149,7 @@ class StepRewardFunction:
             `list[float | None]`: one reward in [0, 1] a completion, `None` where it is unscorable.
 
         Raises:
-            `ValueError`: if a score is NaN.
+            `FloatingPointError`: if a score is not finite. TRL would take it for a completion without a reward.
         """
         given = columns.get(self.question_column) or [None] * len(prompts)
         questions = [question or question_text(prompt) for question, prompt in zip(given, prompts, strict=True)]
@@ -159,7 +164,7 @@ class StepRewardFunction:
             ]
         kept = [[] if end is None else some for some, end in zip(steps, ends, strict=True)]
         scores = self.scorer.score(questions, kept, skip_too_long=True)
-        refuse_nan(scores)  # which the trainers' tables have where there is no step
+        self._check(scores, getattr(columns.get("trainer_state"), "global_step", None))
         self.last = [
             ScoredCompletion(values, end) if values else ScoredCompletion([], [])
             for values, end in zip(scores, ends, strict=True)
@@ -170,6 +175,19 @@ class StepRewardFunction:
         if log_extra is not None:
             log_extra("step_scores", [[round(score, 4) for score in values] for values in scores])
         return solution_scores(scores, self.aggregation)
+
+    def _check(self, scores: list[list[float]], global_step: int | None) -> None:
+        found = [first_not_finite(scores)]
+        if self.accelerator is not None:  # what is wrong on one process is wrong on all
+            found = gather_object(found)
+        for process, bad in enumerate(found):
+            if bad is None:
+                continue
+            row, step, score = bad
+            whose = f" of process {process}" if len(found) > 1 else ""
+            what = f"the reward model's score of step {step} of completion {row}{whose}"
+            model = getattr(self.scorer, "model", None)
+            raise not_finite(what, score, global_step, model, self.accelerator)
 
     def _metrics(self, steps: list[list[str]], scores: list[list[float]], completion_ids) -> dict[str, float]:
         num_steps = max(1, sum(map(len, steps)))
@@ -220,6 +238,12 @@ class AnswerReward:
         for index, reward in zip(known, graded, strict=True):
             rewards[index] = reward
         return rewards
+
+
+def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None:
+    """Row, step and value of the first step score that is not finite."""
+    flat = ((row, step, score) for row, values in enumerate(scores) for step, score in enumerate(values))
+    return next((one for one in flat if not math.isfinite(one[2])), None)
 
 
 def completion_text(completion: "str | list[dict[str, Any]]") -> str:

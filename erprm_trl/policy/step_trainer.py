@@ -17,6 +17,7 @@ from .._trl import get_config_model_id
 from ..functional.advantages import group_mean, step_rewards
 from ..functional.aggregation import aggregate
 from ..functional.score_metrics import auc_within_groups
+from ..reward_model.finite_training import FiniteTraining
 from ..reward_model.prm_format import PRMFormat
 from ..reward_model.scoring import StepScorer
 from ..reward_model.whole_checkpoints import WholeCheckpoints
@@ -63,7 +64,7 @@ class GlobalSteps(NamedTuple):
         return values
 
 
-class StepTrainer(WholeCheckpoints, GRPOTrainer):
+class StepTrainer(FiniteTraining, WholeCheckpoints, GRPOTrainer):
     """
     Base of the trainers that give each token an advantage from step scores; see [`StepGRPOTrainer`] for the arguments.
     """
@@ -120,12 +121,17 @@ class StepTrainer(WholeCheckpoints, GRPOTrainer):
             self.step_reward.shard(self.accelerator)
         self.step_reward.processing_class = self._tokenizer
         self.step_reward.eos_token_ids = self.eos_token_ids
+        self.step_reward.accelerator = self.accelerator
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
         self._tracking = PolicyTracking(self)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if bool((infinite := rewards_per_func.isinf()).any()):
+            row, index = infinite.nonzero()[0].tolist()
+            what = f"the reward of {self.reward_func_names[index]} for completion {row}"
+            raise self._not_finite(what, rewards_per_func[row, index].item())
         self._global_steps = self._gather_steps(rewards_per_func)
         self._log_agreement(rewards_per_func)
         return rewards_per_func
@@ -160,6 +166,15 @@ class StepTrainer(WholeCheckpoints, GRPOTrainer):
         groups = torch.arange(len(graded), device=graded.device) // self._group_size
         agreement = auc_within_groups(scored[both], graded[both] > 0.5, groups[both])
         self.metrics_of_mode["steps/agreement"].append(agreement.item())
+
+    def _generate_and_score_completions(self, inputs):
+        # From weights that are not finite nothing can be sampled: on a GPU that ends the process without a reason.
+        self._check_weights()
+        return super()._generate_and_score_completions(inputs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As in [`~trl.GRPOTrainer`]; one that is not finite is an error."""
+        return self._checked_loss(super().compute_loss(model, inputs, return_outputs, num_items_in_batch))
 
     def _compute_loss(self, model, inputs):
         if self.model.training:

@@ -19,6 +19,7 @@ from ..rollouts.store import RolloutDataset
 from .collator import DataCollatorForStepLabels
 from .erprm_config import ERPRMConfig
 from .erprm_tracking import ERPRMTracking
+from .finite_training import FiniteTraining
 from .model_setup import longest_text, prepare_model
 from .packing import check_packing
 from .step_examples import encode_examples
@@ -40,7 +41,7 @@ CITATION = """@article{zhang2025entropy,
 }"""
 
 
-class ERPRMTrainer(WholeCheckpoints, BaseTrainer):
+class ERPRMTrainer(FiniteTraining, WholeCheckpoints, BaseTrainer):
     """
     Trainer for Entropy-Regularized Process Reward Models (ER-PRM) and, with other labels, for any soft- or hard-label
     PRM.
@@ -81,7 +82,8 @@ class ERPRMTrainer(WholeCheckpoints, BaseTrainer):
 
     Raises:
         `ValueError`: for data that cannot be used (row, column and remedy are named), or a separator or token that is
-        not one id. `TypeError`: for a dataset or PEFT configuration of another type.
+        not one id. `TypeError`: for a dataset or PEFT configuration of another type. `FloatingPointError`, while
+        training or evaluating: if a loss, gradient or weight is not finite.
     """
 
     loss_is_scaled_for_ga = True
@@ -215,21 +217,22 @@ class ERPRMTrainer(WholeCheckpoints, BaseTrainer):
         """Mean soft cross-entropy over the labelled steps of the whole update, whatever the number of processes and
         batches."""
         mask = inputs["step_mask"]
-        if self.args.packing and not self._packing_checked:
-            check_packing(inputs, lambda batch: self._step_logits(model, batch))
-            self._packing_checked = True
         logits = self._step_logits(model, inputs)
         losses = soft_step_cross_entropy(logits, inputs["step_labels"][mask], reduction="none")
         weighted = losses * inputs["step_weights"][mask] if "step_weights" in inputs else losses
         if num_items_in_batch is None:
-            loss = weighted.mean()
+            loss = weighted.sum() / max(1, len(weighted))  # rows of an evaluation may have no labels
         else:
             # Gradients are averaged over processes: times their number, so that the sum is divided by the global count
             # once.
-            loss = weighted.sum() / num_items_in_batch * self.accelerator.num_processes
+            loss = weighted.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
         if self.model.training:
             self._tracking.throughput.count(inputs["lengths"])  # the head computes two columns alone
         self._record(inputs, logits, losses)
+        self._checked_loss(loss)
+        if self.args.packing and not self._packing_checked:
+            check_packing(inputs, lambda batch: self._step_logits(model, batch))
+            self._packing_checked = True
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _step_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -270,8 +273,10 @@ class ERPRMTrainer(WholeCheckpoints, BaseTrainer):
         if len(records):
             metrics = records.metrics()
             num_tokens = metrics.pop("num_tokens")
-            loss = metrics.pop("loss")
+            loss = metrics.pop("loss", None)
             if mode == "eval":
+                if loss is None:
+                    raise ValueError("The evaluation dataset has no labelled step, expected at least one.")
                 # One prefix for each evaluation set; the exact mean over steps replaces the mean over batches.
                 prefix = next((key.removesuffix("loss") for key in logs if key.endswith("_loss")), "eval_")
                 logs.update({f"{prefix}{key}": value for key, value in metrics.items()})

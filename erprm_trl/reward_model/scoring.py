@@ -1,6 +1,5 @@
 """Step scores from a trained process reward model, in batches. It reads solutions exactly as training did."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,9 +290,3 @@ def solution_scores(step_scores: Sequence[Sequence[float]], aggregation: str) ->
     """One score a solution, `None` where it has no step scores."""
     aggregated = iter(aggregate([scores for scores in step_scores if scores], aggregation).tolist())
     return [next(aggregated) if scores else None for scores in step_scores]
-
-
-def refuse_nan(step_scores: Sequence[Sequence[float]]) -> None:
-    """Raises a `ValueError` if a score is NaN."""
-    if any(math.isnan(score) for scores in step_scores for score in scores):
-        raise ValueError("The reward model gave NaN for a step: look at its weights and dtype.")

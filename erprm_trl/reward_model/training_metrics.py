@@ -35,9 +35,12 @@ class StepRecords:
         """
         Metrics over all steps added: `loss`, `brier`, `mae`, `accuracy` (score and label on the same side of 0.5),
         `auc` and `auc_within_questions` (labels above 0.5 against the others), `ece`, `score/step_1` ... and
-        `num_tokens`. What is not defined (an AUC with one class) is left out.
+        `num_tokens`. What is not defined (an AUC with one class, everything without a step) is left out.
         """
         scores, labels, losses, groups, positions = self.steps()
+        num_tokens = {"num_tokens": int(torch.stack(self._num_tokens).sum())}
+        if not len(scores):
+            return num_tokens
         good = labels > 0.5
         metrics = {
             "loss": losses.mean(),
@@ -52,7 +55,7 @@ class StepRecords:
             metrics[f"score/step_{position + 1}"] = scores[positions == position].mean()
         values = {name: float(value) for name, value in metrics.items()}
         values = {name: value for name, value in values.items() if not math.isnan(value) or name == "loss"}
-        return {**values, "num_tokens": int(torch.stack(self._num_tokens).sum())}
+        return {**values, **num_tokens}
 
     def steps(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Of every step added: its score, label, loss, question and position, flat and on the CPU."""

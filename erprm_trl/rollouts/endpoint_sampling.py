@@ -247,4 +247,4 @@ def _tokenizer(tokenizer):
         return tokenizer
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(tokenizer)
+    return AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)

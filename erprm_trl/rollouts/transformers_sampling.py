@@ -85,7 +85,8 @@ class TransformersSampler:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         check_model_folder(path_or_id)
-        kwargs = {"dtype": "auto", **(model_init_kwargs or {})}
+        # Said outright: left open, transformers asks on the terminal whether to run a repository's code.
+        kwargs = {"dtype": "auto", "trust_remote_code": False, **(model_init_kwargs or {})}
         shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
         tokenizer = AutoTokenizer.from_pretrained(path_or_id, **shared)
         model = AutoModelForCausalLM.from_pretrained(path_or_id, **kwargs)

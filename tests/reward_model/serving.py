@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from erprm_trl import PRMFormat, StepScorer
+from erprm_trl.reward_model.scoring_connections import UVICORN
 
 
 @contextmanager
@@ -24,7 +25,8 @@ def serving(app, *, lifespan="on"):
 @contextmanager
 def started(app, *, lifespan="on"):
     """A server in a thread, with its `url`."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan=lifespan))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan=lifespan, **UVICORN)
+    server = uvicorn.Server(config)
     server.thread = threading.Thread(target=server.run)
     server.thread.start()
     while not server.started:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erprm_trl.reward_model import scoring_server
+from erprm_trl.reward_model import scoring_connections, scoring_server
 from erprm_trl.reward_model.scoring_server import scoring_app
 
 
@@ -135,6 +135,110 @@ def test_a_body_that_does_not_come(monkeypatch):
         with socket.create_connection(server.servers[0].sockets[0].getsockname(), timeout=60) as connection:
             connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             assert b" 408 " in connection.recv(1000)
+
+
+HEAD = b"POST /score HTTP/1.1\r\nHost: x\r\n"
+EMPTY = b'{"questions": [], "steps": []}'
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"1f40\r\n" + b"y" * 8000 + b"\r\n"
+
+
+def connected(url):
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def until_hung_up_on(url, sent, more=b"", times=200_000):
+    """What a server answers before it closes the connection, on which `more` is sent again and again."""
+    got = b""
+    with connected(url) as connection:
+        try:
+            connection.sendall(sent)
+            for _ in range(times if more else 0):
+                connection.sendall(more)
+            assert not more, "It read all of it."
+            while data := connection.recv(65536):
+                got += data
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+    return got
+
+
+def is_well(url):
+    return get(f"{url}/health").json() == {"status": "ok", "waiting": 0}
+
+
+@pytest.mark.parametrize("headers", [b"X-More: " + b"y" * 8000 + b"\r\n", b"y" * 8000], ids=["many", "one"])
+def test_headers_have_a_size(headers):
+    """Whoever sends them: no token is known before they have ended."""
+    with serving(scoring_app(HeldScorer(), token=TOKEN)) as url:
+        until_hung_up_on(url, HEAD + b"X-More: ", headers, times=2000)
+        assert is_well(url)
+
+
+ENDLESS = {
+    "nothing": (b"", b""),
+    "a first line": (b"POST /sc", b""),
+    "headers": (HEAD, b""),
+    "body without a token": (HEAD + CHUNKED, CHUNK),
+    "body without a token that lies": (HEAD + b"Content-Length: 1000000000000\r\n\r\n", b"y" * 8000),
+    "body too large": (HEAD + b"Authorization: Bearer " + TOKEN.encode() + b"\r\n" + CHUNKED, CHUNK),
+}
+
+
+def test_what_never_begins_or_never_ends_is_hung_up_on(monkeypatch):
+    with serving(scoring_app(HeldScorer(), max_body_bytes=2000, token=TOKEN)) as url:
+        for sent, more in ENDLESS.values():
+            with monkeypatch.context() as patch:
+                patch.setattr(scoring_connections, "IDLE_SECONDS", 0.1)
+                until_hung_up_on(url, sent, more)
+            assert is_well(url)
+
+
+def test_a_request_under_way_is_not_hung_up_on():
+    scorer = HeldScorer()
+    scorer.go.clear()
+    with started(scoring_app(scorer)) as server, ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(post, server.url, body(["a"]))
+        until_waiting(server.url, 1)
+        for connection in list(server.server_state.connections):
+            for last in (None, connection.cycle):  # as when it was made, and when a request before was answered
+                connection.loop.call_soon_threadsafe(connection._close_if_none_began, last)
+        until_waiting(server.url, 1)
+        scorer.go.set()
+        assert answer.result().status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        HEAD + b"Content-Length: -3\r\n\r\n",
+        HEAD + b"Content-Length: 1e9\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
+        HEAD + b"X-Null: a\0b\r\n\r\n",
+        HEAD + b"Content-Length: 1\r\n\r\n" + EMPTY,  # the rest is no request
+        b"POST /score HTTP/9\r\n\r\n",
+        b"GET /health\r\n\r\n",
+        b"\xff" * 100 + b"\r\n\r\n",
+        b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03" * 10 + b"\r\n",
+        b"GET /score HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    ],
+    ids=repr,
+)
+def test_what_is_no_request(sent, url):
+    with connected(url) as connection:
+        connection.sendall(sent)
+        assert connection.recv(1000).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 405 ", b"HTTP/1.1 501 "))
+    assert is_well(url)
+
+
+def test_a_body_that_is_cut_off(url):
+    with connected(url) as connection:
+        connection.sendall(HEAD + b"Content-Length: 100\r\n\r\n" + EMPTY)
+        until_waiting(url, 1)
+    until_waiting(url, 0)
 
 
 def test_other_addresses_and_methods(url):
