@@ -1,8 +1,8 @@
 """Whether a process that never ends stays as it is: `nice python tests/benchmarks/soak.py --minutes 120`.
 
-Collect, train a reward model, RAFT and step PPO on dial, each tiny, over and over in one process; after each cycle what
-the process holds: memory, Python objects, open files, threads, children (grading workers), zombies, and what lies in
-the output folder once the last cycle is deleted. At the end a line is fitted to each, and said whether it is flat.
+Collect, train a reward model, RAFT and step PPO on dial, each tiny, over and over in one process; after each cycle
+what the process holds: memory, Python objects, open files, threads, children (grading workers), zombies, and what lies
+in the output folder once the last cycle is deleted. At the end a line is fitted to each, and said whether it is flat.
 """
 
 import argparse
