@@ -6,6 +6,7 @@ Rows are read one after the other and none is kept: what a collection tells abou
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from ..functional.value_uncertainty import fit_beta_prior, posterior_value, succ
 
 def sample_values(prefix_rewards: list[list[float]], eta: float) -> list[float]:
     """The value of each prefix's rewards as they are ([`~erprm_trl.functional.soft_value`])."""
-    if not prefix_rewards:
-        return []
-    if len(set(map(len, prefix_rewards))) > 1:
-        return [soft_value(torch.tensor(rewards), eta).item() for rewards in prefix_rewards]
-    return soft_value(torch.tensor(prefix_rewards), eta).tolist()
+    return [_sample_value(ascending(rewards), eta) for rewards in prefix_rewards]
+
+
+@lru_cache(maxsize=4096)
+def _sample_value(rewards: tuple[float, ...], eta: float) -> float:
+    return soft_value(torch.tensor(rewards), eta).item()
 
 
 class PosteriorValues:
@@ -42,7 +44,6 @@ class PosteriorValues:
         successes, failures = success_counts(list(counts), eta)
         prior = fit_beta_prior(successes, failures, torch.tensor(list(counts.values())))
         means, deviations = posterior_value(successes, failures, eta, prior)
-        # Most prefixes have the same rewards as many others: each is computed once.
         self._values = dict(zip(counts, zip(means.tolist(), deviations.tolist(), strict=True), strict=True))
 
     @classmethod
@@ -56,8 +57,8 @@ class PosteriorValues:
 
 
 def ascending(rewards: list[float]) -> tuple[float, ...]:
-    """What is the same for prefixes with the same rewards in any order: of rewards 0 and 1 there are few of these,
-    however many prefixes."""
+    """What prefixes with the same rewards in any order have in common, and so their value. Of rewards 0 and 1 there are
+    few of these, however many prefixes: each is computed once."""
     return tuple(sorted(rewards))
 
 
