@@ -57,8 +57,8 @@ class PosteriorValues:
 
 
 def ascending(rewards: list[float]) -> tuple[float, ...]:
-    """What prefixes with the same rewards in any order have in common, and so their value. Of rewards 0 and 1 there are
-    few of these, however many prefixes: each is computed once."""
+    """What prefixes with the same rewards in any order have in common, and so their value. Of rewards 0 and 1 there
+    are few of these, however many prefixes: each is computed once."""
     return tuple(sorted(rewards))
 
 

@@ -1,8 +1,8 @@
 """Memory of a collection against its number of questions: `python tests/benchmarks/million_questions.py`.
 
 A million questions are streamed from a file through `collect_rollouts` with a sampler and a grader that cost nothing,
-then summarised, opened again, labelled and read back. Printed is what the process has in memory at every tenth: its own
-(anonymous) pages, and pages of files, which are mapped and which the system takes back when it needs them.
+then summarised, opened again, read back and labelled. Printed is what the process has in memory at every tenth: its
+own (anonymous) pages, and pages of files, which are mapped and which the system takes back when it needs them.
 """
 
 import argparse
@@ -104,8 +104,8 @@ def main() -> None:
     tenths = [point["own"] for point in watched.points if str(point["at"]).endswith("%")]
     size = sum(path.stat().st_size for path in (options.output_dir / "rollouts").iterdir()) / 1e6
     growth = tenths[-1] - tenths[0]
-    print(f"{options.questions:,} questions, {size:,.0f} MB of rollouts: from 10% to 100% own memory {growth:+.1f} MB, "
-          f"{1e6 * growth / (0.9 * options.questions):+.1f} bytes a question")  # fmt: skip
+    print(f"{options.questions:,} questions, {size:,.0f} MB of rollouts: own memory from 10% to 100% {growth:+.1f} MB,"
+          f" {1e6 * growth / (0.9 * options.questions):+.1f} bytes a question")  # fmt: skip
     found = {"questions": options.questions, "rollouts_mb": size, "points": watched.points}
     shutil.rmtree(options.output_dir)
     options.output_dir.mkdir()
