@@ -7,6 +7,7 @@ line through the larger half of the sizes in log-log, 1 where twice as much take
 
 import argparse
 import json
+import logging
 import math
 import os
 import shutil
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="stages whose name holds this")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/scaling.json"))
     options = parser.parse_args()
+    logging.getLogger("erprm_trl").setLevel(logging.ERROR)  # graders here run in this process, which is said otherwise
     found = {}
     with tempfile.TemporaryDirectory() as cache:
         from datasets import config
