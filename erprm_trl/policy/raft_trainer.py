@@ -296,7 +296,7 @@ class RAFTTrainer(WholeCheckpoints, SFTTrainer):
     ) -> list[dict[str, Any]]:
         args = self.args
         with self._policy.sampler(**settings) as sampler:
-            return collect_rollouts(
+            rollouts = collect_rollouts(
                 questions,
                 sampler,
                 path,
@@ -309,7 +309,8 @@ class RAFTTrainer(WholeCheckpoints, SFTTrainer):
                 chunk_size=args.chunk_size,
                 store_token_ids=True,
                 show_progress=not args.disable_tqdm,
-            ).rows
+            )
+        return list(rollouts)  # the round's prompts and scores are added to them
 
     def _fine_tune(self, folder: RoundFolder) -> None:
         """One `SFTTrainer.train` on the picks, with an optimizer and a schedule of its own."""
