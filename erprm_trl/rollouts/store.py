@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SHARD = "rollouts-{rank:05d}.jsonl"
+LABELS = "labels"
 RESTORE = (
     "Restore it (the same command writes the same one at its start, into an empty folder), or choose another folder."
 )
@@ -108,9 +109,11 @@ class RolloutDataset:
                 `"posterior"` for adaptive collections at finite eta, else to `"sample"`.
 
         Returns:
-            `datasets.Dataset`: columns `prompt` (`str`), `completions` (`list[str]`, steps without delimiters) and
-            `labels` (`list[float]`, one a step), and with `"posterior"` also `label_std` (`list[float]`, the labels'
-            standard deviations, 0 for the last step). Solutions marked `unusable` are left out; the log says how many.
+            `datasets.Dataset`: on the disk, in the folder's `labels` (in the cache of `datasets` if the folder cannot
+            be written to), where they are found again. Columns `prompt` (`str`), `completions` (`list[str]`, steps
+            without delimiters) and `labels` (`list[float]`, one a step), and with `"posterior"` also `label_std`
+            (`list[float]`, the labels' standard deviations, 0 for the last step). Solutions marked `unusable` are left
+            out; the log says how many.
 
         Raises:
             `ValueError`: if the rollouts were collected without continuations, eta is NaN, the estimator is unknown,
@@ -136,6 +139,7 @@ class RolloutDataset:
             lambda: self._examples(eta, posterior),
             features=Features(features),
             fingerprint=self._fingerprint(f"{estimator} {eta!r}"),
+            cache_dir=str(self.path / LABELS) if os.access(self.path, os.W_OK) else None,
         )
 
     def _examples(self, eta: float, posterior: PosteriorValues | None) -> Iterator[dict[str, Any]]:
@@ -157,7 +161,7 @@ class RolloutDataset:
         return (row for row in self.rows if not row["unusable"])
 
     def _fingerprint(self, labels: str) -> str:
-        """Of the labels' file in the cache of `datasets`: another one as soon as a shard was written to."""
+        """Of the labels' file: another one as soon as a shard was written to."""
         shards = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in self._shards]
         return hashlib.sha256(repr((version("erprm_trl"), shards, labels)).encode()).hexdigest()[:16]
 

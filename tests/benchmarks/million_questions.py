@@ -55,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     shutil.rmtree(options.output_dir, ignore_errors=True)
     options.output_dir.mkdir(parents=True)
-    os.environ["HF_DATASETS_CACHE"] = str(options.output_dir / "cache")
+    os.environ["HF_DATASETS_CACHE"] = str(options.output_dir / "cache")  # of the questions' table
 
     from erprm_trl import RolloutDataset, collect_rollouts, load_questions
     from erprm_trl.rollouts import Completion
