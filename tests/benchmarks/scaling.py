@@ -159,7 +159,7 @@ def prepare_page(folder, questions, steps, k):
 CASES = {  # stage: (what prepares it, {what doubles: sizes})
     "collect": (prepare_collect, {"questions": (64, 1024), "steps": (4, 64), "k": (4, 64)}),
     "collect, shared": (prepare_collect_shared, {"questions": (32, 256), "steps": (4, 32), "k": (2, 16)}),
-    "open": (prepare_open, {"questions": (128, 2048), "steps": (8, 128), "k": (16, 256)}),
+    "open": (prepare_open, {"questions": (512, 4096), "steps": (8, 128), "k": (16, 256)}),
     "labels": (prepare_labels, {"questions": (512, 4096), "steps": (32, 256), "k": (64, 512)}),
     "labels, posterior": (prepare_posterior, {"questions": (512, 4096), "steps": (16, 128), "k": (32, 256)}),
     "encoding": (prepare_encoding, {"questions": (256, 4096), "steps": (32, 512)}),
