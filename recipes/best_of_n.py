@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 
 from trl import TrlParser
 
-from erprm_trl import RolloutDataset, StepScorer, report
-from erprm_trl.rollouts import Grader
-from erprm_trl.rollouts.store import make_folder, replace_file
-from erprm_trl.selection import paired_differences, score_rollouts, selection_curves
-from erprm_trl.tracking import Trackers, redacted
+import erprm_trl
+from erprm_trl import report, rollouts, selection, tracking
+from erprm_trl.rollouts.whole_files import make_folder, replace_file
 from erprm_trl.tracking.redaction import without_login
 
 
@@ -38,25 +36,27 @@ class BestOfNArguments:
 
 def main(arguments: BestOfNArguments) -> dict:
     """Scores, compares, prints and plots."""
-    samples = RolloutDataset(arguments.samples)
+    samples = erprm_trl.RolloutDataset(arguments.samples)
     folder = make_folder(arguments.output_dir)
     fewest = min(map(len, samples.solutions()))
     ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
     scores = {
-        without_login(path): score_rollouts(StepScorer.from_pretrained(path, batch_size=arguments.batch_size), samples)
+        without_login(path): selection.score_rollouts(
+            erprm_trl.StepScorer.from_pretrained(path, batch_size=arguments.batch_size), samples
+        )
         for path in arguments.reward_models
     }
     config = samples.manifest["config"]
-    with Grader(config["grading"], answer_pattern=config["answer_pattern"]) as grader:
-        curves = selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
+    with rollouts.Grader(config["grading"], answer_pattern=config["answer_pattern"]) as grader:
+        curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
     replace_file(folder / "step_scores.json", json.dumps(scores))
     found = {**curves, "samples": os.path.relpath(arguments.samples, folder)}  # the page shows them too
     replace_file(folder / "best_of_n.json", json.dumps(found, indent=2))
     report.plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
-    names = redacted(list(curves["models"]))
+    names = tracking.redacted(list(curves["models"]))
     names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, start=1)]
     shown = {**curves, "models": dict(zip(names, curves["models"].values(), strict=True))}
-    with Trackers.start(arguments.report_to, folder, vars(arguments)) as trackers:
+    with tracking.Trackers.start(arguments.report_to, folder, vars(arguments)) as trackers:
         by = arguments.plot_aggregation
         trackers.figure(f"best_of_n/{by}", lambda: report.draw_selection_curves(shown, aggregation=by), step=0)
         table = report.selection_rows(shown)
@@ -66,7 +66,7 @@ def main(arguments: BestOfNArguments) -> dict:
             trackers.scalars(points, step=n)
     print(report.format_selection_table(curves, max(ns)))
     if len(scores) > 1:
-        differences = paired_differences(samples.solutions(), scores, ns)
+        differences = selection.paired_differences(samples.solutions(), scores, ns)
         replace_file(folder / "paired_differences.json", json.dumps(differences, indent=2))
         print(f"\n{report.format_difference_table(differences, max(ns))}")
     print(f"Numbers and plot: {folder}")

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 from trl import TrlParser
 
-from erprm_trl import RolloutDataset, StepScorer
-from erprm_trl.report import draw_calibration, format_calibration_table
-from erprm_trl.rollouts.store import make_folder, replace_file
-from erprm_trl.selection import measure_calibration, score_rollouts
+import erprm_trl
+from erprm_trl import report, selection
+from erprm_trl.rollouts.whole_files import make_folder, replace_file
 from erprm_trl.tracking.redaction import without_login
 
 
@@ -36,24 +35,24 @@ class CalibrationArguments:
 
 def main(arguments: CalibrationArguments) -> dict:
     """Scores, measures, prints and plots."""
-    rollouts = RolloutDataset(arguments.rollouts)
+    rollouts = erprm_trl.RolloutDataset(arguments.rollouts)
     folder = make_folder(arguments.output_dir)
     scores = {
-        without_login(path): score_rollouts(
-            StepScorer.from_pretrained(path, batch_size=arguments.batch_size), rollouts
+        without_login(path): selection.score_rollouts(
+            erprm_trl.StepScorer.from_pretrained(path, batch_size=arguments.batch_size), rollouts
         )
         for path in map(str, arguments.reward_models)
     }
     results = {
-        name: measure_calibration(
+        name: selection.measure_calibration(
             rollouts, one, eta=arguments.eta, aggregation=arguments.aggregation, num_bins=arguments.num_bins
         )
         for name, one in scores.items()
     }
     replace_file(folder / "step_scores.json", json.dumps(scores))
     replace_file(folder / "calibration.json", json.dumps(results, indent=2))
-    draw_calibration(results).savefig(folder / "calibration.png", dpi=150)
-    print(format_calibration_table(results))
+    report.draw_calibration(results).savefig(folder / "calibration.png", dpi=150)
+    print(report.format_calibration_table(results))
     print(f"\nNumbers and plot: {folder}")
     return results
 

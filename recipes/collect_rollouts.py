@@ -20,4 +20,4 @@ def main(config: CollectConfig) -> None:
 
 if __name__ == "__main__":
     main(TrlParser(CollectConfig).parse_args_and_config()[0])
-    PartialState().destroy_process_group()  # launched processes part here: torch may abort one that just ends
+    PartialState().destroy_process_group()  # at its end torch may abort a launched process

@@ -8,11 +8,7 @@ Arithmetic (erprm_trl/functional/training_memory.py), not measured: leave a tent
 
 from dataclasses import dataclass, field
 
-from transformers import AutoConfig
 from trl import TrlParser
-
-from erprm_trl.functional import Architecture, count_lora_parameters, count_parameters, memory_per_gpu
-from erprm_trl.functional.architecture import LINEARS
 
 
 @dataclass
@@ -41,7 +37,7 @@ class MemoryArguments:
         default="steps", metadata={"help": "steps (train_erprm), fused (train_raft, train_step_*) or full."}
     )
     lora_r: int = field(default=0, metadata={"help": "0 trains all weights."})
-    lora_target_modules: list[str] = field(default_factory=lambda: list(LINEARS), metadata={"help": "Of LoRA."})
+    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Of LoRA; default: all linear."})
     optimizer_values: int = field(default=2, metadata={"help": "Values kept a parameter: Adam 2, momentum 1, SGD 0."})
     other_models: list[float] = field(
         default_factory=list, metadata={"help": "Billions of parameters of others on the GPU, 2 bytes each."}
@@ -50,18 +46,23 @@ class MemoryArguments:
 
 def main(arguments: MemoryArguments) -> dict[str, int]:
     """Prints the table, in GiB."""
+    from erprm_trl.functional import Architecture, count_lora_parameters, count_parameters, memory_per_gpu
+    from erprm_trl.functional.architecture import LINEARS
+
     if (arguments.sizes is None) == (arguments.model_name_or_path is None):
         raise ValueError("Give either --model_name_or_path or --sizes.")
     fields = dict(vars(arguments))
     name, sizes = fields.pop("model_name_or_path"), fields.pop("sizes")
     biases = fields.pop("tie_word_embeddings"), fields.pop("qkv_bias")
     if sizes is None:
+        from transformers import AutoConfig
+
         architecture = Architecture.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
     else:
         architecture = Architecture(*sizes, *biases)
     fields["precision"] = fields["precision"] or ("bfloat16" if arguments.zero_stage else "mixed")
     batch, length = fields.pop("per_device_train_batch_size"), fields.pop("max_length")
-    rank, targets = fields.pop("lora_r"), fields.pop("lora_target_modules")
+    rank, targets = fields.pop("lora_r"), fields.pop("lora_target_modules") or LINEARS
     other = round(sum(fields.pop("other_models")) * 2e9)
     lora = {"lora_rank": rank, "lora_targets": targets, "other_bytes": other}
     report = memory_per_gpu(architecture, batch, length, **lora, **fields)

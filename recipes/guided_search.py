@@ -9,14 +9,13 @@ from typing import Any
 
 from trl import TrlParser
 
-from erprm_trl import EndpointSampler, StepScorer, TransformersSampler, VLLMSampler, load_questions
-from erprm_trl.rollouts import Grader
+import erprm_trl
+from erprm_trl import rollouts, selection
 from erprm_trl.rollouts.json_fields import read_json_fields
-from erprm_trl.rollouts.store import make_folder, replace_file
-from erprm_trl.selection import guided_search
+from erprm_trl.rollouts.whole_files import make_folder, replace_file
 
 
-SAMPLERS = {"transformers": TransformersSampler.from_pretrained, "vllm": VLLMSampler, "endpoint": EndpointSampler}
+SAMPLERS = {"transformers": "TransformersSampler", "vllm": "VLLMSampler", "endpoint": "EndpointSampler"}
 SEARCH = ("method", "eta", "width", "expansions", "aggregation", "splitter", "max_steps", "max_tokens")
 SEARCH += ("token_budget", "score_budget", "seed")
 
@@ -57,12 +56,14 @@ def main(arguments: GuidedSearchArguments) -> dict[str, float]:
     """Searches, writes every solution, and grades the first of each question."""
     folder = make_folder(arguments.output_dir)
     source = {"split": arguments.dataset_split, "dataset_kwargs": arguments.dataset_kwargs}
-    questions = load_questions(arguments.dataset_name, max_questions=arguments.max_questions, **source)
-    sampler = SAMPLERS[arguments.backend](arguments.model_name_or_path, **(arguments.sampler_kwargs or {}))
-    scorer = StepScorer.from_pretrained(arguments.reward_model, batch_size=arguments.scoring_batch_size)
+    questions = erprm_trl.load_questions(arguments.dataset_name, max_questions=arguments.max_questions, **source)
+    sampler_class = getattr(rollouts, SAMPLERS[arguments.backend])
+    make = getattr(sampler_class, "from_pretrained", sampler_class)
+    sampler = make(arguments.model_name_or_path, **(arguments.sampler_kwargs or {}))
+    scorer = erprm_trl.StepScorer.from_pretrained(arguments.reward_model, batch_size=arguments.scoring_batch_size)
     settings = {name: getattr(arguments, name) for name in SEARCH}
-    results = guided_search([one.question for one in questions], sampler, scorer, **settings)
-    with Grader(arguments.grading, answer_pattern=arguments.answer_pattern) as grader:
+    results = selection.guided_search([one.question for one in questions], sampler, scorer, **settings)
+    with rollouts.Grader(arguments.grading, answer_pattern=arguments.answer_pattern) as grader:
         rewards = grader.grade([one.solutions[0].text for one in results], [one.answer for one in questions])
     rows = [{**asdict(one), "reward": reward} for one, reward in zip(results, rewards, strict=True)]
     replace_file(folder / "solutions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

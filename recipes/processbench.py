@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 from trl import TrlParser
 
-from erprm_trl.report import format_processbench_table
-from erprm_trl.rollouts.store import make_folder, replace_file
-from erprm_trl.selection import evaluate_processbench, hold_out, load_processbench, score_judged
+from erprm_trl import report, selection
+from erprm_trl.rollouts.whole_files import make_folder, replace_file
 from erprm_trl.tracking.redaction import without_login
 
 
@@ -43,11 +42,11 @@ class ProcessBenchArguments:
 
 def main(arguments: ProcessBenchArguments) -> dict:
     """Scores, evaluates, prints and writes `processbench.json`."""
-    test, validation, record = hold_out(
-        load_processbench(arguments.dataset, arguments.subsets),
+    test, validation, record = selection.hold_out(
+        selection.load_processbench(arguments.dataset, arguments.subsets),
         subsets=arguments.validation_subsets,
         share=arguments.validation_share,
-        other=load_processbench(arguments.validation_dataset) if arguments.validation_dataset else None,
+        other=selection.load_processbench(arguments.validation_dataset) if arguments.validation_dataset else None,
         seed=arguments.seed,
     )
     solutions = [*validation, *(solution for some in test.values() for solution in some)]
@@ -56,11 +55,11 @@ def main(arguments: ProcessBenchArguments) -> dict:
     for path in map(str, arguments.reward_models):
         name = without_login(path)
         place = folder / "scores" / re.sub(r"[^\w.-]+", "_", name)
-        scores[name] = score_judged(path, solutions, place, batch_size=arguments.batch_size)
-    results = evaluate_processbench(test, scores, threshold=arguments.threshold, validation=validation)
+        scores[name] = selection.score_judged(path, solutions, place, batch_size=arguments.batch_size)
+    results = selection.evaluate_processbench(test, scores, threshold=arguments.threshold, validation=validation)
     written = {"dataset": arguments.dataset, "validation": record, "models": results}
     replace_file(folder / "processbench.json", json.dumps(written, indent=2))
-    print(format_processbench_table(results))
+    print(report.format_processbench_table(results))
     chosen = f"chosen on {record['solutions']} held-out solutions (by {record['by']})" if validation else "given"
     print(f"\nThresholds: {chosen}. Numbers: {folder / 'processbench.json'}")
     return written

@@ -13,11 +13,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the chain needs nothing from out
 
 from trl import TrlParser  # noqa: E402
 
-from erprm_trl import StepScorer  # noqa: E402
-from erprm_trl.dial.chain import DialChain, summarize  # noqa: E402
-from erprm_trl.dial.policies import compare_policies  # noqa: E402
-from erprm_trl.report import format_selection_table, plot_selection_curves, write_report  # noqa: E402
-from erprm_trl.rollouts.store import make_folder, replace_file  # noqa: E402
+import erprm_trl  # noqa: E402
+from erprm_trl import report  # noqa: E402
+from erprm_trl.rollouts.whole_files import make_folder, replace_file  # noqa: E402
 
 
 @dataclass
@@ -43,15 +41,18 @@ class QuickstartArguments:
 
 def main(arguments: QuickstartArguments) -> dict:
     """Runs the chain, prints the comparison and writes `summary.json` and `best_of_n.png`."""
+    from erprm_trl.dial.chain import DialChain, summarize
+    from erprm_trl.dial.policies import compare_policies
+
     started = time.monotonic()
     folder = make_folder(arguments.output_dir)
     policy_fields = {"updates", "rounds", "questions_per_round"}
     chain = DialChain(**{name: value for name, value in vars(arguments).items() if name not in policy_fields})
     curves = chain.run()
-    print(format_selection_table(curves, arguments.num_samples))
+    print(report.format_selection_table(curves, arguments.num_samples))
     eta = min(arguments.etas, key=lambda value: abs(value - 2.0))
     policies = compare_policies(
-        StepScorer.from_pretrained(folder / f"erprm-eta-{eta:g}", batch_size=256),
+        erprm_trl.StepScorer.from_pretrained(folder / f"erprm-eta-{eta:g}", batch_size=256),
         folder / "policies",
         arguments.test_questions,
         seed=arguments.seed,
@@ -62,12 +63,12 @@ def main(arguments: QuickstartArguments) -> dict:
     replace_file(folder / "curves.json", json.dumps(curves, indent=2))
     replace_file(folder / "summary.json", json.dumps(summary, indent=2))
     title = f"dial: {arguments.test_questions} fresh questions"
-    plot_selection_curves(curves, folder / "best_of_n.png", title=title)
+    report.plot_selection_curves(curves, folder / "best_of_n.png", title=title)
     print(f"\npolicy, trained on the step scores of eta = {eta:g} alone     pass@1")
     for name, point in policies.items():
         print(f"{name:<52}{point['mean']:.3f} [{point['low']:.3f}, {point['high']:.3f}]")
     print(f"\n{summary['seconds']:.0f} s. Numbers: {folder / 'summary.json'}  plot: {folder / 'best_of_n.png'}")
-    print(f"To look at every solution and step: {write_report(folder, title=title)}")
+    print(f"To look at every solution and step: {report.write_report(folder, title=title)}")
     print("With a real model: recipes/README.md, starting at recipes/qwen2.5-math-1.5b-gsm8k/collect.yaml")
     return summary
 

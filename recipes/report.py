@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from trl import TrlParser
 
-from erprm_trl import StepScorer
-from erprm_trl.report import write_report
+import erprm_trl
+from erprm_trl import report
 from erprm_trl.tracking.redaction import without_login
 
 
@@ -33,10 +33,10 @@ class ReportArguments:
 def main(arguments: ReportArguments):
     """Scores if asked to, writes the page and prints where it is."""
     scorers = {
-        without_login(path): StepScorer.from_pretrained(path, batch_size=arguments.batch_size)
+        without_login(path): erprm_trl.StepScorer.from_pretrained(path, batch_size=arguments.batch_size)
         for path in arguments.reward_models or ()
     }
-    page = write_report(
+    page = report.write_report(
         arguments.folder,
         arguments.path,
         eta=arguments.eta,

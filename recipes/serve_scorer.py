@@ -11,12 +11,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import uvicorn
 from trl import TrlParser
 
-from erprm_trl import StepScorer
-from erprm_trl.reward_model.scoring_connections import UVICORN
-from erprm_trl.reward_model.scoring_server import scoring_app
+import erprm_trl
 
 
 logger = logging.getLogger(__name__)
@@ -49,12 +46,17 @@ class ServeArguments:
 
 def main(arguments: ServeArguments) -> None:
     """Loads the model and serves it until a signal comes."""
+    import uvicorn
+
+    from erprm_trl.reward_model.scoring_connections import UVICORN
+    from erprm_trl.reward_model.scoring_server import scoring_app
+
     token = arguments.token()
     if token is None and arguments.host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning(
             "No token is set: everyone who reaches %s may ask. Set $%s.", arguments.host, arguments.token_env
         )
-    scorer = StepScorer.from_pretrained(
+    scorer = erprm_trl.StepScorer.from_pretrained(
         arguments.reward_model,
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,

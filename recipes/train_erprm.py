@@ -6,11 +6,11 @@ accelerate launch recipes/train_erprm.py --config recipes/qwen2.5-math-1.5b-gsm8
 
 from dataclasses import dataclass, field
 
-from accelerate import PartialState
-from datasets import load_dataset
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+import accelerate
+import trl
 
-from erprm_trl import ERPRMConfig, ERPRMTrainer
+import erprm_trl
+from erprm_trl import ERPRMConfig
 
 
 @dataclass
@@ -27,12 +27,14 @@ class DataArguments:
     resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
 
 
-def main(data: DataArguments, training: ERPRMConfig, model: ModelConfig) -> ERPRMTrainer:
+def main(data: DataArguments, training: ERPRMConfig, model: trl.ModelConfig) -> "erprm_trl.ERPRMTrainer":
     """Runs one training and saves the model."""
     if (data.rollouts is None) == (data.dataset_name is None):
         raise ValueError("Give either --rollouts or --dataset_name.")
     train_dataset, eval_dataset = data.rollouts, data.eval_rollouts
     if data.dataset_name is not None:
+        from datasets import load_dataset
+
         train_dataset = load_dataset(data.dataset_name, split=data.dataset_train_split)
         if data.dataset_test_split is not None:
             eval_dataset = load_dataset(data.dataset_name, split=data.dataset_test_split)
@@ -42,13 +44,13 @@ def main(data: DataArguments, training: ERPRMConfig, model: ModelConfig) -> ERPR
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-    trainer = ERPRMTrainer(
+    trainer = erprm_trl.ERPRMTrainer(
         model=model.model_name_or_path,
         args=training,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        quantization_config=trl.get_quantization_config(model),
+        peft_config=trl.get_peft_config(model),
     )
     trainer.train(resume_from_checkpoint=data.resume or None)
     trainer.save_model(training.output_dir)
@@ -60,5 +62,5 @@ def main(data: DataArguments, training: ERPRMConfig, model: ModelConfig) -> ERPR
 
 
 if __name__ == "__main__":
-    main(*TrlParser((DataArguments, ERPRMConfig, ModelConfig)).parse_args_and_config())
-    PartialState().destroy_process_group()  # launched processes part here: torch may abort one that just ends
+    main(*trl.TrlParser((DataArguments, ERPRMConfig, trl.ModelConfig)).parse_args_and_config())
+    accelerate.PartialState().destroy_process_group()  # at its end torch may abort a launched process

@@ -9,12 +9,11 @@ Killed at any moment, the same command continues where it was.
 from dataclasses import dataclass, field
 from typing import Any
 
-from accelerate import PartialState
-from datasets import Dataset
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+import accelerate
+import trl
 
-from erprm_trl import RAFTConfig, RAFTTrainer
-from erprm_trl.rollouts import load_questions
+import erprm_trl
+from erprm_trl import RAFTConfig
 from erprm_trl.rollouts.json_fields import read_json_fields
 
 
@@ -39,14 +38,16 @@ class DataArguments:
     def __post_init__(self):
         read_json_fields(self, "train_questions_kwargs", "eval_questions_kwargs")
 
-    def questions(self, split: str, kwargs: dict[str, Any] | None, answers: bool, **options: Any) -> Dataset:
+    def questions(self, split: str, kwargs: dict[str, Any] | None, answers: bool, **options: Any):
         """Questions as a dataset, without their answers if those are not wanted."""
+        from datasets import Dataset
+
         settings = {"config_name": self.dataset_config, "split": split, "dataset_kwargs": kwargs, **options}
-        rows = load_questions(self.dataset_name, require_answers=answers, **settings)
+        rows = erprm_trl.load_questions(self.dataset_name, require_answers=answers, **settings)
         return Dataset.from_list([row._asdict() if answers else {"question": row.question} for row in rows])
 
 
-def main(data: DataArguments, training: RAFTConfig, model: ModelConfig) -> RAFTTrainer:
+def main(data: DataArguments, training: RAFTConfig, model: trl.ModelConfig) -> "erprm_trl.RAFTTrainer":
     """Runs the rounds and saves the last policy."""
     evaluation = None
     if data.dataset_test_split is not None or data.eval_questions_kwargs is not None:
@@ -58,14 +59,14 @@ def main(data: DataArguments, training: RAFTConfig, model: ModelConfig) -> RAFTT
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-    trainer = RAFTTrainer(
+    trainer = erprm_trl.RAFTTrainer(
         model=model.model_name_or_path,
         reward_model=data.reward_model,
         args=training,
         train_dataset=data.questions(data.dataset_train_split, data.train_questions_kwargs, data.use_answers),
         eval_dataset=evaluation,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        quantization_config=trl.get_quantization_config(model),
+        peft_config=trl.get_peft_config(model),
     )
     trainer.train()
     trainer.save_model(training.output_dir)
@@ -77,5 +78,5 @@ def main(data: DataArguments, training: RAFTConfig, model: ModelConfig) -> RAFTT
 
 
 if __name__ == "__main__":
-    main(*TrlParser((DataArguments, RAFTConfig, ModelConfig)).parse_args_and_config())
-    PartialState().destroy_process_group()  # launched processes part here: torch may abort one that just ends
+    main(*trl.TrlParser((DataArguments, RAFTConfig, trl.ModelConfig)).parse_args_and_config())
+    accelerate.PartialState().destroy_process_group()  # at its end torch may abort a launched process

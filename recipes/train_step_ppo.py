@@ -6,11 +6,12 @@ accelerate launch recipes/train_step_ppo.py --config recipes/qwen2.5-math-1.5b-g
 
 from dataclasses import dataclass, field
 
-from accelerate import PartialState
-from transformers import AutoTokenizer
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+import accelerate
+import transformers
+import trl
 
-from erprm_trl import PolicyGuard, StepPPOConfig, StepPPOTrainer
+import erprm_trl
+from erprm_trl import StepPPOConfig
 from erprm_trl.policy import PromptArguments
 
 
@@ -24,24 +25,24 @@ class RewardArguments:
 
 
 def main(
-    prompts: PromptArguments, reward: RewardArguments, training: StepPPOConfig, model: ModelConfig
-) -> StepPPOTrainer:
+    prompts: PromptArguments, reward: RewardArguments, training: StepPPOConfig, model: trl.ModelConfig
+) -> "erprm_trl.StepPPOTrainer":
     """Runs one training and saves the policy."""
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
         model.model_name_or_path,
         revision=model.model_revision,
         padding_side="left",
         trust_remote_code=training.trust_remote_code,
     )
     train_dataset, eval_dataset = prompts.datasets(tokenizer)
-    guard = PolicyGuard()
+    guard = erprm_trl.PolicyGuard()
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-    trainer = StepPPOTrainer(
+    trainer = erprm_trl.StepPPOTrainer(
         model=model.model_name_or_path,
         reward_funcs=reward.reward_model,
         args=training,
@@ -49,8 +50,8 @@ def main(
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         callbacks=[guard] if reward.guard else None,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        quantization_config=trl.get_quantization_config(model),
+        peft_config=trl.get_peft_config(model),
     )
     trainer.train(resume_from_checkpoint=reward.resume or None)
     if guard.stopped_because:  # what the policy has become is not kept
@@ -65,5 +66,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*TrlParser((PromptArguments, RewardArguments, StepPPOConfig, ModelConfig)).parse_args_and_config())
-    PartialState().destroy_process_group()  # launched processes part here: torch may abort one that just ends
+    main(*trl.TrlParser((PromptArguments, RewardArguments, StepPPOConfig, trl.ModelConfig)).parse_args_and_config())
+    accelerate.PartialState().destroy_process_group()  # at its end torch may abort a launched process

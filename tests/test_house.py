@@ -137,6 +137,23 @@ def test_importing_the_package_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_recipes_answer_help_without_what_they_run():
+    """Those with a configuration of `transformers` import its module, which imports torch; no trainer, no data."""
+    code = """
+import runpy, sys
+from pathlib import Path
+heavy = {"torch", "datasets", "peft", "matplotlib", "uvicorn", "wandb", "pandas"}
+for path in sorted(Path(sys.argv[1]).glob("*.py")):
+    if not path.name.startswith("train_"):
+        runpy.run_path(str(path))
+        assert not heavy & set(sys.modules), (path.name, heavy & set(sys.modules))
+from erprm_trl import ERPRMConfig, RAFTConfig, StepGRPOConfig, StepPPOConfig
+print(sorted({"datasets", "wandb", "pandas", "trl.trainer.base_trainer", "transformers.trainer"} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code, ROOT / "recipes"], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr[-500:]
+
+
 def test_everything_offered_can_be_imported():
     import importlib.util
 

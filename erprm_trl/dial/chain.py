@@ -9,7 +9,7 @@ from typing import Any
 
 from ..reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
 from ..rollouts import RolloutDataset, TransformersSampler, collect_rollouts, load_questions
-from ..rollouts.store import replace_file
+from ..rollouts.whole_files import replace_file
 from ..selection import score_rollouts, selection_curves
 from . import BASE_PATH
 from .task import ANSWER_PATTERN, SEPARATOR, make_questions

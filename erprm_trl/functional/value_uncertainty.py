@@ -61,7 +61,7 @@ def success_counts(rewards: Sequence[Sequence[float]], eta: float) -> tuple[Tens
     return successes, counts - successes
 
 
-def fit_beta_prior(successes: Tensor, failures: Tensor) -> tuple[float, float]:
+def fit_beta_prior(successes: Tensor, failures: Tensor, counts: Tensor | None = None) -> tuple[float, float]:
     r"""
     The Beta prior of success rates that a collection itself tells: the most probable one given all its prefixes.
 
@@ -71,6 +71,8 @@ def fit_beta_prior(successes: Tensor, failures: Tensor) -> tuple[float, float]:
     Args:
         successes, failures (`torch.Tensor`):
             Of each prefix, shape (P,), not negative; P may be 0.
+        counts (`torch.Tensor`, *optional*):
+            How many prefixes each of these stands for, shape (P,). Defaults to one each.
 
     Returns:
         `tuple[float, float]`: alpha and beta, in [0.02, 1000]. The second term, a prior of alpha and beta around the
@@ -82,7 +84,9 @@ def fit_beta_prior(successes: Tensor, failures: Tensor) -> tuple[float, float]:
     with torch.inference_mode(False), torch.enable_grad():
         # Of the few outcomes that there are, each is computed once.
         outcomes = torch.stack([successes.double().cpu(), failures.double().cpu()]).clone()
-        (successes, failures), counts = outcomes.unique(dim=1, return_counts=True)
+        (successes, failures), outcome_of = outcomes.unique(dim=1, return_inverse=True)
+        counts = torch.ones(len(outcome_of)) if counts is None else counts
+        counts = torch.zeros(len(successes), dtype=torch.float64).index_add(0, outcome_of, counts.double().cpu())
         log = torch.zeros(2, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS([log], max_iter=200, tolerance_change=1e-12, line_search_fn="strong_wolfe")
 
@@ -90,7 +94,7 @@ def fit_beta_prior(successes: Tensor, failures: Tensor) -> tuple[float, float]:
             optimizer.zero_grad()
             alpha, beta = log.clamp(math.log(_WEAKEST), math.log(_STRONGEST)).exp()
             likelihood = _log_beta(alpha + successes, beta + failures) - _log_beta(alpha, beta)
-            loss = log.square().sum() / 2 - likelihood @ counts.double()
+            loss = log.square().sum() / 2 - likelihood @ counts
             loss.backward()
             return loss
 

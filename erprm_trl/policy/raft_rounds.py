@@ -11,7 +11,8 @@ from typing import Any
 
 from ..rollouts.questions import Question
 from ..rollouts.sampling import derived_seed
-from ..rollouts.store import read_manifest, replace_file, write_manifest
+from ..rollouts.store import read_manifest, write_manifest
+from ..rollouts.whole_files import replace_file
 
 
 def questions_of_round(questions: Sequence[Question], index: int, size: int | None, seed: int) -> list[Question]:

@@ -303,7 +303,7 @@ class RAFTTrainer(FiniteTraining, WholeCheckpoints, SFTTrainer):
         args = self.args
         self._check_weights()  # nothing can be sampled from weights that are not finite
         with self._policy.sampler(**settings) as sampler:
-            return collect_rollouts(
+            rollouts = collect_rollouts(
                 questions,
                 sampler,
                 path,
@@ -316,7 +316,8 @@ class RAFTTrainer(FiniteTraining, WholeCheckpoints, SFTTrainer):
                 chunk_size=args.chunk_size,
                 store_token_ids=True,
                 show_progress=not args.disable_tqdm,
-            ).rows
+            )
+        return list(rollouts)  # the round's prompts and scores are added to them
 
     def _fine_tune(self, folder: RoundFolder) -> None:
         """One `SFTTrainer.train` on the picks, with an optimizer and a schedule of its own."""

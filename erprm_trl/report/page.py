@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..functional.aggregation import AGGREGATIONS
-from ..rollouts.store import make_folder, replace_file
+from ..rollouts.whole_files import make_folder, replace_file
 from . import page_sections
 from .run_folder import RunFolder
 from .solution_data import choose_questions, gather_collections, score_collections

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..functional.aggregation import AGGREGATIONS
 from ..rollouts.endpoint_client import is_url
-from ..rollouts.store import replace_file
+from ..rollouts.whole_files import replace_file
 
 
 logger = logging.getLogger(__name__)

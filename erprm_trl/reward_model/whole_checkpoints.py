@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 from ..rollouts.damaged_files import damaged_file
-from ..rollouts.store import make_folder
+from ..rollouts.whole_files import make_folder
 
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from pathlib import Path
 
@@ -85,6 +86,8 @@ class GradingPool:
     def _reset(self) -> None:
         self._pid, self._lock, self._workers = os.getpid(), threading.Lock(), []
         self._selector = selectors.DefaultSelector()
+        # A pool that is dropped without `close`, as a reward function's is, leaves no processes behind, dead or alive.
+        weakref.finalize(self, _end, self._workers, self._pid)
 
     def run(self, items: list[tuple[str, str, str]]) -> list[tuple[float, str | None]]:
         """Reward and final answer for each `(operation, completion, answer)`, in order."""
@@ -197,6 +200,13 @@ class GradingPool:
             self._drop(worker)
 
     def close(self) -> None:
+        """Ends the workers."""
         if os.getpid() == self._pid:  # a forked child must not end its parent's workers
             with self._lock:
                 self._stop_workers()
+
+
+def _end(workers: list[_Worker], pid: int) -> None:
+    if os.getpid() == pid:
+        for worker in workers:
+            worker.stop()

@@ -1,15 +1,14 @@
 """Everything a collection is made of, as one configuration: what the recipe and its YAML name."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .collect import collect_rollouts
-from .endpoint_sampling import EndpointSampler
 from .json_fields import read_json_fields
-from .questions import load_questions
-from .store import RolloutDataset
-from .transformers_sampling import TransformersSampler
-from .vllm_sampling import VLLMSampler
+
+
+if TYPE_CHECKING:
+    from .sampling import Sampler
+    from .store import RolloutDataset
 
 
 @dataclass
@@ -91,8 +90,10 @@ class CollectConfig:
         if self.backend == "endpoint" and self.base_url is None:
             raise ValueError("base_url: got none with backend='endpoint', expected e.g. http://localhost:8000/v1.")
 
-    def run(self) -> RolloutDataset:
+    def run(self) -> "RolloutDataset":
         """Loads questions and policy, and collects."""
+        from . import collect_rollouts, load_questions  # here, so that a command line is read without torch
+
         questions = load_questions(
             self.dataset_name,
             config_name=self.dataset_config,
@@ -120,7 +121,9 @@ class CollectConfig:
             chunk_size=self.chunk_size,
         )
 
-    def _sampler(self) -> TransformersSampler | VLLMSampler | EndpointSampler:
+    def _sampler(self) -> "Sampler":
+        from . import EndpointSampler, TransformersSampler, VLLMSampler
+
         names = ("temperature", "top_p", "top_k", "max_new_tokens", "prompt_template", "system_prompt")
         settings = {name: getattr(self, name) for name in names}
         init_kwargs = self.model_init_kwargs or {}

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Number
-from operator import eq
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .grading import extract_answer
 from .import_path import import_function
+from .lazy_sequence import LazySequence
 
 
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query", "instruction", "input")
@@ -24,10 +24,10 @@ class Question(NamedTuple):
     answer: str | None = None
 
 
-class Questions(Sequence):
+class Questions(LazySequence):
     """
     Questions as [`load_questions`] gives them: checked, and read from their rows each time they are asked for, so that
-    those of a `datasets.Dataset` stay on the disk. Equal to any sequence of equal questions; a slice is a list.
+    those of a `datasets.Dataset` stay on the disk.
 
     Args:
         rows (`Sequence[Mapping[str, Any]]`):
@@ -47,21 +47,13 @@ class Questions(Sequence):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        return self._read(index, self._rows[index])
-
     def __iter__(self) -> Iterator[Question]:
-        return (self._read(index, row) for index, row in enumerate(self._rows))
+        return (self._question(index, row) for index, row in enumerate(self._rows))
 
-    def __eq__(self, other) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+    def _read(self, index: int) -> Question:
+        return self._question(index, self._rows[index])
 
-    __hash__ = None
-
-    def _read(self, index: int, row: Mapping[str, Any]) -> Question:
+    def _question(self, index: int, row: Mapping[str, Any]) -> Question:
         if not isinstance(row, Mapping):
             raise ValueError(
                 f"Row {index} of {self._name}: got {str(row)[:80]!r} ({type(row).__name__}), expected a mapping of "

@@ -1,6 +1,12 @@
 """From the rewards in rows to values of prefixes: of the sample, or of the posterior with its uncertainty. The
-mathematics is `functional`'s."""
+mathematics is `functional`'s.
 
+Rows are read one after the other and none is kept: what a collection tells about all its prefixes are counts.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,51 +17,60 @@ from ..functional.value_uncertainty import fit_beta_prior, posterior_value, succ
 
 def sample_values(prefix_rewards: list[list[float]], eta: float) -> list[float]:
     """The value of each prefix's rewards as they are ([`~erprm_trl.functional.soft_value`])."""
-    if not prefix_rewards:
-        return []
-    if len(set(map(len, prefix_rewards))) > 1:
-        return [soft_value(torch.tensor(rewards), eta).item() for rewards in prefix_rewards]
-    return soft_value(torch.tensor(prefix_rewards), eta).tolist()
+    return [_sample_value(ascending(rewards), eta) for rewards in prefix_rewards]
 
 
-def posterior_values(rows: list[dict[str, Any]], eta: float) -> list[list[tuple[float, float]]]:
+@lru_cache(maxsize=4096)
+def _sample_value(rewards: tuple[float, ...], eta: float) -> float:
+    return soft_value(torch.tensor(rewards), eta).item()
+
+
+class PosteriorValues:
     """
-    Mean and standard deviation of each prefix's value, given its rewards and a Beta prior fitted on all of them
+    Mean and standard deviation of a prefix's value, given its rewards and a Beta prior fitted on all of a collection
     ([`~erprm_trl.functional.posterior_value`]).
 
     Args:
-        rows (`list[dict]`):
-            The rows of [`RolloutDataset`]: a prefix's posterior depends on all.
+        counts (`Counter`):
+            How many of the collection's distinct prefixes have the same rewards, by [`ascending`].
         eta (`float`):
             Inverse reward temperature, finite.
-
-    Returns:
-        `list[list[tuple[float, float]]]`: of each row, of each of its prefixes.
 
     Raises:
         `ValueError`: if eta is infinite or a reward lies outside [0, 1].
     """
-    sizes = [len(row["prefix_rewards"]) for row in rows]
-    successes, failures = success_counts([rewards for row in rows for rewards in row["prefix_rewards"]], eta)
-    # What several solutions share is one prefix to the prior.
-    distinct = distinct_prefixes(rows)
-    prior = fit_beta_prior(successes[distinct], failures[distinct])
-    # Most prefixes have the same outcome as many others.
-    outcomes, outcome_of = torch.stack([successes, failures]).unique(dim=1, return_inverse=True)
-    means, deviations = posterior_value(*outcomes, eta, prior)
-    values = zip(means[outcome_of].tolist(), deviations[outcome_of].tolist(), strict=True)
-    return [[next(values) for _ in range(size)] for size in sizes]
+
+    def __init__(self, counts: Counter[tuple[float, ...]], eta: float):
+        successes, failures = success_counts(list(counts), eta)
+        prior = fit_beta_prior(successes, failures, torch.tensor(list(counts.values())))
+        means, deviations = posterior_value(successes, failures, eta, prior)
+        self._values = dict(zip(counts, zip(means.tolist(), deviations.tolist(), strict=True), strict=True))
+
+    @classmethod
+    def fit(cls, rows: Iterable[dict[str, Any]], eta: float) -> "PosteriorValues":
+        """From the rows of a collection, those of a question together."""
+        return cls(Counter(ascending(row["prefix_rewards"][place]) for row, place in distinct_prefixes(rows)), eta)
+
+    def __call__(self, prefix_rewards: list[list[float]]) -> list[tuple[float, float]]:
+        """Of each prefix of a row that was counted."""
+        return [self._values[ascending(rewards)] for rewards in prefix_rewards]
 
 
-def distinct_prefixes(rows: list[dict[str, Any]]) -> list[int]:
-    """Where each distinct prefix with its own rewards stands first, in the order of rows and their prefixes: solutions
-    that share a prefix and its rewards count once."""
-    seen, first, position = set(), [], 0
+def ascending(rewards: list[float]) -> tuple[float, ...]:
+    """What prefixes with the same rewards in any order have in common, and so their value. Of rewards 0 and 1 there
+    are few of these, however many prefixes: each is computed once."""
+    return tuple(sorted(rewards))
+
+
+def distinct_prefixes(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Where each distinct prefix with its own rewards stands first, as (row, place in its `prefix_rewards`): solutions
+    that share a prefix and its rewards count once. A question's rows follow each other."""
+    question, seen = None, set()
     for row in rows:
-        for length, rewards in enumerate(row["prefix_rewards"], start=1):
-            key = (row["question_index"], "".join(row["steps"][:length]), tuple(rewards))
+        if row["question_index"] != question:
+            question, seen = row["question_index"], set()
+        for place, rewards in enumerate(row["prefix_rewards"]):
+            key = ("".join(row["steps"][: place + 1]), tuple(rewards))
             if key not in seen:
                 seen.add(key)
-                first.append(position)
-            position += 1
-    return first
+                yield row, place

@@ -4,7 +4,7 @@ A chunk (a run of consecutive questions) is written by one call and is done if a
 left of a chunk is cut off before the next one is appended; raw rewards are stored, labels never.
 """
 
-import errno
+import hashlib
 import json
 import logging
 import math
@@ -12,18 +12,23 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .step_labels import posterior_values, sample_values
+import numpy as np
+
+from .rows import RolloutRows
+from .step_labels import PosteriorValues, sample_values
 from .steps import clean_steps
+from .whole_files import replace_file
 
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SHARD = "rollouts-{rank:05d}.jsonl"
+LABELS = "labels"
 RESTORE = (
     "Restore it (the same command writes the same one at its start, into an empty folder), or choose another folder."
 )
@@ -38,9 +43,9 @@ class RolloutDataset:
             The folder.
 
     Attributes:
-        rows (`list[dict]`): one a solution: `question_index`, `solution_index`, `question`, `answer`, `steps` (joined
-        they are the
-            solution, byte for byte), `outcome_reward`, `prediction` (the final answer found, or `None`), `finished`,
+        rows (`Sequence[dict]`): one a solution, read from the disk when it is asked for: `question_index`,
+            `solution_index`, `question`, `answer`, `steps` (joined they are the solution, byte for byte),
+            `outcome_reward`, `prediction` (the final answer found, or `None`), `finished`,
             `num_tokens`, `prefix_rewards` (S - 1 lists of raw rewards: K each, or any number in adaptive collections
             and those that reuse continuations), `question_rewards` (likewise for the bare question, or `None`),
             `unusable` (the reason why the solution has no labels, or `None`), `sampler`. Where numbers differ also
@@ -60,16 +65,27 @@ class RolloutDataset:
             raise FileNotFoundError(
                 f"No {MANIFEST} in {self.path}: not a folder of rollouts. Run recipes/collect_rollouts.py."
             )
-        rows_in_chunk = chunk_sizes(self.manifest["config"])
-        complete: dict[tuple[int, int], dict] = {}
-        for shard in shard_paths(self.path):
-            for chunk, rows, _ in read_chunks(shard, len(rows_in_chunk)):
+        self._shards = shard_paths(self.path)
+        self.rows = RolloutRows(self._shards, self._places())
+
+    def _places(self) -> np.ndarray:
+        """Where the rows of whole chunks begin, in the questions' order: 16 bytes a row are all that is kept."""
+        config = self.manifest["config"]
+        rows_in_chunk = chunk_sizes(config)
+        places = np.full((config["num_questions"] * config["num_solutions"], 2), -1)
+        for number, shard in enumerate(self._shards):
+            for chunk, rows, starts in read_chunks(shard, len(rows_in_chunk)):
                 if len(rows) == rows_in_chunk[chunk]:
-                    complete.update({(row["question_index"], row["solution_index"]): row for row in rows})
-        self.rows: list[dict[str, Any]] = [complete[key] for key in sorted(complete)]
+                    for row, start in zip(rows, starts, strict=False):  # the last one is the chunk's end
+                        index = row["question_index"] * config["num_solutions"] + row["solution_index"]
+                        places[index] = number, start
+        return places[places[:, 0] >= 0]
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index]
@@ -92,46 +108,68 @@ class RolloutDataset:
                 `"posterior"` for adaptive collections at finite eta, else to `"sample"`.
 
         Returns:
-            `datasets.Dataset`: columns `prompt` (`str`), `completions` (`list[str]`, steps without delimiters) and
-            `labels` (`list[float]`, one a step), and with `"posterior"` also `label_std` (`list[float]`, the labels'
-            standard deviations, 0 for the last step). Solutions marked `unusable` are left out; the log says how many.
+            `datasets.Dataset`: on the disk, in the folder's `labels` (in the cache of `datasets` if the folder cannot
+            be written to), where they are found again. Columns `prompt` (`str`), `completions` (`list[str]`, steps
+            without delimiters) and `labels` (`list[float]`, one a step), and with `"posterior"` also `label_std`
+            (`list[float]`, the labels' standard deviations, 0 for the last step). Solutions marked `unusable` are left
+            out; the log says how many.
 
         Raises:
             `ValueError`: if the rollouts were collected without continuations, eta is NaN, the estimator is unknown,
                 or there is no posterior (eta infinite, rewards outside [0, 1]).
         """
-        from datasets import Dataset
+        from datasets import Dataset, Features, List, Value
 
         if estimator is None:
             adaptive = self.manifest["config"].get("allocation") == "adaptive" and math.isfinite(eta)
             estimator = "posterior" if adaptive else "sample"
         if estimator not in ("sample", "posterior"):
             raise ValueError(f"estimator: got {estimator!r}, expected 'sample', 'posterior' or None.")
-        rows = self._labelled_rows()
+        self._check_continuations()
+        posterior = None
+        if estimator == "posterior":
+            posterior = PosteriorValues.fit(self._usable_rows(), eta)
+        else:
+            sample_values([[0.0]], eta)  # what is wrong with eta is said here, before `datasets` writes
+        features = {"prompt": Value("string"), "completions": List(Value("string")), "labels": List(Value("float64"))}
+        if posterior is not None:
+            features["label_std"] = List(Value("float64"))
+        return Dataset.from_generator(
+            lambda: self._examples(eta, posterior),
+            features=Features(features),
+            fingerprint=self._fingerprint(f"{estimator} {eta!r}"),
+            cache_dir=str(self.path / LABELS) if os.access(self.path, os.W_OK) else None,
+        )
+
+    def _examples(self, eta: float, posterior: PosteriorValues | None) -> Iterator[dict[str, Any]]:
         splitter = self.manifest["config"]["splitter"]
-        posterior = posterior_values(rows, eta) if estimator == "posterior" else None
-        examples = []
-        for index, row in enumerate(rows):
+        for row in self._usable_rows():
+            example = {"prompt": row["question"], "completions": clean_steps(row["steps"], splitter)}
             outcome = float(row["outcome_reward"])
             if posterior is None:
-                columns = {"labels": [*sample_values(row["prefix_rewards"], eta), outcome]}
+                yield {**example, "labels": [*sample_values(row["prefix_rewards"], eta), outcome]}
             else:
-                columns = {
-                    "labels": [*(mean for mean, _ in posterior[index]), outcome],
-                    "label_std": [*(deviation for _, deviation in posterior[index]), 0.0],
+                values = [*posterior(row["prefix_rewards"]), (outcome, 0.0)]
+                yield {
+                    **example,
+                    "labels": [mean for mean, _ in values],
+                    "label_std": [deviation for _, deviation in values],
                 }
-            completions = clean_steps(row["steps"], splitter)
-            examples.append({"prompt": row["question"], "completions": completions, **columns})
-        return Dataset.from_list(examples)
 
-    def _labelled_rows(self) -> list[dict[str, Any]]:
-        dropped = Counter(row["unusable"] for row in self.rows if row["unusable"])
-        if dropped:
-            reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(dropped.items()))
-            logger.warning("%s: %d of %d solutions get no labels: %s.", self.path, dropped.total(), len(self), reasons)
-        rows = [row for row in self.rows if not row["unusable"]]
-        for row in rows:
-            if len(row["prefix_rewards"]) != len(row["steps"]) - 1:
+    def _usable_rows(self) -> Iterator[dict[str, Any]]:
+        return (row for row in self.rows if not row["unusable"])
+
+    def _fingerprint(self, labels: str) -> str:
+        """Of the labels' file: another one as soon as a shard was written to."""
+        shards = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in self._shards]
+        return hashlib.sha256(repr((version("erprm_trl"), shards, labels)).encode()).hexdigest()[:16]
+
+    def _check_continuations(self) -> None:
+        dropped = Counter()
+        for row in self.rows:
+            if row["unusable"]:
+                dropped[row["unusable"]] += 1
+            elif len(row["prefix_rewards"]) != len(row["steps"]) - 1:
                 raise ValueError(
                     f"{self.path}: question {row['question_index']}, solution {row['solution_index']} has "
                     f"{len(row['steps'])} steps and "
@@ -139,7 +177,9 @@ class RolloutDataset:
                     "Collect with "
                     "num_continuations >= 1 to get labels."
                 )
-        return rows
+        if dropped:
+            reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(dropped.items()))
+            logger.warning("%s: %d of %d solutions get no labels: %s.", self.path, dropped.total(), len(self), reasons)
 
     def solutions(self) -> list[list[dict[str, Any]]]:
         """The rows grouped by question: what best-of-N chooses from."""
@@ -165,16 +205,16 @@ def shard_paths(path: Path) -> list[Path]:
     return sorted(path.glob("rollouts-*.jsonl"))
 
 
-def read_chunks(shard: Path, num_chunks: float = math.inf) -> Iterator[tuple[int, list[dict], int]]:
+def read_chunks(shard: Path, num_chunks: float = math.inf) -> Iterator[tuple[int, list[dict], list[int]]]:
     """
-    Yields each chunk's number, its rows and the byte at which it ends. A last line without its newline is not read: it
-    is half.
+    Yields each chunk's number, its rows and the bytes at which they begin, the last of these the one at which the
+    chunk ends. A last line without its newline is not read: it is half.
 
     Raises:
         `ValueError`: for a line that is whole and yet no row of one of `num_chunks` chunks.
     """
     rows: list[dict] = []
-    offset = 0
+    starts = [0]
     with open(shard, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -191,12 +231,12 @@ def read_chunks(shard: Path, num_chunks: float = math.inf) -> Iterator[tuple[int
                     "again by the next run."
                 ) from error
             if rows and chunk != rows[-1]["chunk"]:
-                yield rows[-1]["chunk"], rows, offset
-                rows = []
+                yield rows[-1]["chunk"], rows, starts
+                rows, starts = [], starts[-1:]
             rows.append(row)
-            offset += len(line)
+            starts.append(starts[-1] + len(line))
     if rows:
-        yield rows[-1]["chunk"], rows, offset
+        yield rows[-1]["chunk"], rows, starts
 
 
 def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
@@ -204,7 +244,7 @@ def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
     done: set[int] = set()
     end = 0
     unfinished = None
-    for chunk, rows, chunk_end in read_chunks(shard, len(rows_in_chunk)):
+    for chunk, rows, starts in read_chunks(shard, len(rows_in_chunk)):
         if unfinished is not None:
             raise ValueError(
                 f"{shard}: chunk {unfinished} is incomplete in the middle of the file: it belongs to another run or "
@@ -213,7 +253,7 @@ def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
             )
         if len(rows) == rows_in_chunk[chunk]:
             done.add(chunk)
-            end = chunk_end
+            end = starts[-1]
         else:
             unfinished = chunk
     size = shard.stat().st_size
@@ -252,33 +292,3 @@ def read_manifest(path: Path, remedy: str = RESTORE) -> dict[str, Any] | None:
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Replaces the manifest in one move, so that a crash leaves the old one or the new one."""
     replace_file(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-
-
-def make_folder(path: str | Path) -> Path:
-    """
-    Makes a folder for results, before work is done that would have no place.
-
-    Raises:
-        `OSError`: if it cannot be made or written to.
-    """
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    if not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, "No file can be written here. Choose another output_dir", str(path))
-    return path
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file in one move: whatever happens, it holds the old text or the new one, whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        what = f"{error.strerror}: not written, and as it was before. Make room or choose another folder"
-        raise OSError(error.errno, what, str(path)) from error

@@ -1,21 +1,23 @@
-"""What a finished collection comes to, in numbers: the summary of its manifest."""
+"""What a finished collection comes to, in numbers: the summary of its manifest. Rows are read one after the other."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .step_labels import distinct_prefixes, posterior_values
+from .step_labels import PosteriorValues, ascending, distinct_prefixes
 from .store import shares_continuations
 
 
-def summarize_rollouts(rows: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+def summarize_rollouts(rows: Iterable[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
     """
     Counts and means over the rows of a collection.
 
     Args:
-        rows (`list[dict]`):
-            Of [`RolloutDataset`].
+        rows (`Iterable[dict]`):
+            Of [`RolloutDataset`]; they are gone through more than once.
         config (`dict[str, Any]`):
             The manifest's settings.
 
@@ -25,46 +27,75 @@ def summarize_rollouts(rows: list[dict[str, Any]], config: dict[str, Any]) -> di
         sampled again), `saved` against the fixed number, and prefixes `not_sampled` at all; with adaptive allocation
         `label_std` over labelled prefixes at each target eta.
     """
-    raw = [rewards for row in rows for rewards in row["prefix_rewards"]]
-    unusable = Counter(row["unusable"] for row in rows if row["unusable"])
-    sharing = _sharing(rows, raw, config) if shares_continuations(config) else {}
-    generated = sharing["generated"] if sharing else sum(map(len, raw))
+    number, total, unusable = Counter(), Counter(), Counter()
+    for row in rows:
+        number.update(
+            solutions=1,
+            unfinished=not row["finished"],
+            steps=len(row["steps"]),
+            prefixes=len(row["prefix_rewards"]),
+            prefix_rewards=sum(map(len, row["prefix_rewards"])),
+        )
+        total["outcome"] += row["outcome_reward"] or 0.0  # `None` where nothing is graded
+        total["prefix"] += sum(map(sum, row["prefix_rewards"]))
+        if row["unusable"]:
+            unusable[row["unusable"]] += 1
+    sharing = _sharing(rows, config) if shares_continuations(config) else {}
+    solutions = number["solutions"]
     return {
-        "solutions": len(rows),
-        "solutions_with_labels": len(rows) - unusable.total(),
+        "solutions": solutions,
+        "solutions_with_labels": solutions - unusable.total(),
         "unusable": dict(unusable),
-        "unfinished_share": sum(not row["finished"] for row in rows) / len(rows),
-        "mean_outcome_reward": (
-            None if config["grading"] is None else sum(row["outcome_reward"] for row in rows) / len(rows)
-        ),
-        "steps": sum(len(row["steps"]) for row in rows),
-        "prefixes": len(raw),
-        "mean_prefix_reward": sum(map(sum, raw)) / max(1, sum(map(len, raw))),
-        "rollouts": len(rows) + generated,
+        "unfinished_share": number["unfinished"] / solutions,
+        "mean_outcome_reward": None if config["grading"] is None else total["outcome"] / solutions,
+        "steps": number["steps"],
+        "prefixes": number["prefixes"],
+        "mean_prefix_reward": total["prefix"] / max(1, number["prefix_rewards"]),
+        "rollouts": solutions + (sharing["generated"] if sharing else number["prefix_rewards"]),
         **({"sharing": sharing} if sharing else {}),
     }
 
 
-def _sharing(rows: list[dict[str, Any]], raw: list[list[float]], config: dict[str, Any]) -> dict[str, Any]:
-    counts = [count for row in rows for count in row["prefix_generated"]]
-    distinct = distinct_prefixes(rows)
-    of_questions = sum(row.get("question_generated", 0) for row in rows)
-    targets = len(raw) + sum("question_generated" in row for row in rows)
+def _sharing(rows: Iterable[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+    number, distinct, every = Counter(), Counter(), Counter()
+    for row in rows:
+        number.update(
+            generated=sum(row["prefix_generated"]) + row.get("question_generated", 0),
+            targets=len(row["prefix_rewards"]) + ("question_generated" in row),
+        )
+        every.update(map(ascending, row["prefix_rewards"]))
+    for row, place in distinct_prefixes(rows):
+        rewards, generated = row["prefix_rewards"][place], row["prefix_generated"][place]
+        number.update(distinct=1, reused=len(rewards) - generated, not_sampled=generated == 0)
+        distinct[ascending(rewards)] += 1
     sharing = {
-        "distinct_prefixes": len(distinct),
-        "generated": sum(counts) + of_questions,
-        "reused": sum(len(raw[index]) - counts[index] for index in distinct),
-        "saved": config["num_continuations"] * targets - sum(counts) - of_questions,
-        "not_sampled": sum(counts[index] == 0 for index in distinct),
+        "distinct_prefixes": number["distinct"],
+        "generated": number["generated"],
+        "reused": number["reused"],
+        "saved": config["num_continuations"] * number["targets"] - number["generated"],
+        "not_sampled": number["not_sampled"],
     }
     if config["allocation"] == "fixed":
         return sharing
-    return {**sharing, "label_std": {f"{eta:g}": _spread(rows, eta) for eta in config["target_etas"]}}
+    spread = {f"{eta:g}": _spread(PosteriorValues(distinct, eta), every) for eta in config["target_etas"]}
+    return {**sharing, "label_std": spread}
 
 
-def _spread(rows: list[dict[str, Any]], eta: float) -> dict[str, float] | None:
-    deviations = torch.tensor([deviation for row in posterior_values(rows, eta) for _, deviation in row])
-    if not len(deviations):
+def _spread(posterior: PosteriorValues, every: Counter[tuple[float, ...]]) -> dict[str, float] | None:
+    if not every:
         return None
-    quantiles = deviations.quantile(torch.tensor([0.5, 0.9, 1.0])).tolist()
-    return {"mean": deviations.mean().item(), **dict(zip(("median", "90%", "largest"), quantiles, strict=True))}
+    deviations = torch.tensor([deviation for _, deviation in posterior(every)], dtype=torch.float64)
+    deviations, order = deviations.sort()
+    counts = torch.tensor(list(every.values()))[order]
+    quantiles = {name: _quantile(deviations, counts, q) for name, q in (("median", 0.5), ("90%", 0.9), ("largest", 1))}
+    return {"mean": (deviations @ counts.double() / counts.sum()).item(), **quantiles}
+
+
+def _quantile(values: Tensor, counts: Tensor, q: float) -> float:
+    """Of ascending values, each as often as its count: linear between neighbours, as [`torch.quantile`]."""
+    position = q * (counts.sum().item() - 1)
+    neighbours = torch.tensor([position, position + 1]).long()
+    low, high = values[
+        torch.searchsorted(counts.cumsum(0), neighbours, right=True).clamp_max(len(values) - 1)
+    ].tolist()
+    return low + (position - int(position)) * (high - low)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..reward_model.scoring import StepScorer
-from ..rollouts.store import replace_file
+from ..rollouts.whole_files import replace_file
 from ..tracking.redaction import without_login
 from .processbench import JudgedSolution
 

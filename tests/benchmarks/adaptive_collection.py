@@ -20,7 +20,7 @@ from erprm_trl import dial  # noqa: E402
 from erprm_trl.functional import soft_value_from_rate  # noqa: E402
 from erprm_trl.rollouts import Grader, Prompt, TransformersSampler, collect_rollouts, load_questions  # noqa: E402
 from erprm_trl.rollouts.sampling import derived_seed  # noqa: E402
-from erprm_trl.rollouts.step_labels import posterior_values, sample_values  # noqa: E402
+from erprm_trl.rollouts.step_labels import PosteriorValues, sample_values  # noqa: E402
 
 
 FIXED = (2, 4, 8, 16, 32, 64)
@@ -77,7 +77,8 @@ def run(folder, seed, arguments):
     def add(method, rows, rollouts, estimator):
         for eta in arguments.etas:
             if estimator == "posterior":
-                labels = [mean for row in posterior_values(rows, eta) for mean, _ in row]
+                posterior = PosteriorValues.fit(rows, eta)
+                labels = [mean for row in rows for mean, _ in posterior(row["prefix_rewards"])]
             else:
                 labels = [value for row in rows for value in sample_values(row["prefix_rewards"], eta)]
             points.append({"method": method, "eta": eta, "rollouts": rollouts / len(labels)}

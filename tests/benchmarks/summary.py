@@ -42,7 +42,7 @@ def main() -> None:
         subprocess.run([sys.executable, HERE / script, *arguments, "--output", found], check=True)
         ratios |= {key + ending: value for key, value in json.loads(found.read_text())["ratios"].items()}
     versions = {package: version(package) for package in ("erprm_trl", "torch", "transformers", "trl")}
-    machine = f"{platform.machine()}, {_cores()} cores, Python {platform.python_version()}"
+    machine = f"{_processor()}, {_cores()} cores, Python {platform.python_version()}"
     # The middle of each ratio under its own name, for whoever compares two runs; the spread beside it.
     summary = {name: value[0] for name, value in ratios.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +51,12 @@ def main() -> None:
     for name, (middle, low, high) in ratios.items():
         print(f"{name:<40}{middle:8.2f}  ({low:.2f} to {high:.2f})")
     print(f"{time.monotonic() - started:.0f} s. {path}")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _cores() -> int:

@@ -14,7 +14,7 @@ from fakes import FakeSampler  # noqa: E402
 from erprm_trl import RolloutDataset, StepScorer, collect_rollouts  # noqa: E402
 from erprm_trl.report import write_report  # noqa: E402
 from erprm_trl.rollouts.questions import Question  # noqa: E402
-from erprm_trl.rollouts.store import make_folder, replace_file  # noqa: E402
+from erprm_trl.rollouts.whole_files import make_folder, replace_file  # noqa: E402
 
 
 QUESTIONS = [Question(f"What is {number}?", str(number % 3)) for number in range(8)]

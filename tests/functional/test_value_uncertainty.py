@@ -177,6 +177,8 @@ def test_the_fitted_prior_is_that_of_the_rates():
     s = torch.distributions.Binomial(6, rates).sample()
     alpha, beta = fit_beta_prior(s, 6 - s)
     assert (alpha, beta) == pytest.approx((0.4, 0.15), rel=0.05)
+    outcomes, counts = s.unique(return_counts=True)
+    assert fit_beta_prior(outcomes, 6 - outcomes, counts) == (alpha, beta)  # each outcome said once, with its number
     assert fit_beta_prior(torch.zeros(0), torch.zeros(0)) == (1.0, 1.0)
     with torch.inference_mode():  # collections and evaluations may run like this
         alpha, beta = fit_beta_prior(torch.full((5000,), 6.0), torch.zeros(5000))

@@ -416,6 +416,18 @@ def test_rows_keep_their_advantages_through_shuffling_and_splitting(tmp_path, ot
     assert len(met) == 4 * trainer.args.steps_per_generation
 
 
+def test_the_same_seed_gives_the_same_weights_bitwise(tmp_path):
+    def run(name, seed):
+        trainer = make_trainer(tmp_path / name, scorer=FakeScorer(by_text), seed=seed, shuffle_dataset=True)
+        trainer.train()
+        return torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])
+
+    first = run("first", 3)
+    torch.rand(7)  # what was drawn before does not matter
+    assert torch.equal(run("again", 3), first)
+    assert not torch.equal(run("other", 4), first)
+
+
 def test_num_iterations_clips_with_an_advantage_a_token(tmp_path):
     # The second pass over a batch has another policy than the one that sampled: ratios, so losses, differ.
     trainer = make_trainer(tmp_path, num_iterations=2, max_steps=2, learning_rate=0.1)

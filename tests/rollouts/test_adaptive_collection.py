@@ -12,6 +12,7 @@ from trl import TrlParser
 from erprm_trl import dial
 from erprm_trl.functional import fit_beta_prior, posterior_value, soft_value
 from erprm_trl.rollouts import CollectConfig, Question, RolloutDataset, TransformersSampler, collect_rollouts
+from erprm_trl.rollouts.summary import _quantile
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -105,6 +106,18 @@ def test_labels_are_posterior_means_with_their_deviation(tmp_path):
             s = torch.tensor([float(sum(rewards))])
             expected = posterior_value(s, len(rewards) - s, 2.0, prior)
             assert (mean, deviation) == pytest.approx([part.item() for part in expected], rel=1e-6)
+
+
+def test_the_summary_says_how_certain_labels_are(tmp_path):
+    data = collect_rollouts(QUESTIONS * 3, FakeSampler(), tmp_path, **SETTINGS)
+    spread = data.manifest["summary"]["sharing"]["label_std"]["2"]
+    deviations = torch.tensor([one for row in data.labels(2.0)["label_std"] for one in row[:-1]], dtype=torch.float64)
+    expected = deviations.quantile(torch.tensor([0.5, 0.9, 1.0], dtype=torch.float64)).tolist()
+    assert [spread["median"], spread["90%"], spread["largest"]] == pytest.approx(expected, rel=1e-12)
+    assert spread["mean"] == pytest.approx(deviations.mean().item(), rel=1e-12)
+    values, counts = deviations.unique(return_counts=True)
+    for q in (0.0, 0.03, 0.5, 0.77, 1.0):
+        assert _quantile(values, counts, q) == pytest.approx(deviations.quantile(q).item(), rel=1e-12)
 
 
 def test_a_plain_collection_gets_posterior_labels_when_asked(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import sys
 from pathlib import Path
@@ -155,6 +156,40 @@ def test_another_configuration_is_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=f"(?s){message}.*another output_dir"):
         collect_rollouts(**arguments)
     assert shard_bytes(tmp_path) == before
+
+
+def test_rows_stay_on_the_disk_in_the_questions_order(tmp_path):
+    whole = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    lines = shard_bytes(tmp_path).splitlines(keepends=True)
+    expected = [json.loads(line) for line in lines]
+    # As two processes would have left them: chunks in turn, and the second broken off in its last chunk.
+    chunks = [[line for line in lines if json.loads(line)["chunk"] == chunk] for chunk in range(4)]
+    (tmp_path / "rollouts-00000.jsonl").write_bytes(b"".join(chunks[3] + chunks[0]))
+    (tmp_path / "rollouts-00001.jsonl").write_bytes(b"".join(chunks[1] + chunks[2][:3]) + chunks[2][3][:20])
+    data = RolloutDataset(tmp_path)
+    expected = [row for row in expected if row["chunk"] != 2]
+    assert len(data) == len(data.rows) == 10 and list(data) == list(data.rows) == expected
+    assert data.rows == expected and data.rows != whole.rows and data.rows[2:7:2] == expected[2:7:2]
+    assert data[-1] == data.rows[-1] == expected[-1] and data.rows[0] is not data.rows[0]
+    assert data.solutions() == [expected[start : start + 2] for start in range(0, 10, 2)]
+    with pytest.raises(IndexError):
+        data[10]
+
+
+def test_labels_are_those_of_the_rows_as_they_are_now(tmp_path):
+    data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+    shard = tmp_path / "rollouts-00000.jsonl"
+    labels = [list(row) for row in data.labels(0.0)["labels"]]
+    assert [list(row) for row in data.labels(0.0)["labels"]] == labels != [list(r) for r in data.labels(2.0)["labels"]]
+    flipped = re.sub(
+        rb'"outcome_reward": [01]',
+        lambda found: found[0][:-1] + b"%d" % (found[0][-1:] == b"0"),
+        shard_bytes(tmp_path),
+    )
+    assert len(flipped) == len(shard_bytes(tmp_path))
+    shard.write_bytes(flipped)
+    again = RolloutDataset(tmp_path).labels(0.0)["labels"]
+    assert [list(row) for row in again] == [[*row[:-1], 1 - row[-1]] for row in labels]
 
 
 def test_bad_numbers_and_missing_folders(tmp_path):

@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import json
 import os
@@ -405,6 +406,16 @@ def test_close_ends_workers_and_a_later_call_starts_new_ones():
     assert not is_running(pid)
     assert grader.grade(["#### 1"], ["1"]) == [1.0]
     grader.close()
+
+
+def test_a_grader_that_is_dropped_leaves_no_workers():
+    grader = Grader("exact", num_workers=2)
+    assert grader.grade(["#### 1", "#### 2"] * 20, ["1", "3"] * 20) == [1.0, 0.0] * 20
+    pids = [worker.process.pid for worker in grader._pool._workers]
+    assert pids and all(Path("/proc", str(pid)).exists() for pid in pids)
+    del grader
+    gc.collect()
+    assert not any(Path("/proc", str(pid)).exists() for pid in pids)  # not even as zombies
 
 
 def test_identical_pairs_are_graded_once():

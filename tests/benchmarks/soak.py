@@ -1,0 +1,193 @@
+"""Whether a process that never ends stays as it is: `nice python tests/benchmarks/soak.py --minutes 120`.
+
+Collect, train a reward model, RAFT and step PPO on dial, each tiny, over and over in one process; after each cycle
+what the process holds: memory, Python objects, open files, threads, children (grading workers), zombies, and what lies
+in the output folder once the last cycle is deleted. At the end a line is fitted to each, and said whether it is flat.
+"""
+
+import argparse
+import gc
+import json
+import logging
+import os
+import shutil
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import psutil  # noqa: E402
+from datasets import Dataset, disable_progress_bars  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+from erprm_trl import (  # noqa: E402
+    RAFTConfig,
+    RAFTTrainer,
+    StepPPOConfig,
+    StepPPOTrainer,
+    StepScorer,
+    TransformersSampler,
+    collect_rollouts,
+    load_questions,
+)
+from erprm_trl.dial import ANSWER_PATTERN, BASE_PATH, SEPARATOR, make_questions  # noqa: E402
+from erprm_trl.dial.chain import DialChain  # noqa: E402
+from erprm_trl.dial.policies import CPU_QUIET  # noqa: E402
+from erprm_trl.policy import prompt_dataset  # noqa: E402
+
+
+GRADING = {"grading": "math", "answer_pattern": ANSWER_PATTERN}  # in worker processes
+PERCENT_AN_HOUR = 1.0  # a slope below is flat
+BLOCKS = 24  # samples follow each other: intervals are those of means over so many runs of them
+
+
+def collect(folder: Path, seed: int):
+    """24 questions × 2 solutions × 4 continuations of every prefix."""
+    return collect_rollouts(
+        load_questions(make_questions(24, seed)),
+        TransformersSampler.from_pretrained(BASE_PATH, max_new_tokens=64, batch_size=256),
+        folder / "rollouts",
+        num_solutions=2,
+        num_continuations=4,
+        splitter=SEPARATOR,
+        seed=seed,
+        chunk_size=8,
+        show_progress=False,
+        **GRADING,
+    )
+
+
+def train_raft(reward_model: StepScorer, folder: Path, seed: int) -> None:
+    """Two rounds on 24 questions × 4 solutions, each evaluated and saved."""
+    args = RAFTConfig(
+        str(folder / "raft"),
+        num_rounds=2,
+        questions_per_round=24,
+        num_generations=4,
+        num_generations_eval=1,
+        num_train_epochs=1,
+        per_device_train_batch_size=16,
+        max_completion_length=64,
+        seed=seed,
+        **GRADING,
+        **CPU_QUIET,
+    )
+    rows = make_questions(48, seed)
+    trainer = RAFTTrainer(BASE_PATH, reward_model, args, Dataset.from_list(rows), Dataset.from_list(rows[:8]))
+    trainer.train()
+    trainer.save_model()
+
+
+def train_step_ppo(reward_model: str, folder: Path, seed: int) -> None:
+    """Three updates of 32 completions, answers mixed in, with a checkpoint at the end."""
+    args = StepPPOConfig(
+        str(folder / "step-ppo"),
+        max_steps=3,
+        per_device_train_batch_size=32,
+        num_generations=4,
+        max_completion_length=64,
+        logging_steps=1,
+        seed=seed,
+        **GRADING,
+        **{**CPU_QUIET, "save_strategy": "steps", "save_steps": 3},
+    )
+    dataset = prompt_dataset(load_questions(make_questions(64, seed)), answers=True)
+    trainer = StepPPOTrainer(BASE_PATH, reward_model, args, dataset)
+    trainer.train()
+    trainer.save_model()
+
+
+def run_cycle(folder: Path, seed: int) -> None:
+    """The whole chain once: the reward model is handed on as an object and as a folder."""
+    scorer = DialChain(str(folder), max_steps=5, seed=seed).train(collect(folder, seed), eta=2.0)
+    train_raft(scorer, folder, seed)
+    train_step_ppo(str(folder / "erprm-eta-2"), folder, seed)
+
+
+def held(output_dir: Path) -> dict[str, float]:
+    """What this process holds now."""
+    gc.collect()
+    process = psutil.Process()
+    children = process.children(recursive=True)
+    zombies = [child for child in children if child.status() == psutil.STATUS_ZOMBIE]
+    return {
+        "rss_mb": process.memory_info().rss / 1e6,
+        "objects": len(gc.get_objects()),
+        "open_files": process.num_fds(),
+        "threads": process.num_threads(),
+        "children": len(children),
+        "zombies": len(zombies),
+        "disk_mb": sum(path.stat().st_size for path in output_dir.rglob("*") if path.is_file()) / 1e6,
+    }
+
+
+def trend(hours: list[float], values: list[float]) -> dict[str, float | bool]:
+    """The slope an hour with its 95% interval, from means over blocks of consecutive samples; flat if the interval
+    reaches down to 0 or the slope is below a percent of the mean."""
+    size = max(1, -(-len(values) // BLOCKS))
+    starts = range(0, len(values) - size + 1, size)
+    x, y = ([statistics.fmean(of[start : start + size]) for start in starts] for of in (hours, values))
+    slope, start = statistics.linear_regression(x, y)
+    middle = statistics.fmean(x)
+    residual = sum((b - start - slope * a) ** 2 for a, b in zip(x, y, strict=True))
+    half = 2.1 * (residual / max(1, len(x) - 2) / sum((a - middle) ** 2 for a in x)) ** 0.5
+    mean = statistics.fmean(values)
+    percent = 100 * slope / mean if mean else float(slope > 0)
+    flat = slope - half <= 0 or percent < PERCENT_AN_HOUR
+    return {"mean": mean, "slope": slope, "low": slope - half, "high": slope + half, "percent": percent, "flat": flat}
+
+
+def report(samples: list[dict[str, float]], warm_up: float) -> dict[str, dict]:
+    """A line for everything held."""
+    last = samples[-1]["hours"]
+    kept = [one for one in samples if one["hours"] >= warm_up * last]
+    if len(kept) < 3:
+        raise SystemExit(f"{len(samples)} cycles, {len(kept)} after the warm-up: too few for a line. Raise --minutes.")
+    hours = [one["hours"] for one in kept]
+    print(f"\n{len(samples)} cycles in {last:.2f} hours, the lines over the last {len(kept)}; slopes are an hour's")
+    trends = {}
+    for name in [key for key in kept[0] if key not in ("cycle", "hours", "seconds")]:
+        found = trends[name] = trend(hours, [one[name] for one in kept])
+        print(
+            f"{name:<12}{found['mean']:12.1f}{found['slope']:+12.3f}  [{found['low']:+.3f}, {found['high']:+.3f}]"
+            f"{found['percent']:+9.2f}%  {'flat' if found['flat'] else 'GROWS'}"
+        )
+    return trends
+
+
+def main() -> None:
+    """Cycles until the time is over, then lines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--warm_up", type=float, default=0.2, help="share of the time that the lines leave out")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench/soak"))
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("erprm_trl").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    disable_progress_bars()
+    work = options.output_dir / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    samples: list[dict[str, float]] = []
+    found = options.output_dir / "soak.json"
+    started = time.monotonic()
+    while time.monotonic() - started < 60 * options.minutes:
+        began = time.monotonic()
+        cycle = len(samples)
+        run_cycle(work / f"cycle-{cycle}", cycle)
+        shutil.rmtree(work / f"cycle-{cycle - 1}", ignore_errors=True)
+        now = time.monotonic()
+        sample = {"cycle": cycle, "hours": (now - started) / 3600, "seconds": now - began, **held(work)}
+        samples.append(sample)
+        print("  ".join(f"{name} {value:.6g}" for name, value in sample.items()), flush=True)
+        found.write_text(json.dumps({"samples": samples}))
+    trends = report(samples, options.warm_up)
+    found.write_text(json.dumps({"samples": samples, "trends": trends}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""How long until something happens: `python tests/benchmarks/startup.py`.
+
+`import erprm_trl` and `--help` of every recipe, each in processes of its own, in turns: best and median in seconds, of
+the clock and of the processor (which says more on a busy machine), and what of it the libraries take that it needs.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[2]
+BARS = {"import erprm_trl": 0.5}  # seconds, of the best
+RECIPE_BAR = 3.0
+
+
+def commands() -> dict[str, list[str]]:
+    """What is timed."""
+    imports = ["pass", "import erprm_trl", "import torch", "import transformers", "from trl import TrlParser"]
+    recipes = sorted((ROOT / "recipes").glob("*.py"))
+    return {code: ["-c", code] for code in imports} | {
+        f"{path.name} --help": [str(path), "--help"] for path in recipes
+    }
+
+
+def run(arguments: list[str]) -> tuple[float, float]:
+    """Seconds of the clock and of the processor."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    """Takes the turns and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--only", default="", help="those whose name holds this")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    found: dict[str, list[tuple[float, float]]] = {
+        name: [] for name in commands() if name == "pass" or options.only in name
+    }
+    for turn in range(options.turns + 1):
+        for name, times in found.items():
+            seconds = run(commands()[name])
+            if turn:  # the first reads from the disk
+                times.append(seconds)
+    print(f"{'':<32}{'clock: best':>12}{'median':>9}{'processor: best':>18}{'median':>9}")
+    for name, times in found.items():
+        clock, processor = zip(*times, strict=True)
+        bar = BARS.get(name, RECIPE_BAR if name.endswith("--help") else None)
+        verdict = "" if bar is None else f"   bar {bar:g}: {'met' if min(clock) <= bar else 'MISSED'}"
+        print(f"{name:<32}{min(clock):12.2f}{statistics.median(clock):9.2f}"
+              f"{min(processor):18.2f}{statistics.median(processor):9.2f}{verdict}")  # fmt: skip
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
