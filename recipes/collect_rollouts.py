@@ -6,7 +6,6 @@
 Killed at any moment, the same command continues where it was.
 """
 
-from accelerate import PartialState
 from trl import TrlParser
 
 from erprm_trl.rollouts import CollectConfig
@@ -20,4 +19,6 @@ def main(config: CollectConfig) -> None:
 
 if __name__ == "__main__":
     main(TrlParser(CollectConfig).parse_args_and_config()[0])
+    from accelerate import PartialState
+
     PartialState().destroy_process_group()  # at its end torch may abort a launched process

@@ -27,13 +27,13 @@ from .store import (
     RolloutDataset,
     append_rows,
     chunk_sizes,
-    make_folder,
     read_manifest,
     repair_shard,
     shard_paths,
     write_manifest,
 )
 from .summary import summarize_rollouts
+from .whole_files import make_folder
 
 
 logger = logging.getLogger(__name__)

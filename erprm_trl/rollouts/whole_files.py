@@ -1,5 +1,5 @@
-"""Folders and files of results: a folder is tried before the work, a file is there whole or as it was. Every stage writes
-by these."""
+"""Folders and files of results, for every stage: a folder is tried before the work, a file is there whole or as it
+was."""
 
 import errno
 import os
