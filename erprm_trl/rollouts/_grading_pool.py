@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 64  # what one worker holds at a time: enough to hide the pipe, few enough to share out
 START_LIMIT = 120.0  # seconds for a worker's imports: a caller's module may import torch
+PATIENCE = 20  # time limits by the clock, for workers that end themselves at one of processor time
 WARNING_INTERVAL = 60.0  # seconds between two warnings about overruns
 
 
@@ -79,6 +81,7 @@ class GradingPool:
 
     def __init__(self, settings: dict, num_workers: int, time_limit: float):
         self.settings, self.num_workers, self.time_limit = settings, num_workers, time_limit
+        self.patience = time_limit * (PATIENCE if settings["method"] in METHODS else 1)
         self.num_timeouts = 0
         self._warned_at = -WARNING_INTERVAL
         self._reset()
@@ -87,7 +90,8 @@ class GradingPool:
         self._pid, self._lock, self._workers = os.getpid(), threading.Lock(), []
         self._selector = selectors.DefaultSelector()
         # A pool that is dropped without `close`, as a reward function's is, leaves no processes behind, dead or alive.
-        weakref.finalize(self, _end, self._workers, self._pid)
+        # When this process ends, its workers end by themselves.
+        weakref.finalize(self, _end, self._workers, self._pid).atexit = False
 
     def run(self, items: list[tuple[str, str, str]]) -> list[tuple[float, str | None]]:
         """Reward and final answer for each `(operation, completion, answer)`, in order."""
@@ -117,7 +121,7 @@ class GradingPool:
             message = [(index, *self._items[index]) for index in worker.batch]
             worker.outgoing += json.dumps(message).encode() + b"\n"
             if worker.ready:
-                worker.deadline = time.monotonic() + self.time_limit
+                worker.deadline = time.monotonic() + self.patience
             self._selector.register(worker.process.stdin, selectors.EVENT_WRITE, worker)
 
     def _start(self) -> _Worker:
@@ -143,7 +147,7 @@ class GradingPool:
             else:
                 for message in messages:
                     self._take(worker, message)
-                worker.deadline = now + self.time_limit if worker.ready else worker.deadline
+                worker.deadline = now + self.patience if worker.ready else worker.deadline
         for worker in [worker for worker in self._workers if worker.batch and worker.deadline < now]:
             self._replace(worker, overran=True)
 
@@ -174,6 +178,7 @@ class GradingPool:
             index = worker.batch[0]
             # A worker may have died of something else (an operator, the out-of-memory killer): once is not held
             # against the item. Running over the limit is.
+            overran = overran or worker.process.returncode == -signal.SIGPROF
             if overran or index in self._retried:
                 self._results[worker.batch.popleft()] = (0.0, None)
                 self.num_timeouts += 1

@@ -1,7 +1,8 @@
 """The worker's side of `grading.py`: what counts as an answer, and the methods that compare one with a reference.
 
 Everything here may meet untrusted text, so `main` runs it in a process of its own that speaks JSON lines and can be
-killed at any moment. Torch is never imported, math-verify only for the "math" method; timing is the pool's.
+killed at any moment. Torch is never imported, math-verify only for the "math" method. Time is processor time, so that
+a busy machine changes no reward; of a caller's function, which may wait for something, the pool takes the clock's.
 """
 
 import contextlib
@@ -93,31 +94,50 @@ class _Parsed(NamedTuple):
     timed_out: bool = False
 
 
+class _OutOfTime(BaseException):
+    """No `Exception`: sympy and math-verify catch those."""
+
+
+@contextlib.contextmanager
+def processor_time(seconds: float):
+    """Interrupts what takes longer than so many seconds of processor time, in the main thread, with `_OutOfTime`."""
+
+    def interrupt(signum, frame):
+        raise _OutOfTime
+
+    signal.signal(signal.SIGVTALRM, interrupt)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _RATIO = re.compile(r"-?\d{1,100}(?:\.\d{1,100}|\s*/\s*[1-9]\d{0,99})?")
 
 
 class _Math:
-    """The "math" method: math-verify with its own one-second alarms, which need this process's main thread."""
+    """The "math" method: math-verify, a second of processor time for each reading and each comparison. Its own alarms
+    go by the clock."""
 
     def __init__(self, pattern: str | None, max_chars: int):
         import math_verify
-        from math_verify.errors import TimeoutException
         from sympy import Rational
 
         self.pattern, self.max_chars = pattern, max_chars
-        self.math_verify, self.timeout, self.rational = math_verify, TimeoutException, Rational
-        # The first reading builds the grammar. On a busy machine that alone outlasts the alarm, and an answer, were it
-        # right, would count as one that took too long.
-        half = math_verify.parse(r"$\frac{1}{2}$", parsing_timeout=60)[0]
-        math_verify.verify(half, half + 1, timeout_seconds=60)
+        self.math_verify, self.rational = math_verify, Rational
+        # The first reading builds the grammar, which no answer is to pay for.
+        half = math_verify.parse(r"$\frac{1}{2}$", parsing_timeout=None)[0]
+        math_verify.verify(half, half + 1, timeout_seconds=None)
         # A reference is graded K times, and continuations of one question share few answers.
         self.parse_bare = functools.lru_cache(maxsize=4096)(self._parse_bare)
 
     def _parse(self, text: str) -> _Parsed:
         try:
-            found = self.math_verify.parse(text, parsing_timeout=1, raise_on_error=True)
-        except self.timeout:
+            with processor_time(1.0):
+                found = self.math_verify.parse(text, parsing_timeout=None, raise_on_error=True)
+        except _OutOfTime:
             return _Parsed(None, None, timed_out=True)
         except Exception:  # sympy and its LaTeX parser raise nearly anything on untrusted text
             return _Parsed(None, None)
@@ -156,9 +176,10 @@ class _Math:
         if gold.text == found.text or gold.expression is None or found.expression is None:
             return gold.text == found.text, False
         try:
-            verify = self.math_verify.verify
-            return verify(gold.expression, found.expression, timeout_seconds=1, raise_on_error=True), False
-        except self.timeout:
+            with processor_time(1.0):
+                verify = self.math_verify.verify
+                return verify(gold.expression, found.expression, timeout_seconds=None, raise_on_error=True), False
+        except _OutOfTime:
             return False, True
         except Exception:  # as in `_parse`
             return False, False
@@ -256,8 +277,8 @@ def main() -> None:
         for index, operation, left, right in inbox.get():
             reward, extracted, timed_out, error = 0.0, None, False, None
             if not trusted:
-                # Kept by the kernel, for when the pool is gone: a call into C may hold off every thread and alarm.
-                signal.setitimer(signal.ITIMER_PROF, 2 * settings["time_limit"] + 1)
+                # Kept by the kernel, which ends this process then: a call into C may hold off every thread and signal.
+                signal.setitimer(signal.ITIMER_PROF, settings["time_limit"])
             try:
                 reward, extracted, timed_out = getattr(grader, operation)(left, right)
             except (Exception, SystemExit) as caught:

@@ -50,7 +50,8 @@ class Grader:
         num_workers (`int`, *optional*, defaults to at most 4):
             Worker processes.
         time_limit (`float`, *optional*, defaults to `5.0`):
-            Seconds after which a worker busy with one answer is killed: that answer gets reward 0.
+            Seconds after which a worker busy with one answer ends: that answer gets reward 0. Of processor time, so
+            that a busy machine changes no reward; for a caller's function by the clock.
         max_chars (`int`, *optional*, defaults to `2000`):
             For `"math"`, the longest answer read, and how much of the end of a completion without a marked answer.
 

@@ -231,7 +231,7 @@ def test_some_of_the_hostile_answers(math_grader):
 
 
 def test_a_worker_has_built_the_grammar_before_its_first_answer():
-    """Under load the first answer would outlast the alarm."""
+    """Or the first answer would pay for it."""
     code = (
         "import sys\n"
         "from erprm_trl.rollouts._grading_worker import _Math\n"
@@ -241,6 +241,27 @@ def test_a_worker_has_built_the_grammar_before_its_first_answer():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert out.stdout == "set()\n"
+
+
+def test_limits_are_of_processor_time():
+    """What a busy machine takes away is not held against an answer."""
+    code = (
+        "import subprocess, sys\n"
+        "from erprm_trl.rollouts._grading_worker import _OutOfTime, processor_time\n"
+        "with processor_time(0.02):\n"
+        "    subprocess.run([sys.executable, '-c', 'sum(range(10**6))'])  # waits, and does nothing\n"
+        "try:\n"
+        "    with processor_time(0.02):\n"
+        "        while True:\n"
+        "            try:\n"
+        "                sum(range(10**4))\n"
+        "            except Exception:  # as sympy does\n"
+        "                pass\n"
+        "except _OutOfTime:\n"
+        "    print('interrupted')"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert out.stdout == "interrupted\n", out.stderr
 
 
 def test_math_answers_that_take_too_long_are_counted_and_warned_of(caplog):
