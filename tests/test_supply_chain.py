@@ -193,9 +193,8 @@ def test_a_resumed_checkpoint_runs_nothing(trainer, file, checkpoints, model_pat
     if file == "training_args.bin":
         resumed.train(resume_from_checkpoint=str(checkpoint))  # nobody reads it
     else:
-        with pytest.raises(Exception, match="(?i)weights.only|pickle|header") as error:
+        with pytest.raises(ValueError, match="(?i)weights.only|pickle|header"):
             resumed.train(resume_from_checkpoint=str(checkpoint))
-        assert type(error.value).__name__ in ("UnpicklingError", "SafetensorError")
     assert not marker.exists()
 
 
