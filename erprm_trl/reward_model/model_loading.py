@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
@@ -57,7 +58,9 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
         from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
 
         auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
-        return auto.from_pretrained(path_or_id, **kwargs)
+        # PEFT draws weights before it reads them: a policy's samples must not depend on when its reward model is loaded.
+        with torch.random.fork_rng(devices=[]):
+            return auto.from_pretrained(path_or_id, **kwargs)
     if head == "token_mlp":
         cls = _with_mlp_head(path_or_id, kwargs)
     else:

@@ -4,6 +4,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 from zoo import save_tiny, tiny_llama, word_level
 
 from erprm_trl import PRMFormat, StepScorer
@@ -119,3 +122,15 @@ def test_equal_solutions_are_scored_once(scorer, monkeypatch):
     assert scores[9:11] + scores[12:] == [*scores[:2], scores[3]]
     scores[0].append(0.5)  # no list is shared
     assert len(scores[9]) == len(STEPS[0])
+
+
+def test_loading_draws_nothing(tmp_path):
+    # A resumed policy loads its reward model later than the straight run did, and has to sample the same.
+    save_tiny(tmp_path / "base", word_level())
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    word_level().save_pretrained(tmp_path)
+    FORMAT.save(tmp_path)
+    state = torch.get_rng_state()
+    assert isinstance(StepScorer.from_pretrained(tmp_path).model, PeftModel)
+    assert torch.equal(torch.get_rng_state(), state)
