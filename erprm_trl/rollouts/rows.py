@@ -14,7 +14,7 @@ from .lazy_sequence import LazySequence
 
 class RolloutRows(LazySequence):
     """
-    Rows of JSON lines.
+    Rows of JSON lines. The files may grow meanwhile, as collections do; where rows begin must stay.
 
     Args:
         shards (`Sequence[Path]`):

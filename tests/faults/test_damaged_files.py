@@ -49,7 +49,7 @@ def line(**changes):
     ids=["cut", "zeros", "binary", "list", "number", "string", "chunk 99", "chunk -1", "chunk '1'", "no question"],
 )
 def test_damage_in_a_shard_is_named_and_the_remedy_helps(tmp_path, damage):
-    rows = collect(tmp_path).rows
+    rows = list(collect(tmp_path))
     shard = tmp_path / "rollouts-00000.jsonl"
     lines = shard.read_bytes().splitlines(keepends=True)
     shard.write_bytes(b"".join([*lines[:5], damage, *lines[6:]]))
@@ -62,7 +62,7 @@ def test_damage_in_a_shard_is_named_and_the_remedy_helps(tmp_path, damage):
 
 @pytest.mark.parametrize("tail", [b"\x00" * 5000, b"\xff\xfe" * 50, b'{"chunk": 3'])
 def test_what_a_power_cut_leaves_at_the_end_is_cut_off(tmp_path, tail):
-    rows = collect(tmp_path).rows
+    rows = list(collect(tmp_path))
     shard = tmp_path / "rollouts-00000.jsonl"
     whole = shard.read_bytes()
     shard.write_bytes(whole + tail)
@@ -71,7 +71,7 @@ def test_what_a_power_cut_leaves_at_the_end_is_cut_off(tmp_path, tail):
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 100, b'{"config": {"num', b"[]", b"{}", b"\xff\xfe\x00garbage"])
 def test_a_damaged_manifest_is_named_and_the_remedy_helps(tmp_path, damage):
-    rows = collect(tmp_path / "run").rows
+    rows = list(collect(tmp_path / "run"))
     (tmp_path / "run" / "manifest.json").write_bytes(damage)
     for read in (collect, RolloutDataset):
         with pytest.raises(ValueError, match="(?s)manifest.json: damaged .*Restore it"):
