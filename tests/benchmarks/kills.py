@@ -25,7 +25,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
+import tqdm.auto
 
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +139,8 @@ def start(recipes: dict, stage: str, work: Path, folder: Path, operation: int | 
         os.dup2(log.fileno(), 2)
     code = 1
     try:
-        tqdm.set_lock(threading.RLock())  # its own lock is shared with the parent: killed holding it, all would wait
+        for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):  # their locks are shared: killed holding one, all runs would wait
+            bar.set_lock(threading.RLock())
         if operation is not None:
             die_at_operation(folder, operation)
         recipes[name].main(*parse(recipes[name], [*arguments, "--output_dir", str(folder)]))
