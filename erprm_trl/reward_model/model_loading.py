@@ -58,7 +58,7 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
         from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
 
         auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
-        # PEFT draws weights before it reads them: a policy's samples must not depend on when its reward model is loaded.
+        # PEFT draws weights before it reads them: what a policy samples must not depend on when they are loaded.
         with torch.random.fork_rng(devices=[]):
             return auto.from_pretrained(path_or_id, **kwargs)
     if head == "token_mlp":
