@@ -19,8 +19,9 @@ $(INSTALLED): setup.cfg constraints.txt
 quickstart: install
 	$(BIN)/python recipes/quickstart.py --config recipes/dial/quickstart.yaml
 
+# Tests have a thread each; a file's share their models, and stay in one process.
 test: install
-	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # vLLM's CPU build, in a venv of its own: it asks for an older transformers, which the third step replaces by the one
 # of all other tests, and for three packages that do not fit this torch.
