@@ -147,7 +147,7 @@ MUTANTS = {
     "reward_model/erprm_trainer.py": (
         ["tests/reward_model/test_erprm_trainer.py", "tests/reward_model/test_label_weighting.py"],
         [
-            ("weighted.sum() / num_items_in_batch * self.accelerator.num_processes", "weighted.mean()"),
+            ("weighted.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes", "weighted.mean()"),
             ('losses * inputs["step_weights"][mask] if', "losses if"),
             ("self.prm_format.save(output_dir or self.args.output_dir)", "pass"),
             ("self._num_tokens = int(counts[-1]) if counts else 0", "self._num_tokens = 0"),
@@ -158,12 +158,39 @@ MUTANTS = {
     "rollouts/store.py": (
         ["tests/rollouts/test_collect.py"],
         [
-            ("if len(rows) == rows_in_chunk[chunk]:", "if True:"),
+            ("                if len(rows) == rows_in_chunk[chunk]:\n", "                if True:\n"),
             ('if not line.endswith(b"\\n"):', "if False:"),
             ("        os.truncate(shard, end)", "        pass"),
-            ("os.replace(temporary, path)", "shutil_move = None"),
-            ("if chunk < len(rows_in_chunk) and len(rows) == rows_in_chunk[chunk]:", "if chunk < len(rows_in_chunk):"),
+            ("        if len(rows) == rows_in_chunk[chunk]:\n            done", "        if True:\n            done"),
+            ("end = starts[-1]", "end = starts[0]"),
         ],
+    ),
+    "rollouts/whole_files.py": (
+        ["tests/faults/test_full_disk.py", "tests/rollouts/test_collect.py"],
+        [
+            ("        os.replace(temporary, path)", "        temporary.unlink()"),
+            ("            temporary.unlink()", "            pass"),
+        ],
+    ),
+    "reward_model/whole_checkpoints.py": (
+        ["tests/faults/test_checkpoints.py"],
+        [
+            ("self.seed + self.epoch", "self.seed"),
+            ("        os.replace(checkpoint, aside)", "        return"),
+            ("if self.state.global_step >= self.state.max_steps:", "if False:"),
+        ],
+    ),
+    "reward_model/finite_training.py": (
+        ["tests/policy/test_finite_training.py"],
+        [
+            ('raise self._not_finite("the loss", total)', "pass"),
+            ("and not math.isfinite(grad_norm) and", "and math.isfinite(grad_norm) and"),
+            ('raise self._not_finite("a weight", largest)', "pass"),
+        ],
+    ),
+    "policy/resuming.py": (
+        ["tests/policy/test_resuming.py"],
+        [("if sizes == _sizes(args):", "if True:")],
     ),
     "rollouts/chunk_work.py": (
         ["tests/rollouts/test_collect.py", "tests/rollouts/test_adaptive_collection.py"],
