@@ -316,7 +316,7 @@ def main() -> None:
     """Runs every mutant and prints the survivors."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], help="modules whose names hold one of these")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for the tests of one mutant")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for the tests of one mutant")
     parser.add_argument("--json", default="outputs/bench/mutants.json")
     options = parser.parse_args()
     found, started = [], time.monotonic()

@@ -311,7 +311,10 @@ ROWS = st.fixed_dictionaries(
 @given(st.lists(st.lists(ROWS, min_size=1, max_size=3), max_size=3))
 def test_whatever_a_model_writes_is_read_back(chunks):
     """Line separators, lone surrogates and NUL among it."""
-    written = [[{"chunk": number, **row} for row in rows] for number, rows in enumerate(chunks)]
+    written = [
+        [{"chunk": number, "question_index": number, "solution_index": index, **row} for index, row in enumerate(rows)]
+        for number, rows in enumerate(chunks)
+    ]
     with NamedTemporaryFile() as file:
         for rows in written:
             append_rows(file, rows)

@@ -376,7 +376,8 @@ def test_what_is_not_tried_again_ends_the_other_requests(status, remedy):
         with pytest.raises(EndpointError, match=rf"status {status}: .*because.*Remedy: .*{remedy}") as error:
             sampler.sample(PROMPTS, 4, seed=0)
         assert server.url + "/completions" in str(error.value) and len(str(error.value)) < 800
-        assert len(server.bodies) == 8 and set(server.attempts.values()) == {1}
+    # Once the server has ended: the client may be done before the others' requests are written down.
+    assert len(server.bodies) == 8 and set(server.attempts.values()) == {1}
     assert server.left_by_client == 7
 
 
