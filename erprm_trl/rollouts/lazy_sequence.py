@@ -1,5 +1,6 @@
 """Sequences whose items stay on the disk: each is read when it is asked for. What is read is their subclasses'."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from operator import eq
 
@@ -25,5 +26,5 @@ class LazySequence(Sequence):
 
     __hash__ = None
 
-    def _read(self, index: int):
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self, index: int): ...
