@@ -1,6 +1,7 @@
 """Dataset forms by hand, and each kind of bad row, tried one by one."""
 
 import math
+from itertools import accumulate
 
 import pytest
 from datasets import Dataset, Features, Json
@@ -227,10 +228,17 @@ def is_usable(row, max_length):
         and isinstance(steps, list)
         and isinstance(labels, list)
         and len(steps) == len(labels) > 0
-        and all(isinstance(step, str) and step.strip() and "ки" not in step for step in steps)
+        and all(isinstance(step, str) and step.strip() for step in steps)
         and all(isinstance(label, (int, float)) and 0 <= label <= 1 for label in labels)
-        and len(f"check {prompt} {steps[0]}".split()) < max_length
+        and (kept := how_many_fit(prompt, steps, max_length)) > 0
+        and not any("ки" in step for step in steps[:kept])
     )
+
+
+def how_many_fit(prompt, steps, max_length):
+    """Steps that are read; a separator follows each."""
+    ends = accumulate(len(f"{step} ки".split()) for step in steps)
+    return sum(len(f"check {prompt}".split()) + end <= max_length for end in ends)
 
 
 @settings(max_examples=settings().max_examples // 10, deadline=None)
