@@ -474,10 +474,19 @@ def test_it_runs_inside_a_running_loop():
         assert asyncio.run(cell()) == sampler.sample(PROMPTS, 2, seed=0)
 
 
+def is_waiting(thread):
+    """Whether a thread sleeps on a lock. Reading gives it the interpreter, should it sleep for that."""
+    state = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "S" and sys._current_frames()[thread.ident].f_code.co_name == "wait"
+
+
 def test_an_interrupt_leaves_no_thread_and_no_request():
     def interrupt():
         if len(server.bodies) == 8:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            main = threading.main_thread()
+            while not is_waiting(main):  # a signal that meets it on its way into the lock would wait there too
+                pass
+            signal.pthread_kill(main.ident, signal.SIGINT)
 
     with FaultyServer(lambda body, attempt: "hang", on_request=interrupt) as server:
         before = threading.active_count()
