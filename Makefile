@@ -52,7 +52,6 @@ bench: install
 	$(BIN)/python tests/benchmarks/fork_cache.py
 	$(BIN)/python tests/benchmarks/memory_vs_vocabulary.py
 	$(BIN)/python tests/benchmarks/eta_comparison.py
-	$(BIN)/python tests/benchmarks/step_grpo_overhead.py
 	$(BIN)/python tests/benchmarks/scoring_server.py
 	$(BIN)/python tests/benchmarks/guard_on_dial.py
 	$(BIN)/python tests/benchmarks/policy_learning.py --seeds 0

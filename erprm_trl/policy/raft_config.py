@@ -11,6 +11,15 @@ from ..rollouts.json_fields import read_json_fields
 from ..tracking.tracking_config import TrackingConfig
 
 
+# What may differ when a run is continued is not listed: logging, saving, the number of rounds and of processes.
+COMPARED = (
+    "questions_per_round start_from num_generations top_k aggregation score_threshold drop_uniform deduplicate "
+    "scoring_batch_size temperature top_p max_completion_length generation_batch_size chunk_size prompt_template "
+    "system_prompt use_vllm grading answer_pattern num_generations_eval num_train_epochs max_steps learning_rate "
+    "lr_scheduler_type warmup_steps optim weight_decay max_grad_norm loss_type packing max_length seed"
+).split()
+
+
 @dataclass
 class RAFTConfig(TrackingConfig, SFTConfig):
     r"""

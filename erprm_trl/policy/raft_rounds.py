@@ -109,6 +109,14 @@ def pick_row(row: dict[str, Any], score: float) -> dict[str, Any]:
     }
 
 
+def training_row(pick: dict[str, Any]) -> dict[str, list[int]]:
+    """What is trained on: the tokens that were sampled, and nothing of the prompt."""
+    return {
+        "input_ids": pick["prompt_ids"] + pick["completion_ids"],
+        "labels": [-100] * len(pick["prompt_ids"]) + pick["completion_ids"],
+    }
+
+
 def round_metrics(
     rows: Sequence[dict[str, Any]], scores: Sequence[float | None], kept: Sequence[int], dropped: dict[str, int]
 ) -> dict[str, float]:
@@ -128,6 +136,15 @@ def round_metrics(
         metrics["accuracy"] = _mean([row["outcome_reward"] for row in rows])
         metrics["picked_accuracy"] = _mean([rows[index]["outcome_reward"] for index in kept])
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def accuracy_metrics(rows: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
+    """The numbers of an evaluation's solutions, all of them graded."""
+    return {
+        f"{prefix}_accuracy": _mean([row["outcome_reward"] for row in rows]),
+        f"{prefix}_unfinished_share": _mean([not row["finished"] for row in rows]),
+        f"{prefix}_mean_tokens": _mean([row["num_tokens"] for row in rows]),
+    }
 
 
 class RoundFolder:

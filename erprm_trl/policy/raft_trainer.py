@@ -1,7 +1,7 @@
 """RAFT: sample with the policy, keep what the reward model scores best, fine-tune on it, and again.
 
-Samples come from `live_policy.py`, scores from `raft_scores.py`, picks and files are `raft_rounds.py`'s, training is
-TRL's; here they become rounds that may be killed at any moment and run on any number of processes.
+Samples, scores and picks come from `raft_sampling.py`, files are `raft_rounds.py`'s, training is TRL's; here they
+become rounds that may be killed at any moment and run on any number of processes.
 """
 
 import shutil
@@ -18,27 +18,17 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from trl import SFTTrainer
 
 from .._trl import get_config_model_id
-from ..reward_model.finite_training import FiniteTraining, not_finite
-from ..reward_model.scoring import StepScorer, solution_scores
+from ..reward_model.finite_training import FiniteTraining
+from ..reward_model.scoring import StepScorer
 from ..reward_model.whole_checkpoints import WholeCheckpoints
-from ..rollouts.collect import collect_rollouts
-from ..rollouts.questions import Question, fingerprint, load_questions
-from ..rollouts.sampling import Prompt, PromptFormat
+from ..rollouts.questions import fingerprint, load_questions
+from ..rollouts.sampling import PromptFormat
 from ..tracking.training_tracker import TrainingTracker
 from .live_policy import LivePolicy
-from .raft_config import RAFTConfig
-from .raft_rounds import (
-    RoundFolder,
-    pick_row,
-    pick_solutions,
-    questions_of_round,
-    read_rows,
-    round_metrics,
-    round_seed,
-    write_rows,
-)
-from .raft_scores import load_scorer, round_solutions, score_rows, unusable_reasons
-from .reward_function import first_not_finite
+from .raft_config import COMPARED, RAFTConfig
+from .raft_rounds import RoundFolder, read_rows, round_seed, training_row
+from .raft_sampling import RoundSampling
+from .raft_scores import load_scorer, round_solutions
 
 
 if TYPE_CHECKING:
@@ -52,13 +42,6 @@ CITATION = """@article{dong2023raft,
     year    = 2023,
     eprint  = {arXiv:2304.06767}
 }"""
-# What may differ when a run is continued is not listed: logging, saving, the number of rounds and of processes.
-COMPARED = (
-    "questions_per_round start_from num_generations top_k aggregation score_threshold drop_uniform deduplicate "
-    "scoring_batch_size temperature top_p max_completion_length generation_batch_size chunk_size prompt_template "
-    "system_prompt use_vllm grading answer_pattern num_generations_eval num_train_epochs max_steps learning_rate "
-    "lr_scheduler_type warmup_steps optim weight_decay max_grad_norm loss_type packing max_length seed"
-).split()
 
 
 class RAFTTrainer(FiniteTraining, WholeCheckpoints, SFTTrainer):
@@ -156,6 +139,7 @@ class RAFTTrainer(FiniteTraining, WholeCheckpoints, SFTTrainer):
         self.prompt_format = PromptFormat(self._tokenizer, args.prompt_template, args.system_prompt)
         self._first_policy = Path(args.output_dir, "first-policy")
         self._policy = LivePolicy(self)
+        self._sampling = RoundSampling(self, self._policy)
         self._round: RoundFolder | None = None  # the one that trains
         self._steps_before = 0
         self._tracker = TrainingTracker(
@@ -239,7 +223,7 @@ class RAFTTrainer(FiniteTraining, WholeCheckpoints, SFTTrainer):
             before = self._evaluate_once(folder, "evaluation_before", done)
             self.log(dict(before))
         if "metrics" not in done:
-            self._pick(folder)
+            self._sampling.pick(folder, self.questions, self._steps_before)
         self.log({"raft/round": folder.index, **folder.manifest["metrics"]})
         if self.args.num_logged_solutions:
             splitter, number = self.scorer.prm_format.splitter, self.args.num_logged_solutions
@@ -260,65 +244,6 @@ class RAFTTrainer(FiniteTraining, WholeCheckpoints, SFTTrainer):
             folder.add(finished=True)
         self.accelerator.wait_for_everyone()
 
-    def _pick(self, folder: RoundFolder) -> None:
-        """Samples, scores and picks; the first process writes what all of them read."""
-        args = self.args
-        questions = questions_of_round(self.questions, folder.index, args.questions_per_round, args.seed)
-        seed = round_seed(args.seed, folder.index, "samples")
-        rows = self._sample(folder.samples, questions, args.num_generations, seed)
-        for row in rows:
-            row["prompt_ids"] = self.prompt_format.encode(Prompt(row["question"]))
-        unusable = unusable_reasons(rows, args.max_length)
-        if folder.scores.exists():
-            step_scores = [entry["step_scores"] for entry in read_rows(folder.scores)]
-        else:
-            step_scores = score_rows(rows, unusable, self.scorer, self.accelerator)
-            if (bad := first_not_finite(step_scores)) is not None:
-                what = f"round {folder.index}, the reward model's score of step {bad[1]} of solution {bad[0]}"
-                model = getattr(self.scorer, "model", None)
-                raise not_finite(what, bad[2], self._steps_before, model, self.accelerator)
-        if self.accelerator.is_main_process:
-            write_rows(folder.scores, [{"step_scores": scores} for scores in step_scores])
-            scores = solution_scores(step_scores, args.aggregation or self.scorer.prm_format.aggregation)
-            for index, score in enumerate(scores):
-                if unusable[index] is None and score is None:
-                    unusable[index] = "too_long_for_reward_model"
-            kept, dropped = pick_solutions(
-                rows,
-                scores,
-                unusable,
-                top_k=args.top_k,
-                score_threshold=args.score_threshold,
-                drop_uniform=self.drop_uniform,
-                deduplicate=args.deduplicate,
-            )
-            write_rows(folder.picks, [pick_row(rows[index], scores[index]) for index in kept])
-            metrics = round_metrics(rows, scores, kept, dropped)
-            folder.add(kept=len(kept), dropped=dropped, metrics={f"raft/{key}": metrics[key] for key in metrics})
-        self.accelerator.wait_for_everyone()
-
-    def _sample(
-        self, path: Path, questions: list[Question], num_solutions: int, seed: int, **settings: float
-    ) -> list[dict[str, Any]]:
-        args = self.args
-        self._check_weights()  # nothing can be sampled from weights that are not finite
-        with self._policy.sampler(**settings) as sampler:
-            rollouts = collect_rollouts(
-                questions,
-                sampler,
-                path,
-                num_solutions=num_solutions,
-                num_continuations=0,
-                splitter=self.scorer.prm_format.splitter,
-                grading=None if questions[0].answer is None else args.grading,
-                answer_pattern=args.answer_pattern,
-                seed=seed,
-                chunk_size=args.chunk_size,
-                store_token_ids=True,
-                show_progress=not args.disable_tqdm,
-            )
-        return list(rollouts)  # the round's prompts and scores are added to them
-
     def _fine_tune(self, folder: RoundFolder) -> None:
         """One `SFTTrainer.train` on the picks, with an optimizer and a schedule of its own."""
         picks = read_rows(folder.picks)
@@ -327,15 +252,7 @@ class RAFTTrainer(FiniteTraining, WholeCheckpoints, SFTTrainer):
                 f"{folder.path}: no solution can be kept: {folder.manifest['dropped']}. Raise max_completion_length "
                 "if they are unfinished, lower score_threshold, or give other questions."
             )
-        dataset = Dataset.from_list(
-            [
-                {
-                    "input_ids": pick["prompt_ids"] + pick["completion_ids"],
-                    "labels": [-100] * len(pick["prompt_ids"]) + pick["completion_ids"],
-                }
-                for pick in picks
-            ]
-        )
+        dataset = Dataset.from_list([training_row(pick) for pick in picks])
         args = self.args
         self._policy.free_engine()
         self.train_dataset = self._prepare_dataset(dataset, self.processing_class, args, args.packing, None, "train")
@@ -414,27 +331,18 @@ class RAFTTrainer(FiniteTraining, WholeCheckpoints, SFTTrainer):
         if self.accelerator.is_main_process:
             shutil.rmtree(path, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        metrics = self._accuracy(path, questions, metric_key_prefix)
+        metrics = self._sampling.accuracy(path, questions, metric_key_prefix)
         self.log(dict(metrics))
         return metrics
 
     def _evaluate_once(self, folder: RoundFolder, name: str, done: dict[str, Any]) -> dict[str, float]:
         if name not in done:
-            metrics = self._accuracy(folder.path / name, self.eval_questions, "eval")
+            metrics = self._sampling.accuracy(folder.path / name, self.eval_questions, "eval")
             if self.accelerator.is_main_process:
                 folder.add(**{name: metrics})
             self.accelerator.wait_for_everyone()
             return metrics
         return done[name]
-
-    def _accuracy(self, path: Path, questions: list[Question], prefix: str) -> dict[str, float]:
-        seed = round_seed(self.args.seed, 0, "evaluation")
-        rows = self._sample(path, questions, self.args.num_generations_eval, seed, temperature=1.0, top_p=1.0)
-        return {
-            f"{prefix}_accuracy": sum(row["outcome_reward"] for row in rows) / len(rows),
-            f"{prefix}_unfinished_share": sum(not row["finished"] for row in rows) / len(rows),
-            f"{prefix}_mean_tokens": sum(row["num_tokens"] for row in rows) / len(rows),
-        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs with the steps of all rounds, so that curves go on where the last round's ended."""

@@ -60,7 +60,9 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
         auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
         # PEFT draws weights before it reads them: what a policy samples must not depend on when they are loaded.
         with torch.random.fork_rng(devices=[]):
-            return auto.from_pretrained(path_or_id, **kwargs)
+            model = auto.from_pretrained(path_or_id, **kwargs)
+        model.config.name_or_path = path_or_id  # PEFT leaves the base model's
+        return model
     if head == "token_mlp":
         cls = _with_mlp_head(path_or_id, kwargs)
     else:

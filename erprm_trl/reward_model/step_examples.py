@@ -5,6 +5,7 @@ Nothing is dropped silently: a row that cannot be used is an error that names it
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from typing import Any
 
@@ -22,7 +23,7 @@ NO_STEPS = "no steps"
 EMPTY_STEP = "an empty step"
 COUNT_MISMATCH = "labels and steps that differ in number"
 BAD_LABEL = "a label that is NaN or outside [0, 1]"
-BAD_STD = "a label_std that is missing, NaN or negative"
+BAD_STD = "a label_std that is missing, negative or not finite"
 SEPARATOR_INSIDE = "the separator's token inside a step"
 TOO_LONG = "no labelled step within max_length"
 
@@ -228,7 +229,7 @@ def _find_problem(row: Row, separator_inside: int | None, text_column: str, labe
             return EMPTY_STEP, f"column '{text_column}', step {number}"
         if not 0 <= label <= 1:
             return BAD_LABEL, f"column '{label_column}', step {number}: {label}"
-    if stds is not None and (len(stds) != len(steps) or not all(std >= 0 for std in stds)):
+    if stds is not None and (len(stds) != len(steps) or not all(0 <= std < math.inf for std in stds)):
         return BAD_STD, f"column 'label_std': {stds} for {len(steps)} steps"
     if separator_inside is not None:
         return SEPARATOR_INSIDE, f"column '{text_column}', step {separator_inside}: {steps[separator_inside][:60]!r}"

@@ -12,12 +12,13 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..functional import soft_values, value_uncertainty
+from . import step_labels, steps
 from .rows import RolloutRows
 from .step_labels import PosteriorValues, sample_values
 from .steps import clean_steps
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 SHARD = "rollouts-{rank:05d}.jsonl"
 LABELS = "labels"
+LABEL_CODE = (__file__, *(module.__file__ for module in (steps, step_labels, soft_values, value_uncertainty)))
 RESTORE = (
     "Restore it (the same command writes the same one at its start, into an empty folder), or choose another folder."
 )
@@ -160,9 +162,10 @@ class RolloutDataset:
         return (row for row in self.rows if not row["unusable"])
 
     def _fingerprint(self, labels: str) -> str:
-        """Of the labels' file: another one as soon as a shard was written to."""
+        """Of the labels' file: another one as soon as a shard was written to, or the code of labels was."""
         shards = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in self._shards]
-        return hashlib.sha256(repr((version("erprm_trl"), shards, labels)).encode()).hexdigest()[:16]
+        code = [Path(file).read_bytes() for file in LABEL_CODE]
+        return hashlib.sha256(repr((code, shards, labels)).encode()).hexdigest()[:16]
 
     def _check_continuations(self) -> None:
         dropped = Counter()

@@ -23,6 +23,8 @@ class TrackingConfig:
             `"checkpoint"` (the last one's model, tokenizer and format, without the optimizer's state).
     """
 
+    # `FiniteTraining` ends a training whose loss is none; transformers would look at each batch again, and hide it.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave NaN and inf out of logged losses."})
     num_logged_solutions: int = field(
         default=8, metadata={"help": "Solutions in the table with steps coloured by score; 0 for none."}
     )

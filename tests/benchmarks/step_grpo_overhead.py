@@ -6,9 +6,11 @@ lengths; the first update of a turn (warm-up) is left out.
 """
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
+from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,10 +30,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--updates", type=int, default=6)
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     scorer = StepScorer.from_pretrained(BASE_PATH, prm_format=FORMAT, batch_size=256)
     dataset = prompt_dataset(load_questions(make_questions(500, 3)), answers=False)
-    seconds = {"GRPOTrainer": [], "StepGRPOTrainer": []}
+    seconds: dict[str, list[list[float]]] = {"GRPOTrainer": [], "StepGRPOTrainer": []}  # of each turn's updates
     for turn in range(arguments.turns):
         for name in seconds:
             config, trainer_class = {
@@ -54,12 +57,20 @@ def main():
                 trainer = trainer_class(BASE_PATH, [reward], args=args, train_dataset=dataset)
                 trainer.train()
             times = [log["step_time"] for log in trainer.state.log_history if "step_time" in log]
-            seconds[name] += times[1:]
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    for name, times in seconds.items():
-        low, _, high = statistics.quantiles(times, n=4)
-        print(f"{name}: {medians[name]:.3f} s an update (quartiles {low:.3f} to {high:.3f}, n={len(times)})")
-    print(f"ratio {medians['StepGRPOTrainer'] / medians['GRPOTrainer']:.3f}")
+            seconds[name].append(times[1:])
+    for name, turns in seconds.items():
+        times = sum(turns, [])
+        low, middle, high = statistics.quantiles(times, n=4)
+        print(f"{name}: {middle:.3f} s an update (quartiles {low:.3f} to {high:.3f}, n={len(times)})")
+    ratios = [
+        statistics.median(plain) / statistics.median(ours) for plain, ours in zip(*seconds.values(), strict=True)
+    ]
+    found = statistics.median(ratios), min(ratios), max(ratios)
+    print("as fast as GRPOTrainer: {:.3f} ({:.3f} to {:.3f})".format(*found))
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        report = {"seconds": seconds, "ratios": {"policy_update_vs_scalar_grpo": found}}
+        arguments.output.write_text(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """One table of what is faster than what people use instead: `python tests/benchmarks/summary.py`.
 
-Runs the benchmarks of training, collection and scoring one after the other, each of which compares its sides in turns
-in one process, and writes `outputs/bench/summary.json`. Ratios are medians over turns, with the least and the most.
+Runs the benchmarks of training, collection, scoring and policy updates one after the other, each of which compares its
+sides in turns in one process, and writes `outputs/bench/summary.json`. Ratios are medians over turns, with the least
+and the most.
 """
 
 import argparse
@@ -22,6 +23,7 @@ RUNS = {  # name: script, arguments, what the ratios' names end with
     "collection, 20M parameters": ("collection_speed.py", ["--model", "20m", "--prefixes", "32", "--turns", "3"], ""),
     "scoring, dial": ("scoring_speed.py", ["--model", "dial"], "_dial"),
     "scoring, 20M parameters": ("scoring_speed.py", ["--model", "20m", "--every", "20"], ""),
+    "policy update, dial": ("step_grpo_overhead.py", [], ""),
 }
 
 

@@ -13,7 +13,8 @@ from transformers import (
 )
 
 from erprm_trl.functional import Architecture, count_lora_parameters, count_parameters, memory_per_gpu, state_bytes
-from erprm_trl.functional.training_memory import buffer_bytes, logit_bytes, saved_activation_bytes
+from erprm_trl.functional.activation_memory import logit_bytes, saved_activation_bytes
+from erprm_trl.functional.training_memory import buffer_bytes
 
 
 SIZES = {

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from erprm_trl import StepScorer, TransformersSampler, dial
 from erprm_trl.dial.chain import FORMAT
-from erprm_trl.policy import live_policy, raft_trainer
+from erprm_trl.policy import live_policy, raft_sampling, raft_trainer
 from erprm_trl.policy.raft_config import RAFTConfig
 from erprm_trl.policy.raft_rounds import read_rows
 from erprm_trl.policy.raft_trainer import RAFTTrainer
@@ -217,7 +217,7 @@ def killed_after_scoring(monkeypatch, trainer):
     def dying(*args, **kwargs):
         raise Killed
 
-    monkeypatch.setattr(raft_trainer, "pick_solutions", dying)
+    monkeypatch.setattr(raft_sampling, "pick_solutions", dying)
 
 
 def killed_in_training(monkeypatch, trainer):

@@ -176,7 +176,9 @@ def test_lora_trains_is_saved_and_is_scored_with(head, model_path, tmp_path):
     inside = StepScorer(trainer.model, trainer.processing_class, trainer.prm_format).score(
         DATA["prompt"][:], DATA["completions"][:]
     )
-    loaded = StepScorer.from_pretrained(tmp_path).score(DATA["prompt"][:], DATA["completions"][:])
+    scorer = StepScorer.from_pretrained(tmp_path)
+    assert scorer.model_name == str(tmp_path)  # not its base's
+    loaded = scorer.score(DATA["prompt"][:], DATA["completions"][:])
     for one, other in zip(inside, loaded, strict=True):
         assert one == pytest.approx(other, abs=1e-6)
     base = ERPRMTrainer(model_path, config(tmp_path, head=head), train_dataset=DATA)

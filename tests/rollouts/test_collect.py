@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erprm_trl import dial
-from erprm_trl.rollouts import Completion, Prompt, Question, RolloutDataset, TransformersSampler, collect_rollouts
+from erprm_trl.rollouts import (
+    Completion,
+    Prompt,
+    Question,
+    RolloutDataset,
+    TransformersSampler,
+    collect_rollouts,
+    store,
+)
 from erprm_trl.rollouts.store import append_rows, chunk_sizes, read_chunks
 
 
@@ -190,6 +198,19 @@ def test_labels_are_those_of_the_rows_as_they_are_now(tmp_path):
     shard.write_bytes(flipped)
     again = RolloutDataset(tmp_path).labels(0.0)["labels"]
     assert [list(row) for row in again] == [[*row[:-1], 1 - row[-1]] for row in labels]
+
+
+def test_labels_are_made_anew_when_their_code_has_changed(tmp_path, monkeypatch):
+    data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "rollouts", **SETTINGS)
+    code = tmp_path / "code.py"
+    code.write_text("the labels' code")
+    monkeypatch.setattr(store, "LABEL_CODE", (code,))
+    first, again = data.labels(0.0), data.labels(0.0)
+    assert first.cache_files == again.cache_files
+    code.write_text("another")
+    changed = data.labels(0.0)
+    assert changed.cache_files != first.cache_files
+    assert changed.to_list() == first.to_list()
 
 
 def test_bad_numbers_and_missing_folders(tmp_path):
