@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 64  # what one worker holds at a time: enough to hide the pipe, few enough to share out
 START_LIMIT = 120.0  # seconds for a worker's imports: a caller's module may import torch
+MOMENT = 1.0  # seconds: a wait that took longer, as that of a process that was stopped, counts as one
 PATIENCE = 20  # time limits by the clock, for workers that end themselves at one of processor time
 WARNING_INTERVAL = 60.0  # seconds between two warnings about overruns
 
@@ -53,7 +54,7 @@ class _Worker:
         self.incoming = b""
         self.batch: deque[int] = deque()
         self.ready = False
-        self.deadline = time.monotonic() + START_LIMIT
+        self.seconds_left = START_LIMIT
 
     def send(self) -> None:
         try:
@@ -121,7 +122,7 @@ class GradingPool:
             message = [(index, *self._items[index]) for index in worker.batch]
             worker.outgoing += json.dumps(message).encode() + b"\n"
             if worker.ready:
-                worker.deadline = time.monotonic() + self.patience
+                worker.seconds_left = self.patience
             self._selector.register(worker.process.stdin, selectors.EVENT_WRITE, worker)
 
     def _start(self) -> _Worker:
@@ -131,9 +132,12 @@ class GradingPool:
         return worker
 
     def _listen(self) -> None:
-        deadline = min(worker.deadline for worker in self._workers if worker.batch)
-        events = self._selector.select(max(0.0, deadline - time.monotonic()))
-        now = time.monotonic()
+        owing = [worker for worker in self._workers if worker.batch]
+        started = time.monotonic()
+        events = self._selector.select(max(0.0, min(MOMENT, *(worker.seconds_left for worker in owing))))
+        waited = min(time.monotonic() - started, MOMENT)
+        for worker in owing:
+            worker.seconds_left -= waited
         for key, event in events:
             worker = key.data
             if worker not in self._workers:  # lost to an earlier event of this round
@@ -147,8 +151,8 @@ class GradingPool:
             else:
                 for message in messages:
                     self._take(worker, message)
-                worker.deadline = now + self.patience if worker.ready else worker.deadline
-        for worker in [worker for worker in self._workers if worker.batch and worker.deadline < now]:
+                worker.seconds_left = self.patience if worker.ready else worker.seconds_left
+        for worker in [worker for worker in self._workers if worker.batch and worker.seconds_left <= 0]:
             self._replace(worker, overran=True)
 
     def _take(self, worker: _Worker, message: dict | list) -> None:

@@ -25,7 +25,7 @@ class GrowingLayer(DynamicLayer):
         """Adds tokens, and returns all keys and values, as transformers' layers do."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        length = self.get_seq_length()
+        length = self.own_length()
         end = length + key_states.shape[-2]
         if self._views is None or self.keys is not self._views[0] or end > self._buffers[0].shape[-2]:
             room = end + max(ROOM, end // 4)
@@ -44,7 +44,11 @@ class GrowingLayer(DynamicLayer):
             super().reorder_cache(beam_idx)
         else:
             self._buffers = [buffer.index_select(0, beam_idx.to(buffer.device)) for buffer in self._buffers]
-            self._look_at(self.get_seq_length())
+            self._look_at(self.own_length())
+
+    def own_length(self) -> int:
+        """Tokens in `keys`."""
+        return super().get_seq_length()
 
     def _look_at(self, length: int) -> None:
         self._views = self.keys, self.values = tuple(buffer[..., :length, :] for buffer in self._buffers)

@@ -8,6 +8,7 @@ import torch
 from .damaged_files import check_model_folder
 from .growing_cache import growing_cache
 from .sampling import Completion, Prompt, PromptFormat, decode_continuation
+from .shared_prompts import PromptsNotShared, SharedPromptsCache, can_share, sharing_prompts
 from .stop_strings import StopStrings
 
 
@@ -16,9 +17,10 @@ class TransformersSampler:
     Samples from any causal language model of transformers, a PEFT model included, in batches across questions and
     prefixes.
 
-    Prompts are sorted by length and cut into batches; each prompt is prefilled once and its cache forked to its
-    samples; samples that have ended leave the batch. The model's own generation defaults (`top_k`,
-    `repetition_penalty`, ...) are not applied: what is sampled is the policy itself.
+    Prompts are sorted by length and cut into batches; each prompt is prefilled once, and its samples share its keys
+    and values, or have a copy each where the model's attention is not plain SDPA; samples that have ended leave the
+    batch. The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled is
+    the policy itself.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -38,7 +40,7 @@ class TransformersSampler:
         prompt_template, system_prompt, use_chat_template (*optional*):
             See [`PromptFormat`].
         fork_cache (`bool`, *optional*, defaults to `True`):
-            Prefill a prompt once and copy its cache to its samples, instead of once a sample.
+            Prefill a prompt once for all its samples, instead of once a sample.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class TransformersSampler:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.fork_cache = fork_cache
+        self._shares = True  # until the model turns out not to
         self.eos_token_ids = _eos_token_ids(model, tokenizer)
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_token_ids[0]
         self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -162,25 +165,43 @@ class TransformersSampler:
         unique, counts = _runs(prompts)
         input_ids, attention_mask = _left_pad(unique, self.pad_token_id, self.model.device)
         repeats = torch.tensor(counts, device=input_ids.device)
-        cache = growing_cache(self.model.config)
-        if self.fork_cache and len(unique) < len(prompts) and longest > 1:
-            cache = self._prefill(input_ids[:, :-1], attention_mask[:, :-1])
-            cache.reorder_cache(torch.arange(len(unique), device=input_ids.device).repeat_interleave(repeats))
-        input_ids, attention_mask = (
-            input_ids.repeat_interleave(repeats, 0),
-            attention_mask.repeat_interleave(repeats, 0),
-        )
-        limit = min(self.max_new_tokens, room)
-        if not stop:
-            new_tokens = self._continue(input_ids, attention_mask, cache, limit)
+        each = input_ids.repeat_interleave(repeats, 0), attention_mask.repeat_interleave(repeats, 0)
+
+        def continued(cache) -> list[list[int]]:
+            limit = min(self.max_new_tokens, room)
+            return self._continue(*each, cache, limit) if not stop else self._until(stop, prompts, *each, cache, limit)
+
+        if not self.fork_cache or len(unique) == len(prompts) or longest == 1:
+            new_tokens = continued(growing_cache(self.model.config))
         else:
-            stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1])
-            sequences = self._generate(input_ids, attention_mask, cache, limit, stopping).sequences
-            new_tokens = [
-                new[:length]
-                for new, length in zip(sequences[:, input_ids.shape[1] :].tolist(), stopping.lengths, strict=True)
-            ]
+            prefilled = self._prefill(input_ids[:, :-1], attention_mask[:, :-1])
+            new_tokens = self._continue_shared(continued, prefilled, repeats)
         return [self._completion(prompt, new) for prompt, new in zip(prompts, new_tokens, strict=True)]
+
+    def _continue_shared(self, continued, prefilled, repeats: torch.Tensor) -> list[list[int]]:
+        """What `continued` makes of a cache in which the samples share their prompts, or, with models that cannot,
+        each have a copy."""
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if self._shares and can_share(model, prefilled):
+            cache = SharedPromptsCache(prefilled, repeats)
+            try:
+                with sharing_prompts(model):
+                    new_tokens = continued(cache)
+                cache.prompts.check()
+                return new_tokens
+            except PromptsNotShared:  # at the first token
+                self._shares = False
+        prefilled.reorder_cache(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
+        return continued(prefilled)
+
+    def _until(self, stop, prompts, input_ids, attention_mask, cache, limit: int) -> list[list[int]]:
+        """New tokens of each row up to one that completes a stop string."""
+        stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1])
+        sequences = self._generate(input_ids, attention_mask, cache, limit, stopping).sequences
+        return [
+            new[:length]
+            for new, length in zip(sequences[:, input_ids.shape[1] :].tolist(), stopping.lengths, strict=True)
+        ]
 
     def _continue(self, input_ids, attention_mask, cache, limit: int) -> list[list[int]]:
         """New tokens of each row, generated some at a time: between, rows that have ended leave the batch."""

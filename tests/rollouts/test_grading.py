@@ -1,5 +1,6 @@
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -8,9 +9,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from erprm_trl.rollouts import _grading_pool
 from erprm_trl.rollouts.grading import Grader, extract_answer, grade
 
 
@@ -262,6 +265,15 @@ def test_limits_are_of_processor_time():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert out.stdout == "interrupted\n", out.stderr
+
+
+def test_a_process_that_was_stopped_for_long_blames_no_worker(monkeypatch):
+    # Ctrl-Z, and minutes later fg: at every look at the clock a quarter of an hour has passed.
+    clock = itertools.count(step=900.0)
+    monkeypatch.setattr(_grading_pool, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with Grader("math", num_workers=2, time_limit=10.0) as grader:
+        assert grader.grade([r"\boxed{4}", r"\boxed{5}"] * 8, ["4"] * 16) == [1.0, 0.0] * 8
+        assert grader.num_timeouts == 0
 
 
 def test_math_answers_that_take_too_long_are_counted_and_warned_of(caplog):

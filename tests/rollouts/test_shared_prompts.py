@@ -1,0 +1,232 @@
+"""Samples that share their prompt's keys and values against samples that have a copy each: the same logits."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    Gemma2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from erprm_trl import dial
+from erprm_trl.rollouts import Prompt, TransformersSampler, shared_prompts
+from erprm_trl.rollouts.growing_cache import growing_cache
+from erprm_trl.rollouts.shared_prompts import (
+    PromptsNotShared,
+    SharedPrompts,
+    SharedPromptsCache,
+    can_share,
+    sharing_prompts,
+)
+
+
+SIZES = {
+    "vocab_size": 46, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}  # fmt: skip
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+SHARED = {
+    "llama": LlamaConfig(**SIZES),
+    "grouped": LlamaConfig(**GROUPED),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=16),
+    "neox": GPTNeoXConfig(**SIZES),
+}
+COUNTS = [3, 1, 4]  # samples of each prompt
+LENGTHS = [7, 5, 7]
+
+
+def tiny(config):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def prefilled(model):
+    """Prompts of two lengths, padded on the left, but for their last token."""
+    mask = torch.tensor([[0] * (max(LENGTHS) - length) + [1] * length for length in LENGTHS])
+    ids = torch.randint(4, 46, mask.shape, generator=torch.Generator().manual_seed(1)) * mask
+    cache = growing_cache(model.config)
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    model(
+        input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], past_key_values=cache,
+        use_cache=True,
+    )  # fmt: skip
+    return cache, ids[:, -1:], mask
+
+
+def decode(model, cache, ids, mask, keeps, seed=2):
+    """Logits of tokens given one after the other; before each, some samples may leave."""
+    generator, found = torch.Generator().manual_seed(seed), []
+    for keep in keeps:
+        if keep is not None:
+            keep = torch.tensor(keep)
+            cache.reorder_cache(keep)
+            ids, mask = ids[keep], mask[keep]
+        positions = mask.sum(-1, keepdim=True) - 1
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        found.append(out.logits[:, -1])
+        ids = torch.randint(4, 46, ids.shape, generator=generator)
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+    return found
+
+
+@pytest.mark.parametrize("name", SHARED)
+@torch.no_grad()
+def test_the_same_logits_as_with_copies(name):
+    model = tiny(SHARED[name])
+    counts = torch.tensor(COUNTS)
+    # First all, then some of two prompts, then none of the first, the last one alone, and again nobody leaves.
+    keeps = [None, None, [0, 2, 3, 5, 7], None, [2, 3, 4], [2], None]
+    found = []
+    for share in (False, True):
+        cache, ids, mask = prefilled(model)
+        ids, mask = ids.repeat_interleave(counts, 0), mask.repeat_interleave(counts, 0)
+        if share:
+            assert can_share(model, cache)
+            cache = SharedPromptsCache(cache, counts)
+            with sharing_prompts(model):
+                found.append(decode(model, cache, ids, mask, keeps))
+            assert cache.prompts.num_prompts == 1 and cache.layers[0].prompt_keys.shape[0] == 1
+            assert cache.get_seq_length() == 6 + len(keeps)
+        else:
+            cache.reorder_cache(torch.arange(3).repeat_interleave(counts))
+            found.append(decode(model, cache, ids, mask, keeps))
+    for copies, shared in zip(*found, strict=True):
+        assert copies.std() > 0.05
+        torch.testing.assert_close(shared, copies, rtol=0, atol=1e-5)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_a_mask_that_hides_nothing_may_be_left_out():
+    model = tiny(SHARED["grouped"])
+    ids = torch.randint(4, 46, (2, 6), generator=torch.Generator().manual_seed(0))
+    copies, cache = DynamicCache(config=model.config), growing_cache(model.config)
+    model(input_ids=ids, past_key_values=cache)
+    model(input_ids=ids.repeat_interleave(2, 0), past_key_values=copies)
+    token = torch.tensor([[4], [5], [6], [7]])
+    expected = model(input_ids=token, past_key_values=copies).logits
+    with sharing_prompts(model):
+        shared = model(input_ids=token, past_key_values=SharedPromptsCache(cache, torch.tensor([2, 2]))).logits
+        torch.testing.assert_close(model(input_ids=ids).logits[:, 2], model(input_ids=ids[:, :3]).logits[:, 2])
+    torch.testing.assert_close(shared, expected, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_is_no_further_off_than_with_copies():
+    exact = tiny(SHARED["grouped"])
+    model = tiny(SHARED["grouped"]).bfloat16()
+    counts, found = torch.tensor(COUNTS), {}
+    for name, one, share in (("exact", exact, False), ("copies", model, False), ("shared", model, True)):
+        with torch.no_grad():
+            cache, ids, mask = prefilled(one)
+            ids, mask = ids.repeat_interleave(counts, 0), mask.repeat_interleave(counts, 0)
+            if share:
+                with sharing_prompts(one):
+                    found[name] = decode(one, SharedPromptsCache(cache, counts), ids, mask, [None] * 4)[-1].float()
+            else:
+                cache.reorder_cache(torch.arange(3).repeat_interleave(counts))
+                found[name] = decode(one, cache, ids, mask, [None] * 4)[-1].float()
+    gaps = {name: (found[name] - found["exact"]).square().mean().sqrt() for name in ("copies", "shared")}
+    assert gaps["shared"] < 1.5 * gaps["copies"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_places_of_samples(seed):
+    """To prompts and back is nothing done, and each prompt finds its own samples, whoever has left."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.randint(1, 5, (6,), generator=generator)
+    prompts = SharedPrompts(counts)
+    owners = [prompt for prompt, count in enumerate(counts.tolist()) for _ in range(count)]
+    for _ in range(4):
+        values = torch.randn(len(owners), 2, 3, 5, generator=generator)
+        placed = prompts.by_prompt(values)
+        assert torch.equal(prompts.by_sample(placed), values)
+        for number, owner in enumerate(dict.fromkeys(owners)):
+            own = values[[index for index, one in enumerate(owners) if one == owner]]
+            expected = own.transpose(0, 1).reshape(2, -1, 5)
+            assert torch.equal(placed[number, :, : expected.shape[1]], expected)
+        kept = (torch.rand(len(owners), generator=generator) < 0.7).nonzero().flatten()
+        if len(kept) == 0:
+            break
+        left = list(dict.fromkeys(owners))
+        owners = [owners[index] for index in kept.tolist()]
+        assert prompts.keep(kept).tolist() == [left.index(owner) for owner in dict.fromkeys(owners)]
+
+
+def sample(model, tokenizer, **options):
+    questions = [row["question"] for row in dial.make_questions(5, seed=3)]
+    sampler = TransformersSampler(model, tokenizer, max_new_tokens=24, batch_size=12, **options)
+    return sampler, sampler.sample([Prompt(question) for question in questions], 4, seed=0)
+
+
+@pytest.mark.parametrize("stop", [(), ("ки",)])
+def test_the_sampler_shares_prompts(stop, dial_policy, monkeypatch):
+    seen = []
+    attend = shared_prompts.shared_prompts_attention
+
+    def counted(module, query, key, *args, **kwargs):
+        seen.append(hasattr(key, "shared_by"))
+        return attend(module, query, key, *args, **kwargs)
+
+    monkeypatch.setattr(shared_prompts, "shared_prompts_attention", counted)
+    questions = [Prompt(row["question"]) for row in dial.make_questions(5, seed=3)]
+    found = [
+        TransformersSampler(*dial_policy, max_new_tokens=24, batch_size=12, fork_cache=fork).sample(
+            questions, 4, seed=0, stop=stop
+        )
+        for fork in (True, False)
+    ]
+    assert found[0] == found[1]
+    assert seen and all(seen)
+
+
+OWN = {
+    "sliding windows": MistralConfig(**GROUPED, sliding_window=8),
+    "soft caps": Gemma2Config(**GROUPED, head_dim=8, sliding_window=8),
+    "eager": LlamaConfig(**GROUPED, attn_implementation="eager"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_models_with_another_attention_are_given_copies(name, dial_policy):
+    model = tiny(OWN[name])
+    assert not can_share(model, growing_cache(model.config))
+    model.generation_config.eos_token_id = 2
+    before = model.config._attn_implementation
+    _, copied = sample(model, dial_policy[1])
+    assert copied == sample(model, dial_policy[1], fork_cache=False)[1]
+    assert model.config._attn_implementation == before
+
+
+def test_an_attention_that_does_not_know_of_shared_keys_is_noticed(dial_policy, monkeypatch):
+    attend = shared_prompts.shared_prompts_attention
+
+    def forgetful(module, query, key, value, mask, **kwargs):
+        return attend(module, query, key + 0, value + 0, None, **kwargs)
+
+    monkeypatch.setattr(shared_prompts, "shared_prompts_attention", forgetful)
+    sampler, copied = sample(*dial_policy)
+    assert not sampler._shares
+    assert copied == sample(*dial_policy, fork_cache=False)[1]
+    assert dial_policy[0].config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_what_it_refuses():
+    model = tiny(SHARED["llama"])
+    cache, _, _ = prefilled(model)
+    layer = SharedPromptsCache(cache, torch.tensor(COUNTS)).layers[0]
+    new = torch.randn(8, 4, 1, 8)
+    keys, values = layer.update(new, new)
+    with pytest.raises(PromptsNotShared, match="attention of its own"):
+        layer.update(new, new)
+    for options in ({"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"sliding_window": 4}):
+        with pytest.raises(PromptsNotShared, match="not the plain one"):
+            shared_prompts.shared_prompts_attention(None, new, keys, values, None, **options)
+    with pytest.raises(PromptsNotShared, match="not the plain one"):
+        shared_prompts.shared_prompts_attention(None, new.repeat(1, 1, 2, 1), keys, values, None)
