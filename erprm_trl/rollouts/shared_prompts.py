@@ -53,6 +53,7 @@ class SharedPrompts:
         self.owners = owners
         counts = owners.bincount()
         self.num_prompts, self.most = len(counts), int(counts.max())
+        self._full = self.num_prompts * self.most == len(owners)  # every place is taken, and in order
         samples = torch.arange(len(owners), device=owners.device)
         # Each prompt has a place for as many samples as the one with most of them.
         self._places = owners * self.most + samples - (counts.cumsum(0) - counts)[owners]
@@ -60,13 +61,14 @@ class SharedPrompts:
 
     def by_prompt(self, of_samples: Tensor) -> Tensor:
         """(B, heads, queries, n) to (U, heads, most samples × queries, n); free places hold anything."""
-        placed = of_samples[self._samples.to(of_samples.device)].unflatten(0, (self.num_prompts, self.most))
+        placed = of_samples if self._full else of_samples[self._samples.to(of_samples.device)]
+        placed = placed.unflatten(0, (self.num_prompts, self.most))
         return placed.transpose(1, 2).flatten(2, 3)
 
     def by_sample(self, of_prompts: Tensor) -> Tensor:
         """Back from [`~SharedPrompts.by_prompt`]."""
         placed = of_prompts.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1)
-        return placed[self._places.to(placed.device)]
+        return placed if self._full else placed[self._places.to(placed.device)]
 
 
 class SharedPromptsLayer(GrowingLayer):

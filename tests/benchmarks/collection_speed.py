@@ -121,7 +121,7 @@ def main() -> dict:
     parser.add_argument("--model", default="dial", choices=["dial", "20m"])
     parser.add_argument("--prefixes", type=int, default=96)
     parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=512)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--output")
     options = parser.parse_args()
