@@ -1,8 +1,8 @@
-"""Does prefilling a prefix once and forking its cache pay? `python tests/benchmarks/fork_cache.py`: both ways, side by
-side.
+"""Does processing a prefix once for all its continuations pay? `python tests/benchmarks/fork_cache.py`: a prefill for
+each, one whose keys and values are copied, and one that is shared, side by side.
 
-Eight continuations of each prefix of 100 dial solutions, alternately with and without forking, five times each; the
-ratio of the medians, and that the samples are the same.
+Eight continuations of each prefix of 100 dial solutions, in turns, five times each; the ratios of the medians, and
+that the samples are the same.
 """
 
 import os
@@ -23,25 +23,29 @@ def main():
     """Prints completions a second of both ways and their ratio."""
     torch.set_num_threads(1)
     samplers = {
-        fork: TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=64, batch_size=256, fork_cache=fork)
-        for fork in (False, True)
+        way: TransformersSampler.from_pretrained(
+            dial.BASE_PATH, max_new_tokens=64, batch_size=256, fork_cache=way != "prefilled each time"
+        )
+        for way in ("prefilled each time", "copied", "shared")
     }
+    samplers["copied"]._shares = False
     questions = [row["question"] for row in dial.make_questions(100, seed=0)]
-    solutions = samplers[True].sample([Prompt(question) for question in questions], 1, seed=0)
+    solutions = samplers["shared"].sample([Prompt(question) for question in questions], 1, seed=0)
     prompts = []
     for question, (solution,) in zip(questions, solutions, strict=True):
         steps = split_steps(solution.text, dial.SEPARATOR)
         prompts += [Prompt(question, "".join(steps[:length])) for length in range(1, len(steps))]
-    seconds, samples = {False: [], True: []}, {}
+    seconds, samples = {way: [] for way in samplers}, {}
     for _ in range(5):
-        for fork, sampler in samplers.items():
+        for way, sampler in samplers.items():
             started = time.perf_counter()
-            samples[fork] = sampler.sample(prompts, 8, seed=1)
-            seconds[fork].append(time.perf_counter() - started)
-    assert samples[False] == samples[True]
-    rates = {fork: 8 * len(prompts) / median(times) for fork, times in seconds.items()}
+            samples[way] = sampler.sample(prompts, 8, seed=1)
+            seconds[way].append(time.perf_counter() - started)
+    assert samples["prefilled each time"] == samples["copied"] == samples["shared"]
     print(f"{len(prompts)} prefixes x 8, identical samples")
-    print(f"prefilled each time {rates[False]:.0f}/s, forked {rates[True]:.0f}/s: {rates[True] / rates[False]:.2f}x")
+    rates = {way: 8 * len(prompts) / median(times) for way, times in seconds.items()}
+    for way, rate in rates.items():
+        print(f"{way:20}{rate:6.0f} completions a second, {rate / rates['prefilled each time']:.2f}x")
 
 
 if __name__ == "__main__":

@@ -165,6 +165,22 @@ MUTANTS = {
             ("end = starts[-1]", "end = starts[0]"),
         ],
     ),
+    "rollouts/shared_prompts.py": (
+        ["tests/rollouts/test_shared_prompts.py"],
+        [
+            ("grouped = (query * scaling)", "grouped = query"),
+            ("self.prompts.unread = True", "pass"),
+            ("return self.prompt_keys.shape[-2] + self.own_length()", "return self.own_length()"),
+            ("if len(prompts) < before:", "if False:"),
+            ("scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)", "pass"),
+            ("self._full = self.num_prompts * self.most == len(owners)", "self._full = True"),
+            (" or any(kwargs.get(name) is not None for name in MORE_THAN_PLAIN)", ""),
+        ],
+    ),
+    "rollouts/_grading_pool.py": (
+        ["tests/rollouts/test_grading.py"],
+        [("waited = min(time.monotonic() - started, MOMENT)", "waited = time.monotonic() - started")],
+    ),
     "rollouts/whole_files.py": (
         ["tests/faults/test_full_disk.py", "tests/rollouts/test_collect.py"],
         [

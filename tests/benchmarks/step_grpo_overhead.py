@@ -15,6 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from transformers import PrinterCallback  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from erprm_trl import StepGRPOConfig, StepGRPOTrainer, StepRewardFunction, StepScorer  # noqa: E402
@@ -55,6 +56,7 @@ def main():
                 )
                 reward = StepRewardFunction(scorer)
                 trainer = trainer_class(BASE_PATH, [reward], args=args, train_dataset=dataset)
+                trainer.remove_callback(PrinterCallback)
                 trainer.train()
             times = [log["step_time"] for log in trainer.state.log_history if "step_time" in log]
             seconds[name].append(times[1:])

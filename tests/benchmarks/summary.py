@@ -20,9 +20,13 @@ HERE = Path(__file__).parent
 RUNS = {  # name: script, arguments, what the ratios' names end with
     "training": ("training_speed.py", ["--batches", "6"], ""),
     "collection, dial": ("collection_speed.py", ["--model", "dial"], "_dial"),
-    "collection, 20M parameters": ("collection_speed.py", ["--model", "20m", "--prefixes", "32", "--turns", "3"], ""),
+    "collection, 20M parameters": ("collection_speed.py", ["--model", "20m", "--prefixes", "16", "--turns", "3"], ""),
     "scoring, dial": ("scoring_speed.py", ["--model", "dial"], "_dial"),
-    "scoring, 20M parameters": ("scoring_speed.py", ["--model", "20m", "--every", "20"], ""),
+    "scoring, 20M parameters": (
+        "scoring_speed.py",
+        ["--model", "20m", "--num_solutions", "200", "--every", "4"],
+        "",
+    ),
     "policy update, dial": ("step_grpo_overhead.py", [], ""),
 }
 
