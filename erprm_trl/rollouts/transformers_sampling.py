@@ -8,7 +8,7 @@ import torch
 from .damaged_files import check_model_folder
 from .growing_cache import growing_cache
 from .sampling import Completion, Prompt, PromptFormat, decode_continuation
-from .shared_prompts import PromptsNotShared, SharedPromptsCache, can_share, sharing_prompts
+from .shared_cache import PromptsNotShared, SharedPromptsCache, can_share, sharing_prompts
 from .stop_strings import StopStrings
 
 

@@ -165,8 +165,8 @@ MUTANTS = {
             ("end = starts[-1]", "end = starts[0]"),
         ],
     ),
-    "rollouts/shared_prompts.py": (
-        ["tests/rollouts/test_shared_prompts.py"],
+    "rollouts/shared_cache.py": (
+        ["tests/rollouts/test_shared_cache.py"],
         [
             ("grouped = (query * scaling)", "grouped = query"),
             ("self.prompts.unread = True", "pass"),

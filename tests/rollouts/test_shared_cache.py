@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from erprm_trl import dial
-from erprm_trl.rollouts import Prompt, TransformersSampler, shared_prompts
+from erprm_trl.rollouts import Prompt, TransformersSampler, shared_cache
 from erprm_trl.rollouts.growing_cache import growing_cache
-from erprm_trl.rollouts.shared_prompts import (
+from erprm_trl.rollouts.shared_cache import (
     PromptsNotShared,
     SharedPrompts,
     SharedPromptsCache,
@@ -167,13 +167,13 @@ def sample(model, tokenizer, **options):
 @pytest.mark.parametrize("stop", [(), ("ки",)])
 def test_the_sampler_shares_prompts(stop, dial_policy, monkeypatch):
     seen = []
-    attend = shared_prompts.shared_prompts_attention
+    attend = shared_cache.shared_prompts_attention
 
     def counted(module, query, key, *args, **kwargs):
         seen.append(hasattr(key, "shared_by"))
         return attend(module, query, key, *args, **kwargs)
 
-    monkeypatch.setattr(shared_prompts, "shared_prompts_attention", counted)
+    monkeypatch.setattr(shared_cache, "shared_prompts_attention", counted)
     questions = [Prompt(row["question"]) for row in dial.make_questions(5, seed=3)]
     found = [
         TransformersSampler(*dial_policy, max_new_tokens=24, batch_size=12, fork_cache=fork).sample(
@@ -204,12 +204,12 @@ def test_models_with_another_attention_are_given_copies(name, dial_policy):
 
 
 def test_an_attention_that_does_not_know_of_shared_keys_is_noticed(dial_policy, monkeypatch):
-    attend = shared_prompts.shared_prompts_attention
+    attend = shared_cache.shared_prompts_attention
 
     def forgetful(module, query, key, value, mask, **kwargs):
         return attend(module, query, key + 0, value + 0, None, **kwargs)
 
-    monkeypatch.setattr(shared_prompts, "shared_prompts_attention", forgetful)
+    monkeypatch.setattr(shared_cache, "shared_prompts_attention", forgetful)
     sampler, copied = sample(*dial_policy)
     assert not sampler._shares
     assert copied == sample(*dial_policy, fork_cache=False)[1]
@@ -227,6 +227,6 @@ def test_what_it_refuses():
         layer.update(new, new)
     for options in ({"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"sliding_window": 4}):
         with pytest.raises(PromptsNotShared, match="not the plain one"):
-            shared_prompts.shared_prompts_attention(None, new, keys, values, None, **options)
+            shared_cache.shared_prompts_attention(None, new, keys, values, None, **options)
     with pytest.raises(PromptsNotShared, match="not the plain one"):
-        shared_prompts.shared_prompts_attention(None, new.repeat(1, 1, 2, 1), keys, values, None)
+        shared_cache.shared_prompts_attention(None, new.repeat(1, 1, 2, 1), keys, values, None)
