@@ -1,6 +1,8 @@
 """Alignment: every labelled position decodes to the separator, whatever the tokenizer; training and scoring read the
 same ids."""
 
+import dataclasses
+
 import pytest
 import torch
 from datasets import Dataset
@@ -35,6 +37,25 @@ def test_every_labelled_position_is_the_separator_after_its_step(case):
         assert tokenizer.decode(encoded.input_ids[start:position]).strip() == step
         start = position + 1
     assert start == len(encoded.input_ids)  # nothing after the last separator, EOS least of all
+
+
+def test_what_stands_between_steps_is_encoded_between_them_alone(case):
+    _, tokenizer, prm_format, question, steps = case
+    spaced = dataclasses.replace(prm_format, between_steps=steps[-1])
+    between = tokenizer.encode(steps[-1], add_special_tokens=False)
+    pieces = [tokenizer.encode(step, add_special_tokens=False) for step in steps]
+    separator = [prm_format.token_ids(tokenizer).separator]
+    encoded = encode_solution(tokenizer, spaced, question, steps)
+    expected = pieces[0] + separator + sum((between + piece + separator for piece in pieces[1:]), [])
+    assert encoded.input_ids[encoded.prompt_length :] == expected
+    assert [encoded.input_ids[position] for position in encoded.step_positions] == separator * len(steps)
+
+
+def test_without_a_separator_none_is_inside_a_step():
+    tokenizer = ZOO["byte-level BPE"][0]()
+    implicit = PRMFormat(separator="", head="implicit", between_steps="\n")
+    encoded = encode_solution(tokenizer, implicit, "How many clips?", STEPS)
+    assert encoded.separator_inside is None and len(encoded.step_positions) == len(STEPS)
 
 
 def test_the_prompt_keeps_bos_and_loses_eos(case):

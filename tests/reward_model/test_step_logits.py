@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForTokenClassification
 from zoo import tiny_llama
 
 from erprm_trl.functional import soft_step_cross_entropy
@@ -42,6 +43,16 @@ def test_token_head():
     whole = model(input_ids=input_ids, attention_mask=attention_mask).logits
     assert logits.shape == (6, 1)
     assert torch.allclose(logits, whole[ROWS, COLUMNS])
+
+
+def test_token_head_with_two_classes_gives_the_good_one_first():
+    config = tiny_llama(40).config
+    config.num_labels = 2
+    model = AutoModelForTokenClassification.from_config(config).eval()
+    input_ids, attention_mask, positions, mask = batch()
+    logits = step_logits(model, "token", FormatTokenIds(3, None, None), input_ids, attention_mask, positions, mask)
+    whole = model(input_ids=input_ids, attention_mask=attention_mask).logits[ROWS, COLUMNS]
+    assert torch.equal(logits, torch.stack([whole[:, 1], whole[:, 0]], -1)) and not torch.equal(logits, whole)
 
 
 def test_gradients_are_those_of_the_whole_logits():
