@@ -5,6 +5,7 @@ Decoding waits for memory: copied to its samples, a prompt is read as often as t
 (Juravsky et al., Hydragen, 2402.05099). Where a model's attention is not transformers' plain SDPA the sampler copies.
 """
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -91,7 +92,7 @@ class SharedPromptsLayer(GrowingLayer):
         """
         self.prompts.check()
         keys, values = super().update(key_states, value_states)
-        keys.shared_by = self
+        keys.shared_by = weakref.ref(self)  # no cycle: memory is free as soon as the cache is
         self.prompts.unread = True
         return keys, values
 
@@ -156,11 +157,12 @@ def shared_prompts_attention(
         `PromptsNotShared`: for several new tokens at once, and where there is more than the plain attention (soft
             caps, sinks, biases of positions, sliding windows).
     """
-    layer = getattr(key, "shared_by", None)
-    if layer is None:
+    shared_by = getattr(key, "shared_by", None)
+    if shared_by is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if query.shape[2] != 1 or any(kwargs.get(name) is not None for name in MORE_THAN_PLAIN):
         raise PromptsNotShared("The model's attention is not the plain one.")
+    layer = shared_by()
     prompts = layer.prompts
     prompts.unread = False
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

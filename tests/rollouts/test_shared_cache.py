@@ -1,5 +1,8 @@
 """Samples that share their prompt's keys and values against samples that have a copy each: the same logits."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from transformers import (
@@ -21,6 +24,7 @@ from erprm_trl.rollouts.shared_cache import (
     SharedPrompts,
     SharedPromptsCache,
     can_share,
+    shared_prompts_attention,
     sharing_prompts,
 )
 
@@ -214,6 +218,22 @@ def test_an_attention_that_does_not_know_of_shared_keys_is_noticed(dial_policy, 
     assert not sampler._shares
     assert copied == sample(*dial_policy, fork_cache=False)[1]
     assert dial_policy[0].config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_memory_is_free_as_soon_as_the_cache_is():
+    cache = SharedPromptsCache(prefilled(tiny(SHARED["llama"]))[0], torch.tensor(COUNTS))
+    new = torch.randn(8, 4, 1, 8)
+    for layer in range(2):
+        keys, _ = cache.update(new, new, layer)
+        shared_prompts_attention(None, new, keys, keys, None)
+    layers = [weakref.ref(layer) for layer in cache.layers]
+    gc.disable()
+    try:
+        del cache, keys
+        assert [layer() for layer in layers] == [None, None]
+    finally:
+        gc.enable()
 
 
 @torch.no_grad()
