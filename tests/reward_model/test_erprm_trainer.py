@@ -164,6 +164,25 @@ def test_a_checkpoint_gives_the_same_numbers_in_plain_transformers(head, model_p
         assert scores == pytest.approx(plain.tolist(), abs=1e-6)
 
 
+def test_the_evaluation_loss_is_the_mean_over_steps(model_path, tmp_path):
+    # Batches of 4 and 4 steps and of 1: their mean would be another number.
+    data = DATA.select([0, 1, 2, 3, 3])
+    args = config(tmp_path, per_device_eval_batch_size=2)
+    trainer = ERPRMTrainer(model_path, args, train_dataset=DATA, eval_dataset=data)
+    loss = trainer.evaluate()["eval_loss"]
+    scorer = StepScorer(trainer.model, trainer.processing_class, trainer.prm_format)
+    scores = sum(scorer.score(data["prompt"][:], data["completions"][:]), [])
+    labels = sum(data["labels"][:], [])
+    each = [-y * math.log(p) - (1 - y) * math.log1p(-p) for p, y in zip(scores, labels, strict=True)]
+    assert loss == pytest.approx(sum(each) / 9, abs=1e-5)
+    assert loss != pytest.approx((sum(each[:4]) / 4 + sum(each[4:8]) / 4 + each[8]) / 3, abs=1e-3)
+
+
+def test_an_outcome_reward_model_is_trained_on_the_last_step_alone(model_path, tmp_path):
+    trainer = ERPRMTrainer(model_path, config(tmp_path, train_on_last_step_only=True), train_dataset=DATA)
+    assert [labels[:] for labels in trainer.train_dataset["step_labels"]] == [[1.0], [0.0], [1.0], [0.0]]
+
+
 @pytest.mark.parametrize("head", ["lm", "token"])
 def test_lora_trains_is_saved_and_is_scored_with(head, model_path, tmp_path):
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -46,6 +46,14 @@ def shard_bytes(folder):
     return (Path(folder) / "rollouts-00000.jsonl").read_bytes()
 
 
+def test_a_continuation_is_graded_with_the_prefix_that_it_continues(tmp_path):
+    # The answer is read only where the whole solution stands before it.
+    whole = {**SETTINGS, "answer_pattern": r"2 \+ 3 = 5\nanswer (\d+)", "include_question": True}
+    data = collect_rollouts([Question("2 + 3?", "5")], Scripted(), tmp_path, **whole)
+    assert data.rows[0]["prefix_rewards"] == [[1.0, 0.0, 0.0]]
+    assert data.rows[0]["question_rewards"] == [0.0, 0.0, 0.0]
+
+
 class Scripted:
     """Solutions and continuations written out by hand."""
 
