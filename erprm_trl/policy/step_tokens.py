@@ -23,15 +23,13 @@ def token_starts(tokenizer, token_ids: list[int]) -> tuple[str, list[int]]:
     text = tokenizer.decode(token_ids, skip_special_tokens=True)
     pieces = _stream(tokenizer, token_ids)
     if "".join(pieces) != text:  # a decoder that looks back, or a tokenizer without a stream: decode every prefix
-        # Half a character decodes to a mark that its last byte replaces: only what stays is that token's text.
-        ends = [
-            len(commonprefix([text, tokenizer.decode(token_ids[: index + 1], skip_special_tokens=True)]))
-            for index in range(len(token_ids))
-        ]
-        for index in reversed(range(len(ends) - 1)):
-            ends[index] = min(ends[index], ends[index + 1])
+        ends, unknown = [len(text)] * len(token_ids), range(len(token_ids) - 1)
     else:
-        ends = list(accumulate(map(len, pieces)))
+        ends, unknown = list(accumulate(map(len, pieces))), _kept_back(pieces)
+    for index in reversed(unknown):
+        # Half a character decodes to a mark that its last byte replaces: only what stays is that token's text.
+        decoded = tokenizer.decode(token_ids[: index + 1], skip_special_tokens=True)
+        ends[index] = min(len(commonprefix([text, decoded])), ends[index + 1])
     return text, [0, *ends[:-1]]
 
 
@@ -65,6 +63,17 @@ def step_token_ends(tokenizer, token_ids: list[int], text: str, step_ends: list[
             step += 1
         last_token[step] = index
     return [last_token[step] for step in range(len(step_ends))] if len(last_token) == len(step_ends) else None
+
+
+def _kept_back(pieces: list[str]) -> list[int]:
+    """Tokens whose text may have come with a later one: the stream keeps a letter that shares its token with half a
+    character until it knows the character."""
+    found, coming = [], 0
+    for index in reversed(range(len(pieces))):
+        if not pieces[index] and coming > 1:
+            found.append(index)
+        coming = len(pieces[index]) or coming
+    return found[::-1]
 
 
 def _stream(tokenizer, token_ids: list[int]) -> list[str]:
