@@ -17,7 +17,7 @@ from hypothesis import settings  # noqa: E402
 
 
 # An example may take its time on a busy machine.
-settings.register_profile("tests", deadline=None)
+settings.register_profile("tests", deadline=None, derandomize=True)  # the same examples on every machine
 settings.load_profile("tests")
 # For a long run by hand: `pytest --hypothesis-profile=thorough FILE`.
 settings.register_profile("thorough", max_examples=8000, deadline=None)
