@@ -206,7 +206,7 @@ MUTANTS = {
     ),
     "policy/resuming.py": (
         ["tests/policy/test_resuming.py"],
-        [("if sizes == _sizes(args):", "if True:")],
+        [("torch.tensor([sizes == _sizes(args)]", "torch.tensor([file.exists()]")],
     ),
     "rollouts/chunk_work.py": (
         ["tests/rollouts/test_collect.py", "tests/rollouts/test_adaptive_collection.py"],
