@@ -123,14 +123,15 @@ class HeapFigures(ctypes.Structure):
     ]
 
 
-def heap_in_use() -> float:
-    """Bytes of living blocks, those with a mapping of their own included; NaN where the C library does not tell."""
+def heap_in_use() -> dict[str, float]:
+    """Megabytes of living blocks, those with a mapping of their own included; nothing where the C library does not
+    tell."""
     figures = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if figures is None:
-        return float("nan")
+        return {}
     figures.restype = HeapFigures
     found = figures()
-    return found.uordblks + found.hblkhd
+    return {"heap_mb": (found.uordblks + found.hblkhd) / 1e6}
 
 
 def held(output_dir: Path) -> dict[str, float]:
@@ -141,7 +142,7 @@ def held(output_dir: Path) -> dict[str, float]:
     zombies = [child for child in children if child.status() == psutil.STATUS_ZOMBIE]
     return {
         "rss_mb": process.memory_info().rss / 1e6,
-        "heap_mb": heap_in_use() / 1e6,
+        **heap_in_use(),
         "arrow_mb": pyarrow.total_allocated_bytes() / 1e6,
         "blocks": sys.getallocatedblocks(),
         "objects": len(gc.get_objects()),
