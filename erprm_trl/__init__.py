@@ -8,6 +8,7 @@ Questions become graded rollouts (`rollouts`), rollouts become soft step labels,
 from typing import TYPE_CHECKING
 
 from ._lazy import lazy_exports
+from ._moved import install
 
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .selection import best_of_n
 
 __version__ = "0.1.0"
+install()  # paths that changed in 0.2 still import, with a warning
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,

@@ -12,8 +12,8 @@ from trl import TrlParser
 
 import erprm_trl
 from erprm_trl import report, selection
-from erprm_trl.rollouts.whole_files import make_folder, replace_file
-from erprm_trl.tracking.redaction import without_login
+from erprm_trl.io.atomic_files import make_folder, replace_file
+from erprm_trl.io.redaction import without_login
 
 
 @dataclass

@@ -47,7 +47,7 @@ class MemoryArguments:
 def main(arguments: MemoryArguments) -> dict[str, int]:
     """Prints the table, in GiB."""
     from erprm_trl.functional import Architecture, count_lora_parameters, count_parameters, memory_per_gpu
-    from erprm_trl.functional.architecture import LINEARS
+    from erprm_trl.memory.architecture import LINEARS
 
     if (arguments.sizes is None) == (arguments.model_name_or_path is None):
         raise ValueError("Give either --model_name_or_path or --sizes.")

@@ -11,8 +11,8 @@ from trl import TrlParser
 
 import erprm_trl
 from erprm_trl import rollouts, selection
-from erprm_trl.rollouts.json_fields import read_json_fields
-from erprm_trl.rollouts.whole_files import make_folder, replace_file
+from erprm_trl.io.atomic_files import make_folder, replace_file
+from erprm_trl.io.config_values import read_json_fields
 
 
 SAMPLERS = {"transformers": "TransformersSampler", "vllm": "VLLMSampler", "endpoint": "EndpointSampler"}

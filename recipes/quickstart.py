@@ -15,7 +15,7 @@ from trl import TrlParser  # noqa: E402
 
 import erprm_trl  # noqa: E402
 from erprm_trl import report  # noqa: E402
-from erprm_trl.rollouts.whole_files import make_folder, replace_file  # noqa: E402
+from erprm_trl.io.atomic_files import make_folder, replace_file  # noqa: E402
 
 
 @dataclass
@@ -41,8 +41,8 @@ class QuickstartArguments:
 
 def main(arguments: QuickstartArguments) -> dict:
     """Runs the chain, prints the comparison and writes `summary.json` and `best_of_n.png`."""
-    from erprm_trl.dial.chain import DialChain, summarize
-    from erprm_trl.dial.policies import compare_policies
+    from erprm_trl.dial.experiments.chain import DialChain, summarize
+    from erprm_trl.dial.experiments.policies import compare_policies
 
     started = time.monotonic()
     folder = make_folder(arguments.output_dir)

@@ -11,7 +11,7 @@ from trl import TrlParser
 
 import erprm_trl
 from erprm_trl import report
-from erprm_trl.tracking.redaction import without_login
+from erprm_trl.io.redaction import without_login
 
 
 @dataclass

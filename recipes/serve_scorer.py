@@ -48,8 +48,7 @@ def main(arguments: ServeArguments) -> None:
     """Loads the model and serves it until a signal comes."""
     import uvicorn
 
-    from erprm_trl.reward_model.scoring_connections import UVICORN
-    from erprm_trl.reward_model.scoring_server import scoring_app
+    from erprm_trl.reward_model.scoring.server import UVICORN, scoring_app
 
     token = arguments.token()
     if token is None and arguments.host not in ("127.0.0.1", "localhost", "::1"):

@@ -14,7 +14,7 @@ import trl
 
 import erprm_trl
 from erprm_trl import RAFTConfig
-from erprm_trl.rollouts.json_fields import read_json_fields
+from erprm_trl.io.config_values import read_json_fields
 
 
 @dataclass

@@ -132,7 +132,7 @@ def test_nothing_runs_code_from_data():
 def test_importing_the_package_imports_nothing_heavy():
     code = (
         "import sys, erprm_trl, erprm_trl.rollouts, erprm_trl.reward_model, erprm_trl.selection, erprm_trl.policy\n"
-        "import erprm_trl.dial, erprm_trl.tracking\n"
+        "import erprm_trl.dial, erprm_trl.training.tracking\n"
         "print(sorted({'torch', 'transformers', 'trl', 'datasets', 'numpy', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
@@ -159,7 +159,8 @@ def test_everything_offered_can_be_imported():
     import importlib.util
 
     import erprm_trl
-    from erprm_trl import dial, policy, report, reward_model, rollouts, selection, tracking
+    from erprm_trl import dial, policy, report, reward_model, rollouts, selection
+    from erprm_trl.training import tracking
 
     for package in (erprm_trl, tracking, rollouts, reward_model, selection, policy, report, dial):
         for name in package.__all__:

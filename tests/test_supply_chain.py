@@ -35,9 +35,9 @@ from step_fakes import (  # noqa: E402
     word_level,
 )
 
-from erprm_trl.policy.step_config import StepGRPOConfig, StepPPOConfig  # noqa: E402
-from erprm_trl.policy.step_grpo_trainer import StepGRPOTrainer  # noqa: E402
-from erprm_trl.policy.step_ppo_trainer import StepPPOTrainer  # noqa: E402
+from erprm_trl.policy.online.step_config import StepGRPOConfig, StepPPOConfig  # noqa: E402
+from erprm_trl.policy.online.step_grpo_trainer import StepGRPOTrainer  # noqa: E402
+from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer  # noqa: E402
 
 
 ROWS = [{"prompt": "Tom dial 7 . right 15 . ?", "completions": ["7 + 15 = 2", "answer 2"], "labels": [0.9, 1.0]}] * 4

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..rollouts.steps import clean_steps
-from ..rollouts.store import RolloutDataset
+from ..rollouts.dataset import RolloutDataset
+from ..steps import clean_steps
 from .task import SEPARATOR, DialQuestion, check_steps
 
 

@@ -1,5 +1,6 @@
 """Pure tensor functions: the mathematics of the project, each written once. Imports torch only."""
 
+from .._moved import moved_names
 from .advantages import (
     CREDITS,
     generalized_advantages,
@@ -12,10 +13,8 @@ from .advantages import (
     step_rewards,
 )
 from .aggregation import AGGREGATIONS, aggregate
-from .architecture import Architecture, count_lora_parameters, count_parameters
 from .masked import explained_variance, masked_moments, masked_whiten
 from .policy_losses import clipped_value_loss, kl_estimate
-from .recalibration import fit_recalibration, recalibrate
 from .score_metrics import (
     auc,
     auc_within_groups,
@@ -24,11 +23,15 @@ from .score_metrics import (
     calibration_bins,
     expected_calibration_error,
 )
-from .soft_values import soft_value, soft_value_from_rate
+from .soft_values import implied_success_rate, soft_value, soft_value_from_rate
 from .step_losses import soft_step_cross_entropy, step_log_odds
-from .training_memory import memory_per_gpu, state_bytes
-from .value_errors import bootstrap_value_noise, implied_success_rate, squared_error_without_noise
-from .value_uncertainty import (
+from .value_noise import (
+    bootstrap_value_noise,
+    fit_recalibration,
+    recalibrate,
+    squared_error_without_noise,
+)
+from .value_posterior import (
     expected_change,
     fit_beta_prior,
     posterior_value,
@@ -40,7 +43,6 @@ from .value_uncertainty import (
 __all__ = [
     "AGGREGATIONS",
     "CREDITS",
-    "Architecture",
     "aggregate",
     "auc",
     "auc_within_groups",
@@ -49,8 +51,6 @@ __all__ = [
     "brier_score",
     "calibration_bins",
     "clipped_value_loss",
-    "count_lora_parameters",
-    "count_parameters",
     "expected_calibration_error",
     "expected_change",
     "explained_variance",
@@ -63,7 +63,6 @@ __all__ = [
     "kl_estimate",
     "masked_moments",
     "masked_whiten",
-    "memory_per_gpu",
     "place_at_step_ends",
     "posterior_value",
     "precision_weights",
@@ -75,8 +74,9 @@ __all__ = [
     "soft_value_from_rate",
     "spread_over_steps",
     "squared_error_without_noise",
-    "state_bytes",
     "step_log_odds",
     "step_rewards",
     "success_counts",
 ]
+
+__getattr__ = moved_names(__name__)  # memory estimates, which are in `erprm_trl.memory` now

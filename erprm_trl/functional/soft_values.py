@@ -106,6 +106,37 @@ def soft_value_from_rate(p: Tensor, eta: float) -> Tensor:
     return 1 + torch.where(mean_expm1 > -0.5, mean_expm1.clamp_min(-0.5).log1p(), log_mean_exp) / eta
 
 
+def implied_success_rate(values: Tensor, eta: float) -> Tensor:
+    r"""
+    The success rate whose entropy-regularised value is given: undoes [`soft_value_from_rate`].
+
+    $$ p = \frac{e^{\eta V} - 1}{e^{\eta} - 1} $$
+
+    Args:
+        values (`torch.Tensor`):
+            Values, or scores that are to be values, in [0, 1], any shape.
+        eta (`float`):
+            Inverse reward temperature, finite. 0 gives the values themselves.
+
+    Returns:
+        `torch.Tensor`: float64 of the same shape, in [0, 1]; 0 and 1 stay what they are.
+
+    Limits: `exp(eta V)` is a mean over continuations, which V is not: distances between rates can be freed of the
+    noise of K exactly ([`squared_error_without_noise`]) whatever eta is.
+    """
+    if not math.isfinite(eta):
+        raise ValueError(f"`eta` is {eta}: expected a finite number. A maximum stands for no success rate.")
+    values = values.double()
+    if eta == 0:
+        return values
+    if eta < 500:
+        # The two expm1 need not round alike, and a rate of 1 + 2e-16 leaves a failure count below 0.
+        rates = (eta * values).expm1() / math.expm1(eta)
+        return torch.where(values == 1, values, rates.clamp(0, 1))
+    # exp(eta) is about to leave float64's range: both halves of the fraction over it.
+    return (eta * (values - 1)).exp() - math.exp(-eta)
+
+
 def _log_of_one_plus(mean_expm1: Tensor, mean_exp: Tensor) -> Tensor:
     # log1p is exact near 0 but cancels near -1, where most continuations are far from the pivot; the plain log is the
     # reverse. The branch not taken is clamped, so that its gradient stays finite.

@@ -7,24 +7,18 @@ from .._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .guards import PolicyGuard
+    from .online import StepGRPOConfig, StepGRPOTrainer, StepPPOConfig, StepPPOTrainer
     from .prompts import PromptArguments, prompt_dataset
-    from .raft_config import RAFTConfig
-    from .raft_trainer import RAFTTrainer
+    from .raft import RAFTConfig, RAFTTrainer
     from .reward_function import AnswerReward, StepRewardFunction
-    from .step_config import StepGRPOConfig, StepPPOConfig
-    from .step_grpo_trainer import StepGRPOTrainer
-    from .step_ppo_trainer import StepPPOTrainer
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "guards": ["PolicyGuard"],
+        "online": ["StepGRPOConfig", "StepGRPOTrainer", "StepPPOConfig", "StepPPOTrainer"],
         "prompts": ["PromptArguments", "prompt_dataset"],
-        "raft_config": ["RAFTConfig"],
-        "raft_trainer": ["RAFTTrainer"],
+        "raft": ["RAFTConfig", "RAFTTrainer"],
         "reward_function": ["AnswerReward", "StepRewardFunction"],
-        "step_config": ["StepGRPOConfig", "StepPPOConfig"],
-        "step_grpo_trainer": ["StepGRPOTrainer"],
-        "step_ppo_trainer": ["StepPPOTrainer"],
     },
 )

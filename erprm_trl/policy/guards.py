@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..rollouts.whole_files import replace_file
+from ..io.atomic_files import replace_file
 
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..rollouts.json_fields import read_json_fields
+from ..io.config_values import read_json_fields
 from ..rollouts.questions import Question, load_questions
 
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from accelerate.utils import gather_object
 
 from ..functional.aggregation import AGGREGATIONS
-from ..reward_model.finite_training import not_finite
 from ..reward_model.prm_format import resolve_format
-from ..reward_model.scoring import StepScorer, solution_scores
-from ..reward_model.sharded_scoring import check_sharding
-from ..rollouts.grading import Grader
-from ..rollouts.steps import clean_steps, split_steps
-from .step_tokens import step_token_ends
+from ..reward_model.scoring.scorer import StepScorer, solution_scores
+from ..reward_model.scoring.sharded import check_sharding
+from ..rollouts.grading.grader import Grader
+from ..steps import clean_steps, split_steps
+from ..training.nonfinite import not_finite
+from .step_alignment import step_token_ends
 
 
 class ScoredCompletion(NamedTuple):

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..functional.aggregation import AGGREGATIONS
-from ..rollouts.whole_files import make_folder, replace_file
-from . import page_sections
+from ..io.atomic_files import make_folder, replace_file
+from . import sections as page_sections
 from .run_folder import RunFolder
-from .solution_data import choose_questions, gather_collections, score_collections
+from .solutions import choose_questions, gather_collections, score_collections
 
 
 if TYPE_CHECKING:
-    from ..reward_model.scoring import StepScorer
+    from ..reward_model.scoring.scorer import StepScorer
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILE_NAME = "report.html"

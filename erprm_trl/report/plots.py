@@ -1,4 +1,6 @@
-"""Plots of a run, drawn by matplotlib without a display. Numbers come from `selection`."""
+"""Plots of a run, drawn by matplotlib without a display. Numbers come from `selection`.
+
+Plots of step scores as probabilities. Numbers come from `selection.calibration`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 
 # Okabe-Ito: told apart by most readers, also those who are colour-blind.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -113,3 +124,108 @@ def _draw(axes, curve: Mapping[int, Mapping[str, float]], label: str, **style: A
     axes.fill_between(
         ns, [curve[n]["low"] for n in ns], [curve[n]["high"] for n in ns], color=style["color"], alpha=0.1, linewidth=0
     )
+
+
+def draw_calibration(results: Mapping[str, Mapping[str, Any]], *, title: str = "") -> "Figure":
+    """
+    Left: mean value against mean score in bins of the score, a line a reward model, and below it where the scores
+    lie; on the diagonal scores are right as probabilities. Right: mean score by the position of the step beside the
+    mean value, and below it how well scores tell which prefixes can still succeed.
+
+    Args:
+        results (`Mapping[str, Mapping]`):
+            By name of a reward model, from [`~erprm_trl.selection.measure_calibration`] on the same rollouts.
+        title (`str`, *optional*):
+            Above the plot.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: the figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 6.6), layout="constrained")
+    (diagram, by_position), (histogram, ranking) = figure.subplots(2, 2, height_ratios=[2.2, 1])
+    _draw_diagram(diagram, histogram, results, f"mean value (eta = {next(iter(results.values()))['eta']})")
+    diagram.set(title=title)
+    _draw_positions(by_position, ranking, results)
+    figure.legend(
+        handles=[*diagram.lines, by_position.lines[0]],
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
+def draw_reliability(results: Mapping[str, Mapping[str, Any]], value: str) -> "Figure":
+    """
+    The left half of [`draw_calibration`] alone, without a legend.
+
+    Args:
+        results (`Mapping[str, Mapping]`):
+            By name of a reward model: `bins`, `ece` and `prefixes` as there, of prefixes or of anything else that has
+            scores.
+        value (`str`):
+            What scores are compared with.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 4.4), layout="constrained")
+    _draw_diagram(*figure.subplots(2, 1, height_ratios=[2.6, 1], sharex=True), results, value)
+    return figure
+
+
+def draw_calibration_by_position(results: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """The right half of [`draw_calibration`] alone."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 4.4), layout="constrained")
+    _draw_positions(*figure.subplots(2, 1, height_ratios=[2.2, 1]), results)
+    return figure
+
+
+def _draw_diagram(diagram: "Axes", histogram: "Axes", results: Mapping[str, Mapping[str, Any]], value: str) -> None:
+    diagram.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="calibrated")
+    for index, (name, result) in enumerate(results.items()):
+        style = series_style(index)
+        filled = [one for one in result["bins"] if one["count"]]
+        scores, values = [one["mean_score"] for one in filled], [one["mean_label"] for one in filled]
+        label = f"{name} (ECE {result['ece']:.3f})"
+        diagram.plot(scores, values, **style, linewidth=1.2, label=label)
+        # As large as their share: a bin of few prefixes is mostly noise.
+        sizes = [4 + 120 * one["count"] / result["prefixes"] for one in filled]
+        diagram.scatter(scores, values, s=sizes, color=style["color"], alpha=0.7, zorder=3)
+        edges = [edge / len(result["bins"]) for edge in range(len(result["bins"]) + 1)]
+        shares = [one["count"] / result["prefixes"] for one in result["bins"]]
+        histogram.stairs(shares, edges, **style, linewidth=1.4)
+    diagram.set(ylabel=value, xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
+    histogram.set(xlabel="score", ylabel="share", xlim=(-0.02, 1.02))
+    _finish(diagram, histogram)
+
+
+def _draw_positions(by_position: "Axes", ranking: "Axes", results: Mapping[str, Mapping[str, Any]]) -> None:
+    first = next(iter(results.values()))
+    positions = [one["position"] for one in first["by_position"]]
+    means = [one["mean_label"] for one in first["by_position"]]
+    square = {"marker": "s", "markersize": 3.5}
+    by_position.plot(positions, means, color="0.25", linestyle="--", **square, label="mean value (right)")
+    ranking.axhline(0.5, color="0.6", linestyle="--", linewidth=1)
+    for index, result in enumerate(results.values()):
+        style = {**series_style(index), "marker": "o", "markersize": 3.5}
+        by_position.plot(positions, [one["mean_score"] for one in result["by_position"]], **style)
+        aucs = [(one["position"], one["auc_can_succeed"]) for one in result["by_position"]]
+        known = [point for point in aucs if point[1] is not None]
+        ranking.plot([x for x, _ in known], [y for _, y in known], **style)
+    by_position.set(ylabel="mean score", ylim=(-0.03, 1.03))
+    ranking.set(xlabel="steps of the prefix", ylabel="AUC: can succeed", xlim=by_position.get_xlim())
+    for axes in (by_position, ranking):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    _finish(by_position, ranking)
+
+
+def _finish(*all_axes: "Axes") -> None:
+    for axes in all_axes:
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..tracking.redaction import redacted
+from ..io.redaction import redacted
 
 
 logger = logging.getLogger(__name__)

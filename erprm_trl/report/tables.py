@@ -1,4 +1,6 @@
-"""Comparisons as plain text, for a terminal."""
+"""Comparisons as plain text, for a terminal.
+
+Calibration, ProcessBench and paired differences as plain text, for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,3 +59,113 @@ def selection_rows(curves: Mapping[str, Any]) -> tuple[list[str], list[list[Any]
 
 def _interval(point: Mapping[str, float]) -> str:
     return f"{point['mean']:.3f} [{point['low']:.3f}, {point['high']:.3f}]"
+
+
+def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """
+    A line a reward model; then, of each, the parts of its Brier score.
+
+    Args:
+        results (`Mapping[str, Mapping]`):
+            By name of a reward model, from [`~erprm_trl.selection.measure_calibration`].
+
+    Returns:
+        `str`: the table. "error" is the squared distance from the value with the noise of K taken off, "n/a" where it
+        cannot be.
+    """
+    first = next(iter(results.values()))
+    few, many = first["continuations"]["fewest"], first["continuations"]["most"]
+    number = few if few == many else f"{few} to {many}"
+    width = _width(results)
+    lines = [
+        f"{first['prefixes']} prefixes of {first['questions']} questions, {number} continuations each, value at "
+        f"eta = {first['eta']}, scores by {first['aggregation']}",
+        "",
+        _line(width, "", ["Brier", "error (noise off)", "ECE", "ECE recalibrated", "AUC can succeed", "in questions"]),
+    ]
+    for name, result in results.items():
+        cells = [
+            _interval(result["brier"]),
+            _interval(result["value_error"]["squared_without_noise"]),
+            _number(result["ece"]),
+            _number(result["recalibration"]["ece"]),
+            _number(result["auc_can_succeed"]),
+            _number(result["auc_can_succeed_within_questions"]),
+        ]
+        lines.append(_line(width, name, cells))
+    parts = list(first["brier_parts"])
+    lines += ["", _line(width, "Brier's parts", [part.replace("_", " ") for part in parts])]
+    lines += [
+        _line(width, name, [_number(result["brier_parts"][part]) for part in parts])
+        for name, result in results.items()
+    ]
+    return "\n".join(lines)
+
+
+def format_processbench_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """
+    F1 by subset and its average, in percent with intervals, a block a reward model.
+
+    Args:
+        results (`Mapping[str, Mapping]`):
+            From [`~erprm_trl.selection.evaluate_processbench`].
+    """
+    width = _width(next(iter(results.values()))["subsets"])
+    lines = []
+    for name, result in results.items():
+        lines += [f"{name}, threshold {result['threshold']:.3f}"]
+        lines += [f"{result['too_long']} solutions too long for it: counted as wrong"] * bool(result["too_long"])
+        lines.append(_line(width, "", ["erroneous", "correct", "F1"]))
+        for subset, figures in [*result["subsets"].items(), ("average", result["average"])]:
+            lines.append(_line(width, subset, [_percent(figures[key]) for key in ("erroneous", "correct", "f1")]))
+        if "f1_minus_first" in result:
+            lines.append(_line(width, f"F1 - {next(iter(results))}:", [_percent(result["f1_minus_first"])]))
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def format_difference_table(differences: Mapping[str, Any], n: int) -> str:
+    """
+    Best of n of each model minus that of the first, with paired intervals, and p-values at the largest n.
+
+    Args:
+        differences (`Mapping`):
+            From [`~erprm_trl.selection.paired_differences`].
+        n (`int`):
+            One of its points.
+    """
+    models = differences["models"]
+    methods = list(next(iter(models.values())))
+    width = _width(models)
+    lines = [f"best of {n} minus that of {differences['reference']} (p at the largest n)", _line(width, "", methods)]
+    for name, by_method in models.items():
+        cells = [
+            f"{_signed(by_method[method]['difference'][n])} p={by_method[method]['test']['p_value']:.2g}"
+            for method in methods
+        ]
+        lines.append(_line(width, name, cells))
+    return "\n".join(lines)
+
+
+def _line(width: int, name: str, cells: list[str]) -> str:
+    return (f"{name:<{width}}" + "".join(f"{cell:<32}" if "p=" in cell else f"{cell:<24}" for cell in cells)).rstrip()
+
+
+def _width(names) -> int:
+    return max(24, 2 + max(map(len, names), default=0))
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"
+
+
+def _interval(point: Mapping[str, float] | None) -> str:
+    return "n/a" if point is None else f"{point['mean']:.4f} [{point['low']:.4f}, {point['high']:.4f}]"
+
+
+def _signed(point: Mapping[str, float]) -> str:
+    return f"{point['mean']:+.3f} [{point['low']:+.3f}, {point['high']:+.3f}]"
+
+
+def _percent(point: Mapping[str, float]) -> str:
+    return f"{100 * point['mean']:.1f} [{100 * point['low']:.1f}, {100 * point['high']:.1f}]"

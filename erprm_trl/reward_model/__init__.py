@@ -6,23 +6,17 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
-    from .dataset_forms import to_stepwise
     from .encoding import EncodedSolution, encode_solution, encode_solutions
-    from .erprm_config import ERPRMConfig
-    from .erprm_trainer import ERPRMTrainer
     from .prm_format import PRMFormat
-    from .remote_scoring import RemoteStepScorer
-    from .scoring import StepScorer
+    from .scoring import RemoteStepScorer, StepScorer
+    from .trainer import ERPRMConfig, ERPRMTrainer, to_stepwise
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "encoding": ["EncodedSolution", "encode_solution", "encode_solutions"],
-        "erprm_config": ["ERPRMConfig"],
-        "erprm_trainer": ["ERPRMTrainer"],
         "prm_format": ["PRMFormat"],
-        "remote_scoring": ["RemoteStepScorer"],
-        "scoring": ["StepScorer"],
-        "dataset_forms": ["to_stepwise"],
+        "scoring": ["RemoteStepScorer", "StepScorer"],
+        "trainer": ["ERPRMConfig", "ERPRMTrainer", "to_stepwise"],
     },
 )

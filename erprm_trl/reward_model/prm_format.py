@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..functional.aggregation import AGGREGATIONS
-from ..rollouts.endpoint_client import is_url
-from ..rollouts.whole_files import replace_file
+from ..io.atomic_files import replace_file
+from ..io.http_client import is_url
 
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class PRMFormat:
         Raises:
             `ValueError`: for another name.
         """
-        from .format_presets import PRESETS
+        from .presets import PRESETS
 
         if name not in PRESETS:
             raise ValueError(f"PRMFormat.preset: got {name!r}, expected one of {', '.join(PRESETS)}.")
@@ -223,7 +223,7 @@ class PRMFormat:
             [`EndpointError`]: if the server cannot be asked.
         """
         if is_url(path_or_id):
-            from .remote_scoring import RemoteStepScorer, refuse_loading
+            from .scoring.remote import RemoteStepScorer, refuse_loading
 
             refuse_loading(revision=revision)
             return RemoteStepScorer(path_or_id).prm_format
@@ -233,7 +233,7 @@ class PRMFormat:
             str(path_or_id), FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
         )
         if file is None:
-            from .format_presets import preset_of
+            from .presets import preset_of
 
             if preset := preset_of(path_or_id):
                 logger.warning("%s has no %s: its format is the preset %r.", path_or_id, FORMAT_FILE, preset)

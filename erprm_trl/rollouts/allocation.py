@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..functional.value_uncertainty import expected_change, success_counts
+from ..functional.value_posterior import expected_change, success_counts
 
 
 # Jeffreys' prior of a success rate. One chunk is too little to fit a prior, and labels do not hang on this one: it

@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 
-from .chunk_work import ChunkWork
-from .grading import Grader
+from ..io.atomic_files import make_folder
+from .chunk import ChunkWork
+from .dataset import RolloutDataset
+from .grading.grader import Grader
 from .questions import Question, fingerprint
-from .sampling import Sampler
-from .store import (
+from .sampling.base import Sampler
+from .shards import (
     MANIFEST,
     RESTORE,
     SHARD,
-    RolloutDataset,
     append_rows,
     chunk_sizes,
     read_manifest,
@@ -33,7 +34,6 @@ from .store import (
     write_manifest,
 )
 from .summary import summarize_rollouts
-from .whole_files import make_folder
 
 
 logger = logging.getLogger(__name__)

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .json_fields import read_json_fields
+from .. import rollouts  # its names are loaded on first use: a command line is read without torch
+from ..io.config_values import read_json_fields
 
 
 if TYPE_CHECKING:
-    from .sampling import Sampler
-    from .store import RolloutDataset
+    from .dataset import RolloutDataset
+    from .sampling.base import Sampler
 
 
 @dataclass
@@ -92,9 +93,7 @@ class CollectConfig:
 
     def run(self) -> "RolloutDataset":
         """Loads questions and policy, and collects."""
-        from . import collect_rollouts, load_questions  # here, so that a command line is read without torch
-
-        questions = load_questions(
+        questions = rollouts.load_questions(
             self.dataset_name,
             config_name=self.dataset_config,
             split=self.dataset_split,
@@ -103,7 +102,7 @@ class CollectConfig:
             max_questions=self.max_questions,
             dataset_kwargs=self.dataset_kwargs,
         )
-        return collect_rollouts(
+        return rollouts.collect_rollouts(
             questions,
             self._sampler(),
             self.output_dir,
@@ -122,15 +121,15 @@ class CollectConfig:
         )
 
     def _sampler(self) -> "Sampler":
-        from . import EndpointSampler, TransformersSampler, VLLMSampler
-
         names = ("temperature", "top_p", "top_k", "max_new_tokens", "prompt_template", "system_prompt")
         settings = {name: getattr(self, name) for name in names}
         init_kwargs = self.model_init_kwargs or {}
         if self.backend == "vllm":
-            return VLLMSampler(self.model_name_or_path, engine_kwargs=init_kwargs, **settings)
+            return rollouts.VLLMSampler(self.model_name_or_path, engine_kwargs=init_kwargs, **settings)
         if self.backend == "endpoint":
             settings |= {name: getattr(self, name) for name in ("max_concurrency", "request_timeout", "api_key_env")}
-            return EndpointSampler(self.model_name_or_path, self.base_url, **settings, **init_kwargs)
+            return rollouts.EndpointSampler(self.model_name_or_path, self.base_url, **settings, **init_kwargs)
         settings["batch_size"] = self.batch_size
-        return TransformersSampler.from_pretrained(self.model_name_or_path, model_init_kwargs=init_kwargs, **settings)
+        return rollouts.TransformersSampler.from_pretrained(
+            self.model_name_or_path, model_init_kwargs=init_kwargs, **settings
+        )

@@ -7,9 +7,9 @@ from numbers import Number
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .grading import extract_answer
-from .import_path import import_function
-from .lazy_sequence import LazySequence
+from ..io.config_values import import_function
+from ..io.on_disk_sequence import OnDiskSequence
+from .grading.grader import extract_answer
 
 
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query", "instruction", "input")
@@ -24,7 +24,7 @@ class Question(NamedTuple):
     answer: str | None = None
 
 
-class Questions(LazySequence):
+class Questions(OnDiskSequence):
     """
     Questions as [`load_questions`] gives them: checked, and read from their rows each time they are asked for, so that
     those of a `datasets.Dataset` stay on the disk.

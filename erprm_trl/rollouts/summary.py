@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .step_labels import PosteriorValues, ascending, distinct_prefixes
-from .store import shares_continuations
+from .labels import PosteriorValues, ascending, distinct_prefixes
+from .shards import shares_continuations
 
 
 def summarize_rollouts(rows: Iterable[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:

@@ -6,16 +6,22 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from .best_of import best_of_n, best_of_n_per_question, pass_at_n, pass_at_n_per_question
     from .bootstrap import bootstrap_interval, paired_bootstrap_interval
-    from .calibration import measure_calibration
     from .comparison import mcnemar, paired_differences, paired_test
     from .curves import score_rollouts, selection_curves
-    from .guided_decoding import guided_search
-    from .picks import best_of_n, best_of_n_per_question, pass_at_n, pass_at_n_per_question
-    from .processbench import JudgedSolution, evaluate_processbench, hold_out, load_processbench
-    from .processbench_figures import choose_threshold, first_error, processbench_metrics
-    from .processbench_scores import score_judged
-    from .question_search import GuidedResult, GuidedSolution
+    from .evaluation import (
+        JudgedSolution,
+        choose_threshold,
+        evaluate_processbench,
+        first_error,
+        hold_out,
+        load_processbench,
+        measure_calibration,
+        processbench_metrics,
+        score_judged,
+    )
+    from .search import GuidedResult, GuidedSolution, guided_search
     from .voting import (
         group_answers,
         majority_at_n,
@@ -27,16 +33,22 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "picks": ["best_of_n", "best_of_n_per_question", "pass_at_n", "pass_at_n_per_question"],
+        "best_of": ["best_of_n", "best_of_n_per_question", "pass_at_n", "pass_at_n_per_question"],
         "bootstrap": ["bootstrap_interval", "paired_bootstrap_interval"],
-        "calibration": ["measure_calibration"],
         "comparison": ["mcnemar", "paired_differences", "paired_test"],
         "curves": ["score_rollouts", "selection_curves"],
-        "guided_decoding": ["guided_search"],
-        "processbench": ["JudgedSolution", "evaluate_processbench", "hold_out", "load_processbench"],
-        "processbench_figures": ["choose_threshold", "first_error", "processbench_metrics"],
-        "processbench_scores": ["score_judged"],
-        "question_search": ["GuidedResult", "GuidedSolution"],
+        "evaluation": [
+            "JudgedSolution",
+            "choose_threshold",
+            "evaluate_processbench",
+            "first_error",
+            "hold_out",
+            "load_processbench",
+            "measure_calibration",
+            "processbench_metrics",
+            "score_judged",
+        ],
+        "search": ["GuidedResult", "GuidedSolution", "guided_search"],
         "voting": [
             "group_answers",
             "majority_at_n",

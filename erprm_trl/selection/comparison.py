@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..functional.aggregation import AGGREGATIONS
+from .best_of import best_of_n_per_question
 from .bootstrap import paired_bootstrap_interval
 from .curves import rank_solutions
-from .picks import best_of_n_per_question
 
 
 def paired_differences(

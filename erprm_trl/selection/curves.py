@@ -9,9 +9,9 @@ import torch
 
 from ..functional.aggregation import AGGREGATIONS, aggregate
 from ..functional.score_metrics import auc_within_groups
-from ..rollouts.steps import clean_steps
+from ..steps import clean_steps
+from .best_of import best_of_n_per_question, pass_at_n_per_question
 from .bootstrap import bootstrap_interval
-from .picks import best_of_n_per_question, pass_at_n_per_question
 from .voting import group_answers, majority_at_n_per_question, weighted_majority_at_n_per_question
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .picks import aligned_rows, check_correct, check_ns, mean_by_n
+from .best_of import aligned_rows, check_correct, check_ns, mean_by_n
 
 
 # Above it the number of subsets, C(N, N/2), leaves the range of float64.

@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from eta_comparison import interval  # noqa: E402
 
 from erprm_trl import dial  # noqa: E402
-from erprm_trl.dial.chain import TEST_SEED, DialChain  # noqa: E402
+from erprm_trl.dial.experiments.chain import TEST_SEED, DialChain  # noqa: E402
 from erprm_trl.rollouts import TransformersSampler, collect_rollouts, load_questions  # noqa: E402
 from erprm_trl.selection import score_rollouts, selection_curves  # noqa: E402
 

@@ -16,8 +16,8 @@ from policy_learning import reward_model  # noqa: E402
 
 from erprm_trl import PolicyGuard  # noqa: E402
 from erprm_trl.dial import make_questions  # noqa: E402
-from erprm_trl.dial.chain import TEST_SEED  # noqa: E402
-from erprm_trl.dial.policies import accuracy, train_online  # noqa: E402
+from erprm_trl.dial.experiments.chain import TEST_SEED  # noqa: E402
+from erprm_trl.dial.experiments.policies import accuracy, train_online  # noqa: E402
 
 
 # name: (settings, whether answers are used)

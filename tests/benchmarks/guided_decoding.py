@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from erprm_trl import StepScorer, TransformersSampler, dial  # noqa: E402
-from erprm_trl.dial.chain import DialChain  # noqa: E402
+from erprm_trl.dial.experiments.chain import DialChain  # noqa: E402
 from erprm_trl.functional.aggregation import aggregate  # noqa: E402
 from erprm_trl.rollouts import (  # noqa: E402
     Completion,

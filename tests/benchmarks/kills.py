@@ -77,8 +77,7 @@ def preload() -> dict:
     from transformers import AutoModelForCausalLM
     from trl import GRPOTrainer, SFTTrainer  # noqa: F401
 
-    import erprm_trl.policy.raft_trainer
-    import erprm_trl.policy.step_ppo_trainer  # noqa: F401
+    import erprm_trl.policy.online.step_ppo_trainer  # noqa: F401
 
     torch.set_num_threads(1)
     AutoModelForCausalLM.from_pretrained("erprm_trl/dial/base")  # what transformers prepares at the first load
@@ -358,7 +357,7 @@ def main() -> None:
     (work / "straight").mkdir()
     (work / "killed").mkdir()
     shutil.copytree(ROOT / "erprm_trl" / "dial" / "base", work / "reward-model")
-    from erprm_trl.dial.chain import FORMAT
+    from erprm_trl.dial.experiments.chain import FORMAT
 
     FORMAT.save(work / "reward-model")
     if "collection" not in options.stages:

@@ -20,8 +20,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from eta_comparison import interval  # noqa: E402
 
 from erprm_trl.dial import BASE_PATH, make_questions  # noqa: E402
-from erprm_trl.dial.chain import TEST_SEED, DialChain  # noqa: E402
-from erprm_trl.dial.policies import (  # noqa: E402
+from erprm_trl.dial.experiments.chain import TEST_SEED, DialChain  # noqa: E402
+from erprm_trl.dial.experiments.policies import (  # noqa: E402
     COMPLETIONS,
     PPO,
     LearningCurve,

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: E
 
 from erprm_trl import RolloutDataset, StepScorer, collect_rollouts  # noqa: E402
 from erprm_trl.dial import BASE_PATH  # noqa: E402
-from erprm_trl.dial.chain import FORMAT  # noqa: E402
+from erprm_trl.dial.experiments.chain import FORMAT  # noqa: E402
 from erprm_trl.functional import soft_step_cross_entropy  # noqa: E402
 from erprm_trl.report import write_report  # noqa: E402
 from erprm_trl.reward_model import encode_solutions  # noqa: E402

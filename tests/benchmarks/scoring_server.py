@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from erprm_trl import StepScorer, TransformersSampler  # noqa: E402
 from erprm_trl.dial import BASE_PATH, make_questions  # noqa: E402
-from erprm_trl.dial.chain import FORMAT  # noqa: E402
+from erprm_trl.dial.experiments.chain import FORMAT  # noqa: E402
 from erprm_trl.rollouts import Prompt  # noqa: E402
 
 

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: E
 
 from erprm_trl import PRMFormat, StepScorer, TransformersSampler  # noqa: E402
 from erprm_trl.dial import BASE_PATH, make_questions  # noqa: E402
-from erprm_trl.dial.chain import FORMAT  # noqa: E402
+from erprm_trl.dial.experiments.chain import FORMAT  # noqa: E402
 from erprm_trl.reward_model import EncodedSolution, encode_solution, encode_solutions  # noqa: E402
 from erprm_trl.rollouts import Prompt  # noqa: E402
 

@@ -41,8 +41,8 @@ from erprm_trl import (  # noqa: E402
     load_questions,
 )
 from erprm_trl.dial import ANSWER_PATTERN, BASE_PATH, SEPARATOR, make_questions  # noqa: E402
-from erprm_trl.dial.chain import DialChain  # noqa: E402
-from erprm_trl.dial.policies import CPU_QUIET  # noqa: E402
+from erprm_trl.dial.experiments.chain import DialChain  # noqa: E402
+from erprm_trl.dial.experiments.policies import CPU_QUIET  # noqa: E402
 from erprm_trl.policy import prompt_dataset  # noqa: E402
 
 

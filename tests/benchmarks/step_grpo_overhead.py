@@ -20,8 +20,8 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from erprm_trl import StepGRPOConfig, StepGRPOTrainer, StepRewardFunction, StepScorer  # noqa: E402
 from erprm_trl.dial import BASE_PATH, make_questions  # noqa: E402
-from erprm_trl.dial.chain import FORMAT  # noqa: E402
-from erprm_trl.dial.policies import CPU_QUIET  # noqa: E402
+from erprm_trl.dial.experiments.chain import FORMAT  # noqa: E402
+from erprm_trl.dial.experiments.policies import CPU_QUIET  # noqa: E402
 from erprm_trl.policy import prompt_dataset  # noqa: E402
 from erprm_trl.rollouts import load_questions  # noqa: E402
 

@@ -23,7 +23,7 @@ from erprm_trl.functional import soft_step_cross_entropy
 from erprm_trl.reward_model.collator import DataCollatorForStepLabels
 from erprm_trl.reward_model.prm_format import FormatTokenIds
 from erprm_trl.reward_model.step_logits import step_logits
-from erprm_trl.tracking.throughput import ModelSize, Peak
+from erprm_trl.training.tracking.throughput import ModelSize, Peak
 
 
 VOCABULARY = 49_152

@@ -37,7 +37,7 @@ from erprm_trl import (
     StepScorer,
     dial,
 )
-from erprm_trl.dial.chain import FORMAT
+from erprm_trl.dial.experiments.chain import FORMAT
 
 
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from erprm_trl import dial
 from erprm_trl.functional import Architecture, count_parameters, state_bytes
-from erprm_trl.functional.training_memory import LIVE_WEIGHTS, REDUCE_BUCKET
+from erprm_trl.memory.training import LIVE_WEIGHTS, REDUCE_BUCKET
 
 
 YAML = """

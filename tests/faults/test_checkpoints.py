@@ -17,7 +17,7 @@ from step_fakes import FakeScorer, by_text, questions, settings  # noqa: E402
 from zoo import save_tiny, tiny_llama, word_level  # noqa: E402
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, StepPPOConfig, StepPPOTrainer  # noqa: E402
-from erprm_trl.reward_model.whole_checkpoints import checkpoint_damage, set_unfinished_aside  # noqa: E402
+from erprm_trl.training.checkpoints import checkpoint_damage, set_unfinished_aside  # noqa: E402
 
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}

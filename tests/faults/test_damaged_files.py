@@ -15,9 +15,9 @@ from broken_disks import no_file_above  # noqa: E402
 from fakes import FakeSampler  # noqa: E402
 
 from erprm_trl import PRMFormat, RolloutDataset, StepScorer, TransformersSampler, collect_rollouts, dial  # noqa: E402
-from erprm_trl.dial.chain import FORMAT  # noqa: E402
+from erprm_trl.dial.experiments.chain import FORMAT  # noqa: E402
 from erprm_trl.policy import RAFTConfig, RAFTTrainer  # noqa: E402
-from erprm_trl.policy.live_policy import LivePolicy  # noqa: E402
+from erprm_trl.policy.raft.policy_sampler import PolicySampler  # noqa: E402
 from erprm_trl.rollouts.questions import Question  # noqa: E402
 
 
@@ -123,14 +123,14 @@ def raft(folder, scorer):
 
 def test_a_round_of_raft_survives_a_full_disk_and_names_damage(tmp_path, monkeypatch):
     scorer = StepScorer.from_pretrained(dial.BASE_PATH, prm_format=FORMAT, batch_size=64)
-    save = LivePolicy.save
+    save = PolicySampler.save
 
     def on_a_full_disk(self, path):
         with no_file_above(1000):
             save(self, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LivePolicy, "save", on_a_full_disk)
+        patch.setattr(PolicySampler, "save", on_a_full_disk)
         with pytest.raises(OSError, match="round-0/policy could not be written whole .*RAFT resumes by itself"):
             raft(tmp_path, scorer).train()
     folder = tmp_path / "round-0"

@@ -12,9 +12,9 @@ from broken_disks import no_file_above, on_a_mount  # noqa: E402
 from fakes import FakeSampler  # noqa: E402
 
 from erprm_trl import RolloutDataset, StepScorer, collect_rollouts  # noqa: E402
+from erprm_trl.io.atomic_files import make_folder, replace_file  # noqa: E402
 from erprm_trl.report import write_report  # noqa: E402
 from erprm_trl.rollouts.questions import Question  # noqa: E402
-from erprm_trl.rollouts.whole_files import make_folder, replace_file  # noqa: E402
 
 
 QUESTIONS = [Question(f"What is {number}?", str(number % 3)) for number in range(8)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from erprm_trl.functional.recalibration import fit_recalibration, recalibrate
+from erprm_trl.functional.value_noise import fit_recalibration, recalibrate
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from erprm_trl.functional import Architecture, count_lora_parameters, count_parameters, memory_per_gpu, state_bytes
-from erprm_trl.functional.activation_memory import logit_bytes, saved_activation_bytes
-from erprm_trl.functional.training_memory import buffer_bytes
+from erprm_trl.memory.activations import logit_bytes, saved_activation_bytes
+from erprm_trl.memory.training import buffer_bytes
 
 
 SIZES = {

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from erprm_trl.functional.soft_values import soft_value_from_rate
-from erprm_trl.functional.value_errors import bootstrap_value_noise, implied_success_rate, squared_error_without_noise
+from erprm_trl.functional.soft_values import implied_success_rate, soft_value_from_rate
+from erprm_trl.functional.value_noise import bootstrap_value_noise, squared_error_without_noise
 
 
 def test_by_hand():

@@ -9,9 +9,9 @@ import torch
 from datasets import Dataset
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, StepScorer
-from erprm_trl.policy.step_config import StepGRPOConfig, StepPPOConfig
-from erprm_trl.policy.step_grpo_trainer import StepGRPOTrainer
-from erprm_trl.policy.step_ppo_trainer import StepPPOTrainer
+from erprm_trl.policy.online.step_config import StepGRPOConfig, StepPPOConfig
+from erprm_trl.policy.online.step_grpo_trainer import StepGRPOTrainer
+from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer
 
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from erprm_trl.policy.raft_rounds import (
+from erprm_trl.policy.raft.rounds import (
     RoundFolder,
     pick_solutions,
     questions_of_round,
@@ -13,7 +13,7 @@ from erprm_trl.policy.raft_rounds import (
     round_seed,
     write_rows,
 )
-from erprm_trl.reward_model.scoring import solution_scores
+from erprm_trl.reward_model.scoring.scorer import solution_scores
 from erprm_trl.rollouts import Question
 
 

@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from erprm_trl import StepScorer, TransformersSampler, dial
-from erprm_trl.dial.chain import FORMAT
-from erprm_trl.policy import live_policy, raft_sampling, raft_trainer
-from erprm_trl.policy.raft_config import RAFTConfig
-from erprm_trl.policy.raft_rounds import read_rows
-from erprm_trl.policy.raft_trainer import RAFTTrainer
+from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.policy.raft import policy_sampler as live_policy
+from erprm_trl.policy.raft import raft_trainer
+from erprm_trl.policy.raft import sampling as raft_sampling
+from erprm_trl.policy.raft.raft_config import RAFTConfig
+from erprm_trl.policy.raft.raft_trainer import RAFTTrainer
+from erprm_trl.policy.raft.rounds import read_rows
 
 
 ANSWERED = dial.make_questions(8, seed=1)
@@ -242,7 +244,7 @@ def killed_after_training(monkeypatch, trainer):
         (path / "half").mkdir(parents=True)
         raise Killed
 
-    monkeypatch.setattr(live_policy.LivePolicy, "save", dying)
+    monkeypatch.setattr(live_policy.PolicySampler, "save", dying)
 
 
 def killed_after_a_round(monkeypatch, trainer):

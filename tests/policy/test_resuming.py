@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from erprm_trl.policy.step_config import StepGRPOConfig, StepPPOConfig
-from erprm_trl.policy.step_grpo_trainer import StepGRPOTrainer
-from erprm_trl.policy.step_ppo_trainer import StepPPOTrainer
+from erprm_trl.policy.online.step_config import StepGRPOConfig, StepPPOConfig
+from erprm_trl.policy.online.step_grpo_trainer import StepGRPOTrainer
+from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer
 
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -11,9 +11,9 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from erprm_trl import dial
+from erprm_trl.policy.online.step_config import StepGRPOConfig, StepPPOConfig
+from erprm_trl.policy.online.step_grpo_trainer import StepGRPOTrainer
 from erprm_trl.policy.reward_function import AnswerReward, StepRewardFunction
-from erprm_trl.policy.step_config import StepGRPOConfig, StepPPOConfig
-from erprm_trl.policy.step_grpo_trainer import StepGRPOTrainer
 
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -10,9 +10,9 @@ from peft import LoraConfig
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from erprm_trl.policy.step_config import StepPPOConfig
-from erprm_trl.policy.step_ppo_trainer import StepPPOTrainer
-from erprm_trl.policy.value_head import VALUE_HEAD_FILE
+from erprm_trl.policy.online.step_config import StepPPOConfig
+from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer
+from erprm_trl.policy.online.value_head import VALUE_HEAD_FILE
 
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from erprm_trl.policy.step_tokens import step_token_ends, token_starts
-from erprm_trl.rollouts.steps import split_steps
+from erprm_trl.policy.step_alignment import step_token_ends, token_starts
+from erprm_trl.steps import split_steps
 
 
 sys.path.insert(0, str(Path(__file__).parent))

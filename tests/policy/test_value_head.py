@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from erprm_trl.policy.step_config import StepPPOConfig
-from erprm_trl.policy.step_ppo_trainer import StepPPOTrainer
-from erprm_trl.policy.value_head import (
+from erprm_trl.policy.online.step_config import StepPPOConfig
+from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer
+from erprm_trl.policy.online.value_head import (
     VALUE_HEAD_FILE,
     ValueHead,
     attach_value_head,

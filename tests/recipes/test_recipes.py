@@ -115,7 +115,7 @@ def save_base_as_reward_model(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from erprm_trl import dial
-    from erprm_trl.dial.chain import FORMAT
+    from erprm_trl.dial.experiments.chain import FORMAT
 
     AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
     AutoTokenizer.from_pretrained(dial.BASE_PATH).save_pretrained(folder)

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from erprm_trl.report import write_report
-from erprm_trl.report.inline_svg import inline_svg
 from erprm_trl.report.page import script_json
 from erprm_trl.report.run_folder import RunFolder
-from erprm_trl.report.solution_data import Collection, choose_questions, gather_collections
+from erprm_trl.report.solutions import Collection, choose_questions, gather_collections
+from erprm_trl.report.svg import inline_svg
 
 
 def write_samples(folder, steps, **config):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from erprm_trl import PRMFormat, StepScorer
-from erprm_trl.reward_model.scoring_connections import UVICORN
+from erprm_trl.reward_model.scoring.server import UVICORN
 
 
 @contextmanager

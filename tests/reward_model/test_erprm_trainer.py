@@ -277,7 +277,7 @@ def test_a_model_object_and_default_arguments(model_path, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     model = tiny_llama(len(word_level()))
     PRMFormat(**FORMAT).save(model_path)
-    monkeypatch.setattr("erprm_trl.reward_model.erprm_trainer.ERPRMConfig", cpu_config)
+    monkeypatch.setattr("erprm_trl.reward_model.trainer.erprm_trainer.ERPRMConfig", cpu_config)
     try:
         trainer = ERPRMTrainer(model_path, train_dataset=DATA)
     finally:

@@ -11,7 +11,7 @@ from zoo import STEPS, save_tiny, sentencepiece_style
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
 from erprm_trl.reward_model import encode_solution
-from erprm_trl.reward_model.format_presets import MODELS, PRESETS
+from erprm_trl.reward_model.presets import MODELS, PRESETS
 
 
 QUESTION = "How many clips did Natalia sell?"

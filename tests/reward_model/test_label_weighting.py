@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, dial
 from erprm_trl.reward_model.collator import DataCollatorForStepLabels
-from erprm_trl.reward_model.step_examples import encode_examples
+from erprm_trl.reward_model.trainer.preprocessing import encode_examples
 
 
 ROWS = {

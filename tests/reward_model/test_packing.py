@@ -6,8 +6,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, dial
-from erprm_trl.reward_model.collator import DataCollatorForStepLabels
-from erprm_trl.reward_model.packing import check_packing, pack_rows, unpacked
+from erprm_trl.reward_model.collator import DataCollatorForStepLabels, check_packing, pack_rows, unpacked
 from erprm_trl.reward_model.prm_format import FormatTokenIds
 from erprm_trl.reward_model.step_logits import step_logits
 

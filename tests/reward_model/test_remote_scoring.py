@@ -31,13 +31,13 @@ from erprm_trl import (
     StepScorer,
     dial,
 )
-from erprm_trl.dial.chain import FORMAT
-from erprm_trl.dial.policies import CPU_QUIET
+from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.dial.experiments.policies import CPU_QUIET
 from erprm_trl.policy import prompt_dataset
-from erprm_trl.policy.raft_scores import load_scorer
+from erprm_trl.policy.raft.sampling import load_scorer
 from erprm_trl.reward_model import RemoteStepScorer
-from erprm_trl.reward_model.scoring_server import scoring_app
-from erprm_trl.reward_model.sharded_scoring import check_sharding
+from erprm_trl.reward_model.scoring.server import scoring_app
+from erprm_trl.reward_model.scoring.sharded import check_sharding
 from erprm_trl.rollouts import EndpointError, TransformersSampler, collect_rollouts, load_questions
 
 

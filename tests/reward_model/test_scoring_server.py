@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erprm_trl.reward_model import scoring_connections, scoring_server
-from erprm_trl.reward_model.scoring_server import scoring_app
+from erprm_trl.reward_model.scoring import server as scoring_connections
+from erprm_trl.reward_model.scoring import server as scoring_server
+from erprm_trl.reward_model.scoring.server import scoring_app
 
 
 sys.path.insert(0, str(Path(__file__).parent))

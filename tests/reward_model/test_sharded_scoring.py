@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig
 
 from erprm_trl import StepScorer, dial
-from erprm_trl.reward_model import sharded_scoring
-from erprm_trl.reward_model.sharded_scoring import ShardedStepScorer, check_sharding
+from erprm_trl.reward_model.scoring import sharded as sharded_scoring
+from erprm_trl.reward_model.scoring.sharded import ShardedStepScorer, check_sharding
 
 
 QUESTIONS, STEPS = ["Tom dial 3 . right 15 . ?"] * 3, [["3 + 15 = 18", "answer 18"], ["3 + 15 = 4"], ["answer 2"]]

@@ -11,7 +11,7 @@ from zoo import word_level
 
 from erprm_trl import PRMFormat
 from erprm_trl.reward_model import encode_solution, to_stepwise
-from erprm_trl.reward_model.step_examples import encode_examples
+from erprm_trl.reward_model.trainer.preprocessing import encode_examples
 
 
 FORMAT = PRMFormat(separator="ки", good_token="✓", bad_token="✗", prompt_template="check {question}")

@@ -23,7 +23,7 @@ from erprm_trl.rollouts import (
     collect_rollouts,
     store,
 )
-from erprm_trl.rollouts.store import append_rows, chunk_sizes, read_chunks
+from erprm_trl.rollouts.shards import append_rows, chunk_sizes, read_chunks
 
 
 sys.path.insert(0, str(Path(__file__).parent))

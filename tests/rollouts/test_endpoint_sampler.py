@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erprm_trl import EndpointSampler, dial
+from erprm_trl.io.http_client import UNREADABLE, _retry_after
 from erprm_trl.rollouts import (
     CollectConfig,
     EndpointError,
@@ -29,7 +30,6 @@ from erprm_trl.rollouts import (
     TransformersSampler,
     collect_rollouts,
 )
-from erprm_trl.rollouts.endpoint_client import UNREADABLE, _retry_after
 
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from erprm_trl.rollouts import _grading_pool
-from erprm_trl.rollouts.grading import Grader, extract_answer, grade
+from erprm_trl.rollouts.grading import pool as _grading_pool
+from erprm_trl.rollouts.grading.grader import Grader, extract_answer, grade
 
 
 ROOT = Path(__file__).parents[2]
@@ -237,7 +237,7 @@ def test_a_worker_has_built_the_grammar_before_its_first_answer():
     """Or the first answer would pay for it."""
     code = (
         "import sys\n"
-        "from erprm_trl.rollouts._grading_worker import _Math\n"
+        "from erprm_trl.rollouts.grading.worker import _Math\n"
         "grader, before = _Math(None, 2000), {*sys.modules}\n"
         "assert grader.grade(r'so $\\frac{6}{2}$', '3')[0] == 1.0\n"
         "print({*sys.modules} - before)"
@@ -250,7 +250,7 @@ def test_limits_are_of_processor_time():
     """What a busy machine takes away is not held against an answer."""
     code = (
         "import subprocess, sys\n"
-        "from erprm_trl.rollouts._grading_worker import _OutOfTime, processor_time\n"
+        "from erprm_trl.rollouts.grading.worker import _OutOfTime, processor_time\n"
         "with processor_time(0.02):\n"
         "    subprocess.run([sys.executable, '-c', 'sum(range(10**6))'])  # waits, and does nothing\n"
         "try:\n"
@@ -463,7 +463,7 @@ def test_identical_pairs_are_graded_once():
 
 def test_grade_keeps_its_workers():
     def pids():
-        from erprm_trl.rollouts import grading
+        from erprm_trl.rollouts.grading import grader as grading
 
         return {worker.process.pid for grader in grading._GRADERS.values() for worker in grader._pool._workers}
 
@@ -476,7 +476,7 @@ def test_grade_keeps_its_workers():
 def test_a_script_without_a_main_guard_grades_and_leaves_no_workers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from erprm_trl.rollouts.grading import Grader\n"
+        "from erprm_trl.rollouts.grading.grader import Grader\n"
         "grader = Grader('exact', num_workers=2)\n"
         "print(grader.grade(['#### 1', '#### 2'], ['1', '1']), flush=True)\n"
         "def own(completion, answer): return 7\n"
@@ -511,7 +511,7 @@ def test_a_busy_worker_ends_when_its_caller_is_gone(caller, tmp_path, busy):
     if busy == "in C":  # one regular expression match, which no thread of the worker outlives
         settings, text = settings | {"method": "exact", "pattern": r"((?:a|aa)+)$"}, "a" * 60 + "b"
     worker = subprocess.Popen(
-        [sys.executable, "-m", "erprm_trl.rollouts._grading_worker"],
+        [sys.executable, "-m", "erprm_trl.rollouts.grading.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}"),
@@ -532,7 +532,7 @@ def test_a_busy_worker_ends_when_its_caller_is_gone(caller, tmp_path, busy):
 
 
 def test_workers_import_neither_torch_nor_math_verify_without_need():
-    code = "import sys, erprm_trl.rollouts._grading_worker; print({'torch', 'transformers', 'sympy'} & {*sys.modules})"
+    code = "import sys, erprm_trl.rollouts.grading.worker; print({'torch', 'transformers', 'sympy'} & {*sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert out.stdout == "set()\n"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, MistralConfig
 
-from erprm_trl.rollouts.growing_cache import ROOM, GrowingLayer, growing_cache
+from erprm_trl.rollouts.sampling.kv_cache import ROOM, GrowingLayer, growing_cache
 
 
 CONFIG = LlamaConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2)

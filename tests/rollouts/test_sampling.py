@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 
 from erprm_trl import dial
 from erprm_trl.rollouts import Prompt, PromptFormat, TransformersSampler
-from erprm_trl.rollouts.sampling import decode_continuation
+from erprm_trl.rollouts.sampling.base import decode_continuation
 
 
 CHAT = (

@@ -17,13 +17,14 @@ from transformers import (
 )
 
 from erprm_trl import dial
-from erprm_trl.rollouts import Prompt, TransformersSampler, shared_cache
-from erprm_trl.rollouts.growing_cache import growing_cache
-from erprm_trl.rollouts.shared_cache import (
+from erprm_trl.rollouts import Prompt, TransformersSampler
+from erprm_trl.rollouts.sampling import kv_cache as shared_cache
+from erprm_trl.rollouts.sampling.kv_cache import (
     PromptsNotShared,
     SharedPrompts,
     SharedPromptsCache,
     can_share,
+    growing_cache,
     shared_prompts_attention,
     sharing_prompts,
 )

@@ -8,7 +8,7 @@ import torch
 
 from erprm_trl import EndpointSampler, TransformersSampler, dial
 from erprm_trl.rollouts import EndpointError, Prompt
-from erprm_trl.rollouts.stop_strings import StopStrings
+from erprm_trl.rollouts.sampling.stop_strings import StopStrings
 
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from erprm_trl.rollouts import Completion, Prompt
-from erprm_trl.rollouts.steps import closed_steps, step_stops
 from erprm_trl.selection import guided_search
-from erprm_trl.selection.particles import (
+from erprm_trl.selection.search.particles import (
     effective_sample_size,
     log_mean_exp,
     systematic_resample,
     tilted_probabilities,
 )
+from erprm_trl.steps import closed_steps, step_stops
 
 
 sys.path.insert(0, str(Path(__file__).parent))

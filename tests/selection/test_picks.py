@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from erprm_trl.selection.picks import best_of_n, best_of_n_per_question, pass_at_n, pass_at_n_per_question
+from erprm_trl.selection.best_of import best_of_n, best_of_n_per_question, pass_at_n, pass_at_n_per_question
 
 
 def brute_force_best_of_n(scores, correct, n):

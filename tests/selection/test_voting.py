@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from erprm_trl.selection.picks import best_of_n_per_question
+from erprm_trl.selection.best_of import best_of_n_per_question
 from erprm_trl.selection.voting import (
     group_answers,
     majority_at_n,

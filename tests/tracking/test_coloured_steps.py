@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown import markdown
 
-from erprm_trl.tracking.coloured_steps import ColouredSteps, escape_markdown, table_as_html, table_as_markdown
+from erprm_trl.training.tracking.coloured_steps import ColouredSteps, escape_markdown, table_as_html, table_as_markdown
 
 
 HOSTILE = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from erprm_trl.functional.score_metrics import expected_calibration_error
-from erprm_trl.tracking import label_histogram, reliability_diagram
+from erprm_trl.training.tracking import label_histogram, reliability_diagram
 
 
 def test_labels_by_position():

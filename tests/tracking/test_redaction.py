@@ -8,7 +8,7 @@ import pytest
 from trl import TrlParser
 
 from erprm_trl import ERPRMConfig, RAFTConfig, StepGRPOConfig, StepPPOConfig
-from erprm_trl.tracking import redacted
+from erprm_trl.training.tracking import redacted
 
 
 SECRET = "hf_AbCdEfGhIjKlMnOp"

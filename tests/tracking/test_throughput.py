@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from erprm_trl.tracking.throughput import PEAKS, ModelSize, Peak, Throughput, device_peak
+from erprm_trl.training.tracking.throughput import PEAKS, ModelSize, Peak, Throughput, device_peak
 
 
 SMALL = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}

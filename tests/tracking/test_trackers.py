@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from erprm_trl import ERPRMConfig, ERPRMTrainer
 from erprm_trl.report import draw_selection_curves, selection_rows
 from erprm_trl.selection import selection_curves
-from erprm_trl.tracking import Trackers, label_histogram
+from erprm_trl.training.tracking import Trackers, label_histogram
 
 
 class Broken:
@@ -64,7 +64,7 @@ def test_a_failure_is_said_once_and_the_others_still_get_theirs(caplog):
 @pytest.mark.parametrize("broken", [True, False])
 def test_a_training_survives_its_trackers(broken, tmp_path, monkeypatch, caplog):
     tracker = Broken() if broken else Kept()
-    monkeypatch.setattr("erprm_trl.tracking.trackers._started_by", lambda trainer: [tracker])
+    monkeypatch.setattr("erprm_trl.training.tracking.trackers._started_by", lambda trainer: [tracker])
     tokenizer = word_level()
     options = {**settings(tmp_path), "log_artifacts": ["config", "data", "checkpoint"], "splitter": "ки"}
     options = {name: options[name] for name in options if name not in ("num_generations", "max_completion_length")}

@@ -75,7 +75,7 @@ def train_in_rounds(folder):
     from datasets import Dataset
 
     from erprm_trl import RAFTConfig, RAFTTrainer, StepScorer, dial
-    from erprm_trl.dial.chain import FORMAT
+    from erprm_trl.dial.experiments.chain import FORMAT
 
     options = {"num_rounds": 2, "num_generations": 2, "max_completion_length": 48, "chunk_size": 4, "max_steps": 2}
     options |= {"drop_uniform": False, "per_device_train_batch_size": 4, "logging_steps": 1, "use_cpu": True}

@@ -13,7 +13,7 @@ from vllm_oracles import assert_drawn_from, greedy_ids, next_token_probabilities
 
 from erprm_trl import dial
 from erprm_trl.rollouts import Prompt, Question, collect_rollouts
-from erprm_trl.rollouts.endpoint_sampling import EndpointSampler
+from erprm_trl.rollouts.sampling.endpoint_sampler import EndpointSampler
 
 
 ROWS = dial.make_questions(8, seed=3)

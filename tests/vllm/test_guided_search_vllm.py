@@ -3,7 +3,7 @@
 import pytest
 
 from erprm_trl import StepScorer, TransformersSampler, dial
-from erprm_trl.dial.chain import FORMAT
+from erprm_trl.dial.experiments.chain import FORMAT
 from erprm_trl.rollouts import Prompt, VLLMSampler
 from erprm_trl.selection import guided_search
 

@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from vllm_oracles import greedy_ids
 
 from erprm_trl import dial
-from erprm_trl.policy import RAFTConfig, RAFTTrainer, live_policy
-from erprm_trl.policy.raft_rounds import read_rows
+from erprm_trl.policy import RAFTConfig, RAFTTrainer
+from erprm_trl.policy.raft import policy_sampler as live_policy
+from erprm_trl.policy.raft.rounds import read_rows
 from erprm_trl.rollouts import Prompt, VLLMSampler
 
 

@@ -1,0 +1,151 @@
+"""The whole chain on the embedded task: collect, label at several eta, train, score, choose. The quickstart and the
+benchmarks run it."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...io.atomic_files import replace_file
+from ...reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
+from ...rollouts import RolloutDataset, TransformersSampler, collect_rollouts, load_questions
+from ...selection import score_rollouts, selection_curves
+from .. import BASE_PATH
+from ..task import ANSWER_PATTERN, SEPARATOR, make_questions
+from ..tokenizer import BAD_MARK, GOOD_MARK
+
+
+BASE = "base, not trained"
+OUTCOME = "outcome only"
+TEST_SEED = 1_000_003  # questions of the test set: none of the training seeds
+FORMAT = PRMFormat(
+    separator=SEPARATOR,
+    good_token=GOOD_MARK,
+    bad_token=BAD_MARK,
+    prompt_template="check {question}",
+    splitter=SEPARATOR,
+)
+
+
+@dataclass
+class DialChain:
+    """
+    The chain and its sizes.
+
+    Args:
+        output_dir (`str`):
+            Rollouts go to `rollouts/`, the samples to choose from and their step scores to `samples/`, reward models
+            to folders beside them.
+        train_questions, num_solutions, num_continuations (`int`):
+            Size of the collection.
+        test_questions, num_samples (`int`):
+            Fresh questions and the solutions to choose from.
+        etas (`list[float]`):
+            One reward model each; one more is trained on outcomes alone.
+        max_steps (`int`), learning_rate (`float`):
+            Of each model; batches of 64.
+        seed (`int`):
+            Of the training questions, the rollouts and the models. The test questions and samples are always the same.
+    """
+
+    output_dir: str
+    train_questions: int = 400
+    num_solutions: int = 2
+    num_continuations: int = 8
+    test_questions: int = 200
+    num_samples: int = 16
+    etas: list[float] = field(default_factory=lambda: [0.0, 2.0, 8.0, math.inf])
+    max_steps: int = 100
+    learning_rate: float = 3e-4
+    seed: int = 0
+
+    def run(self) -> dict[str, Any]:
+        """Runs everything and returns the curves of [`~erprm_trl.selection.selection_curves`]."""
+        rollouts = self.collect(
+            "rollouts", self.train_questions, self.seed, self.num_solutions, self.num_continuations
+        )
+        samples = self.collect("samples", self.test_questions, TEST_SEED, self.num_samples, 0)
+        base = StepScorer.from_pretrained(BASE_PATH, prm_format=FORMAT, batch_size=256)
+        scores = {BASE: score_rollouts(base, samples)}
+        for eta in self.etas:
+            scores[f"eta = {eta:g}"] = score_rollouts(self.train(rollouts, eta=eta), samples)
+        scores[OUTCOME] = score_rollouts(self.train(rollouts, eta=0.0, train_on_last_step_only=True), samples)
+        replace_file(Path(self.output_dir, "samples", "step_scores.json"), json.dumps(scores))
+        ns = [2**power for power in range(self.num_samples.bit_length()) if 2**power <= self.num_samples]
+        return selection_curves(samples.solutions(), scores, ns)
+
+    def collect(
+        self, name: str, num_questions: int, seed: int, num_solutions: int, num_continuations: int
+    ) -> RolloutDataset:
+        """Samples and grades solutions of fresh questions, and their continuations, with the shipped policy."""
+        return collect_rollouts(
+            load_questions(make_questions(num_questions, seed)),
+            TransformersSampler.from_pretrained(BASE_PATH, max_new_tokens=64, batch_size=256),
+            Path(self.output_dir, name),
+            num_solutions=num_solutions,
+            num_continuations=num_continuations,
+            splitter=SEPARATOR,
+            grading="exact",
+            answer_pattern=ANSWER_PATTERN,
+            seed=seed,
+            chunk_size=25,
+        )
+
+    def train(self, rollouts: RolloutDataset, **labels: Any) -> StepScorer:
+        """Trains one reward model from the shipped base and saves it."""
+        name = "outcome" if labels.get("train_on_last_step_only") else f"eta-{labels['eta']:g}"
+        args = ERPRMConfig(
+            str(Path(self.output_dir, f"erprm-{name}")),
+            **{
+                key: getattr(FORMAT, key)
+                for key in ("separator", "good_token", "bad_token", "prompt_template", "splitter")
+            },
+            **labels,
+            max_steps=self.max_steps,
+            per_device_train_batch_size=64,
+            learning_rate=self.learning_rate,
+            warmup_steps=10,
+            logging_steps=20,
+            save_strategy="no",
+            report_to="none",
+            bf16=False,
+            gradient_checkpointing=False,
+            seed=self.seed,
+        )
+        trainer = ERPRMTrainer(BASE_PATH, args, train_dataset=rollouts)
+        trainer.train()
+        trainer.save_model()
+        trainer.save_state()
+        return StepScorer(trainer.model, trainer.processing_class, trainer.prm_format, batch_size=256)
+
+
+def summarize(curves: dict[str, Any]) -> dict[str, Any]:
+    """
+    The numbers of a run: `pass@1`, `pass@N`, `majority@N`, `best_of_N` (accuracy by eta and aggregation),
+    `auc_within_questions` (by eta and aggregation), `baselines` (the base as it is and the outcome-only model) and
+    `gap_closed`: how much of the way from pass@1 to pass@N the best model and aggregation goes.
+    """
+    n = max(curves["pass"])
+    models = curves["models"]
+    best = {
+        name: {method: values["best_of_n"][n]["mean"] for method, values in methods.items()}
+        for name, methods in models.items()
+    }
+    by_eta = {
+        name.removeprefix("eta = "): accuracies for name, accuracies in best.items() if name.startswith("eta = ")
+    }
+    lowest, highest = curves["pass"][1]["mean"], curves["pass"][n]["mean"]
+    top = max(accuracy for accuracies in by_eta.values() for accuracy in accuracies.values())
+    return {
+        "pass@1": lowest,
+        f"pass@{n}": highest,
+        f"majority@{n}": curves["majority"][n]["mean"],
+        f"best_of_{n}": by_eta,
+        "baselines": {name: best[name] for name in (BASE, OUTCOME)},
+        "auc_within_questions": {
+            name.removeprefix("eta = "): {method: values["auc_within_questions"] for method, values in methods.items()}
+            for name, methods in models.items()
+        },
+        "gap_closed": (top - lowest) / (highest - lowest),
+    }

@@ -1,0 +1,26 @@
+"""Files, HTTP and configuration values: what every stage reads and writes with. Imports nothing of ours."""
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_exports
+
+
+if TYPE_CHECKING:
+    from .atomic_files import make_folder, replace_file
+    from .config_values import import_function, read_json_fields
+    from .file_checks import check_model_folder, damaged_file
+    from .http_client import EndpointClient, EndpointError, Service, is_url
+    from .on_disk_sequence import OnDiskSequence
+    from .redaction import redacted, without_login
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "atomic_files": ["make_folder", "replace_file"],
+        "config_values": ["import_function", "read_json_fields"],
+        "file_checks": ["check_model_folder", "damaged_file"],
+        "http_client": ["EndpointClient", "EndpointError", "Service", "is_url"],
+        "on_disk_sequence": ["OnDiskSequence"],
+        "redaction": ["redacted", "without_login"],
+    },
+)

@@ -1,0 +1,45 @@
+"""Mappings in configurations: from YAML they arrive as such, from the command line as their JSON.
+
+Functions named in configurations: `"package.module:function"`."""
+
+import importlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+
+def read_json_fields(config: Any, *names: str) -> None:
+    """
+    Replaces those of a configuration's fields that hold a string by what the string says as JSON.
+
+    Raises:
+        `ValueError`: if a string is no JSON.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, str):
+            try:
+                setattr(config, name, json.loads(value))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{name}: got {value!r}, expected a JSON object ({error}).") from error
+
+
+def import_function(path: str) -> Callable:
+    """
+    The function that `"package.module:function"` names.
+
+    Raises:
+        `ValueError`: if the path has another form, or names nothing that can be imported and called.
+    """
+    module_name, _, function_name = path.partition(":")
+    if not module_name or not function_name:
+        raise ValueError(f"Function: got {path!r}, expected 'package.module:function'.")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"Function {path!r} cannot be imported: {error}. Check the spelling and PYTHONPATH."
+        ) from error
+    if not callable(function):
+        raise ValueError(f"Function: {path!r} is a {type(function).__name__}, expected something that can be called.")
+    return function

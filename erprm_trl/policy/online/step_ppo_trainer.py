@@ -1,0 +1,268 @@
+"""PPO from step rewards: token rewards, a critic, GAE and a clipped value loss around TRL's clipped policy loss."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from ...functional.advantages import (
+    generalized_advantages,
+    place_at_step_ends,
+    prefix_values,
+    spread_over_steps,
+)
+from ...functional.masked import explained_variance, masked_moments, masked_whiten
+from ...functional.policy_losses import clipped_value_loss, kl_estimate
+from .step_config import StepPPOConfig
+from .step_trainer import StepTrainer
+from .value_head import attach_value_head, load_value_head, save_value_head, without_value_head
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+
+class StepPPOTrainer(StepTrainer):
+    """
+    Trainer for Proximal Policy Optimization with step rewards and a critic.
+
+    A token's reward is its step's reward if it is the step's last, plus the weighted outcome if it is the
+    completion's last, minus beta times its KL. Advantages are GAE's, the policy loss is TRL's.
+
+    Example:
+
+    ```python
+    >>> from erprm_trl import StepPPOConfig, StepPPOTrainer
+
+    >>> trainer = StepPPOTrainer(
+    ...     model="Qwen/Qwen2.5-Math-1.5B-Instruct",
+    ...     reward_funcs="outputs/my-erprm",
+    ...     args=StepPPOConfig("my-policy", num_iterations=2),
+    ...     train_dataset=dataset,  # "prompt", and "answer" where it is known
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model, reward_funcs, train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks,
+        optimizers, quantization_config, peft_config:
+            As in [`StepGRPOTrainer`].
+        args ([`StepPPOConfig`], *optional*):
+            Configuration.
+
+    Logged beside GRPO's metrics: `value/loss`, `value/explained_variance` (of the returns by the values stored with
+    the rollout), `value/clip_fraction`, `value/mean`, `return/mean`, `kl`, and the parts of the reward a completion:
+    `reward_parts/step`, `reward_parts/outcome`, `reward_parts/kl` (of the loss, as in [`StepGRPOTrainer`], if
+    `kl_in_reward` is off).
+
+    Raises:
+        `ValueError`: if there is not exactly one process reward model among `reward_funcs`.
+    """
+
+    _tag_names = ["trl", "erprm-trl", "step-ppo"]
+    _name = "Step PPO"
+    _config_class = StepPPOConfig
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        reward_funcs: Any,
+        args: StepPPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ):
+        super().__init__(
+            model,
+            reward_funcs,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            reward_processing_classes,
+            callbacks,
+            optimizers,
+            quantization_config,
+            peft_config,
+        )
+        self.value_head = None
+        if self.args.critic == "head":
+            base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+            self.value_head = attach_value_head(base)
+            if self.use_vllm:
+                sync_weights = self.vllm_generation.sync_weights
+
+                def sync_policy_weights():
+                    with without_value_head(base):
+                        sync_weights()
+
+                self.vllm_generation.sync_weights = sync_policy_weights
+        self._forwards: list[tuple[Tensor, Tensor | None]] = []
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    # Every forward of the policy passes here: what it computed is kept beside what TRL takes from it.
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        values: list[Tensor] = []
+
+        def recorded(**inputs):
+            outputs = model(**inputs)
+            if outputs.get("state_values") is not None:
+                values.append(outputs["state_values"][:, -logits_to_keep:])
+            return outputs
+
+        result = super()._get_per_token_logps_and_entropies(
+            recorded, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        self._forwards.append((result[0], torch.cat(values) if values else None))
+        return result
+
+    def _generate_and_score_completions(self, inputs):
+        self._forwards.clear()
+        output = super()._generate_and_score_completions(inputs)
+        logps, values = self._rollout_forward(output)
+        mask = output["completion_mask"].bool()
+        if values is None:
+            values = self._reward_model_values(mask)
+        values = values.float() * mask
+        rewards = self._token_rewards(mask, logps, output.get("ref_per_token_logps"))
+        advantages = generalized_advantages(rewards, values, mask, self.args.gamma, self.args.gae_lambda)
+        returns = advantages + values
+        self._log_values(values, returns, mask)
+        if self.args.whiten_advantages:
+            advantages = masked_whiten(advantages, mask, self._reduce)
+        output["advantages"] = advantages
+        if self.value_head is not None:
+            output["old_values"], output["returns"] = values, returns
+        self._forwards.clear()
+        return output
+
+    def _rollout_forward(self, output) -> tuple[Tensor | None, Tensor | None]:
+        """Log-probabilities and values under the policy that sampled: TRL's own pass where it made one."""
+        if "old_per_token_logps" in output:
+            return self._forwards[0]
+        penalized = self.beta != 0.0 and self.args.kl_in_reward
+        if self.value_head is None and not penalized:
+            return None, None
+        training = self.model.training
+        input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        attention_mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        batch_size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
+        self._forwards.clear()
+        with torch.no_grad():
+            self._get_per_token_logps_and_entropies(
+                self.model, input_ids, attention_mask, output["completion_ids"].shape[1], batch_size=batch_size
+            )
+        return self._forwards[0]
+
+    def _token_rewards(self, mask: Tensor, logps: Tensor | None, ref_logps: Tensor | None) -> Tensor:
+        """Rewards (B, T) of this process's tokens."""
+        steps = self._global_steps
+        # A learned critic finds the question's value itself; the reward model's has to be subtracted here.
+        start = self._question_values() if self.value_head is None else 0.0
+        of_steps = self._step_rewards(steps, start)[steps.local]
+        rewards = place_at_step_ends(of_steps, steps.token_ends, steps.local_mask, mask.shape[1])
+        parts = {"step": rewards.sum(-1)}
+        if self.outcome_weight:
+            outcomes = self.outcome_weight * steps.outcomes[steps.local].nan_to_num(0.0)
+            positions = torch.arange(mask.shape[1], device=mask.device)
+            last = (positions * mask).argmax(-1, keepdim=True)
+            rewards = rewards.scatter_add(1, last, outcomes[:, None])
+            parts["outcome"] = outcomes
+        if self.beta != 0.0 and self.args.kl_in_reward:
+            penalty = self.beta * kl_estimate(logps, ref_logps, "k1") * mask
+            rewards = rewards - penalty
+            parts["kl"] = -penalty.sum(-1)
+        for name, part in parts.items():
+            self.metrics_of_mode[f"reward_parts/{name}"].append(self.accelerator.gather(part).mean().item())
+        return rewards * mask
+
+    def _reward_model_values(self, mask: Tensor) -> Tensor:
+        """The frozen reward model's value of the prefix before each token's step, in units of the rewards to come."""
+        steps = self._global_steps
+        values = prefix_values(steps.scores, steps.mask, self.aggregation)
+        questions = self._question_values()[:, None]
+        before = torch.cat([questions, values[:, :-1]], dim=-1)[steps.local]
+        # Differences are paid as they come: what is still to be expected is paid at the end, an outcome where there is
+        # one.
+        graded = ~steps.outcomes[steps.local].isnan()[:, None]
+        weight = self.outcome_weight * graded + (1.0 if self.args.credit == "outcome" else 0.0)
+        of_tokens = spread_over_steps(before, steps.token_ends, steps.local_mask, mask.shape[1])
+        # Without steps there is the question alone: its value is the baseline of what the outcome pays.
+        return weight * torch.where(steps.local_mask.any(-1, keepdim=True), of_tokens, questions[steps.local])
+
+    def _log_values(self, values: Tensor, returns: Tensor, mask: Tensor) -> None:
+        metrics = self.metrics_of_mode
+        metrics["value/explained_variance"].append(explained_variance(values, returns, mask, self._reduce).item())
+        metrics["value/mean"].append(masked_moments(values, mask, self._reduce)[1].item())
+        metrics["return/mean"].append(masked_moments(returns, mask, self._reduce)[1].item())
+
+    def _compute_loss(self, model, inputs):
+        self._forwards.clear()
+        beta = self.beta
+        try:
+            if self.args.kl_in_reward:
+                self.beta = 0.0  # it is part of the rewards: no second time in the loss
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self.beta = beta
+        logps, values = self._forwards[0]
+        mask = inputs["completion_mask"].bool()
+        metrics = self.metrics_of_mode
+        if beta != 0.0 and self.args.kl_in_reward:
+            kl = kl_estimate(logps.detach(), inputs["ref_per_token_logps"], "k3")
+            metrics["kl"].append(masked_moments(kl, mask, self._reduce)[1].item())
+        if self.value_head is None:
+            return loss
+        losses, clipped = clipped_value_loss(
+            values, inputs["old_values"], inputs["returns"], self.args.value_clip_range
+        )
+        metrics["value/loss"].append(masked_moments(losses.detach(), mask, self._reduce)[1].item())
+        metrics["value/clip_fraction"].append(masked_moments(clipped.float(), mask, self._reduce)[1].item())
+        return loss + self.args.vf_coef * losses.masked_fill(~mask, 0.0).sum() / self._num_tokens_of_update(inputs)
+
+    def _num_tokens_of_update(self, inputs) -> Tensor:
+        # Gradients are averaged over processes and summed over accumulated batches: the share of one backward pass.
+        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        if self.model.training:
+            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return tokens
+
+    def create_optimizer(self, *args, **kwargs):
+        """As in [`~transformers.Trainer`], the value head in a group of its own if it has its own learning rate."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.value_head is not None and self.args.critic_learning_rate is not None:
+            _own_group(optimizer, list(self.value_head.parameters()), self.args.critic_learning_rate)
+        return optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Saves the policy; into a checkpoint also the critic."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        # DeepSpeed and FSDP keep the whole model, the head in it, in their own checkpoint.
+        if _internal_call and self.value_head is not None and self.args.should_save and not self._engine_saves:
+            save_value_head(self.value_head, output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.value_head is not None and not self._engine_saves:
+            load_value_head(self.value_head, resume_from_checkpoint)
+
+    @property
+    def _engine_saves(self) -> bool:
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+
+def _own_group(optimizer: torch.optim.Optimizer, parameters: list, learning_rate: float) -> None:
+    own = {id(parameter) for parameter in parameters}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+    optimizer.add_param_group({"params": parameters, "lr": learning_rate, "weight_decay": 0.0})

@@ -1,0 +1,247 @@
+"""What the step trainers share: step scores are kept where TRL calculates rewards, and its advantages replaced.
+
+TRL samples, batches, buffers and takes the loss; the mathematics is `functional`'s. Base of `StepGRPOTrainer` and
+`StepPPOTrainer`.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOTrainer
+
+from ..._trl import get_config_model_id
+from ...functional.advantages import group_mean, step_rewards
+from ...functional.aggregation import aggregate
+from ...functional.score_metrics import auc_within_groups
+from ...reward_model.prm_format import PRMFormat
+from ...reward_model.scoring.scorer import StepScorer
+from ...training.checkpoints import CrashSafeCheckpoints
+from ...training.nonfinite import StopOnNonFinite
+from ..reward_function import AnswerReward, StepRewardFunction
+from .generation_buffer import load_generation, save_generation
+from .step_config import StepGRPOConfig
+from .tracking import PolicyTracking
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+NOT_A_REWARD_MODEL = (
+    "{name}: got {number} process reward models among `reward_funcs`, expected one: a StepRewardFunction, a "
+    "StepScorer, the path or id of a model that ERPRMTrainer saved, or the address of a scoring server."
+)
+
+
+class GlobalSteps(NamedTuple):
+    """
+    The steps of all processes' completions: `scores` and `mask` (N, S), `outcomes` (N,) with NaN where no other reward
+    function gave one, and `local`, the rows of this process. `token_ends` (B, S) and
+    `local_mask` are this process's own.
+    """
+
+    scores: Tensor
+    mask: Tensor
+    outcomes: Tensor
+    local: slice
+    token_ends: Tensor
+
+    @property
+    def local_mask(self) -> Tensor:
+        """Booleans (B, S), True at the real steps of this process's completions."""
+        return self.mask[self.local]
+
+    def solution_scores(self, aggregation: str) -> Tensor:
+        """One score a completion (N,), 0 where there are no steps."""
+        values = torch.zeros_like(self.outcomes)
+        some = self.mask.any(-1)
+        if bool(some.any()):
+            values[some] = aggregate(self.scores[some], aggregation, self.mask[some])
+        return values
+
+
+class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
+    """
+    Base of the trainers that give each token an advantage from step scores; see [`StepGRPOTrainer`] for the arguments.
+    """
+
+    _config_class = StepGRPOConfig
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        reward_funcs: Any,
+        args: StepGRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            suffix = self._config_class.__name__.removesuffix("Config")
+            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
+        funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+        classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
+        funcs = [_as_step_reward(func, args) for func in funcs]
+        steps = [func for func in funcs if isinstance(func, StepRewardFunction)]
+        if len(steps) != 1:
+            raise ValueError(NOT_A_REWARD_MODEL.format(name=type(self).__name__, number=len(steps)))
+        self.step_reward = steps[0]
+        self.answer_reward = next((func for func in funcs if isinstance(func, AnswerReward)), None)
+        if self.answer_reward is None and args.answer_column in (getattr(train_dataset, "column_names", None) or []):
+            self.answer_reward = AnswerReward(args.answer_column, args.grading, args.answer_pattern)
+            if args.reward_weights is not None and len(args.reward_weights) == len(funcs):
+                args.reward_weights = [*args.reward_weights, 1.0]
+            funcs.append(self.answer_reward)
+            classes = [*classes, None] if classes is not None else None
+        self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(len(funcs) > 1)
+        super().__init__(
+            model=model,
+            reward_funcs=funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=classes if classes is not None else reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        if args.shard_reward_model:
+            self.step_reward.shard(self.accelerator)
+        self.step_reward.processing_class = self._tokenizer
+        self.step_reward.eos_token_ids = self.eos_token_ids
+        self.step_reward.accelerator = self.accelerator
+        self.aggregation = args.aggregation or self.step_reward.aggregation
+        self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
+        self._tracking = PolicyTracking(self)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if bool((infinite := rewards_per_func.isinf()).any()):
+            row, index = infinite.nonzero()[0].tolist()
+            what = f"the reward of {self.reward_func_names[index]} for completion {row}"
+            raise self._not_finite(what, rewards_per_func[row, index].item())
+        self._global_steps = self._gather_steps(rewards_per_func)
+        self._log_agreement(rewards_per_func)
+        return rewards_per_func
+
+    def _gather_steps(self, rewards_per_func: Tensor) -> GlobalSteps:
+        scored = self.step_reward.last
+        device = self.accelerator.device
+        longest = max(1, *(len(one.scores) for one in scored))
+        scores = torch.full((len(scored), longest), torch.nan, device=device)
+        token_ends = torch.zeros(len(scored), longest, dtype=torch.long, device=device)
+        for row, one in enumerate(scored):
+            scores[row, : len(one.scores)] = torch.tensor(one.scores, device=device)
+            token_ends[row, : len(one.scores)] = torch.tensor(one.token_ends, dtype=torch.long, device=device)
+        # A question's group may lie on several processes, so group statistics need everyone's steps.
+        scores = self.accelerator.gather(self.accelerator.pad_across_processes(scores, dim=1, pad_index=torch.nan))
+        start = self.accelerator.process_index * len(scored)
+        others = [index for index in range(len(self.reward_funcs)) if index != self._step_index]
+        given = rewards_per_func[:, others]
+        outcomes = (given * self.reward_weights.to(device)[others]).nansum(-1)
+        outcomes[given.isnan().all(-1)] = torch.nan
+        mask = ~scores.isnan()
+        token_ends = torch.nn.functional.pad(token_ends, (0, scores.shape[1] - longest))
+        return GlobalSteps(scores, mask, outcomes, slice(start, start + len(scored)), token_ends)
+
+    def _log_agreement(self, rewards_per_func: Tensor) -> None:
+        if self.answer_reward is None:
+            return
+        index = next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
+        graded, scored = rewards_per_func[:, index], rewards_per_func[:, self._step_index]
+        self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
+        both = ~(graded.isnan() | scored.isnan())
+        groups = torch.arange(len(graded), device=graded.device) // self._group_size
+        agreement = auc_within_groups(scored[both], graded[both] > 0.5, groups[both])
+        self.metrics_of_mode["steps/agreement"].append(agreement.item())
+
+    def _generate_and_score_completions(self, inputs):
+        # From weights that are not finite nothing can be sampled: on a GPU that ends the process without a reason.
+        self._check_weights()
+        return super()._generate_and_score_completions(inputs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As in [`~trl.GRPOTrainer`]; one that is not finite is an error."""
+        return self._checked_loss(super().compute_loss(model, inputs, return_outputs, num_items_in_batch))
+
+    def _compute_loss(self, model, inputs):
+        if self.model.training:
+            self._tracking.count(inputs)
+        loss = super()._compute_loss(model, inputs)
+        if self.beta != 0.0:
+            self.metrics_of_mode["reward_parts/kl"].append(self._tracking.loss_kl(inputs))
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the throughput to a log of the training loop, and gives the trackers what is no number."""
+        if self.model.training and "loss" in logs:
+            logs.update(self._tracking.throughput())
+        super().log(logs, start_time)
+        self._tracking.after_log(logs)
+
+    def _save_rng_state(self, output_dir):
+        if self._step % self._passes_a_generation:
+            save_generation(output_dir, self.args, self.accelerator, self._buffered_inputs)
+        super()._save_rng_state(output_dir)  # last: from here on the checkpoint is whole
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        passes = self.state.global_step * self.args.gradient_accumulation_steps
+        if not isinstance(self.train_dataset, IterableDataset):
+            # An epoch's last update may take fewer batches.
+            passes = round((self.state.epoch or 0.0) * len(self._train_sampler) / self.args.generation_batch_size)
+        self._step = 0 if self.args.ignore_data_skip else passes % self._passes_a_generation
+        self._buffered_inputs = load_generation(checkpoint, self.args, self.accelerator) if self._step else None
+
+    @property
+    def _passes_a_generation(self) -> int:
+        return self.args.steps_per_generation * self.num_iterations
+
+    @property
+    def metrics_of_mode(self) -> dict[str, list[float]]:
+        """TRL's metrics of training or of evaluation, to which a log of that mode adds its means."""
+        return self._metrics["train" if self.model.training else "eval"]
+
+    @property
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    def _question_values(self) -> Tensor:
+        """What each completion's question is worth (N,): the mean score of its group's solutions."""
+        steps = self._global_steps
+        return group_mean(steps.solution_scores(self.aggregation), steps.mask.any(-1), self._group_size)
+
+    def _step_rewards(self, steps: GlobalSteps, initial_value: Tensor | float) -> Tensor:
+        return step_rewards(
+            steps.scores,
+            steps.mask,
+            self.args.credit,
+            aggregation=self.aggregation,
+            initial_value=initial_value,
+            temperature=self.args.score_temperature,
+        )
+
+
+def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
+    if isinstance(func, (str, Path)):
+        try:  # any other path or id is left to TRL: a sequence classification model
+            PRMFormat.load(func)
+        except FileNotFoundError:
+            return func
+    elif not isinstance(func, StepScorer):
+        return func
+    return StepRewardFunction(func, aggregation=args.aggregation, question_column=args.question_column)

@@ -1,0 +1,77 @@
+"""What a step trainer shows beside TRL's metrics: throughput, the parts of the reward, the guard, scored solutions."""
+
+import torch
+from torch import Tensor
+
+from ...steps import clean_steps, split_steps
+from ...training.tracking.coloured_steps import ColouredSteps, solutions_table
+from ...training.tracking.training_tracker import TrainingTracker
+from ..guards import PolicyGuard
+from ..reward_function import completion_text, question_text
+
+
+class PolicyTracking:
+    """
+    Logs `perf/...` with the metrics of the training loop and, to the trackers, `guard/...` at each log and, where
+    `log_completions` is set, the table `solutions/train` or `solutions/eval`.
+
+    Args:
+        trainer ([`StepTrainer`]):
+            Whose metrics these are.
+    """
+
+    def __init__(self, trainer):
+        self._trainer = trainer
+        self._tracker = TrainingTracker(trainer, self._manifest)
+
+    def count(self, inputs: dict[str, Tensor]) -> None:
+        """Counts a batch that is trained on: prompts and completions once for each pass over them."""
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        self._tracker.throughput.count(mask.sum(-1), inputs["completion_mask"])
+
+    def loss_kl(self, inputs: dict[str, Tensor]) -> float:
+        """
+        What the loss pays for the KL, a completion: minus beta times the sum of the KL estimates of its tokens.
+
+        Args:
+            inputs (`dict[str, torch.Tensor]`):
+                The batch whose loss TRL has just taken, and with it logged the mean KL a token.
+        """
+        trainer = self._trainer
+        mask = inputs["completion_mask"]
+        counts = trainer.accelerator.reduce(torch.stack([mask.sum(), mask.new_tensor(len(mask))]), reduction="sum")
+        tokens, completions = counts.tolist()
+        return -trainer.beta * trainer.metrics_of_mode["kl"][-1] * tokens / completions
+
+    def throughput(self) -> dict[str, float]:
+        """Throughput since the last call; all processes call it together."""
+        return self._tracker.throughput.metrics()
+
+    def after_log(self, logs: dict[str, float]) -> None:
+        """Sends to the trackers what is no metric of TRL's, beside a log of the training loop or an evaluation."""
+        trainer, trackers = self._trainer, self._tracker.trackers
+        step, training = trainer.state.global_step, trainer.model.training
+        if training and "loss" not in logs:
+            return
+        guard = next((one for one in trainer.callback_handler.callbacks if isinstance(one, PolicyGuard)), None)
+        signals = guard.signals() if guard is not None and training else {}
+        if signals:
+            trackers.scalars({f"guard/{name}": value for name, value in signals.items()}, step)
+        if trainer.log_completions and trainer.args.num_logged_solutions and trainer._logs["completion"]:
+            trackers.table(f"solutions/{'train' if training else 'eval'}", self._solutions, step)
+
+    def _solutions(self):
+        logs, number = self._trainer._logs, self._trainer.args.num_logged_solutions
+        splitter = self._trainer.step_reward.prm_format.splitter
+        solutions = []
+        # The last ones: what is logged at an evaluation still begins with training's.
+        for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[-number:]:
+            # Split as the reward function split them, from the same text.
+            steps = clean_steps(split_steps(completion_text(completion), splitter), splitter)
+            solutions.append(ColouredSteps(steps, scores))
+        return solutions_table([question_text(prompt) for prompt in list(logs["prompt"])[-number:]], solutions)
+
+    def _manifest(self) -> dict:
+        dataset = self._trainer.train_dataset
+        names = ("column_names", "num_rows", "_fingerprint")
+        return {name.strip("_"): getattr(dataset, name, None) for name in names}

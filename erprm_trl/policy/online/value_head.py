@@ -1,0 +1,117 @@
+"""The critic of step PPO: a value head on the policy's last hidden state, computed in the policy's own forward pass.
+
+It is a child of the policy, so that DDP, ZeRO and the optimizer see it, and no part of what is exported: weights that
+are saved or sent to vLLM leave it out, checkpoints keep it in a file of its own.
+"""
+
+import inspect
+import types
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..._trl import FusedCausalLMOutput
+
+
+NAME = "value_head"
+VALUE_HEAD_FILE = "value_head.safetensors"
+
+
+@dataclass
+class FusedOutputWithValues(FusedCausalLMOutput):
+    """TRL's output with one field more: wrappers (DDP, autocast) take outputs apart and build them again by field."""
+
+    state_values: Tensor | None = None
+
+
+class ValueHead(nn.Module):
+    """
+    One number a position, in float32 whatever the policy's dtype. It begins at 0 everywhere.
+
+    Args:
+        hidden_size (`int`):
+            Size of the policy's hidden state.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, hidden_size, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Values (B, T) of hidden states (B, T, H)."""
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return F.linear(hidden_states.float(), self.weight.float(), self.bias.float()).squeeze(-1)
+
+
+def attach_value_head(policy) -> ValueHead:
+    """
+    Gives a policy with TRL's fused LM head a value head: the output of `policy(..., fused_lm_head=True)` then has
+    `state_values` (B, T - 1) beside `log_probs`, the value of the state in which each token was chosen.
+
+    Args:
+        policy ([`~transformers.PreTrainedModel`]):
+            A causal language model (the base model, where PEFT wraps one).
+    """
+    head = ValueHead(policy.config.get_text_config().hidden_size).to(policy.device)
+    policy.add_module(NAME, head)
+    names = [f"{NAME}.{name}" for name, _ in head.named_parameters()]
+    policy._keys_to_ignore_on_save = {*(policy._keys_to_ignore_on_save or ()), *names}
+    fused_forward = policy.forward
+
+    def forward(self, *args, fused_lm_head=False, **kwargs):
+        if not fused_lm_head:
+            return fused_forward(*args, **kwargs)
+        # The trunk hands its last hidden state to the fused head alone: a hook for the length of the call sees it too.
+        seen = []
+        hook = self.base_model.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        try:
+            output = fused_forward(*args, fused_lm_head=True, **kwargs)
+        finally:
+            hook.remove()
+        hidden = seen[-1].last_hidden_state[:, :-1]
+        return FusedOutputWithValues(**output, state_values=getattr(self, NAME)(hidden.to(head.weight.device)))
+
+    forward.__signature__ = inspect.signature(fused_forward)  # `generate` validates its arguments against it
+    policy.forward = types.MethodType(forward, policy)
+    return head
+
+
+@contextmanager
+def without_value_head(policy):
+    """For the length of the context the policy has no value head: what walks its parameters (a sync to vLLM) does not
+    meet it."""
+    head = policy._modules.pop(NAME)
+    try:
+        yield
+    finally:
+        policy._modules[NAME] = head
+
+
+def save_value_head(head: ValueHead, folder: str) -> None:
+    """Writes the head into a checkpoint."""
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()},
+        Path(folder, VALUE_HEAD_FILE),
+    )
+
+
+def load_value_head(head: ValueHead, folder: str) -> None:
+    """
+    Reads the head back from a checkpoint.
+
+    Raises:
+        `FileNotFoundError`: if the checkpoint has none: it is not one of step PPO's with `critic="head"`.
+    """
+    path = Path(folder, VALUE_HEAD_FILE)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {VALUE_HEAD_FILE}, expected a checkpoint of StepPPOTrainer with critic='head'. Resume "
+            "from another checkpoint, or start anew from its weights with model=<the checkpoint>."
+        )
+    head.load_state_dict(load_file(path))

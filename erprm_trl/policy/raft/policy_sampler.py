@@ -1,0 +1,98 @@
+"""The policy of a trainer while it is trained: as a sampler, and on its way to disk and back, under ZeRO-3 too."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import Trainer
+
+from ..._trl import unwrap_model_for_generation
+from ...io.file_checks import damaged_file
+from ...rollouts.sampling.base import Sampler
+from ...rollouts.sampling.transformers_sampler import TransformersSampler
+from ...rollouts.sampling.vllm_sampler import VLLMSampler
+from ...training.checkpoints import flush_folder, writing
+from .rounds import run_again
+
+
+class PolicySampler:
+    """
+    The policy of a trainer.
+
+    Args:
+        trainer ([`RAFTTrainer`]):
+            The trainer, constructed.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.saved: Path | None = None  # where the live weights are on disk
+        self._engine: VLLMSampler | None = None
+
+    @contextmanager
+    def sampler(self, temperature: float | None = None, top_p: float | None = None) -> Iterator[Sampler]:
+        """The policy as a sampler: the live model, gathered once for the whole context under ZeRO-3, or a vLLM engine
+        on its saved weights."""
+        trainer, args = self.trainer, self.trainer.args
+        settings = {
+            "max_new_tokens": args.max_completion_length,
+            "prompt_template": args.prompt_template,
+            "system_prompt": args.system_prompt,
+        }
+        temperature = args.temperature if temperature is None else temperature
+        top_p = args.top_p if top_p is None else top_p
+        tokenizer = trainer.processing_class
+        if args.use_vllm:
+            if self.saved is None:
+                self.save(Path(args.output_dir, "first-policy"))
+            if self._engine is None:
+                self._engine = VLLMSampler(str(self.saved), tokenizer, engine_kwargs=args.vllm_kwargs, **settings)
+            self._engine.temperature, self._engine.top_p = temperature, top_p
+            yield self._engine
+            return
+        gathered = unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+        )
+        # Once trained in mixed precision the model computes so by itself; before, it has to be told.
+        with gathered as model, trainer.accelerator.autocast():
+            settings |= {"temperature": temperature, "top_p": top_p, "batch_size": args.generation_batch_size}
+            yield TransformersSampler(model, tokenizer, **settings)
+
+    def free_engine(self) -> None:
+        """Ends the vLLM engine, whose memory the training needs."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+            gc.collect()
+
+    def save(self, path: Path) -> None:
+        """Writes the policy and its tokenizer, whole under ZeRO-3 too. All processes call it."""
+        with self._gathered(), writing(path):
+            if self.trainer.args.should_save:
+                self.trainer._save(str(path))
+                flush_folder(path)
+        self.trainer.accelerator.wait_for_everyone()
+        self.saved = path
+
+    def load(self, path: Path) -> None:
+        """Reads weights that [`~PolicySampler.save`] wrote into the live model. All processes call it."""
+        if found := damaged_file(path.iterdir()):
+            raise ValueError(f"{path}: {found}. {run_again(path.parent)}")
+        with self._gathered(modify=True):
+            self.trainer._load_from_checkpoint(str(path))
+        self.saved = path
+
+    @contextmanager
+    def _gathered(self, modify: bool = False) -> Iterator[None]:
+        plugin = getattr(self.trainer.accelerator.state, "deepspeed_plugin", None)
+        if plugin is None or plugin.zero_stage != 3:
+            yield
+            return
+        import deepspeed
+
+        parameters = list(self.trainer.model.parameters())
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modify else None):
+            yield

@@ -1,0 +1,371 @@
+"""RAFT: sample with the policy, keep what the reward model scores best, fine-tune on it, and again.
+
+Samples, scores and picks come from `raft_sampling.py`, files are `raft_rounds.py`'s, training is TRL's; here they
+become rounds that may be killed at any moment and run on any number of processes.
+"""
+
+import shutil
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer_pt_utils import get_model_param_count
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from trl import SFTTrainer
+
+from ..._trl import get_config_model_id
+from ...reward_model.scoring.scorer import StepScorer
+from ...rollouts.questions import fingerprint, load_questions
+from ...rollouts.sampling.base import PromptFormat
+from ...training.checkpoints import CrashSafeCheckpoints
+from ...training.nonfinite import StopOnNonFinite
+from ...training.tracking.training_tracker import TrainingTracker
+from .policy_sampler import PolicySampler
+from .raft_config import COMPARED, RAFTConfig
+from .rounds import RoundFolder, read_rows, round_seed, training_row
+from .sampling import RoundSampling, load_scorer, round_solutions
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig
+
+CITATION = """@article{dong2023raft,
+    title   = {{RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment}},
+    author  = {Hanze Dong and Wei Xiong and Deepanshu Goyal and Yihan Zhang and Winnie Chow and Rui Pan and Shizhe Diao
+               and Jipeng Zhang and Kashun Shum and Tong Zhang},
+    year    = 2023,
+    eprint  = {arXiv:2304.06767}
+}"""
+
+
+class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
+    """
+    Trainer for RAFT (Reward rAnked Fine-Tuning) with a process reward model.
+
+    A round samples `num_generations` solutions a question with the current policy, scores their steps, keeps the best
+    and fine-tunes on exactly the tokens that were sampled. Everything lies in `output_dir/round-0`, ...; the same
+    command continues a run that was killed, at the chunk, checkpoint or round where it was. All processes, on however
+    many machines, read and write that one folder.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from erprm_trl.policy import RAFTConfig, RAFTTrainer
+
+    >>> trainer = RAFTTrainer(
+    ...     model="Qwen/Qwen2.5-Math-1.5B-Instruct",
+    ...     reward_model="outputs/erprm",
+    ...     args=RAFTConfig("outputs/raft"),
+    ...     train_dataset=load_dataset("openai/gsm8k", "main", split="train"),
+    ... )
+    >>> trainer.train()
+    >>> trainer.save_model()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The first policy, as in [`~trl.SFTTrainer`].
+        reward_model (`str` or [`StepScorer`]):
+            A model that [`ERPRMTrainer`] saved, loaded onto this process's device, the address of a scoring server, or
+            a scorer that is there already.
+        args ([`RAFTConfig`], *optional*):
+            Configuration. Defaults to `RAFTConfig("<model>-RAFT")`.
+        train_dataset ([`~datasets.Dataset`]):
+            Questions: a column `question` or `prompt` (text, or one user message), and optionally `answer`. Answers
+            are not trained on: they drop uniform questions and say how often solutions and picks are right.
+        eval_dataset ([`~datasets.Dataset`], *optional*):
+            Questions with answers, answered by the first policy and by that of every round.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The policy's tokenizer. Defaults to the model's own.
+        callbacks, optimizer_cls_and_kwargs, quantization_config, peft_config (*optional*):
+            As in [`~trl.SFTTrainer`]. There is no `optimizers`: every round makes its own.
+
+    Raises:
+        `ValueError`: for questions that cannot be used or settings that exclude each other.
+    """
+
+    _tag_names = ["trl", "erprm-trl", "raft"]
+    _name = "RAFT"
+    _paper = {
+        "title": "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment",
+        "id": "2304.06767",
+        "citation": CITATION,
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        reward_model: "str | Path | StepScorer",
+        args: RAFTConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = RAFTConfig(f"{name.rstrip('/').split('/')[-1]}-RAFT")
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required")
+        self.questions = load_questions(train_dataset, require_answers=False)
+        self.eval_questions = None if eval_dataset is None else load_questions(eval_dataset)
+        super().__init__(
+            model=model,
+            args=args,
+            # Each round trains on its own picks.
+            train_dataset=Dataset.from_list([{"question": question.question} for question in self.questions]),
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        self.has_answers = self.questions[0].answer is not None
+        self.drop_uniform = args.drop_uniform
+        if args.drop_uniform is None:
+            self.drop_uniform = self.has_answers and args.num_generations > 1
+        self._check_arguments()
+        self.scorer = load_scorer(reward_model, self.accelerator, args.scoring_batch_size, args.shard_reward_model)
+        self.prompt_format = PromptFormat(self._tokenizer, args.prompt_template, args.system_prompt)
+        self._first_policy = Path(args.output_dir, "first-policy")
+        self._policy = PolicySampler(self)
+        self._sampling = RoundSampling(self, self._policy)
+        self._round: RoundFolder | None = None  # the one that trains
+        self._steps_before = 0
+        self._tracker = TrainingTracker(
+            self, self._data_manifest, last_model=lambda: get_last_checkpoint(self._round.path)
+        )
+
+    def _check_arguments(self) -> None:
+        if self._is_vlm:
+            raise ValueError("RAFTTrainer: got a processor, expected a tokenizer: it samples text only.")
+        if self.drop_uniform and not self.has_answers:
+            raise ValueError(
+                "drop_uniform=True needs to know which solutions are right, and the training questions have no "
+                "answers. Leave it unset, or add an `answer` column."
+            )
+        if self.is_fsdp_enabled:
+            raise ValueError("RAFTTrainer cannot sample from FSDP's shards: use DDP or DeepSpeed.")
+        if self.args.use_vllm and (self.accelerator.num_processes > 1 or hasattr(self.model, "peft_config")):
+            raise ValueError(
+                "use_vllm=True works in one process and without an adapter. Leave it False to sample with the model "
+                "itself."
+            )
+
+    def _prepare_dataset(self, dataset, *arguments, **options):
+        # Questions become training data only once they have picks.
+        if "input_ids" not in dataset.column_names:
+            return dataset
+        return super()._prepare_dataset(dataset, *arguments, **options)
+
+    # The rounds
+
+    def train(self, resume_from_checkpoint: bool | None = None) -> TrainOutput:
+        """
+        Runs all rounds that `output_dir` does not hold yet, from where the last one was.
+
+        Args:
+            resume_from_checkpoint (`bool`, *optional*):
+                Makes no difference: a run always continues. A path is an error; a policy to start from is `model`.
+
+        Returns:
+            [`~transformers.trainer_utils.TrainOutput`]: of the last round, with its metrics.
+        """
+        if isinstance(resume_from_checkpoint, (str, Path)):
+            raise ValueError(
+                f"resume_from_checkpoint: got {str(resume_from_checkpoint)!r}, but RAFTTrainer continues from its own "
+                "output_dir. To start from another policy, give it as `model`."
+            )
+        rounds = [RoundFolder(self.args.output_dir, index) for index in range(self.args.num_rounds)]
+        config = self._run_config()
+        for folder in rounds:
+            folder.check_config(config)
+        finished = next((folder.index for folder in rounds if "finished" not in folder.manifest), len(rounds))
+        manifests = [folder.manifest for folder in rounds[:finished]]
+        self.accelerator.wait_for_everyone()
+        self._steps_before = sum(manifest["training"]["global_step"] for manifest in manifests)
+        self._reset_optimization()
+        if finished > 0:
+            self._policy.load(rounds[finished - 1].policy)
+        elif self._round is not None:
+            raise ValueError(
+                "RAFTTrainer: the first round's training was interrupted, and the policy is no longer the first one. "
+                "Construct the trainer anew: it continues from output_dir."
+            )
+        elif self.args.start_from == "first" or self.args.use_vllm:
+            self._policy.save(self._first_policy)
+        for folder in rounds[finished:]:
+            self._run_round(folder, config)
+        self._policy.free_engine()
+        self.state.global_step, self._steps_before = self._steps_before, 0
+        last = rounds[-1].manifest
+        metrics = {**last["metrics"], **last.get("evaluation", {}), **last["training"]}
+        return TrainOutput(self.state.global_step, last["training"]["loss"], metrics)
+
+    def _run_round(self, folder: RoundFolder, config: dict[str, Any]) -> None:
+        done = folder.manifest
+        self.accelerator.wait_for_everyone()  # all have read the manifest before one writes it
+        if not done and self.accelerator.is_main_process:
+            versions = {name: version(name) for name in ("erprm_trl", "torch", "transformers", "trl")}
+            folder.add(config=config, versions=versions)
+        self.accelerator.wait_for_everyone()
+        if folder.index == 0 and self.eval_questions is not None:
+            before = self._evaluate_once(folder, "evaluation_before", done)
+            self.log(dict(before))
+        if "metrics" not in done:
+            self._sampling.pick(folder, self.questions, self._steps_before)
+        self.log({"raft/round": folder.index, **folder.manifest["metrics"]})
+        if self.args.num_logged_solutions:
+            splitter, number = self.scorer.prm_format.splitter, self.args.num_logged_solutions
+            self._tracker.trackers.table(
+                "solutions/raft",
+                lambda: round_solutions(folder, splitter, number),
+                self.state.global_step + self._steps_before,
+            )
+        if "training" in done:
+            self._policy.load(folder.policy)
+        else:
+            self._fine_tune(folder)
+        self._steps_before += folder.manifest["training"]["global_step"]
+        self.state.global_step = 0
+        if self.eval_questions is not None:
+            self.log(dict(self._evaluate_once(folder, "evaluation", done)))
+        if self.accelerator.is_main_process:
+            folder.add(finished=True)
+        self.accelerator.wait_for_everyone()
+
+    def _fine_tune(self, folder: RoundFolder) -> None:
+        """One `SFTTrainer.train` on the picks, with an optimizer and a schedule of its own."""
+        picks = read_rows(folder.picks)
+        if not picks:
+            raise ValueError(
+                f"{folder.path}: no solution can be kept: {folder.manifest['dropped']}. Raise max_completion_length "
+                "if they are unfinished, lower score_threshold, or give other questions."
+            )
+        dataset = Dataset.from_list([training_row(pick) for pick in picks])
+        args = self.args
+        self._policy.free_engine()
+        self.train_dataset = self._prepare_dataset(dataset, self.processing_class, args, args.packing, None, "train")
+        if args.start_from == "first" and folder.index > 0:
+            self._policy.load(self._first_policy)
+        self._round = folder
+        history = self.state.log_history
+        set_seed(round_seed(args.seed, folder.index, "training"))
+        output = super().train(resume_from_checkpoint=not args.save_only_model and folder.has_checkpoints)
+        self._round = None
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        training = {
+            "global_step": output.global_step,
+            "loss": losses[-1] if losses else output.training_loss,
+            "epoch": self.state.epoch,
+        }
+        self.state.log_history = history + self.state.log_history
+        self._reset_optimization()
+        self._policy.save(folder.policy)
+        if self.accelerator.is_main_process:
+            folder.add(training=training)
+        self.accelerator.wait_for_everyone()
+
+    def _reset_optimization(self) -> None:
+        if self.is_deepspeed_enabled:
+            # Ends the engine: its hooks make processes wait for each other in every forward pass, and when sampling
+            # they do not make equally many.
+            self.accelerator.free_memory()
+            self.model_wrapped = self.model
+        self.optimizer = self.lr_scheduler = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Saves the policy and its tokenizer."""
+        if self.is_deepspeed_enabled and self.model_wrapped is self.model:  # no engine holds the weights
+            self._policy.save(Path(output_dir or self.args.output_dir))
+            return
+        super().save_model(output_dir, _internal_call=_internal_call)
+
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self._round is None else str(self._round.path)
+
+    # Numbers
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As in [`~trl.SFTTrainer`], the tokens counted."""
+        if self.model.training:
+            # Without an attention mask sequences are joined in one row: their lengths, and so what attention costs,
+            # are taken from the whole row.
+            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+            self._tracker.throughput.count(mask.sum(-1), inputs["labels"] != -100)
+        outcome = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._checked_loss(outcome[0] if return_outputs else outcome)
+        return outcome
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Accuracy of the policy as it is now, from new samples at temperature 1.
+
+        Args:
+            eval_dataset ([`~datasets.Dataset`], *optional*):
+                Questions with answers. Defaults to the constructor's.
+            ignore_keys (`list[str]`, *optional*):
+                Not used.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
+                What the names of the metrics begin with.
+        """
+        questions = self.eval_questions if eval_dataset is None else load_questions(eval_dataset)
+        if questions is None:
+            raise ValueError("evaluate: there is no `eval_dataset`. Give questions with answers.")
+        path = Path(self.args.output_dir, "evaluation")
+        if self.accelerator.is_main_process:
+            shutil.rmtree(path, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        metrics = self._sampling.accuracy(path, questions, metric_key_prefix)
+        self.log(dict(metrics))
+        return metrics
+
+    def _evaluate_once(self, folder: RoundFolder, name: str, done: dict[str, Any]) -> dict[str, float]:
+        if name not in done:
+            metrics = self._sampling.accuracy(folder.path / name, self.eval_questions, "eval")
+            if self.accelerator.is_main_process:
+                folder.add(**{name: metrics})
+            self.accelerator.wait_for_everyone()
+            return metrics
+        return done[name]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs with the steps of all rounds, so that curves go on where the last round's ended."""
+        if self.model.training and "loss" in logs:
+            logs.update(self._tracker.throughput.metrics())
+        self.state.global_step += self._steps_before
+        try:
+            super().log(logs, start_time)
+        finally:
+            self.state.global_step -= self._steps_before
+
+    def _data_manifest(self) -> dict[str, Any]:
+        return {"questions": fingerprint(self.questions), "round": self._round.manifest}
+
+    def _run_config(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued."""
+        batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return {
+            "model": get_config_model_id(self.model.config),
+            "trainable_parameters": get_model_param_count(self.model, trainable_only=True),
+            "reward_model": self.scorer.model_name,
+            "reward_model_format": asdict(self.scorer.prm_format),
+            "questions": fingerprint(self.questions),
+            "eval_questions": None if self.eval_questions is None else fingerprint(self.eval_questions),
+            "train_batch_size": batch_size * self.accelerator.num_processes,
+            **{name: getattr(self.args, name) for name in COMPARED},
+        }

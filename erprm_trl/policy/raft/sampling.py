@@ -1,0 +1,242 @@
+"""Scores of a round's solutions, shared among the processes, and which solutions get none. What is done with the
+scores is decided in `raft_rounds.py`.
+
+The half of a RAFT round that does not train: solutions from the policy as it is now, their scores, and the picks.
+
+All processes take part, and find the same rows: the first process writes what they read. The other half is
+`raft_trainer.py`'s."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import Trainer
+
+from ...reward_model.scoring.remote import RemoteStepScorer
+from ...reward_model.scoring.scorer import StepScorer, solution_scores
+from ...reward_model.scoring.sharded import check_sharding
+from ...rollouts.collect import collect_rollouts
+from ...rollouts.dataset import RolloutDataset
+from ...rollouts.questions import Question
+from ...rollouts.sampling.base import Prompt
+from ...steps import clean_steps
+from ...training.nonfinite import not_finite
+from ...training.tracking.coloured_steps import ColouredSteps, solutions_table
+from ..reward_function import first_not_finite
+from .policy_sampler import PolicySampler
+from .rounds import (
+    RoundFolder,
+    accuracy_metrics,
+    pick_row,
+    pick_solutions,
+    questions_of_round,
+    read_rows,
+    round_metrics,
+    round_seed,
+    write_rows,
+)
+
+
+def load_scorer(
+    reward_model: str | Path | StepScorer, accelerator: Accelerator, batch_size: int, sharded: bool = False
+) -> StepScorer:
+    """
+    The reward model: whole on every process, split over those of a ZeRO-3 training, or on a scoring server.
+
+    Raises:
+        `ValueError`: if a given scorer's weights are partitioned by ZeRO-3, or it is to be split and is given or the
+            training is not by ZeRO-3.
+    """
+    if sharded:
+        check_sharding(reward_model, accelerator)
+        return StepScorer.from_pretrained(reward_model, batch_size=batch_size, accelerator=accelerator)
+    if not isinstance(reward_model, StepScorer):
+        return StepScorer.from_pretrained(reward_model, batch_size=batch_size, device=accelerator.device)
+    if isinstance(reward_model, RemoteStepScorer):
+        return reward_model
+    if any(hasattr(parameter, "ds_id") for parameter in reward_model.model.parameters()):
+        raise ValueError(
+            "The reward model's weights are partitioned by ZeRO-3: it was loaded after the configuration was made. "
+            "Give its path instead."
+        )
+    return reward_model
+
+
+def unusable_reasons(rows: Sequence[dict[str, Any]], max_length: int | None = None) -> list[str | None]:
+    """
+    Why each solution can never be trained on, or `None`; that it is too long for the reward model shows when it is
+    scored.
+
+    Args:
+        rows (`Sequence[dict]`):
+            Rows of rollouts with their `prompt_ids`.
+        max_length (`int`, *optional*):
+            Longest prompt and solution in tokens of the policy.
+    """
+    reasons: list[str | None] = []
+    for row in rows:
+        if not row["finished"]:
+            reasons.append("unfinished")
+        elif not row["steps"]:
+            reasons.append("no_steps")
+        elif max_length is not None and len(row["prompt_ids"]) + row["num_tokens"] > max_length:
+            reasons.append("longer_than_max_length")
+        else:
+            reasons.append(None)
+    return reasons
+
+
+def score_rows(
+    rows: Sequence[dict[str, Any]], unusable: Sequence[str | None], scorer: StepScorer, accelerator: Accelerator
+) -> list[list[float]]:
+    """
+    Step scores of every row, none where it is unusable or too long for the reward model, on all processes.
+
+    Each process scores its share of the sampling's chunks. What is scored together, and so every last bit, does not
+    depend on how many processes there are.
+    """
+    chunks: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        if unusable[index] is None:
+            chunks.setdefault(row["chunk"], []).append(index)
+    mine = []
+    numbers = sorted(chunks)
+    for first in range(0, len(numbers), accelerator.num_processes):
+        # A process for which no chunk is left scores nothing: a model that is split needs all of them each time.
+        number = numbers[first + accelerator.process_index : first + accelerator.num_processes][:1]
+        indices = chunks[number[0]] if number else []
+        questions = [rows[i]["question"] for i in indices]
+        steps = [clean_steps(rows[i]["steps"], scorer.prm_format.splitter) for i in indices]
+        scores = scorer.score(questions, steps, skip_too_long=True)
+        mine += zip(indices, scores, strict=True)
+    step_scores: list[list[float]] = [[] for _ in rows]
+    for index, scores in gather_object(mine):
+        step_scores[index] = scores
+    return step_scores
+
+
+def round_solutions(folder: RoundFolder, splitter: str, number: int) -> tuple[list[str], list[list[Any]]]:
+    """The table of a round's first solutions, their steps coloured by score."""
+    rows = RolloutDataset(folder.samples).rows[:number]
+    scores = [entry["step_scores"] for entry in read_rows(folder.scores)[:number]]
+    solutions = [
+        ColouredSteps(clean_steps(row["steps"], splitter), some) for row, some in zip(rows, scores, strict=True)
+    ]
+    return solutions_table([row["question"] for row in rows], solutions)
+
+
+class RoundSampling:
+    """
+    What a trainer samples and picks.
+
+    Args:
+        trainer ([`RAFTTrainer`]):
+            The trainer, with its scorer and prompt format.
+        policy ([`PolicySampler`]):
+            Its policy.
+    """
+
+    def __init__(self, trainer: Trainer, policy: PolicySampler):
+        self.trainer = trainer
+        self.policy = policy
+
+    def pick(self, folder: RoundFolder, questions: Sequence[Question], step: int) -> None:
+        """
+        Samples, scores and picks, as far as the folder does not hold it yet.
+
+        Args:
+            folder ([`RoundFolder`]):
+                The round.
+            questions (`Sequence[Question]`):
+                All questions of the run; the round's are chosen from them.
+            step (`int`):
+                Updates made in earlier rounds.
+
+        Raises:
+            `FloatingPointError`: if the reward model gives a score that is not finite.
+        """
+        args, scorer, accelerator = self.trainer.args, self.trainer.scorer, self.trainer.accelerator
+        some = questions_of_round(questions, folder.index, args.questions_per_round, args.seed)
+        rows = self.sample(folder.samples, some, args.num_generations, round_seed(args.seed, folder.index, "samples"))
+        for row in rows:
+            row["prompt_ids"] = self.trainer.prompt_format.encode(Prompt(row["question"]))
+        unusable = unusable_reasons(rows, args.max_length)
+        if folder.scores.exists():
+            step_scores = [entry["step_scores"] for entry in read_rows(folder.scores)]
+        else:
+            step_scores = score_rows(rows, unusable, scorer, accelerator)
+            if (bad := first_not_finite(step_scores)) is not None:
+                what = f"round {folder.index}, the reward model's score of step {bad[1]} of solution {bad[0]}"
+                raise not_finite(what, bad[2], step, getattr(scorer, "model", None), accelerator)
+        if accelerator.is_main_process:
+            write_rows(folder.scores, [{"step_scores": scores} for scores in step_scores])
+            self._keep_best(folder, rows, step_scores, unusable)
+        accelerator.wait_for_everyone()
+
+    def _keep_best(
+        self,
+        folder: RoundFolder,
+        rows: list[dict[str, Any]],
+        step_scores: list[list[float]],
+        unusable: list[str | None],
+    ) -> None:
+        args = self.trainer.args
+        scores = solution_scores(step_scores, args.aggregation or self.trainer.scorer.prm_format.aggregation)
+        for index, score in enumerate(scores):
+            if unusable[index] is None and score is None:
+                unusable[index] = "too_long_for_reward_model"
+        kept, dropped = pick_solutions(
+            rows,
+            scores,
+            unusable,
+            top_k=args.top_k,
+            score_threshold=args.score_threshold,
+            drop_uniform=self.trainer.drop_uniform,
+            deduplicate=args.deduplicate,
+        )
+        write_rows(folder.picks, [pick_row(rows[index], scores[index]) for index in kept])
+        metrics = round_metrics(rows, scores, kept, dropped)
+        folder.add(kept=len(kept), dropped=dropped, metrics={f"raft/{key}": metrics[key] for key in metrics})
+
+    def sample(
+        self, path: Path, questions: list[Question], num_solutions: int, seed: int, **settings: float
+    ) -> list[dict[str, Any]]:
+        """
+        Solutions of the policy as it is now, graded where there are answers; those that `path` holds are kept.
+
+        Args:
+            path (`Path`), questions (`list[Question]`), num_solutions (`int`), seed (`int`):
+                See [`collect_rollouts`].
+            settings (`float`):
+                `temperature` and `top_p`, where they are not the trainer's.
+
+        Returns:
+            `list[dict]`: rows of their own, to which the round adds prompts.
+        """
+        args = self.trainer.args
+        self.trainer._check_weights()  # nothing can be sampled from weights that are not finite
+        with self.policy.sampler(**settings) as sampler:
+            rollouts = collect_rollouts(
+                questions,
+                sampler,
+                path,
+                num_solutions=num_solutions,
+                num_continuations=0,
+                splitter=self.trainer.scorer.prm_format.splitter,
+                grading=None if questions[0].answer is None else args.grading,
+                answer_pattern=args.answer_pattern,
+                seed=seed,
+                chunk_size=args.chunk_size,
+                store_token_ids=True,
+                show_progress=not args.disable_tqdm,
+            )
+        return list(rollouts)
+
+    def accuracy(self, path: Path, questions: list[Question], prefix: str) -> dict[str, float]:
+        """Metrics of new samples at temperature 1, `num_generations_eval` a question."""
+        args = self.trainer.args
+        seed = round_seed(args.seed, 0, "evaluation")
+        rows = self.sample(path, questions, args.num_generations_eval, seed, temperature=1.0, top_p=1.0)
+        return accuracy_metrics(rows, prefix)

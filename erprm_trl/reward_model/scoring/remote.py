@@ -1,0 +1,188 @@
+"""Step scores from a server of `scoring_server.py`: a scorer without a model. Retries are `endpoint_client.py`'s."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ...io.http_client import UNREADABLE, EndpointClient, EndpointError, Service
+from ..prm_format import PRMFormat
+from .scorer import StepScorer
+
+
+SCORING = Service(
+    example="http://localhost:8100",
+    asked="scores",
+    retried=frozenset({408, 429, 502, 503, 504}),
+    remedies={
+        401: "put the server's token into ${api_key_env}",
+        403: "put a token that may ask this server into ${api_key_env}",
+        404: "check the address: recipes/serve_scorer.py prints it, and nothing follows it",
+    },
+    other_remedy="look at the server's log, and whether it runs the same version of erprm_trl",
+    when_down="Look at the server, then start again.",
+)
+
+
+class RemoteStepScorer(StepScorer):
+    """
+    A [`StepScorer`] whose model lives on a server; `StepScorer.from_pretrained("http://host:8100")` makes one too.
+
+    Solutions are sent in as many requests as the server's limits ask for, some at a time. Dropped connections, servers
+    that hang, 408, 429, 502, 503 and 504 are tried again after growing, jittered waits, and no sooner than
+    `Retry-After` says; anything else ends the call. Scores are those of the same scorer in this process; where a call
+    takes several requests, or the server joins requests, their last bits can depend on what was scored together.
+
+    Args:
+        url (`str`):
+            The server's address. A `user:password@` in it is sent as basic authentication and shown nowhere.
+        max_concurrency (`int`, *optional*, defaults to `4`):
+            Requests at a time, of each process.
+        request_timeout, max_attempts, max_retry_seconds, retry_wait (*optional*):
+            As in [`~erprm_trl.rollouts.EndpointSampler`].
+        token_env (`str`, *optional*, defaults to `"ERPRM_SCORER_TOKEN"`):
+            Environment variable with the server's bearer token. Without it none is sent.
+
+    Raises:
+        [`~erprm_trl.rollouts.EndpointError`]: if the server cannot be asked.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_concurrency: int = 4,
+        request_timeout: float = 600.0,
+        max_attempts: int = 12,
+        max_retry_seconds: float = 900.0,
+        retry_wait: float = 1.0,
+        token_env: str = "ERPRM_SCORER_TOKEN",
+    ):
+        # Not the parent's: there is no model and no tokenizer here.
+        self.client = EndpointClient(
+            SCORING, url, max_concurrency, request_timeout, max_attempts, max_retry_seconds, retry_wait, token_env
+        )
+        self._served = self.client.get("/format", self._read_format)
+        self.prm_format = self._served.prm_format
+
+    @property
+    def model_name(self) -> str:
+        """The model's name on the server, for manifests; the server may move."""
+        return self._served.model
+
+    @property
+    def context_length(self) -> int | None:
+        """See [`StepScorer.context_length`]."""
+        return self._served.max_length
+
+    def score(
+        self, questions: Sequence[str], steps: Sequence[Sequence[str]], *, skip_too_long: bool = False
+    ) -> list[list[float]]:
+        """
+        Scores of every step; see [`StepScorer.score`]. A solution that alone exceeds a limit of the server is too
+        long.
+
+        Raises:
+            `ValueError`: if the two differ in length, or a solution is too long.
+            [`~erprm_trl.rollouts.EndpointError`]: if the scores of one request cannot be had.
+        """
+        if len(questions) != len(steps):
+            raise ValueError(
+                f"score: got {len(questions)} questions for {len(steps)} solutions, expected one question a solution."
+            )
+        scores: list[list[float]] = [[] for _ in steps]
+        requests = list(self._requests(questions, steps))
+        # The server is told to skip, as it knows the row of a request only; who has no scores is seen here.
+        bodies = [
+            {"questions": [questions[i] for i in rows], "steps": [list(steps[i]) for i in rows], "skip_too_long": True}
+            for rows in requests
+        ]
+        for rows, answer in zip(requests, self.client.post_all("/score", bodies, self._read_scores), strict=True):
+            if len(answer) != len(rows):
+                raise self._unreadable("/score")
+            for index, values in zip(rows, answer, strict=True):
+                if values and len(values) != len(steps[index]):
+                    raise self._unreadable("/score")
+                scores[index] = values
+        if not skip_too_long:
+            self._check_length(steps, scores)
+        return scores
+
+    def _requests(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> Iterator[list[int]]:
+        # Rows of each request, within the server's limits. Solutions without steps, or beyond a limit, are left out.
+        served, rows, size = self._served, [], 0
+        most = served.max_body_bytes - len('{"questions": [], "steps": [], "skip_too_long": true}')
+        for index, (question, solution) in enumerate(zip(questions, steps, strict=True)):
+            # JSON without spaces is sent: these sizes are a little larger than what the server counts.
+            bytes_here = len(json.dumps([question, list(solution)], ensure_ascii=False).encode())
+            if not solution or len(solution) > served.max_steps or bytes_here > most:
+                continue
+            if rows and (len(rows) == served.max_solutions or size + bytes_here > most):
+                yield rows
+                rows, size = [], 0
+            rows.append(index)
+            size += bytes_here
+        if rows:
+            yield rows
+
+    def _check_length(self, steps: Sequence[Sequence[str]], scores: list[list[float]]) -> None:
+        for index, (solution, values) in enumerate(zip(steps, scores, strict=True)):
+            if solution and not values:
+                served = self._served
+                raise ValueError(
+                    f"Solution {index} is too long for {self.client.base_url}: more than the model's context of "
+                    f"{served.max_length} tokens, {served.max_steps} steps or {served.max_body_bytes} bytes. Shorten "
+                    "or leave out the solution."
+                )
+
+    def _read_format(self, text: str) -> "_Served":
+        # What is no answer of a scoring server now will be none later.
+        try:
+            fields = json.loads(text)
+            prm_format = PRMFormat.from_json(json.dumps(fields.pop("prm_format")))
+            served = _Served(prm_format, *(fields[name] for name in _Served._fields[1:]))
+            limits = [served.max_solutions, served.max_steps, served.max_body_bytes]
+            limits += [] if served.max_length is None else [served.max_length]
+            if isinstance(served.model, str) and all(isinstance(limit, int) and limit > 0 for limit in limits):
+                return served
+        except UNREADABLE:
+            pass
+        raise self._unreadable("/format") from None
+
+    def _read_scores(self, text: str) -> list[list[float]]:
+        try:
+            scores = [[float(value) for value in values] for values in json.loads(text)["scores"]]
+            if all(0 <= value <= 1 for values in scores for value in values):
+                return scores
+        except UNREADABLE:
+            pass
+        raise self._unreadable("/score")
+
+    def _unreadable(self, path: str) -> EndpointError:
+        return EndpointError(
+            f"{self.client.base_url}{path}: got an answer that is none of a scoring server of this version of "
+            "erprm_trl. Check the address, and what runs there."
+        )
+
+
+class _Served(NamedTuple):
+    prm_format: PRMFormat
+    model: str
+    max_length: int | None
+    max_solutions: int
+    max_steps: int
+    max_body_bytes: int
+
+
+def refuse_loading(**arguments: Any) -> None:
+    """
+    Refuses what only a model that is loaded here can follow.
+
+    Raises:
+        `ValueError`: if one of the arguments is given.
+    """
+    given = [name for name, value in arguments.items() if value]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: got a value for the address of a scoring server, expected the address alone. Give "
+            "it where the server is started: there the model is loaded."
+        )

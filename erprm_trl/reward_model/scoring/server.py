@@ -1,0 +1,348 @@
+"""Step scores over HTTP: an ASGI app around a scorer, for policies that run elsewhere. One thread scores, and what
+waits meanwhile is scored together. `recipes/serve_scorer.py` starts it, `remote_scoring.py` asks it.
+
+No text of a request gets into a log or into an error.
+
+How a scoring server reads its connections: headers of bounded size and in time, whoever sends them. It is uvicorn's
+part of what `scoring_server.py` says of bodies; a deadline for those, and the token, are there."""
+
+import asyncio
+import dataclasses
+import hmac
+import json
+import logging
+import math
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from ...io.redaction import redacted
+from .scorer import StepScorer
+
+
+try:
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+except ImportError as error:
+    raise ImportError("A scoring server needs starlette: pip install 'erprm_trl[serve]'.") from error
+
+
+try:
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+except ImportError as error:
+    raise ImportError("A scoring server needs uvicorn: pip install 'erprm_trl[serve]'.") from error
+
+
+logger = logging.getLogger(__name__)
+
+BODY_SECONDS = 60.0
+RETRY_AFTER_SECONDS = 1
+DEFAULT_MAX_STEPS = 4096
+
+
+def scoring_app(
+    scorer: StepScorer,
+    *,
+    max_body_bytes: int = 8 * 2**20,
+    max_solutions: int = 1024,
+    max_steps: int | None = None,
+    max_waiting: int = 64,
+    max_batch: int = 1024,
+    token: str | None = None,
+) -> Starlette:
+    """
+    An ASGI app that scores: `GET /health`, `GET /format`, and `POST /score`, which answers
+    `{"questions": [...], "steps": [[...], ...], "skip_too_long": false}` with `{"scores": [[...], ...]}`.
+
+    Refusals are `{"error": "..."}`: 401 for another token, 400, 408, 413 and 422 for a body that is no JSON, does not
+    arrive, is too large or says something else, 503 with `Retry-After` where too many requests wait, 500 where the
+    reward model fails or gives NaN.
+
+    Args:
+        scorer ([`StepScorer`]):
+            The reward model. It is called by one thread, and must not be called by others meanwhile.
+        max_body_bytes (`int`, *optional*, defaults to 8 MiB):
+            Of a request.
+        max_solutions (`int`, *optional*, defaults to `1024`):
+            Of a request.
+        max_steps (`int`, *optional*):
+            Of a solution. Defaults to the model's context, as a step takes a token at least.
+        max_waiting (`int`, *optional*, defaults to `64`):
+            Requests that arrive, wait or are scored at a time; with `max_body_bytes` it bounds the memory they take.
+        max_batch (`int`, *optional*, defaults to `1024`):
+            Solutions that are scored in one call. Requests are joined up to it and never split. What is scored
+            together can change the last bits of scores; with 1 nothing is joined.
+        token (`str`, *optional*):
+            What `Authorization: Bearer ...` has to say for `/format` and `/score`. Without it everyone may ask.
+
+    Raises:
+        `ValueError`: for a limit below 1, or a token that no header can hold.
+    """
+    if max_steps is None:
+        max_steps = scorer.context_length or DEFAULT_MAX_STEPS
+    limits = {"max_body_bytes": max_body_bytes, "max_solutions": max_solutions, "max_steps": max_steps}
+    for name, limit in {**limits, "max_waiting": max_waiting, "max_batch": max_batch}.items():
+        if limit < 1:
+            raise ValueError(f"{name} of the scoring server: got {limit}, expected at least 1.")
+    if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError("The token of the scoring server: expected printable ASCII characters without a space.")
+    batches = _Batches(scorer, max_batch)
+    server = _ScoringServer(scorer, batches, limits, max_waiting, token)
+
+    @asynccontextmanager
+    async def lifespan(app):
+        yield
+        await batches.close()
+
+    return Starlette(
+        routes=[
+            Route("/health", server.health),
+            Route("/format", server.format),
+            Route("/score", server.score, methods=["POST"]),
+        ],
+        exception_handlers={HTTPException: _as_json},
+        lifespan=lifespan,
+    )
+
+
+class _ScoringServer:
+    """What answers the requests."""
+
+    def __init__(
+        self, scorer: StepScorer, batches: "_Batches", limits: dict[str, int], max_waiting: int, token: str | None
+    ):
+        self._batches, self._limits, self._max_waiting, self._token = batches, limits, max_waiting, token
+        self._waiting = 0
+        self._context_length = scorer.context_length
+        self._format = {
+            "prm_format": dataclasses.asdict(scorer.prm_format),
+            "model": redacted(scorer.model_name),
+            "max_length": scorer.context_length,
+            **limits,
+        }
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", "waiting": self._waiting})
+
+    async def format(self, request: Request) -> Response:
+        self._check_token(request)
+        return JSONResponse(self._format)
+
+    async def score(self, request: Request) -> Response:
+        self._check_token(request)
+        if self._waiting >= self._max_waiting:
+            message = f"{self._waiting} requests are waiting already, expected fewer. Ask again later."
+            raise HTTPException(503, message, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+        self._waiting += 1
+        try:
+            body = await self._body(request)
+            questions, steps, skip_too_long = _read(body, self._limits["max_solutions"], self._limits["max_steps"])
+            scores = await self._batches.score(questions, steps, request.is_disconnected)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+        finally:
+            self._waiting -= 1
+        _check_scores(scores, steps, skip_too_long, self._context_length)
+        return JSONResponse({"scores": scores})
+
+    def _check_token(self, request: Request) -> None:
+        if self._token is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token.encode()):
+            message = "The bearer token is missing or another one. Send `Authorization: Bearer ...` with the server's."
+            raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
+
+    async def _body(self, request: Request) -> bytes:
+        body, most = bytearray(), self._limits["max_body_bytes"]
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > most:
+                        message = (
+                            f"The body: got more than {most} bytes, expected at most as many. Send fewer solutions."
+                        )
+                        raise HTTPException(413, message)
+        except TimeoutError:
+            raise HTTPException(408, f"The body: not here after {BODY_SECONDS:g} s. Send it again.") from None
+        return bytes(body)
+
+
+def _as_json(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def _read(body: bytes, max_solutions: int, max_steps: int) -> tuple[list[str], list[list[str]], bool]:
+    """Questions, steps and `skip_too_long` of a request; 400 or 422 for anything else."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "The body: got no JSON, expected an object with questions and steps.") from None
+    names = {"questions", "steps"}
+    if not isinstance(fields, dict) or not names <= fields.keys() <= {*names, "skip_too_long"}:
+        raise HTTPException(
+            422, "The body: expected an object with questions, steps and, if wanted, skip_too_long, and nothing else."
+        )
+    questions, steps, skip_too_long = fields["questions"], fields["steps"], fields.get("skip_too_long", False)
+    _expect(questions, list, "questions", "a list of strings")
+    _expect(steps, list, "steps", "a list of lists of strings")
+    _expect(skip_too_long, bool, "skip_too_long", "true or false")
+    if len(questions) != len(steps):
+        message = f"got {len(questions)} questions for {len(steps)} solutions, expected one question a solution."
+        raise HTTPException(422, message)
+    if len(steps) > max_solutions:
+        message = f"got {len(steps)} solutions, expected at most {max_solutions}. Send several requests."
+        raise HTTPException(422, message)
+    for row, (question, solution) in enumerate(zip(questions, steps, strict=True)):
+        _expect(question, str, f"questions[{row}]", "a string")
+        _expect(solution, list, f"steps[{row}]", "a list of strings")
+        if len(solution) > max_steps:
+            message = f"steps[{row}]: got {len(solution)} steps, expected at most {max_steps}. Leave the solution out."
+            raise HTTPException(422, message)
+        for number, step in enumerate(solution):
+            _expect(step, str, f"steps[{row}][{number}]", "a string")
+        try:
+            "".join([question, *solution]).encode()
+        except UnicodeEncodeError:  # JSON can say half of a character, and no tokenizer takes it
+            message = f"questions[{row}] or steps[{row}]: got a lone surrogate, expected Unicode text."
+            raise HTTPException(422, message) from None
+    return questions, steps, skip_too_long
+
+
+def _expect(value: Any, kind: type, name: str, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise HTTPException(422, f"{name}: got {type(value).__name__}, expected {expected}.")
+
+
+def _check_scores(
+    scores: list[list[float]], steps: list[list[str]], skip_too_long: bool, context_length: int | None
+) -> None:
+    for row, (values, solution) in enumerate(zip(scores, steps, strict=True)):
+        if solution and not values and not skip_too_long:
+            message = (
+                f"steps[{row}]: the solution has more tokens than the model's context of {context_length}. Shorten or "
+                "leave it out, or set skip_too_long."
+            )
+            raise HTTPException(422, message)
+        for number, value in enumerate(values):
+            if not math.isfinite(value):
+                message = (
+                    f"steps[{row}][{number}]: the reward model gave {value}, expected a number. Look at its weights "
+                    "and dtype."
+                )
+                raise HTTPException(500, message)
+
+
+class _Job(NamedTuple):
+    questions: list[str]
+    steps: list[list[str]]
+    has_left: Callable[[], Awaitable[bool]]
+    outcome: asyncio.Future
+
+
+class _Batches:
+    """Joins the requests that wait into calls of the scorer, made one after another by one thread."""
+
+    def __init__(self, scorer: StepScorer, max_batch: int):
+        self._scorer, self._max_batch = scorer, max_batch
+        self._jobs: deque[_Job] = deque()
+        self._thread = ThreadPoolExecutor(1, "scoring")
+        self._work: asyncio.Task | None = None
+
+    async def score(
+        self, questions: list[str], steps: list[list[str]], has_left: Callable[[], Awaitable[bool]]
+    ) -> list[list[float]]:
+        """Scores of one request; `ClientDisconnect` where the client has left before its turn."""
+        job = _Job(questions, steps, has_left, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._score_all())
+        return await job.outcome
+
+    async def close(self) -> None:
+        """Waits until what was asked is answered."""
+        if self._work is not None:
+            await self._work
+        self._thread.shutdown()
+
+    async def _score_all(self) -> None:
+        while self._jobs:
+            jobs = await self._next()
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._thread, self._score, jobs)
+            for job, outcome in zip(jobs, outcomes, strict=True):
+                if job.outcome.done():  # cancelled with its request
+                    continue
+                if isinstance(outcome, Exception):
+                    job.outcome.set_exception(outcome)
+                else:
+                    job.outcome.set_result(outcome)
+
+    async def _next(self) -> list[_Job]:
+        jobs: list[_Job] = []
+        size = 0
+        while self._jobs and (not jobs or size + len(self._jobs[0].steps) <= self._max_batch):
+            job = self._jobs.popleft()
+            # A client that lost patience asks again: scoring what nobody reads would make the others lose theirs.
+            if await job.has_left():
+                if not job.outcome.done():
+                    job.outcome.set_exception(ClientDisconnect())
+                continue
+            jobs.append(job)
+            size += len(job.steps)
+        return jobs
+
+    def _score(self, jobs: list[_Job]) -> list[list[list[float]] | Exception]:
+        if not jobs:
+            return []
+        questions = [question for job in jobs for question in job.questions]
+        steps = [solution for job in jobs for solution in job.steps]
+        try:
+            scores = iter(self._scorer.score(questions, steps, skip_too_long=True))
+            return [[next(scores) for _ in job.steps] for job in jobs]
+        except Exception as error:
+            if len(jobs) > 1:  # one of them is to blame, not all
+                return [self._score([job])[0] for job in jobs]
+            # Where it failed, but not the error's own words: they may quote a text.
+            name, where = type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
+            logger.error("A request of %d solutions could not be scored, %s at\n%s", len(steps), name, where)
+            return [HTTPException(500, f"The reward model failed ({name}). The server's log says where.")]
+
+
+IDLE_SECONDS = 30.0
+
+
+class RequestInTime(H11Protocol):
+    """
+    A connection that is closed when no request begins on it for `IDLE_SECONDS`: nothing is sent, headers trickle in,
+    or the body of a request that was refused goes on for ever.
+
+    h11, not httptools: that one reads headers of any size.
+    """
+
+    def connection_made(self, transport) -> None:
+        """The first request has to begin in time."""
+        super().connection_made(transport)
+        self._await_request()
+
+    def on_response_complete(self) -> None:
+        """So has the next one."""
+        super().on_response_complete()
+        self._await_request()
+
+    def _await_request(self) -> None:
+        self.loop.call_later(IDLE_SECONDS, self._close_if_none_began, self.cycle)
+
+    def _close_if_none_began(self, last) -> None:
+        if self.cycle is last and (last is None or last.response_complete):
+            self.transport.abort()  # close() would wait until the last answer is read
+
+
+UVICORN: dict[str, Any] = {"http": RequestInTime, "ws": "none", "access_log": False}
+"""Arguments of `uvicorn.run` for a scoring app."""

@@ -1,0 +1,20 @@
+"""Labelled steps and an eta become a trained reward model."""
+
+from typing import TYPE_CHECKING
+
+from ..._lazy import lazy_exports
+
+
+if TYPE_CHECKING:
+    from .dataset_formats import to_stepwise
+    from .erprm_config import ERPRMConfig
+    from .erprm_trainer import ERPRMTrainer
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "dataset_formats": ["to_stepwise"],
+        "erprm_config": ["ERPRMConfig"],
+        "erprm_trainer": ["ERPRMTrainer"],
+    },
+)

@@ -1,0 +1,195 @@
+"""Configuration of [`ERPRMTrainer`]: what TRL's configurations have, and what process supervision adds."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..._trl import BaseConfig
+from ...training.tracking.tracking_config import TrackingConfig
+from ..prm_format import PRMFormat
+
+
+FORMAT_FIELDS = ("separator", "good_token", "bad_token", "head", "prompt_template", "splitter", "aggregation")
+
+
+@dataclass
+class ERPRMConfig(TrackingConfig, BaseConfig):
+    r"""
+    Configuration class for the [`ERPRMTrainer`].
+
+    Only the parameters specific to process reward models are listed here; see [`~transformers.TrainingArguments`] for
+    the others.
+
+    Parameters:
+        > Parameters that control the labels
+
+        eta (`float`, *optional*, defaults to `2.0`):
+            Inverse reward temperature of the labels made from a rollout folder: 0 is Math-Shepherd's soft estimation,
+            `inf` its hard estimation. Not used with datasets that already hold labels.
+        label_estimator (`str`, *optional*):
+            How labels are made from a rollout folder: `"sample"` or `"posterior"`, see
+            [`~erprm_trl.rollouts.RolloutDataset.labels`], which chooses if this is unset.
+        label_weighting (`str`, *optional*, defaults to `"none"`):
+            `"precision"` weights each step's training loss by how certain its label is
+            ([`~erprm_trl.functional.precision_weights`]), scaled to a mean of 1 over the training steps. Needs labels
+            with `label_std`, which the estimator `"posterior"` gives. Evaluation is not weighted.
+        train_on_last_step_only (`bool`, *optional*, defaults to `False`):
+            Trains on the last step's label alone: an outcome reward model.
+        invalid_rows (`str`, *optional*, defaults to `"error"`):
+            `"error"` stops at the first row that cannot be used, `"drop"` leaves such rows out, counted and logged.
+
+        > Parameters that control the format. Those left unset come from the model's own `prm_format.json` if it has
+        > one, else from [`PRMFormat`]'s defaults.
+
+        format_preset (`str`, *optional*):
+            Takes them from a preset instead, to go on training a public reward model: see [`PRMFormat.preset`].
+        separator, good_token, bad_token, head, prompt_template, splitter, aggregation (`str`, *optional*):
+            See [`PRMFormat`].
+        add_missing_tokens (`bool`, *optional*, defaults to `False`):
+            Adds separator, good and bad token to the vocabulary if the tokenizer does not encode them as one id; they
+            are trained, also with LoRA.
+
+        > Parameters that control the model
+
+        model_init_kwargs (`dict[str, Any]`, *optional*):
+            Keyword arguments for `from_pretrained`, used when `model` is a string. `dtype` defaults to `float32`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run Python code that a model repository ships.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to disable dropout in the model.
+
+        > Parameters that control the data preprocessing
+
+        max_length (`int` or `None`, *optional*, defaults to `1024`):
+            Longest sequence in tokens, or the model's context where that is shorter. Whole steps at the end are left
+            out until a solution fits, counted and logged.
+        dataset_num_proc (`int`, *optional*):
+            Processes that prepare the dataset.
+        pad_to_multiple_of (`int`, *optional*):
+            Pads batches to a multiple of this length.
+        packing (`bool`, *optional*, defaults to `False`):
+            Lays a batch's short solutions behind one another in a row, as many as fit its longest, instead of padding
+            each; they do not see each other, which the first batch is checked for. A batch still holds
+            `per_device_train_batch_size` solutions. Worth it with `train_sampling_strategy="random"` or lengths that
+            differ much.
+
+        > Parameters that control the tracking
+
+        num_logged_solutions (`int`, *optional*, defaults to `8`), log_artifacts (`list[str]`, *optional*):
+            See [`~erprm_trl.training.tracking.TrackingConfig`].
+
+    > [!NOTE]
+    > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 1e-5, `logging_steps` 10,
+    > `gradient_checkpointing` True, `bf16` True unless `fp16`, `train_sampling_strategy` `"group_by_length"`.
+    """
+
+    _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "Order of training examples: 'random', 'sequential', 'group_by_length' or 'batch_rebalance'."
+        },
+    )
+
+    # Parameters that control the labels
+    eta: float = field(
+        default=2.0,
+        metadata={
+            "help": "Inverse reward temperature of labels made from a rollout folder: 0 is soft estimation, inf is "
+            "hard estimation."
+        },
+    )
+    label_estimator: str | None = field(
+        default=None,
+        metadata={
+            "help": "How rollouts become labels: 'sample' or 'posterior'. Default: posterior if adaptive.",
+            "choices": ["sample", "posterior"],
+        },
+    )
+    label_weighting: str = field(
+        default="none",
+        metadata={
+            "help": "'precision' weights the loss of each step by how certain its label is.",
+            "choices": ["none", "precision"],
+        },
+    )
+    train_on_last_step_only: bool = field(
+        default=False, metadata={"help": "Train on the last step's label alone: an outcome reward model."}
+    )
+    invalid_rows: str = field(
+        default="error",
+        metadata={
+            "help": "'error' stops at the first unusable row, 'drop' leaves such rows out, counted and logged.",
+            "choices": ["error", "drop"],
+        },
+    )
+
+    # Parameters that control the format
+    format_preset: str | None = field(
+        default=None, metadata={"help": "Format of a public reward model to go on training, e.g. 'math-shepherd'."}
+    )
+    separator: str | None = field(default=None, metadata={"help": "Closes each step; one token. Default: a newline."})
+    good_token: str | None = field(
+        default=None, metadata={"help": "Predicted after a right step; one token. Default: '+'."}
+    )
+    bad_token: str | None = field(
+        default=None, metadata={"help": "Predicted after a wrong step; one token. Default: '-'."}
+    )
+    head: str | None = field(
+        default=None,
+        metadata={
+            "help": "'lm' (good and bad token of a causal LM, the default) or 'token' (one logit, token "
+            "classification).",
+            "choices": ["lm", "token"],
+        },
+    )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "Text before the first step, with {question} in it. Default: '{question}' and a newline."},
+    )
+    splitter: str | None = field(
+        default=None,
+        metadata={"help": "How raw text is split: 'newline' (default), 'blank_line', 'step' or a separator."},
+    )
+    aggregation: str | None = field(
+        default=None,
+        metadata={
+            "help": "From step scores to one score: min (default), last, product or mean.",
+            "choices": ["min", "last", "product", "mean"],
+        },
+    )
+    add_missing_tokens: bool = field(
+        default=False,
+        metadata={"help": "Add separator, good and bad token to the vocabulary where they are not one token."},
+    )
+
+    # Parameters that control the model
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments for from_pretrained, used when the model is given as a string."},
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether to run Python code that a model repository ships."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Whether to disable dropout in the model."})
+
+    # Parameters that control the data preprocessing
+    max_length: int | None = field(
+        default=1024,
+        metadata={"help": "Longest sequence in tokens; whole steps at the end are left out until a solution fits."},
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare the dataset."})
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata={"help": "Pads batches to a multiple of this length."}
+    )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Lay a batch's short solutions behind one another in a row instead of padding each."},
+    )
+
+    def resolve_format(self, saved: PRMFormat | None) -> PRMFormat:
+        """The format to train with: fields set here, else the preset's, else the model's own, else the defaults."""
+        base = PRMFormat.preset(self.format_preset) if self.format_preset is not None else saved or PRMFormat()
+        chosen = {name: getattr(self, name) for name in FORMAT_FIELDS}
+        return replace(base, **{name: value for name, value in chosen.items() if value is not None})

@@ -1,0 +1,70 @@
+"""Step metrics between two logs: keeps what was gathered and hands it to `functional.score_metrics`."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...functional.score_metrics import auc, auc_within_groups, brier_score, expected_calibration_error
+
+
+MAX_POSITIONS = 10  # mean scores are logged for the first steps only; later ones are rare and noisy
+
+
+class StepRecords:
+    """Scores, labels and losses of steps, one table (B, 3, S) a batch with NaN where a solution has no step."""
+
+    def __init__(self):
+        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._num_tokens: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def add(self, table: Tensor, question_ids: Tensor, num_tokens: Tensor) -> None:
+        """Adds a batch: table (B, 3, S) of scores, labels and losses; question_ids and num_tokens (B,)."""
+        self._batches.append((table, question_ids))
+        self._num_tokens.append(num_tokens.sum())
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._batches.clear()
+        self._num_tokens.clear()
+
+    def metrics(self) -> dict[str, float]:
+        """
+        Metrics over all steps added: `loss`, `brier`, `mae`, `accuracy` (score and label on the same side of 0.5),
+        `auc` and `auc_within_questions` (labels above 0.5 against the others), `ece`, `score/step_1` ... and
+        `num_tokens`. What is not defined (an AUC with one class, everything without a step) is left out.
+        """
+        scores, labels, losses, groups, positions = self.steps()
+        num_tokens = {"num_tokens": int(torch.stack(self._num_tokens).sum())}
+        if not len(scores):
+            return num_tokens
+        good = labels > 0.5
+        metrics = {
+            "loss": losses.mean(),
+            "brier": brier_score(scores, labels),
+            "mae": (scores - labels).abs().mean(),
+            "accuracy": ((scores > 0.5) == good).float().mean(),
+            "auc": auc(scores, good),
+            "auc_within_questions": auc_within_groups(scores, good, groups),
+            "ece": expected_calibration_error(scores, labels),
+        }
+        for position in range(min(int(positions.max()) + 1, MAX_POSITIONS)):
+            metrics[f"score/step_{position + 1}"] = scores[positions == position].mean()
+        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: value for name, value in values.items() if not math.isnan(value) or name == "loss"}
+        return {**values, **num_tokens}
+
+    def steps(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of every step added: its score, label, loss, question and position, flat and on the CPU."""
+        columns = []
+        for table, question_ids in self._batches:
+            table, question_ids = table.cpu(), question_ids.cpu()
+            present = ~table[:, 1].isnan()
+            scores, labels, losses = (table[:, index][present] for index in range(3))
+            positions = torch.arange(table.shape[2]).expand_as(present)[present]
+            columns.append((scores, labels, losses, question_ids[:, None].expand_as(present)[present], positions))
+        scores, labels, losses, groups, positions = (torch.cat(column) for column in zip(*columns, strict=True))
+        return scores, labels, losses, groups, positions

@@ -1,0 +1,18 @@
+"""Grading: completions are compared with reference answers in worker processes that cannot hang the caller."""
+
+from typing import TYPE_CHECKING
+
+from ..._lazy import lazy_exports
+
+
+if TYPE_CHECKING:
+    from .grader import Grader, grade
+    from .worker import extract_answer
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "grader": ["Grader", "grade"],
+        "worker": ["extract_answer"],
+    },
+)

@@ -1,0 +1,222 @@
+"""Grades whole completions against reference answers: the reward (1 = right) of every solution and continuation.
+
+Model output is untrusted and never executed: it is read in worker processes that are killed when they overrun
+(`_grading_pool.py`). Voting over the answers found is `selection/`'s.
+"""
+
+import atexit
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+
+from .pool import CallerError, GradingPool
+from .worker import METHODS, FunctionGrader, extract_answer, normalize_answer
+
+
+__all__ = ["Grader", "extract_answer", "grade"]
+
+logger = logging.getLogger(__name__)
+
+MAX_CACHED = 8  # graders kept by `grade`
+
+
+def _import_path(function: Callable) -> str | None:
+    """The path by which a worker can import `function`, `None` for a lambda, a closure or a script's own function."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    found = getattr(sys.modules.get(module), name, None)
+    return f"{module}:{name}" if found is function and module != "__main__" else None
+
+
+class Grader:
+    r"""
+    Grades completions against reference answers in worker processes, started at the first call.
+
+    Args:
+        method (`str` or `Callable`, *optional*, defaults to `"math"`):
+            How a completion is compared with its reference:
+
+            - `"math"`: math-verify, which reads LaTeX and numbers. Takes the last marked answer (see
+              [`extract_answer`]); without one, the last number or formula.
+            - `"exact"`: the extracted answer is spelled as the reference, up to `$`, thousands commas and a trailing
+              period.
+            - a function `f(completion, answer)` returning the reward as a float, or its import path
+              `"package.module:function"`. A function that cannot be imported by name (a lambda, a closure, one defined
+              in the script being run) runs in this process, where no time limit holds.
+        answer_pattern (`str`, *optional*):
+            Regular expression whose group 1, in its last match, is the final answer. See [`extract_answer`].
+        num_workers (`int`, *optional*, defaults to at most 4):
+            Worker processes.
+        time_limit (`float`, *optional*, defaults to `5.0`):
+            Seconds after which a worker busy with one answer ends: that answer gets reward 0. Of processor time, so
+            that a busy machine changes no reward; for a caller's function by the clock.
+        max_chars (`int`, *optional*, defaults to `2000`):
+            For `"math"`, the longest answer read, and how much of the end of a completion without a marked answer.
+
+    A method other than a caller's function gives 0 where it finds no answer. `num_timeouts` counts the answers that
+    got 0 because they took too long or ended their worker.
+    """
+
+    def __init__(
+        self,
+        method: str | Callable[[str, str], float] = "math",
+        answer_pattern: str | None = None,
+        num_workers: int | None = None,
+        time_limit: float = 5.0,
+        max_chars: int = 2000,
+    ):
+        if isinstance(method, str) and method not in METHODS and not re.fullmatch(r"[\w.]+:[\w.]+", method):
+            raise ValueError(
+                f"`method` is {method!r}, expected one of {', '.join(map(repr, METHODS))}, a function, or its import "
+                "path 'package.module:function'."
+            )
+        if answer_pattern is not None and re.compile(answer_pattern).groups < 1:
+            raise ValueError(
+                f"`answer_pattern` {answer_pattern!r} has no group, expected the answer in group 1: put parentheses "
+                "around what matches it."
+            )
+        num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+        if num_workers < 1 or time_limit <= 0 or max_chars < 1:
+            raise ValueError(
+                f"Got num_workers={num_workers}, time_limit={time_limit}, max_chars={max_chars}: all must be positive."
+            )
+        self.method, self.answer_pattern = method, answer_pattern
+        path = method if isinstance(method, str) else _import_path(method)
+        self._here = None
+        if path is None:
+            self._here = FunctionGrader(method, answer_pattern)
+            logger.warning(
+                f"The grading function {method!r} cannot be imported by name: it runs in this process, without a time "
+                "limit. Move it to a module to have it run in workers."
+            )
+        settings = {"method": path, "pattern": answer_pattern, "max_chars": max_chars, "time_limit": time_limit}
+        self._pool = GradingPool(settings, num_workers, time_limit)
+
+    @property
+    def num_timeouts(self) -> int:
+        """How many answers got 0 because they took too long or ended their worker."""
+        return self._pool.num_timeouts
+
+    def grade(self, completions: list[str], answers: list[str]) -> list[float]:
+        """The reward of each completion, in order: see [`~Grader.grade_and_extract`]."""
+        return self.grade_and_extract(completions, answers)[0]
+
+    def grade_and_extract(self, completions: list[str], answers: list[str]) -> tuple[list[float], list[str | None]]:
+        """
+        Grades completions and gives the final answers found in them. Identical pairs are graded once.
+
+        Args:
+            completions (`list[str]`):
+                Whole completions.
+            answers (`list[str]`):
+                Reference answer of each: bare, in a `\\boxed{}`, or after `####`.
+
+        Returns:
+            `tuple[list[float], list[str | None]]`: Rewards, 1.0 for right and 0.0 for wrong unless a caller's function
+            says otherwise, and final answers, `None` where there is none. Final answers are spelled alike where they
+            are the same rational number; [`~Grader.equivalent`] compares any two.
+        """
+        _check(completions, answers)
+        pairs = list(zip(completions, answers, strict=True))
+        unique = list(dict.fromkeys(pairs))
+        try:
+            if self._here is None:
+                outcomes = self._pool.run([("grade", *pair) for pair in unique])
+            else:
+                outcomes = [self._grade_here(index, *pair) for index, pair in enumerate(unique)]
+        except CallerError as error:
+            index, message = error.args
+            raise RuntimeError(
+                f"The grading function {self.method!r} raised on row {pairs.index(unique[index])}: {message}. "
+                "Expected a finite float: return 0.0 for a completion it cannot read."
+            ) from error.__cause__
+        found = dict(zip(unique, outcomes, strict=True))
+        if self.method in METHODS and len(unique) >= 32 and not any(extracted for _, extracted in outcomes):
+            logger.warning(
+                f"None of {len(unique)} completions holds a final answer, so all got reward 0 (method "
+                f"{self.method!r}, answer_pattern {self.answer_pattern!r}): set a pattern for what the policy writes."
+            )
+        return [found[pair][0] for pair in pairs], [found[pair][1] for pair in pairs]
+
+    def _grade_here(self, index: int, completion: str, answer: str) -> tuple[float, str | None]:
+        try:
+            return self._here.grade(completion, answer)[:2]
+        except Exception as error:
+            raise CallerError(index, f"{type(error).__name__}: {error}") from error
+
+    def equivalent(self, left: str, right: str) -> bool:
+        """Whether two final answers are the same: mathematically for `"math"`, in their spelling otherwise."""
+        if normalize_answer(left) == normalize_answer(right):
+            return True
+        return self.method == "math" and self._pool.run([("equivalent", left, right)])[0][0] == 1.0
+
+    def close(self) -> None:
+        """Ends the workers. A later call starts new ones."""
+        self._pool.close()
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _check(completions: list[str], answers: list[str]) -> None:
+    if len(completions) != len(answers):
+        raise ValueError(
+            f"Got {len(completions)} completions and {len(answers)} answers, expected one answer for each completion: "
+            "repeat an answer for every completion of its question."
+        )
+    for row, (completion, answer) in enumerate(zip(completions, answers, strict=True)):
+        if not isinstance(completion, str):
+            raise ValueError(f"completions[{row}] is a {type(completion).__name__}, expected `str`: pass its text.")
+        if not isinstance(answer, str) or not answer.strip():
+            raise ValueError(
+                f"answers[{row}] is {answer!r}, expected a non-empty `str`: drop the row or pass its text."
+            )
+
+
+_GRADERS: dict[tuple, Grader] = {}
+_GRADERS_LOCK = threading.Lock()
+
+
+def grade(
+    completions: list[str],
+    answers: list[str],
+    method: str | Callable[[str, str], float] = "math",
+    answer_pattern: str | None = None,
+    num_workers: int | None = None,
+    time_limit: float = 5.0,
+    max_chars: int = 2000,
+) -> list[float]:
+    """
+    Grades completions with a [`Grader`] that is kept for the next call with the same settings.
+
+    Args:
+        completions (`list[str]`):
+            Whole completions.
+        answers (`list[str]`):
+            Reference answer of each.
+        method, answer_pattern, num_workers, time_limit, max_chars:
+            As in [`Grader`].
+
+    Returns:
+        `list[float]`: The reward of each completion, in order: 1.0 for right, 0.0 for wrong, or what a caller's
+        function returned.
+    """
+    key = (os.getpid(), method, answer_pattern, num_workers, time_limit, max_chars)
+    with _GRADERS_LOCK:
+        if key not in _GRADERS:
+            _GRADERS[key] = Grader(*key[1:])
+            if len(_GRADERS) > MAX_CACHED:
+                _GRADERS.pop(next(iter(_GRADERS))).close()
+        grader = _GRADERS[key]
+    return grader.grade(completions, answers)
+
+
+@atexit.register
+def _close_cached() -> None:
+    for grader in _GRADERS.values():
+        grader.close()

@@ -1,0 +1,30 @@
+"""Samplers: solutions and continuations from transformers, vLLM or a server, always as the assistant's turn."""
+
+from typing import TYPE_CHECKING
+
+from ..._lazy import lazy_exports
+
+
+if TYPE_CHECKING:
+    from .base import Completion, Prompt, PromptFormat, Sampler, decode_continuation, derived_seed, holds_stop
+    from .endpoint_sampler import EndpointSampler
+    from .transformers_sampler import TransformersSampler
+    from .vllm_sampler import VLLMSampler
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "base": [
+            "Completion",
+            "Prompt",
+            "PromptFormat",
+            "Sampler",
+            "decode_continuation",
+            "derived_seed",
+            "holds_stop",
+        ],
+        "endpoint_sampler": ["EndpointSampler"],
+        "transformers_sampler": ["TransformersSampler"],
+        "vllm_sampler": ["VLLMSampler"],
+    },
+)

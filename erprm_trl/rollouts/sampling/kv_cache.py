@@ -1,0 +1,270 @@
+"""A key-value cache with room to grow, for `TransformersSampler`: transformers' own copies all of itself for every
+token.
+
+Samples of one prompt read its keys and values from one place, for `TransformersSampler`: a cache that holds each
+prompt once, and the attention that goes with it.
+
+Decoding waits for memory: copied to its samples, a prompt is read as often as there are samples; here once a token
+(Juravsky et al., Hydragen, 2402.05099). Where a model's attention is not transformers' plain SDPA the sampler
+copies."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+
+ROOM = 32  # tokens, at least; a quarter of the length where that is more
+
+
+class GrowingLayer(DynamicLayer):
+    """
+    A layer of keys and values that writes new tokens into memory it has set aside.
+
+    `keys` and `values`, of shape (B, heads, length, size), are views of longer tensors; whatever else replaces them
+    (cropping, repeating) is taken over with the next token.
+    """
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Sets aside nothing yet: the first tokens say how many sequences there are."""
+        super().lazy_initialization(key_states, value_states)
+        self._views = None
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Adds tokens, and returns all keys and values, as transformers' layers do."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length = self.own_length()
+        end = length + key_states.shape[-2]
+        if self._views is None or self.keys is not self._views[0] or end > self._buffers[0].shape[-2]:
+            room = end + max(ROOM, end // 4)
+            self._buffers = [
+                _with_room(held, new, length, room)
+                for held, new in ((self.keys, key_states), (self.values, value_states))
+            ]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., length:end, :] = new
+        self._look_at(end)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Keeps these sequences, in this order, and the room behind them: one copy instead of two."""
+        if not self.is_initialized or self._views is None or self.keys is not self._views[0]:
+            super().reorder_cache(beam_idx)
+        else:
+            self._buffers = [buffer.index_select(0, beam_idx.to(buffer.device)) for buffer in self._buffers]
+            self._look_at(self.own_length())
+
+    def own_length(self) -> int:
+        """Tokens in `keys`."""
+        return super().get_seq_length()
+
+    def _look_at(self, length: int) -> None:
+        self._views = self.keys, self.values = tuple(buffer[..., :length, :] for buffer in self._buffers)
+
+
+def growing_cache(config) -> DynamicCache:
+    """
+    An empty cache for a model.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            The model's; its layers that are no plain attention over all tokens (sliding windows, recurrent states)
+            keep transformers' own.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _with_room(held: torch.Tensor, new: torch.Tensor, length: int, room: int) -> torch.Tensor:
+    buffer = new.new_empty((*new.shape[:-2], room, new.shape[-1]))
+    if length:
+        buffer[..., :length, :] = held
+    return buffer
+
+
+ATTENTION = "erprm_shared_prompts"
+MORE_THAN_PLAIN = ("softcap", "s_aux", "position_bias", "sliding_window")
+
+
+class PromptsNotShared(RuntimeError):
+    """The model does something with its keys that sharing them does not allow; nothing was sampled wrongly."""
+
+
+class SharedPrompts:
+    """
+    Which of B samples continue which of U prompts: those of a prompt follow each other.
+
+    Attributes:
+        owners (`torch.Tensor`): shape (B,), the prompt of each sample, ascending.
+        unread (`bool`): whether keys were given out that [`shared_prompts_attention`] has not seen.
+    """
+
+    def __init__(self, counts: Tensor):
+        self.unread = False
+        self._arrange(torch.arange(len(counts), device=counts.device).repeat_interleave(counts))
+
+    def check(self) -> None:
+        """Raises `PromptsNotShared` if keys were given out that another attention has read."""
+        if self.unread:
+            raise PromptsNotShared("The model has an attention of its own.")
+
+    def keep(self, samples: Tensor) -> Tensor:
+        """Keeps these samples, ascending, and of the prompts, which are returned, those that still have one."""
+        prompts, owners = self.owners[samples].unique_consecutive(return_inverse=True)
+        self._arrange(owners)
+        return prompts
+
+    def _arrange(self, owners: Tensor) -> None:
+        self.owners = owners
+        counts = owners.bincount()
+        self.num_prompts, self.most = len(counts), int(counts.max())
+        self._full = self.num_prompts * self.most == len(owners)  # every place is taken, and in order
+        samples = torch.arange(len(owners), device=owners.device)
+        # Each prompt has a place for as many samples as the one with most of them.
+        self._places = owners * self.most + samples - (counts.cumsum(0) - counts)[owners]
+        self._samples = samples.new_zeros(self.num_prompts * self.most).scatter(0, self._places, samples)
+
+    def by_prompt(self, of_samples: Tensor) -> Tensor:
+        """(B, heads, queries, n) to (U, heads, most samples × queries, n); free places hold anything."""
+        placed = of_samples if self._full else of_samples[self._samples.to(of_samples.device)]
+        placed = placed.unflatten(0, (self.num_prompts, self.most))
+        return placed.transpose(1, 2).flatten(2, 3)
+
+    def by_sample(self, of_prompts: Tensor) -> Tensor:
+        """Back from [`~SharedPrompts.by_prompt`]."""
+        placed = of_prompts.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1)
+        return placed if self._full else placed[self._places.to(placed.device)]
+
+
+class SharedPromptsLayer(GrowingLayer):
+    """
+    Keys and values of a layer: `prompt_keys` and `prompt_values` of shape (U, heads, length, size), and as `keys` and
+    `values` those of the samples' own tokens.
+    """
+
+    def __init__(self, prefilled: GrowingLayer, prompts: SharedPrompts):
+        super().__init__()
+        self.prompts = prompts
+        self.prompt_keys, self.prompt_values = prefilled.keys, prefilled.values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """
+        Adds tokens and returns the samples' own alone, for [`shared_prompts_attention`].
+
+        Raises:
+            `PromptsNotShared`: if what another layer returned was read by another attention.
+        """
+        self.prompts.check()
+        keys, values = super().update(key_states, value_states)
+        keys.shared_by = weakref.ref(self)  # no cycle: memory is free as soon as the cache is
+        self.prompts.unread = True
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """The prompts' tokens and the samples' own."""
+        return self.prompt_keys.shape[-2] + self.own_length()
+
+    def keep_prompts(self, prompts: Tensor) -> None:
+        """Keeps these prompts."""
+        prompts = prompts.to(self.prompt_keys.device)
+        self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
+
+
+class SharedPromptsCache(DynamicCache):
+    """
+    The cache of B samples that continue U prompts.
+
+    Args:
+        prefilled ([`~transformers.DynamicCache`]):
+            A growing cache that holds the prompts, left as it is.
+        counts (`torch.Tensor`):
+            Shape (U,), samples of each prompt, at least one.
+    """
+
+    def __init__(self, prefilled: DynamicCache, counts: Tensor):
+        super().__init__()
+        self.prompts = SharedPrompts(counts)
+        self.layers = [SharedPromptsLayer(layer, self.prompts) for layer in prefilled.layers]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keeps these samples, ascending."""
+        before = self.prompts.num_prompts
+        prompts = self.prompts.keep(beam_idx)
+        super().reorder_cache(beam_idx)
+        if len(prompts) < before:
+            for layer in self.layers:
+                layer.keep_prompts(prompts)
+
+
+def shared_prompts_attention(
+    module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling=None, **kwargs
+) -> tuple[Tensor, None]:
+    r"""
+    Attention of one new token a sample to its prompt and its own tokens, as transformers calls it.
+
+    $$ o = \mathrm{softmax}(q [K_u; K_b]^\top / \sqrt{d}) [V_u; V_b] $$
+
+    with the prompt's keys and values $K_u, V_u$ read once for all of its samples. The softmax is float32.
+
+    Args:
+        query (`torch.Tensor`):
+            Shape (B, query heads, 1, d).
+        key, value (`torch.Tensor`):
+            What [`SharedPromptsLayer.update`] returned: (B, heads, own length, d). Others are attended to as by SDPA.
+        attention_mask (`torch.Tensor`, *optional*):
+            Shape (B or 1, 1, 1, prompt length + own length), True where attended.
+
+    Returns:
+        `tuple[torch.Tensor, None]`: (B, 1, query heads, d), and no weights.
+
+    Raises:
+        `PromptsNotShared`: for several new tokens at once, and where there is more than the plain attention (soft
+            caps, sinks, biases of positions, sliding windows).
+    """
+    shared_by = getattr(key, "shared_by", None)
+    if shared_by is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if query.shape[2] != 1 or any(kwargs.get(name) is not None for name in MORE_THAN_PLAIN):
+        raise PromptsNotShared("The model's attention is not the plain one.")
+    layer = shared_by()
+    prompts = layer.prompts
+    prompts.unread = False
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    grouped = (query * scaling).reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
+    to_prompts = prompts.by_prompt(grouped) @ layer.prompt_keys.transpose(-1, -2)
+    scores = torch.cat([prompts.by_sample(to_prompts), grouped @ key.transpose(-1, -2)], -1)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    of_prompts, of_own = weights.split([layer.prompt_keys.shape[-2], key.shape[-2]], -1)
+    from_prompts = prompts.by_sample(prompts.by_prompt(of_prompts) @ layer.prompt_values)
+    return (from_prompts + of_own @ value).reshape(query.shape[0], 1, -1, value.shape[-1]), None
+
+
+def can_share(model: PreTrainedModel, cache: DynamicCache) -> bool:
+    """Whether a model attends by SDPA alone, everywhere to all tokens, as far as can be told without running it."""
+    return (
+        model.config._attn_implementation == "sdpa"
+        and type(model)._can_set_attn_implementation()
+        and all(type(layer) is GrowingLayer for layer in cache.layers)
+    )
+
+
+@contextmanager
+def sharing_prompts(model: PreTrainedModel) -> Iterator[None]:
+    """The model attends by [`shared_prompts_attention`]; afterwards as it did before."""
+    AttentionInterface.register(ATTENTION, shared_prompts_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")

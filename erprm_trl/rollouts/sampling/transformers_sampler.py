@@ -1,0 +1,311 @@
+"""Sampling by transformers' `generate`: any causal language model, in batches across questions and prefixes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ...io.file_checks import check_model_folder
+from .base import Completion, Prompt, PromptFormat, decode_continuation
+from .kv_cache import PromptsNotShared, SharedPromptsCache, can_share, growing_cache, sharing_prompts
+from .stop_strings import StopStrings
+
+
+class TransformersSampler:
+    """
+    Samples from any causal language model of transformers, a PEFT model included, in batches across questions and
+    prefixes.
+
+    Prompts are sorted by length and cut into batches; each prompt is prefilled once, and its samples share its keys
+    and values, or have a copy each where the model's attention is not plain SDPA; samples that have ended leave the
+    batch. The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled is
+    the policy itself.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy, on its device.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            0 is greedy. Values of prefixes are defined by samples at 1 (arXiv 2412.11006).
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus mass.
+        top_k (`int`, *optional*, defaults to `0`):
+            0 keeps the whole vocabulary.
+        max_new_tokens (`int`, *optional*, defaults to `512`):
+            Longest completion. One that reaches it is not `finished`.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Sequences generated at a time.
+        prompt_template, system_prompt, use_chat_template (*optional*):
+            See [`PromptFormat`].
+        fork_cache (`bool`, *optional*, defaults to `True`):
+            Prefill a prompt once for all its samples, instead of once a sample.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_new_tokens: int = 512,
+        batch_size: int = 64,
+        prompt_template: str | None = None,
+        system_prompt: str | None = None,
+        use_chat_template: bool | None = None,
+        fork_cache: bool = True,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompt_format = PromptFormat(tokenizer, prompt_template, system_prompt, use_chat_template)
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.fork_cache = fork_cache
+        self._shares = True  # until the model turns out not to
+        self.eos_token_ids = _eos_token_ids(model, tokenizer)
+        self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_token_ids[0]
+        self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str, *, model_init_kwargs: dict[str, Any] | None = None, **settings: Any):
+        """
+        Loads the policy and its tokenizer, a LoRA adapter's folder included, onto this process's device.
+
+        Args:
+            path_or_id (`str`):
+                Hub id or folder.
+            model_init_kwargs (`dict[str, Any]`, *optional*):
+                Arguments of `AutoModelForCausalLM.from_pretrained`; `dtype` defaults to the checkpoint's,
+                `trust_remote_code` to False.
+            settings:
+                The other arguments of the class.
+        """
+        from accelerate import PartialState
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        check_model_folder(path_or_id)
+        # Said outright: left open, transformers asks on the terminal whether to run a repository's code.
+        kwargs = {"dtype": "auto", "trust_remote_code": False, **(model_init_kwargs or {})}
+        shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+        tokenizer = AutoTokenizer.from_pretrained(path_or_id, **shared)
+        model = AutoModelForCausalLM.from_pretrained(path_or_id, **kwargs)
+        if "device_map" not in kwargs:
+            model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)
+        return cls(model, tokenizer, **settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "backend": "transformers",
+            "model": self.model.config._name_or_path,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+            **self.prompt_format.settings,
+        }
+
+    def sample(
+        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+    ) -> list[list[Completion]]:
+        """
+        Samples completions.
+
+        Args:
+            prompts (`list[Prompt]`):
+                What to continue.
+            num_samples (`int`):
+                Completions of each prompt.
+            seed (`int`):
+                Fixes the draw together with the prompts and the settings; the global random state is left as it was.
+            stop (`Sequence[str]`, *optional*):
+                A completion ends with the token that completes one of these strings, and is not `finished` then. The
+                token stays whole, with what it holds after the string.
+
+        Returns:
+            `list[list[Completion]]`: `num_samples` completions of each prompt, in the prompts' order.
+
+        Raises:
+            `ValueError`: if a prompt leaves no room in the model's context.
+        """
+        encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
+        completions: list[list[Completion]] = [[] for _ in prompts]
+        jobs = [index for index in order for _ in range(num_samples)]
+        device = self.model.device
+        was_training = self.model.training
+        self.model.eval()
+        with torch.inference_mode(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for start in range(0, len(jobs), self.batch_size):
+                batch = jobs[start : start + self.batch_size]
+                for index, completion in zip(
+                    batch, self._sample_batch([encoded[i] for i in batch], stop), strict=True
+                ):
+                    completions[index].append(completion)
+        self.model.train(was_training)
+        return completions
+
+    def _sample_batch(self, prompts: list[list[int]], stop: Sequence[str]) -> list[Completion]:
+        longest = max(map(len, prompts))
+        room = self.max_new_tokens if self.context_length is None else self.context_length - longest
+        if room < 1:
+            text = self.tokenizer.decode(prompts[-1][:30])
+            raise ValueError(
+                f"A prompt of {longest} tokens leaves no room in the context of {self.context_length} (it begins "
+                f"{text!r}). Drop the "
+                "question, or stop continuing solutions that are this long with a smaller max_new_tokens."
+            )
+        unique, counts = _runs(prompts)
+        input_ids, attention_mask = _left_pad(unique, self.pad_token_id, self.model.device)
+        repeats = torch.tensor(counts, device=input_ids.device)
+        each = input_ids.repeat_interleave(repeats, 0), attention_mask.repeat_interleave(repeats, 0)
+
+        def continued(cache) -> list[list[int]]:
+            limit = min(self.max_new_tokens, room)
+            return self._continue(*each, cache, limit) if not stop else self._until(stop, prompts, *each, cache, limit)
+
+        if not self.fork_cache or len(unique) == len(prompts) or longest == 1:
+            new_tokens = continued(growing_cache(self.model.config))
+        else:
+            prefilled = self._prefill(input_ids[:, :-1], attention_mask[:, :-1])
+            new_tokens = self._continue_shared(continued, prefilled, repeats)
+        return [self._completion(prompt, new) for prompt, new in zip(prompts, new_tokens, strict=True)]
+
+    def _continue_shared(self, continued, prefilled, repeats: torch.Tensor) -> list[list[int]]:
+        """What `continued` makes of a cache in which the samples share their prompts, or, with models that cannot,
+        each have a copy."""
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if self._shares and can_share(model, prefilled):
+            cache = SharedPromptsCache(prefilled, repeats)
+            try:
+                with sharing_prompts(model):
+                    new_tokens = continued(cache)
+                cache.prompts.check()
+                return new_tokens
+            except PromptsNotShared:  # at the first token
+                self._shares = False
+        prefilled.reorder_cache(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
+        return continued(prefilled)
+
+    def _until(self, stop, prompts, input_ids, attention_mask, cache, limit: int) -> list[list[int]]:
+        """New tokens of each row up to one that completes a stop string."""
+        stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1])
+        sequences = self._generate(input_ids, attention_mask, cache, limit, stopping).sequences
+        return [
+            new[:length]
+            for new, length in zip(sequences[:, input_ids.shape[1] :].tolist(), stopping.lengths, strict=True)
+        ]
+
+    def _continue(self, input_ids, attention_mask, cache, limit: int) -> list[list[int]]:
+        """New tokens of each row, generated some at a time: between, rows that have ended leave the batch."""
+        start, eos = input_ids.shape[1], torch.tensor(self.eos_token_ids, device=input_ids.device)
+        new_tokens: list[list[int]] = [[] for _ in input_ids]
+        rows = list(range(len(input_ids)))
+        while rows:
+            made = input_ids.shape[1] - start
+            # Few at a time while texts are short: a text that ends waits for a quarter of its own length at most.
+            out = self._generate(input_ids, attention_mask, cache, min(limit - made, max(8, made // 4)))
+            alive = ~torch.isin(out.sequences[:, input_ids.shape[1] :], eos).any(1)
+            if out.sequences.shape[1] - start >= limit:
+                alive[:] = False
+            ended, kept = (~alive).nonzero().flatten(), alive.nonzero().flatten()
+            for index, new in zip(ended.tolist(), out.sequences[ended, start:].tolist(), strict=True):
+                new_tokens[rows[index]] = new
+            rows = [rows[index] for index in kept.tolist()]
+            input_ids = out.sequences[kept]
+            attention_mask = torch.nn.functional.pad(
+                attention_mask[kept], (0, input_ids.shape[1] - attention_mask.shape[1]), value=1
+            )
+            if rows and len(ended):
+                cache.reorder_cache(kept)
+        return new_tokens
+
+    def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
+        positions = (attention_mask.cumsum(-1) - 1).clamp_min(0)
+        cache = growing_cache(self.model.config)
+        # The logits of the prompt are not needed: keep one position, not length x vocabulary.
+        self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return cache
+
+    def _generate(self, input_ids, attention_mask, cache, max_new_tokens: int, stopping=None):
+        from transformers import GenerationConfig
+
+        greedy = self.temperature == 0
+        config = GenerationConfig(
+            do_sample=not greedy,
+            max_new_tokens=max_new_tokens,
+            use_cache=True,  # models come out of training with the cache switched off
+            return_dict_in_generate=True,
+            eos_token_id=self.eos_token_ids,
+            pad_token_id=self.pad_token_id,
+            **({} if greedy else {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}),
+        )
+        # generate() fills what a config leaves open from the model's own: for the length of the call there is only
+        # ours. A PEFT model hands its config down to the model that it wraps, so both are put back.
+        owners = [self.model, *([self.model.get_base_model()] if hasattr(self.model, "get_base_model") else [])]
+        own = [owner.generation_config for owner in owners]
+        try:
+            for owner in owners:
+                owner.generation_config = config
+            return self.model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                generation_config=config,
+                stopping_criteria=None if stopping is None else [stopping],
+                # Processes sample different prompts. ZeRO-3's weights are gathered before, so none waits for another.
+                synced_gpus=False,
+            )
+        finally:
+            for owner, generation_config in zip(owners, own, strict=True):
+                owner.generation_config = generation_config
+
+    def _completion(self, prompt: list[int], new: list[int]) -> Completion:
+        # The first end token ends the text, wherever padding uses the same id.
+        end = next((index for index, token in enumerate(new) if token in self.eos_token_ids), None)
+        text = decode_continuation(self.tokenizer, prompt, new if end is None else new[:end])
+        token_ids = tuple(new if end is None else new[: end + 1])
+        return Completion(text, end is not None, len(token_ids), token_ids)
+
+
+def _runs(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+    unique, counts = [], []
+    for prompt in prompts:
+        if unique and prompt == unique[-1]:
+            counts[-1] += 1
+        else:
+            unique.append(prompt)
+            counts.append(1)
+    return unique, counts
+
+
+def _left_pad(prompts: list[list[int]], pad_token_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def _eos_token_ids(model, tokenizer) -> list[int]:
+    # Chat models end a turn with a token that only their generation config names.
+    ids = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = ids if isinstance(ids, list) else [ids]
+    ids = [token for token in [*ids, tokenizer.eos_token_id] if token is not None]
+    if not ids:
+        raise ValueError(
+            "The policy has no end-of-sequence token: set tokenizer.eos_token, or no sample would ever end."
+        )
+    return list(dict.fromkeys(ids))

@@ -1,0 +1,169 @@
+"""A collection on disk: its manifest, its shards of JSON lines, and random access to their rows.
+
+Each process appends to a shard of its own. A chunk (a run of consecutive questions) is written by one call and is
+complete if all its rows are there; the incomplete chunk that a crash left at the end of a shard is cut off before
+the next one is appended. Only the byte offsets of rows are kept in memory.
+"""
+
+import json
+import logging
+import math
+import operator
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..io.atomic_files import replace_file
+from ..io.on_disk_sequence import OnDiskSequence
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+SHARD = "rollouts-{rank:05d}.jsonl"
+RESTORE = (
+    "Restore it (the same command writes the same one at its start, into an empty folder), or choose another folder."
+)
+
+
+class RolloutRows(OnDiskSequence):
+    """
+    Rows of JSON lines. The files may grow meanwhile, as collections do; where rows begin must stay.
+
+    Args:
+        shards (`Sequence[Path]`):
+            The files.
+        places (`numpy.ndarray`):
+            Of each row, the index of its file and the byte at which it begins, shape (rows, 2).
+    """
+
+    def __init__(self, shards: Sequence[Path], places: np.ndarray):
+        self._shards, self._places = shards, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with ExitStack() as stack:
+            files = [stack.enter_context(open(shard, "rb")) for shard in self._shards]
+            for shard, start in self._places:
+                yield _row_at(files[shard], start)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        shard, start = self._places[index]
+        with open(self._shards[shard], "rb") as file:
+            return _row_at(file, start)
+
+
+def _row_at(file, start: int) -> dict[str, Any]:
+    file.seek(start)
+    return json.loads(file.readline())
+
+
+def chunk_sizes(config: dict[str, Any]) -> list[int]:
+    """Rows of each chunk of a collection: questions of the chunk times solutions a question."""
+    total, size = config["num_questions"], config["chunk_size"]
+    return [min(size, total - start) * config["num_solutions"] for start in range(0, total, size)]
+
+
+def shares_continuations(config: dict[str, Any]) -> bool:
+    """Whether a collection's prefixes may have any number of continuations, some of them from other prefixes."""
+    return "reuse_continuations" in config
+
+
+def shard_paths(path: Path) -> list[Path]:
+    """The shards of a folder, in the order of their processes."""
+    return sorted(path.glob("rollouts-*.jsonl"))
+
+
+def read_chunks(shard: Path, num_chunks: float = math.inf) -> Iterator[tuple[int, list[dict], list[int]]]:
+    """
+    Yields each chunk's number, its rows and the bytes at which they begin, the last of these the one at which the
+    chunk ends. A last line without its newline is not read: it is half.
+
+    Raises:
+        `ValueError`: for a line that is whole and yet no row of one of `num_chunks` chunks.
+    """
+    rows: list[dict] = []
+    starts = [0]
+    with open(shard, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                chunk, _, _ = (operator.index(row[name]) for name in ("chunk", "question_index", "solution_index"))
+                if not 0 <= chunk < num_chunks:
+                    raise ValueError(f"chunk {chunk} of {num_chunks}")
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{shard}, line {number}: damaged ({error!r}), expected a row of rollouts. Cut the file off "
+                    "before this line, or delete it and the other lines of its chunk: what is missing then is sampled "
+                    "again by the next run."
+                ) from error
+            if rows and chunk != rows[-1]["chunk"]:
+                yield rows[-1]["chunk"], rows, starts
+                rows, starts = [], starts[-1:]
+            rows.append(row)
+            starts.append(starts[-1] + len(line))
+    if rows:
+        yield rows[-1]["chunk"], rows, starts
+
+
+def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
+    """Cuts off what a crash left unfinished at a shard's end and returns the numbers of the chunks that are done."""
+    done: set[int] = set()
+    end = 0
+    unfinished = None
+    for chunk, rows, starts in read_chunks(shard, len(rows_in_chunk)):
+        if unfinished is not None:
+            raise ValueError(
+                f"{shard}: chunk {unfinished} is incomplete in the middle of the file: it belongs to another run or "
+                "was edited. Move the "
+                "file away: its questions are sampled again by the next run."
+            )
+        if len(rows) == rows_in_chunk[chunk]:
+            done.add(chunk)
+            end = starts[-1]
+        else:
+            unfinished = chunk
+    size = shard.stat().st_size
+    if end < size:
+        logger.warning("%s: cutting off %d bytes of an unfinished chunk.", shard, size - end)
+        os.truncate(shard, end)
+    return done
+
+
+def append_rows(file, rows: list[dict[str, Any]]) -> None:
+    """Appends a chunk's rows by one write and waits until the disk has them."""
+    # ASCII escapes: whatever a model writes (lone surrogates, line separators) stays one line and reads back the same.
+    lines = memoryview("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
+    try:
+        # Past the file's buffer, which would try again when it is closed.
+        while lines:
+            lines = lines[os.write(file.fileno(), lines) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        what = f"{error.strerror}: a chunk could not be written, those before it are safe. Run the same command again"
+        raise OSError(error.errno, what, file.name) from error
+
+
+def read_manifest(path: Path, remedy: str = RESTORE) -> dict[str, Any] | None:
+    """The folder's manifest, or `None` if it has none; `remedy` is what to do about a damaged one."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest["config"]
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path / MANIFEST}: damaged ({error!r}). {remedy}") from error
+    return manifest
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Replaces the manifest in one move, so that a crash leaves the old one or the new one."""
+    replace_file(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,92 @@
+"""Step scores of judged solutions in a file that grows: a run that is killed loses the batch in hand and nothing else.
+The protocol is `processbench.py`'s."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ...io.atomic_files import replace_file
+from ...io.redaction import without_login
+from ...reward_model.scoring.scorer import StepScorer
+from .processbench import JudgedSolution
+
+
+SCORES_FILE = "step_scores.json"
+_WEIGHTS = ("*.safetensors", "*.bin", "prm_format.json")
+
+
+def score_judged(
+    reward_model: str,
+    solutions: Iterable[JudgedSolution],
+    folder: str | Path,
+    *,
+    batch_size: int = 32,
+    chunk_size: int = 256,
+) -> dict[JudgedSolution, list[float]]:
+    """
+    Scores the steps of judged solutions, or reads the scores that an earlier run has written.
+
+    Args:
+        reward_model (`str`):
+            Folder, Hub id or scoring server; loaded only if something is left to score.
+        solutions (`Iterable[JudgedSolution]`):
+            Any, in any order; solutions with equal problem and steps are scored once.
+        folder (`str` or `Path`):
+            Where `step_scores.json` is. It is replaced in one move after each chunk.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Solutions that the model reads at a time.
+        chunk_size (`int`, *optional*, defaults to `256`):
+            Solutions between two writes.
+
+    Returns:
+        `dict[JudgedSolution, list[float]]`: one score a step; none for a solution longer than the model's context.
+
+    Raises:
+        `ValueError`: if the file is damaged, or holds the scores of another model or of other weights in the same
+            folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SCORES_FILE
+    identity = {"reward_model": without_login(reward_model), "files": _files(reward_model)}
+    scores = _read_scores(path, identity)
+    keys = {solution: _key(solution) for solution in solutions}
+    todo = list({key: solution for solution, key in keys.items() if key not in scores}.items())
+    if todo:
+        scorer = StepScorer.from_pretrained(reward_model, batch_size=batch_size)
+        for start in range(0, len(todo), chunk_size):
+            chunk = todo[start : start + chunk_size]
+            problems, steps = [one.problem for _, one in chunk], [list(one.steps) for _, one in chunk]
+            new = scorer.score(problems, steps, skip_too_long=True)
+            scores.update(zip((key for key, _ in chunk), new, strict=True))
+            replace_file(path, json.dumps({**identity, "scores": scores}))
+    return {solution: scores[key] for solution, key in keys.items()}
+
+
+def _read_scores(path: Path, identity: dict[str, Any]) -> dict[str, list[float]]:
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        scores = held.pop("scores")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}), expected step scores. Delete it to score again.") from error
+    if held != identity:
+        raise ValueError(
+            f"{path} holds the scores of {held.get('reward_model')!r} with files {held.get('files')}, expected "
+            f"{identity['reward_model']!r} with {identity['files']}. Choose another folder, or delete the file to "
+            "score again."
+        )
+    return scores
+
+
+def _files(reward_model: str) -> dict[str, list[int]]:
+    """Size and time of a local model's files: a model trained anew in the same folder is another one."""
+    found = (file for pattern in _WEIGHTS for file in sorted(Path(reward_model).glob(pattern)))
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in found}
+
+
+def _key(solution: JudgedSolution) -> str:
+    return hashlib.sha256(json.dumps([solution.problem, solution.steps]).encode()).hexdigest()[:32]

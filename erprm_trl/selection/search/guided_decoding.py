@@ -1,0 +1,236 @@
+"""Solutions written step by step under a reward model's eye: the policy proposes, step scores decide what goes on. The
+policy is left as it is; choosing among whole solutions is `picks.py`'s."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from ...functional.aggregation import AGGREGATIONS, aggregate
+from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed, holds_stop
+from ...steps import closed_steps, split_steps, step_stops
+from .question_search import GuidedResult, Node, QuestionSearch
+
+
+METHODS = ("beam", "resample", "particles")
+
+
+class Scorer(Protocol):
+    """What guided search asks of a reward model; [`~erprm_trl.reward_model.StepScorer`] is one."""
+
+    def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[float]]:
+        """One score a step of each solution."""
+
+
+def guided_search(
+    questions: Sequence[str],
+    sampler: Sampler,
+    scorer: Scorer,
+    *,
+    method: str = "particles",
+    eta: float | None = None,
+    width: int = 8,
+    expansions: int | None = None,
+    ess_threshold: float = 0.5,
+    aggregation: str = "last",
+    splitter: str | None = None,
+    max_steps: int = 64,
+    max_tokens: int | None = None,
+    token_budget: int | None = None,
+    score_budget: int | None = None,
+    seed: int = 0,
+) -> list[GuidedResult]:
+    r"""
+    Writes solutions step by step, steered by the values \\( V \\) of prefixes.
+
+    The optimal policy for a reward with KL coefficient \\( 1/\eta \\) is \\( \pi^* \propto \pi_0 \exp(\eta r) \\), and
+    its next step follows \\( \pi_0 \exp(\eta V(\text{prefix + step})) \\) (Q#, arXiv 2502.20548). The score of a
+    reward model trained with `eta` is this V.
+
+    | method | at each step |
+    |---|---|
+    | `"beam"` | `expansions` proposals for each of `width` beams; the `width` distinct texts of highest value stay |
+    | `"resample"` | each of `width` chains draws one of its `expansions` proposals by softmax(eta V) |
+    | `"particles"` | each of `width` particles goes on, weighted by exp(eta (V after - V before)), and is resampled |
+
+    Beams are for the highest value. Chains are independent samples, of \\( \pi^* \\) as `expansions` grows. Particles
+    are a weighted set; a draw from it is one of \\( \pi_0 \exp(\eta V_\text{end}) / Z \\) as `width` grows, whatever
+    the values on the way.
+
+    All questions go on together: one call of the sampler and one of the scorer a step. Choices hang on the seed and
+    the question, not on the other questions; samples do where the sampler's do. A budget is a question's own, and is
+    looked at between steps.
+
+    Args:
+        questions (`Sequence[str]`):
+            The questions.
+        sampler ([`~erprm_trl.rollouts.Sampler`]):
+            The policy. Its `max_new_tokens` bounds a step here.
+        scorer ([`StepScorer`]):
+            The reward model; anything with its `score`.
+        method (`str`, *optional*, defaults to `"particles"`):
+            `"beam"`, `"resample"` or `"particles"`.
+        eta (`float`, *optional*):
+            Inverse reward temperature; needed by all but `"beam"`, which has none. `inf` is the greedy choice
+            (`"resample"` only).
+        width (`int`, *optional*, defaults to `8`):
+            Beams, chains or particles of a question.
+        expansions (`int`, *optional*):
+            Next steps proposed for each; 4 by default. Particles have one.
+        ess_threshold (`float`, *optional*, defaults to `0.5`):
+            Particles are resampled when their effective sample size is below this share of `width`. In [0, 1].
+        aggregation (`str`, *optional*, defaults to `"last"`):
+            From the scores of a prefix to its value ([`~erprm_trl.functional.aggregate`]). Only the last score is V.
+        splitter (`str`, *optional*):
+            Where steps end ([`~erprm_trl.rollouts.split_steps`]); defaults to the scorer's format.
+        max_steps (`int`, *optional*, defaults to `64`):
+            Rounds, each a step.
+        max_tokens (`int`, *optional*):
+            A solution with so many tokens is not continued.
+        token_budget, score_budget (`int`, *optional*):
+            A question that generated so many tokens, or cannot have one more step of all its solutions scored, is
+            ended. The last round may end above the first, by its own tokens.
+        seed (`int`, *optional*, defaults to 0):
+            Fixes every draw, as far as the sampler does.
+
+    Returns:
+        `list[GuidedResult]`: one a question.
+
+    Raises:
+        `ValueError`: for arguments that do not fit, or a score that is not finite.
+
+    Example:
+
+    ```python
+    >>> results = guided_search(questions, sampler, scorer, method="particles", eta=2.0, width=16)
+    >>> results[0].solutions[0].text
+    ```
+    """
+    expansions = _check_arguments(method, eta, width, expansions, ess_threshold, aggregation)
+    _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
+    splitter = _splitter(splitter, scorer)
+    seen: Counter[str] = Counter()
+    searches = []
+    for question in questions:
+        # The same question again is another search, with draws of its own.
+        searches.append(QuestionSearch(question, width, derived_seed(seed, "choices", seen[question], question)))
+        seen[question] += 1
+    for depth in range(max_steps):
+        for search in searches:
+            search.check_budgets(expansions, token_budget, score_budget)
+        live = [search for search in searches if search.frontier]
+        if not live:
+            break
+        children = _propose(live, sampler, expansions, step_stops(splitter), derived_seed(seed, "proposals", depth))
+        _score(children, scorer, splitter, aggregation, max_tokens)
+        for search, proposed in children:
+            search.advance(proposed, method, eta, ess_threshold, depth)
+    return [search.result(method, splitter) for search in searches]
+
+
+_Children = list[tuple[QuestionSearch, list[list[Node]]]]
+
+
+def _propose(
+    live: list[QuestionSearch], sampler: Sampler, expansions: int, stops: tuple[str, ...], seed: int
+) -> _Children:
+    """The children of every node, not yet scored, from one call of the sampler."""
+    prompts = [Prompt(search.question, search.nodes[index].text) for search in live for index in search.frontier]
+    completions = iter(sampler.sample(prompts, expansions, seed, stop=stops))
+    children = []
+    for search in live:
+        proposed = [[node] for node in search.nodes]
+        for index in search.frontier:
+            samples = next(completions)
+            search.tokens_generated += sum(one.num_tokens for one in samples)
+            proposed[index] = [_child(search.nodes[index], one, stops) for one in samples]
+        children.append((search, proposed))
+    return children
+
+
+def _child(node: Node, completion: Completion, stops: tuple[str, ...]) -> Node:
+    stopped = holds_stop(completion.text, stops)
+    reason = "finished" if completion.finished else None if stopped else "length"
+    return node._replace(
+        text=node.text + completion.text, num_tokens=node.num_tokens + completion.num_tokens, reason=reason
+    )
+
+
+def _score(children: _Children, scorer: Scorer, splitter: str, aggregation: str, max_tokens: int | None) -> None:
+    """Gives the children their scores, in place: one call of the scorer, and no prefix of a question twice."""
+    texts = {node.text for _, proposed in children for some in proposed for node in some}
+    steps_of = {text: tuple(closed_steps(text, splitter)) for text in texts}
+    asked: list[tuple[QuestionSearch, tuple[str, ...]]] = []
+    for search, proposed in children:
+        reached = dict.fromkeys(steps_of[node.text] for some in proposed for node in some)
+        asked += [(search, steps) for steps in reached if steps not in search.scored]
+    if asked:
+        answers = scorer.score([search.question for search, _ in asked], [list(steps) for _, steps in asked])
+        checked = [_checked(one, search.question, steps) for one, (search, steps) in zip(answers, asked, strict=True)]
+        values = aggregate([torch.tensor(one, dtype=torch.float64) for one in checked], aggregation).tolist()
+        for (search, steps), scores, value in zip(asked, checked, values, strict=True):
+            search.scored[steps] = (scores, value)
+    for search, proposed in children:
+        for some in proposed:
+            for number, node in enumerate(some):
+                scores, value = search.scored[steps_of[node.text]]
+                too_long = node.reason is None and max_tokens is not None and node.num_tokens >= max_tokens
+                some[number] = node._replace(scores=scores, value=value, reason="length" if too_long else node.reason)
+
+
+def _checked(scores: Sequence[float], question: str, steps: Sequence[str]) -> tuple[float, ...]:
+    if len(scores) != len(steps):
+        raise ValueError(
+            f"Scores of {question[:80]!r}: got {len(scores)} for {len(steps)} steps, expected one a step. Look at the "
+            "scorer."
+        )
+    for number, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise ValueError(
+                f"Score of step {number + 1} ({steps[number][:80]!r}) of {question[:80]!r}: got {score}, expected a "
+                "finite number. Look at the reward model's weights and dtype."
+            )
+    return tuple(map(float, scores))
+
+
+def _check_arguments(
+    method: str, eta: float | None, width: int, expansions: int | None, ess_threshold: float, aggregation: str
+) -> int:
+    """Raises a `ValueError` for what does not fit together; returns the number of expansions."""
+    if method not in METHODS:
+        raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}.")
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
+    if method == "beam" and eta is not None:
+        raise ValueError(f"eta: got {eta} with method='beam', which ranks by the value itself. Leave it out.")
+    if method != "beam" and (eta is None or math.isnan(eta)):
+        raise ValueError(
+            f"eta: got {eta} with method={method!r}, expected a number: the reward model's own, as a rule."
+        )
+    if method == "particles" and math.isinf(eta):
+        raise ValueError(f"eta: got {eta} with method='particles', expected a finite number. 'resample' takes it.")
+    if method == "particles" and expansions not in (None, 1):
+        raise ValueError(f"expansions: got {expansions} with method='particles', which has one. Raise width instead.")
+    if not 0 <= ess_threshold <= 1:
+        raise ValueError(f"ess_threshold: got {ess_threshold}, expected a share in [0, 1].")
+    expansions = (1 if method == "particles" else 4) if expansions is None else expansions
+    _check_limits(width=width, expansions=expansions)
+    return expansions
+
+
+def _check_limits(**limits: int | None) -> None:
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1.")
+
+
+def _splitter(splitter: str | None, scorer: Any) -> str:
+    if splitter is None:
+        prm_format = getattr(scorer, "prm_format", None)
+        if prm_format is None:
+            raise ValueError("splitter: got none, and the scorer has no prm_format that names one. Pass splitter.")
+        splitter = prm_format.splitter
+    split_steps("", splitter)
+    return splitter
