@@ -34,7 +34,7 @@ $(VLLM_INSTALLED): setup.cfg constraints.txt
 
 # A process a file: an engine leaves a process group and environment variables behind.
 test-vllm: $(VLLM_INSTALLED)
-	set -e; for file in tests/rollouts/test_vllm_sampler.py tests/vllm/test_*.py; do \
+	set -e; for file in tests/rollouts/sampling/test_vllm_sampler.py tests/vllm/test_*.py; do \
 		HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(VLLM)/python -m pytest $$file; done
 
 lint: install

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the chain needs nothing from outside
 
-from trl import TrlParser  # noqa: E402
+from trl import TrlParser
 
-import erprm_trl  # noqa: E402
-from erprm_trl import report  # noqa: E402
-from erprm_trl.io.atomic_files import make_folder, replace_file  # noqa: E402
+import erprm_trl
+from erprm_trl import report
+from erprm_trl.io.atomic_files import make_folder, replace_file
 
 
 @dataclass

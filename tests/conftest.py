@@ -1,8 +1,10 @@
 """Offline, quiet, one thread: set before anything imports transformers or torch."""
 
 import os
+from pathlib import Path
 
 
+ROOT = Path(__file__).parents[1]
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
@@ -10,10 +12,12 @@ os.environ.update(
     WANDB_MODE="disabled",
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
+    # Processes that tests start find the package and the helpers as the tests do.
+    PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]),
 )
 
-import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import pytest
+from hypothesis import settings
 
 
 # An example may take its time on a busy machine.

@@ -3,12 +3,21 @@
 import json
 import pickle
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from step_fakes import (
+    DIAL_FORMAT,
+    FakeScorer,
+    by_text,
+    questions,
+    save_tiny,
+    settings,
+    tiny_llama,
+    word_level,
+)
 from transformers import dynamic_module_utils
 
 from erprm_trl import (
@@ -21,23 +30,9 @@ from erprm_trl import (
     TransformersSampler,
     dial,
 )
-
-
-sys.path.append(str(Path(__file__).parent / "policy"))
-from step_fakes import (  # noqa: E402
-    DIAL_FORMAT,
-    FakeScorer,
-    by_text,
-    questions,
-    save_tiny,
-    settings,
-    tiny_llama,
-    word_level,
-)
-
-from erprm_trl.policy.online.step_config import StepGRPOConfig, StepPPOConfig  # noqa: E402
-from erprm_trl.policy.online.step_grpo_trainer import StepGRPOTrainer  # noqa: E402
-from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer  # noqa: E402
+from erprm_trl.policy.online.step_config import StepGRPOConfig, StepPPOConfig
+from erprm_trl.policy.online.step_grpo_trainer import StepGRPOTrainer
+from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer
 
 
 ROWS = [{"prompt": "Tom dial 7 . right 15 . ?", "completions": ["7 + 15 = 2", "answer 2"], "labels": [0.9, 1.0]}] * 4

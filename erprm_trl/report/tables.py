@@ -85,8 +85,8 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, result in results.items():
         cells = [
-            _interval(result["brier"]),
-            _interval(result["value_error"]["squared_without_noise"]),
+            _four_digits(result["brier"]),
+            _four_digits(result["value_error"]["squared_without_noise"]),
             _number(result["ece"]),
             _number(result["recalibration"]["ece"]),
             _number(result["auc_can_succeed"]),
@@ -159,7 +159,7 @@ def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.4f}"
 
 
-def _interval(point: Mapping[str, float] | None) -> str:
+def _four_digits(point: Mapping[str, float] | None) -> str:
     return "n/a" if point is None else f"{point['mean']:.4f} [{point['low']:.4f}, {point['high']:.4f}]"
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from eta_comparison import interval  # noqa: E402
+from eta_comparison import interval
 
-from erprm_trl import dial  # noqa: E402
-from erprm_trl.functional import soft_value_from_rate  # noqa: E402
-from erprm_trl.rollouts import Grader, Prompt, TransformersSampler, collect_rollouts, load_questions  # noqa: E402
-from erprm_trl.rollouts.labels import PosteriorValues, sample_values  # noqa: E402
-from erprm_trl.rollouts.sampling.base import derived_seed  # noqa: E402
+from erprm_trl import dial
+from erprm_trl.functional import soft_value_from_rate
+from erprm_trl.rollouts import Grader, Prompt, TransformersSampler, collect_rollouts, load_questions
+from erprm_trl.rollouts.labels import PosteriorValues, sample_values
+from erprm_trl.rollouts.sampling.base import derived_seed
 
 
 FIXED = (2, 4, 8, 16, 32, 64)

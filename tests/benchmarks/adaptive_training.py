@@ -13,12 +13,12 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from eta_comparison import interval  # noqa: E402
+from eta_comparison import interval
 
-from erprm_trl import dial  # noqa: E402
-from erprm_trl.dial.experiments.chain import TEST_SEED, DialChain  # noqa: E402
-from erprm_trl.rollouts import TransformersSampler, collect_rollouts, load_questions  # noqa: E402
-from erprm_trl.selection import score_rollouts, selection_curves  # noqa: E402
+from erprm_trl import dial
+from erprm_trl.dial.experiments.chain import TEST_SEED, DialChain
+from erprm_trl.rollouts import TransformersSampler, collect_rollouts, load_questions
+from erprm_trl.selection import score_rollouts, selection_curves
 
 
 ARMS = {

@@ -17,12 +17,12 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from erprm_trl import TransformersSampler, dial  # noqa: E402
-from erprm_trl.rollouts import Prompt, split_steps  # noqa: E402
+from erprm_trl import TransformersSampler, dial
+from erprm_trl.rollouts import Prompt, split_steps
 
 
 VOCABULARY = 8192

@@ -11,12 +11,12 @@ import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from statistics import median  # noqa: E402
+from statistics import median
 
-import torch  # noqa: E402
+import torch
 
-from erprm_trl import TransformersSampler, dial  # noqa: E402
-from erprm_trl.rollouts import Prompt, split_steps  # noqa: E402
+from erprm_trl import TransformersSampler, dial
+from erprm_trl.rollouts import Prompt, split_steps
 
 
 def main():

@@ -12,12 +12,12 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from policy_learning import reward_model  # noqa: E402
+from policy_learning import reward_model
 
-from erprm_trl import PolicyGuard  # noqa: E402
-from erprm_trl.dial import make_questions  # noqa: E402
-from erprm_trl.dial.experiments.chain import TEST_SEED  # noqa: E402
-from erprm_trl.dial.experiments.policies import accuracy, train_online  # noqa: E402
+from erprm_trl import PolicyGuard
+from erprm_trl.dial import make_questions
+from erprm_trl.dial.experiments.chain import TEST_SEED
+from erprm_trl.dial.experiments.policies import accuracy, train_online
 
 
 # name: (settings, whether answers are used)

@@ -21,13 +21,13 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from erprm_trl import StepScorer, TransformersSampler, dial  # noqa: E402
-from erprm_trl.dial.experiments.chain import DialChain  # noqa: E402
-from erprm_trl.functional.aggregation import aggregate  # noqa: E402
-from erprm_trl.rollouts import (  # noqa: E402
+from erprm_trl import StepScorer, TransformersSampler, dial
+from erprm_trl.dial.experiments.chain import DialChain
+from erprm_trl.functional.aggregation import aggregate
+from erprm_trl.rollouts import (
     Completion,
     Grader,
     Prompt,
@@ -36,7 +36,7 @@ from erprm_trl.rollouts import (  # noqa: E402
     load_questions,
     split_steps,
 )
-from erprm_trl.selection import guided_search  # noqa: E402
+from erprm_trl.selection import guided_search
 
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}

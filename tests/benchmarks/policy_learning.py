@@ -17,11 +17,11 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from eta_comparison import interval  # noqa: E402
+from eta_comparison import interval
 
-from erprm_trl.dial import BASE_PATH, make_questions  # noqa: E402
-from erprm_trl.dial.experiments.chain import TEST_SEED, DialChain  # noqa: E402
-from erprm_trl.dial.experiments.policies import (  # noqa: E402
+from erprm_trl.dial import BASE_PATH, make_questions
+from erprm_trl.dial.experiments.chain import TEST_SEED, DialChain
+from erprm_trl.dial.experiments.policies import (
     COMPLETIONS,
     PPO,
     LearningCurve,

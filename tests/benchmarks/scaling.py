@@ -20,18 +20,18 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
-import torch  # noqa: E402
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: E402
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from erprm_trl import RolloutDataset, StepScorer, collect_rollouts  # noqa: E402
-from erprm_trl.dial import BASE_PATH  # noqa: E402
-from erprm_trl.dial.experiments.chain import FORMAT  # noqa: E402
-from erprm_trl.functional import soft_step_cross_entropy  # noqa: E402
-from erprm_trl.report import write_report  # noqa: E402
-from erprm_trl.reward_model import encode_solutions  # noqa: E402
-from erprm_trl.reward_model.prm_format import FormatTokenIds  # noqa: E402
-from erprm_trl.reward_model.step_logits import step_logits  # noqa: E402
-from erprm_trl.rollouts import Completion, Question  # noqa: E402
+from erprm_trl import RolloutDataset, StepScorer, collect_rollouts
+from erprm_trl.dial import BASE_PATH
+from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.functional import soft_step_cross_entropy
+from erprm_trl.report import write_report
+from erprm_trl.reward_model import encode_solutions
+from erprm_trl.reward_model.prm_format import FormatTokenIds
+from erprm_trl.reward_model.step_logits import step_logits
+from erprm_trl.rollouts import Completion, Question
 
 
 STEP = "7 + 15 = 2 ки"

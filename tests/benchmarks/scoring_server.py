@@ -24,12 +24,12 @@ if __name__ == "__main__" and not KEEP_MEMORY.items() <= os.environ.items():  # 
     os.environ.update(KEEP_MEMORY)
     os.execv(sys.executable, [sys.executable, *sys.argv])
 
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from erprm_trl import StepScorer, TransformersSampler  # noqa: E402
-from erprm_trl.dial import BASE_PATH, make_questions  # noqa: E402
-from erprm_trl.dial.experiments.chain import FORMAT  # noqa: E402
-from erprm_trl.rollouts import Prompt  # noqa: E402
+from erprm_trl import StepScorer, TransformersSampler
+from erprm_trl.dial import BASE_PATH, make_questions
+from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.rollouts import Prompt
 
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "serve_scorer.py"

@@ -21,14 +21,14 @@ if __name__ == "__main__" and not KEEP_MEMORY.items() <= os.environ.items():  # 
     os.execv(sys.executable, [sys.executable, *sys.argv])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch  # noqa: E402
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: E402
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from erprm_trl import PRMFormat, StepScorer, TransformersSampler  # noqa: E402
-from erprm_trl.dial import BASE_PATH, make_questions  # noqa: E402
-from erprm_trl.dial.experiments.chain import FORMAT  # noqa: E402
-from erprm_trl.reward_model import EncodedSolution, encode_solution, encode_solutions  # noqa: E402
-from erprm_trl.rollouts import Prompt  # noqa: E402
+from erprm_trl import PRMFormat, StepScorer, TransformersSampler
+from erprm_trl.dial import BASE_PATH, make_questions
+from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.reward_model import EncodedSolution, encode_solution, encode_solutions
+from erprm_trl.rollouts import Prompt
 
 
 SAMPLES = 8  # a question

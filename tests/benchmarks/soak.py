@@ -25,12 +25,12 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import psutil  # noqa: E402
-import pyarrow  # noqa: E402
-from datasets import Dataset, disable_progress_bars  # noqa: E402
-from transformers.utils import logging as transformers_logging  # noqa: E402
+import psutil
+import pyarrow
+from datasets import Dataset, disable_progress_bars
+from transformers.utils import logging as transformers_logging
 
-from erprm_trl import (  # noqa: E402
+from erprm_trl import (
     RAFTConfig,
     RAFTTrainer,
     StepPPOConfig,
@@ -40,10 +40,10 @@ from erprm_trl import (  # noqa: E402
     collect_rollouts,
     load_questions,
 )
-from erprm_trl.dial import ANSWER_PATTERN, BASE_PATH, SEPARATOR, make_questions  # noqa: E402
-from erprm_trl.dial.experiments.chain import DialChain  # noqa: E402
-from erprm_trl.dial.experiments.policies import CPU_QUIET  # noqa: E402
-from erprm_trl.policy import prompt_dataset  # noqa: E402
+from erprm_trl.dial import ANSWER_PATTERN, BASE_PATH, SEPARATOR, make_questions
+from erprm_trl.dial.experiments.chain import DialChain
+from erprm_trl.dial.experiments.policies import CPU_QUIET
+from erprm_trl.policy import prompt_dataset
 
 
 GRADING = {"grading": "math", "answer_pattern": ANSWER_PATTERN}  # in worker processes

@@ -15,15 +15,15 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from transformers import PrinterCallback  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
 
-from erprm_trl import StepGRPOConfig, StepGRPOTrainer, StepRewardFunction, StepScorer  # noqa: E402
-from erprm_trl.dial import BASE_PATH, make_questions  # noqa: E402
-from erprm_trl.dial.experiments.chain import FORMAT  # noqa: E402
-from erprm_trl.dial.experiments.policies import CPU_QUIET  # noqa: E402
-from erprm_trl.policy import prompt_dataset  # noqa: E402
-from erprm_trl.rollouts import load_questions  # noqa: E402
+from erprm_trl import StepGRPOConfig, StepGRPOTrainer, StepRewardFunction, StepScorer
+from erprm_trl.dial import BASE_PATH, make_questions
+from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.dial.experiments.policies import CPU_QUIET
+from erprm_trl.policy import prompt_dataset
+from erprm_trl.rollouts import load_questions
 
 
 def main():

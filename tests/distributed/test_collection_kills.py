@@ -16,7 +16,6 @@ from erprm_trl.rollouts import collect
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {folder!r})
 from accelerate import PartialState
 from test_collection_kills import collect_and_die
 collect_and_die(sys.argv[1], [int(number) for number in sys.argv[2].split(",") if number])
@@ -60,15 +59,16 @@ def collect_and_die(folder, deaths):
 def launch(folder, script, processes, deaths=()):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += [str(script), str(folder), ",".join(map(str, deaths))]
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": paths}
     )
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_processes_lose_and_double_nothing(tmp_path, seed):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent)))
+    script.write_text(SCRIPT)
     chance = random.Random(seed)
     one_dies = [0, 0, 0]
     one_dies[chance.randrange(3)] = chance.randint(1, 2)

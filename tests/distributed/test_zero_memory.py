@@ -2,10 +2,10 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import distributed_runs
 import pytest
+import zero_memory_run
 from transformers import AutoConfig
 
 from erprm_trl import dial
@@ -34,7 +34,7 @@ use_cpu: true
 def test_two_processes_hold_what_the_formula_says(tmp_path, stage, precision):
     mixed_precision = "bf16" if precision == "bfloat16" else "no"
     (tmp_path / "zero.yaml").write_text(YAML.format(stage=stage, mixed_precision=mixed_precision))
-    script = Path(__file__).with_name("zero_memory_run.py")
+    script = zero_memory_run.__file__
     distributed_runs.launch_script(tmp_path / "zero.yaml", script, tmp_path, precision)
     architecture = Architecture.from_config(AutoConfig.from_pretrained(dial.BASE_PATH))
     expected = state_bytes(count_parameters(architecture), precision=precision, zero_stage=stage, num_gpus=2)

@@ -461,13 +461,12 @@ def test_a_healthy_run_is_left_alone(tmp_path):
 SCRIPT = """
 import os, sys
 import torch.distributed
-sys.path.insert(0, {folder!r})
 from test_guards import train
 rank = int(os.environ["RANK"])
 for name, sees in (("zero", 0), ("one", 1)):
     folder = os.path.join(sys.argv[1], name)
     trainer, guard = train(folder, collapses_at=8 if rank == sees else None)
-    open(os.path.join(folder, f"rank{{rank}}.txt"), "w").write(f"{{trainer.state.global_step}}")
+    open(os.path.join(folder, f"rank{rank}.txt"), "w").write(f"{trainer.state.global_step}")
 torch.distributed.destroy_process_group()
 """
 
@@ -475,9 +474,12 @@ torch.distributed.destroy_process_group()
 def test_two_processes_stop_together(tmp_path):
     # Metrics that only one process sees: process zero's decide, and the other must not be left waiting.
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(folder=os.path.dirname(__file__)))
+    script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    paths = os.pathsep.join([os.path.dirname(__file__), os.environ["PYTHONPATH"]])
+    result = subprocess.run(
+        [*command, str(tmp_path)], capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": paths}
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     for name, step in (("zero", "14"), ("one", "20")):
         assert [(tmp_path / name / f"rank{rank}.txt").read_text() for rank in (0, 1)] == [step, step]

@@ -1,20 +1,11 @@
 """Step scores as reward functions of TRL's own, unchanged `GRPOTrainer`."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
-
-from erprm_trl import StepScorer, dial
-from erprm_trl.functional import aggregate
-from erprm_trl.policy.reward_function import AnswerReward, ScoredCompletion, StepRewardFunction
-
-
-sys.path.insert(0, str(Path(__file__).parent))
-from step_fakes import (  # noqa: E402
+from step_fakes import (
     DIAL_FORMAT,
     FakeScorer,
     by_last_number,
@@ -26,6 +17,11 @@ from step_fakes import (  # noqa: E402
     tiny_llama,
     word_level,
 )
+from trl import GRPOConfig, GRPOTrainer
+
+from erprm_trl import StepScorer, dial
+from erprm_trl.functional import aggregate
+from erprm_trl.policy.reward_function import AnswerReward, ScoredCompletion, StepRewardFunction
 
 
 CHAT = "{% for message in messages %}check {{ message['content'] }}{% endfor %}"

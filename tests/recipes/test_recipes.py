@@ -1,49 +1,13 @@
 """Every recipe's YAML parses, and every recipe's `main` runs the chain in miniature, as a user would."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
-from trl import ModelConfig, TrlParser
-
-from erprm_trl import ERPRMConfig
+from recipe_runs import RECIPES, SMALL_POLICY, parse
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 YAML = sorted(RECIPES.glob("*/*.yaml"))
 CPU = ["--use_cpu", "true", "--bf16", "false"]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def parse(name, arguments):
-    recipe = load(name)
-    classes = {
-        "collect_rollouts": lambda: (recipe.CollectConfig,),
-        "train_erprm": lambda: (recipe.DataArguments, ERPRMConfig, ModelConfig),
-        "best_of_n": lambda: (recipe.BestOfNArguments,),
-        "calibration": lambda: (recipe.CalibrationArguments,),
-        "processbench": lambda: (recipe.ProcessBenchArguments,),
-        "guided_search": lambda: (recipe.GuidedSearchArguments,),
-        "quickstart": lambda: (recipe.QuickstartArguments,),
-        "report": lambda: (recipe.ReportArguments,),
-        "serve_scorer": lambda: (recipe.ServeArguments,),
-        "train_raft": lambda: (recipe.DataArguments, recipe.RAFTConfig, ModelConfig),
-        "train_step_grpo": lambda: (
-            recipe.PromptArguments,
-            recipe.RewardArguments,
-            recipe.StepGRPOConfig,
-            ModelConfig,
-        ),
-        "train_step_ppo": lambda: (recipe.PromptArguments, recipe.RewardArguments, recipe.StepPPOConfig, ModelConfig),
-    }[name]()
-    return recipe, TrlParser(classes).parse_args_and_config(arguments)
 
 
 def script_of(path):
@@ -158,13 +122,6 @@ def test_the_evaluation_recipes_in_miniature(tmp_path, monkeypatch, capsys):
     assert results["models"][models[1]]["f1_minus_first"]["mean"] == 0.0
     assert len(list((tmp_path / "processbench" / "scores").glob("*/step_scores.json"))) == 2
     assert "Thresholds: chosen on" in capsys.readouterr().out
-
-
-SMALL_POLICY = {
-    "train_raft": ["--num_rounds", "1", "--questions_per_round", "3", "--num_generations", "4"],
-    "train_step_grpo": ["--per_device_train_batch_size", "8", "--num_generations", "4"],
-    "train_step_ppo": ["--per_device_train_batch_size", "8", "--num_generations", "4"],
-}
 
 
 @pytest.mark.parametrize("name", sorted(SMALL_POLICY))

@@ -2,24 +2,19 @@
 
 import importlib.util
 import math
-import sys
 from pathlib import Path
 
 import pytest
+import tabular_policy
 import torch
+from fake_sampler import FakeSampler
+from launched_collection import collect_in_processes
 from trl import TrlParser
 
 from erprm_trl import dial
 from erprm_trl.functional import fit_beta_prior, posterior_value, soft_value
 from erprm_trl.rollouts import CollectConfig, Question, RolloutDataset, TransformersSampler, collect_rollouts
 from erprm_trl.rollouts.summary import _quantile
-
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "selection"))
-import tabular_policy  # noqa: E402
-from fakes import FakeSampler  # noqa: E402
-from launched_collection import collect_in_processes  # noqa: E402
 
 
 QUESTIONS = [Question(f"q{number}?", str(number % 3)) for number in range(7)]

@@ -5,13 +5,14 @@ import os
 import random
 import re
 import signal
-import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import pytest
+from fake_sampler import FakeSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launched_collection import collect_in_processes
 
 from erprm_trl import dial
 from erprm_trl.rollouts import (
@@ -21,14 +22,9 @@ from erprm_trl.rollouts import (
     RolloutDataset,
     TransformersSampler,
     collect_rollouts,
-    store,
 )
+from erprm_trl.rollouts import dataset as rollouts_dataset
 from erprm_trl.rollouts.shards import append_rows, chunk_sizes, read_chunks
-
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fakes import FakeSampler  # noqa: E402
-from launched_collection import collect_in_processes  # noqa: E402
 
 
 QUESTIONS = [Question(f"q{number}?", str(number % 3)) for number in range(7)]
@@ -208,14 +204,11 @@ def test_labels_are_those_of_the_rows_as_they_are_now(tmp_path):
     assert [list(row) for row in again] == [[*row[:-1], 1 - row[-1]] for row in labels]
 
 
-def test_labels_are_made_anew_when_their_code_has_changed(tmp_path, monkeypatch):
+def test_labels_are_made_again_when_their_version_has_changed(tmp_path, monkeypatch):
     data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "rollouts", **SETTINGS)
-    code = tmp_path / "code.py"
-    code.write_text("the labels' code")
-    monkeypatch.setattr(store, "LABEL_CODE", (code,))
     first, again = data.labels(0.0), data.labels(0.0)
     assert first.cache_files == again.cache_files
-    code.write_text("another")
+    monkeypatch.setattr(rollouts_dataset, "LABEL_VERSION", rollouts_dataset.LABEL_VERSION + 1)
     changed = data.labels(0.0)
     assert changed.cache_files != first.cache_files
     assert changed.to_list() == first.to_list()

@@ -1,17 +1,12 @@
 """Which prefixes a text counts for: by hand, and without bias by enumeration of a policy with known probabilities."""
 
 import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import tabular_policy
 
 from erprm_trl.rollouts.shared_prefixes import SharedPrefixes
-
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "selection"))
-import tabular_policy  # noqa: E402
 
 
 def shared(*prefixes, reuse=True):

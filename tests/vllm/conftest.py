@@ -4,13 +4,10 @@ collected."""
 import functools
 import importlib.util
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
 
-sys.path.append(str(Path(__file__).parent))
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
 
 if not collect_ignore_glob:

@@ -88,9 +88,10 @@ def test_rows_are_complete(rows):
 
 
 def test_a_killed_collection_goes_on_to_the_same_rows(sampler, rows, tmp_path):
-    code = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import test_collection_vllm as own; "
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
     killed = subprocess.run(
-        [sys.executable, "-c", f"{code}own.collect_and_die({str(tmp_path)!r})"],
+        [sys.executable, "-c", f"import test_collection_vllm as own; own.collect_and_die({str(tmp_path)!r})"],
+        env={**os.environ, "PYTHONPATH": paths},
         start_new_session=True,
         timeout=240,
         capture_output=True,

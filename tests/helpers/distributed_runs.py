@@ -1,0 +1,366 @@
+"""Ten updates of every trainer, in the test's own process or in launched ones, and what they note down.
+
+A run of two processes takes half the rows a process, mostly in two batches an update, with gradient checkpointing;
+what it learns is to be what one process learns from the same global batches.
+"""
+
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    TrainerCallback,
+    set_seed,
+)
+from trl import GRPOTrainer
+
+from erprm_trl import (
+    ERPRMConfig,
+    ERPRMTrainer,
+    RAFTConfig,
+    RAFTTrainer,
+    StepGRPOConfig,
+    StepGRPOTrainer,
+    StepPPOConfig,
+    StepPPOTrainer,
+    StepScorer,
+    dial,
+)
+from erprm_trl.dial.experiments.chain import FORMAT
+
+
+CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
+NAMES = ("erprm_lm", "erprm_token", "raft", "step_grpo", "step_ppo")
+SCRIPT = """
+import json, sys
+import torch.distributed
+from distributed_runs import run_all
+run_all(sys.argv[1], **json.loads(sys.argv[2]))
+torch.distributed.destroy_process_group()
+"""
+UPDATES, GROUP = 10, 4
+# What has to be gathered from all processes
+METRICS = "num_tokens value/loss value/explained_variance kl steps/accuracy steps/per_answer reward".split()
+# Three updates an epoch: the run is resumed in the second one.
+QUESTIONS = dial.make_questions(9, seed=5, min_moves=1, max_moves=2)
+# Solutions of one to four steps: the two processes' shares of a batch hold different numbers of labels.
+ROWS = [
+    {
+        "prompt": f"Tom dial {number} . right 15 . ?",
+        "completions": [f"{number} + 15 = {step}" for step in range(1 + number % 4)],
+        "labels": [((number + step) % 5) / 4 for step in range(1 + number % 4)],
+    }
+    for number in range(16)
+]
+
+
+def save_models(folder):
+    """Reward models for the policies, one of them an adapter, and a first model with a token head, the same weights
+    for every run."""
+    tokenizer = AutoTokenizer.from_pretrained(dial.BASE_PATH)
+    set_seed(0)
+    for name, model in (
+        ("reward_model", AutoModelForCausalLM.from_pretrained(dial.BASE_PATH)),
+        ("token_head", AutoModelForTokenClassification.from_pretrained(dial.BASE_PATH, num_labels=1)),
+    ):
+        model.save_pretrained(Path(folder, name))
+        tokenizer.save_pretrained(Path(folder, name))
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(dial.BASE_PATH), adapter)
+    adapted.save_pretrained(Path(folder, "reward_adapter"))
+    tokenizer.save_pretrained(Path(folder, "reward_adapter"))
+    FORMAT.save(Path(folder, "reward_model"))
+    FORMAT.save(Path(folder, "reward_adapter"))
+
+
+def _reward_model(folder, peft_config):
+    """By its path, so that under ZeRO-3 it is loaded beside a policy whose weights are split."""
+    return str(Path(folder, "reward_model" if peft_config is None else "reward_adapter"))
+
+
+def launch(folder, config, names=NAMES, **options):
+    """Runs trainers in two processes by an accelerate configuration; returns what each noted down."""
+    script = Path(folder, "script.py")
+    script.write_text(SCRIPT)
+    launch_script(config, script, folder, json.dumps({"names": names, **options}))
+    return {name: json.loads(Path(folder, name, "facts.json").read_text()) for name in names}
+
+
+def launch_script(config, script, *arguments):
+    """Runs a script by an accelerate configuration, to its end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    environment = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        # One compilation of DeepSpeed's CPU communication for all tests of this environment
+        "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix, "torch_extensions")),
+    }
+    done = subprocess.run(
+        list(map(str, [*command, "--main_process_port", port, script, *arguments])),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def run_all(folder, names, **options):
+    """Every trainer in turn, in this process group; one that fails notes its traceback and the others go on."""
+    for name in names:
+        try:
+            run(name, folder, **options)
+        except Exception:
+            Path(folder, name).mkdir(exist_ok=True)
+            Path(folder, name, "facts.json").write_text(json.dumps({"error": traceback.format_exc()}))
+        _restart_accelerate()
+
+
+def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2):
+    """Ten updates, and the last five once more from the checkpoint; of RAFT two rounds of five, by two trainers."""
+    out = Path(folder, name)
+    peft_config = None
+    if lora:
+        task = "TOKEN_CLS" if name == "erprm_token" else "CAUSAL_LM"
+        peft_config = LoraConfig(r=4, target_modules="all-linear", task_type=task)
+
+    def make(seed, **more):
+        set_seed(seed)
+        make_trainer = {"raft": _raft, "step_grpo": _step_policy, "step_ppo": _step_policy}.get(name, _erprm)
+        trainer = make_trainer(name, folder, {**_common(out, optim, accumulation), **more}, peft_config, sharded)
+        trainer.add_callback(_Watcher(trainer))
+        return trainer
+
+    losses = []
+    if name == "raft":
+        first = make(0, num_rounds=1)
+        first.train()
+        losses += _losses(first)
+        del first
+        _restart_accelerate()
+    trainer = make(0, **({"num_rounds": 2} if name == "raft" else {}))
+    trainer.train()
+    trainer.save_model(str(out / "model"))
+    watcher = next(one for one in trainer.callback_handler.callbacks if isinstance(one, _Watcher))
+    facts = {
+        "world": trainer.accelerator.num_processes,
+        "type": trainer.accelerator.distributed_type.value,
+        "wrapper": watcher.wrapper,
+        "split": watcher.split,
+        "losses": losses + _losses(trainer),
+        "metrics": [
+            {key: float(log[key]) for key in METRICS if key in log}
+            for log in trainer.state.log_history
+            if "loss" in log
+        ],
+        "scorer": _scorer_of(trainer),
+        "saved_against_live": _saved_against_live(trainer, out / "model"),
+    }
+    if name.startswith("erprm"):
+        metrics = trainer.evaluate()
+        facts["eval"] = {key: metrics[key] for key in ("eval_loss", "eval_brier", "eval_auc")}
+    if name != "raft":
+        trainer.accelerator.wait_for_everyone()
+        del trainer, watcher
+        _restart_accelerate()
+        trainer = make(1)  # what a resumed run needs, it has to find in the checkpoint
+        trainer.train(resume_from_checkpoint=str(out / "checkpoint-5"))
+        facts["resumed_losses"] = _losses(trainer)[UPDATES // 2 :]
+        trainer.save_model(str(out / "resumed"))
+    if trainer.is_world_process_zero():
+        (out / "facts.json").write_text(json.dumps(facts))
+    trainer.accelerator.wait_for_everyone()
+
+
+def _losses(trainer):
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+def weights(folder, kind="model"):
+    """The weights that a run saved."""
+    return load_file(next(Path(folder, kind).glob("*model.safetensors")))
+
+
+def _restart_accelerate():
+    """For the next trainer in this process: each fills in DeepSpeed's "auto" values for itself."""
+    from accelerate.state import AcceleratorState, GradientState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    gc.collect()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    unset_hf_deepspeed_config()
+
+
+class _Watcher(TrainerCallback):
+    """What wraps the model while it is trained, and whether its weights are split then."""
+
+    def __init__(self, trainer):
+        self.trainer, self.wrapper, self.split = trainer, None, None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.wrapper = type(self.trainer.model_wrapped).__name__
+        self.split = any(hasattr(parameter, "ds_id") for parameter in self.trainer.model.parameters())
+
+
+def _common(out, optim, accumulation):
+    return {
+        "output_dir": str(out),
+        "max_steps": UPDATES,
+        "gradient_accumulation_steps": 1 if _alone() else accumulation,
+        "gradient_checkpointing": not _alone(),
+        "learning_rate": 1e-2 if optim == "sgd" else 1e-4,
+        "optim": optim,  # Adam turns the last bits of a small gradient into whole steps
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+
+
+def _batch(common, rows):
+    """All rows of an update at once, or half of them, in parts, for each of two processes."""
+    return {"per_device_train_batch_size": rows if _alone() else rows // 2 // common["gradient_accumulation_steps"]}
+
+
+def _alone():
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1
+
+
+def _erprm(name, folder, common, peft_config, sharded):
+    head = name.removeprefix("erprm_")
+    arguments = ERPRMConfig(
+        **common,
+        **_batch(common, 8),
+        train_sampling_strategy="sequential",
+        per_device_eval_batch_size=3,  # uneven: the last evaluation batch is filled up with copies
+        head=head,
+        separator=FORMAT.separator,
+        good_token=FORMAT.good_token,
+        bad_token=FORMAT.bad_token,
+        prompt_template=FORMAT.prompt_template,
+    )
+    base = dial.BASE_PATH if head == "lm" else str(Path(folder, "token_head"))
+    data = Dataset.from_list(ROWS)
+    return ERPRMTrainer(base, arguments, train_dataset=data, eval_dataset=data, peft_config=peft_config)
+
+
+def _raft(name, folder, common, peft_config, sharded):
+    arguments = RAFTConfig(
+        **{**common, "max_steps": UPDATES // 2, "save_strategy": "no"},
+        **_batch(common, 4),
+        num_generations=4,
+        max_completion_length=64,
+        generation_batch_size=5,  # processes make different numbers of forward passes
+        chunk_size=3,
+        drop_uniform=False,
+        grading="exact",
+        answer_pattern=dial.ANSWER_PATTERN,
+        shard_reward_model=sharded,
+    )
+    return RAFTTrainer(
+        dial.BASE_PATH,
+        _reward_model(folder, peft_config),
+        arguments,
+        train_dataset=Dataset.from_list(dial.make_questions(8, seed=1)),
+        eval_dataset=Dataset.from_list(dial.make_questions(3, seed=2)),
+        peft_config=peft_config,
+    )
+
+
+def _step_policy(name, folder, common, peft_config, sharded):
+    trainer_class, config_class, more = {
+        "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {}),
+        "step_ppo": (StepPPOTrainer, StepPPOConfig, {"vf_coef": 0.5}),
+    }[name]
+    arguments = config_class(
+        **common,
+        **_batch(common, 12),
+        num_generations=GROUP,
+        max_completion_length=48,
+        beta=0.1,
+        grading="exact",
+        answer_pattern=dial.ANSWER_PATTERN,
+        shard_reward_model=sharded,
+        **more,
+    )
+    data = Dataset.from_list([{"prompt": row["question"], "answer": row["answer"]} for row in QUESTIONS])
+    reward_model = _reward_model(folder, peft_config)
+    trainer = trainer_class(dial.BASE_PATH, reward_model, arguments, data, peft_config=peft_config)
+
+    def write(prompt_ids, images, multimodal_fields, num_generations, *_):
+        if trainer.state.global_step == 0:
+            # The real generation runs once, so that its gathering of weights is tried.
+            GRPOTrainer._generate_single_turn(trainer, prompt_ids[:1], images, multimodal_fields, 1)
+        tokenizer, first = trainer.processing_class, trainer.accelerator.process_index * len(prompt_ids)
+        prompts = tokenizer.batch_decode(prompt_ids, skip_special_tokens=True)
+        return [_written(tokenizer, text, (first + row) % GROUP) for row, text in enumerate(prompts)], None
+
+    trainer._generate_single_turn = write
+    return trainer
+
+
+def _written(tokenizer, prompt, number):
+    """The completion that stands for a sample: right, cut short, repeated or wrong, by its number in the group."""
+    asked = dial.DialQuestion.parse(prompt)
+    steps, position = [], asked.start
+    for operator, amount in asked.moves:
+        after = {"+": position + amount, "-": position - amount, "*": position * amount}[operator] % 20
+        after = (after + (number == 3)) % 20
+        steps.append(f"{position} {operator} {amount} = {after}")
+        position = after
+    steps = {0: [*steps, f"answer {position}"], 1: steps, 2: [*steps, *steps], 3: [*steps, f"answer {position}"]}[
+        number
+    ]
+    ids = tokenizer(" ".join(f"{step} ки" for step in steps))["input_ids"]
+    return ids if number == 2 else [*ids, tokenizer.eos_token_id]
+
+
+def _saved_against_live(trainer, folder):
+    """Largest difference between a saved file and the weights that the engine holds, and how many were compared."""
+    live = {}
+    for name, parameter in trainer.accelerator.unwrap_model(trainer.model).named_parameters():
+        if hasattr(parameter, "ds_id"):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([parameter]):
+                value = parameter.detach().clone()
+        else:
+            value = parameter.detach().clone()
+        live[name.replace(".modules_to_save.default", "").replace(".default", "")] = value
+    if not trainer.is_world_process_zero():
+        return None
+    saved = load_file(next(Path(folder).glob("*model.safetensors")))
+    compared = [float((live[name] - value).abs().max()) for name, value in saved.items() if name in live]
+    return {"compared": len(compared), "of": len(saved), "largest": max(compared)}
+
+
+def _scorer_of(trainer):
+    scorer = getattr(trainer, "scorer", None) or getattr(getattr(trainer, "step_reward", None), "scorer", None)
+    if scorer is None:
+        return None
+    assert isinstance(scorer, StepScorer)
+    held = sum(
+        (parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter).numel()
+        for parameter in scorer.model.parameters()
+    )
+    return {"class": type(scorer).__name__, "held": held}

@@ -1,0 +1,142 @@
+"""Files that were overwritten, cut off or zeroed: what reads them recovers, or names the file and the remedy."""
+
+import json
+import os
+import shutil
+
+import pytest
+from broken_disks import no_file_above
+from datasets import Dataset
+from fake_sampler import FakeSampler
+
+from erprm_trl import PRMFormat, RolloutDataset, StepScorer, TransformersSampler, collect_rollouts, dial
+from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.policy import RAFTConfig, RAFTTrainer
+from erprm_trl.policy.raft.policy_sampler import PolicySampler
+from erprm_trl.rollouts.questions import Question
+
+
+def collect(folder):
+    questions = [Question(f"What is {number}?", str(number % 3)) for number in range(8)]
+    settings = {"num_solutions": 2, "num_continuations": 2, "chunk_size": 2, "show_progress": False}
+    pattern = r"answer (\d+)"
+    return collect_rollouts(questions, FakeSampler(), folder, grading="exact", answer_pattern=pattern, **settings)
+
+
+def line(**changes):
+    return json.dumps({"chunk": 1, "question_index": 2, "solution_index": 0, **changes}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'{"chunk": 1, "que\n',
+        b"\x00" * 300 + b"\n",
+        bytes(range(1, 256)).replace(b"\n", b"") + b"\n",
+        b"[1, 2]\n",
+        b"7\n",
+        b'"chunk"\n',
+        line(chunk=99),
+        line(chunk=-1),
+        line(chunk="1"),
+        line(question_index=None),
+    ],
+    ids=["cut", "zeros", "binary", "list", "number", "string", "chunk 99", "chunk -1", "chunk '1'", "no question"],
+)
+def test_damage_in_a_shard_is_named_and_the_remedy_helps(tmp_path, damage):
+    rows = list(collect(tmp_path))
+    shard = tmp_path / "rollouts-00000.jsonl"
+    lines = shard.read_bytes().splitlines(keepends=True)
+    shard.write_bytes(b"".join([*lines[:5], damage, *lines[6:]]))
+    for read in (collect, RolloutDataset):
+        with pytest.raises(ValueError, match="(?s)rollouts-00000.jsonl, line 6: damaged.*delete it and the other"):
+            read(tmp_path)
+    shard.write_bytes(b"".join([*lines[:4], *lines[8:]]))
+    assert collect(tmp_path).rows == rows
+
+
+@pytest.mark.parametrize("tail", [b"\x00" * 5000, b"\xff\xfe" * 50, b'{"chunk": 3'])
+def test_what_a_power_cut_leaves_at_the_end_is_cut_off(tmp_path, tail):
+    rows = list(collect(tmp_path))
+    shard = tmp_path / "rollouts-00000.jsonl"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole + tail)
+    assert collect(tmp_path).rows == rows and shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 100, b'{"config": {"num', b"[]", b"{}", b"\xff\xfe\x00garbage"])
+def test_a_damaged_manifest_is_named_and_the_remedy_helps(tmp_path, damage):
+    rows = list(collect(tmp_path / "run"))
+    (tmp_path / "run" / "manifest.json").write_bytes(damage)
+    for read in (collect, RolloutDataset):
+        with pytest.raises(ValueError, match="(?s)manifest.json: damaged .*Restore it"):
+            read(tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="holds rollouts but no manifest.json. Restore it"):
+        collect(tmp_path / "run")
+    collect(tmp_path / "another")
+    shutil.copy(tmp_path / "another" / "manifest.json", tmp_path / "run")
+    assert collect(tmp_path / "run").rows == rows
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "prm_format.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_damaged_model_is_named(tmp_path, name, share):
+    shutil.copytree(dial.BASE_PATH, tmp_path / "model")
+    FORMAT.save(tmp_path / "model")
+    path = tmp_path / "model" / name
+    (tmp_path / "model" / "trainer_state.json").write_text('{"cut')  # a log: no loader reads it
+    os.truncate(path, int(path.stat().st_size * share))
+    for load in (StepScorer.from_pretrained, TransformersSampler.from_pretrained):
+        with pytest.raises(ValueError, match=f"{name} is damaged .*Resume the training that saved it"):
+            load(tmp_path / "model")
+    if name == "prm_format.json":
+        with pytest.raises(ValueError, match=r"prm_format.json: damaged .*PRMFormat\(...\).save\(folder\)"):
+            PRMFormat.load(tmp_path / "model")
+
+
+def raft(folder, scorer):
+    args = RAFTConfig(
+        str(folder),
+        num_rounds=1,
+        num_generations=2,
+        max_completion_length=64,
+        chunk_size=4,
+        per_device_train_batch_size=4,
+        num_train_epochs=1,
+        logging_steps=1,
+        drop_uniform=False,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    questions = Dataset.from_list([{"question": row["question"]} for row in dial.make_questions(4, seed=1)])
+    return RAFTTrainer(dial.BASE_PATH, scorer, args, train_dataset=questions)
+
+
+def test_a_round_of_raft_survives_a_full_disk_and_names_damage(tmp_path, monkeypatch):
+    scorer = StepScorer.from_pretrained(dial.BASE_PATH, prm_format=FORMAT, batch_size=64)
+    save = PolicySampler.save
+
+    def on_a_full_disk(self, path):
+        with no_file_above(1000):
+            save(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PolicySampler, "save", on_a_full_disk)
+        with pytest.raises(OSError, match="round-0/policy could not be written whole .*RAFT resumes by itself"):
+            raft(tmp_path, scorer).train()
+    folder = tmp_path / "round-0"
+    finished = {name: (folder / name).read_bytes() for name in ("samples/rollouts-00000.jsonl", "picks.jsonl")}
+    raft(tmp_path, scorer).train()
+    assert {name: (folder / name).read_bytes() for name in finished} == finished
+    weights = (folder / "policy" / "model.safetensors").read_bytes()
+    for name, found in (("policy/model.safetensors", "model.safetensors is damaged"), ("manifest.json", "damaged")):
+        os.truncate(folder / name, (folder / name).stat().st_size // 2)
+        with pytest.raises(ValueError, match=f"{found} .*Move .*round-0 and the rounds after it away"):
+            raft(tmp_path, scorer).train()
+    shutil.rmtree(folder)
+    raft(tmp_path, scorer).train()
+    assert (folder / "policy" / "model.safetensors").read_bytes() == weights

@@ -1,0 +1,549 @@
+"""Step GRPO: advantages by hand, the same as TRL's trainer where the two must agree, and what TRL must not change."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from step_fakes import (
+    DIAL_FORMAT,
+    FakeScorer,
+    by_last_number,
+    by_text,
+    encode,
+    generate_fixed,
+    questions,
+    save_tiny,
+    settings,
+    tiny_llama,
+    word_level,
+)
+from trl import GRPOConfig, GRPOTrainer
+
+from erprm_trl import dial
+from erprm_trl.policy.online.step_config import StepGRPOConfig, StepPPOConfig
+from erprm_trl.policy.online.step_grpo_trainer import StepGRPOTrainer
+from erprm_trl.policy.reward_function import AnswerReward, StepRewardFunction
+
+
+# The running example, a group of two. A = "4 ки | 8 </s>": steps of two tokens, scores 0.4 and 0.8.
+# B = "2 </s>": one step, score 0.2, two tokens and two of padding.
+A, B = "4 ки 8 </s>", "2 </s>"
+
+
+def make_trainer(folder, *, scorer=None, dataset=None, funcs=(), tokenizer=None, model=None, **others):
+    tokenizer = tokenizer or word_level()
+    return StepGRPOTrainer(
+        model or tiny_llama(len(tokenizer)),
+        [scorer or FakeScorer(by_last_number), *funcs],
+        args=StepGRPOConfig(**settings(folder, **{"scale_rewards": "none", "aggregation": "last", **others})),
+        train_dataset=dataset if dataset is not None else questions(4),
+        processing_class=tokenizer,
+    )
+
+
+def rollout(trainer, texts, **columns):
+    """What TRL makes of fixed completions, two a question."""
+    generate_fixed(trainer, encode(trainer.processing_class, *texts))
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    rows = [{"prompt": f"Tom dial {index // 2}"} for index in range(len(texts))]
+    for name, values in columns.items():
+        rows = [{**row, name: value} for row, value in zip(rows, values, strict=True)]
+    return trainer._generate_and_score_completions(rows)
+
+
+def check(advantages, expected):
+    torch.testing.assert_close(advantages, torch.tensor(expected), atol=2e-6, rtol=0)
+
+
+def outcome_reward(completions, **columns):
+    """1 for the first of each two, 0 for the second."""
+    return [float(index % 2 == 0) for index in range(len(completions))]
+
+
+# Means of a group are over its steps, advantages are sums from the step on, nothing is divided (scale "none").
+BY_HAND = {
+    # v_0 = (0.8 + 0.2) / 2 = 0.5; A pays -0.1, 0.4 and B -0.3; mean 0; A: 0.3, 0.4.
+    "difference": [[0.3, 0.3, 0.4, 0.4], [-0.3, -0.3, 0, 0]],
+    # Mean of 0.4, 0.8, 0.2 is 7/15: A is left with -1/15, 1/3, B with -4/15; A: 4/15, 1/3.
+    "sum": [[4 / 15, 4 / 15, 1 / 3, 1 / 3], [-4 / 15, -4 / 15, 0, 0]],
+    # Solutions are worth 0.8 and 0.2, mean 0.5.
+    "outcome": [[0.3, 0.3, 0.3, 0.3], [-0.3, -0.3, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("credit", BY_HAND)
+def test_advantages_by_hand(tmp_path, credit):
+    output = rollout(make_trainer(tmp_path, credit=credit), [A, B])
+    check(output["advantages"], BY_HAND[credit])
+    assert output["completion_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_gamma_discounts_what_later_steps_are_paid(tmp_path, gamma):
+    # A pays -0.1 and 0.4, B -0.3, mean 0: the first step of A is worth -0.1 + 0.4 gamma.
+    output = rollout(make_trainer(tmp_path, gamma=gamma), [A, B])
+    check(output["advantages"], [[-0.1 + 0.4 * gamma] * 2 + [0.4] * 2, [-0.3, -0.3, 0, 0]])
+
+
+def test_advantages_by_hand_of_min_form(tmp_path):
+    # Softmax of -4, -8: 1 / (1 + e^-4) and the rest. A pays 0.4 of the first and 0.8 of the second, B 0.2.
+    first = 1 / (1 + math.exp(-4))
+    paid = [0.4 * first, 0.8 * (1 - first), 0.2]
+    mean = sum(paid) / 3
+    rest = [value - mean for value in paid]
+    expected = [[rest[0] + rest[1]] * 2 + [rest[1]] * 2, [rest[2]] * 2 + [0, 0]]
+    output = rollout(make_trainer(tmp_path, credit="min_form", score_temperature=0.1), [A, B])
+    check(output["advantages"], expected)
+
+
+def test_the_reward_models_own_aggregation_is_the_default(tmp_path):
+    # "min": the prefixes of A are worth 0.4, 0.4, v_0 = (0.4 + 0.2) / 2 = 0.3: 0.1, 0 and for B -0.1.
+    check(
+        rollout(make_trainer(tmp_path, aggregation=None), [A, B])["advantages"],
+        [[0.1, 0.1, 0, 0], [-0.1, -0.1, 0, 0]],
+    )
+    reward = StepRewardFunction(FakeScorer(by_last_number), aggregation="product")
+    # 0.4, 0.32; v_0 = 0.26; 0.14, -0.08 and -0.06.
+    check(
+        rollout(make_trainer(tmp_path, scorer=reward, aggregation=None), [A, B])["advantages"],
+        [[0.06, 0.06, -0.08, -0.08], [-0.06, -0.06, 0, 0]],
+    )
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_advantages_by_hand_with_a_scale(tmp_path, scale):
+    # First group as above: -0.1, 0.4, -0.3, deviation sqrt((0.01 + 0.16 + 0.09) / 2).
+    # Second group "6 </s>", "6 ки 6": v_0 = 0.6 and all rewards 0; five steps more in the batch's deviation are
+    # six rewards with the squares 0.26 and mean 0, so sqrt(0.26 / 5).
+    std = {"group": math.sqrt(0.26 / 2), "batch": math.sqrt(0.26 / 5)}[scale] + 1e-4
+    output = rollout(make_trainer(tmp_path, scale_rewards=scale), [A, B, "6 </s>", "6 ки 6"])
+    check(
+        output["advantages"],
+        [[0.3 / std] * 2 + [0.4 / std] * 2, [-0.3 / std] * 2 + [0, 0], [0] * 4, [0] * 4],
+    )
+
+
+@pytest.mark.parametrize("credit", BY_HAND)
+def test_the_outcome_is_added_to_every_token(tmp_path, credit):
+    # Outcomes 1 and 0 of the mean 0.5, weight 0.5: 0.25 more for A, 0.25 less for B.
+    trainer = make_trainer(tmp_path, credit=credit, funcs=[outcome_reward], outcome_weight=0.5)
+    (a, b) = BY_HAND[credit]
+    expected = [[value + 0.25 for value in a], [b[0] - 0.25, b[1] - 0.25, 0, 0]]
+    check(rollout(trainer, [A, B])["advantages"], expected)
+
+
+def test_reward_weights_weigh_the_other_functions(tmp_path):
+    # 2 * (1, 0) + 3 * (0.1, 0.1), None counting nothing: mean-free +-1, plus the steps' at outcome weight 1.
+    def constant(completions, **columns):
+        return [0.1] * len(completions)
+
+    def silent(completions, **columns):
+        return [None] * len(completions)
+
+    trainer = make_trainer(tmp_path, funcs=[outcome_reward, constant, silent], reward_weights=[9.0, 2.0, 3.0, 5.0])
+    assert trainer.outcome_weight == 1.0
+    a, b = BY_HAND["difference"]
+    check(rollout(trainer, [A, B])["advantages"], [[value + 1 for value in a], [b[0] - 1, b[1] - 1, 0, 0]])
+    steps = trainer._global_steps
+    torch.testing.assert_close(steps.outcomes, torch.tensor([2.3, 0.3]))
+
+
+def test_the_step_reward_need_not_come_first(tmp_path):
+    tokenizer = word_level()
+    trainer = StepGRPOTrainer(
+        tiny_llama(len(tokenizer)),
+        [outcome_reward, FakeScorer(by_last_number)],
+        args=StepGRPOConfig(**settings(tmp_path, scale_rewards="none", aggregation="last", reward_weights=[0.5, 9.0])),
+        train_dataset=questions(4),
+        processing_class=tokenizer,
+    )
+    a, b = BY_HAND["difference"]
+    check(rollout(trainer, [A, B])["advantages"], [[value + 0.25 for value in a], [b[0] - 0.25, b[1] - 0.25, 0, 0]])
+
+
+def test_padding_never_leaks(tmp_path):
+    # The pad id 0 is also sampled, inside A: it counts as a token of its step, and B's padding as none.
+    trainer = make_trainer(tmp_path)
+    with_pad = rollout(trainer, ["4 <pad> ки 8 </s>", "2 <pad> </s>"])
+    check(with_pad["advantages"], [[0.3, 0.3, 0.3, 0.4, 0.4], [-0.3, -0.3, -0.3, 0, 0]])
+    assert with_pad["completion_mask"].sum(-1).tolist() == [5, 3]
+    # Whatever lies under the mask of the scores, and behind a row's last step, is never read.
+    steps, mask = trainer._global_steps, with_pad["completion_mask"]
+    garbage = steps.scores.masked_fill(~steps.mask, 1e9)
+    ends = steps.token_ends.masked_fill(~steps.mask[steps.local], 1)
+    trainer._global_steps = steps._replace(scores=garbage, token_ends=ends)
+    torch.testing.assert_close(trainer._token_advantages(mask), with_pad["advantages"])
+
+
+def test_more_padding_changes_nothing(tmp_path):
+    # A second group makes the batch wider in steps and in tokens.
+    wide = rollout(make_trainer(tmp_path), [A, B, "1 ки 1 ки 1 ки 1 ки 1 </s>", "1 </s>"])
+    check(wide["advantages"][:2, :4], BY_HAND["difference"])
+    assert wide["advantages"][:2, 4:].abs().max() == 0
+
+
+def test_end_token_that_is_also_the_padding(tmp_path):
+    tokenizer = word_level()
+    tokenizer.pad_token = tokenizer.eos_token
+    output = rollout(make_trainer(tmp_path, tokenizer=tokenizer), [A, B])
+    assert output["completion_ids"][1].tolist()[1:] == [2, 2, 2]
+    check(output["advantages"], BY_HAND["difference"])
+
+
+def test_no_separator_and_cut_by_the_length_limit(tmp_path):
+    # "5 + 3" is one step of 0.3; "4 ки 8 ки" ends with its separator, without end token: steps 0.4, 0.8.
+    # v_0 = 0.55: -0.25 and -0.15, 0.4; mean 0; the second row gets 0.25, 0.4.
+    output = rollout(make_trainer(tmp_path), ["5 + 3 </s>", "4 ки 8 ки"])
+    check(output["advantages"], [[-0.25] * 4, [0.25, 0.25, 0.4, 0.4]])
+
+
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+@pytest.mark.parametrize("credit", ["difference", "min_form", "sum", "outcome"])
+def test_what_cannot_be_scored_teaches_nothing(tmp_path, credit, scale):
+    # All of the first group and one of the second: its lone sibling has no one to be compared with.
+    trainer = make_trainer(tmp_path, credit=credit, scale_rewards=scale)
+    output = rollout(trainer, ["</s>", "ки </s>", "</s>", "7 </s>"])
+    assert output["advantages"].shape == (4, 2)
+    check(output["advantages"], [[0.0, 0.0]] * 4)
+    loss = trainer._compute_loss(trainer.model, output)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(weight.grad is None or weight.grad.abs().max() == 0 for weight in trainer.model.parameters())
+
+
+def test_a_row_that_cannot_be_scored_is_left_out_of_its_groups_mean(tmp_path):
+    # Four a group: A, B, nothing, "2": v_0 = (0.8 + 0.2 + 0.2) / 3 = 0.4. A pays 0, 0.4, B and "2" -0.2; mean 0.
+    trainer = make_trainer(tmp_path, num_generations=4)
+    output = rollout(trainer, [A, B, "</s>", B])
+    check(output["advantages"], [[0.4] * 4, [-0.2, -0.2, 0, 0], [0] * 4, [-0.2, -0.2, 0, 0]])
+
+
+def test_the_outcome_teaches_where_steps_cannot(tmp_path):
+    trainer = make_trainer(tmp_path, funcs=[outcome_reward])
+    check(rollout(trainer, ["</s>", "</s>"])["advantages"], [[0.5], [-0.5]])
+
+
+def test_answers_on_some_rows_only(tmp_path):
+    rows = dial.make_questions(4, seed=5)
+    dataset = Dataset.from_dict({"prompt": [row["question"] for row in rows], "answer": ["4", None, "4", None]})
+    trainer = make_trainer(
+        tmp_path, dataset=dataset, grading="exact", answer_pattern=r"(\d+)$", credit="outcome", outcome_weight=1.0
+    )
+    assert isinstance(trainer.answer_reward, AnswerReward)
+    # First group: scores 0.4 and 0.2, right and wrong; second without an answer: 0.9 and 0.1.
+    output = rollout(trainer, ["4 </s>", "2 </s>", "9 </s>", "1 </s>"], answer=["4", "4", None, None])
+    check(output["advantages"], [[0.6] * 2, [-0.6] * 2, [0.4] * 2, [-0.4] * 2])
+    metrics = trainer._metrics["train"]
+    assert metrics["steps/accuracy"] == [0.5]
+    assert metrics["steps/agreement"] == [1.0]  # the one graded pair is ordered by its scores
+
+
+def test_agreement_is_of_rows_with_a_score_and_an_answer(tmp_path):
+    answered = questions(4, answer=["4"] * 4)
+    options = {"grading": "exact", "answer_pattern": r"(\d+)$", "outcome_weight": 1.0, "num_generations": 4}
+    trainer = make_trainer(tmp_path, dataset=answered, **options)
+    # Right with 0.4, wrong with 0.2 and 0.9; the second has no step, so no score: one pair of two is ordered.
+    rollout(trainer, ["4 </s>", "</s>", "2 </s>", "9 </s>"], answer=["4"] * 4)
+    assert trainer._metrics["train"]["steps/accuracy"] == [0.25]
+    assert trainer._metrics["train"]["steps/agreement"] == [0.5]
+
+
+def test_a_row_without_an_outcome_is_left_out_of_its_groups_mean(tmp_path):
+    def sometimes(completions, **columns):
+        return [1.0, None, 0.0, 0.5]
+
+    # Steps are all worth the same: v_0 = 0.5, rewards 0. Outcomes 1, 0, 0.5 have the mean 0.5.
+    trainer = make_trainer(tmp_path, num_generations=4, funcs=[sometimes])
+    check(rollout(trainer, ["5 </s>"] * 4)["advantages"], [[0.5] * 2, [0.0] * 2, [-0.5] * 2, [0.0] * 2])
+
+
+def test_the_outcome_weight_is_one_where_there_is_an_outcome(tmp_path):
+    answered = questions(4, answer=["4"] * 4)
+    assert make_trainer(tmp_path).outcome_weight == 0.0
+    assert make_trainer(tmp_path, funcs=[outcome_reward]).outcome_weight == 1.0
+    trainer = make_trainer(tmp_path, dataset=answered, reward_weights=[2.0])
+    assert trainer.outcome_weight == 1.0 and trainer.reward_weights.tolist() == [2.0, 1.0]
+    assert make_trainer(tmp_path, dataset=answered, outcome_weight=0.0).outcome_weight == 0.0
+    trainer = make_trainer(tmp_path, dataset=answered, funcs=[AnswerReward(grading="exact")])
+    assert len(trainer.reward_funcs) == 2  # answers are not graded twice
+
+
+def test_a_weight_of_zero_grades_and_logs_but_does_not_teach(tmp_path):
+    trainer = make_trainer(
+        tmp_path, dataset=questions(4, answer=["4"] * 4), outcome_weight=0.0, grading="exact", answer_pattern=r"(\d+)$"
+    )
+    output = rollout(trainer, [A, B], answer=["8", "8"])
+    check(output["advantages"], BY_HAND["difference"])
+    assert trainer._metrics["train"]["rewards/answer_reward/mean"] == [0.5]
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_outcome_credit_is_trls_own_grpo(tmp_path, scale):
+    def run(trainer_class, config_class, **others):
+        tokenizer = word_level()
+        trainer = trainer_class(
+            tiny_llama(len(tokenizer)),
+            [StepRewardFunction(FakeScorer(by_text))],
+            args=config_class(
+                **settings(
+                    tmp_path,
+                    per_device_train_batch_size=8,
+                    num_generations=4,
+                    max_steps=3,
+                    scale_rewards=scale,
+                    **others,
+                )
+            ),
+            train_dataset=questions(6),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        history = trainer.state.log_history[:3]
+        return history, trainer.model.state_dict()
+
+    ours, our_weights = run(StepGRPOTrainer, StepGRPOConfig, credit="outcome", outcome_weight=0.0)
+    theirs, their_weights = run(GRPOTrainer, GRPOConfig)
+    for key in ("loss", "grad_norm", "reward", "reward_std", "completions/mean_length", "steps/mean_score"):
+        assert [log[key] for log in ours] == pytest.approx([log[key] for log in theirs], abs=1e-6), key
+    assert len({log["grad_norm"] for log in ours}) == 3 and all(log["reward_std"] > 0.1 for log in ours)
+    initial = tiny_llama(len(word_level())).state_dict()
+    for name, weight in our_weights.items():
+        torch.testing.assert_close(weight, their_weights[name], atol=1e-6, rtol=0)
+    assert max((weight - initial[name]).abs().max() for name, weight in our_weights.items()) > 1e-3
+
+
+def test_canary_trls_loss_takes_an_advantage_a_token(tmp_path):
+    """If this fails TRL no longer multiplies each token's ratio by its own advantage: see
+    `StepGRPOTrainer._generate_and_score_completions`."""
+    trainer = make_trainer(tmp_path)
+    batch = rollout(trainer, [A, B])
+    torch.manual_seed(0)
+    batch["advantages"] = torch.randn(2, 4) * batch["completion_mask"]
+    loss = trainer._compute_loss(trainer.model, batch)
+    loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
+    # At ratio 1 the DAPO loss is -sum(A) over the 6 tokens and its gradient that of -sum(A log p) / 6.
+    assert trainer.loss_type == "dapo"
+    assert loss.item() == pytest.approx(-batch["advantages"].sum().item() / 6, abs=1e-6)
+
+    reference = tiny_llama(len(trainer.processing_class))
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    logps = reference(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
+    logps = logps.gather(-1, ids[:, 1:, None]).squeeze(-1)[:, -4:]
+    (-(batch["advantages"] * logps).sum() / 6).backward()
+    for name, weight in reference.named_parameters():
+        torch.testing.assert_close(gradients[name], weight.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_canary_trls_seams():
+    """If this fails a method that the step trainers override or call has another name or other arguments."""
+
+    def arguments(name):
+        return list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
+
+    assert arguments("_calculate_rewards") == ["self", "inputs", "prompts", "completions", "completion_ids_list"]
+    assert arguments("_generate_and_score_completions") == ["self", "inputs"]
+    assert arguments("_compute_loss") == ["self", "model", "inputs"]
+    seam = arguments("_get_per_token_logps_and_entropies")
+    assert seam[:7] == [
+        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
+    ]  # fmt: skip
+    assert arguments("_log_metric") == ["self", "name", "value"]
+    for config in (StepGRPOConfig, StepPPOConfig):
+        assert {"steps_per_generation", "scale_rewards", "num_iterations"} <= {*config.__dataclass_fields__}
+
+
+def test_canary_what_calculates_rewards_sees(tmp_path):
+    """If this fails TRL calls `_calculate_rewards` with something else: see `StepTrainer._calculate_rewards`."""
+    seen = []
+
+    class Watching(StepGRPOTrainer):
+        def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            seen.append((inputs, prompts, completions, completion_ids_list, rewards))
+            return rewards
+
+    trainer = make_trainer(tmp_path, funcs=[outcome_reward])
+    trainer.__class__ = Watching
+    rollout(trainer, [A, B], question=["one", "one"])
+    ((inputs, prompts, completions, completion_ids_list, rewards),) = seen
+    assert inputs == [{"prompt": "Tom dial 0", "question": "one"}] * 2
+    assert prompts == ["Tom dial 0"] * 2
+    assert completions == ["4 ки 8", "2"]
+    assert completion_ids_list == encode(trainer.processing_class, A, B)  # end tokens kept, not padded
+    torch.testing.assert_close(rewards, torch.tensor([[0.8, 1.0], [0.2, 0.0]]))  # (N, F)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"num_iterations": 2},
+        {"steps_per_generation": 2},
+        {"gradient_accumulation_steps": 2, "num_iterations": 2},
+    ],
+)
+def test_rows_keep_their_advantages_through_shuffling_and_splitting(tmp_path, others):
+    # Eight completions a generation, or four; all steps have different scores.
+    texts = ["1 ки 9", "3 </s>", "5 ки 2 ки 6", "8 ки 4 </s>", "7 ки 3", "2 </s>", "6 </s>", "9 ки 1 ки 5"]
+    trainer = make_trainer(tmp_path, credit="sum", max_steps=4, **others)
+    generate_fixed(trainer, encode(trainer.processing_class, *texts))
+    rows, super_loss = [], trainer._compute_loss
+
+    def compute_loss(model, inputs):
+        rows.extend(zip(inputs["prompt_ids"], inputs["completion_ids"], inputs["advantages"], strict=True))
+        return super_loss(model, inputs)
+
+    trainer._compute_loss = compute_loss
+    trainer.train()
+    assert all(math.isfinite(log["grad_norm"]) for log in trainer.state.log_history[:-1])
+    number = 4 * 4 * others.get("gradient_accumulation_steps", 1)  # micro-batches of four, four updates
+    assert len(rows) == number
+    # A step's advantage is its score and those after it, less the group's mean for each of them: recomputed here from
+    # the row's own tokens, with one mean for the two texts that are neighbours in the list.
+    means = {}
+    for first, second in zip(texts[::2], texts[1::2], strict=True):
+        scores = [by_last_number(step) for text in (first, second) for step in text.replace("</s>", "").split("ки")]
+        means[first] = means[second] = sum(scores) / len(scores)
+    met = set()
+    for _, ids, advantages in rows:
+        text = trainer.processing_class.decode(ids[ids != 0])
+        expected, paid = [], 0.0
+        for word in reversed(text.split()):
+            paid += by_last_number(word) - means[text] if word.isdigit() else 0.0
+            expected.append(paid)
+        # A separator belongs to the step before it, the end token to the last one.
+        tokens = text.split()
+        expected = expected[::-1]
+        for index, word in enumerate(tokens):
+            if not word.isdigit():
+                expected[index] = expected[index - 1]
+        padding = [0.0] * (len(advantages) - len(tokens))
+        check(advantages, expected + padding)
+        met.add(text)
+    assert len(met) == 4 * trainer.args.steps_per_generation
+
+
+def test_the_same_seed_gives_the_same_weights_bitwise(tmp_path):
+    def run(name, seed):
+        trainer = make_trainer(tmp_path / name, scorer=FakeScorer(by_text), seed=seed, shuffle_dataset=True)
+        trainer.train()
+        return torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])
+
+    first = run("first", 3)
+    torch.rand(7)  # what was drawn before does not matter
+    assert torch.equal(run("again", 3), first)
+    assert not torch.equal(run("other", 4), first)
+
+
+def test_num_iterations_clips_with_an_advantage_a_token(tmp_path):
+    # The second pass over a batch has another policy than the one that sampled: ratios, so losses, differ.
+    trainer = make_trainer(tmp_path, num_iterations=2, max_steps=2, learning_rate=0.1)
+    generate_fixed(trainer, encode(trainer.processing_class, A, B, "6 </s>", "1 ки 7"))
+    trainer.train()
+    first, second = trainer.state.log_history[:2]
+    assert first["clip_ratio/region_mean"] == 0 < second["clip_ratio/region_mean"]
+
+
+def test_beta_is_one_over_eta(tmp_path):
+    assert StepGRPOConfig(**settings(tmp_path, eta=4.0)).beta == 0.25
+    assert StepGRPOConfig(**settings(tmp_path, eta=4.0, beta=0.1)).beta == 0.1
+    assert StepGRPOConfig(**settings(tmp_path, eta=4.0, beta=0.0)).beta == 0.0
+    assert StepGRPOConfig(**settings(tmp_path)).beta == 0.0
+    assert StepGRPOConfig(**settings(tmp_path, eta=math.inf)).beta == 0.0
+    for eta in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="expected a positive number"):
+            StepGRPOConfig(**settings(tmp_path, eta=eta))
+
+
+def test_the_kl_of_beta_is_in_the_loss(tmp_path):
+    save_tiny(tmp_path / "policy", word_level())
+    trainer = make_trainer(tmp_path / "run", model=str(tmp_path / "policy"), eta=2.0)
+    assert trainer.beta == 0.5 and trainer.ref_model is not None
+    batch = rollout(trainer, [A, B])
+    batch["advantages"] = torch.zeros_like(batch["advantages"])
+    assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(0.0, abs=1e-7)  # the policy is its own
+    batch["ref_per_token_logps"] = batch["ref_per_token_logps"] - 1.0
+    # k3 at d = 1: e^-1 - 1 + 1 = e^-1.
+    assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(0.5 * math.exp(-1), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"credit": "shapley"}, "credit: got 'shapley', expected one of difference"),
+        ({"aggregation": "median"}, "aggregation: got 'median'"),
+        ({"score_temperature": 0.0}, "score_temperature: got 0.0"),
+        ({"outcome_weight": -1.0}, "outcome_weight: got -1.0"),
+        ({"outcome_weight": math.inf}, "outcome_weight: got inf"),
+        ({"loss_type": "vespo"}, "one advantage a completion"),
+        ({"off_policy_mask_threshold": 0.1}, "one advantage a completion"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "expected 'sum_then_normalize'"),
+    ],
+)
+def test_config_errors(tmp_path, others, message):
+    with pytest.raises(ValueError, match=message):
+        StepGRPOConfig(**settings(tmp_path, **others))
+
+
+def test_there_is_one_process_reward_model(tmp_path):
+    tokenizer = word_level()
+    for funcs, number in [
+        ([], 0),
+        (outcome_reward, 0),
+        ([outcome_reward], 0),
+        ([FakeScorer(by_text), StepRewardFunction(FakeScorer(by_text))], 2),
+    ]:
+        with pytest.raises(ValueError, match=f"StepGRPOTrainer: got {number} process reward models"):
+            StepGRPOTrainer(
+                tiny_llama(len(tokenizer)),
+                funcs,
+                args=StepGRPOConfig(**settings(tmp_path)),
+                train_dataset=questions(4),
+                processing_class=tokenizer,
+            )
+
+
+def test_a_reward_model_may_be_a_path(tmp_path):
+    tokenizer = word_level()
+    save_tiny(tmp_path / "prm", tokenizer)
+    DIAL_FORMAT.save(tmp_path / "prm")
+    trainer = StepGRPOTrainer(
+        tiny_llama(len(tokenizer)),
+        str(tmp_path / "prm"),
+        args=StepGRPOConfig(**settings(tmp_path / "run", aggregation="mean", question_column="problem")),
+        train_dataset=questions(4),
+        processing_class=tokenizer,
+    )
+    assert isinstance(trainer.step_reward, StepRewardFunction)
+    assert (trainer.step_reward.aggregation, trainer.step_reward.question_column) == ("mean", "problem")
+    assert trainer.step_reward.processing_class is tokenizer and trainer.step_reward.eos_token_ids == [2]
+    trainer.train()
+    assert {"steps/per_answer", "steps/unfinished_share", "loss"} <= set(trainer.state.log_history[0])
+
+
+def test_evaluation_uses_its_own_group_size(tmp_path):
+    trainer = make_trainer(tmp_path, num_generations_eval=4, per_device_eval_batch_size=4)
+    generate_fixed(trainer, encode(trainer.processing_class, A, "8 </s>", B, B))
+    trainer.model.eval()
+    output = trainer._generate_and_score_completions([{"prompt": "Tom dial 3"}] * 4)
+    # v_0 = (0.8 + 0.8 + 0.2 + 0.2) / 4 = 0.5: A pays -0.1, 0.4, the others 0.3, -0.3, -0.3; mean 0. In groups of two
+    # v_0 would be 0.8 and 0.2.
+    check(output["advantages"], [[0.3, 0.3, 0.4, 0.4], [0.3, 0.3, 0, 0], *[[-0.3, -0.3, 0, 0]] * 2])
+
+
+def test_evaluation_runs(tmp_path):
+    trainer = make_trainer(tmp_path, scorer=FakeScorer(by_text), per_device_eval_batch_size=4)
+    metrics = trainer.evaluate(eval_dataset=questions(4))
+    assert math.isfinite(metrics["eval_loss"])
+    assert trainer.state.log_history[-1]["eval_steps/per_answer"] >= 1
+
+
+def test_truncated_completions_may_be_masked(tmp_path):
+    # A has no end token, so TRL masks it away; its scores still count in the group.
+    trainer = make_trainer(tmp_path, mask_truncated_completions=True, funcs=[outcome_reward])
+    check(rollout(trainer, ["4 ки 8 ки", B])["advantages"], [[0.0] * 4, [-0.3 - 0.5] * 2 + [0, 0]])

@@ -1,0 +1,552 @@
+"""Step PPO: advantages by hand, the KL and the value loss in their places, checkpoints, LoRA, bf16."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors import safe_open
+from step_fakes import (
+    FakeScorer,
+    by_last_number,
+    by_text,
+    encode,
+    generate_fixed,
+    questions,
+    save_tiny,
+    settings,
+    tiny_llama,
+    word_level,
+)
+from transformers import AutoModelForCausalLM
+
+from erprm_trl.policy.online.step_config import StepPPOConfig
+from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer
+from erprm_trl.policy.online.value_head import VALUE_HEAD_FILE
+
+
+# A = "4 ки | 8 </s>": steps of two tokens, scores 0.4 and 0.8. B = "2 </s>": one step of 0.2, two tokens of padding.
+A, B = "4 ки 8 </s>", "2 </s>"
+EIGHT = [A, B, "1 ки 9", "3 </s>", "5 ки 2 ки 6", "8 ки 4 </s>", "7 ки 3", "6 ки 6 ки 6 </s>"]
+
+
+def make_trainer(folder, *, scorer=None, funcs=(), model=None, peft_config=None, **others):
+    tokenizer = word_level()
+    args = {"aggregation": "last", "gae_lambda": 1.0, "whiten_advantages": False, **others}
+    return StepPPOTrainer(
+        model or tiny_llama(len(tokenizer)),
+        [scorer or FakeScorer(by_last_number), *funcs],
+        args=StepPPOConfig(**settings(folder, **args)),
+        train_dataset=questions(4),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+
+
+def rollout(trainer, texts):
+    generate_fixed(trainer, encode(trainer.processing_class, *texts))
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    return trainer._generate_and_score_completions([{"prompt": f"Tom dial {i // 2}"} for i in range(len(texts))])
+
+
+def set_head(trainer, weight=0.3, bias=0.1):
+    """A critic that has learned something: weights that alternate in sign."""
+    with torch.no_grad():
+        size = trainer.value_head.weight.shape[1]
+        trainer.value_head.weight.copy_(torch.tensor([[weight * (-1) ** index for index in range(size)]]))
+        trainer.value_head.bias.fill_(bias)
+
+
+def check(values, expected, atol=2e-6):
+    torch.testing.assert_close(values, torch.as_tensor(expected, dtype=torch.float32), atol=atol, rtol=0)
+
+
+def outcome_reward(completions, **columns):
+    """1 for the first of each two, 0 for the second."""
+    return [float(index % 2 == 0) for index in range(len(completions))]
+
+
+def logps_and_hidden(model, batch):
+    """The sampled tokens' log-probabilities and the hidden state in which each was chosen, without TRL."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    number = batch["completion_ids"].shape[1]
+    output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    logps = output.logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return logps[:, -number:], output.hidden_states[-1][:, :-1][:, -number:]
+
+
+# With a critic that says 0, gamma = lambda = 1, the advantage of a token is the reward from it on.
+BY_HAND = {
+    "difference": [[0.8, 0.8, 0.4, 0.4], [0.2, 0.2, 0, 0]],  # 0.4 and 0.8 - 0.4; nothing is taken off the first
+    "sum": [[1.2, 1.2, 0.8, 0.8], [0.2, 0.2, 0, 0]],
+    "outcome": [[0.8, 0.8, 0.8, 0.8], [0.2, 0.2, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("credit", BY_HAND)
+def test_advantages_by_hand_with_a_critic_at_zero(tmp_path, credit):
+    trainer = make_trainer(tmp_path, credit=credit)
+    batch = rollout(trainer, [A, B])
+    check(batch["advantages"], BY_HAND[credit])
+    check(batch["returns"], BY_HAND[credit])
+    check(batch["old_values"], torch.zeros(2, 4))
+    assert trainer._metrics["train"]["reward_parts/step"] == [pytest.approx(sum(r[0] for r in BY_HAND[credit]) / 2)]
+
+
+def test_gamma_and_lambda_count_tokens(tmp_path):
+    # Rewards of A 0, 0.4, 0, 0.4. gamma = 0.5, lambda 1: 0.4; 0.2; 0.5; 0.25. lambda = 0.5 with a critic at 0 is the
+    # same, and both together halve twice: 0.4; 0.1; 0.425; 0.10625.
+    check(rollout(make_trainer(tmp_path, gamma=0.5), [A, B])["advantages"][0], [0.25, 0.5, 0.2, 0.4])
+    check(rollout(make_trainer(tmp_path, gae_lambda=0.5), [A, B])["advantages"][0], [0.25, 0.5, 0.2, 0.4])
+    both = make_trainer(tmp_path, gamma=0.5, gae_lambda=0.5)
+    check(rollout(both, [A, B])["advantages"], [[0.10625, 0.425, 0.1, 0.4], [0.05, 0.2, 0, 0]])
+
+
+def test_the_outcome_is_paid_on_the_last_token(tmp_path):
+    # lambda = 0: the advantage is the reward itself. 0.5 * 1 on A's end token, and on B's 0.5 * 0.
+    trainer = make_trainer(tmp_path, funcs=[outcome_reward], outcome_weight=0.5, gae_lambda=0.0)
+    check(rollout(trainer, [A, B])["advantages"], [[0, 0.4, 0, 0.9], [0, 0.2, 0, 0]])
+    # The second of a pair that has the outcome 0 and the first of the next: by its last token, not the batch's.
+    batch = rollout(trainer, [B, A, "</s>", B])
+    check(batch["advantages"], [[0, 0.7, 0, 0], [0, 0.4, 0, 0.4], [0.5, 0, 0, 0], [0, 0.2, 0, 0]])
+    assert trainer._metrics["train"]["reward_parts/outcome"] == [0.25, 0.25]
+
+
+def test_a_learned_critic_is_subtracted(tmp_path):
+    trainer = make_trainer(tmp_path, gae_lambda=0.95, gamma=0.9)
+    set_head(trainer)
+    batch = rollout(trainer, [A, B])
+    _, hidden = logps_and_hidden(trainer.model, batch)
+    values = (hidden @ trainer.value_head.weight[0] + trainer.value_head.bias).detach() * batch["completion_mask"]
+    check(batch["old_values"], values, 1e-5)
+    assert values.std() > 0.01
+    # Generalised advantages one row at a time, in plain Python.
+    for row, rewards in enumerate([[0, 0.4, 0, 0.4], [0, 0.2]]):
+        expected, advantage, following = [], 0.0, 0.0
+        for reward, value in reversed(list(zip(rewards, values[row].tolist(), strict=False))):
+            advantage = reward + 0.9 * following - value + 0.9 * 0.95 * advantage
+            following = value
+            expected.insert(0, advantage)
+        expected += [0.0] * (4 - len(expected))
+        check(batch["advantages"][row], expected, 1e-5)
+        check(batch["returns"][row], torch.tensor(expected) + values[row], 1e-5)
+    assert trainer._metrics["train"]["value/mean"] == [pytest.approx(values.sum().item() / 6, abs=1e-5)]
+
+
+@pytest.mark.parametrize("credit", ["difference", "outcome"])
+def test_the_reward_models_values_as_critic(tmp_path, credit):
+    # v_0 = (0.8 + 0.2) / 2 = 0.5. Every token is paid the last value less the value before its step: 0.8 - 0.5,
+    # 0.8 - 0.4; 0.2 - 0.5. Whether it was paid on the way or at the end, lambda = 1 makes no difference.
+    trainer = make_trainer(tmp_path, critic="erprm", credit=credit)
+    assert trainer.value_head is None
+    batch = rollout(trainer, [A, B])
+    check(batch["advantages"], [[0.3, 0.3, 0.4, 0.4], [-0.3, -0.3, 0, 0]])
+    assert "old_values" not in batch
+    assert {"value/explained_variance", "return/mean"} <= set(trainer._metrics["train"])
+    trainer._compute_loss(trainer.model, batch)
+    assert "value/loss" not in trainer._metrics["train"]
+
+
+def test_the_reward_models_values_with_an_outcome(tmp_path):
+    # The outcome, 1 and 0, is still to be expected at weight 0.5 times the prefix's value: tokens of A get 0.5 more,
+    # less 0.5 * (0.5, 0.5, 0.4, 0.4); those of B 0.5 * 0.5 less.
+    trainer = make_trainer(tmp_path, critic="erprm", funcs=[outcome_reward], outcome_weight=0.5)
+    check(
+        rollout(trainer, [A, B])["advantages"],
+        [[0.3 + 0.25, 0.3 + 0.25, 0.4 + 0.3, 0.4 + 0.3], [-0.3 - 0.25, -0.3 - 0.25, 0, 0]],
+    )
+
+
+def test_no_outcome_is_expected_where_there_is_none(tmp_path):
+    def sometimes(completions, **columns):
+        return [1.0, None]
+
+    trainer = make_trainer(tmp_path, critic="erprm", funcs=[sometimes], outcome_weight=0.5)
+    # A as above; B is paid the fall of its value alone.
+    check(rollout(trainer, [A, B])["advantages"], [[0.3 + 0.25, 0.3 + 0.25, 0.4 + 0.3, 0.4 + 0.3], [-0.3, -0.3, 0, 0]])
+
+
+def test_what_cannot_be_scored_has_no_step_reward(tmp_path):
+    for others in ({}, {"critic": "erprm"}, {"whiten_advantages": True}):
+        trainer = make_trainer(tmp_path, **others)
+        batch = rollout(trainer, ["</s>", "ки </s>"])
+        check(batch["advantages"], torch.zeros(2, 2))
+        assert trainer._compute_loss(trainer.model, batch).item() == 0
+        assert math.isnan(trainer._metrics["train"]["value/explained_variance"][0])  # returns do not vary
+
+
+def test_explained_variance_by_hand(tmp_path):
+    trainer = make_trainer(tmp_path)
+    set_head(trainer, weight=0.0, bias=0.3)
+    rollout(trainer, [A, B])
+    # A constant critic explains nothing.
+    assert trainer._metrics["train"]["value/explained_variance"] == [pytest.approx(0.0, abs=1e-5)]
+    # The reward model's value, expected outcomes: returns 0.8 (4 tokens), 0.2 (2) and values 0.5, 0.5, 0.4, 0.4; 0.5.
+    trainer = make_trainer(tmp_path, critic="erprm", credit="outcome")
+    rollout(trainer, [A, B])
+    errors, returns = torch.tensor([0.3, 0.3, 0.4, 0.4, -0.3, -0.3]), torch.tensor([0.8] * 4 + [0.2] * 2)
+    expected = (1 - errors.var() / returns.var()).item()
+    assert trainer._metrics["train"]["value/explained_variance"] == [pytest.approx(expected, abs=1e-5)]
+
+
+def test_whitened_advantages_have_mean_zero_and_variance_one(tmp_path):
+    plain = rollout(make_trainer(tmp_path), EIGHT)
+    batch = rollout(make_trainer(tmp_path, whiten_advantages=True), EIGHT)
+    mask = batch["completion_mask"].bool()
+    assert 0 < (~mask).sum() and batch["advantages"][~mask].abs().max() == 0
+    kept = batch["advantages"][mask]
+    assert kept.mean().item() == pytest.approx(0, abs=1e-6) and kept.var().item() == pytest.approx(1, abs=1e-5)
+    of = plain["advantages"][mask]
+    check(kept, (of - of.mean()) / of.std(), 1e-5)
+    check(batch["returns"], plain["returns"])  # what the critic learns is not whitened
+
+
+def perturb(model):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "value_head" not in name:
+                weight.add_(0.3 * torch.randn_like(weight))
+
+
+@pytest.fixture(scope="module")
+def policy_path(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("policy") / "model", word_level())
+
+
+@pytest.mark.parametrize("critic", ["head", "erprm"])
+def test_the_kl_is_taken_off_the_rewards_and_not_in_the_loss(tmp_path, policy_path, critic):
+    trainer = make_trainer(
+        tmp_path, model=policy_path, beta=0.5, critic=critic, gae_lambda=0.0 if critic == "head" else 1
+    )
+    perturb(trainer.model)
+    batch = rollout(trainer, [A, B])
+    with torch.no_grad():
+        logps, _ = logps_and_hidden(trainer.model, batch)
+        ref_logps, _ = logps_and_hidden(AutoModelForCausalLM.from_pretrained(policy_path), batch)
+    kl = (logps - ref_logps) * batch["completion_mask"]  # k1
+    assert kl.abs().max() > 0.1 and kl.min() < 0
+    if critic == "head":  # lambda = 0: the reward itself
+        expected = torch.tensor([[0, 0.4, 0, 0.4], [0, 0.2, 0, 0]]) - 0.5 * kl
+    else:
+        to_go = kl.flip(-1).cumsum(-1).flip(-1)
+        expected = torch.tensor([[0.3, 0.3, 0.4, 0.4], [-0.3, -0.3, 0, 0]]) - 0.5 * to_go
+    expected = expected * batch["completion_mask"]
+    check(batch["advantages"], expected, 1e-5)
+    metrics = trainer._metrics["train"]
+    assert metrics["reward_parts/kl"] == [pytest.approx(-0.5 * kl.sum().item() / 2, abs=1e-5)]
+
+    trainer.args.vf_coef = 0.0
+    loss = trainer._compute_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx(-expected.sum().item() / 6, abs=1e-5)
+    assert trainer.beta == 0.5
+    # The logged KL is k3 under the policy now, a mean over tokens.
+    k3 = ((-kl).exp() - 1 + kl) * batch["completion_mask"]
+    assert metrics["kl"] == [pytest.approx(k3.sum().item() / 6, abs=1e-5)]
+
+
+def test_the_kl_may_be_in_the_loss_instead(tmp_path, policy_path):
+    trainer = make_trainer(tmp_path, model=policy_path, beta=0.5, kl_in_reward=False, vf_coef=0.0)
+    perturb(trainer.model)
+    batch = rollout(trainer, [A, B])
+    check(batch["advantages"], BY_HAND["difference"])
+    assert "reward_parts/kl" not in trainer._metrics["train"]
+    with torch.no_grad():
+        logps, _ = logps_and_hidden(trainer.model, batch)
+    kl = (logps - batch["ref_per_token_logps"]) * batch["completion_mask"]
+    k3 = ((-kl).exp() - 1 + kl) * batch["completion_mask"]
+    expected = (-batch["advantages"].sum() + 0.5 * k3.sum()).item() / 6
+    assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(expected, abs=1e-5)
+    assert trainer._metrics["train"]["kl"] == [pytest.approx(k3.sum().item() / 6, abs=1e-5)]
+
+
+def test_the_kl_uses_the_rollouts_policy_also_where_trl_stores_its_logps(tmp_path, policy_path):
+    # num_iterations=2: TRL makes the pass over the rollout itself.
+    trainer = make_trainer(tmp_path, model=policy_path, beta=0.5, num_iterations=2, gae_lambda=0.0)
+    perturb(trainer.model)
+    batch = rollout(trainer, [A, B])
+    kl = (batch["old_per_token_logps"] - batch["ref_per_token_logps"]) * batch["completion_mask"]
+    check(batch["advantages"], torch.tensor([[0, 0.4, 0, 0.4], [0, 0.2, 0, 0]]) - 0.5 * kl, 1e-5)
+
+
+def test_the_value_loss_reaches_head_and_trunk(tmp_path):
+    trainer = make_trainer(tmp_path, vf_coef=2.0, value_clip_range=None)
+    set_head(trainer)
+    batch = rollout(trainer, [A, B])
+    batch["advantages"] = torch.zeros(2, 4)  # no policy loss
+    loss = trainer._compute_loss(trainer.model, batch)
+    loss.backward()
+    reference = tiny_llama(len(trainer.processing_class))
+    head = [weight.detach().clone().requires_grad_() for weight in trainer.value_head.parameters()]
+    _, hidden = logps_and_hidden(reference, batch)
+    errors = (hidden @ head[0][0] + head[1] - batch["returns"]).square() * batch["completion_mask"]
+    (2.0 * errors.sum() / 2 / 6).backward()
+    assert loss.item() == pytest.approx(errors.sum().item() / 6, abs=1e-6)
+    for weight, expected in zip(trainer.value_head.parameters(), head, strict=True):
+        check(weight.grad, expected.grad, 1e-5)
+        assert weight.grad.abs().max() > 1e-3
+    gradients = {name: weight.grad for name, weight in trainer.model.named_parameters()}
+    reached = 0
+    for name, weight in reference.named_parameters():
+        if weight.grad is not None and weight.grad.abs().max() > 1e-4:
+            check(gradients[name], weight.grad, 1e-5)
+            reached += 1
+    assert reached >= 10
+
+
+def test_the_value_loss_is_clipped_at_the_rollouts_values(tmp_path):
+    trainer = make_trainer(tmp_path, vf_coef=1.0, value_clip_range=0.2)
+    batch = rollout(trainer, [A, B])  # values 0, returns 0.8, 0.8, 0.4, 0.4; 0.2, 0.2
+    batch["advantages"] = torch.zeros(2, 4)
+    set_head(trainer, weight=0.0, bias=0.5)
+    # Clipped to 0.2: errors (0.6, 0.6, 0.2, 0.2, 0, 0); as it is (0.3, 0.3, 0.1, 0.1, 0.3, 0.3). The larger counts.
+    loss = trainer._compute_loss(trainer.model, batch)
+    expected = (2 * 0.36 + 2 * 0.04 + 2 * 0.09) / 2 / 6
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    metrics = trainer._metrics["train"]
+    assert metrics["value/loss"] == [pytest.approx(expected, abs=1e-6)]
+    assert metrics["value/clip_fraction"] == [pytest.approx(4 / 6)]
+    loss.backward()
+    # Only B's tokens still teach: (0.5 - 0.2) / 6 each.
+    assert trainer.value_head.bias.grad.item() == pytest.approx(2 * 0.3 / 6, abs=1e-6)
+
+
+def test_values_stored_with_the_rollout_stay_as_they_were(tmp_path):
+    trainer = make_trainer(tmp_path, num_iterations=2, learning_rate=0.1, per_device_train_batch_size=2)
+    generate_fixed(trainer, encode(trainer.processing_class, A, B))
+    seen, super_loss = [], trainer._compute_loss
+
+    def compute_loss(model, inputs):
+        loss = super_loss(model, inputs)
+        now = trainer.value_head(logps_and_hidden(trainer.model, inputs)[1]).detach() * inputs["completion_mask"]
+        # TRL shuffles once, then serves the same rows: sorted by length they are comparable.
+        order = inputs["completion_mask"].sum(-1).argsort(descending=True)
+        seen.append((inputs["old_values"][order].clone(), inputs["returns"][order].clone(), now[order]))
+        return loss
+
+    trainer._compute_loss = compute_loss
+    trainer.train()
+    (old_first, returns_first, now_first), (old_second, returns_second, now_second) = seen
+    check(old_first, torch.zeros(2, 4))
+    assert torch.equal(old_first, old_second) and torch.equal(returns_first, returns_second)
+    assert (now_first == 0).all() and now_second.abs().max() > 0.05  # the critic itself has moved
+    check(returns_first, BY_HAND["difference"])
+
+
+@pytest.mark.parametrize("others", [{}, {"num_iterations": 2}])
+def test_two_batches_of_four_are_one_of_eight(tmp_path, others):
+    def run(**sizes):
+        trainer = make_trainer(
+            tmp_path, vf_coef=1.0, optim="sgd", learning_rate=0.5, max_grad_norm=1e6, max_steps=2, **others, **sizes
+        )
+        set_head(trainer)
+        generate_fixed(trainer, encode(trainer.processing_class, *EIGHT))
+        trainer.train()
+        return trainer.state.log_history, {name: weight.detach() for name, weight in trainer.model.named_parameters()}
+
+    logs, whole = run(per_device_train_batch_size=8)
+    other_logs, halves = run(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    for name, weight in whole.items():
+        check(halves[name], weight, 1e-5)
+    for key in ("loss", "grad_norm"):
+        assert [log[key] for log in other_logs[:2]] == pytest.approx([log[key] for log in logs[:2]], rel=1e-4)
+    assert logs[0]["grad_norm"] > 0.01
+
+
+def test_two_updates_a_generation_weigh_its_tokens_alike(tmp_path):
+    # With a learning rate of 0 the two updates' losses, of half the rows each, have the mean of the whole.
+    def losses(**sizes):
+        trainer = make_trainer(tmp_path, vf_coef=1.0, optim="sgd", learning_rate=0.0, **sizes)
+        set_head(trainer)
+        generate_fixed(trainer, encode(trainer.processing_class, *EIGHT))
+        trainer.train()
+        return [log["loss"] for log in trainer.state.log_history[:-1]]
+
+    (whole,) = losses(per_device_train_batch_size=8, max_steps=1)
+    halves = losses(per_device_train_batch_size=4, steps_per_generation=2, max_steps=2)
+    assert sum(halves) / 2 == pytest.approx(whole, rel=1e-5) and len(halves) == 2
+
+
+OF_ROLLOUT = {"value/explained_variance", "value/mean", "return/mean", "reward_parts/step"}
+OF_UPDATE = {"value/loss", "value/clip_fraction"}
+
+
+def trained(folder, **others):
+    """Updates with sampling, a critic that learns and all that is on by default."""
+    trainer = make_trainer(
+        folder, scorer=FakeScorer(by_text), whiten_advantages=True, num_iterations=2, value_clip_range=0.2, **others
+    )
+    return trainer
+
+
+def keys_of(file):
+    with safe_open(file, "pt") as content:
+        return set(content.keys())
+
+
+def loading_report(folder):
+    _, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    return {key: value for key, value in report.items() if value}
+
+
+@pytest.mark.parametrize("critic_learning_rate", [None, 0.05])
+def test_resuming_at_a_generation_equals_the_straight_run(tmp_path, critic_learning_rate):
+    others = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "critic_learning_rate": critic_learning_rate}
+    straight = trained(tmp_path / "run", **others)
+    straight.train()
+    assert OF_ROLLOUT | OF_UPDATE <= set(straight.state.log_history[0])
+    initial, end = tiny_llama(len(word_level())).state_dict(), straight.model.state_dict()
+    assert all(not torch.equal(weight, initial[name]) for name, weight in end.items() if name in initial)
+    assert straight.value_head.weight.abs().max() > 0
+
+    checkpoint = tmp_path / "run/checkpoint-2"
+    assert keys_of(checkpoint / VALUE_HEAD_FILE) == {"weight", "bias"}
+    assert keys_of(checkpoint / "model.safetensors") <= set(initial)
+    # Whoever kills a run finds a checkpoint whole if it has this file.
+    last = (checkpoint / "trainer_state.json").stat().st_mtime_ns
+    assert all(file.stat().st_mtime_ns <= last for file in checkpoint.iterdir())
+    resumed = trained(tmp_path / "resumed", **others)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == 4
+    for name, weight in resumed.model.state_dict().items():
+        assert torch.equal(weight, end[name]), name
+    for log, expected in zip(resumed.state.log_history[2:4], straight.state.log_history[2:4], strict=True):
+        timing = {"step_time", "perf/tokens_per_second", "perf/mfu", "perf/peak_tflops"}
+        assert {key: log[key] for key in log if key not in timing} == {
+            key: expected[key] for key in expected if key not in timing
+        }
+    groups = [
+        {len(group["params"]): group["lr"] for group in trainer.optimizer.param_groups}
+        for trainer in (straight, resumed)
+    ]
+    assert groups[0] == groups[1]
+    head = {id(weight) for weight in resumed.value_head.parameters()}
+    of_head = [group for group in resumed.optimizer.param_groups if head & {id(weight) for weight in group["params"]}]
+    rates = {group["lr"] for group in of_head}
+    assert rates == {critic_learning_rate or 1e-2}
+    if critic_learning_rate:
+        assert [{id(weight) for weight in group["params"]} for group in of_head] == [head]
+    all_params = [id(weight) for group in resumed.optimizer.param_groups for weight in group["params"]]
+    assert sorted(all_params) == sorted(id(weight) for weight in resumed.model.parameters())  # each in one group
+
+
+def test_what_is_exported_has_no_value_head(tmp_path, caplog):
+    trainer = trained(tmp_path / "run", save_strategy="steps", save_steps=2, max_steps=2)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    trainer.model.save_pretrained(tmp_path / "by_model")
+    weights = {name: weight for name, weight in trainer.model.state_dict().items() if "value_head" not in name}
+    for folder in (tmp_path / "saved", tmp_path / "by_model", tmp_path / "run/checkpoint-2"):
+        assert not any("value_head" in key for key in keys_of(folder / "model.safetensors"))
+        caplog.clear()
+        assert loading_report(folder) == {}
+        assert not caplog.records
+        loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        assert loaded.keys() == weights.keys()
+        assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+    assert not (tmp_path / "saved" / VALUE_HEAD_FILE).exists()
+
+
+def test_a_checkpoint_without_a_head_is_an_error(tmp_path):
+    trainer = trained(tmp_path / "run", critic="erprm", save_strategy="steps", save_steps=2, max_steps=2)
+    trainer.train()
+    assert not (tmp_path / "run/checkpoint-2" / VALUE_HEAD_FILE).exists()
+    with pytest.raises(FileNotFoundError, match="expected a checkpoint of StepPPOTrainer with critic='head'"):
+        trained(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+
+
+def test_lora_trains_the_head_and_resumes(tmp_path, policy_path):
+    def run(folder):
+        lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
+        return trained(
+            tmp_path / folder, model=policy_path, peft_config=lora, beta=0.1,
+            max_steps=4, save_strategy="steps", save_steps=2,
+        )  # fmt: skip
+
+    straight = run("run")
+    assert straight.value_head.weight.requires_grad
+    straight.train()
+    assert straight.value_head.weight.abs().max() > 0
+    checkpoint = tmp_path / "run/checkpoint-2"
+    assert (checkpoint / VALUE_HEAD_FILE).exists() and not (checkpoint / "model.safetensors").exists()
+    assert all("lora_" in key for key in keys_of(checkpoint / "adapter_model.safetensors"))
+    resumed = run("resumed")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    end = straight.model.state_dict()
+    for name, weight in resumed.model.state_dict().items():
+        assert torch.equal(weight, end[name]), name
+    assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in end.items())
+
+
+@pytest.mark.parametrize(
+    "others", [{"gradient_checkpointing": True}, {"bf16": True}], ids=["gradient checkpointing", "bf16"]
+)
+def test_memory_saving_changes_little(tmp_path, others):
+    def run(**options):
+        trainer = make_trainer(tmp_path, max_steps=1, optim="sgd", learning_rate=0.1, vf_coef=1.0, **options)
+        set_head(trainer)
+        generate_fixed(trainer, encode(trainer.processing_class, *EIGHT))
+        dtypes, super_loss = [], trainer._compute_loss
+
+        def compute_loss(model, inputs):
+            dtypes.extend(inputs[key].dtype for key in ("advantages", "returns", "old_values"))
+            loss = super_loss(model, inputs)
+            dtypes.append(loss.dtype)
+            return loss
+
+        trainer._compute_loss = compute_loss
+        trainer.train()
+        assert set(dtypes) == {torch.float32}
+        return trainer.state.log_history[0], {n: w.detach() for n, w in trainer.model.named_parameters()}
+
+    plain_log, plain = run()
+    log, weights = run(**others)
+    tolerance = 0.1 if "bf16" in others else 1e-5
+    for key in ("loss", "grad_norm", "value/loss", "value/mean"):
+        assert log[key] == pytest.approx(plain_log[key], abs=tolerance), key
+    for name, weight in weights.items():
+        assert weight.dtype == torch.float32
+        check(weight, plain[name], tolerance / 10)
+
+
+def test_two_updates_with_sampling_log_everything(tmp_path, policy_path):
+    trainer = trained(tmp_path, model=policy_path, eta=10.0, funcs=[outcome_reward])
+    assert trainer.beta == 0.1
+    trainer.train()
+    first, second = trainer.state.log_history[:2]
+    of_rollout = OF_ROLLOUT | {"reward_parts/outcome", "reward_parts/kl", "rewards/outcome_reward/mean"}
+    assert of_rollout | OF_UPDATE | {"kl"} <= set(first)
+    assert OF_UPDATE | {"kl"} <= set(second) and not of_rollout & set(second)  # the same rollout once more
+    for log in (first, second):
+        assert math.isfinite(log["loss"]) and log["grad_norm"] > 0
+    assert first["kl"] == 0 < second["kl"] and second["value/loss"] < first["value/loss"]
+
+
+def test_evaluation_runs(tmp_path):
+    trainer = make_trainer(tmp_path, scorer=FakeScorer(by_text), per_device_eval_batch_size=4)
+    set_head(trainer)
+    assert math.isfinite(trainer.evaluate(eval_dataset=questions(4))["eval_loss"])
+    assert trainer.state.log_history[-1]["eval_value/loss"] > 0
+
+
+def test_truncated_completions_may_be_masked(tmp_path):
+    trainer = make_trainer(tmp_path, mask_truncated_completions=True, funcs=[outcome_reward])
+    check(rollout(trainer, ["4 ки 8 ки", "2 </s>"])["advantages"], [[0.0] * 4, [0.2, 0.2, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"critic": "oracle"}, "critic: got 'oracle'"),
+        ({"critic": "erprm", "credit": "sum"}, "critic='erprm' with credit='sum'"),
+        ({"gamma": 1.5}, "gamma: got 1.5"),
+        ({"gae_lambda": -0.1}, "gae_lambda: got -0.1"),
+        ({"value_clip_range": 0.0}, "value_clip_range: got 0.0"),
+        ({"credit": "nothing"}, "credit: got 'nothing'"),
+    ],
+)
+def test_config_errors(tmp_path, others, message):
+    with pytest.raises(ValueError, match=message):
+        StepPPOConfig(**settings(tmp_path, **others))

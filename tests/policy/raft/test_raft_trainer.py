@@ -1,0 +1,465 @@
+"""RAFT on the shipped policy in miniature: what is trained on, runs that were killed, LoRA, no answers, vLLM."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import zoo
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from erprm_trl import StepScorer, TransformersSampler, dial
+from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.policy.raft import policy_sampler as live_policy
+from erprm_trl.policy.raft import raft_trainer
+from erprm_trl.policy.raft import sampling as raft_sampling
+from erprm_trl.policy.raft.raft_config import RAFTConfig
+from erprm_trl.policy.raft.raft_trainer import RAFTTrainer
+from erprm_trl.policy.raft.rounds import read_rows
+
+
+ANSWERED = dial.make_questions(8, seed=1)
+QUESTIONS = [{"question": row["question"]} for row in ANSWERED]  # no answers: no grading, and its processes
+DIAL = {
+    "num_rounds": 2,
+    "num_generations": 4,
+    "max_completion_length": 64,
+    "generation_batch_size": 64,
+    "chunk_size": 4,
+    "grading": "exact",
+    "answer_pattern": dial.ANSWER_PATTERN,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "drop_uniform": False,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "report_to": "none",
+}
+
+
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return StepScorer.from_pretrained(dial.BASE_PATH, prm_format=FORMAT, batch_size=256)
+
+
+@pytest.fixture
+def build(tmp_path, scorer):
+    def build(name="out", questions=QUESTIONS, eval_questions=None, policy=dial.BASE_PATH, callbacks=None, **options):
+        peft_config = options.pop("peft_config", None)
+        processing_class = options.pop("processing_class", None)
+        return RAFTTrainer(
+            policy,
+            options.pop("reward_model", scorer),
+            RAFTConfig(str(tmp_path / name), **{**DIAL, **options}),
+            train_dataset=Dataset.from_list(questions),
+            eval_dataset=None if eval_questions is None else Dataset.from_list(eval_questions),
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=callbacks,
+        )
+
+    return build
+
+
+def weights(trainer):
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def equal(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def manifest(trainer, index):
+    return json.loads(Path(trainer.args.output_dir, f"round-{index}", "manifest.json").read_text())
+
+
+def test_two_rounds_end_to_end(build, tmp_path):
+    trainer = build(questions=ANSWERED, eval_questions=dial.make_questions(4, seed=2))
+    before = weights(trainer)
+    output = trainer.train()
+    assert not equal(before, weights(trainer))
+    logs = trainer.state.log_history
+    rounds = [entry for entry in logs if "raft/round" in entry]
+    assert [entry["raft/round"] for entry in rounds] == [0, 1]
+    # 8 questions, one pick each, 2 epochs of 2 batches; the second round's steps go on from the first's
+    assert [entry["step"] for entry in logs if "loss" in entry] == list(range(1, 9))
+    assert output.global_step == trainer.state.global_step == 8
+    assert len([entry for entry in logs if "eval_accuracy" in entry]) == 3  # the first policy's too
+    for index in (0, 1):
+        entries = manifest(trainer, index)
+        assert entries["kept"] == 8 and entries["kept"] + sum(entries["dropped"].values()) == 32
+        picks = read_rows(tmp_path / "out" / f"round-{index}" / "picks.jsonl")
+        rewards = [pick["reward"] for pick in picks]
+        assert rounds[index]["raft/picked_accuracy"] == sum(rewards) / 8
+        # each pick has the best score of its question's solutions
+        scores = [
+            min(entry["step_scores"]) for entry in read_rows(tmp_path / "out" / f"round-{index}" / "scores.jsonl")
+        ]
+        assert [pick["score"] for pick in picks] == pytest.approx([max(scores[4 * i : 4 * i + 4]) for i in range(8)])
+    # the second round sampled from what the first had trained
+    assert equal_files(tmp_path / "out" / "round-1" / "policy", trainer)
+    trainer.save_model()
+    trainer.create_model_card(model_name="out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "2304.06767" in card and "- raft" in card
+    TransformersSampler.from_pretrained(str(tmp_path / "out"))
+
+
+def equal_files(folder, trainer):
+    saved = load_file(folder / "model.safetensors")
+    return all(torch.equal(saved[name], parameter) for name, parameter in trainer.model.named_parameters())
+
+
+class Recorder:
+    """A sampler that remembers what it sampled."""
+
+    completions: dict = {}
+
+    def __init__(self, *args, **kwargs):
+        self.inner = TransformersSampler(*args, **kwargs)
+        self.settings = self.inner.settings
+
+    def sample(self, prompts, num_samples, seed):
+        result = self.inner.sample(prompts, num_samples, seed)
+        for prompt, some in zip(prompts, result, strict=True):
+            Recorder.completions[prompt.question] = (self.inner.prompt_format.encode(prompt), some)
+        return result
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["dial", "bytes", "bytes, chat"])
+def test_training_sees_the_tokens_that_were_sampled(build, monkeypatch, kind):
+    """Also where a random model writes what no tokenizer would give for its text."""
+    Recorder.completions = {}
+    monkeypatch.setattr(live_policy, "TransformersSampler", Recorder)
+    options = {"num_rounds": 1, "top_k": 2}
+    if kind != "dial":
+        tokenizer = zoo.byte_level_bpe()
+        tokenizer.chat_template = CHAT if "chat" in kind else None
+        model = zoo.tiny_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(3)
+        model.lm_head.weight.data[tokenizer.eos_token_id] *= 3  # ends now and then
+        options |= {"policy": model, "processing_class": tokenizer, "max_completion_length": 60, "num_generations": 16}
+        options["questions"] = [{"prompt": [{"role": "user", "content": f"Ä {row['question']}"}]} for row in QUESTIONS]
+    trainer = build(**options)
+    trainer.train()
+    rows = trainer.train_dataset.to_list()
+    assert len(rows) > 4
+    sampled = {
+        tuple(prompt + list(one.token_ids)): len(prompt)
+        for prompt, some in Recorder.completions.values()
+        for one in some
+    }
+    for example in rows:
+        length = sampled[tuple(example["input_ids"])]
+        assert example["labels"] == [-100] * length + example["input_ids"][length:]
+        assert example["input_ids"][-1] == trainer.processing_class.eos_token_id
+    if kind == "dial":
+        tokenizer = trainer.processing_class
+        for pick in read_rows(Path(trainer.args.output_dir, "round-0", "picks.jsonl")):
+            text = tokenizer(pick["prompt"] + pick["completion"])["input_ids"]
+            assert text + [tokenizer.eos_token_id] == pick["prompt_ids"] + pick["completion_ids"]
+    if "chat" in kind:
+        assert trainer.processing_class.decode(rows[0]["input_ids"]).startswith("<user>Ä ")
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step, self.rounds = step, 0  # rounds that are let through
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.rounds -= 1
+            if self.rounds < 0:
+                raise Killed
+
+
+def killed_while_sampling(monkeypatch, trainer):
+    """In the second chunk of the second round."""
+    calls = []
+    sample = TransformersSampler.sample
+
+    def dying(self, *args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Killed
+        return sample(self, *args)
+
+    monkeypatch.setattr(TransformersSampler, "sample", dying)
+
+
+def killed_after_scoring(monkeypatch, trainer):
+    def dying(*args, **kwargs):
+        raise Killed
+
+    monkeypatch.setattr(raft_sampling, "pick_solutions", dying)
+
+
+def killed_in_training(monkeypatch, trainer):
+    """Between two checkpoints of the first round."""
+    trainer.add_callback(KillAt(3))
+
+
+def killed_while_saving(monkeypatch, trainer):
+    """A checkpoint that is not whole."""
+    save = RAFTTrainer._save_rng_state
+
+    def dying(self, output_dir):
+        if output_dir.endswith("checkpoint-4"):
+            raise Killed
+        save(self, output_dir)
+
+    monkeypatch.setattr(RAFTTrainer, "_save_rng_state", dying)
+
+
+def killed_after_training(monkeypatch, trainer):
+    def dying(self, path):
+        (path / "half").mkdir(parents=True)
+        raise Killed
+
+    monkeypatch.setattr(live_policy.PolicySampler, "save", dying)
+
+
+def killed_after_a_round(monkeypatch, trainer):
+    run = RAFTTrainer._run_round
+
+    def dying(self, folder, config):
+        if folder.index == 1:
+            raise Killed
+        run(self, folder, config)
+
+    monkeypatch.setattr(RAFTTrainer, "_run_round", dying)
+
+
+@pytest.fixture(scope="module")
+def straight(scorer, tmp_path_factory):
+    """Weights of a run that nobody killed, by `start_from`."""
+    runs = {}
+    for start_from in ("last", "first"):
+        folder = tmp_path_factory.mktemp(start_from)
+        args = RAFTConfig(str(folder), **{**DIAL, **RESUMED, "start_from": start_from})
+        trainer = RAFTTrainer(dial.BASE_PATH, scorer, args, train_dataset=Dataset.from_list(QUESTIONS))
+        trainer.train()
+        runs[start_from] = weights(trainer)
+    return runs
+
+
+RESUMED = {"save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("kill", "start_from"),
+    [
+        (killed_while_sampling, "last"),
+        (killed_after_scoring, "last"),
+        (killed_in_training, "last"),
+        (killed_while_saving, "last"),
+        (killed_after_training, "last"),
+        (killed_after_a_round, "last"),
+        (killed_after_a_round, "first"),
+    ],
+)
+def test_a_killed_run_ends_where_the_straight_one_does(build, straight, kill, start_from):
+    trainer = build(start_from=start_from, **RESUMED)
+    with pytest.MonkeyPatch.context() as patch:
+        kill(patch, trainer)
+        with pytest.raises(Killed):
+            trainer.train()
+    torch.manual_seed(12345)
+    trainer = build(start_from=start_from, **RESUMED)
+    assert trainer.train().global_step == 8
+    assert equal(weights(trainer), straight[start_from])
+
+
+def test_train_again_after_an_interrupt(build, straight):
+    """In a notebook: the same trainer goes on, unless its policy is neither the first one nor on disk."""
+    kill = KillAt(1)
+    trainer = build(callbacks=[kill])
+    with pytest.raises(Killed):
+        trainer.train()
+    with pytest.raises(ValueError, match="Construct the trainer anew"):
+        trainer.train()
+    trainer = build(callbacks=[kill])
+    kill.step, kill.rounds = 3, 1
+    with pytest.raises(Killed):
+        trainer.train()
+    kill.step = None
+    trainer.train()
+    assert equal(weights(trainer), straight["last"])
+
+
+def test_training_from_the_first_policy_differs(straight):
+    assert not equal(straight["first"], straight["last"])
+
+
+def test_more_rounds_continue_and_another_configuration_does_not(build):
+    build(num_rounds=1).train()
+    trainer = build(num_rounds=2)
+    trainer.train()
+    straight = build("straight", num_rounds=2)
+    straight.train()
+    assert equal(weights(trainer), weights(straight))
+    # once it is finished nothing is done again
+    manifests = [manifest(trainer, index) for index in (0, 1)]
+    again = build(num_rounds=2)
+    assert again.train().global_step == 8
+    assert equal(weights(again), weights(straight))
+    assert [manifest(again, index) for index in (0, 1)] == manifests
+    with pytest.raises(
+        ValueError, match="learning_rate was 0.001 and is now 0.002; .*temperature was 1.0 and is now 0.5"
+    ):
+        build(learning_rate=2e-3, temperature=0.5).train()
+
+
+def test_lora(build, tmp_path):
+    adapter = LoraConfig(r=4, target_modules="all-linear")
+    runs = {}
+    for start_from in ("last", "first"):
+        trainer = build(start_from, start_from=start_from, peft_config=adapter, learning_rate=1e-2)
+        base = weights(trainer)
+        trainer.train()
+        runs[start_from] = weights(trainer)
+        moved = {name for name, weight in runs[start_from].items() if not torch.equal(weight, base[name])}
+        assert moved and all("lora" in name for name in moved)
+        assert (tmp_path / start_from / "round-1" / "policy" / "adapter_model.safetensors").is_file()
+    assert not equal(runs["last"], runs["first"])
+    # the second round alone again, from the first round's adapter
+    shutil.rmtree(tmp_path / "last" / "round-1")
+    again = build("last", peft_config=adapter, learning_rate=1e-2)
+    again.train()
+    assert equal(weights(again), runs["last"])
+
+
+def test_no_answers_no_grades(build, tmp_path):
+    trainer = build(questions=[{"prompt": row["question"]} for row in QUESTIONS], num_rounds=1, drop_uniform=None)
+    trainer.train()
+    assert not any("accuracy" in key for entry in trainer.state.log_history for key in entry if "raft/" in key)
+    assert {pick["reward"] for pick in read_rows(tmp_path / "out" / "round-0" / "picks.jsonl")} == {None}
+    with pytest.raises(ValueError, match="no `eval_dataset`"):
+        trainer.evaluate()
+    with pytest.raises(ValueError, match="drop_uniform=True needs to know"):
+        build(questions=[{"prompt": row["question"]} for row in QUESTIONS], drop_uniform=True)
+
+
+def test_with_answers_uniform_questions_are_dropped_by_default(build):
+    trainer = build(questions=ANSWERED, num_rounds=1, drop_uniform=None)
+    trainer.train()
+    dropped = manifest(trainer, 0)["dropped"]
+    assert dropped["all_right"] > 0 and dropped["all_right"] % 4 == 0
+    assert not build(questions=ANSWERED, num_generations=1, drop_uniform=None).drop_uniform
+
+
+def test_what_cannot_be_kept_is_counted(build):
+    """A limit that most solutions reach, one that the sequences exceed, and nothing left to train on."""
+    trainer = build(num_rounds=1, max_completion_length=30)
+    trainer.train()
+    dropped = manifest(trainer, 0)["dropped"]
+    assert dropped["unfinished"] > 0
+    with pytest.raises(ValueError, match="no solution can be kept: {'unfinished': 32}"):
+        build("none", max_completion_length=5).train()
+    with pytest.raises(ValueError, match="'longer_than_max_length': 32"):
+        build("long", max_length=20).train()
+
+
+def test_solutions_longer_than_the_reward_models_context(build, scorer, monkeypatch):
+    monkeypatch.setattr(scorer.model.config, "max_position_embeddings", 20)
+    with pytest.raises(ValueError, match="'too_long_for_reward_model': 32"):
+        build().train()
+
+
+def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path, monkeypatch):
+    """The engine is a stand-in: transformers on the folder it is given."""
+    folders, alive = [], []
+
+    class Engine(TransformersSampler):
+        def __init__(self, model, tokenizer, engine_kwargs, **settings):
+            folders.append(str(Path(model).relative_to(tmp_path)))
+            alive.append(self)
+            assert engine_kwargs == {"seed": 3}
+            loaded = TransformersSampler.from_pretrained(model)
+            super().__init__(loaded.model, tokenizer, batch_size=64, **settings)
+
+        def close(self):
+            alive.remove(self)
+
+    monkeypatch.setattr(live_policy, "VLLMSampler", Engine)
+    train = raft_trainer.SFTTrainer.train
+    monkeypatch.setattr(
+        raft_trainer.SFTTrainer,
+        "train",
+        lambda self, *given: (not alive or pytest.fail("the engine is alive")) and train(self, *given),
+    )
+    trainer = build("vllm", use_vllm=True, vllm_kwargs='{"seed": 3}')
+    trainer.evaluate(Dataset.from_list(ANSWERED[:1]))
+    trainer.train()
+    assert folders == ["vllm/first-policy", "vllm/round-0/policy"]
+    monkeypatch.undo()
+    live = build("live")
+    live.train()
+    assert equal(weights(live), weights(trainer))
+    with pytest.raises(ValueError, match="without an adapter"):
+        build(use_vllm=True, peft_config=LoraConfig(r=2, target_modules="all-linear"))
+
+
+def test_a_reward_model_by_path(build, scorer, tmp_path):
+    scorer.model.save_pretrained(tmp_path / "erprm")
+    scorer.tokenizer.save_pretrained(tmp_path / "erprm")
+    FORMAT.save(tmp_path / "erprm")
+    trainer = build(reward_model=tmp_path / "erprm", num_rounds=1, scoring_batch_size=7)
+    assert trainer.scorer.batch_size == 7
+    trainer.train()
+
+
+def test_evaluate_is_sampled_anew(build):
+    trainer = build(eval_questions=ANSWERED[:3])
+    metrics = trainer.evaluate()
+    assert metrics["eval_accuracy"] * 12 == pytest.approx(round(metrics["eval_accuracy"] * 12))
+    assert trainer.evaluate(Dataset.from_list(ANSWERED[3:5]), metric_key_prefix="test").keys() == {
+        "test_accuracy",
+        "test_unfinished_share",
+        "test_mean_tokens",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_rounds": 0}, "num_rounds: got 0"),
+        ({"start_from": "best"}, "start_from: got 'best'"),
+        ({"aggregation": "max"}, "aggregation: got 'max'"),
+        ({"top_k": 5}, "top_k: got 5 picks of 4"),
+        ({"temperature": 0.0}, "greedy solutions are all alike"),
+        ({"eval_strategy": "steps"}, "eval_strategy: got"),
+        ({"completion_only_loss": False}, "leave completion_only_loss"),
+    ],
+)
+def test_configuration_errors(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        RAFTConfig(str(tmp_path), **{**DIAL, **options})
+
+
+def test_arguments_that_do_not_fit(build):
+    with pytest.raises(ValueError, match="Columns of the given rows: got"):
+        build(questions=[{"text": "?"}])
+    with pytest.raises(ValueError, match="holds no reference answer"):
+        build(questions=[{"prompt": "?", "answer": "1"}, {"prompt": "??", "answer": None}])
+    with pytest.raises(ValueError, match="give it as `model`"):
+        build().train(resume_from_checkpoint="outputs/checkpoint-3")

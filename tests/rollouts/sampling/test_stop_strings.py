@@ -1,0 +1,121 @@
+"""Samplers that are told where to stop: the same draws as without, cut at the first stop, and honest counts."""
+
+import pytest
+import torch
+from faulty_server import FaultyServer
+
+from erprm_trl import EndpointSampler, TransformersSampler, dial
+from erprm_trl.rollouts import EndpointError, Prompt
+from erprm_trl.rollouts.sampling.stop_strings import StopStrings
+
+
+STOP = (dial.SEPARATOR,)
+PROMPTS = [Prompt(row["question"]) for row in dial.make_questions(6, seed=2)]
+
+
+def test_a_stopped_sample_is_the_beginning_of_the_whole_one(dial_policy):
+    # One sequence a call: what is drawn for it hangs on which others are still in its batch.
+    sampler = TransformersSampler(*dial_policy, max_new_tokens=48)
+    different = set()
+    for prompt in PROMPTS:
+        for seed in range(3):
+            ((long,),) = sampler.sample([prompt], 1, seed)
+            ((short,),) = sampler.sample([prompt], 1, seed, stop=STOP)
+            assert short.text == long.text[: long.text.index(dial.SEPARATOR) + len(dial.SEPARATOR)]
+            assert not short.finished and short.num_tokens == len(short.token_ids) == len(short.text.split())
+            assert short.token_ids == long.token_ids[: short.num_tokens]
+            assert sampler.sample([prompt], 1, seed, stop=("never said",)) == [[long]]
+            different.add(short.text)
+    assert len(different) > 4
+
+
+def test_step_by_step_greedy_is_greedy(dial_policy):
+    sampler = TransformersSampler(*dial_policy, max_new_tokens=48, temperature=0)
+    whole = [one for (one,) in sampler.sample(PROMPTS, 1, seed=0)]
+    texts, tokens = [""] * len(PROMPTS), [0] * len(PROMPTS)
+    live = list(range(len(PROMPTS)))
+    while live:
+        samples = sampler.sample([PROMPTS[i]._replace(prefix=texts[i]) for i in live], 1, seed=0, stop=STOP)
+        for i, (one,) in zip(list(live), samples, strict=True):
+            texts[i] += one.text
+            tokens[i] += one.num_tokens
+            if one.finished:
+                live.remove(i)
+    assert texts == [one.text for one in whole] and tokens == [one.num_tokens for one in whole]
+
+
+def test_an_end_before_a_stop_is_an_end(dial_policy):
+    prefix = next(
+        one.text
+        for (one,) in TransformersSampler(*dial_policy, max_new_tokens=48, temperature=0).sample(PROMPTS[:1], 1, 0)
+    )
+    sampler = TransformersSampler(*dial_policy, max_new_tokens=48, temperature=0)
+    # one row ends at once, and is padded while the other goes on to its stop
+    ended, stopped = sampler.sample([PROMPTS[0]._replace(prefix=prefix), PROMPTS[1]], 1, seed=0, stop=STOP)
+    assert ended[0].finished and ended[0].text == "" and ended[0].num_tokens == 1
+    assert not stopped[0].finished and stopped[0].text.endswith(dial.SEPARATOR)
+
+
+class Pieces:
+    """A tokenizer of a few pieces of bytes, which loses the space before the first word, as SentencePiece does."""
+
+    pieces = (b"", b"a", b".\n\nb", b"\n", b"b", b"\xd0", b"\xb8", b" ")
+
+    def decode(self, ids, skip_special_tokens=False):
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace").removeprefix(" ")
+
+
+@pytest.mark.parametrize(
+    ("rows", "stop", "lengths"),
+    [
+        ([[1, 2, 1], [1, 3, 3], [1, 1, 1]], ("\n\n",), [2, 3, None]),  # within a token, across tokens, never
+        ([[1, 3, 1], [3, 1, 1]], ("\n",), [2, 1]),
+        ([[1, 4, 1], [4, 1, 4]], ("ab", "ba"), [2, 2]),
+        ([[1, 7, 1], [7, 1, 7]], ("a ",), [2, 3]),
+        ([[1, 5, 6], [5, 6, 1]], ("\u0438",), [3, 2]),  # a letter of two tokens
+    ],
+)
+def test_where_rows_are_stopped(rows, stop, lengths):
+    # the prompt ends with a newline: what stands in it does not count
+    stopping = StopStrings(Pieces(), stop, [[3]] * len(rows), 2)
+    ids = torch.tensor([[0, 3, *row] for row in rows])
+    for length in (1, 2, 3):
+        done = stopping(ids[:, : 2 + length], None)
+        assert done.tolist() == [last is not None and last <= length for last in lengths]
+    assert stopping.lengths == lengths
+
+
+def test_servers_that_say_what_ended_a_text():
+    said = [
+        {"text": " 1 + 2 = 3 ", "finish_reason": "stop", "stop_reason": dial.SEPARATOR},  # vLLM
+        {"text": " 1 + 2 = 3 ", "finish_reason": "stop", "matched_stop": dial.SEPARATOR},  # SGLang
+        {"text": f" 1 + 2 = 3 {dial.SEPARATOR}", "finish_reason": "stop"},  # transformers serve
+        {"text": " answer 3", "finish_reason": "stop", "stop_reason": None},
+        {"text": " answer 3", "finish_reason": "stop", "matched_stop": 2},
+        {"text": " answer", "finish_reason": "length", "stop_reason": None},
+    ]
+    answers = iter({"choices": [choice], "usage": {"completion_tokens": 6}} for choice in said)
+    with FaultyServer(lambda body, attempt: next(answers)) as server:
+        sampler = EndpointSampler("pseudo", server.url, dial.build_tokenizer(), max_concurrency=1)
+        completions = [one for (one,) in sampler.sample(PROMPTS, 1, seed=0, stop=STOP)]
+        assert [body["stop"] for body in server.bodies] == [[dial.SEPARATOR]] * 6
+    assert {(one.text, one.finished) for one in completions[:3]} == {(f" 1 + 2 = 3 {dial.SEPARATOR}", False)}
+    assert [(one.text, one.finished) for one in completions[3:]] == [
+        (" answer 3", True),
+        (" answer 3", True),
+        (" answer", False),
+    ]
+    assert [one.num_tokens for one in completions] == [6] * 6
+
+
+def test_a_server_that_does_not_say_is_an_error():
+    silent = {"choices": [{"text": " answer 3", "finish_reason": "stop"}]}
+    with FaultyServer(lambda body, attempt: silent) as server:
+        sampler = EndpointSampler("pseudo", server.url, dial.build_tokenizer(), retry_wait=0.001)
+        with pytest.raises(EndpointError, match="neither stop_reason nor matched_stop"):
+            sampler.sample(PROMPTS[:1], 1, seed=0, stop=STOP)
+        assert set(server.attempts.values()) == {1}
+        assert sampler.sample(PROMPTS[:1], 1, seed=0)[0][0].finished  # without stop there is nothing to say
+        assert "stop" not in server.bodies[-1]
+        with pytest.raises(ValueError, match=r"extra_body: got \['stop'\]"):
+            EndpointSampler("pseudo", server.url, dial.build_tokenizer(), extra_body={"stop": ["x"]})

@@ -1,0 +1,550 @@
+"""Guided search against a policy whose optimum is known exactly, and against weights worked by hand."""
+
+import itertools
+import math
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from tabular_policy import (
+    STEP_TOKENS,
+    TABLE,
+    TabularSampler,
+    TabularScorer,
+    optimum,
+    policy,
+    total_variation,
+    value,
+)
+
+from erprm_trl.rollouts import Completion, Prompt
+from erprm_trl.selection import guided_search
+from erprm_trl.selection.search.particles import (
+    effective_sample_size,
+    log_mean_exp,
+    systematic_resample,
+    tilted_probabilities,
+)
+from erprm_trl.steps import closed_steps, step_stops
+
+
+ETA = 3.0
+
+
+def search(questions, sampler=None, scorer=None, **arguments):
+    return guided_search(
+        questions, sampler or TabularSampler(), scorer or TabularScorer(ETA), **{"splitter": "newline", **arguments}
+    )
+
+
+def weighted_share(results):
+    """Chance of each text when one solution of a result is drawn by its weight, averaged over results."""
+    share = Counter()
+    for result in results:
+        for one in result.solutions:
+            share[one.text] += math.exp(one.log_weight) / len(results)
+    return share
+
+
+# Weights
+
+
+def test_probabilities_tilted_by_hand():
+    # e^(2 * 0.5) : e^0 = e : 1
+    assert tilted_probabilities([0.5, 0.0], 2.0) == pytest.approx([math.e / (1 + math.e), 1 / (1 + math.e)])
+    assert tilted_probabilities([0.3, 0.9, 0.9], math.inf).tolist() == [0, 0.5, 0.5]
+    assert tilted_probabilities([0.3, 0.9, 0.3], -math.inf).tolist() == [0.5, 0, 0.5]
+    assert tilted_probabilities([5.0, 7.0], 0.0).tolist() == [0.5, 0.5]
+    assert tilted_probabilities([1.0, 1.001], 1e6) == pytest.approx([0, 1])  # no overflow
+
+
+def test_effective_sample_size_by_hand():
+    # shares 3/4 and 1/4: 1 / (9/16 + 1/16) = 1.6; constants cancel
+    for shift in (0.0, 1e4, -1e4):
+        assert effective_sample_size(np.log([3.0, 1.0]) + shift) == pytest.approx(1.6)
+    assert effective_sample_size(np.zeros(7)) == pytest.approx(7)
+    assert effective_sample_size(np.array([0.0, -1e3, -1e3])) == pytest.approx(1)
+    assert log_mean_exp(np.array([1000.0, 1000.0 + math.log(3)])) == pytest.approx(1000 + math.log(2))
+
+
+def naive_systematic(weights, offset):
+    """Exact: how many points (offset + k) / N lie in each particle's piece of [0, 1)."""
+    total, n, lower, chosen = sum(weights), len(weights), Fraction(0), []
+    for index, weight in enumerate(weights):
+        upper = lower + Fraction(weight, total)
+        chosen += [index] * sum(lower <= (offset + k) / n < upper for k in range(n))
+        lower = upper
+    return chosen
+
+
+@pytest.mark.parametrize("weights", [(1, 2, 5), (0, 3, 0, 1, 0), (7,), (1, 1, 1, 1, 1, 1, 3), (5, 0, 0)])
+def test_systematic_resampling_against_exact_counting(weights):
+    log_weights = np.array([math.log(weight) if weight else -math.inf for weight in weights])
+    counts = np.zeros(len(weights))
+    for k in range(997):  # a prime: no point falls on a border, where floats and fractions may differ
+        offset = Fraction(2 * k + 1, 2 * 997)
+        chosen = systematic_resample(log_weights, float(offset))
+        assert chosen.tolist() == naive_systematic(weights, offset)
+        counts += np.bincount(chosen, minlength=len(weights)) / 997
+    assert counts == pytest.approx(np.array(weights) / sum(weights) * len(weights), abs=0.01)
+
+
+def test_systematic_resampling_never_runs_off_the_end():
+    weights = np.log(np.full(10, 0.1))
+    assert systematic_resample(weights, np.nextafter(1.0, 0)).max() == 9
+    assert systematic_resample(np.array([-np.inf, 0.0]), 0.0).tolist() == [1, 1]
+    ends_empty = np.append(weights, -np.inf)
+    assert systematic_resample(ends_empty, np.nextafter(1.0, 0)).max() == 9
+
+
+class Script:
+    """A sampler that says what stands in a list of rounds, one list of texts a prompt; "." ends a solution."""
+
+    settings = {}
+
+    def __init__(self, *rounds):
+        self.rounds = iter(rounds)
+
+    def sample(self, prompts, num_samples, seed, stop=()):
+        texts = next(self.rounds)
+        assert [len(some) for some in texts] == [num_samples] * len(prompts)
+        return [[Completion(text, text.endswith("."), 2) for text in some] for some in texts]
+
+
+class ByText:
+    """Scores each step by the number in it."""
+
+    def score(self, questions, steps):
+        return [[float(step.strip(".")) for step in one] for one in steps]
+
+
+def test_particle_weights_by_hand():
+    script = Script([["0.2\n"], ["0.6\n"]], [["0.9."], ["0.1."]])
+    (result,) = search(["q"], script, ByText(), method="particles", eta=2.0, width=2, ess_threshold=0.0)
+    # exp(2 * 0.9) and exp(2 * 0.1): what stood between cancels
+    shares = {one.text: math.exp(one.log_weight) for one in result.solutions}
+    total = math.exp(1.8) + math.exp(0.2)
+    assert shares == pytest.approx({"0.2\n0.9.": math.exp(1.8) / total, "0.6\n0.1.": math.exp(0.2) / total})
+    assert result.log_normalizer == pytest.approx(math.log(total / 2))
+    assert [one.text for one in result.solutions] == ["0.2\n0.9.", "0.6\n0.1."]
+    assert result.solutions[0].step_scores == [0.2, 0.9] and result.solutions[0].steps == ["0.2\n", "0.9."]
+    assert (result.tokens_generated, result.steps_scored, result.reason) == (8, 4, "finished")
+
+
+@pytest.mark.parametrize(("threshold", "resampled"), [(0.79, False), (0.81, True)])
+def test_resampling_is_triggered_by_the_effective_sample_size(threshold, resampled):
+    """Shares 3/4 and 1/4 have an effective size of 1.6 of 2: resampled above a threshold of 0.8."""
+    first = [[f"{math.log(3)}\n"], ["0.0\n"]]
+    for seed in range(20):
+        script = Script(first, [["1."], ["2."]])
+        (result,) = search(
+            ["q"], script, ByText(), method="particles", eta=1.0, width=2, ess_threshold=threshold, seed=seed
+        )
+        begun = Counter(one.steps[0] for one in result.solutions)
+        before = {f"{math.log(3)}\n": math.log(3), "0.0\n": 0.0}
+        if not resampled:
+            assert set(begun.values()) == {1}
+            continue
+        # one point in each half of [0, 1): the first particle, which has 3/4, is taken once or twice
+        assert begun[f"{math.log(3)}\n"] in (1, 2)
+        # weights begin again at the mean of 3 and 1
+        expected = [math.log(2) + one.value - before[one.steps[0]] for one in result.solutions]
+        assert result.log_normalizer == pytest.approx(log_mean_exp(np.array(expected)))
+
+
+# The law of what comes out
+
+
+def test_the_table_is_a_policy_and_its_values_a_martingale():
+    assert sum(policy().values()) == pytest.approx(1)
+    target, z = optimum(ETA)
+    assert z == pytest.approx(math.exp(ETA * value((), ETA)))
+    assert total_variation(policy(), target) > 0.2
+    # exp(eta V) of a prefix is the mean of its steps' exp(eta V)
+    mean = sum(p * math.exp(ETA * value((step.strip(),), ETA)) for step, p in TABLE[0].items())
+    assert mean == pytest.approx(z)
+
+
+def test_one_particle_is_the_policy():
+    results = search(["q"] * 4000, method="particles", eta=ETA, width=1)
+    assert total_variation(weighted_share(results), policy()) < 0.025
+    assert total_variation(weighted_share(results), optimum(ETA)[0]) > 0.2
+
+
+class Misleading(TabularScorer):
+    """Right at the end of a solution, wrong on the way."""
+
+    def score(self, questions, steps):
+        return [
+            [s if step.startswith("end") else (0.9 if step == "a" else 0.1) for s, step in zip(some, one, strict=True)]
+            for some, one in zip(super().score(questions, steps), steps, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("scorer", [TabularScorer, Misleading])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_particles_find_the_optimum_whatever_the_values_on_the_way(scorer, threshold):
+    arguments = {"method": "particles", "eta": ETA, "ess_threshold": threshold}
+    target, z = optimum(ETA)
+    results = search(["q"] * 40, scorer=scorer(ETA), width=400, **arguments)
+    assert total_variation(weighted_share(results), target) < 0.03  # the policy's is above 0.2
+    # The normaliser is unbiased with few particles too.
+    few = search(["q"] * 1500, scorer=scorer(ETA), width=3, **arguments)
+    estimates = np.exp([result.log_normalizer for result in few])
+    assert estimates.mean() == pytest.approx(z, abs=4 * estimates.std() / len(estimates) ** 0.5)
+
+
+def law_of_resampling(num_proposals, eta, steps=()):
+    """Exact law of a chain by enumeration of all tuples of proposals."""
+    law = Counter()
+    row = TABLE[len(steps)]
+    for proposals in itertools.product(row, repeat=num_proposals):
+        chance = math.prod(row[step] for step in proposals)
+        weights = [math.exp(eta * value((*steps, step.strip()), eta)) for step in proposals]
+        for step, weight in zip(proposals, weights, strict=True):
+            p = chance * weight / sum(weights)
+            if step.startswith("end"):
+                law["\n".join([*steps, step])] += p
+            else:
+                for text, rest in law_of_resampling(num_proposals, eta, (*steps, step.strip())).items():
+                    law[text] += p * rest
+    return law
+
+
+@pytest.mark.parametrize("expansions", [1, 2, 3])
+def test_resampling_has_its_exact_law(expansions):
+    """Chi-square against the enumerated law; 32.91 is its 0.999 quantile with 12 degrees of freedom."""
+    law = law_of_resampling(expansions, ETA)
+    results = search(["q"] * 100, method="resample", eta=ETA, width=30, expansions=expansions)
+    counts = Counter(one.text for result in results for one in result.solutions)
+    assert set(counts) <= set(law) and len(law) == 13
+    statistic = sum((counts[text] - 3000 * p) ** 2 / (3000 * p) for text, p in law.items())
+    assert statistic < 32.91
+
+
+def test_resampling_nears_the_optimum_with_more_proposals():
+    distances = [total_variation(law_of_resampling(m, ETA), optimum(ETA)[0]) for m in (1, 2, 3)]
+    assert distances[0] == pytest.approx(total_variation(policy(), optimum(ETA)[0]))
+    assert distances[0] > 1.3 * distances[1] > 1.5 * distances[2]
+
+
+# Reductions
+
+
+def plain_samples(question, width):
+    """Solutions of the policy alone, step by step, from a sampler whose draws hang on the prompts only."""
+    sampler, texts = TabularSampler(seeded=False), [""] * width
+    while True:
+        live = [i for i, text in enumerate(texts) if "end" not in text]
+        if not live:
+            return sorted(texts)
+        drawn = sampler.sample([Prompt(question, texts[i]) for i in live], 1, 0, stop=("\n",))
+        for i, (one,) in zip(live, drawn, strict=True):
+            texts[i] += one.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"method": "particles", "eta": 0.0, "width": 6},
+        {"method": "particles", "eta": 0.0, "width": 6, "ess_threshold": 0.9},
+        {"method": "resample", "eta": 7.0, "width": 6, "expansions": 1},
+        {"method": "beam", "width": 1, "expansions": 1},
+        {"method": "particles", "eta": 9.0, "width": 1},
+    ],
+    ids=str,
+)
+def test_reductions_to_plain_sampling(arguments):
+    results = search(["q", "r"], TabularSampler(seeded=False), **arguments)
+    for result in results:
+        texts = sorted(one.text for one in result.solutions)
+        assert texts == plain_samples(result.question, arguments["width"])
+        assert all(
+            one.log_weight == pytest.approx(-math.log(arguments["width"])) or arguments["method"] == "particles"
+            for one in result.solutions
+        )
+
+
+def test_resampling_with_eta_0_is_the_policy():
+    results = search(["q"] * 100, method="resample", eta=0.0, width=30, expansions=3)
+    assert total_variation(weighted_share(results), policy()) < 0.035
+
+
+@pytest.mark.parametrize(("eta", "expected"), [(math.inf, "0.9\n0.8."), (-math.inf, "0.1\n0.2.")])
+def test_resampling_at_infinite_eta_is_greedy(eta, expected):
+    script = Script([["0.5\n", "0.9\n", "0.1\n"]], [["0.3.", "0.2.", "0.8."]])
+    (result,) = search(["q"], script, ByText(), method="resample", eta=eta, width=1, expansions=3)
+    assert [one.text for one in result.solutions] == [expected]
+
+
+# Beams
+
+
+def test_beams_by_hand():
+    rounds = (
+        # two roots, two proposals each: 0.7 and 0.6 stay; the second 0.7 is the same text
+        [["0.7\n", "0.1\n"], ["0.7\n", "0.6\n"]],
+        # 0.7 goes on to 0.2 and 0.65., 0.6 to 0.5 and 0.3.: 0.65. and 0.5 stay
+        [["0.2\n", "0.65."], ["0.5\n", "0.3."]],
+        # only the one that has not ended goes on
+        [["0.9.", "0.4\n"]],
+    )
+    (result,) = search(["q"], Script(*rounds), ByText(), method="beam", width=2, expansions=2)
+    assert [one.text for one in result.solutions] == ["0.6\n0.5\n0.9.", "0.7\n0.65."]
+    assert [one.log_weight for one in result.solutions] == pytest.approx([-math.log(2)] * 2)
+    # 0.7, 0.1 and 0.6 and then six more; 10 proposals of 2 tokens
+    assert (result.steps_scored, result.tokens_generated, result.log_normalizer) == (9, 20, None)
+
+
+def test_the_value_may_be_another_aggregate():
+    def best(aggregation):
+        rounds = [["0.7\n", "0.5\n"]], [["0.1\n", "0.2\n"]], [["0.9.", "0.05."]]
+        (result,) = search(
+            ["q"], Script(*rounds), ByText(), method="beam", width=1, expansions=2, aggregation=aggregation
+        )
+        return result.solutions[0]
+
+    assert best("last").value == 0.9
+    assert best("min").value == 0.2  # 0.7, 0.2, 0.9
+    assert best("mean").value == pytest.approx(1.8 / 3)
+
+
+def test_a_wide_beam_finds_the_best_solution():
+    (result,) = search(["q"], method="beam", width=6, expansions=8)
+    assert result.solutions[0].value == pytest.approx(1.0)
+    texts = [one.text for one in result.solutions]
+    assert len(texts) == len(set(texts)) == 6
+
+
+# Many questions
+
+
+@pytest.mark.parametrize("method", ["beam", "resample", "particles"])
+def test_a_question_does_not_see_the_others(method):
+    arguments = {"method": method, "width": 4, "seed": 5, **({} if method == "beam" else {"eta": ETA})}
+    questions = ["one", "two", "one", "three"]
+    together = search(questions, **arguments)
+    assert [result.question for result in together] == questions
+    for index in (0, 1, 3):
+        assert search([questions[index]], **arguments) == [together[index]]
+    assert together[2] != together[0]  # asked again it has draws of its own
+    assert search(questions, **arguments) == together
+    assert search(questions, **{**arguments, "seed": 6}) != together
+
+
+def test_one_call_a_round_with_live_nodes_only():
+    sampler, scorer = TabularSampler(), TabularScorer(ETA)
+    questions = ["q", "r", "s"]
+    results = search(questions, sampler, scorer, method="resample", eta=ETA, width=5, expansions=2)
+    lengths = {len(one.steps) for result in results for one in result.solutions}
+    assert lengths == {1, 2, 3} and len(sampler.calls) == 3  # some ended rounds before others
+    assert len({seed for _, _, seed, _ in sampler.calls}) == 3
+    for prompts, num_samples, _, stop in sampler.calls:
+        assert num_samples == 2 and stop == ("\n",) and not any("end" in prompt.prefix for prompt in prompts)
+    assert sampler.num_tokens == sum(result.tokens_generated for result in results)
+    assert all(len(one.step_scores) == len(one.steps) for result in results for one in result.solutions)
+    asked = [pair for call in scorer.calls for pair in call]
+    assert len(asked) == len(set(asked)) == sum(result.steps_scored for result in results)
+    assert {one.num_tokens for result in results for one in result.solutions} <= {3, 6, 9}
+    assert search([], method="beam") == []
+
+
+# Ends
+
+
+def test_the_token_budget_ends_a_question_and_not_the_others():
+    sampler = Script([["0.5\n"], ["0.4\n"], ["0.3."], ["0.2."]], [["0.6."], ["0.7\n"]])
+    results = search(
+        ["long", "short"], sampler, ByText(), method="particles", eta=1.0, width=2, ess_threshold=0.0, token_budget=8
+    )
+    assert [result.reason for result in results] == ["token_budget", "finished"]
+    assert [result.tokens_generated for result in results] == [8, 4]
+    assert [(one.text, one.finished, one.reason) for one in results[0].solutions] == [
+        ("0.5\n0.6.", True, "finished"),
+        ("0.4\n0.7\n", False, "token_budget"),
+    ]
+    # weights are those of the values reached
+    shares = [math.exp(one.log_weight) for one in results[0].solutions]
+    assert shares == pytest.approx([1 / (1 + math.exp(0.1)), 1 / (1 + math.exp(-0.1))])
+
+
+@pytest.mark.parametrize("method", ["beam", "resample", "particles"])
+def test_the_score_budget_is_never_exceeded(method):
+    arguments = {"method": method, "width": 3, **({} if method == "beam" else {"eta": ETA})}
+    free = search(["q", "r"], **arguments)
+    for budget in (1, 3, 12, 13, 20, 100):
+        for result, whole in zip(search(["q", "r"], score_budget=budget, **arguments), free, strict=True):
+            assert result.steps_scored <= budget
+            assert result == whole or result.reason == "score_budget"
+    assert all(result.reason == "finished" for result in free)
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(1, 0), (2, 1), (3, 1), (4, 2)])
+def test_a_round_that_fits_the_score_budget_is_run(budget, rounds):
+    script = Script([["0.1\n"], ["0.2\n"]], [["0.3."], ["0.4."]])
+    (result,) = search(
+        ["q"], script, ByText(), method="particles", eta=1.0, width=2, ess_threshold=0.0, score_budget=budget
+    )
+    assert (result.steps_scored, result.tokens_generated) == (2 * rounds, 4 * rounds)
+    assert result.reason == ("finished" if rounds == 2 else "score_budget")
+
+
+def test_a_budget_of_nothing_gives_empty_solutions():
+    (result,) = search(["q"], method="resample", eta=1.0, width=2, score_budget=1)
+    assert [(one.text, one.steps, one.value) for one in result.solutions] == [("", [], 0.0)] * 2
+    assert result.tokens_generated == 0 and not result.solutions[0].finished
+
+
+def test_max_steps_and_max_tokens():
+    (result,) = search(["q"], method="particles", eta=1.0, width=20, max_steps=1)
+    assert result.reason == "max_steps" and {one.reason for one in result.solutions} == {"finished", "max_steps"}
+    assert result.solutions[0].finished and not result.solutions[-1].finished
+    (result,) = search(["q"], method="particles", eta=1.0, width=20, max_tokens=2 * STEP_TOKENS)
+    assert result.reason == "finished" and {one.reason for one in result.solutions} == {"finished", "length"}
+    assert all(len(one.steps) == 2 for one in result.solutions if one.reason == "length")
+
+
+def test_a_step_that_was_cut_off_ends_its_solution_and_ranks_last():
+    class Cut(Script):
+        def sample(self, *arguments, **more):
+            return [
+                [one._replace(finished=one.text.endswith(".")) for one in some]
+                for some in super().sample(*arguments, **more)
+            ]
+
+    (result,) = search(
+        ["q"], Cut([["0.99", "0.2\n"]], [["0.1.", "0.05\n"]]), ByText(), method="beam", width=1, expansions=2
+    )
+    assert [(one.text, one.reason) for one in result.solutions] == [("0.2\n0.1.", "finished")]
+    (result,) = search(["q"], Cut([["0.99"], ["0.2."]]), ByText(), method="particles", eta=1.0, width=2)
+    assert [(one.text, one.reason) for one in result.solutions] == [("0.2.", "finished"), ("0.99", "length")]
+
+
+class Empty(Script):
+    def sample(self, prompts, num_samples, seed, stop=()):
+        return [[Completion(text, not text or text == "0.4", 1) for text in some] for some in next(self.rounds)]
+
+
+def test_empty_solutions_and_empty_lines():
+    (result,) = search(
+        ["q"],
+        Empty([[""], ["\n"], ["0.4"]], [["0.3\n"]], [[""]]),
+        ByText(),
+        method="particles",
+        eta=1.0,
+        width=3,
+        ess_threshold=0.0,
+    )
+    assert [(one.text, one.steps, one.finished) for one in result.solutions] == [
+        ("0.4", ["0.4"], True),
+        ("\n0.3\n", ["\n0.3\n"], True),
+        ("", [], True),
+    ]
+    # no step is worth 0, and the line that says nothing was not scored
+    assert [one.value for one in result.solutions] == [0.4, 0.3, 0.0]
+    assert result.steps_scored == 2 and result.log_normalizer == pytest.approx(
+        math.log((math.exp(0.4) + math.exp(0.3) + 1) / 3)
+    )
+
+
+# Step boundaries
+
+
+def test_where_the_policy_is_stopped():
+    assert step_stops("newline") == ("\n",) and step_stops("blank_line") == ("\n\n",)
+    assert step_stops("ки") == ("ки",)
+    text = "Step 1: add.\nIt is 3.\nStep"
+    assert any(text.endswith(stop) for stop in step_stops("step"))
+    assert closed_steps(text, "step") == ["Step 1: add.\nIt is 3."]
+    assert closed_steps("Step 1: add.\n**Step 2", "step") == ["Step 1: add."]
+    assert closed_steps(text + " 2: done", "step") == ["Step 1: add.\nIt is 3.", "Step 2: done"]
+    assert closed_steps("Step 1: a Step", "step") == ["Step 1: a Step"]
+    assert closed_steps("a\nb\n", "newline") == ["a", "b"] and closed_steps("", "step") == []
+
+
+def test_steps_with_headings_are_scored_without_the_next_heading():
+    class Lengths:
+        def score(self, questions, steps):
+            assert not any(step.endswith("Step") for one in steps for step in one)
+            return [[1.0] * len(one) for one in steps]
+
+    class Headed:
+        settings = {}
+
+        def sample(self, prompts, num_samples, seed, stop=()):
+            ends = {"": "Step 1: a\nStep", "Step 1: a\nStep": " 2: b"}
+            return [[Completion(ends[p.prefix], p.prefix != "", 4)] * num_samples for p in prompts]
+
+    (result,) = search(["q"], Headed(), Lengths(), method="beam", width=2, splitter="step")
+    (one,) = result.solutions
+    assert one.steps == ["Step 1: a\n", "Step 2: b"] and one.finished and one.step_scores == [1.0, 1.0]
+
+
+# Errors
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_is_named(score):
+    class Broken(TabularScorer):
+        def score(self, questions, steps):
+            return [[score if step == "c" else 0.5 for step in one] for one in steps]
+
+    with pytest.raises(ValueError, match=r"Score of step 2 \('c'\) of 'the question': got -?(nan|inf)"):
+        search(["the question"], scorer=Broken(ETA), method="resample", eta=1.0)
+
+
+def test_scores_that_are_too_few():
+    class Short:
+        def score(self, questions, steps):
+            return [[] for _ in steps]
+
+    with pytest.raises(ValueError, match="Scores of 'q': got 0 for 1 steps"):
+        search(["q"], scorer=Short(), method="beam")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "mcts"}, "method: got 'mcts', expected one of beam"),
+        ({"method": "beam", "eta": 1.0}, "eta: got 1.0 with method='beam'"),
+        ({"method": "resample"}, "eta: got None"),
+        ({"eta": math.nan}, "eta: got nan"),
+        ({"eta": math.inf}, "eta: got inf with method='particles'"),
+        ({"eta": 1.0, "expansions": 2}, "expansions: got 2 with method='particles'"),
+        ({"eta": 1.0, "ess_threshold": 1.5}, r"ess_threshold: got 1.5"),
+        ({"eta": 1.0, "aggregation": "median"}, "aggregation: got 'median'"),
+        ({"eta": 1.0, "width": 0}, "width: got 0, expected at least 1"),
+        ({"method": "beam", "expansions": 0}, "expansions: got 0"),
+        ({"eta": 1.0, "max_steps": 0}, "max_steps: got 0"),
+        ({"eta": 1.0, "token_budget": 0}, "token_budget: got 0"),
+        ({"eta": 1.0, "splitter": None}, "splitter: got none"),
+        ({"eta": 1.0, "splitter": ""}, "Step splitter: got ''"),
+    ],
+    ids=str,
+)
+def test_arguments_that_do_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        search(["q"], **arguments)
+
+
+# A real policy and a real reward model
+
+
+@pytest.mark.parametrize("method", ["beam", "resample", "particles"])
+def test_dial(method, dial_policy, dial_format):
+    from erprm_trl import StepScorer, TransformersSampler, dial
+
+    questions = [row["question"] for row in dial.make_questions(4, seed=3)]
+    sampler = TransformersSampler(*dial_policy, max_new_tokens=16)
+    scorer = StepScorer(*dial_policy, dial_format)
+    arguments = {"method": method, "width": 3, "seed": 1, **({} if method == "beam" else {"eta": 4.0})}
+    results = guided_search(questions, sampler, scorer, **arguments)
+    assert guided_search(questions, sampler, scorer, **arguments) == results
+    for question, result in zip(questions, results, strict=True):
+        best = result.solutions[0]
+        assert best.finished and best.steps[-1].split()[0] == "answer" and best.text.count(dial.SEPARATOR) > 2
+        assert best.text == "".join(best.steps)
+        assert best.step_scores == pytest.approx(scorer.score_texts([question], [best.text])[0], abs=1e-5)
+        # every word is a token, and so is the end
+        assert best.num_tokens == len(best.text.split()) + 1
