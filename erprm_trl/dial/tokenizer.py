@@ -10,7 +10,7 @@ WORDS = (
     SEPARATOR,
     GOOD_MARK,
     BAD_MARK,
-    *(str(number) for number in range(POSITIONS)),
+    *(str(position) for position in range(POSITIONS)),
     *MOVES,
     *MOVES.values(),
     *("=", ".", "?", "dial", "answer", "check"),

@@ -68,12 +68,12 @@ def step_token_ends(tokenizer, token_ids: list[int], text: str, step_ends: list[
 def _kept_back(pieces: list[str]) -> list[int]:
     """Tokens whose text may have come with a later one: the stream keeps a letter that shares its token with half a
     character until it knows the character."""
-    found, coming = [], 0
+    kept_back, coming = [], 0
     for index in reversed(range(len(pieces))):
         if not pieces[index] and coming > 1:
-            found.append(index)
+            kept_back.append(index)
         coming = len(pieces[index]) or coming
-    return found[::-1]
+    return kept_back[::-1]
 
 
 def _stream(tokenizer, token_ids: list[int]) -> list[str]:

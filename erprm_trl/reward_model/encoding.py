@@ -83,13 +83,13 @@ def _encode_pieces(tokenizer, prm_format, leading, prompts, steps, max_length) -
     for prompt, solution in zip(prompts, steps, strict=True):
         ids, positions, inside = [*leading, *ids_of[prompt]], [], None
         prompt_length = len(ids)
-        for number, step in enumerate(solution):
+        for step_index, step in enumerate(solution):
             step_ids = ids_of[step]
-            piece = [*(between if number else []), *step_ids, *separator]
+            piece = [*(between if step_index else []), *step_ids, *separator]
             if max_length is not None and len(ids) + len(piece) > max_length:
                 break
             if inside is None and _contains(step_ids, separator):
-                inside = number
+                inside = step_index
             ids += piece
             positions.append(len(ids) - 1)
         yield EncodedSolution(ids, positions, len(solution) - len(positions), inside, prompt_length)
@@ -103,25 +103,26 @@ def _encode_texts(tokenizer, prm_format, leading, prompts, steps, max_length) ->
         )
     laid_out = [_lay_out(prm_format, prompt, solution) for prompt, solution in zip(prompts, steps, strict=True)]
     tokens = tokenizer([text for text, _ in laid_out], add_special_tokens=False, return_offsets_mapping=True)
-    for number, (prompt, solution) in enumerate(zip(prompts, steps, strict=True)):
-        one = _locate(leading, tokens["input_ids"][number], tokens["offset_mapping"][number], prompt, laid_out[number])
+    for index, (prompt, solution) in enumerate(zip(prompts, steps, strict=True)):
+        ids, offsets = tokens["input_ids"][index], tokens["offset_mapping"][index]
+        encoded = _locate(leading, ids, offsets, prompt, laid_out[index])
         kept = len(solution)
-        while max_length is not None and kept and len(one.input_ids) > max_length:
-            # What follows a step may have been merged with its end: the shorter text is encoded anew.
-            kept = min(kept - 1, bisect_left(one.step_positions, max_length))
+        while max_length is not None and kept and len(encoded.input_ids) > max_length:
+            # What follows a step may have been merged with its end: the shorter text is encoded again.
+            kept = min(kept - 1, bisect_left(encoded.step_positions, max_length))
             shorter = _lay_out(prm_format, prompt, solution[:kept])
             again = tokenizer(shorter[0], add_special_tokens=False, return_offsets_mapping=True)
-            one = _locate(leading, again["input_ids"], again["offset_mapping"], prompt, shorter)
-        yield one._replace(num_dropped_steps=len(solution) - kept)
+            encoded = _locate(leading, again["input_ids"], again["offset_mapping"], prompt, shorter)
+        yield encoded._replace(num_dropped_steps=len(solution) - kept)
 
 
 def _lay_out(prm_format: PRMFormat, prompt: str, steps: Sequence[str]) -> tuple[str, list[tuple[int, int, int]]]:
     """The whole text, and where in it each step starts, ends and is closed."""
     text, spans = prompt, []
-    for number, step in enumerate(steps):
-        start = len(text) + (len(prm_format.between_steps) if number else 0)
+    for index, step in enumerate(steps):
+        start = len(text) + (len(prm_format.between_steps) if index else 0)
         spans.append((start, start + len(step), start + len(step) + len(prm_format.separator)))
-        text += (prm_format.between_steps if number else "") + step + prm_format.separator
+        text += (prm_format.between_steps if index else "") + step + prm_format.separator
     return text, spans
 
 
@@ -134,11 +135,11 @@ def _locate(leading, ids, offsets, prompt: str, laid_out) -> EncodedSolution:
         return max(bisect_left(starts, end), bisect_right(ends, end))
 
     positions, inside = [], None
-    for number, (start, end, closed) in enumerate(laid_out[1]):
+    for index, (start, end, closed) in enumerate(laid_out[1]):
         positions.append(len(leading) + count(closed) - 1)
         own = ids[bisect_right(ends, start) : count(end)]
         if inside is None and _contains(own, ids[count(end) : count(closed)]):
-            inside = number
+            inside = index
     prompt_length = len(leading) + bisect_right(ends, len(prompt))
     return EncodedSolution([*leading, *ids], positions, 0, inside, prompt_length)
 

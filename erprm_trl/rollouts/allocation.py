@@ -49,14 +49,15 @@ def allocate(
     Returns:
         `list[list[int]]`: how many continuations each prefix gets, together at most the budget.
     """
-    sizes = [len(some) for some in weights]
-    known = np.array([len(one) for some in rewards for one in some], dtype=float)
-    change = _expected_change([one for some in rewards for one in some], target_etas)
+    sizes = [len(weights_of_question) for weights_of_question in weights]
+    rewards_P = [rewards_of_prefix for rewards_of_question in rewards for rewards_of_prefix in rewards_of_question]
+    known = np.array([len(rewards_of_prefix) for rewards_of_prefix in rewards_P], dtype=float)
+    change = _expected_change(rewards_P, target_etas)
     # With m more, one more reduces the variance by change * n (n + 1) / ((n + m) (n + m + 1)), n = all that is known,
     # the prior included. That is exact at eta = 0; all that ever can be reduced from there is the sum over m.
     n = known + sum(PRIOR)
     more = np.zeros_like(n)  # expected, so not whole numbers
-    worth = np.array([float(weight) for some in weights for weight in some])
+    worth = np.array([float(weight) for weights_of_question in weights for weight in weights_of_question])
 
     def gain(index: slice) -> np.ndarray:
         left = change[index] * (n[index] + 1) * n[index] / (n[index] + more[index])

@@ -188,7 +188,7 @@ def _count_rows(path: str) -> int:
         whole = _is_one_value(path, file.read(1024))
         file.seek(0)
         number_of_rows = 0
-        for number, text in enumerate([file.read()] if whole else file, start=1):
+        for line_number, text in enumerate([file.read()] if whole else file, start=1):
             if not text.strip(_BLANK):
                 continue
             try:
@@ -197,7 +197,7 @@ def _count_rows(path: str) -> int:
                 if not all(isinstance(row, dict) for row in rows):
                     raise ValueError("a row that is no JSON object")
             except (ValueError, RecursionError) as error:
-                where = path if whole else f"{path}, line {number}"
+                where = path if whole else f"{path}, line {line_number}"
                 raise ValueError(
                     f"Questions: {where}: {error}. Expected JSON objects in UTF-8, one a line or all in one list."
                 ) from None
@@ -217,8 +217,8 @@ def _exact_int(digits: str) -> int:
     return 0  # nobody reads it
 
 
-def _find_column(row: Mapping, given: str | None, usual: tuple[str, ...], argument: str, name: str) -> str:
-    candidates = (given,) if given else usual
+def _find_column(row: Mapping, column_name: str | None, usual: tuple[str, ...], argument: str, name: str) -> str:
+    candidates = (column_name,) if column_name else usual
     for column in candidates:
         if column in row:
             return column

@@ -55,12 +55,12 @@ class SharedPrefixes:
             self.generated[start].append(reward)
         if self.reuse:
             passed = [
-                number
-                for number, prefix in enumerate(self.texts)
+                index
+                for index, prefix in enumerate(self.texts)
                 if len(prefix) > past and _passes_through(text, prefix)
             ]
-            for number in passed:
-                self.inherited[number].append(reward)
+            for index in passed:
+                self.inherited[index].append(reward)
             self._through.append((*through, *passed))
 
     @property
@@ -75,9 +75,9 @@ class SharedPrefixes:
         """
         size = len(self.texts)
         passed = np.zeros((size, size))
-        for numbers in self._through:
-            for number in numbers:
-                passed[number, list(numbers)] += 1
+        for prefixes in self._through:
+            for prefix in prefixes:
+                passed[prefix, list(prefixes)] += 1
         begins = np.array(
             [[self.reuse and _passes_through(longer, prefix) for longer in self.texts] for prefix in self.texts],
             dtype=bool,

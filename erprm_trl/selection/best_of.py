@@ -1,6 +1,5 @@
 """Best-of-n and pass@n from one pool of scored solutions a question: the exact mean over all n-subsets, so the curves
-carry no resampling noise. What the scores mean and how steps were aggregated is decided earlier; intervals over
-questions are `bootstrap.py`'s, votes are `voting.py`'s."""
+carry no resampling noise. Scores are one number for each solution, already aggregated over its steps."""
 
 import operator
 from collections.abc import Sequence

@@ -81,10 +81,10 @@ def to_stepwise(dataset):
         return dataset
 
     def read(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        one = read_row(row, form)
-        if one.problem:
-            raise ValueError(f"Row {index}, {one.detail}. {READING_REMEDY[one.problem]}")
-        return {"prompt": one.prompt, "completions": one.steps, "labels": one.labels}
+        parsed = read_row(row, form)
+        if parsed.problem:
+            raise ValueError(f"Row {index}, {parsed.detail}. {READING_REMEDY[parsed.problem]}")
+        return {"prompt": parsed.prompt, "completions": parsed.steps, "labels": parsed.labels}
 
     dataset = dataset.with_format(None)
     return dataset.map(read, with_indices=True, remove_columns=dataset.column_names, desc="Reading steps")
@@ -108,10 +108,10 @@ def _read_stepwise(row: Mapping[str, Any]) -> Row:
 def _read_marked_text(row: Mapping[str, Any]) -> Row:
     pieces, marked = _text(row, "input").split(TEXT_SEPARATOR), _text(row, "label")
     labels, position = [], 0
-    for number, piece in enumerate(pieces):
+    for index, piece in enumerate(pieces):
         end = position + len(piece)
         mark = marked[end : end + 1]
-        is_last = number == len(pieces) - 1
+        is_last = index == len(pieces) - 1
         if marked[position:end] != piece or mark not in (("",) if is_last else ("+", "-")):
             raise _Unreadable(
                 NOT_REPEATED,
@@ -132,8 +132,8 @@ def _read_steps(pieces: list[str], labels: list[float]) -> Row:
     # What follows the last separator was never labelled.
     steps = pieces[:-1]
     question = ""
-    if steps and (found := _FIRST_STEP.search(steps[0])):
-        question, steps = steps[0][: found.start()], [steps[0][found.end() :], *steps[1:]]
+    if steps and (first_step := _FIRST_STEP.search(steps[0])):
+        question, steps = steps[0][: first_step.start()], [steps[0][first_step.end() :], *steps[1:]]
     return Row(question.strip(), [step.strip() for step in steps], labels)
 
 
@@ -156,9 +156,9 @@ def _list(row: Mapping[str, Any], column: str, expected: str, fits: Callable[[An
     values = [] if row[column] is None else row[column]
     if not isinstance(values, list):
         raise _Unreadable(WRONG_TYPE, f"column '{column}': got {_shown(values)}, expected {expected}")
-    for number, value in enumerate(values):
+    for index, value in enumerate(values):
         if not fits(value):
-            raise _Unreadable(WRONG_TYPE, f"column '{column}', step {number}: got {_shown(value)} in {expected}")
+            raise _Unreadable(WRONG_TYPE, f"column '{column}', step {index}: got {_shown(value)} in {expected}")
     return values
 
 

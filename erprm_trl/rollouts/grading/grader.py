@@ -1,7 +1,6 @@
 """Grades whole completions against reference answers: the reward (1 = right) of every solution and continuation.
 
-Model output is untrusted and never executed: it is read in worker processes that are killed when they overrun
-(`_grading_pool.py`). Voting over the answers found is `selection/`'s.
+Model output is untrusted and never executed: it is read in worker processes that are killed when they overrun.
 """
 
 import atexit
@@ -26,8 +25,8 @@ MAX_CACHED = 8  # graders kept by `grade`
 def _import_path(function: Callable) -> str | None:
     """The path by which a worker can import `function`, `None` for a lambda, a closure or a script's own function."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
-    found = getattr(sys.modules.get(module), name, None)
-    return f"{module}:{name}" if found is function and module != "__main__" else None
+    importable = getattr(sys.modules.get(module), name, None)
+    return f"{module}:{name}" if importable is function and module != "__main__" else None
 
 
 class Grader:
@@ -132,13 +131,13 @@ class Grader:
                 f"The grading function {self.method!r} raised on row {pairs.index(unique[index])}: {message}. "
                 "Expected a finite float: return 0.0 for a completion it cannot read."
             ) from error.__cause__
-        found = dict(zip(unique, outcomes, strict=True))
+        outcome_of = dict(zip(unique, outcomes, strict=True))
         if self.method in METHODS and len(unique) >= 32 and not any(extracted for _, extracted in outcomes):
             logger.warning(
                 f"None of {len(unique)} completions holds a final answer, so all got reward 0 (method "
                 f"{self.method!r}, answer_pattern {self.answer_pattern!r}): set a pattern for what the policy writes."
             )
-        return [found[pair][0] for pair in pairs], [found[pair][1] for pair in pairs]
+        return [outcome_of[pair][0] for pair in pairs], [outcome_of[pair][1] for pair in pairs]
 
     def _grade_here(self, index: int, completion: str, answer: str) -> tuple[float, str | None]:
         try:

@@ -1,7 +1,5 @@
-"""The parent's side of the workers that read untrusted answers: killed when they overrun, replaced, never waited for.
-
-What a worker runs is `_grading_worker.py`; what callers use is `grading.py`.
-"""
+"""The pool of grading workers, as the parent process sees it: workers that overrun are killed and replaced, and none
+can block the caller."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The worker's side of `grading.py`: what counts as an answer, and the methods that compare one with a reference.
+"""What a grading worker runs: what counts as an answer, and the methods that compare an answer with a reference.
 
 Everything here may meet untrusted text, so `main` runs it in a process of its own that speaks JSON lines and can be
 killed at any moment. Torch is never imported, math-verify only for the "math" method. Time is processor time, so that
@@ -33,18 +33,18 @@ _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?![\d,])")
 
 def find_marked(text: str) -> str | None:
     r"""The last `\boxed{...}` with balanced braces, else what follows the last `####` on its line."""
-    open_braces, found, found_at = [], None, -1
+    open_braces, answer, answer_at = [], None, -1
     # One pass with a stack: searching for the closing brace of each box in turn is quadratic in unclosed boxes.
     for token in _BRACES.finditer(text):
         if token.group(1) or token.group() == "{":
             open_braces.append((token.end(), token.group(1) is not None))
         elif token.group() == "}" and open_braces:
             start, is_box = open_braces.pop()
-            if is_box and start > found_at and (inside := text[start : token.start()].strip()):
-                found, found_at = inside, start
-    if found is None and "####" in text:
-        found = text[text.rindex("####") + 4 :].lstrip(" \t").partition("\n")[0].strip() or None
-    return found
+            if is_box and start > answer_at and (inside := text[start : token.start()].strip()):
+                answer, answer_at = inside, start
+    if answer is None and "####" in text:
+        answer = text[text.rindex("####") + 4 :].lstrip(" \t").partition("\n")[0].strip() or None
+    return answer
 
 
 def find_last_mark(text: str) -> re.Match | None:
@@ -83,7 +83,7 @@ def normalize_answer(text: str) -> str:
     text = re.sub(r"\\!\s*", "", text).replace("\\$", "").replace("$", "").replace("\u2212", "-").strip()
     text = text.removesuffix(".").rstrip()
     # Only at the start, so that the commas of `(1,234)` stay the commas of a point.
-    return text.replace(",", "", number.group().count(",")) if (number := _THOUSANDS.match(text)) else text
+    return text.replace(",", "", thousands.group().count(",")) if (thousands := _THOUSANDS.match(text)) else text
 
 
 class _Parsed(NamedTuple):
@@ -136,13 +136,13 @@ class _Math:
     def _parse(self, text: str) -> _Parsed:
         try:
             with processor_time(1.0):
-                found = self.math_verify.parse(text, parsing_timeout=None, raise_on_error=True)
+                parsed = self.math_verify.parse(text, parsing_timeout=None, raise_on_error=True)
         except _OutOfTime:
             return _Parsed(None, None, timed_out=True)
         except Exception:  # sympy and its LaTeX parser raise nearly anything on untrusted text
             return _Parsed(None, None)
-        expression = found[0] if found and not isinstance(found[0], str) else None
-        return _Parsed(expression, found[-1] if found and isinstance(found[-1], str) else None)
+        expression = parsed[0] if parsed and not isinstance(parsed[0], str) else None
+        return _Parsed(expression, parsed[-1] if parsed and isinstance(parsed[-1], str) else None)
 
     def _parse_bare(self, answer: str) -> _Parsed:
         """Reads an answer that stands alone, spelled by `normalize_answer`."""
@@ -171,14 +171,14 @@ class _Math:
         answer = normalize_answer(answer or "")
         return self.parse_bare(answer) if 0 < len(answer) <= self.max_chars else _Parsed(None, None)
 
-    def _same(self, gold: _Parsed, found: _Parsed) -> tuple[bool, bool]:
+    def _same(self, gold: _Parsed, final: _Parsed) -> tuple[bool, bool]:
         """Whether the answers agree, and whether the question took too long."""
-        if gold.text == found.text or gold.expression is None or found.expression is None:
-            return gold.text == found.text, False
+        if gold.text == final.text or gold.expression is None or final.expression is None:
+            return gold.text == final.text, False
         try:
             with processor_time(1.0):
                 verify = self.math_verify.verify
-                return verify(gold.expression, found.expression, timeout_seconds=None, raise_on_error=True), False
+                return verify(gold.expression, final.expression, timeout_seconds=None, raise_on_error=True), False
         except _OutOfTime:
             return False, True
         except Exception:  # as in `_parse`
@@ -193,19 +193,19 @@ class _Math:
         return str(Fraction("".join(text.split()))) if _RATIO.fullmatch(text) else text
 
     def grade(self, completion: str, answer: str) -> tuple[float, str | None, bool]:
-        found = self._final(completion)
-        if found.text is None:
-            return 0.0, None, found.timed_out
+        final = self._final(completion)
+        if final.text is None:
+            return 0.0, None, final.timed_out
         gold = self.parse_bare(normalize_answer(find_marked(answer) or answer))
-        right, slow = self._same(gold, found)
-        return float(right), self._spell(found), not right and (found.timed_out or gold.timed_out or slow)
+        right, slow = self._same(gold, final)
+        return float(right), self._spell(final), not right and (final.timed_out or gold.timed_out or slow)
 
     def equivalent(self, left: str, right: str) -> tuple[float, str | None, bool]:
-        one, other = (self.parse_bare(normalize_answer(text)) for text in (left, right))
-        same, slow = self._same(one, other)
+        parsed_left, parsed_right = (self.parse_bare(normalize_answer(text)) for text in (left, right))
+        same, slow = self._same(parsed_left, parsed_right)
         if not same and not slow:  # math-verify reads `x>1` as an interval from one side only
-            same, slow = self._same(other, one)
-        return float(same), None, not same and (one.timed_out or other.timed_out or slow)
+            same, slow = self._same(parsed_right, parsed_left)
+        return float(same), None, not same and (parsed_left.timed_out or parsed_right.timed_out or slow)
 
 
 class _Exact:
@@ -215,10 +215,10 @@ class _Exact:
         self.pattern = pattern
 
     def grade(self, completion: str, answer: str) -> tuple[float, str | None, bool]:
-        found = normalize_answer(extract_answer(completion, self.pattern) or "")
-        if not found:
+        final = normalize_answer(extract_answer(completion, self.pattern) or "")
+        if not final:
             return 0.0, None, False
-        return float(found == normalize_answer(find_marked(answer) or answer)), found, False
+        return float(final == normalize_answer(find_marked(answer) or answer)), final, False
 
 
 class FunctionGrader(_Exact):

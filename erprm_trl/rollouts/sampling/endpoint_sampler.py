@@ -168,9 +168,9 @@ class EndpointSampler:
         greedy = self.temperature == 0
         each = 1 if greedy else num_samples
         requests = [
-            self._request(content, None if greedy else derived_seed(seed, index, number), stop)
+            self._request(content, None if greedy else derived_seed(seed, index, sample), stop)
             for index, content in enumerate(contents)
-            for number in range(each)
+            for sample in range(each)
         ]
         flat = self.client.post_all("/completions", requests, partial(self._completion, stop=stop))
         return [flat[i : i + each] * (num_samples if greedy else 1) for i in range(0, len(flat), each)]
@@ -218,7 +218,7 @@ class EndpointSampler:
         num_tokens = (body.get("usage") or {}).get("completion_tokens")
         token_ids = tuple(choice.get("token_ids") or ())
         if not all(
-            type(number) is int and number >= 0 for number in (0 if num_tokens is None else num_tokens, *token_ids)
+            type(value) is int and value >= 0 for value in (0 if num_tokens is None else num_tokens, *token_ids)
         ):
             raise ValueError("a number or ids of tokens that are none")
         if num_tokens is None:
@@ -231,15 +231,15 @@ def _stop_string(choice: dict[str, Any], stop: Sequence[str]) -> str | None:
     for said in ("stop_reason", "matched_stop"):
         if said in choice:
             return choice[said] if choice[said] in stop else None
-    found = next((string for string in stop if string in choice["text"]), None)
-    if found is None:
+    contained = next((string for string in stop if string in choice["text"]), None)
+    if contained is None:
         # Taking the one for the other would go on after an end, or end a solution within.
         raise EndpointError(
             f"The server ended a text with neither stop_reason nor matched_stop, and none of {list(stop)} is in it: "
             "whether the text was stopped or ended by itself cannot be known. Serve the policy with vLLM or SGLang, "
             "or sample with backend='transformers'."
         )
-    return found
+    return contained
 
 
 def _tokenizer(tokenizer):

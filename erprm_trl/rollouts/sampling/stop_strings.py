@@ -43,7 +43,7 @@ class StopStrings(StoppingCriteria):
                 before = self.prompts[row] + input_ids[row, self.start : self.start + length - len(new)].tolist()
                 if holds_stop(decode_continuation(self.tokenizer, before, new), self.stop):
                     self.lengths[row] = length
-        return torch.tensor([one is not None for one in self.lengths], device=input_ids.device)
+        return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
 
     def _completes(self, token: int) -> bool:
         # Most tokens cannot end any of the strings. Part of a character, and a space, which many tokenizers do not

@@ -110,7 +110,9 @@ class VLLMSampler:
             [self._completion(ids, output) for output in result.outputs]
             for ids, result in zip(encoded, results, strict=True)
         ]
-        return [one * num_samples for one in completions] if greedy else completions
+        return (
+            [completions_of_prompt * num_samples for completions_of_prompt in completions] if greedy else completions
+        )
 
     def close(self) -> None:
         """Ends the engine with its processes, which frees its memory."""

@@ -1,6 +1,5 @@
 """The ProcessBench protocol: does the first step scored below a threshold tell where a solution goes wrong? Judged
-solutions are loaded, some held out for the threshold, models evaluated. Scores come from `processbench_scores.py`, the
-figures from `processbench_figures.py`."""
+solutions are loaded, some are held out to choose the threshold, and reward models are evaluated."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -114,9 +113,9 @@ def hold_out(
     Raises:
         `ValueError`: for two ways at once, an unknown subset, or when nothing is left on a side.
     """
-    given = [name for name, way in (("subsets", subsets), ("share", share), ("other", other)) if way is not None]
-    if len(given) > 1:
-        raise ValueError(f"Validation: got {' and '.join(given)}, expected one way at most. Choose one.")
+    ways = [name for name, way in (("subsets", subsets), ("share", share), ("other", other)) if way is not None]
+    if len(ways) > 1:
+        raise ValueError(f"Validation: got {' and '.join(ways)}, expected one way at most. Choose one.")
     test = {name: list(solutions) for name, solutions in data.items()}
     validation: dict[str, Sequence[JudgedSolution]] = {}
     if subsets is not None:
@@ -131,13 +130,13 @@ def hold_out(
     tested = {_problem(solution) for solutions in test.values() for solution in solutions}
     candidates = [solution for solutions in validation.values() for solution in solutions]
     kept = [solution for solution in candidates if _problem(solution) not in tested]
-    if not tested or (given and not kept):
+    if not tested or (ways and not kept):
         raise ValueError(
-            f"Validation by {given[0] if given else 'nothing'}: got {len(kept)} validation and "
+            f"Validation by {ways[0] if ways else 'nothing'}: got {len(kept)} validation and "
             f"{sum(map(len, test.values()))} test solutions, expected some of both. Change it."
         )
     record = {
-        "by": given[0] if given else None,
+        "by": ways[0] if ways else None,
         **({"share": share, "seed": seed} if share is not None else {}),
         "subsets": sorted(validation),
         "solutions": len(kept),
@@ -196,7 +195,7 @@ def evaluate_processbench(
             for name, solutions in test.items()
         }
         figures = processbench_metrics(predictions, labels, level=level)
-        too_long = sum(prediction is None for some in predictions.values() for prediction in some)
+        too_long = sum(prediction is None for subset in predictions.values() for prediction in subset)
         results[model] = {"threshold": chosen, "too_long": too_long}
         results[model] |= {key: figures[key] for key in ("average", "subsets")}
         if first is None:

@@ -1,5 +1,5 @@
 """ProcessBench's figures: from step scores to the predicted first error, accuracy with and without errors, and their
-harmonic mean. Plain numbers in and out; loading is `processbench.py`'s."""
+harmonic mean. Plain numbers in and out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,5 +1,4 @@
-"""Step scores of judged solutions in a file that grows: a run that is killed loses the batch in hand and nothing else.
-The protocol is `processbench.py`'s."""
+"""Step scores of judged solutions, cached in a file: a run that is killed loses the current batch and nothing else."""
 
 import hashlib
 import json
@@ -58,7 +57,8 @@ def score_judged(
         scorer = StepScorer.from_pretrained(reward_model, batch_size=batch_size)
         for start in range(0, len(todo), chunk_size):
             chunk = todo[start : start + chunk_size]
-            problems, steps = [one.problem for _, one in chunk], [list(one.steps) for _, one in chunk]
+            problems = [solution.problem for _, solution in chunk]
+            steps = [list(solution.steps) for _, solution in chunk]
             new = scorer.score(problems, steps, skip_too_long=True)
             scores.update(zip((key for key, _ in chunk), new, strict=True))
             replace_file(path, json.dumps({**identity, "scores": scores}))
@@ -83,9 +83,9 @@ def _read_scores(path: Path, identity: dict[str, Any]) -> dict[str, list[float]]
 
 
 def _files(reward_model: str) -> dict[str, list[int]]:
-    """Size and time of a local model's files: a model trained anew in the same folder is another one."""
-    found = (file for pattern in _WEIGHTS for file in sorted(Path(reward_model).glob(pattern)))
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in found}
+    """Size and time of a local model's files: a model that is trained again in the same folder is another model."""
+    files = (file for pattern in _WEIGHTS for file in sorted(Path(reward_model).glob(pattern)))
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def _key(solution: JudgedSolution) -> str:

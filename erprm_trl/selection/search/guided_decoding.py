@@ -1,5 +1,5 @@
-"""Solutions written step by step under a reward model's eye: the policy proposes, step scores decide what goes on. The
-policy is left as it is; choosing among whole solutions is `picks.py`'s."""
+"""Guided search: the policy proposes next steps, and step scores decide which prefixes are continued. The policy is
+not trained."""
 
 import math
 from collections import Counter
@@ -144,8 +144,8 @@ def _propose(
         proposed = [[node] for node in search.nodes]
         for index in search.frontier:
             samples = next(completions)
-            search.tokens_generated += sum(one.num_tokens for one in samples)
-            proposed[index] = [_child(search.nodes[index], one, stops) for one in samples]
+            search.tokens_generated += sum(completion.num_tokens for completion in samples)
+            proposed[index] = [_child(search.nodes[index], completion, stops) for completion in samples]
         children.append((search, proposed))
     return children
 
@@ -160,24 +160,28 @@ def _child(node: Node, completion: Completion, stops: tuple[str, ...]) -> Node:
 
 def _score(children: _Children, scorer: Scorer, splitter: str, aggregation: str, max_tokens: int | None) -> None:
     """Gives the children their scores, in place: one call of the scorer, and no prefix of a question twice."""
-    texts = {node.text for _, proposed in children for some in proposed for node in some}
+    texts = {node.text for _, proposed in children for siblings in proposed for node in siblings}
     steps_of = {text: tuple(closed_steps(text, splitter)) for text in texts}
     asked: list[tuple[QuestionSearch, tuple[str, ...]]] = []
     for search, proposed in children:
-        reached = dict.fromkeys(steps_of[node.text] for some in proposed for node in some)
+        reached = dict.fromkeys(steps_of[node.text] for siblings in proposed for node in siblings)
         asked += [(search, steps) for steps in reached if steps not in search.scored]
     if asked:
         answers = scorer.score([search.question for search, _ in asked], [list(steps) for _, steps in asked])
-        checked = [_checked(one, search.question, steps) for one, (search, steps) in zip(answers, asked, strict=True)]
-        values = aggregate([torch.tensor(one, dtype=torch.float64) for one in checked], aggregation).tolist()
+        checked = [
+            _checked(scores, search.question, steps) for scores, (search, steps) in zip(answers, asked, strict=True)
+        ]
+        values = aggregate([torch.tensor(scores, dtype=torch.float64) for scores in checked], aggregation).tolist()
         for (search, steps), scores, value in zip(asked, checked, values, strict=True):
             search.scored[steps] = (scores, value)
     for search, proposed in children:
-        for some in proposed:
-            for number, node in enumerate(some):
+        for siblings in proposed:
+            for index, node in enumerate(siblings):
                 scores, value = search.scored[steps_of[node.text]]
                 too_long = node.reason is None and max_tokens is not None and node.num_tokens >= max_tokens
-                some[number] = node._replace(scores=scores, value=value, reason="length" if too_long else node.reason)
+                siblings[index] = node._replace(
+                    scores=scores, value=value, reason="length" if too_long else node.reason
+                )
 
 
 def _checked(scores: Sequence[float], question: str, steps: Sequence[str]) -> tuple[float, ...]:
@@ -186,10 +190,10 @@ def _checked(scores: Sequence[float], question: str, steps: Sequence[str]) -> tu
             f"Scores of {question[:80]!r}: got {len(scores)} for {len(steps)} steps, expected one a step. Look at the "
             "scorer."
         )
-    for number, score in enumerate(scores):
+    for index, score in enumerate(scores):
         if not math.isfinite(score):
             raise ValueError(
-                f"Score of step {number + 1} ({steps[number][:80]!r}) of {question[:80]!r}: got {score}, expected a "
+                f"Score of step {index + 1} ({steps[index][:80]!r}) of {question[:80]!r}: got {score}, expected a "
                 "finite number. Look at the reward model's weights and dtype."
             )
     return tuple(map(float, scores))

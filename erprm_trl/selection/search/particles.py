@@ -1,5 +1,4 @@
-"""Choosing in proportion to exponential weights: the arithmetic of guided search. Weights stay in log space; what they
-are weights of is said by `guided_decoding.py`."""
+"""Choosing in proportion to exponential weights: the arithmetic of guided search. Weights stay in log space."""
 
 import math
 

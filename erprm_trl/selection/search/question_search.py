@@ -1,5 +1,5 @@
-"""The search for one question: its solutions in the making, what is chosen of their continuations, and what it cost.
-The rounds, the sampler and the scorer belong to `guided_decoding.py`."""
+"""The search for one question: its unfinished solutions, how continuations of them are chosen, and the tokens and
+scores that it used."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -104,11 +104,13 @@ class QuestionSearch:
         """Replaces each node by what is chosen of its children; a node that had ended is its only child."""
         rng = np.random.default_rng(derived_seed(self.seed, depth))
         if method == "beam":
-            distinct = {node.text: node for some in proposed for node in some}
+            distinct = {node.text: node for siblings in proposed for node in siblings}
             self.nodes = sorted(distinct.values(), key=lambda node: node.rank, reverse=True)[: self.width]
         elif method == "resample":
-            chances = [tilted_probabilities([node.value for node in some], eta) for some in proposed]
-            self.nodes = [some[rng.choice(len(some), p=p)] for some, p in zip(proposed, chances, strict=True)]
+            chances = [tilted_probabilities([node.value for node in siblings], eta) for siblings in proposed]
+            self.nodes = [
+                siblings[rng.choice(len(siblings), p=p)] for siblings, p in zip(proposed, chances, strict=True)
+            ]
         else:
             new = [node for (node,) in proposed]
             self.log_weights += eta * np.array([b.value - a.value for a, b in zip(self.nodes, new, strict=True)])
@@ -136,6 +138,8 @@ class QuestionSearch:
             )
             for node, share in zip(self.nodes, shares, strict=True)
         ]
-        solutions.sort(key=lambda one: (one.finished, bool(one.step_scores), one.value), reverse=True)
+        solutions.sort(
+            key=lambda solution: (solution.finished, bool(solution.step_scores), solution.value), reverse=True
+        )
         normalizer = log_mean_exp(self.log_weights) if method == "particles" else None
         return GuidedResult(self.question, solutions, self.tokens_generated, self.steps_scored, normalizer, reason)

@@ -36,33 +36,35 @@ def label_histogram(labels: Sequence[Sequence[float]], title: str = "") -> "Figu
 
     flat = torch.tensor([label for row in labels for label in row], dtype=torch.float64)
     positions = torch.tensor([position for row in labels for position in range(len(row))])
-    number = min(int(positions.max()) + 1, MAX_POSITIONS)
-    is_cut = int(positions.max()) >= number
-    positions = positions.clamp(max=number - 1)
+    num_positions = min(int(positions.max()) + 1, MAX_POSITIONS)
+    is_cut = int(positions.max()) >= num_positions
+    positions = positions.clamp(max=num_positions - 1)
     fifth = (flat * LABEL_BINS).long().clamp(max=LABEL_BINS - 1)
-    cells = torch.bincount(positions * LABEL_BINS + fifth, minlength=number * LABEL_BINS)
-    cells = cells.reshape(number, LABEL_BINS).double()
+    cells = torch.bincount(positions * LABEL_BINS + fifth, minlength=num_positions * LABEL_BINS)
+    cells = cells.reshape(num_positions, LABEL_BINS).double()
     counts = cells.sum(1)
-    sums = torch.zeros(number, dtype=torch.float64).index_add(0, positions, flat)
-    names = [str(position + 1) for position in range(number)]
+    sums = torch.zeros(num_positions, dtype=torch.float64).index_add(0, positions, flat)
+    names = [str(position + 1) for position in range(num_positions)]
     if is_cut:
         names[-1] += "+"
 
-    figure = Figure(figsize=(max(4.4, 2.6 + 0.34 * number), 4.6), layout="constrained")
+    figure = Figure(figsize=(max(4.4, 2.6 + 0.34 * num_positions), 4.6), layout="constrained")
     above, axes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3.2])
-    ticks = range(number)
+    ticks = range(num_positions)
     above.bar(ticks, counts.tolist(), width=0.86, color="0.6")
     above.set(ylabel="steps", title=title)
     shares = (cells / counts.clamp(min=1)[:, None]).T.tolist()
-    mesh = axes.imshow(shares, origin="lower", aspect="auto", cmap="Blues", vmin=0, extent=(-0.5, number - 0.5, 0, 1))
+    mesh = axes.imshow(
+        shares, origin="lower", aspect="auto", cmap="Blues", vmin=0, extent=(-0.5, num_positions - 0.5, 0, 1)
+    )
     means = (sums / counts.clamp(min=1)).tolist()
     outline = [withStroke(linewidth=3.2, foreground="white")]  # the line is seen on dark cells too
     axes.plot(ticks, means, color=ORANGE, marker="o", markersize=3.5, linewidth=1.4, path_effects=outline)
     axes.set(xlabel="step", ylabel="label (line: mean)", ylim=(-0.02, 1.02))
     axes.set_xticks(ticks, names)
     figure.colorbar(mesh, ax=axes, label="share of the step's labels", pad=0.02)
-    for one in (above, axes):
-        one.spines[["top", "right"]].set_visible(False)
+    for panel in (above, axes):
+        panel.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -100,8 +102,8 @@ def reliability_diagram(scores: Tensor, labels: Tensor, title: str = "") -> "Fig
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     below.bar(edges, counts, width=0.094, align="edge", color="0.6")
     below.set(xlabel="score", ylabel="steps", xlim=(-0.02, 1.02))
-    for one in (axes, below):
-        one.grid(alpha=0.25)
-        one.set_axisbelow(True)
-        one.spines[["top", "right"]].set_visible(False)
+    for panel in (axes, below):
+        panel.grid(alpha=0.25)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
     return figure

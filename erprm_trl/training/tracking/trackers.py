@@ -98,19 +98,19 @@ class Trackers:
     def _send(self, method: str, name: str, make: Callable[[], Any], *step: int) -> None:
         running = self._running()
         try:
-            what = make() if running else None
+            content = make() if running else None
         except Exception as error:  # whatever it is, a picture is not worth a training
             return self._warn(f"`{name}` could not be made", error)
         for tracker in running:
             try:
-                getattr(tracker, method)(name, what, *step)
+                getattr(tracker, method)(name, content, *step)
             except Exception as error:
                 self._warn(f"`{name}` could not be logged to {tracker.name}", error)
 
-    def _warn(self, what: str, error: Exception) -> None:
-        if what not in self._failed:
-            self._failed.add(what)
-            logger.warning("%s: %r. The run goes on without it; later failures are not reported.", what, error)
+    def _warn(self, failure: str, error: Exception) -> None:
+        if failure not in self._failed:
+            self._failed.add(failure)
+            logger.warning("%s: %r. The run goes on without it; later failures are not reported.", failure, error)
 
 
 class _OpenRun:

@@ -46,8 +46,8 @@ class TrackingConfig:
         """The configuration as trackers log it: without secrets and absolute paths. Not to build another one from."""
         # transformers masks every name that ends in `_token`; a separator is no secret.
         tokens = {
-            one.name: getattr(self, one.name)
-            for one in fields(self)
-            if one.name.endswith("_token") and not SECRET_NAME.search(one.name)
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if entry.name.endswith("_token") and not SECRET_NAME.search(entry.name)
         }
         return redacted({**super().to_dict(), **tokens, **self._shown_of_model})
