@@ -132,12 +132,13 @@ def test_requests_keep_to_the_servers_limits():
 
 
 def test_requests_are_filled():
-    question, steps = "Tom dial ü 7 . right 15 . ?", ["7 + 15 = 22", "answer 22"]
-    four = {"questions": [question] * 4, "steps": [steps] * 4, "skip_too_long": True}
+    questions = [f"Tom dial ü {number:02} . right 15 . ?" for number in range(18)]
+    steps = [["7 + 15 = 22", "answer 22"]] * 18
+    four = {"questions": questions[:4], "steps": steps[:4], "skip_too_long": True}
     most = len(json.dumps(four, ensure_ascii=False).encode())
     app = Faulty(scoring_app(HeldScorer(), max_body_bytes=most + 8))
     with serving(app) as url:
-        remote(url, max_concurrency=1).score([question] * 18, [steps] * 18)
+        remote(url, max_concurrency=1).score(questions, steps)
     assert [len(sent["steps"]) for sent in app.bodies] == [4, 4, 4, 4, 2]
 
 
