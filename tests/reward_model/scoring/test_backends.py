@@ -240,6 +240,13 @@ def test_guided_search_takes_a_backend():
     assert results[0] == results[1] and results[0][0].solutions[0].step_scores
 
 
+def test_a_server_takes_a_backend():
+    held = HeldScorer()
+    with serving(scoring_app(held)) as url:
+        scores = RemoteBackend(url).score(["q"] * 3, [["a"], ["b"], ["a"]], skip_too_long=True)
+    assert held.calls == [2] and scores[0] == scores[2] != scores[1]
+
+
 def len_in_unit(step):
     return 1 / (1 + len(step))
 
