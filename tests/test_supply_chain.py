@@ -80,8 +80,7 @@ def train_policy(trainer_class, config_class, model, folder, **options):
 
 
 def train_raft(model, folder):
-    args, scorer = RAFTConfig(**cpu(folder)), FakeScorer(by_text)
-    scorer.model = tiny_llama(8)
+    args, scorer = RAFTConfig(**cpu(folder)), FakeScorer(by_text, weights=tiny_llama(8))
     data = Dataset.from_list(dial.make_questions(4, seed=0))
     return RAFTTrainer(str(model), scorer, args, data, processing_class=word_level())
 

@@ -7,9 +7,9 @@ from .._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .atomic_files import make_folder, replace_file
-    from .config_values import import_function, read_json_fields
+    from .config_values import import_function, is_url, read_json_fields
     from .file_checks import check_model_folder, damaged_file
-    from .http_client import EndpointClient, EndpointError, Service, is_url
+    from .http_client import EndpointClient, EndpointError, Service
     from .on_disk_sequence import OnDiskSequence
     from .redaction import redacted, without_login
 
@@ -17,9 +17,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "atomic_files": ["make_folder", "replace_file"],
-        "config_values": ["import_function", "read_json_fields"],
+        "config_values": ["import_function", "is_url", "read_json_fields"],
         "file_checks": ["check_model_folder", "damaged_file"],
-        "http_client": ["EndpointClient", "EndpointError", "Service", "is_url"],
+        "http_client": ["EndpointClient", "EndpointError", "Service"],
         "on_disk_sequence": ["OnDiskSequence"],
         "redaction": ["redacted", "without_login"],
     },

@@ -1,6 +1,5 @@
-"""Mappings in configurations: from YAML they arrive as such, from the command line as their JSON.
-
-Functions named in configurations: `"package.module:function"`."""
+"""Reads the values of configuration fields: mappings given as JSON, functions given by their import path, and whether
+the name of a model is the address of a server."""
 
 import importlib
 import json
@@ -22,6 +21,11 @@ def read_json_fields(config: Any, *names: str) -> None:
                 setattr(config, name, json.loads(value))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{name}: got {value!r}, expected a JSON object ({error}).") from error
+
+
+def is_url(path_or_id: Any) -> bool:
+    """Whether the name of a model is the address of a server."""
+    return isinstance(path_or_id, str) and path_or_id.startswith(("http://", "https://"))
 
 
 def import_function(path: str) -> Callable:

@@ -197,11 +197,6 @@ def _tls_context():
     return httpx.create_ssl_context()
 
 
-def is_url(path_or_id: Any) -> bool:
-    """Whether the name of a model is the address of a server."""
-    return isinstance(path_or_id, str) and path_or_id.startswith(("http://", "https://"))
-
-
 def _without_login(base_url: str, example: str) -> tuple[str, tuple[str, str] | None]:
     """The address, free of credentials, and the credentials."""
     import httpx

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from accelerate.utils import gather_object
 
 from ..functional.aggregation import AGGREGATIONS
-from ..reward_model.prm_format import resolve_format
+from ..reward_model.scoring.backend import ScoringBackend
+from ..reward_model.scoring.loading import load_format
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..reward_model.scoring.sharded import check_sharding
 from ..rollouts.grading.grader import Grader
@@ -54,9 +55,9 @@ class StepRewardFunction:
     where the policy's tokenizer is known, `steps/unfinished_share`; through `log_extra`: `step_scores`.
 
     Args:
-        scorer ([`StepScorer`] or `str` or `Path`):
-            The reward model: a scorer, a folder or Hub id that is loaded at the first call, on the process's own
-            device, or the address of a scoring server, `"http://host:8100"`.
+        scorer ([`StepScorer`], [`~erprm_trl.reward_model.ScoringBackend`], `str` or `Path`):
+            The reward model: a scorer or a backend of one, a folder or Hub id that is loaded at the first call, on the
+            process's own device, or the address of a scoring server, `"http://host:8100"`.
         aggregation (`str`, *optional*):
             `"min"`, `"last"`, `"product"` or `"mean"`; defaults to the reward model's own.
         question_column (`str`, *optional*, defaults to `"question"`):
@@ -77,7 +78,7 @@ class StepRewardFunction:
 
     def __init__(
         self,
-        scorer: StepScorer | str | Path,
+        scorer: StepScorer | ScoringBackend | str | Path,
         *,
         aggregation: str | None = None,
         question_column: str = "question",
@@ -85,14 +86,15 @@ class StepRewardFunction:
         eos_token_ids: list[int] | None = None,
         scorer_kwargs: dict[str, Any] | None = None,
     ):
-        self._scorer = scorer
         self._scorer_kwargs = scorer_kwargs or {}
-        if isinstance(scorer, StepScorer):
-            self.prm_format = scorer.prm_format
-        else:  # an error here is cheap, later it would cost a rollout
-            self.prm_format = resolve_format(
-                self._scorer_kwargs.get("prm_format"), scorer, self._scorer_kwargs.get("revision")
+        if isinstance(scorer, (str, Path)):  # an error here is cheap, later it would cost a rollout
+            self._scorer = scorer
+            self.prm_format = load_format(
+                scorer, self._scorer_kwargs.get("prm_format"), self._scorer_kwargs.get("revision")
             )
+        else:
+            self._scorer = StepScorer.of(scorer)
+            self.prm_format = self._scorer.prm_format
         self.aggregation = aggregation or self.prm_format.aggregation
         if self.aggregation not in AGGREGATIONS:
             raise ValueError(f"Aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
@@ -105,7 +107,7 @@ class StepRewardFunction:
     @property
     def scorer(self) -> StepScorer:
         """The reward model, loaded when it is first needed."""
-        if not isinstance(self._scorer, StepScorer):
+        if isinstance(self._scorer, (str, Path)):
             self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
         return self._scorer
 
@@ -186,8 +188,7 @@ class StepRewardFunction:
             row, step, score = bad
             whose = f" of process {process}" if len(found) > 1 else ""
             what = f"the reward model's score of step {step} of completion {row}{whose}"
-            model = getattr(self.scorer, "model", None)
-            raise not_finite(what, score, global_step, model, self.accelerator)
+            raise not_finite(what, score, global_step, self.scorer.weights, self.accelerator)
 
     def _metrics(self, steps: list[list[str]], scores: list[list[float]], completion_ids) -> dict[str, float]:
         num_steps = max(1, sum(map(len, steps)))

@@ -50,7 +50,7 @@ def write_report(
         max_solutions (`int`, *optional*, defaults to `1000`):
             Solutions in the page, of all collections together: whole questions, evenly spread. Figures are of all.
         reward_models (`Mapping[str, StepScorer]`, *optional*):
-            Models that score the page's solutions now, by the name that they are to have.
+            Scorers, or backends of scorers, that score the page's solutions now, by the name to show.
         title (`str`, *optional*):
             Defaults to the folder's name.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..functional.aggregation import AGGREGATIONS
+from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..rollouts.dataset import RolloutDataset
 from ..rollouts.shards import shard_paths
@@ -142,7 +143,7 @@ def gather_collections(run: RunFolder, eta: float, keep_unscored: bool = False) 
 
 
 def score_collections(
-    collections: list[Collection], chosen: list[list[int]], scorers: Mapping[str, StepScorer]
+    collections: list[Collection], chosen: list[list[int]], scorers: Mapping[str, StepScorer | ScoringBackend]
 ) -> None:
     """Adds the scores of further reward models, of the chosen questions alone."""
     for collection, indices in zip(collections, chosen, strict=True):
@@ -150,7 +151,7 @@ def score_collections(
         questions = [row["question"] for row in rows]
         steps = [clean_steps(row["steps"], collection.splitter) for row in rows]
         for name, scorer in scorers.items():
-            new = iter(scorer.score(questions, steps, skip_too_long=True))
+            new = iter(StepScorer.of(scorer).score(questions, steps, skip_too_long=True))
             scores: StepScores = [[[] for _ in some] for some in collection.questions]
             for index in indices:
                 scores[index] = [next(new) for _ in collection.questions[index]]

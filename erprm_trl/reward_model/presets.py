@@ -1,8 +1,9 @@
-"""What public process reward models read, and where they answer. Facts only: `PRMFormat.preset` gives one of them."""
+"""The formats of public process reward models, as values of the fields of `PRMFormat`, and the names of those models.
+
+`PRMFormat.preset(name)` reads them."""
 
 from pathlib import Path
-
-from .prm_format import PRMFormat
+from typing import Any
 
 
 # Qwen2.5-Math's chat with the system prompt that its template has by default.
@@ -11,54 +12,54 @@ _QWEN_MATH_CHAT = (
     "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 )
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     # peiyi9979/math-shepherd-mistral-7b-prm. Steps begin with "Step 1: ", "Step 2: ", ...
-    "math-shepherd": PRMFormat(
-        separator=" ки",
-        between_steps="\n",
-        prompt_template="{question} ",
-        tokenization="text",
-    ),
+    "math-shepherd": {
+        "separator": " ки",
+        "between_steps": "\n",
+        "prompt_template": "{question} ",
+        "tokenization": "text",
+    },
     # RLHFlow/Llama3.1-8B-PRM-Mistral-Data and -Deepseek-Data. Each step is a user's turn, the first behind the
     # question; the score is read where the assistant's answer is predicted, after a "+" for every step before.
-    "rlhflow": PRMFormat(
-        separator="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-        between_steps="+<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
-        prompt_template=(
+    "rlhflow": {
+        "separator": "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "between_steps": "+<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
+        "prompt_template": (
             "{bos_token}<|start_header_id|>system<|end_header_id|>\n\n"
             "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
             "<|start_header_id|>user<|end_header_id|>\n\n{question} "
         ),
-        tokenization="text",
-        splitter="blank_line",
-        aggregation="mean",
-    ),
+        "tokenization": "text",
+        "splitter": "blank_line",
+        "aggregation": "mean",
+    },
     # Qwen/Qwen2.5-Math-PRM-7B, -72B and Qwen2.5-Math-7B-PRM800K.
-    "qwen2.5-math-prm": PRMFormat(
-        separator="<extra_0>",
-        prompt_template=_QWEN_MATH_CHAT,
-        head="token_mlp",
-        num_labels=2,
-        tokenization="text",
-        splitter="blank_line",
-        aggregation="product",
-    ),
+    "qwen2.5-math-prm": {
+        "separator": "<extra_0>",
+        "prompt_template": _QWEN_MATH_CHAT,
+        "head": "token_mlp",
+        "num_labels": 2,
+        "tokenization": "text",
+        "splitter": "blank_line",
+        "aggregation": "product",
+    },
     # Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B and -7B.
-    "skywork-o1-prm": PRMFormat(separator="\n", prompt_template="{bos_token}{question}\n", head="token"),
+    "skywork-o1-prm": {"separator": "\n", "prompt_template": "{bos_token}{question}\n", "head": "token"},
     # PRIME-RL/EurusPRM-Stage1 and -Stage2. Steps begin with "Step 1: ", "Step 2: ", ... The published example reads a
     # step's sum a token or two behind its end; here it is read at its end.
-    "eurus-prm": PRMFormat(
-        separator="",
-        between_steps="\n\n",
-        prompt_template=_QWEN_MATH_CHAT,
-        head="implicit",
-        reference_model="Qwen/Qwen2.5-Math-7B-Instruct",
-        beta=0.001,
-        tokenization="text",
-        splitter="blank_line",
-    ),
+    "eurus-prm": {
+        "separator": "",
+        "between_steps": "\n\n",
+        "prompt_template": _QWEN_MATH_CHAT,
+        "head": "implicit",
+        "reference_model": "Qwen/Qwen2.5-Math-7B-Instruct",
+        "beta": 0.001,
+        "tokenization": "text",
+        "splitter": "blank_line",
+    },
     # What TRL's PRMTrainer saved (until 1.13), with its default separator.
-    "trl-prm": PRMFormat(separator="\n", prompt_template="{bos_token}{question}", head="token", num_labels=2),
+    "trl-prm": {"separator": "\n", "prompt_template": "{bos_token}{question}", "head": "token", "num_labels": 2},
 }
 
 # The names under which these models are known, without their owner.

@@ -1,7 +1,6 @@
-"""What a process reward model reads and where it answers: separator, good and bad token, head, template. Saved beside
-the weights.
+"""The format of a process reward model: separator, good and bad token, head, prompt template, splitter, aggregation.
 
-Facts only; `encoding` turns them into token ids.
+It is saved next to the weights as `prm_format.json`. Training and scoring read it from there.
 """
 
 import dataclasses
@@ -13,7 +12,8 @@ from typing import NamedTuple
 
 from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import replace_file
-from ..io.http_client import is_url
+from ..io.config_values import is_url
+from .presets import PRESETS, preset_of
 
 
 logger = logging.getLogger(__name__)
@@ -129,11 +129,9 @@ class PRMFormat:
         Raises:
             `ValueError`: for another name.
         """
-        from .presets import PRESETS
-
         if name not in PRESETS:
             raise ValueError(f"PRMFormat.preset: got {name!r}, expected one of {', '.join(PRESETS)}.")
-        return PRESETS[name]
+        return cls(**PRESETS[name])
 
     def render_prompt(self, question: str, bos_token: str | None = None) -> str:
         """The text before the first step."""
@@ -215,26 +213,24 @@ class PRMFormat:
     @classmethod
     def load(cls, path_or_id: str | Path, revision: str | None = None) -> "PRMFormat":
         """
-        Reads `prm_format.json` from a model's folder or Hub repository, or asks the scoring server at an address.
-        Public models without the file, such as `"Qwen/Qwen2.5-Math-PRM-7B"`, have their preset's.
+        Reads `prm_format.json` from a model's folder or Hub repository. Public models without the file, such as
+        `"Qwen/Qwen2.5-Math-PRM-7B"`, have the format of their preset.
 
         Raises:
             `FileNotFoundError`: if there is none: the model was not trained with [`ERPRMTrainer`].
-            [`EndpointError`]: if the server cannot be asked.
+            `ValueError`: if the file is damaged, or for the address of a scoring server.
         """
-        if is_url(path_or_id):
-            from .scoring.remote import RemoteStepScorer, refuse_loading
-
-            refuse_loading(revision=revision)
-            return RemoteStepScorer(path_or_id).prm_format
+        if is_url(path_or_id):  # the address is not shown: it may hold a password
+            raise ValueError(
+                "PRMFormat.load: got the address of a scoring server, expected a folder or Hub id. Ask the server "
+                "with StepScorer.from_pretrained(url).prm_format."
+            )
         from transformers.utils import cached_file
 
         file = cached_file(
             str(path_or_id), FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
         )
         if file is None:
-            from .presets import preset_of
-
             if preset := preset_of(path_or_id):
                 logger.warning("%s has no %s: its format is the preset %r.", path_or_id, FORMAT_FILE, preset)
                 return cls.preset(preset)

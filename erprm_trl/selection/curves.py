@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import reward_model
 from ..functional.aggregation import AGGREGATIONS, aggregate
 from ..functional.score_metrics import auc_within_groups
 from ..steps import clean_steps
@@ -80,8 +81,8 @@ def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
     Step scores of all solutions of a [`~erprm_trl.rollouts.RolloutDataset`], as [`selection_curves`] takes them.
 
     Args:
-        scorer ([`~erprm_trl.reward_model.StepScorer`]):
-            The reward model. Steps are those of the rollouts, whatever its own splitter.
+        scorer ([`~erprm_trl.reward_model.StepScorer`] or [`~erprm_trl.reward_model.ScoringBackend`]):
+            The reward model. Steps are those of the rollouts, not those of its own splitter.
         rollouts ([`~erprm_trl.rollouts.RolloutDataset`]):
             The solutions.
 
@@ -92,7 +93,7 @@ def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
     solutions = rollouts.solutions()
     rows = [row for question in solutions for row in question]
     steps = [clean_steps(row["steps"], splitter) for row in rows]
-    scores = iter(scorer.score([row["question"] for row in rows], steps))
+    scores = iter(reward_model.StepScorer.of(scorer).score([row["question"] for row in rows], steps))
     return [[next(scores) for _ in question] for question in solutions]
 
 

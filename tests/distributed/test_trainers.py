@@ -103,8 +103,8 @@ def test_two_processes_learn_what_one_does(name, one, two):
         assert sum(scores[1], []) == pytest.approx(sum(scores[0], []), abs=1e-3)
     else:
         whole = first["scorer"]["held"]
-        expected = ("ShardedStepScorer", whole // 2) if options.get("sharded") else ("StepScorer", whole)
-        assert (second["scorer"]["class"], second["scorer"]["held"]) == expected
+        expected = ("ShardedBackend", whole // 2) if options.get("sharded") else ("LocalBackend", whole)
+        assert (second["scorer"]["backend"], second["scorer"]["held"]) == expected
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "raft"])

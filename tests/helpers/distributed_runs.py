@@ -361,6 +361,6 @@ def _scorer_of(trainer):
     assert isinstance(scorer, StepScorer)
     held = sum(
         (parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter).numel()
-        for parameter in scorer.model.parameters()
+        for parameter in scorer.weights.parameters()
     )
-    return {"class": type(scorer).__name__, "held": held}
+    return {"backend": type(scorer.backend).__name__, "held": held}

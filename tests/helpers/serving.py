@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from erprm_trl import PRMFormat, StepScorer
+from erprm_trl import PRMFormat
 from erprm_trl.reward_model.scoring.server import UVICORN
 
 
@@ -43,20 +43,22 @@ def started(app, *, lifespan="on"):
         assert not server.thread.is_alive()
 
 
-class HeldScorer(StepScorer):
+class HeldScorer:
     """
-    Scores a step by its text, and solutions of more than 50 words not. A step "poison" fails, a step "nan" gives NaN.
+    A scoring backend: scores a step by its text. Solutions of more than 50 words are too long. A step "poison" fails,
+    a step "nan" gives NaN.
+
     While `go` is clear, calls wait; `calls` are the numbers of their solutions, `questions` what was asked.
     """
 
-    model_name, context_length = "/srv/models/fake", 50
+    model_name, context_length, weights = "/srv/models/fake", 50, None
 
     def __init__(self):
         self.prm_format = PRMFormat(aggregation="product")
         self.go, self.calls, self.questions, self.threads = threading.Event(), [], [], set()
         self.go.set()
 
-    def score(self, questions, steps, *, skip_too_long=False):
+    def score(self, questions, steps, skip_too_long):
         assert skip_too_long
         self.calls.append(len(steps))
         self.questions += questions

@@ -5,7 +5,7 @@ import zlib
 from datasets import Dataset
 from zoo import ODD, ZOO, byte_level_bpe, save_tiny, sentencepiece_style, tiny_llama, word_level
 
-from erprm_trl import PRMFormat, StepScorer, dial
+from erprm_trl import PRMFormat, dial
 
 
 __all__ = [
@@ -34,14 +34,19 @@ DIAL_FORMAT = PRMFormat(
 )
 
 
-class FakeScorer(StepScorer):
-    """Scores steps by a function of their text; solutions of more than `max_steps` steps are too long."""
+class FakeScorer:
+    """
+    A scoring backend: scores steps by a function of their text. Solutions of more than `max_steps` steps are too long.
+    `calls` are the questions and steps that it was asked for.
+    """
 
-    def __init__(self, function, prm_format=DIAL_FORMAT, max_steps=None):
-        self.function, self.prm_format, self.max_steps = function, prm_format, max_steps
+    model_name, context_length = "fake", None
+
+    def __init__(self, function, prm_format=DIAL_FORMAT, max_steps=None, weights=None):
+        self.function, self.prm_format, self.max_steps, self.weights = function, prm_format, max_steps, weights
         self.calls = []
 
-    def score(self, questions, steps, *, skip_too_long=False):
+    def score(self, questions, steps, skip_too_long):
         self.calls.append((list(questions), [list(some) for some in steps]))
         too_long = [self.max_steps is not None and len(some) > self.max_steps for some in steps]
         assert skip_too_long or not any(too_long)

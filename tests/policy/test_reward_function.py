@@ -110,8 +110,9 @@ def test_values_are_the_scorers_and_its_aggregate(reward_model):
 
 
 def test_a_path_is_loaded_at_the_first_call_and_a_scorer_is_kept(reward_model):
-    scorer = FakeScorer(by_text)
+    scorer = StepScorer.from_backend(FakeScorer(by_text))
     assert StepRewardFunction(scorer).scorer is scorer
+    assert StepRewardFunction(scorer.backend).scorer.backend is scorer.backend
     reward = StepRewardFunction(Path(reward_model), scorer_kwargs={"batch_size": 3})
     assert reward._scorer == Path(reward_model)
     assert reward.scorer.batch_size == 3 and reward.scorer is reward.scorer
@@ -139,7 +140,8 @@ def test_a_step_that_owns_no_token_makes_the_completion_unscorable():
     scorer = FakeScorer(lambda step: 0.5, dataclasses.replace(DIAL_FORMAT, splitter="m"))
     reward = StepRewardFunction(scorer, processing_class=tokenizer)
     ids = encode(tokenizer, "Tom 4 </s>", "times times </s>", "</s>", "times")
-    assert reward(["q"] * 4, ["Tom 4", "times times", "", "times"], completion_ids=ids) == [0.5, 0.5, None, None]
+    questions = ["q0", "q1", "q2", "q3"]
+    assert reward(questions, ["Tom 4", "times times", "", "times"], completion_ids=ids) == [0.5, 0.5, None, None]
     # "Tom" | "4": the token "Tom" begins in the first step. "tim" | "es tim" | "es": the second begins in neither.
     assert reward.last[0] == ScoredCompletion([0.5, 0.5], [0, 2])
     assert reward.last[2:] == [ScoredCompletion([], [])] * 2

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from erprm_trl import PRMFormat
 from erprm_trl.report import write_report
 from erprm_trl.report.page import script_json
 from erprm_trl.report.run_folder import RunFolder
@@ -177,13 +178,15 @@ def test_figures_need_no_style_and_share_no_id():
 
 
 def test_a_reward_model_scores_the_shown_solutions(tmp_path):
-    class Scorer:
-        def score(self, questions, steps, *, skip_too_long=False):
+    class Backend:
+        prm_format, model_name, context_length, weights = PRMFormat(), "quarter", None, None
+
+        def score(self, questions, steps, skip_too_long):
             assert skip_too_long
             return [[0.25] * len(some) for some in steps]
 
     write_samples(tmp_path / "run", [[2, 1], [3, 1], [1, 1]])
-    page = write_report(tmp_path / "run", max_solutions=4, reward_models={"now": Scorer()}).read_text()
+    page = write_report(tmp_path / "run", max_solutions=4, reward_models={"now": Backend()}).read_text()
     (data,) = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["collections"]
     assert data["sources"] == [{"name": "now", "kind": "model"}]
     assert [question["scores"] for question in data["questions"]] == [[[[0.25] * 2, [0.25]]], [[[0.25] * 3, [0.25]]]]

@@ -83,7 +83,7 @@ def test_training_and_scoring_encodings_are_identical(case, tmp_path, monkeypatc
     seen = {}
     scorer = StepScorer.from_pretrained(path)
     monkeypatch.setattr(
-        "erprm_trl.reward_model.scoring.scorer.step_logits",
+        "erprm_trl.reward_model.scoring.local.step_logits",
         lambda *batch, unwrapped: seen.update(batch=batch) or torch.zeros(3, 2),
     )
     scorer.score([question], [steps])

@@ -158,17 +158,16 @@ def test_a_score_in_trls_own_trainer(tmp_path):
     with pytest.raises(FloatingPointError, match="Global step 0: the reward model's score of step 0 of completion 0"):
         trainer.train()
     # A reward model that is here is looked through.
-    scorer = FakeScorer(lambda step: math.nan)
-    scorer.model = tiny_llama(len(tokenizer))
-    dict(scorer.model.named_parameters())[WEIGHT].data[0, 0] = math.nan
+    scorer = FakeScorer(lambda step: math.nan, weights=tiny_llama(len(tokenizer)))
+    dict(scorer.weights.named_parameters())[WEIGHT].data[0, 0] = math.nan
     with pytest.raises(FloatingPointError, match=f"the weight {WEIGHT}"):
         StepRewardFunction(scorer)(["Tom ?"], ["4 ки"])
 
 
 def test_raft(dial_policy, tmp_path):
     model, tokenizer = dial_policy
-    scorer = FakeScorer(lambda step: math.nan if step.startswith("answer") else 0.5)
-    scorer.model = tiny_llama(len(tokenizer))  # finite
+    weights = tiny_llama(len(tokenizer))  # finite
+    scorer = FakeScorer(lambda step: math.nan if step.startswith("answer") else 0.5, weights=weights)
 
     def trainer(folder):
         others = {"num_generations": 4, "max_completion_length": 48, "drop_uniform": False}

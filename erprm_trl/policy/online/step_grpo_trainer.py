@@ -28,7 +28,7 @@ class StepGRPOTrainer(StepTrainer):
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy, as in [`~trl.GRPOTrainer`].
-        reward_funcs ([`StepRewardFunction`], [`StepScorer`], `str`, or a `list` with one of them):
+        reward_funcs ([`StepRewardFunction`], [`StepScorer`] or its backend, `str`, or a `list` with one of them):
             The process reward model (a path, id or scoring server's address), and any reward functions of TRL beside
             it. Those, and the graded answer that is added where the dataset has answers, make the outcome part.
         args ([`StepGRPOConfig`], *optional*):

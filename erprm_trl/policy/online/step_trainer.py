@@ -17,8 +17,8 @@ from ..._trl import get_config_model_id
 from ...functional.advantages import group_mean, step_rewards
 from ...functional.aggregation import aggregate
 from ...functional.score_metrics import auc_within_groups
-from ...reward_model.prm_format import PRMFormat
-from ...reward_model.scoring.scorer import StepScorer
+from ...reward_model.scoring.backend import ScoringBackend
+from ...reward_model.scoring.loading import load_format
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ..reward_function import AnswerReward, StepRewardFunction
@@ -239,9 +239,9 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
 def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
     if isinstance(func, (str, Path)):
         try:  # any other path or id is left to TRL: a sequence classification model
-            PRMFormat.load(func)
+            load_format(func)
         except FileNotFoundError:
             return func
-    elif not isinstance(func, StepScorer):
+    elif not isinstance(func, ScoringBackend):  # a StepScorer is one
         return func
     return StepRewardFunction(func, aggregation=args.aggregation, question_column=args.question_column)

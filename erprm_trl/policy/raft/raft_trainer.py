@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from trl import SFTTrainer
 
 from ..._trl import get_config_model_id
+from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.scorer import StepScorer
 from ...rollouts.questions import fingerprint, load_questions
 from ...rollouts.sampling.base import PromptFormat
@@ -71,9 +72,9 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The first policy, as in [`~trl.SFTTrainer`].
-        reward_model (`str` or [`StepScorer`]):
+        reward_model (`str`, [`StepScorer`] or [`~erprm_trl.reward_model.ScoringBackend`]):
             A model that [`ERPRMTrainer`] saved, loaded onto this process's device, the address of a scoring server, or
-            a scorer that is there already.
+            a scorer or backend that is loaded already.
         args ([`RAFTConfig`], *optional*):
             Configuration. Defaults to `RAFTConfig("<model>-RAFT")`.
         train_dataset ([`~datasets.Dataset`]):
@@ -101,7 +102,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel",
-        reward_model: "str | Path | StepScorer",
+        reward_model: "str | Path | StepScorer | ScoringBackend",
         args: RAFTConfig | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,

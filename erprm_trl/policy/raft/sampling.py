@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import Trainer
 
-from ...reward_model.scoring.remote import RemoteStepScorer
+from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.scorer import StepScorer, solution_scores
 from ...reward_model.scoring.sharded import check_sharding
 from ...rollouts.collect import collect_rollouts
@@ -40,7 +40,10 @@ from .rounds import (
 
 
 def load_scorer(
-    reward_model: str | Path | StepScorer, accelerator: Accelerator, batch_size: int, sharded: bool = False
+    reward_model: str | Path | StepScorer | ScoringBackend,
+    accelerator: Accelerator,
+    batch_size: int,
+    sharded: bool = False,
 ) -> StepScorer:
     """
     The reward model: whole on every process, split over those of a ZeRO-3 training, or on a scoring server.
@@ -52,16 +55,16 @@ def load_scorer(
     if sharded:
         check_sharding(reward_model, accelerator)
         return StepScorer.from_pretrained(reward_model, batch_size=batch_size, accelerator=accelerator)
-    if not isinstance(reward_model, StepScorer):
+    if isinstance(reward_model, (str, Path)):
         return StepScorer.from_pretrained(reward_model, batch_size=batch_size, device=accelerator.device)
-    if isinstance(reward_model, RemoteStepScorer):
-        return reward_model
-    if any(hasattr(parameter, "ds_id") for parameter in reward_model.model.parameters()):
+    scorer = StepScorer.of(reward_model)
+    weights = scorer.weights
+    if weights is not None and any(hasattr(parameter, "ds_id") for parameter in weights.parameters()):
         raise ValueError(
             "The reward model's weights are partitioned by ZeRO-3: it was loaded after the configuration was made. "
             "Give its path instead."
         )
-    return reward_model
+    return scorer
 
 
 def unusable_reasons(rows: Sequence[dict[str, Any]], max_length: int | None = None) -> list[str | None]:
@@ -169,7 +172,7 @@ class RoundSampling:
             step_scores = score_rows(rows, unusable, scorer, accelerator)
             if (bad := first_not_finite(step_scores)) is not None:
                 what = f"round {folder.index}, the reward model's score of step {bad[1]} of solution {bad[0]}"
-                raise not_finite(what, bad[2], step, getattr(scorer, "model", None), accelerator)
+                raise not_finite(what, bad[2], step, scorer.weights, accelerator)
         if accelerator.is_main_process:
             write_rows(folder.scores, [{"step_scores": scores} for scores in step_scores])
             self._keep_best(folder, rows, step_scores, unusable)

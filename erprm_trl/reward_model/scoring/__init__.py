@@ -6,13 +6,25 @@ from ..._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
-    from .remote import RemoteStepScorer
+    from .backend import CollectiveBackend, ScoringBackend, SolutionTooLong
+    from .implicit import ImplicitBackend
+    from .loading import load_backend, load_format
+    from .local import LocalBackend
+    from .remote import RemoteBackend
+    from .renamed import RemoteStepScorer
     from .scorer import StepScorer, solution_scores
+    from .sharded import ShardedBackend
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "remote": ["RemoteStepScorer"],
+        "backend": ["CollectiveBackend", "ScoringBackend", "SolutionTooLong"],
+        "implicit": ["ImplicitBackend"],
+        "loading": ["load_backend", "load_format"],
+        "local": ["LocalBackend"],
+        "remote": ["RemoteBackend"],
+        "renamed": ["RemoteStepScorer"],
         "scorer": ["StepScorer", "solution_scores"],
+        "sharded": ["ShardedBackend"],
     },
 )

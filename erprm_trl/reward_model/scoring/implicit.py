@@ -1,12 +1,75 @@
-"""Step scores of implicit process reward models: how much more likely a model makes the steps than a reference."""
+"""Scores of implicit process reward models: how much more likely a model makes the steps than a reference model."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..prm_format import PRMFormat
 from ..step_logits import narrowed_head
+from .local import LocalBackend
 
 
 _CHUNK = 1024  # positions whose logits are float32 at a time
+
+
+class ImplicitBackend:
+    """
+    A [`ScoringBackend`] of an implicit process reward model, whose two models are in this process.
+
+    Args:
+        model, reference_model ([`~transformers.PreTrainedModel`]):
+            The reward model and the model that it was trained against, on one device. They share the tokenizer.
+        tokenizer, prm_format, batch_size, max_batch_tokens:
+            See [`LocalBackend`].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reference_model: nn.Module,
+        tokenizer,
+        prm_format: PRMFormat,
+        *,
+        batch_size: int = 32,
+        max_batch_tokens: int | None = None,
+    ):
+        limits = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
+        self.local = LocalBackend(model, tokenizer, prm_format, **limits, log_odds=self._log_odds)
+        self.model, self.reference_model = self.local.model, reference_model.eval()
+        self.tokenizer, self.prm_format, self.token_ids = tokenizer, prm_format, self.local.token_ids
+        self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
+
+    @property
+    def model_name(self) -> str:
+        """Folder or Hub id of the reward model."""
+        return self.local.model_name
+
+    @property
+    def context_length(self) -> int | None:
+        """The reward model's longest context in tokens."""
+        return self.local.context_length
+
+    @property
+    def weights(self) -> nn.Module:
+        """The reward model."""
+        return self.local.weights
+
+    def score(
+        self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool = False
+    ) -> list[list[float]]:
+        """Scores of every step; see [`ScoringBackend.score`]."""
+        return self.local.score(questions, steps, skip_too_long)
+
+    def _log_odds(self, batch: dict[str, Tensor]) -> Tensor:
+        return implicit_log_odds(
+            self.model,
+            self.reference_model,
+            *(batch[name] for name in ("input_ids", "attention_mask", "prompt_lengths")),
+            *(batch[name] for name in ("step_positions", "step_mask")),
+            beta=self.prm_format.beta,
+            cumulative=self.prm_format.cumulative,
+        )
 
 
 @torch.no_grad()
@@ -51,8 +114,9 @@ def implicit_log_odds(
     # The first token of a text has no probability.
     rows, tokens = ((token >= prompt_lengths[:, None].clamp(min=1)) & (token <= last)).nonzero(as_tuple=True)
     ratio = torch.zeros(input_ids.shape[0], input_ids.shape[1] + 1, device=input_ids.device)
-    for one, sign in ((model, 1), (reference, -1)):
-        ratio[rows, tokens + 1] += sign * _log_probs(one, input_ids, attention_mask, rows, tokens).to(ratio.device)
+    for network, sign in ((model, 1), (reference, -1)):
+        log_probs = _log_probs(network, input_ids, attention_mask, rows, tokens)
+        ratio[rows, tokens + 1] += sign * log_probs.to(ratio.device)
     ends = ratio.double().cumsum(1).gather(1, step_positions + 1)
     if not cumulative:
         ends = torch.cat([ends[:, :1], ends[:, 1:] - ends[:, :-1]], dim=1)

@@ -1,25 +1,103 @@
-"""Loads a trained reward model for scoring, its head included, without running code that its repository ships.
+"""From a folder, a Hub id or the address of a scoring server to a backend that scores.
 
-A head that a checkpoint lacks would be random: that is an error here, while training starts from one.
+A reward model is loaded with its head, and without running code that its repository ships. A head that a checkpoint
+lacks would be random, so it is an error here.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from transformers import (
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ..prm_format import PRMFormat
-from ..trainer.model_setup import AUTO_MODELS, VALUE_HEAD_NAMES
+from ...io.config_values import is_url
+from ...io.file_checks import check_model_folder
+from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, adapter_config, token_classifier_with_mlp
+from ..prm_format import PRMFormat, resolve_format
+from .backend import ScoringBackend
+from .implicit import ImplicitBackend
+from .local import LocalBackend
+from .remote import RemoteBackend, refuse_loading
+from .sharded import ShardedBackend, check_sharding
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def load_format(
+    path_or_url: str | Path, prm_format: PRMFormat | str | None = None, revision: str | None = None
+) -> PRMFormat:
+    """
+    The format that a scorer of `path_or_url` will have, without loading a model.
+
+    Args:
+        path_or_url (`str` or `Path`):
+            Folder, Hub id, or the address of a scoring server, which is asked.
+        prm_format ([`PRMFormat`] or `str`, *optional*):
+            The format itself or the name of a preset. Nothing is read or asked then.
+        revision (`str`, *optional*):
+            Revision on the Hub. Not with an address.
+
+    Raises:
+        `FileNotFoundError`: if a folder or Hub repository has no `prm_format.json`.
+        `ValueError`: for an unknown preset, a damaged file, or an address with a revision.
+        [`~erprm_trl.rollouts.EndpointError`]: if the server cannot be asked.
+    """
+    if prm_format is None and is_url(path_or_url):
+        refuse_loading(revision=revision)
+        return RemoteBackend(path_or_url).prm_format
+    return resolve_format(prm_format, path_or_url, revision)
+
+
+def load_backend(
+    path_or_id: str | Path,
+    *,
+    prm_format: PRMFormat | str | None = None,
+    dtype: "str | torch.dtype" = "auto",
+    device: "str | torch.device | None" = None,
+    device_map: "str | dict[str, Any] | None" = None,
+    batch_size: int = 32,
+    max_batch_tokens: int | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    accelerator: "Accelerator | None" = None,
+) -> ScoringBackend:
+    """The backend for a reward model; arguments and errors are those of [`StepScorer.from_pretrained`]."""
+    if is_url(path_or_id):
+        refuse_loading(
+            prm_format=prm_format,
+            dtype=None if dtype == "auto" else dtype,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            accelerator=accelerator,
+        )
+        return RemoteBackend(path_or_id)
+    path_or_id = str(path_or_id)
+    check_model_folder(path_or_id)
+    prm_format = resolve_format(prm_format, path_or_id, revision)
+    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
+    kwargs["trust_remote_code"] = trust_remote_code
+    limits = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
+    tokenizer = AutoTokenizer.from_pretrained(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
+    if accelerator is not None:
+        check_sharding(path_or_id, accelerator, prm_format, revision)
+        model = load_reward_model(path_or_id, prm_format, kwargs)
+        return ShardedBackend(model, tokenizer, prm_format, accelerator, **limits)
+    with unpartitioned():
+        reference_model = load_reference_model(prm_format, kwargs)
+        model = load_reward_model(path_or_id, prm_format, kwargs)
+    if device_map is None:
+        first = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        device = device if device is not None else first
+        model = model.to(device)
+        reference_model = None if reference_model is None else reference_model.to(device)
+    if reference_model is not None:
+        return ImplicitBackend(model, reference_model, tokenizer, prm_format, **limits)
+    return LocalBackend(model, tokenizer, prm_format, **limits)
 
 
 @contextmanager
@@ -64,7 +142,11 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
         model.config.name_or_path = path_or_id  # PEFT leaves the base model's
         return model
     if head == "token_mlp":
-        cls = _with_mlp_head(path_or_id, kwargs)
+        names = ("revision", "trust_remote_code", "num_labels")
+        config = AutoConfig.from_pretrained(path_or_id, **{name: kwargs[name] for name in names})
+        cls = token_classifier_with_mlp(config)
+        kwargs = {name: kwargs[name] for name in kwargs if name not in ("num_labels", "trust_remote_code")}
+        kwargs["config"] = config
     else:
         cls = AUTO_MODELS.get(head, AutoModelForCausalLM)
         if head == "token":
@@ -78,15 +160,6 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
             'PRMFormat.preset("qwen2.5-math-prm").'
         )
     return model
-
-
-def adapter_config(path_or_id: str, revision: str | None = None) -> dict[str, Any] | None:
-    """PEFT's configuration of a LoRA adapter, `None` where the folder or Hub id is of a whole model."""
-    from peft.utils import CONFIG_NAME
-    from transformers.utils import cached_file
-
-    file = cached_file(path_or_id, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def load_reference_model(prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTrainedModel | None:
@@ -104,20 +177,3 @@ def load_reference_model(prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTr
             "that the reward model was trained against."
         )
     return AutoModelForCausalLM.from_pretrained(prm_format.reference_model, **{**kwargs, "revision": None})
-
-
-def _with_mlp_head(path_or_id: str, kwargs: dict[str, Any]) -> type[PreTrainedModel]:
-    names = ("revision", "trust_remote_code", "num_labels")
-    config = AutoConfig.from_pretrained(path_or_id, **{name: kwargs[name] for name in names})
-    base = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
-
-    class TokenClassificationWithMLP(base):
-        def __init__(self, config):
-            super().__init__(config)
-            size = config.get_text_config().hidden_size
-            self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, config.num_labels))
-
-    kwargs.pop("num_labels")
-    kwargs.pop("trust_remote_code")
-    kwargs["config"] = config
-    return TokenClassificationWithMLP

@@ -1,4 +1,4 @@
-"""Step scores from a server of `scoring_server.py`: a scorer without a model. Retries are `endpoint_client.py`'s."""
+"""Scores from a scoring server, in as many requests as its limits ask for. No model is loaded in this process."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ...io.http_client import UNREADABLE, EndpointClient, EndpointError, Service
 from ..prm_format import PRMFormat
-from .scorer import StepScorer
+from .backend import SolutionTooLong
 
 
 SCORING = Service(
@@ -23,20 +23,23 @@ SCORING = Service(
 )
 
 
-class RemoteStepScorer(StepScorer):
+class RemoteBackend:
     """
-    A [`StepScorer`] whose model lives on a server; `StepScorer.from_pretrained("http://host:8100")` makes one too.
+    A [`ScoringBackend`] whose model is on a server. `StepScorer.from_pretrained("http://host:8100")` uses one with the
+    default options.
 
-    Solutions are sent in as many requests as the server's limits ask for, some at a time. Dropped connections, servers
-    that hang, 408, 429, 502, 503 and 504 are tried again after growing, jittered waits, and no sooner than
-    `Retry-After` says; anything else ends the call. Scores are those of the same scorer in this process; where a call
-    takes several requests, or the server joins requests, their last bits can depend on what was scored together.
+    Solutions are sent in as many requests as the server's limits ask for, up to `max_concurrency` at a time. Dropped
+    connections, servers that hang, and the statuses 408, 429, 502, 503 and 504 are retried after growing, jittered
+    waits, and no sooner than `Retry-After` says. Any other failure ends the call.
+
+    Scores are those of the same model in this process. Where a call takes several requests, or the server joins
+    requests, their last bits can depend on what was scored together.
 
     Args:
         url (`str`):
             The server's address. A `user:password@` in it is sent as basic authentication and shown nowhere.
         max_concurrency (`int`, *optional*, defaults to `4`):
-            Requests at a time, of each process.
+            Maximum number of requests at a time, per process.
         request_timeout, max_attempts, max_retry_seconds, retry_wait (*optional*):
             As in [`~erprm_trl.rollouts.EndpointSampler`].
         token_env (`str`, *optional*, defaults to `"ERPRM_SCORER_TOKEN"`):
@@ -44,7 +47,15 @@ class RemoteStepScorer(StepScorer):
 
     Raises:
         [`~erprm_trl.rollouts.EndpointError`]: if the server cannot be asked.
+
+    Example:
+
+    ```python
+    >>> scorer = StepScorer.from_backend(RemoteBackend("http://localhost:8100", max_concurrency=16))
+    ```
     """
+
+    weights = None
 
     def __init__(
         self,
@@ -57,7 +68,6 @@ class RemoteStepScorer(StepScorer):
         retry_wait: float = 1.0,
         token_env: str = "ERPRM_SCORER_TOKEN",
     ):
-        # Not the parent's: there is no model and no tokenizer here.
         self.client = EndpointClient(
             SCORING, url, max_concurrency, request_timeout, max_attempts, max_retry_seconds, retry_wait, token_env
         )
@@ -66,32 +76,28 @@ class RemoteStepScorer(StepScorer):
 
     @property
     def model_name(self) -> str:
-        """The model's name on the server, for manifests; the server may move."""
+        """The model's name on the server. The address is not part of it, because the server may move."""
         return self._served.model
 
     @property
     def context_length(self) -> int | None:
-        """See [`StepScorer.context_length`]."""
+        """Longest solution in tokens, the question included, or `None` where the model sets no limit."""
         return self._served.max_length
 
     def score(
-        self, questions: Sequence[str], steps: Sequence[Sequence[str]], *, skip_too_long: bool = False
+        self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool = False
     ) -> list[list[float]]:
         """
-        Scores of every step; see [`StepScorer.score`]. A solution that alone exceeds a limit of the server is too
+        Scores of every step; see [`ScoringBackend.score`]. A solution that alone exceeds a limit of the server is too
         long.
 
         Raises:
-            `ValueError`: if the two differ in length, or a solution is too long.
-            [`~erprm_trl.rollouts.EndpointError`]: if the scores of one request cannot be had.
+            [`SolutionTooLong`]: if a solution is too long and `skip_too_long` is `False`.
+            [`~erprm_trl.rollouts.EndpointError`]: if the scores of a request cannot be obtained.
         """
-        if len(questions) != len(steps):
-            raise ValueError(
-                f"score: got {len(questions)} questions for {len(steps)} solutions, expected one question a solution."
-            )
         scores: list[list[float]] = [[] for _ in steps]
         requests = list(self._requests(questions, steps))
-        # The server is told to skip, as it knows the row of a request only; who has no scores is seen here.
+        # The server is asked to skip: it knows only the row in a request. Which solution has no scores is seen here.
         bodies = [
             {"questions": [questions[i] for i in rows], "steps": [list(steps[i]) for i in rows], "skip_too_long": True}
             for rows in requests
@@ -128,10 +134,11 @@ class RemoteStepScorer(StepScorer):
         for index, (solution, values) in enumerate(zip(steps, scores, strict=True)):
             if solution and not values:
                 served = self._served
-                raise ValueError(
-                    f"Solution {index} is too long for {self.client.base_url}: more than the model's context of "
-                    f"{served.max_length} tokens, {served.max_steps} steps or {served.max_body_bytes} bytes. Shorten "
-                    "or leave out the solution."
+                raise SolutionTooLong(
+                    index,
+                    f"is too long for {self.client.base_url}: more than the model's context of {served.max_length} "
+                    f"tokens, {served.max_steps} steps or {served.max_body_bytes} bytes. Shorten or leave out the "
+                    "solution.",
                 )
 
     def _read_format(self, text: str) -> "_Served":

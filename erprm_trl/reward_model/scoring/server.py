@@ -1,10 +1,9 @@
-"""Step scores over HTTP: an ASGI app around a scorer, for policies that run elsewhere. One thread scores, and what
-waits meanwhile is scored together. `recipes/serve_scorer.py` starts it, `remote_scoring.py` asks it.
+"""A scoring server: an ASGI app that answers step scores over HTTP, and the settings with which uvicorn runs it.
 
-No text of a request gets into a log or into an error.
-
-How a scoring server reads its connections: headers of bounded size and in time, whoever sends them. It is uvicorn's
-part of what `scoring_server.py` says of bodies; a deadline for those, and the token, are there."""
+Start it with `recipes/serve_scorer.py`, or run [`scoring_app`] with the arguments `UVICORN`. One thread scores, and
+requests that wait meanwhile are scored together. Everything that a client sends is limited in size and time: headers
+and idle connections by the protocol in `UVICORN`, bodies by the app. No text of a request gets into a log or an error.
+"""
 
 import asyncio
 import dataclasses
@@ -20,6 +19,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from ...io.redaction import redacted
+from .backend import ScoringBackend
 from .scorer import StepScorer
 
 
@@ -41,13 +41,14 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-BODY_SECONDS = 60.0
+BODY_SECONDS = 60.0  # for a whole body to arrive
+IDLE_SECONDS = 30.0  # for a request to begin on a connection
 RETRY_AFTER_SECONDS = 1
 DEFAULT_MAX_STEPS = 4096
 
 
 def scoring_app(
-    scorer: StepScorer,
+    scorer: StepScorer | ScoringBackend,
     *,
     max_body_bytes: int = 8 * 2**20,
     max_solutions: int = 1024,
@@ -60,30 +61,33 @@ def scoring_app(
     An ASGI app that scores: `GET /health`, `GET /format`, and `POST /score`, which answers
     `{"questions": [...], "steps": [[...], ...], "skip_too_long": false}` with `{"scores": [[...], ...]}`.
 
-    Refusals are `{"error": "..."}`: 401 for another token, 400, 408, 413 and 422 for a body that is no JSON, does not
-    arrive, is too large or says something else, 503 with `Retry-After` where too many requests wait, 500 where the
-    reward model fails or gives NaN.
+    A refused request gets `{"error": "..."}` and a status: 401 for a wrong token; 400, 408, 413 and 422 for a body
+    that is no JSON, does not arrive in time, is too large or has other fields; 503 with `Retry-After` when too many
+    requests wait; 500 when the reward model fails or gives NaN.
 
     Args:
-        scorer ([`StepScorer`]):
-            The reward model. It is called by one thread, and must not be called by others meanwhile.
+        scorer ([`StepScorer`] or [`ScoringBackend`]):
+            The reward model. One thread calls it; no other thread may call it meanwhile.
         max_body_bytes (`int`, *optional*, defaults to 8 MiB):
-            Of a request.
+            Maximum request body, in bytes.
         max_solutions (`int`, *optional*, defaults to `1024`):
-            Of a request.
+            Maximum number of solutions per request.
         max_steps (`int`, *optional*):
-            Of a solution. Defaults to the model's context, as a step takes a token at least.
+            Maximum number of steps per solution. Defaults to the model's context length, because a step has at least
+            one token.
         max_waiting (`int`, *optional*, defaults to `64`):
-            Requests that arrive, wait or are scored at a time; with `max_body_bytes` it bounds the memory they take.
+            Maximum number of requests that arrive, wait or are scored at a time. Together with `max_body_bytes` it
+            bounds the memory that requests take.
         max_batch (`int`, *optional*, defaults to `1024`):
-            Solutions that are scored in one call. Requests are joined up to it and never split. What is scored
-            together can change the last bits of scores; with 1 nothing is joined.
+            Maximum number of solutions scored in one call. Requests are joined up to it and never split. Joining can
+            change the last bits of scores; with 1 nothing is joined.
         token (`str`, *optional*):
-            What `Authorization: Bearer ...` has to say for `/format` and `/score`. Without it everyone may ask.
+            The bearer token that `/format` and `/score` require. Without it every client is served.
 
     Raises:
         `ValueError`: for a limit below 1, or a token that no header can hold.
     """
+    scorer = StepScorer.of(scorer)
     if max_steps is None:
         max_steps = scorer.context_length or DEFAULT_MAX_STEPS
     limits = {"max_body_bytes": max_body_bytes, "max_solutions": max_solutions, "max_steps": max_steps}
@@ -112,7 +116,7 @@ def scoring_app(
 
 
 class _ScoringServer:
-    """What answers the requests."""
+    """Answers the requests."""
 
     def __init__(
         self, scorer: StepScorer, batches: "_Batches", limits: dict[str, int], max_waiting: int, token: str | None
@@ -289,7 +293,8 @@ class _Batches:
         size = 0
         while self._jobs and (not jobs or size + len(self._jobs[0].steps) <= self._max_batch):
             job = self._jobs.popleft()
-            # A client that lost patience asks again: scoring what nobody reads would make the others lose theirs.
+            # A client that timed out asks again. Scoring its old request would delay the other clients, until they
+            # time out as well.
             if await job.has_left():
                 if not job.outcome.done():
                     job.outcome.set_exception(ClientDisconnect())
@@ -307,23 +312,20 @@ class _Batches:
             scores = iter(self._scorer.score(questions, steps, skip_too_long=True))
             return [[next(scores) for _ in job.steps] for job in jobs]
         except Exception as error:
-            if len(jobs) > 1:  # one of them is to blame, not all
+            if len(jobs) > 1:  # the other requests may be fine
                 return [self._score([job])[0] for job in jobs]
-            # Where it failed, but not the error's own words: they may quote a text.
+            # The place of the failure is logged, but not its message, which may quote a text.
             name, where = type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
             logger.error("A request of %d solutions could not be scored, %s at\n%s", len(steps), name, where)
             return [HTTPException(500, f"The reward model failed ({name}). The server's log says where.")]
 
 
-IDLE_SECONDS = 30.0
-
-
 class RequestInTime(H11Protocol):
     """
-    A connection that is closed when no request begins on it for `IDLE_SECONDS`: nothing is sent, headers trickle in,
-    or the body of a request that was refused goes on for ever.
+    uvicorn's protocol for a connection, which closes it when no request begins on it for `IDLE_SECONDS`: nothing is
+    sent, headers trickle in, or the body of a refused request does not end.
 
-    h11, not httptools: that one reads headers of any size.
+    Based on h11, because httptools reads headers of any size.
     """
 
     def connection_made(self, transport) -> None:
@@ -332,7 +334,7 @@ class RequestInTime(H11Protocol):
         self._await_request()
 
     def on_response_complete(self) -> None:
-        """So has the next one."""
+        """The next request has to begin in time."""
         super().on_response_complete()
         self._await_request()
 
@@ -344,5 +346,5 @@ class RequestInTime(H11Protocol):
             self.transport.abort()  # close() would wait until the last answer is read
 
 
+# Arguments of `uvicorn.run` for a scoring app.
 UVICORN: dict[str, Any] = {"http": RequestInTime, "ws": "none", "access_log": False}
-"""Arguments of `uvicorn.run` for a scoring app."""

@@ -1,6 +1,6 @@
-"""Step scores from a reward model whose weights are split over the processes of a ZeRO-3 training.
+"""Scores with a reward model whose weights are split over the processes of a ZeRO-3 training.
 
-For reward models that a device cannot hold beside the policy. Everything but the splitting is `scoring.py`'s.
+For reward models that do not fit on one device next to the policy.
 """
 
 from collections.abc import Sequence
@@ -8,34 +8,39 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from ..._trl import prepare_deepspeed
-from ...io.http_client import is_url
-from ..encoding import EncodedSolution, encode_solutions
+from ...io.config_values import is_url
+from ..encoding import encode_solutions
+from ..heads import adapter_config
 from ..prm_format import PRMFormat
-from .loading import adapter_config
-from .scorer import StepScorer
+from .backend import ScoringBackend
+from .local import LocalBackend, log_odds_at_head
 
 
-class ShardedStepScorer(StepScorer):
+class ShardedBackend:
     """
-    A [`StepScorer`] of which each process holds a part, as TRL splits reference models.
+    A [`ScoringBackend`] of which each process holds a part, as TRL splits reference models.
 
-    Processes gather the weights of a layer together, so all of them have to call [`~StepScorer.score`] equally often,
-    each with its own solutions, however many those are. An error on one is an error on all.
+    Processes gather the weights of a layer together, so all of them have to call [`~ShardedBackend.score`] equally
+    often, each with its own solutions. They may have different numbers of solutions, or none. An error on one process
+    is an error on all.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The reward model, loaded while the ZeRO-3 configuration of the training was alive.
-        tokenizer, prm_format, batch_size, max_batch_tokens:
-            See [`StepScorer`].
+            The reward model, loaded while the ZeRO-3 configuration of the training was active.
+        tokenizer, prm_format:
+            See [`LocalBackend`].
         accelerator ([`~accelerate.Accelerator`]):
-            Of the training.
+            The accelerator of the training.
+        batch_size, max_batch_tokens (*optional*):
+            See [`LocalBackend`].
     """
 
     def __init__(
         self,
-        model,
+        model: nn.Module,
         tokenizer,
         prm_format: PRMFormat,
         accelerator: Accelerator,
@@ -43,49 +48,80 @@ class ShardedStepScorer(StepScorer):
         batch_size: int = 32,
         max_batch_tokens: int | None = None,
     ):
-        super().__init__(model, tokenizer, prm_format, batch_size=batch_size, max_batch_tokens=max_batch_tokens)
-        self.accelerator = accelerator
+        limits = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
+        self.local = LocalBackend(model, tokenizer, prm_format, **limits, log_odds=self._log_odds)
+        self.model, self.accelerator = self.local.model, accelerator
+        self.tokenizer, self.prm_format, self.token_ids = tokenizer, prm_format, self.local.token_ids
+        self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
         self._engine = prepare_deepspeed(self.model, accelerator)
 
+    @property
+    def model_name(self) -> str:
+        """Folder or Hub id of the model."""
+        return self.local.model_name
+
+    @property
+    def context_length(self) -> int | None:
+        """The model's longest context in tokens."""
+        return self.local.context_length
+
+    @property
+    def weights(self) -> nn.Module:
+        """The model, of which this process holds a part."""
+        return self.local.weights
+
     def score(
-        self, questions: Sequence[str], steps: Sequence[Sequence[str]], *, skip_too_long: bool = False
+        self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool = False
     ) -> list[list[float]]:
         """
-        Scores of every step; see [`StepScorer.score`]. All processes call it together.
+        Scores of every step; see [`ScoringBackend.score`]. All processes call it together.
 
         Raises:
-            `ValueError`: on the process whose solutions cannot be scored. `RuntimeError`: then, on the others.
+            [`SolutionTooLong`]: on the process whose solution is too long. `RuntimeError`: then, on the others.
         """
-        self._agreed = False
         try:
-            return super().score(questions, steps, skip_too_long=skip_too_long)
-        except ValueError:
-            if not self._agreed:
-                self._most_batches(-1)
+            plan = self.local.plan(questions, steps, skip_too_long)
+        except Exception:
+            self.give_up()
             raise
-
-    def _score_batches(self, batches: list[list[EncodedSolution]]) -> list[list[list[float]]]:
-        missing = self._most_batches(len(batches)) - len(batches)
+        missing = self._most_batches(len(plan.batches)) - len(plan.batches)
         filler = encode_solutions(self.tokenizer, self.prm_format, ["0"], [["0"]])
-        return [self._score_batch(batch) for batch in [*batches, *[filler] * missing]][: len(batches)]
+        scored = [self.local.score_batch(batch) for batch in [*plan.batches, *[filler] * missing]]
+        return plan.in_order(scored[: len(plan.batches)])
 
-    def _most_batches(self, number: int) -> int:
+    def give_up(self) -> None:
+        """Tells the other processes, which are in [`~ShardedBackend.score`], that this one cannot score."""
+        self._most_batches(-1)
+
+    def _most_batches(self, num_batches: int) -> int:
         """The largest number of batches of a process; -1 says that this one cannot go on."""
-        self._agreed = True
-        numbers = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
-        if number >= 0 and int(numbers.min()) < 0:
+        per_process = self.accelerator.gather(torch.tensor([num_batches], device=self.accelerator.device))
+        if num_batches >= 0 and int(per_process.min()) < 0:
             raise RuntimeError("The solutions of another process cannot be scored: its error says why.")
-        return int(numbers.max())
+        return int(per_process.max())
+
+    def _log_odds(self, batch: dict[str, Tensor]) -> Tensor:
+        return log_odds_at_head(self._engine, self.model, self.prm_format.head, self.token_ids, batch)
 
 
 def check_sharding(
-    reward_model: str | Path | StepScorer,
+    reward_model: str | Path | ScoringBackend,
     accelerator: Accelerator,
     prm_format: PRMFormat | None = None,
     revision: str | None = None,
 ) -> None:
     """
-    Whether a reward model can be split over the processes of a training.
+    Checks that a reward model can be split over the processes of a training.
+
+    Args:
+        reward_model (`str`, `Path` or [`ScoringBackend`]):
+            The reward model. Only a folder or Hub id can be split.
+        accelerator ([`~accelerate.Accelerator`]):
+            The accelerator of the training.
+        prm_format ([`PRMFormat`], *optional*):
+            Its format, where it is known already.
+        revision (`str`, *optional*):
+            Its revision on the Hub.
 
     Raises:
         `ValueError`: if it is loaded already, the training does not split weights by ZeRO-3, the format needs a second
@@ -96,7 +132,7 @@ def check_sharding(
             "shard_reward_model=True: got a format with head='implicit', whose two models are not split, expected "
             "another head. Leave it False, or serve the scorer from another process."
         )
-    if isinstance(reward_model, StepScorer):
+    if not isinstance(reward_model, (str, Path)):
         raise ValueError("shard_reward_model=True: got a scorer that is loaded already. Give its path instead.")
     if is_url(reward_model):
         raise ValueError(

@@ -3,16 +3,11 @@
 import logging
 from typing import TYPE_CHECKING
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from ..._trl import create_model_from_path, disable_dropout_in_model, get_config_model_id
 from ...io.file_checks import check_model_folder
+from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES
 from ..presets import preset_of
 from ..prm_format import PRMFormat
 from .erprm_config import ERPRMConfig
@@ -23,10 +18,6 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-AUTO_MODELS = {"lm": AutoModelForCausalLM, "token": AutoModelForTokenClassification}
-# A value head as TRL once saved it is a linear head of one logit under another name.
-VALUE_HEAD_NAMES = {r"^v_head\.summary\.": "score."}
 
 
 def prepare_model(

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
+from ... import reward_model
 from ...functional.aggregation import AGGREGATIONS, aggregate
+from ...reward_model.scoring.backend import ScoringBackend
 from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed, holds_stop
 from ...steps import closed_steps, split_steps, step_stops
 from .question_search import GuidedResult, Node, QuestionSearch
@@ -18,7 +20,10 @@ METHODS = ("beam", "resample", "particles")
 
 
 class Scorer(Protocol):
-    """What guided search asks of a reward model; [`~erprm_trl.reward_model.StepScorer`] is one."""
+    """
+    What guided search asks of a reward model; [`~erprm_trl.reward_model.StepScorer`] is one. A backend of a
+    [`~erprm_trl.reward_model.StepScorer`] is wrapped in one.
+    """
 
     def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[float]]:
         """One score a step of each solution."""
@@ -27,7 +32,7 @@ class Scorer(Protocol):
 def guided_search(
     questions: Sequence[str],
     sampler: Sampler,
-    scorer: Scorer,
+    scorer: Scorer | ScoringBackend,
     *,
     method: str = "particles",
     eta: float | None = None,
@@ -68,7 +73,7 @@ def guided_search(
             The questions.
         sampler ([`~erprm_trl.rollouts.Sampler`]):
             The policy. Its `max_new_tokens` bounds a step here.
-        scorer ([`StepScorer`]):
+        scorer ([`~erprm_trl.reward_model.StepScorer`] or [`~erprm_trl.reward_model.ScoringBackend`]):
             The reward model; anything with its `score`.
         method (`str`, *optional*, defaults to `"particles"`):
             `"beam"`, `"resample"` or `"particles"`.
@@ -110,6 +115,8 @@ def guided_search(
     """
     expansions = _check_arguments(method, eta, width, expansions, ess_threshold, aggregation)
     _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
+    if isinstance(scorer, ScoringBackend):
+        scorer = reward_model.StepScorer.of(scorer)
     splitter = _splitter(splitter, scorer)
     seen: Counter[str] = Counter()
     searches = []

@@ -25,7 +25,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zoo import save_tiny, word_level
 
 from erprm_trl import (
-    PRMFormat,
     StepGRPOConfig,
     StepGRPOTrainer,
     StepPPOConfig,
@@ -38,7 +37,8 @@ from erprm_trl.dial.experiments.chain import FORMAT
 from erprm_trl.dial.experiments.policies import CPU_QUIET
 from erprm_trl.policy import prompt_dataset
 from erprm_trl.policy.raft.sampling import load_scorer
-from erprm_trl.reward_model import RemoteStepScorer
+from erprm_trl.reward_model import RemoteBackend
+from erprm_trl.reward_model.scoring.loading import load_format
 from erprm_trl.reward_model.scoring.server import scoring_app
 from erprm_trl.reward_model.scoring.sharded import check_sharding
 from erprm_trl.rollouts import EndpointError, TransformersSampler, collect_rollouts, load_questions
@@ -73,7 +73,8 @@ def url(path):
 
 
 def remote(url, **arguments):
-    return RemoteStepScorer(url, **{"retry_wait": 0.001, "max_attempts": 3, "request_timeout": 60.0, **arguments})
+    options = {"retry_wait": 0.001, "max_attempts": 3, "request_timeout": 60.0, **arguments}
+    return StepScorer.from_backend(RemoteBackend(url, **options))
 
 
 def close_to(expected):
@@ -89,7 +90,7 @@ def expected(questions, steps):
 
 def test_the_scores_are_those_of_the_scorer(local, url, path):
     scorer = StepScorer.from_pretrained(url, batch_size=7, device="cpu")
-    assert isinstance(scorer, RemoteStepScorer)
+    assert isinstance(scorer.backend, RemoteBackend)
     assert scorer.score(QUESTIONS, STEPS) == local.score(QUESTIONS, STEPS)
     assert [len(scores) for scores in scorer.score(QUESTIONS, STEPS)] == [number % 4 for number in range(9)]
     texts = [f" 7 + 15 = 2 ки answer {number} ки" for number in range(9)]
@@ -99,7 +100,7 @@ def test_the_scores_are_those_of_the_scorer(local, url, path):
     asked = [QUESTIONS[i] for i in some], [tuple(STEPS[i]) for i in some]
     assert scorer.score_solutions(*asked) == local.score_solutions(*asked)
     assert scorer.score([], []) == [] and scorer.score(QUESTIONS[:1], [[]]) == [[]]
-    assert PRMFormat.load(url) == scorer.prm_format == FORMAT
+    assert load_format(url) == scorer.prm_format == FORMAT
     assert (scorer.model_name, scorer.context_length) == (Path(path).name, 256)
 
 
@@ -131,12 +132,13 @@ def test_requests_keep_to_the_servers_limits():
 
 
 def test_requests_are_filled():
-    question, steps = "Tom dial ü 7 . right 15 . ?", ["7 + 15 = 22", "answer 22"]
-    four = {"questions": [question] * 4, "steps": [steps] * 4, "skip_too_long": True}
+    questions = [f"Tom dial ü {number:02} . right 15 . ?" for number in range(18)]
+    steps = [["7 + 15 = 22", "answer 22"]] * 18
+    four = {"questions": questions[:4], "steps": steps[:4], "skip_too_long": True}
     most = len(json.dumps(four, ensure_ascii=False).encode())
     app = Faulty(scoring_app(HeldScorer(), max_body_bytes=most + 8))
     with serving(app) as url:
-        remote(url, max_concurrency=1).score([question] * 18, [steps] * 18)
+        remote(url, max_concurrency=1).score(questions, steps)
     assert [len(sent["steps"]) for sent in app.bodies] == [4, 4, 4, 4, 2]
 
 
@@ -239,12 +241,12 @@ HUGE = ["[" * 100_000, '{"scores": [[' + "9" * 400 + "]]}", '{"scores": [[2.0]]}
 
 
 def test_whatever_a_server_answers_is_read_or_refused(url):
-    scorer = remote(url)
+    backend = remote(url).backend
 
     @settings(max_examples=settings().max_examples // 2, deadline=None)
     @given(st.sampled_from(HUGE) | (FORMATS | SCORES | JSON_VALUES).map(json.dumps))
     def check(text):
-        for read, path in ((scorer._read_scores, "/score"), (scorer._read_format, "/format")):
+        for read, path in ((backend._read_scores, "/score"), (backend._read_format, "/format")):
             try:
                 answer = read(text)
             except EndpointError as error:
@@ -299,7 +301,7 @@ def test_what_the_server_decides(url):
         with pytest.raises(ValueError, match=f"{next(iter(arguments))}: got a value for the address"):
             StepScorer.from_pretrained(url, **arguments)
     with pytest.raises(ValueError, match="revision"):
-        PRMFormat.load(url, "main")
+        load_format(url, revision="main")
     with pytest.raises(ValueError, match="shard_reward_model=True: got the address"):
         check_sharding(url, Accelerator(cpu=True))
     with pytest.raises(ValueError, match="shard_reward_model=True: got the address"):
@@ -321,7 +323,7 @@ def test_secrets_are_sent_and_seen_nowhere(login, monkeypatch, caplog):
         with pytest.raises(EndpointError, match=r"status 401: .*into \$ERPRM_SCORER_TOKEN") as error:
             scorer.score(QUESTIONS, STEPS)
     assert app.authorizations == {"Basic dXNlcjpwYXNzdzByZA==" if login else f"Bearer {TOKEN}"}
-    shown = "".join(traceback.format_exception(error.value)) + caplog.text + scorer.client.base_url
+    shown = "".join(traceback.format_exception(error.value)) + caplog.text + scorer.backend.client.base_url
     assert "attempt 1 failed (status 503" in caplog.text
     assert TOKEN not in shown and "passw0rd" not in shown
 
@@ -395,7 +397,7 @@ def test_a_step_update_is_the_same(dial_path, dial_address, tmp_path, trainer_cl
 def test_raft_and_best_of_n_take_an_address(dial_address, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(RECIPES.parent)
     url = f"http://{LOGIN}{dial_address}"
-    assert isinstance(load_scorer(url, Accelerator(cpu=True), 32), RemoteStepScorer)
+    assert isinstance(load_scorer(url, Accelerator(cpu=True), 32).backend, RemoteBackend)
     scorer = remote(url)
     assert load_scorer(scorer, Accelerator(cpu=True), 32) is scorer
     questions = [

@@ -71,7 +71,7 @@ def test_no_steps_and_no_solutions(scorer):
 
 
 def test_errors(scorer, tmp_path):
-    with pytest.raises(ValueError, match="got 2 questions for 1 solutions"):
+    with pytest.raises(ValueError, match="got 2 questions for 1 solutions, expected one question per solution"):
         scorer.score(QUESTIONS[:2], [["answer 2"]])
     with pytest.raises(ValueError, match="Solution 1 has .* tokens, more than the model's context of 256"):
         scorer.score(QUESTIONS[:2], [["answer 2"], ["7 " * 300]])
@@ -98,14 +98,14 @@ def test_sharded_by_accelerate(scorer, tmp_path):
 def test_a_budget_of_tokens_bounds_batches_and_changes_nothing(scorer, max_batch_tokens, monkeypatch):
     bounded = StepScorer(scorer.model, scorer.tokenizer, FORMAT, batch_size=4, max_batch_tokens=max_batch_tokens)
     shapes = []
-    inner = bounded._collate
+    inner = bounded.backend._collate
 
     def collate(examples):
         batch = inner(examples)
         shapes.append(batch["input_ids"].shape)
         return batch
 
-    monkeypatch.setattr(bounded, "_collate", collate)
+    monkeypatch.setattr(bounded.backend, "_collate", collate)
     for left, right in zip(bounded.score(QUESTIONS, STEPS), scorer.score(QUESTIONS, STEPS), strict=True):
         assert left == pytest.approx(right, abs=1e-6)
     assert sum(shape[0] for shape in shapes) == 9
@@ -115,8 +115,8 @@ def test_a_budget_of_tokens_bounds_batches_and_changes_nothing(scorer, max_batch
 
 def test_equal_solutions_are_scored_once(scorer, monkeypatch):
     rows = []
-    inner = scorer._collate
-    monkeypatch.setattr(scorer, "_collate", lambda examples: rows.append(len(examples)) or inner(examples))
+    inner = scorer.backend._collate
+    monkeypatch.setattr(scorer.backend, "_collate", lambda examples: rows.append(len(examples)) or inner(examples))
     scores = scorer.score([*QUESTIONS, *QUESTIONS[:4]], [*STEPS, *STEPS[:2], STEPS[7], STEPS[3]])
     assert sum(rows) == 10  # the last but one is a new one
     assert scores[9:11] + scores[12:] == [*scores[:2], scores[3]]

@@ -8,7 +8,7 @@ from peft import LoraConfig
 
 from erprm_trl import StepScorer, dial
 from erprm_trl.reward_model.scoring import sharded as sharded_scoring
-from erprm_trl.reward_model.scoring.sharded import ShardedStepScorer, check_sharding
+from erprm_trl.reward_model.scoring.sharded import ShardedBackend, check_sharding
 
 
 QUESTIONS, STEPS = ["Tom dial 3 . right 15 . ?"] * 3, [["3 + 15 = 18", "answer 18"], ["3 + 15 = 4"], ["answer 2"]]
@@ -27,11 +27,11 @@ def beside(monkeypatch, dial_policy, dial_format):
             return torch.cat([number, torch.tensor([others])])
 
         accelerator = SimpleNamespace(device=torch.device("cpu"), gather=gather)
-        sharded = ShardedStepScorer(*dial_policy, dial_format, accelerator, batch_size=2)
+        backend = ShardedBackend(*dial_policy, dial_format, accelerator, batch_size=2)
         passes = []
-        score_batch = sharded._score_batch
-        sharded._score_batch = lambda batch: passes.append(len(batch)) or score_batch(batch)
-        return sharded, passes, told, StepScorer(*dial_policy, dial_format, batch_size=2)
+        score_batch = backend.local.score_batch
+        backend.local.score_batch = lambda batch: passes.append(len(batch)) or score_batch(batch)
+        return StepScorer.from_backend(backend), passes, told, StepScorer(*dial_policy, dial_format, batch_size=2)
 
     return make
 

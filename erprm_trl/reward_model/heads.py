@@ -1,0 +1,48 @@
+"""The heads of reward models: the class that loads each, the MLP head that transformers lacks, and adapters.
+
+Training and scoring read from here how a head is loaded.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+
+
+# Heads that can be trained. The others of `prm_format.HEADS` are for scoring public models.
+AUTO_MODELS = {"lm": AutoModelForCausalLM, "token": AutoModelForTokenClassification}
+# A value head as TRL once saved it is a linear head of one logit under another name.
+VALUE_HEAD_NAMES = {r"^v_head\.summary\.": "score."}
+
+
+def adapter_config(path_or_id: str, revision: str | None = None) -> dict[str, Any] | None:
+    """PEFT's configuration of a LoRA adapter, `None` where the folder or Hub id holds a whole model."""
+    from peft.utils import CONFIG_NAME
+    from transformers.utils import cached_file
+
+    file = cached_file(path_or_id, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def token_classifier_with_mlp(config: AutoConfig) -> type[PreTrainedModel]:
+    """
+    The class of a token classification model whose head is two linear layers with a ReLU between them, for the
+    architecture of a configuration.
+    """
+    base = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
+
+    class TokenClassificationWithMLP(base):
+        def __init__(self, config):
+            super().__init__(config)
+            size = config.get_text_config().hidden_size
+            self.score = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, config.num_labels))
+
+    return TokenClassificationWithMLP

@@ -1,0 +1,171 @@
+"""Scores with a model in this process, one forward per batch."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..._trl import get_config_model_id
+from ...functional.step_losses import step_log_odds
+from ..collator import DataCollatorForStepLabels
+from ..encoding import EncodedSolution, encode_solutions
+from ..prm_format import FormatTokenIds, PRMFormat
+from ..step_logits import step_logits
+from .backend import SolutionTooLong
+
+
+class Plan(NamedTuple):
+    """
+    The solutions of a call in batches: `batches` of encoded solutions, the `rows` of these solutions in the call, and
+    how many solutions the call has. Solutions without scores are in no batch.
+    """
+
+    batches: list[list[EncodedSolution]]
+    rows: list[list[int]]
+    num_solutions: int
+
+    def in_order(self, scored: Iterable[list[list[float]]]) -> list[list[float]]:
+        """The scores of all solutions in the order of the call, from the scores of each batch."""
+        scores: list[list[float]] = [[] for _ in range(self.num_solutions)]
+        for rows, batch_scores in zip(self.rows, scored, strict=True):
+            for row, step_scores in zip(rows, batch_scores, strict=True):
+                scores[row] = step_scores
+        return scores
+
+
+class LocalBackend:
+    """
+    A [`ScoringBackend`] whose model is in this process.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The reward model, on its device. It is put into evaluation mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prm_format ([`PRMFormat`]):
+            Its format.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Maximum number of solutions per batch. Solutions are sorted by length first.
+        max_batch_tokens (`int`, *optional*):
+            Maximum number of tokens per batch, padding included. A longer solution is a batch of its own.
+        log_odds (`Callable`, *optional*):
+            From a batch of [`DataCollatorForStepLabels`], on the model's device, to the log-odds of all its steps.
+            Defaults to one forward of the model, read at the head that the format names.
+
+    Raises:
+        `ValueError`: if a token of the format is not one id.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer,
+        prm_format: PRMFormat,
+        *,
+        batch_size: int = 32,
+        max_batch_tokens: int | None = None,
+        log_odds: Callable[[dict[str, Tensor]], Tensor] | None = None,
+    ):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.prm_format = prm_format
+        self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
+        self.token_ids = prm_format.token_ids(tokenizer)
+        pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._collate = DataCollatorForStepLabels(pad_token_id)
+        self._log_odds = log_odds or self._log_odds_of_model
+
+    @property
+    def model_name(self) -> str:
+        """Folder or Hub id of the model."""
+        return get_config_model_id(self.model.config)
+
+    @property
+    def context_length(self) -> int | None:
+        """The model's longest context in tokens, or `None` where its configuration sets no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def weights(self) -> nn.Module:
+        """The model."""
+        return self.model
+
+    def score(
+        self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool = False
+    ) -> list[list[float]]:
+        """Scores of every step; see [`ScoringBackend.score`]."""
+        plan = self.plan(questions, steps, skip_too_long)
+        return plan.in_order(map(self.score_batch, plan.batches))
+
+    def plan(self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool) -> Plan:
+        """
+        Encodes solutions and divides them into batches, shortest first.
+
+        Raises:
+            [`SolutionTooLong`]: if a solution exceeds the model's context and `skip_too_long` is `False`.
+        """
+        encoded = encode_solutions(self.tokenizer, self.prm_format, questions, steps)
+        context = self.context_length
+        kept = []
+        for index, solution in enumerate(encoded):
+            if context is None or len(solution.input_ids) <= context:
+                kept += [index] if solution.step_positions else []
+            elif not skip_too_long:
+                raise SolutionTooLong(
+                    index,
+                    f"has {len(solution.input_ids)} tokens, more than the model's context of {context}. Shorten or "
+                    "leave out the solution.",
+                )
+        rows: list[list[int]] = []
+        for index in sorted(kept, key=lambda index: len(encoded[index].input_ids)):
+            tokens = (len(rows[-1]) + 1) * len(encoded[index].input_ids) if rows else 0
+            too_many = self.max_batch_tokens is not None and tokens > self.max_batch_tokens
+            if not rows or too_many or len(rows[-1]) == self.batch_size:
+                rows.append([])
+            rows[-1].append(index)
+        return Plan([[encoded[index] for index in batch] for batch in rows], rows, len(encoded))
+
+    @torch.no_grad()
+    def score_batch(self, encoded: list[EncodedSolution]) -> list[list[float]]:
+        """Scores of the steps of encoded solutions, in one batch."""
+        examples = [
+            {
+                "input_ids": solution.input_ids,
+                "step_positions": solution.step_positions,
+                "step_labels": [0.0] * len(solution.step_positions),
+                "prompt_length": solution.prompt_length,
+            }
+            for solution in encoded
+        ]
+        # A model that accelerate offloads is on the meta device; its hooks bring inputs to where it runs.
+        device = "cpu" if self.model.device.type == "meta" else self.model.device
+        batch = {key: value.to(device) for key, value in self._collate(examples).items()}
+        counts = batch["step_mask"].sum(-1).tolist()
+        return [scores.tolist() for scores in self._log_odds(batch).sigmoid().split(counts)]
+
+    def _log_odds_of_model(self, batch: dict[str, Tensor]) -> Tensor:
+        return log_odds_at_head(self.model, self.model, self.prm_format.head, self.token_ids, batch)
+
+
+def log_odds_at_head(
+    engine: nn.Module, model: nn.Module, head: str, token_ids: FormatTokenIds, batch: dict[str, Tensor]
+) -> Tensor:
+    """
+    Log-odds of all steps of a batch, from one forward.
+
+    Args:
+        engine (`torch.nn.Module`):
+            Runs the forward: the model, or what DeepSpeed made of it.
+        model (`torch.nn.Module`):
+            The transformers or PEFT model inside `engine`.
+        head (`str`), token_ids ([`FormatTokenIds`]):
+            The format's head, and the ids of its tokens.
+        batch (`dict[str, torch.Tensor]`):
+            A batch of [`DataCollatorForStepLabels`].
+
+    Returns:
+        `torch.Tensor`: float32, (number of steps,), in the order of `step_positions[step_mask]`.
+    """
+    names = ("input_ids", "attention_mask", "step_positions", "step_mask")
+    return step_log_odds(step_logits(engine, head, token_ids, *(batch[name] for name in names), unwrapped=model))
