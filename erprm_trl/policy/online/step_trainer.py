@@ -1,8 +1,9 @@
-"""Base of the step trainers: gathers the step scores of a batch, and replaces TRL's advantages by those of its subclass.
+"""Base of the step trainers: gathers the step scores of a batch and replaces TRL's advantages by its subclass's.
 
 TRL samples, batches, buffers and takes the loss. The mathematics is in `functional`.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from ..._trl import get_config_model_id
 from ...functional.advantages import group_mean, step_rewards
 from ...functional.aggregation import aggregate
 from ...functional.score_metrics import auc_within_groups
+from ...io.atomic_files import replace_file
 from ...reward_model.prm_format import PRMFormat
 from ...reward_model.scoring.scorer import StepScorer
 from ...training.checkpoints import CrashSafeCheckpoints
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
+ENTROPY_FILE = "entropy_ctrl_state.json"
 NOT_A_REWARD_MODEL = (
     "{name}: got {number} process reward models among `reward_funcs`, expected one: a StepRewardFunction, a "
     "StepScorer, the path or id of a model that ERPRMTrainer saved, or the address of a scoring server."
@@ -130,7 +133,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
         self._tracking = PolicyTracking(self)
-        # TRL calls the reward functions, and `_calculate_rewards`, deep inside its own methods: the only way from there.
+        # From the reward function to `_calculate_rewards`, and from there on: TRL calls both inside its own methods.
         self._handoff: Handoff[ScoredBatch | GlobalSteps] = Handoff()
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
@@ -206,10 +209,13 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         super().log(logs, start_time)
         self._tracking.after_log(logs)
 
-    def _save_rng_state(self, output_dir):
-        if self._step % self._passes_a_generation:
-            save_generation(output_dir, self.args, self.accelerator, self._buffered_inputs)
-        super()._save_rng_state(output_dir)  # last: from here on the checkpoint is whole
+    def _save_own_files(self, checkpoint):
+        if self._step % self._passes_a_generation and not self.args.save_only_model:
+            save_generation(checkpoint, self.args, self.accelerator, self._buffered_inputs)
+        if self.use_adaptive_entropy and self.args.should_save:
+            # TRL writes this file after the trainer's state, so a killed run could resume without it.
+            entropy = {"entropy_coef": self.entropy_coef, "last_world_entropy": self._last_world_entropy}
+            replace_file(Path(checkpoint, ENTROPY_FILE), json.dumps(entropy))
 
     def _load_optimizer_and_scheduler(self, checkpoint):  # seam
         super()._load_optimizer_and_scheduler(checkpoint)
