@@ -1,7 +1,7 @@
 """Writes and resumes checkpoints so that a crash at any moment leaves a complete one, or one known to be incomplete.
 
-A checkpoint counts as complete once its `trainer_state.json` exists. That file is written last: when all processes have
-written theirs, and all of them are on the disk.
+A checkpoint counts as complete once its `trainer_state.json` exists. That file is written last: when all processes
+have written theirs, and all of them are on the disk.
 """
 
 import errno

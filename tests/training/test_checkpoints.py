@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,7 @@ def watch_disk(monkeypatch, checkpoint):
     """What happens to a checkpoint: each `fsync` of a file or folder of it or of its parent, each wait of the
     processes, and the appearance of the state."""
     events, fsync, replace, wait = [], os.fsync, os.replace, PartialState.wait_for_everyone
+    save_to_json = TrainerState.save_to_json
 
     def flushing(descriptor):
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -115,11 +117,18 @@ def watch_disk(monkeypatch, checkpoint):
             events.append(("flush", os.path.relpath(path, checkpoint), (checkpoint / "trainer_state.json").exists()))
         fsync(descriptor)
 
-    def replacing(source, target):
-        replace(source, target)
-        if Path(target) == checkpoint / "trainer_state.json":
+    def look():
+        if (checkpoint / "trainer_state.json").exists() and not any(event[0] == "state" for event in events):
             files = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
             events.append(("state", files))
+
+    def replacing(source, target):
+        replace(source, target)
+        look()
+
+    def writing_state(self, path):
+        save_to_json(self, path)
+        look()
 
     def waiting(self):
         events.append(("wait", (checkpoint / "trainer_state.json").exists()))
@@ -127,6 +136,7 @@ def watch_disk(monkeypatch, checkpoint):
 
     monkeypatch.setattr(os, "fsync", flushing)
     monkeypatch.setattr(os, "replace", replacing)
+    monkeypatch.setattr(TrainerState, "save_to_json", writing_state)
     monkeypatch.setattr(PartialState, "wait_for_everyone", waiting)
     return events
 
@@ -180,16 +190,16 @@ def test_a_killed_save_of_the_model_alone_leaves_no_complete_checkpoint(model_pa
     expected = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
     fsync, calls = os.fsync, []
 
-    def dying(descriptor):
+    def dying(last, descriptor):
         calls.append(1)
         fsync(descriptor)
-        if len(calls) == moment:
+        if len(calls) == last:
             raise Killed
 
     for moment in range(1, 100):
         calls.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", dying)
+            patch.setattr(os, "fsync", partial(dying, moment))
             try:
                 trainer._save_checkpoint(trainer.model, None)
                 break
