@@ -168,7 +168,7 @@ class StepPPOTrainer(StepTrainer):
         batch_size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
         self._forwards.clear()
         with torch.no_grad():
-            self._get_per_token_logps_and_entropies(
+            self._get_per_token_logps_and_entropies(  # seam
                 self.model, input_ids, attention_mask, output["completion_ids"].shape[1], batch_size=batch_size
             )
         return self._forwards[0]
