@@ -1,8 +1,12 @@
-"""The only importer of TRL's private or internal names: what moves in TRL is mended here. All but the configuration,
-which command lines need, is imported when it is first used."""
+"""Every private or internal name of TRL, transformers and torch that this package stands on.
+
+The names that are imported come from here. The methods that are overridden or called, and the attributes that are
+read or written, are listed here. After an upgrade of TRL or transformers, run `tests/test_seams.py` first: it compares
+these lists with the installed versions and with this package. This module does not import torch.
+"""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 
@@ -18,15 +22,155 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "SEAMS",
+    "SEAM_ATTRIBUTES",
     "BaseConfig",
     "BaseTrainer",
     "FusedCausalLMOutput",
+    "Seam",
+    "SeamAttribute",
     "create_model_from_path",
     "disable_dropout_in_model",
     "get_config_model_id",
     "prepare_deepspeed",
     "unwrap_model_for_generation",
 ]
+
+
+class Seam(NamedTuple):
+    """
+    A method or function that this package overrides or calls.
+
+    Attributes:
+        path (`str`):
+            Dotted path of the method, with the class that defines it, or of the function.
+        parameters (`str`):
+            Names of its parameters in order, without `self`; `...` stands for any that this package does not name.
+        files (`str`):
+            Files of this package that override or call it, and break with it.
+    """
+
+    path: str
+    parameters: str
+    files: str
+
+
+class SeamAttribute(NamedTuple):
+    """
+    An attribute, class or variable that this package reads, writes or overrides.
+
+    Attributes:
+        path (`str`):
+            Dotted path, with the class that defines it or whose instances have it, or with the module.
+        files (`str`):
+            Files of this package that use it, and break with it.
+    """
+
+    path: str
+    files: str
+
+
+_CHECKPOINTS = "training/checkpoints.py"
+_ERPRM = "reward_model/trainer/erprm_trainer.py"
+_ERPRM_CONFIG = "reward_model/trainer/erprm_config.py"
+_STEP, _STEP_GRPO = "policy/online/step_trainer.py", "policy/online/step_grpo_trainer.py"
+_STEP_PPO = "policy/online/step_ppo_trainer.py"
+_RAFT, _RAFT_CONFIG, _POLICY_SAMPLER = (
+    f"policy/raft/{name}.py" for name in ("raft_trainer", "raft_config", "policy_sampler")
+)
+
+SEAMS = (
+    # Private methods that are overridden; their `def` lines carry the comment "seam"
+    Seam("transformers.Trainer._get_grad_norm", "model grad_norm", "training/nonfinite.py"),
+    Seam("transformers.Trainer._get_train_sampler", "train_dataset", _CHECKPOINTS),
+    Seam("trl.GRPOTrainer._get_train_sampler", "dataset", _CHECKPOINTS),
+    Seam("transformers.Trainer._run_epoch", "... epoch ...", _CHECKPOINTS),  # all by keyword
+    Seam("transformers.Trainer._save_checkpoint", "model trial", f"{_CHECKPOINTS} {_ERPRM}"),
+    Seam("trl.GRPOTrainer._save_checkpoint", "model trial", _CHECKPOINTS),
+    Seam("trl.SFTTrainer._save_checkpoint", "model trial", _CHECKPOINTS),
+    Seam(
+        "transformers.Trainer._load_from_checkpoint",
+        "resume_from_checkpoint model",
+        f"{_CHECKPOINTS} {_STEP_PPO} {_POLICY_SAMPLER}",
+    ),
+    Seam("transformers.Trainer._load_optimizer_and_scheduler", "checkpoint", f"{_CHECKPOINTS} {_STEP}"),
+    Seam("trl.GRPOTrainer._load_optimizer_and_scheduler", "checkpoint", f"{_CHECKPOINTS} {_STEP}"),
+    Seam("transformers.Trainer._load_rng_state", "checkpoint", _CHECKPOINTS),
+    Seam("transformers.Trainer._get_output_dir", "trial", f"{_CHECKPOINTS} {_RAFT}"),
+    Seam("transformers.Trainer._set_signature_columns_if_needed", "", _ERPRM),
+    Seam(
+        "trl.SFTTrainer._prepare_dataset",
+        "dataset processing_class args packing formatting_func dataset_name",
+        _RAFT,
+    ),
+    Seam("trl.GRPOTrainer._calculate_rewards", "inputs prompts completions completion_ids_list", _STEP),
+    Seam("trl.GRPOTrainer._generate_and_score_completions", "inputs", f"{_STEP} {_STEP_PPO}"),
+    Seam("trl.GRPOTrainer._compute_loss", "model inputs", f"{_STEP} {_STEP_PPO}"),
+    Seam(
+        "trl.GRPOTrainer._get_per_token_logps_and_entropies",
+        "model input_ids attention_mask logits_to_keep batch_size ...",
+        _STEP_PPO,
+    ),
+    # Private methods, and private parameters of public functions, that are only called
+    Seam("transformers.Trainer._save", "output_dir ...", _POLICY_SAMPLER),
+    Seam("transformers.PreTrainedModel._can_set_attn_implementation", "", "rollouts/sampling/kv_cache.py"),
+    Seam("transformers.Trainer.save_model", "output_dir _internal_call", f"{_ERPRM} {_STEP_PPO} {_RAFT}"),
+    Seam(
+        "transformers.utils.hub.cached_files",  # which `cached_file` passes it on to
+        "... revision ... _raise_exceptions_for_missing_entries ...",
+        "reward_model/prm_format.py reward_model/scoring/loading.py",
+    ),
+    # Public methods whose parameters or place in the training matter
+    Seam("transformers.TrainerState.save_to_json", "json_path", _CHECKPOINTS),
+    Seam("transformers.Trainer.get_batch_samples", "epoch_iterator num_batches device", _ERPRM),
+    Seam("transformers.Trainer.compute_loss", "model inputs return_outputs num_items_in_batch", _ERPRM),
+    Seam("trl.GRPOTrainer.compute_loss", "model inputs return_outputs num_items_in_batch", _STEP),
+    Seam("trl.SFTTrainer.compute_loss", "model inputs return_outputs num_items_in_batch", _RAFT),
+    # Functions of TRL's internal modules, imported here
+    Seam("trl.models.utils.prepare_deepspeed", "model accelerator", "_trl.py"),
+    Seam(
+        "trl.models.utils.unwrap_model_for_generation",
+        "model accelerator ... gradient_checkpointing_kwargs ...",
+        "_trl.py",
+    ),
+    Seam("trl.trainer.utils.create_model_from_path", "model_id architecture ...", "_trl.py"),
+    Seam("trl.trainer.utils.disable_dropout_in_model", "model", "_trl.py"),
+    Seam("trl.trainer.utils.get_config_model_id", "config", "_trl.py"),
+)
+
+SEAM_ATTRIBUTES = (
+    # Data of a trainer
+    SeamAttribute("trl.GRPOTrainer._metrics", _STEP),
+    SeamAttribute("trl.GRPOTrainer._logs", "policy/online/tracking.py"),
+    SeamAttribute("trl.GRPOTrainer._step", _STEP),
+    SeamAttribute("trl.GRPOTrainer._buffered_inputs", _STEP),
+    SeamAttribute("trl.GRPOTrainer._last_world_entropy", _STEP),
+    SeamAttribute("trl.GRPOTrainer._tokenizer", _STEP),
+    SeamAttribute("trl.SFTTrainer._tokenizer", _RAFT),
+    SeamAttribute("trl.SFTTrainer._is_vlm", _RAFT),
+    SeamAttribute("transformers.Trainer._signature_columns", _ERPRM),
+    # Attributes of a class
+    SeamAttribute("trl.trainer.base_trainer._BaseTrainer._tag_names", f"{_ERPRM} {_STEP_GRPO} {_STEP_PPO} {_RAFT}"),
+    SeamAttribute("trl.trainer.base_trainer._BaseTrainer._name", f"{_ERPRM} {_STEP_GRPO} {_STEP_PPO} {_RAFT}"),
+    SeamAttribute("trl.trainer.base_trainer._BaseTrainer._paper", f"{_ERPRM} {_RAFT}"),
+    SeamAttribute("transformers.TrainingArguments._VALID_DICT_FIELDS", f"{_ERPRM_CONFIG} {_RAFT_CONFIG}"),
+    SeamAttribute("transformers.Trainer.loss_is_scaled_for_ga", _ERPRM),
+    # Data of a model and its configuration
+    SeamAttribute("transformers.PreTrainedModel._keys_to_ignore_on_save", "policy/online/value_head.py"),
+    SeamAttribute("torch.nn.Module._modules", "policy/online/value_head.py"),
+    SeamAttribute("transformers.PreTrainedConfig._attn_implementation", "rollouts/sampling/kv_cache.py"),
+    SeamAttribute(
+        "transformers.PreTrainedConfig._name_or_path",
+        "rollouts/sampling/transformers_sampler.py training/tracking/training_tracker.py",
+    ),
+    # Of modules
+    SeamAttribute(
+        "transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", "reward_model/scoring/loading.py"
+    ),
+    SeamAttribute("trl.trainer.base_config._BaseConfig", "_trl.py"),
+    SeamAttribute("trl.trainer.base_trainer._BaseTrainer", "_trl.py"),
+    SeamAttribute("trl.trainer.utils.FusedCausalLMOutput", "_trl.py"),
+)
 
 
 def __getattr__(name: str):

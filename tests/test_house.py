@@ -1,4 +1,4 @@
-"""The layering of the folders, lazy imports, no code from data, and the seams in TRL that this project stands on."""
+"""The layering of the folders, lazy imports, and no code from data."""
 
 import ast
 import re
@@ -186,25 +186,3 @@ def test_the_dependency_ranges_hold_the_tested_versions():
     for requirement in ranges:
         assert requirement.specifier.contains(tested[requirement.name]), requirement
     assert tested["torch"] == "2.13.0"
-
-
-def test_trl_seams():
-    """What this project stands on in TRL and transformers: if one of these fails, read `_trl.py` and
-    `ERPRMTrainer`."""
-    import inspect
-
-    from transformers import Trainer
-
-    from erprm_trl._trl import BaseConfig, BaseTrainer, create_model_from_path
-
-    assert issubclass(BaseTrainer, Trainer)
-    assert "loss_is_scaled_for_ga" in vars(Trainer)
-    assert "model_init_kwargs" not in BaseConfig._VALID_DICT_FIELDS
-    assert list(inspect.signature(Trainer.get_batch_samples).parameters) == [
-        "self",
-        "epoch_iterator",
-        "num_batches",
-        "device",
-    ]
-    assert "num_items_in_batch" in inspect.signature(Trainer.compute_loss).parameters
-    assert list(inspect.signature(create_model_from_path).parameters)[:2] == ["model_id", "architecture"]

@@ -11,6 +11,7 @@ from .advantages import (
     reward_to_go,
     spread_over_steps,
     step_rewards,
+    subtract_initial_value,
 )
 from .aggregation import AGGREGATIONS, aggregate
 from .masked import explained_variance, masked_moments, masked_whiten
@@ -76,6 +77,7 @@ __all__ = [
     "squared_error_without_noise",
     "step_log_odds",
     "step_rewards",
+    "subtract_initial_value",
     "success_counts",
 ]
 

@@ -109,9 +109,30 @@ def step_rewards(
             rewards[some.nonzero().squeeze(-1), last] = aggregate(scores[some], aggregation, mask[some])
         return rewards
     values = prefix_values(scores, mask, aggregation)
-    start = torch.as_tensor(initial_value, dtype=values.dtype, device=values.device).expand(values.shape[0])
-    before = torch.cat([start[:, None], values[:, :-1]], dim=-1)
-    return (values - before).masked_fill(~mask, 0.0)
+    before = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=-1)
+    return subtract_initial_value((values - before).masked_fill(~mask, 0.0), mask, initial_value)
+
+
+def subtract_initial_value(rewards: Tensor, mask: Tensor, initial_value: Tensor | float) -> Tensor:
+    r"""
+    Difference rewards counted from a question's own value: \\( r_1 - v_0 \\) for the first step, the others as they
+    are.
+
+    Args:
+        rewards (`torch.Tensor`):
+            Step rewards (N, S) of credit `"difference"` with \\( v_0 = 0 \\), see [`step_rewards`].
+        mask (`torch.Tensor`):
+            Booleans (N, S), True at real steps, which come first.
+        initial_value (`torch.Tensor` or `float`):
+            \\( v_0 \\): a number or (N,).
+
+    Returns:
+        `torch.Tensor`: rewards (N, S), 0 at padding.
+    """
+    rewards, mask = _clean(rewards, mask)
+    start = torch.as_tensor(initial_value, dtype=rewards.dtype, device=rewards.device).expand(rewards.shape[0])
+    first = (rewards[:, :1] - start[:, None]).masked_fill(~mask[:, :1], 0.0)
+    return torch.cat([first, rewards[:, 1:]], dim=-1)
 
 
 def group_mean(values: Tensor, mask: Tensor, group_size: int) -> Tensor:

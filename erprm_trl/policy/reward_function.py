@@ -1,12 +1,12 @@
 """Step scores and graded answers as TRL reward functions: `GRPOTrainer(reward_funcs=[StepRewardFunction(...)])`.
 
-They return one number a completion, as TRL wants; what the step trainers need besides, they find in `last`.
+They return one number per completion, as TRL expects. [`StepRewardFunction.score_batch`] returns every step's score.
 """
 
 import math
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from accelerate.utils import gather_object
 
@@ -18,17 +18,8 @@ from ..reward_model.scoring.sharded import check_sharding
 from ..rollouts.grading.grader import Grader
 from ..steps import clean_steps, split_steps
 from ..training.nonfinite import not_finite
+from .scored_batch import Handoff, ScoredBatch, ScoredCompletion
 from .step_alignment import step_token_ends
-
-
-class ScoredCompletion(NamedTuple):
-    """
-    Step scores of a completion, in [0, 1], and the index of each step's last token among the policy's
-    `completion_ids` (empty where the policy's tokenizer was not given). Both are empty if it is unscorable.
-    """
-
-    scores: list[float]
-    token_ends: list[int]
 
 
 class StepRewardFunction:
@@ -102,7 +93,7 @@ class StepRewardFunction:
         self.processing_class = processing_class
         self.eos_token_ids = eos_token_ids
         self.accelerator = None  # of a step trainer: its processes then stop together
-        self.last: list[ScoredCompletion] = []
+        self.handoff: Handoff[ScoredBatch] | None = None  # of the step trainer that calls
 
     @property
     def scorer(self) -> StepScorer:
@@ -135,48 +126,77 @@ class StepRewardFunction:
         **columns: Any,
     ) -> list[float | None]:
         """
-        Scores a batch; TRL calls it.
+        Scores a batch and logs it; TRL calls this.
+
+        Args:
+            prompts, completions, completion_ids, columns:
+                See [`~StepRewardFunction.score_batch`].
+            log_metric, log_extra (`Callable`, *optional*):
+                TRL's functions for logging from a reward function.
+
+        Returns:
+            `list[float | None]`: one reward in [0, 1] per completion, `None` where it is unscorable.
+
+        Raises:
+            `FloatingPointError`: if a score is not finite. TRL would take it for a completion without a reward.
+        """
+        batch = self.score_batch(prompts, completions, completion_ids, **columns)
+        if self.handoff is not None:
+            self.handoff.put(batch)
+        if log_metric is not None:
+            for name, value in batch.metrics.items():
+                log_metric(name, value)
+        if log_extra is not None:
+            for name, values in batch.extras.items():
+                log_extra(name, values)
+        return batch.rewards
+
+    def score_batch(
+        self,
+        prompts: list,
+        completions: list,
+        completion_ids: list[list[int]] | None = None,
+        **columns: Any,
+    ) -> ScoredBatch:
+        """
+        Scores every step of a batch. It logs nothing and changes no attribute, except that a reward model given by its
+        path or id is loaded at the first call. The processes of a step trainer call it together.
 
         Args:
             prompts (`list`), completions (`list`):
                 Texts, or conversations.
             completion_ids (`list[list[int]]`, *optional*):
                 The policy's tokens of each completion.
-            log_metric, log_extra (`Callable`, *optional*):
-                TRL's.
             columns:
-                The dataset's other columns.
+                The dataset's other columns, and TRL's `trainer_state`.
 
         Returns:
-            `list[float | None]`: one reward in [0, 1] a completion, `None` where it is unscorable.
+            [`ScoredBatch`]: step scores, rewards, and values to log.
 
         Raises:
-            `FloatingPointError`: if a score is not finite. TRL would take it for a completion without a reward.
+            `FloatingPointError`: if a score is not finite.
         """
         given = columns.get(self.question_column) or [None] * len(prompts)
         questions = [question or question_text(prompt) for question, prompt in zip(given, prompts, strict=True)]
         texts = [completion_text(completion) for completion in completions]
         pieces = [split_steps(text, self.prm_format.splitter) for text in texts]
-        steps = [clean_steps(some, self.prm_format.splitter) for some in pieces]
+        steps = [clean_steps(text_pieces, self.prm_format.splitter) for text_pieces in pieces]
         ends: list[list[int] | None] = [[] for _ in texts]
         if completion_ids is not None and self.processing_class is not None:
             ends = [
-                step_token_ends(self.processing_class, ids, text, list(accumulate(map(len, some))))
-                for ids, text, some in zip(completion_ids, texts, pieces, strict=True)
+                step_token_ends(self.processing_class, ids, text, list(accumulate(map(len, text_pieces))))
+                for ids, text, text_pieces in zip(completion_ids, texts, pieces, strict=True)
             ]
-        kept = [[] if end is None else some for some, end in zip(steps, ends, strict=True)]
+        kept = [[] if token_ends is None else parts for parts, token_ends in zip(steps, ends, strict=True)]
         scores = self.scorer.score(questions, kept, skip_too_long=True)
         self._check(scores, getattr(columns.get("trainer_state"), "global_step", None))
-        self.last = [
-            ScoredCompletion(values, end) if values else ScoredCompletion([], [])
-            for values, end in zip(scores, ends, strict=True)
+        rewards = solution_scores(scores, self.aggregation)
+        scored = [
+            ScoredCompletion(values, token_ends if values else [], parts, reward)
+            for values, token_ends, parts, reward in zip(scores, ends, steps, rewards, strict=True)
         ]
-        if log_metric is not None:
-            for name, value in self._metrics(steps, scores, completion_ids).items():
-                log_metric(name, value)
-        if log_extra is not None:
-            log_extra("step_scores", [[round(score, 4) for score in values] for values in scores])
-        return solution_scores(scores, self.aggregation)
+        extras = {"step_scores": [[round(score, 4) for score in values] for values in scores]}
+        return ScoredBatch(scored, self._metrics(steps, scores, completion_ids), extras)
 
     def _check(self, scores: list[list[float]], global_step: int | None) -> None:
         found = [first_not_finite(scores)]

@@ -1,9 +1,10 @@
-"""Checkpoints that a crash cannot spoil: which are whole, and how trainers write and resume them.
+"""Writes and resumes checkpoints so that a crash at any moment leaves a complete one, or one known to be incomplete.
 
-A checkpoint is whole once its `trainer_state.json` is: it is written last, when the disk has everything else. Which
-files are damaged is told by `rollouts/damaged_files.py`.
+A checkpoint counts as complete once its `trainer_state.json` exists. That file is written last: when all processes
+have written theirs, and all of them are on the disk.
 """
 
+import errno
 import logging
 import os
 import shutil
@@ -26,7 +27,9 @@ from ..io.file_checks import damaged_file
 logger = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished-"
+TEMPORARY = ".tmp"
 READ_ERRORS = (OSError, EOFError, KeyError, RuntimeError, ValueError, UnpicklingError, SafetensorError)
+CANNOT_FLUSH_FOLDERS = (errno.EINVAL, errno.ENOTSUP)  # of some network file systems
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
@@ -59,11 +62,33 @@ def writing(folder: str | Path) -> Iterator[None]:
 
 
 def flush_folder(folder: str | Path) -> None:
-    """Waits until the disk has all files of a folder."""
-    for path in Path(folder).rglob("*"):
+    """Waits until the disk has a folder: all files in it, and the entries that name them and the folder itself."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    folders = [folder.parent, folder]
+    for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "r+b") as file:
                 os.fsync(file.fileno())
+        elif path.is_dir():
+            folders.append(path)
+    for path in folders:
+        _flush_entries(path)
+
+
+def _flush_entries(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH_FOLDERS:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _newest(folder: str | Path) -> str | None:
@@ -114,7 +139,7 @@ class CrashSafeCheckpoints:
             `ValueError`: if `resume_from_checkpoint` names a checkpoint that is not whole.
             `OSError`: if nothing can be written to the output folder.
         """
-        folder = self._get_output_dir(None)
+        folder = self._get_output_dir(None)  # seam
         if self.args.should_save:
             make_folder(folder)
         if resume_from_checkpoint is True:
@@ -131,14 +156,14 @@ class CrashSafeCheckpoints:
             )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
-    def _get_train_sampler(self, *dataset):
+    def _get_train_sampler(self, *dataset):  # seam
         sampler = super()._get_train_sampler(*dataset)
         if hasattr(sampler, "generator") and not isinstance(sampler, RandomSampler):  # Accelerate seeds that one so
             sampler = EpochOrder(sampler, self.args.seed)
         self._train_sampler = sampler
         return sampler
 
-    def _run_epoch(self, **arguments):
+    def _run_epoch(self, **arguments):  # seam
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: the loop would make one more update
             self.control.should_training_stop = True
             return
@@ -146,30 +171,68 @@ class CrashSafeCheckpoints:
             self._train_sampler.epoch = arguments["epoch"]
         super()._run_epoch(**arguments)
 
-    def _save_checkpoint(self, model, trial):
-        folder = Path(self._get_output_dir(trial))
+    def _save_checkpoint(self, model, trial):  # seam
+        folder = Path(self._get_output_dir(trial))  # seam
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:  # one of an earlier run is no longer whole from here on
-            Path(checkpoint, TRAINER_STATE_NAME).unlink(missing_ok=True)
-        with writing(checkpoint):
+        state = checkpoint / TRAINER_STATE_NAME
+        if self.args.should_save and state.exists():  # a checkpoint of an earlier run is incomplete from here on
+            state.unlink(missing_ok=True)
+            _flush_entries(checkpoint)
+        self.accelerator.wait_for_everyone()
+        with self._state_last(checkpoint), writing(checkpoint):
             super()._save_checkpoint(model, trial)
 
-    # What all processes write last, before the first one writes the state.
-    def _save_rng_state(self, output_dir):
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            flush_folder(output_dir)
+    @contextmanager
+    def _state_last(self, checkpoint: Path) -> Iterator[None]:
+        """Within it, the trainer's state is written only when all processes have written their files, and every file
+        is on the disk. transformers deletes older checkpoints after that. All processes enter it together."""
+        state, finished = self.state, False
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        def save_to_json(path):
+            nonlocal finished
+            self._finish_files(checkpoint)
+            finished = True
+            temporary = Path(f"{path}{TEMPORARY}")
+            type(state).save_to_json(state, str(temporary))
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _flush_entries(checkpoint)
+
+        state.save_to_json = save_to_json
+        try:
+            yield
+        finally:
+            del state.save_to_json
+        if not finished:
+            if self.args.should_save:
+                raise RuntimeError(
+                    f"{checkpoint}: got no call of `TrainerState.save_to_json`, expected one from "
+                    "`Trainer._save_checkpoint`. Install the version of transformers in constraints.txt."
+                )
+            with writing(checkpoint):
+                self._finish_files(checkpoint)
+
+    def _finish_files(self, checkpoint: Path) -> None:
+        """All processes call it together."""
+        self._save_own_files(checkpoint)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_local_main_process:  # a node's own writes are flushed from that node
+            flush_folder(checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _save_own_files(self, checkpoint: Path) -> None:
+        """Saves what a trainer adds to transformers' files of a checkpoint. Called on every process."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):  # seam
         with _reading(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    def _load_optimizer_and_scheduler(self, checkpoint):  # seam
         with _reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
-    def _load_rng_state(self, checkpoint):
+    def _load_rng_state(self, checkpoint):  # seam
         with _reading(checkpoint):
             super()._load_rng_state(checkpoint)
 

@@ -42,7 +42,7 @@ class StopOnNonFinite:
             raise self._not_finite("the loss", total)
         return loss
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model, grad_norm=None):  # seam
         # After the clipping and before the optimizer's step; the same number on all processes.
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if grad_norm is not None and not math.isfinite(grad_norm) and not self._scale_will_shrink():

@@ -232,7 +232,7 @@ MUTANTS = {
         [
             ("outcomes[given.isnan().all(-1)] = torch.nan", "pass"),
             ("return self.num_generations if self.model.training else self.num_generations_eval", "return 1"),
-            ("start = self.accelerator.process_index * len(scored)", "start = 0 * len(scored) + 1"),
+            ("start = self.accelerator.process_index * len(batch)", "start = 0 * len(batch) + 1"),
             ("both = ~(graded.isnan() | scored.isnan())", "both = ~graded.isnan() & (graded < 2)"),
         ],
     ),
@@ -241,8 +241,8 @@ MUTANTS = {
         [
             ("return advantages * completion_mask", "return advantages"),
             (
-                "rewards = self._step_rewards(steps, self._question_values())",
-                "rewards = self._step_rewards(steps, 0.0)",
+                "rewards = subtract_initial_value(rewards, steps.mask, self._question_values(steps))",
+                "rewards = subtract_initial_value(rewards, steps.mask, 0.0)",
             ),
             (
                 "advantages = advantages + self.outcome_weight * outcome[steps.local]",
@@ -260,7 +260,7 @@ MUTANTS = {
                 "last = (positions * mask).argmax(-1, keepdim=True)",
                 "last = positions.expand_as(mask).argmax(-1, keepdim=True)",
             ),
-            ("self.beta = 0.0  # it is part", "pass  # it is part"),
+            ("self.beta = 0.0\n", "pass\n"),
             (
                 'tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes',
                 'tokens = inputs["num_items_in_batch"].clamp(min=1) * 2',

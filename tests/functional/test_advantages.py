@@ -22,6 +22,7 @@ from erprm_trl.functional import (
     reward_to_go,
     spread_over_steps,
     step_rewards,
+    subtract_initial_value,
 )
 
 
@@ -136,6 +137,23 @@ def test_step_rewards_worked_by_hand():
     # Scores T ln 2 and 0 weigh 1/2 to 1: a third and two thirds; the reward of a zero is zero.
     scores, mask = pad([[0.1 * math.log(2), 0.0]])
     assert_rows(step_rewards(scores, mask, "min_form"), mask, [[0.1 * math.log(2) / 3, 0.0]])
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_the_questions_own_value_is_subtracted_from_the_first_step_to_the_bit(aggregation):
+    scores, mask = pad([[0.8, 0.5, 0.9], [], [0.3]])
+    scores, start = scores.float(), torch.tensor([0.61, 0.52, 0.43])
+    values = prefix_values(scores, mask, aggregation)
+    expected = values - torch.cat([start[:, None], values[:, :-1]], dim=-1)
+    expected = expected.masked_fill(~mask, 0.0)
+    from_zero = step_rewards(scores, mask, "difference", aggregation=aggregation)
+    assert torch.equal(subtract_initial_value(from_zero, mask, start), expected)
+    assert torch.equal(
+        step_rewards(scores, mask, "difference", aggregation=aggregation, initial_value=start), expected
+    )
+    # Whatever is under the mask of the rewards is not read.
+    assert torch.equal(subtract_initial_value(from_zero.masked_fill(~mask, torch.nan), mask, start), expected)
+    assert subtract_initial_value(torch.zeros(2, 0), torch.ones(2, 0), 0.5).shape == (2, 0)
 
 
 @settings(deadline=None, max_examples=100)

@@ -21,7 +21,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from erprm_trl import StepScorer, dial
 from erprm_trl.functional import aggregate
-from erprm_trl.policy.reward_function import AnswerReward, ScoredCompletion, StepRewardFunction
+from erprm_trl.policy.reward_function import AnswerReward, StepRewardFunction
+from erprm_trl.policy.scored_batch import Handoff, ScoredBatch, ScoredCompletion
 
 
 CHAT = "{% for message in messages %}check {{ message['content'] }}{% endfor %}"
@@ -47,7 +48,7 @@ def test_two_updates_of_trls_own_trainer(tmp_path, reward_model, conversational)
     seen = []
 
     def watch(prompts, completions, completion_ids, **columns):
-        seen.append((prompts, completions, completion_ids, list(reward.last)))
+        seen.append((prompts, completions, completion_ids))
         return [0.0] * len(prompts)
 
     trainer = GRPOTrainer(
@@ -73,9 +74,13 @@ def test_two_updates_of_trls_own_trainer(tmp_path, reward_model, conversational)
     assert log["rewards/step_reward/mean"] > 0 and "steps/mean_score" in log
 
     scorer = StepScorer.from_pretrained(reward_model)
-    prompts, completions, _, last = seen[0]
+    prompts, completions, completion_ids = seen[0]
+    batch = reward.score_batch(prompts, completions, completion_ids)
+    assert batch.rewards == [completion.reward for completion in batch.completions]
+    rewards = [value for value in batch.rewards if value is not None]
+    assert log["rewards/step_reward/mean"] == pytest.approx(sum(rewards) / len(rewards), abs=1e-6)
     asked = [prompt[0]["content"] if conversational else prompt for prompt in prompts]
-    for question, completion, scored in zip(asked, completions, last, strict=True):
+    for question, completion, scored in zip(asked, completions, batch.completions, strict=True):
         assert question in rows
         text = completion[0]["content"] if conversational else completion
         assert scored.scores == pytest.approx(scorer.score_texts([question], [text])[0], abs=1e-6)
@@ -105,8 +110,10 @@ def test_values_are_the_scorers_and_its_aggregate(reward_model):
         reward = StepRewardFunction(reward_model, aggregation=aggregation)
         expected = aggregate(direct, aggregation or "min").tolist()
         assert reward(["Tom dial 7"] * 3, completions) == pytest.approx(expected, abs=1e-6)
-        assert [one.scores for one in reward.last] == [pytest.approx(values, abs=1e-6) for values in direct]
-        assert all(one.token_ends == [] for one in reward.last)  # no tokens were given
+        scored = reward.score_batch(["Tom dial 7"] * 3, completions).completions
+        assert [completion.scores for completion in scored] == [pytest.approx(values, abs=1e-6) for values in direct]
+        assert [completion.reward for completion in scored] == pytest.approx(expected, abs=1e-6)
+        assert all(completion.token_ends == [] for completion in scored)  # no tokens were given
 
 
 def test_a_path_is_loaded_at_the_first_call_and_a_scorer_is_kept(reward_model):
@@ -129,9 +136,13 @@ def test_completions_that_cannot_be_scored_are_none(reward_model):
     # "check Tom" and 12 steps of two tokens each: 26 tokens and more, where the model reads 24.
     reward = StepRewardFunction(reward_model)
     long = " ки ".join(["1"] * 12)
-    rewards = reward(["Tom"] * 4, ["4 ки 8", long, "", "ки ки"])
+    asked = (["Tom"] * 4, ["4 ки 8", long, "", "ки ки"])
+    rewards = reward(*asked)
     assert rewards[0] is not None and rewards[1:] == [None, None, None]
-    assert [len(one.scores) for one in reward.last] == [2, 0, 0, 0]
+    scored = reward.score_batch(*asked).completions
+    assert [completion.reward for completion in scored] == rewards
+    assert [len(completion.scores) for completion in scored] == [2, 0, 0, 0]
+    assert [completion.steps for completion in scored] == [["4", "8"], ["1"] * 12, [], []]
 
 
 def test_a_step_that_owns_no_token_makes_the_completion_unscorable():
@@ -140,12 +151,42 @@ def test_a_step_that_owns_no_token_makes_the_completion_unscorable():
     scorer = FakeScorer(lambda step: 0.5, dataclasses.replace(DIAL_FORMAT, splitter="m"))
     reward = StepRewardFunction(scorer, processing_class=tokenizer)
     ids = encode(tokenizer, "Tom 4 </s>", "times times </s>", "</s>", "times")
-    questions = ["q0", "q1", "q2", "q3"]
-    assert reward(questions, ["Tom 4", "times times", "", "times"], completion_ids=ids) == [0.5, 0.5, None, None]
+    asked = (["q0", "q1", "q2", "q3"], ["Tom 4", "times times", "", "times"], ids)
+    assert reward(*asked) == [0.5, 0.5, None, None]
     # "Tom" | "4": the token "Tom" begins in the first step. "tim" | "es tim" | "es": the second begins in neither.
-    assert reward.last[0] == ScoredCompletion([0.5, 0.5], [0, 2])
-    assert reward.last[2:] == [ScoredCompletion([], [])] * 2
+    scored = reward.score_batch(*asked).completions
+    assert scored[0] == ScoredCompletion([0.5, 0.5], [0, 2], ["To", "4"], 0.5)
+    assert scored[2:] == [ScoredCompletion([], [], [], None), ScoredCompletion([], [], ["ti", "es"], None)]
     assert scorer.calls[0][1][2:] == [[], []]  # what cannot be placed is not scored either
+
+
+def test_scoring_a_batch_changes_nothing():
+    tokenizer = word_level()
+    reward = StepRewardFunction(FakeScorer(by_last_number), processing_class=tokenizer, eos_token_ids=[2])
+    reward.handoff = Handoff()
+    texts = ["4 ки 8", "3 ки 3 ки 9", ""]
+    asked = (["q"] * 3, texts, encode(tokenizer, *texts))
+    before, slot = dict(vars(reward)), dict(vars(reward.handoff))
+    first, second = reward.score_batch(*asked, question=["a", "b", "c"]), reward.score_batch(*asked)
+    assert isinstance(first, ScoredBatch) and first == second and len(first) == 3
+    assert vars(reward) == before and vars(reward.handoff) == slot
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.metrics = {}
+
+
+def test_a_batch_is_taken_once_and_has_the_length_that_was_asked_for():
+    reward = StepRewardFunction(FakeScorer(by_last_number))
+    reward.handoff = Handoff()
+    with pytest.raises(RuntimeError, match="got no batch, expected one of 2 completions"):
+        reward.handoff.take(2)
+    reward(["q"] * 3, ["4", "8", ""])
+    with pytest.raises(RuntimeError, match="got a batch of 3 completions, expected 2"):
+        reward.handoff.take(2)
+    reward(["q"] * 3, ["4", "8", ""])
+    reward(["q"] * 2, ["4", "8"])  # replaces what nobody took
+    assert reward.handoff.take(2).rewards == [pytest.approx(0.4), pytest.approx(0.8)]
+    with pytest.raises(RuntimeError, match="got no batch"):
+        reward.handoff.take(2)
 
 
 def test_metrics_by_hand():

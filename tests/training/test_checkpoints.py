@@ -1,11 +1,15 @@
 """Checkpoints that were being written, or were damaged since: a run goes on from the one before, and says why."""
 
+import errno
 import json
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from broken_disks import no_file_above
 from datasets import Dataset
 from step_fakes import FakeScorer, by_text, questions, settings
@@ -13,7 +17,7 @@ from transformers import Trainer, TrainerState
 from zoo import save_tiny, tiny_llama, word_level
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, StepPPOConfig, StepPPOTrainer
-from erprm_trl.training.checkpoints import checkpoint_damage, set_unfinished_aside
+from erprm_trl.training.checkpoints import checkpoint_damage, flush_folder, set_unfinished_aside
 
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -99,6 +103,138 @@ def test_killed_in_the_second_checkpoint_a_run_goes_on_from_the_first(
     unfinished = {path.name for path in (tmp_path / "unfinished-checkpoint-4").iterdir()}
     assert "half.pt" in unfinished and (make is not ppo or "value_head.safetensors" in unfinished)
     assert checkpoint_damage(tmp_path / "checkpoint-4") is None
+
+
+def watch_disk(monkeypatch, checkpoint):
+    """What happens to a checkpoint: each `fsync` of a file or folder of it or of its parent, each wait of the
+    processes, and the appearance of the state."""
+    events, fsync, replace, wait = [], os.fsync, os.replace, PartialState.wait_for_everyone
+    save_to_json = TrainerState.save_to_json
+
+    def flushing(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path == checkpoint.parent or path.is_relative_to(checkpoint):
+            events.append(("flush", os.path.relpath(path, checkpoint), (checkpoint / "trainer_state.json").exists()))
+        fsync(descriptor)
+
+    def look():
+        if (checkpoint / "trainer_state.json").exists() and not any(event[0] == "state" for event in events):
+            files = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
+            events.append(("state", files))
+
+    def replacing(source, target):
+        replace(source, target)
+        look()
+
+    def writing_state(self, path):
+        save_to_json(self, path)
+        look()
+
+    def waiting(self):
+        events.append(("wait", (checkpoint / "trainer_state.json").exists()))
+        wait(self)
+
+    monkeypatch.setattr(os, "fsync", flushing)
+    monkeypatch.setattr(os, "replace", replacing)
+    monkeypatch.setattr(TrainerState, "save_to_json", writing_state)
+    monkeypatch.setattr(PartialState, "wait_for_everyone", waiting)
+    return events
+
+
+@pytest.mark.parametrize("save_only_model", [False, True])
+@pytest.mark.parametrize("make", [erprm, ppo])
+def test_the_state_appears_when_the_disk_has_everything_else(make, save_only_model, model_path, tmp_path, monkeypatch):
+    options = {"use_adaptive_entropy": True, "num_iterations": 4} if make is ppo else {}
+    trainer = make(tmp_path, model_path, save_only_model=save_only_model, max_steps=2, **options)
+    events = watch_disk(monkeypatch, tmp_path / "checkpoint-2")
+    trainer.train()
+    state = next(index for index, event in enumerate(events) if event[0] == "state")
+    files = events[state][1] - {"trainer_state.json"}
+    flushed = {event[1] for event in events[:state] if event[0] == "flush"}
+    assert not any(event[-1] for event in events[:state])  # nothing came after the state
+    assert files | {".", ".."} <= flushed
+    assert "trainer_state.json.tmp" in flushed  # the state itself, before it gets its name
+    assert events[state + 1][:2] == ("flush", ".")
+    names = {"model.safetensors", *(() if save_only_model else ("optimizer.pt", "rng_state.pth"))}
+    if make is ppo:
+        names |= {"value_head.safetensors", "entropy_ctrl_state.json"}
+        names |= set() if save_only_model else {"generation_0_of_1.safetensors"}
+    assert names <= files
+    # All processes wait for each other when the files are written, and again when they are flushed.
+    waits = [index for index, event in enumerate(events[:state]) if event[0] == "wait"]
+    assert {event[1] for event in events[waits[-2] : waits[-1]] if event[0] == "flush"} >= files
+
+
+@pytest.mark.parametrize("save_only_model", [False, True])
+@pytest.mark.parametrize("make", [erprm, ppo])
+def test_a_process_that_does_not_save_waits_as_often_as_one_that_does(
+    make, save_only_model, model_path, tmp_path, monkeypatch
+):
+    waits = {}
+    for saves in (True, False):
+        trainer = make(tmp_path / str(saves), model_path, save_only_model=save_only_model, max_steps=2)
+        trainer.train()
+        with monkeypatch.context() as patch:
+            events = watch_disk(patch, tmp_path / str(saves) / "checkpoint-2")
+            patch.setattr(type(trainer.args), "should_save", saves)
+            trainer._save_checkpoint(trainer.model, None)
+        waits[saves] = sum(event[0] == "wait" for event in events)
+        assert any(event[0] == "state" for event in events) is saves
+    assert waits[True] == waits[False] >= 3
+
+
+def test_a_killed_save_of_the_model_alone_leaves_no_complete_checkpoint(model_path, tmp_path, monkeypatch):
+    """At each `fsync`, the state is not there yet, or everything is."""
+    trainer = erprm(tmp_path, model_path, save_only_model=True, max_steps=2)
+    trainer.train()
+    expected = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
+    fsync, calls = os.fsync, []
+
+    def dying(last, descriptor):
+        calls.append(1)
+        fsync(descriptor)
+        if len(calls) == last:
+            raise Killed
+
+    for moment in range(1, 100):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", partial(dying, moment))
+            try:
+                trainer._save_checkpoint(trainer.model, None)
+                break
+            except Killed:
+                damage = checkpoint_damage(tmp_path / "checkpoint-2")
+                names = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
+                assert names == expected if damage is None else "is missing" in damage
+                assert "save_to_json" not in vars(trainer.state)
+    assert moment > len(expected)
+
+
+def test_file_systems_that_cannot_flush_folders_are_no_error_and_other_errors_are(tmp_path, monkeypatch):
+    (tmp_path / "run" / "sub").mkdir(parents=True)
+    (tmp_path / "run" / "sub" / "file").write_text("text")
+    flush_folder(tmp_path / "run")
+    flush_folder(tmp_path / "no folder")
+    fsync = os.fsync
+
+    def flushing(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(code, "no")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flushing)
+    code = errno.EINVAL
+    flush_folder(tmp_path / "run")
+    code = errno.EIO
+    with pytest.raises(OSError, match="no"):
+        flush_folder(tmp_path / "run")
+
+
+def test_a_trainer_of_transformers_that_writes_its_state_otherwise_is_an_error(model_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "_save_checkpoint", lambda self, model, trial: None)
+    with pytest.raises(RuntimeError, match="got no call of `TrainerState.save_to_json`"):
+        erprm(tmp_path, model_path, max_steps=2).train()
 
 
 def test_a_full_disk_names_the_checkpoint_and_the_run_goes_on(run, model_path, tmp_path, monkeypatch):

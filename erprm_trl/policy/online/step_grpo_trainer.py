@@ -1,9 +1,11 @@
 """GRPO whose advantages differ from step to step: TRL's `GRPOTrainer` with a process reward model."""
 
+from typing import Any
+
 from torch import Tensor
 
-from ...functional.advantages import group_step_advantages, spread_over_steps
-from .step_trainer import StepTrainer
+from ...functional.advantages import group_step_advantages, spread_over_steps, subtract_initial_value
+from .step_trainer import GlobalSteps, StepTrainer
 
 
 class StepGRPOTrainer(StepTrainer):
@@ -50,33 +52,32 @@ class StepGRPOTrainer(StepTrainer):
     _tag_names = ["trl", "erprm-trl", "step-grpo"]
     _name = "Step GRPO"
 
-    def _generate_and_score_completions(self, inputs):
-        output = super()._generate_and_score_completions(inputs)
-        self._log_reward_parts()
-        output["advantages"] = self._token_advantages(output["completion_mask"])
-        return output
+    def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
+        rewards = self._step_rewards(steps)
+        self._log_reward_parts(steps, rewards)
+        output["advantages"] = self._token_advantages(steps, rewards, output["completion_mask"])
 
-    def _log_reward_parts(self) -> None:
-        # From 0, not from the question's value: a group's mean of what is paid since then is always 0.
-        steps = self._global_steps
-        parts = {"step": self._step_rewards(steps, 0.0).masked_fill(~steps.mask, 0.0).sum(-1)}
+    def _log_reward_parts(self, steps: GlobalSteps, rewards: Tensor) -> None:
+        # From 0, not from the question's value: the mean over a group of what is paid from there is always 0.
+        parts = {"step": rewards.masked_fill(~steps.mask, 0.0).sum(-1)}
         if self.outcome_weight:
             parts["outcome"] = self.outcome_weight * steps.outcomes.nan_to_num(0.0)
         for name, part in parts.items():
             self.metrics_of_mode[f"reward_parts/{name}"].append(part.mean().item())
 
-    def _token_advantages(self, completion_mask: Tensor) -> Tensor:
+    def _token_advantages(self, steps: GlobalSteps, rewards: Tensor, completion_mask: Tensor) -> Tensor:
         """Advantages (B, T) of this process's tokens, 0 at padding."""
-        steps, size, scale = self._global_steps, self._group_size, self.scale_rewards
+        size, scale = self._group_size, self.scale_rewards
         num_tokens = completion_mask.shape[1]
         if self.args.credit == "outcome":
             scores, answered = steps.solution_scores(self.aggregation), steps.mask.any(-1)
             advantages = group_step_advantages(scores[:, None], answered[:, None], size, scale=scale)
             advantages = advantages[steps.local].expand(-1, num_tokens)
         else:
-            # The question is worth what the group's solutions turned out to be on average. With any other start the
-            # mean of a group's differences is not 0, and centring them would pay for every step, or punish it.
-            rewards = self._step_rewards(steps, self._question_values())
+            if self.args.credit == "difference":
+                # The question is worth the mean of the group's solutions. With any other start the mean of a group's
+                # differences is not 0, and centring them would pay for every step, or punish it.
+                rewards = subtract_initial_value(rewards, steps.mask, self._question_values(steps))
             of_steps = group_step_advantages(rewards, steps.mask, size, scale=scale, gamma=self.args.gamma)
             advantages = spread_over_steps(of_steps[steps.local], steps.token_ends, steps.local_mask, num_tokens)
         if self.outcome_weight:

@@ -16,7 +16,7 @@ from ...functional.advantages import (
 from ...functional.masked import explained_variance, masked_moments, masked_whiten
 from ...functional.policy_losses import clipped_value_loss, kl_estimate
 from .step_config import StepPPOConfig
-from .step_trainer import StepTrainer
+from .step_trainer import GlobalSteps, StepTrainer
 from .value_head import attach_value_head, load_value_head, save_value_head, without_value_head
 
 
@@ -110,31 +110,42 @@ class StepPPOTrainer(StepTrainer):
     def _reduce(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
 
-    # Every forward of the policy passes here: what it computed is kept beside what TRL takes from it.
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+    # Every forward of the policy passes here. A hook sees the values in the output of the outermost wrapper (DDP,
+    # DeepSpeed, FSDP), after all of theirs, and gradient checkpointing does not run it twice.
+    def _get_per_token_logps_and_entropies(  # seam
+        self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+    ):
         values: list[Tensor] = []
 
-        def recorded(**inputs):
-            outputs = model(**inputs)
+        def keep_values(module, inputs, outputs):
             if outputs.get("state_values") is not None:
                 values.append(outputs["state_values"][:, -logits_to_keep:])
-            return outputs
 
-        result = super()._get_per_token_logps_and_entropies(
-            recorded, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
+        hook = model.register_forward_hook(keep_values)
+        try:
+            result = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        finally:
+            hook.remove()
         self._forwards.append((result[0], torch.cat(values) if values else None))
         return result
 
-    def _generate_and_score_completions(self, inputs):
+    def _generate_and_score_completions(self, inputs):  # seam
         self._forwards.clear()
         output = super()._generate_and_score_completions(inputs)
+        self._forwards.clear()
+        return output
+
+    def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
         logps, values = self._rollout_forward(output)
         mask = output["completion_mask"].bool()
-        if values is None:
-            values = self._reward_model_values(mask)
+        questions = None
+        if self.value_head is None:
+            questions = self._question_values(steps)
+            values = self._reward_model_values(steps, questions, mask)
         values = values.float() * mask
-        rewards = self._token_rewards(mask, logps, output.get("ref_per_token_logps"))
+        rewards = self._token_rewards(steps, questions, mask, logps, output.get("ref_per_token_logps"))
         advantages = generalized_advantages(rewards, values, mask, self.args.gamma, self.args.gae_lambda)
         returns = advantages + values
         self._log_values(values, returns, mask)
@@ -143,8 +154,6 @@ class StepPPOTrainer(StepTrainer):
         output["advantages"] = advantages
         if self.value_head is not None:
             output["old_values"], output["returns"] = values, returns
-        self._forwards.clear()
-        return output
 
     def _rollout_forward(self, output) -> tuple[Tensor | None, Tensor | None]:
         """Log-probabilities and values under the policy that sampled: TRL's own pass where it made one."""
@@ -159,17 +168,22 @@ class StepPPOTrainer(StepTrainer):
         batch_size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
         self._forwards.clear()
         with torch.no_grad():
-            self._get_per_token_logps_and_entropies(
+            self._get_per_token_logps_and_entropies(  # seam
                 self.model, input_ids, attention_mask, output["completion_ids"].shape[1], batch_size=batch_size
             )
         return self._forwards[0]
 
-    def _token_rewards(self, mask: Tensor, logps: Tensor | None, ref_logps: Tensor | None) -> Tensor:
+    def _token_rewards(
+        self,
+        steps: GlobalSteps,
+        questions: Tensor | None,
+        mask: Tensor,
+        logps: Tensor | None,
+        ref_logps: Tensor | None,
+    ) -> Tensor:
         """Rewards (B, T) of this process's tokens."""
-        steps = self._global_steps
         # A learned critic finds the question's value itself; the reward model's has to be subtracted here.
-        start = self._question_values() if self.value_head is None else 0.0
-        of_steps = self._step_rewards(steps, start)[steps.local]
+        of_steps = self._step_rewards(steps, 0.0 if questions is None else questions)[steps.local]
         rewards = place_at_step_ends(of_steps, steps.token_ends, steps.local_mask, mask.shape[1])
         parts = {"step": rewards.sum(-1)}
         if self.outcome_weight:
@@ -186,11 +200,10 @@ class StepPPOTrainer(StepTrainer):
             self.metrics_of_mode[f"reward_parts/{name}"].append(self.accelerator.gather(part).mean().item())
         return rewards * mask
 
-    def _reward_model_values(self, mask: Tensor) -> Tensor:
+    def _reward_model_values(self, steps: GlobalSteps, questions: Tensor, mask: Tensor) -> Tensor:
         """The frozen reward model's value of the prefix before each token's step, in units of the rewards to come."""
-        steps = self._global_steps
         values = prefix_values(steps.scores, steps.mask, self.aggregation)
-        questions = self._question_values()[:, None]
+        questions = questions[:, None]
         before = torch.cat([questions, values[:, :-1]], dim=-1)[steps.local]
         # Differences are paid as they come: what is still to be expected is paid at the end, an outcome where there is
         # one.
@@ -206,12 +219,14 @@ class StepPPOTrainer(StepTrainer):
         metrics["value/mean"].append(masked_moments(values, mask, self._reduce)[1].item())
         metrics["return/mean"].append(masked_moments(returns, mask, self._reduce)[1].item())
 
-    def _compute_loss(self, model, inputs):
+    def _compute_loss(self, model, inputs):  # seam
         self._forwards.clear()
         beta = self.beta
         try:
+            # With `kl_in_reward` the KL must not be in the loss too. TRL's loss reads its coefficient from `self.beta`
+            # alone, and the same attribute makes TRL compute the reference's log-probabilities for the rewards.
             if self.args.kl_in_reward:
-                self.beta = 0.0  # it is part of the rewards: no second time in the loss
+                self.beta = 0.0
             loss = super()._compute_loss(model, inputs)
         finally:
             self.beta = beta
@@ -251,7 +266,7 @@ class StepPPOTrainer(StepTrainer):
         if _internal_call and self.value_head is not None and self.args.should_save and not self._engine_saves:
             save_value_head(self.value_head, output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):  # seam
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.value_head is not None and not self._engine_saves:
             load_value_head(self.value_head, resume_from_checkpoint)

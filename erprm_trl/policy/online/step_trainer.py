@@ -1,11 +1,12 @@
-"""What the step trainers share: step scores are kept where TRL calculates rewards, and its advantages replaced.
+"""Base of the step trainers: gathers the step scores of a batch and replaces TRL's advantages by its subclass's.
 
-TRL samples, batches, buffers and takes the loss; the mathematics is `functional`'s. Base of `StepGRPOTrainer` and
-`StepPPOTrainer`.
+TRL samples, batches, buffers and takes the loss. The mathematics is in `functional`.
 """
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -17,11 +18,13 @@ from ..._trl import get_config_model_id
 from ...functional.advantages import group_mean, step_rewards
 from ...functional.aggregation import aggregate
 from ...functional.score_metrics import auc_within_groups
+from ...io.atomic_files import replace_file
 from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.loading import load_format
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ..reward_function import AnswerReward, StepRewardFunction
+from ..scored_batch import Handoff, ScoredBatch
 from .generation_buffer import load_generation, save_generation
 from .step_config import StepGRPOConfig
 from .tracking import PolicyTracking
@@ -31,17 +34,19 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
+ENTROPY_FILE = "entropy_ctrl_state.json"
 NOT_A_REWARD_MODEL = (
     "{name}: got {number} process reward models among `reward_funcs`, expected one: a StepRewardFunction, a "
     "StepScorer, the path or id of a model that ERPRMTrainer saved, or the address of a scoring server."
 )
 
 
-class GlobalSteps(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class GlobalSteps:
     """
     The steps of all processes' completions: `scores` and `mask` (N, S), `outcomes` (N,) with NaN where no other reward
-    function gave one, and `local`, the rows of this process. `token_ends` (B, S) and
-    `local_mask` are this process's own.
+    function gave one, and `local`, the rows of this process. `token_ends` (B, S) and `local_mask` are this process's
+    own, and the length is the number of its completions.
     """
 
     scores: Tensor
@@ -49,6 +54,9 @@ class GlobalSteps(NamedTuple):
     outcomes: Tensor
     local: slice
     token_ends: Tensor
+
+    def __len__(self) -> int:
+        return len(self.token_ends)
 
     @property
     def local_mask(self) -> Tensor:
@@ -125,36 +133,40 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
         self._tracking = PolicyTracking(self)
+        # From the reward function to `_calculate_rewards`, and from there on: TRL calls both inside its own methods.
+        self._handoff: Handoff[ScoredBatch | GlobalSteps] = Handoff()
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
+        # At each call, because another trainer may have used the same reward function since.
+        self.step_reward.handoff = self._handoff
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if bool((infinite := rewards_per_func.isinf()).any()):
             row, index = infinite.nonzero()[0].tolist()
             what = f"the reward of {self.reward_func_names[index]} for completion {row}"
             raise self._not_finite(what, rewards_per_func[row, index].item())
-        self._global_steps = self._gather_steps(rewards_per_func)
+        self._handoff.put(self._gather_steps(self._handoff.take(len(prompts)), rewards_per_func))
         self._log_agreement(rewards_per_func)
         return rewards_per_func
 
-    def _gather_steps(self, rewards_per_func: Tensor) -> GlobalSteps:
-        scored = self.step_reward.last
+    def _gather_steps(self, batch: ScoredBatch, rewards_per_func: Tensor) -> GlobalSteps:
         device = self.accelerator.device
-        longest = max(1, *(len(one.scores) for one in scored))
-        scores = torch.full((len(scored), longest), torch.nan, device=device)
-        token_ends = torch.zeros(len(scored), longest, dtype=torch.long, device=device)
-        for row, one in enumerate(scored):
-            scores[row, : len(one.scores)] = torch.tensor(one.scores, device=device)
-            token_ends[row, : len(one.scores)] = torch.tensor(one.token_ends, dtype=torch.long, device=device)
+        longest = max(1, *(len(completion.scores) for completion in batch.completions))
+        scores = torch.full((len(batch), longest), torch.nan, device=device)
+        token_ends = torch.zeros(len(batch), longest, dtype=torch.long, device=device)
+        for row, completion in enumerate(batch.completions):
+            num_steps = len(completion.scores)
+            scores[row, :num_steps] = torch.tensor(completion.scores, device=device)
+            token_ends[row, :num_steps] = torch.tensor(completion.token_ends, dtype=torch.long, device=device)
         # A question's group may lie on several processes, so group statistics need everyone's steps.
         scores = self.accelerator.gather(self.accelerator.pad_across_processes(scores, dim=1, pad_index=torch.nan))
-        start = self.accelerator.process_index * len(scored)
+        start = self.accelerator.process_index * len(batch)
         others = [index for index in range(len(self.reward_funcs)) if index != self._step_index]
         given = rewards_per_func[:, others]
         outcomes = (given * self.reward_weights.to(device)[others]).nansum(-1)
         outcomes[given.isnan().all(-1)] = torch.nan
         mask = ~scores.isnan()
         token_ends = torch.nn.functional.pad(token_ends, (0, scores.shape[1] - longest))
-        return GlobalSteps(scores, mask, outcomes, slice(start, start + len(scored)), token_ends)
+        return GlobalSteps(scores, mask, outcomes, slice(start, start + len(batch)), token_ends)
 
     def _log_agreement(self, rewards_per_func: Tensor) -> None:
         if self.answer_reward is None:
@@ -167,16 +179,22 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         agreement = auc_within_groups(scored[both], graded[both] > 0.5, groups[both])
         self.metrics_of_mode["steps/agreement"].append(agreement.item())
 
-    def _generate_and_score_completions(self, inputs):
+    def _generate_and_score_completions(self, inputs):  # seam
         # From weights that are not finite nothing can be sampled: on a GPU that ends the process without a reason.
         self._check_weights()
-        return super()._generate_and_score_completions(inputs)
+        output = super()._generate_and_score_completions(inputs)
+        self._set_advantages(output, self._handoff.take(len(inputs)))
+        return output
+
+    def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
+        """Replaces the advantages (B,) in TRL's batch by those of the tokens (B, T)."""
+        raise NotImplementedError(f"{type(self).__name__} makes no advantages: use StepGRPOTrainer or StepPPOTrainer.")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in [`~trl.GRPOTrainer`]; one that is not finite is an error."""
         return self._checked_loss(super().compute_loss(model, inputs, return_outputs, num_items_in_batch))
 
-    def _compute_loss(self, model, inputs):
+    def _compute_loss(self, model, inputs):  # seam
         if self.model.training:
             self._tracking.count(inputs)
         loss = super()._compute_loss(model, inputs)
@@ -191,12 +209,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         super().log(logs, start_time)
         self._tracking.after_log(logs)
 
-    def _save_rng_state(self, output_dir):
-        if self._step % self._passes_a_generation:
-            save_generation(output_dir, self.args, self.accelerator, self._buffered_inputs)
-        super()._save_rng_state(output_dir)  # last: from here on the checkpoint is whole
+    def _save_own_files(self, checkpoint):
+        if self._step % self._passes_a_generation and not self.args.save_only_model:
+            save_generation(checkpoint, self.args, self.accelerator, self._buffered_inputs)
+        if self.use_adaptive_entropy and self.args.should_save:
+            # TRL writes this file after the trainer's state, so a killed run could resume without it.
+            entropy = {"entropy_coef": self.entropy_coef, "last_world_entropy": self._last_world_entropy}
+            replace_file(Path(checkpoint, ENTROPY_FILE), json.dumps(entropy))
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    def _load_optimizer_and_scheduler(self, checkpoint):  # seam
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
@@ -220,12 +241,11 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def _group_size(self) -> int:
         return self.num_generations if self.model.training else self.num_generations_eval
 
-    def _question_values(self) -> Tensor:
-        """What each completion's question is worth (N,): the mean score of its group's solutions."""
-        steps = self._global_steps
+    def _question_values(self, steps: GlobalSteps) -> Tensor:
+        """Value of each completion's question (N,): the mean score of its group's solutions."""
         return group_mean(steps.solution_scores(self.aggregation), steps.mask.any(-1), self._group_size)
 
-    def _step_rewards(self, steps: GlobalSteps, initial_value: Tensor | float) -> Tensor:
+    def _step_rewards(self, steps: GlobalSteps, initial_value: Tensor | float = 0.0) -> Tensor:
         return step_rewards(
             steps.scores,
             steps.mask,

@@ -72,7 +72,7 @@ class PolicySampler:
         """Writes the policy and its tokenizer, whole under ZeRO-3 too. All processes call it."""
         with self._gathered(), writing(path):
             if self.trainer.args.should_save:
-                self.trainer._save(str(path))
+                self.trainer._save(str(path))  # seam
                 flush_folder(path)
         self.trainer.accelerator.wait_for_everyone()
         self.saved = path
@@ -82,7 +82,7 @@ class PolicySampler:
         if found := damaged_file(path.iterdir()):
             raise ValueError(f"{path}: {found}. {run_again(path.parent)}")
         with self._gathered(modify=True):
-            self.trainer._load_from_checkpoint(str(path))
+            self.trainer._load_from_checkpoint(str(path))  # seam
         self.saved = path
 
     @contextmanager

@@ -162,7 +162,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
                 "itself."
             )
 
-    def _prepare_dataset(self, dataset, *arguments, **options):
+    def _prepare_dataset(self, dataset, *arguments, **options):  # seam
         # Questions become training data only once they have picks.
         if "input_ids" not in dataset.column_names:
             return dataset
@@ -255,7 +255,9 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         dataset = Dataset.from_list([training_row(pick) for pick in picks])
         args = self.args
         self._policy.free_engine()
-        self.train_dataset = self._prepare_dataset(dataset, self.processing_class, args, args.packing, None, "train")
+        self.train_dataset = self._prepare_dataset(  # seam
+            dataset, self.processing_class, args, args.packing, None, "train"
+        )
         if args.start_from == "first" and folder.index > 0:
             self._policy.load(self._first_policy)
         self._round = folder
@@ -291,7 +293,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             return
         super().save_model(output_dir, _internal_call=_internal_call)
 
-    def _get_output_dir(self, trial) -> str:
+    def _get_output_dir(self, trial) -> str:  # seam
         return super()._get_output_dir(trial) if self._round is None else str(self._round.path)
 
     # Numbers

@@ -187,7 +187,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         )
         return encoded
 
-    def _set_signature_columns_if_needed(self):
+    def _set_signature_columns_if_needed(self):  # seam
         if self._signature_columns is None:
             self._signature_columns = [
                 "input_ids", "step_positions", "step_labels", "step_weights", "question_id", "prompt_length", "length",
@@ -303,7 +303,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         if self.args.should_save:
             self.prm_format.save(output_dir or self.args.output_dir)
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model, trial):  # seam
         name = self.args.hub_model_id or Path(self.args.output_dir).name
         self.create_model_card(model_name=name.split("/")[-1])
         super()._save_checkpoint(model, trial)

@@ -253,7 +253,7 @@ def can_share(model: PreTrainedModel, cache: DynamicCache) -> bool:
     """Whether a model attends by SDPA alone, everywhere to all tokens, as far as can be told without running it."""
     return (
         model.config._attn_implementation == "sdpa"
-        and type(model)._can_set_attn_implementation()
+        and type(model)._can_set_attn_implementation()  # seam
         and all(type(layer) is GrowingLayer for layer in cache.layers)
     )
 

@@ -1,5 +1,6 @@
 """Step GRPO: advantages by hand, the same as TRL's trainer where the two must agree, and what TRL must not change."""
 
+import dataclasses
 import inspect
 import math
 
@@ -22,6 +23,8 @@ from step_fakes import (
 from trl import GRPOConfig, GRPOTrainer
 
 from erprm_trl import dial
+from erprm_trl.functional import step_rewards
+from erprm_trl.policy.online import step_trainer
 from erprm_trl.policy.online.step_config import StepGRPOConfig, StepPPOConfig
 from erprm_trl.policy.online.step_grpo_trainer import StepGRPOTrainer
 from erprm_trl.policy.reward_function import AnswerReward, StepRewardFunction
@@ -52,6 +55,18 @@ def rollout(trainer, texts, **columns):
     for name, values in columns.items():
         rows = [{**row, name: value} for row, value in zip(rows, values, strict=True)]
     return trainer._generate_and_score_completions(rows)
+
+
+def watch_steps(trainer):
+    """Keeps the steps from which the trainer makes its advantages."""
+    seen, set_advantages = [], trainer._set_advantages
+
+    def watching(output, steps):
+        seen.append(steps)
+        set_advantages(output, steps)
+
+    trainer._set_advantages = watching
+    return seen
 
 
 def check(advantages, expected):
@@ -146,9 +161,40 @@ def test_reward_weights_weigh_the_other_functions(tmp_path):
     trainer = make_trainer(tmp_path, funcs=[outcome_reward, constant, silent], reward_weights=[9.0, 2.0, 3.0, 5.0])
     assert trainer.outcome_weight == 1.0
     a, b = BY_HAND["difference"]
+    seen = watch_steps(trainer)
     check(rollout(trainer, [A, B])["advantages"], [[value + 1 for value in a], [b[0] - 1, b[1] - 1, 0, 0]])
-    steps = trainer._global_steps
+    (steps,) = seen
     torch.testing.assert_close(steps.outcomes, torch.tensor([2.3, 0.3]))
+
+
+@pytest.mark.parametrize("credit", ["difference", "outcome"])
+def test_step_rewards_are_computed_once_for_each_batch_of_generations(tmp_path, credit, monkeypatch):
+    trainer, calls = make_trainer(tmp_path, credit=credit), []
+
+    def counting(*args, **kwargs):
+        calls.append(step_rewards(*args, **kwargs))
+        return calls[-1]
+
+    monkeypatch.setattr(step_trainer, "step_rewards", counting)
+    rollout(trainer, [A, B])
+    assert len(calls) == 1
+    # From 0: A is worth 0.8 at its end and B 0.2, on average 0.5.
+    assert trainer._metrics["train"]["reward_parts/step"] == [pytest.approx(0.5)]
+
+
+def test_two_trainers_may_share_a_reward_function(tmp_path):
+    reward = StepRewardFunction(FakeScorer(by_last_number))
+    first, second = (make_trainer(tmp_path, scorer=reward) for _ in range(2))
+    for trainer in (first, second, first):
+        reward(["q"] * 3, ["4", "8", "2"])  # a call by hand leaves no trace
+        check(rollout(trainer, [A, B])["advantages"], BY_HAND["difference"])
+
+
+def test_a_reward_function_that_was_replaced_is_an_error(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.reward_funcs = [lambda prompts, **columns: [0.5] * len(prompts)]
+    with pytest.raises(RuntimeError, match="got no batch, expected one of 2 completions"):
+        rollout(trainer, [A, B])
 
 
 def test_the_step_reward_need_not_come_first(tmp_path):
@@ -167,15 +213,17 @@ def test_the_step_reward_need_not_come_first(tmp_path):
 def test_padding_never_leaks(tmp_path):
     # The pad id 0 is also sampled, inside A: it counts as a token of its step, and B's padding as none.
     trainer = make_trainer(tmp_path)
+    seen = watch_steps(trainer)
     with_pad = rollout(trainer, ["4 <pad> ки 8 </s>", "2 <pad> </s>"])
     check(with_pad["advantages"], [[0.3, 0.3, 0.3, 0.4, 0.4], [-0.3, -0.3, -0.3, 0, 0]])
     assert with_pad["completion_mask"].sum(-1).tolist() == [5, 3]
     # Whatever lies under the mask of the scores, and behind a row's last step, is never read.
-    steps, mask = trainer._global_steps, with_pad["completion_mask"]
+    (steps,) = seen
     garbage = steps.scores.masked_fill(~steps.mask, 1e9)
     ends = steps.token_ends.masked_fill(~steps.mask[steps.local], 1)
-    trainer._global_steps = steps._replace(scores=garbage, token_ends=ends)
-    torch.testing.assert_close(trainer._token_advantages(mask), with_pad["advantages"])
+    again = {"completion_mask": with_pad["completion_mask"]}
+    trainer._set_advantages(again, dataclasses.replace(steps, scores=garbage, token_ends=ends))
+    torch.testing.assert_close(again["advantages"], with_pad["advantages"])
 
 
 def test_more_padding_changes_nothing(tmp_path):
