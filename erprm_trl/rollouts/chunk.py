@@ -151,9 +151,9 @@ class ChunkWork:
 
     def _rounds(self) -> list[str]:
         """What each round of sampling draws its seed for."""
-        return (
-            [f"continuations-{index}" for index in range(ROUNDS)] if self.settings.is_adaptive else ["continuations"]
-        )
+        if not self.settings.is_adaptive:
+            return ["continuations"]
+        return [f"continuations-{index}" for index in range(ROUNDS)]
 
     def _counts(self, shared: list[SharedPrefixes], budget: int) -> list[list[int]]:
         """Number of continuations to sample now, for each distinct prefix of each question."""

@@ -34,8 +34,8 @@ class RolloutDataset:
             The folder.
 
     Attributes:
-        rows (`Sequence[RolloutRow]`): one row per solution, see [`RolloutRow`]. Each is read from disk when it is asked
-            for.
+        rows (`Sequence[RolloutRow]`): one row per solution, see [`RolloutRow`]. A row is read from disk when it is
+            asked for.
         manifest (`dict`): settings, versions, and counts of what was kept and dropped.
         settings ([`CollectionSettings`]): the settings in the manifest, typed.
 
@@ -164,10 +164,8 @@ class RolloutDataset:
         unusable = Counter(self._states[self._states > _LACKS_CONTINUATIONS].tolist())
         if unusable:
             counts = {self._reasons[state - _LACKS_CONTINUATIONS - 1]: count for state, count in unusable.items()}
-            reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(counts.items()))
-            logger.warning(
-                "%s: %d of %d solutions get no labels: %s.", self.path, unusable.total(), len(self), reasons
-            )
+            shown = ", ".join(f"{count} with {reason}" for reason, count in sorted(counts.items()))
+            logger.warning("%s: %d of %d solutions get no labels: %s.", self.path, unusable.total(), len(self), shown)
 
     def solutions(self) -> list[list[RolloutRow]]:
         """The rows grouped by question, as best-of-N takes them."""

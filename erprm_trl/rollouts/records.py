@@ -161,8 +161,7 @@ class RolloutRow(_RowAsMapping):
         """
         if self.outcome_reward is None:
             raise ValueError(
-                f"{self.name}: got no outcome_reward, expected a graded solution. Collect with a grading and reference "
-                "answers."
+                f"{self.name}: got no outcome_reward, expected a graded solution. Collect with a grading and answers."
             )
         return self.outcome_reward > 0.5
 
