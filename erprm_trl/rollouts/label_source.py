@@ -110,9 +110,7 @@ class LabelSource:
                 generator, features=features, fingerprint=fingerprint, cache_dir=self._cache_dir
             )
         except DatasetGenerationError as error:
-            if isinstance(error.__cause__, ValueError):
-                raise error.__cause__ from None  # `datasets` hides what is wrong with the labels
-            raise
+            raise (error.__cause__ or error) from None  # what is wrong with the labels, not that `datasets` failed
 
 
 def label_key(version: int, shards: Sequence[Path], estimator: str, eta: float) -> tuple[Any, ...]:
