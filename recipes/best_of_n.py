@@ -47,12 +47,12 @@ def main(arguments: BestOfNArguments) -> dict:
         )
         for path in arguments.reward_models
     }
-    config = samples.manifest["config"]
-    with rollouts.Grader(config["grading"], answer_pattern=config["answer_pattern"]) as grader:
+    settings = samples.settings
+    with rollouts.Grader(settings.grading, answer_pattern=settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
     replace_file(folder / "step_scores.json", json.dumps(scores))
-    found = {**curves, "samples": os.path.relpath(arguments.samples, folder)}  # the page shows them too
-    replace_file(folder / "best_of_n.json", json.dumps(found, indent=2))
+    comparison = {**curves, "samples": os.path.relpath(arguments.samples, folder)}  # the page shows them too
+    replace_file(folder / "best_of_n.json", json.dumps(comparison, indent=2))
     report.plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
     names = tracking.redacted(list(curves["models"]))
     names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, start=1)]

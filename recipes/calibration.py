@@ -45,9 +45,9 @@ def main(arguments: CalibrationArguments) -> dict:
     }
     results = {
         name: selection.measure_calibration(
-            rollouts, one, eta=arguments.eta, aggregation=arguments.aggregation, num_bins=arguments.num_bins
+            rollouts, step_scores, eta=arguments.eta, aggregation=arguments.aggregation, num_bins=arguments.num_bins
         )
-        for name, one in scores.items()
+        for name, step_scores in scores.items()
     }
     replace_file(folder / "step_scores.json", json.dumps(scores))
     replace_file(folder / "calibration.json", json.dumps(results, indent=2))

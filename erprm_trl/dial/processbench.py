@@ -30,12 +30,12 @@ def judged_solutions(samples: RolloutDataset) -> tuple[dict[str, list[dict[str, 
     seen: set[tuple[str, ...]] = set()
     broken_off = 0
     for row in samples.rows:
-        steps = clean_steps(row["steps"], SEPARATOR)
-        if not steps or (row["question"], *steps) in seen:
+        steps = clean_steps(row.steps, SEPARATOR)
+        if not steps or (row.question, *steps) in seen:
             continue
-        seen.add((row["question"], *steps))
-        question = DialQuestion.parse(row["question"])
-        verdicts = check_steps(row["question"], steps)
+        seen.add((row.question, *steps))
+        question = DialQuestion.parse(row.question)
+        verdicts = check_steps(row.question, steps)
         if all(verdicts) and not steps[-1].startswith("answer"):
             broken_off += 1
             continue
@@ -44,8 +44,8 @@ def judged_solutions(samples: RolloutDataset) -> tuple[dict[str, list[dict[str, 
         rows.append(
             {
                 "id": f"{name}-{len(rows)}",
-                "generator": row["sampler"]["model"],
-                "problem": row["question"],
+                "generator": row.sampler["model"],
+                "problem": row.question,
                 "steps": steps,
                 "final_answer_correct": f"answer {question.answer}" == steps[-1],
                 "label": -1 if all(verdicts) else verdicts.index(False),

@@ -59,7 +59,7 @@ def selection_drawings(curves: Mapping[str, Any]) -> list[Drawing]:
 def calibration_drawings(results: Mapping[str, Mapping[str, Any]]) -> list[Drawing]:
     """The two halves of a calibration: reliability, and scores by position."""
     names = shown_names(list(results))
-    eces = [f"{name} (ECE {one['ece']:.3f})" for name, one in zip(names, results.values(), strict=True)]
+    eces = [f"{name} (ECE {result['ece']:.3f})" for name, result in zip(names, results.values(), strict=True)]
     eta = next(iter(results.values()))["eta"]
     return [
         _drawing(
@@ -78,24 +78,24 @@ def calibration_drawings(results: Mapping[str, Mapping[str, Any]]) -> list[Drawi
 def reliability_drawings(collection: Collection) -> list[Drawing]:
     """Are scores of whole solutions right as probabilities of a right answer? By every aggregation."""
     rows = [row for rows in collection.questions for row in rows]
-    if not collection.scores or all(row["outcome_reward"] is None for row in rows):
+    if not collection.scores or not any(row.is_graded for row in rows):
         return []
     names = shown_names(list(collection.scores))
     drawings = []
     for by in AGGREGATIONS:
         results = {}
         for name, scores in collection.scores.items():
-            values = solution_scores([one for of_question in scores for one in of_question], by)
+            values = solution_scores([step_scores for scores_N in scores for step_scores in scores_N], by)
             graded = [
-                (value, float(row["outcome_reward"] > 0.5))
+                (value, float(row.is_right))
                 for value, row in zip(values, rows, strict=True)
-                if value is not None and 0 <= value <= 1 and row["outcome_reward"] is not None
+                if value is not None and 0 <= value <= 1 and row.is_graded
             ]
             if graded:
                 results[name] = _reliability(*torch.tensor(graded, dtype=torch.float64).T)
         if results:
-            shown = [name for name, known in zip(names, collection.scores, strict=True) if known in results]
-            eces = [f"{name} (ECE {one['ece']:.3f})" for name, one in zip(shown, results.values(), strict=True)]
+            shown = [name for name, model in zip(names, collection.scores, strict=True) if model in results]
+            eces = [f"{name} (ECE {result['ece']:.3f})" for name, result in zip(shown, results.values(), strict=True)]
             drawings.append(
                 _drawing(
                     lambda results=results: draw_reliability(results, "share of right answers"),

@@ -46,20 +46,20 @@ MOST_POINTS = 400  # of a line
 
 def selections(run: RunFolder) -> list[dict[str, Any]]:
     """Best-of-n curves: plots, and a table at the largest n."""
-    found = []
+    content = []
     for file in CURVES:
-        for folder, content in run.files(file):
-            if not isinstance(content, dict) or not {"pass", "majority", "models"} <= set(content):
+        for folder, comparison in run.files(file):
+            if not isinstance(comparison, dict) or not {"pass", "majority", "models"} <= set(comparison):
                 continue
-            curves = _by_int(content)
+            curves = _by_int(comparison)
             n = max(curves["pass"])
             models = zip(shown_names(list(curves["models"])), curves["models"].values(), strict=True)
             rows = [
-                [name, *(interval(one["best_of_n"][n]) for one in by.values()), number(_auc(by))]
-                for name, by in models
+                [name, *(interval(result["best_of_n"][n]) for result in by_method.values()), number(_auc(by_method))]
+                for name, by_method in models
             ]
             methods = list(next(iter(curves["models"].values()), {}))
-            found.append(
+            content.append(
                 {
                     "name": run.name(folder),
                     "drawings": selection_drawings(curves),
@@ -72,12 +72,12 @@ def selections(run: RunFolder) -> list[dict[str, Any]]:
                     "rows": rows,
                 }
             )
-    return found
+    return content
 
 
 def reliabilities(run: RunFolder, collections: list[Collection]) -> list[dict[str, Any]]:
     """Calibrations that were measured, and the reliability of the solutions' scores."""
-    found = [
+    content = [
         {
             "name": run.name(folder),
             "about": f"Scores of prefixes by {first['aggregation']} against what {first['prefixes']:,} held-out "
@@ -90,20 +90,18 @@ def reliabilities(run: RunFolder, collections: list[Collection]) -> list[dict[st
     for collection in collections:
         if drawings := reliability_drawings(collection):
             about = "Scores of whole solutions against the share of right answers among those with such a score."
-            found.append({"name": collection.name, "about": about, "drawings": drawings})
-    return found
+            content.append({"name": collection.name, "about": about, "drawings": drawings})
+    return content
 
 
 def label_histograms(collections: list[Collection]) -> list[dict[str, Any]]:
     """Of each collection with continuations."""
-    return [
-        {
-            "name": one.name,
-            "drawings": [label_drawing([labels for some in one.labels for labels in some if labels])],
-        }
-        for one in collections
-        if one.labels and any(labels for some in one.labels for labels in some)
-    ]
+    content = []
+    for collection in collections:
+        labels = [labels_S for labels_N in collection.labels or [] for labels_S in labels_N if labels_S]
+        if labels:
+            content.append({"name": collection.name, "drawings": [label_drawing(labels)]})
+    return content
 
 
 def trainings(run: RunFolder) -> list[dict[str, Any]]:
@@ -121,7 +119,7 @@ def trainings(run: RunFolder) -> list[dict[str, Any]]:
 
 def guards(run: RunFolder) -> list[dict[str, Any]]:
     """Why runs were stopped, and each signal beside its band."""
-    found = []
+    content = []
     for folder, record in run.files(GUARD_FILE):
         if not isinstance(record, dict) or "signals" not in record:
             continue
@@ -132,7 +130,7 @@ def guards(run: RunFolder) -> list[dict[str, Any]]:
         ]
         history = {name: [tuple(point) for point in points] for name, points in record.get("history", {}).items()}
         logged = _history(run, folder) is not None
-        found.append(
+        content.append(
             {
                 "name": run.name(folder),
                 "reason": record.get("reason"),
@@ -143,7 +141,7 @@ def guards(run: RunFolder) -> list[dict[str, Any]]:
                 "plots": [] if logged else _plots({name: {0: points} for name, points in history.items()}),
             }
         )
-    return found
+    return content
 
 
 def policies(run: RunFolder) -> list[dict[str, Any]]:
@@ -162,18 +160,18 @@ def raft_rounds(run: RunFolder) -> list[dict[str, Any]]:
         if isinstance(manifest, dict) and "metrics" in manifest and "kept" in manifest:
             metrics = {**manifest["metrics"], **manifest.get("evaluation", {})}
             by_run.setdefault(folder.parent, []).append({"round": folder.name.removeprefix("round-"), **metrics})
-    found = []
+    content = []
     for folder, rounds in by_run.items():
-        columns = list(dict.fromkeys(name for one in rounds for name in one))
-        rows = [[one["round"], *(number(one.get(name)) for name in columns[1:])] for one in rounds]
+        columns = list(dict.fromkeys(name for metrics in rounds for name in metrics))
+        rows = [[metrics["round"], *(number(metrics.get(name)) for name in columns[1:])] for metrics in rounds]
         shown = [name.removeprefix("raft/").replace("_", " ") for name in columns]
-        found.append({"name": run.name(folder), "columns": shown, "rows": rows})
-    return found
+        content.append({"name": run.name(folder), "columns": shown, "rows": rows})
+    return content
 
 
 def processbench(run: RunFolder) -> list[dict[str, Any]]:
     """F1 by subset, in percent."""
-    found = []
+    content = []
     for folder, record in run.files("processbench.json"):
         if not isinstance(record, dict) or not record.get("models"):
             continue
@@ -181,22 +179,24 @@ def processbench(run: RunFolder) -> list[dict[str, Any]]:
         rows = []
         for name, result in zip(shown_names(list(record["models"])), record["models"].values(), strict=True):
             figures = [*(result["subsets"][subset] for subset in subsets), result["average"]]
-            rows.append([name, number(result["threshold"]), *(interval(one["f1"], percent=True) for one in figures)])
+            rows.append(
+                [name, number(result["threshold"]), *(interval(figure["f1"], percent=True) for figure in figures)]
+            )
         columns = ["F1, percent", "threshold", *subsets, "average"]
-        found.append({"name": run.name(folder), "columns": columns, "rows": rows})
-    return found
+        content.append({"name": run.name(folder), "columns": columns, "rows": rows})
+    return content
 
 
 def manifests(run: RunFolder) -> list[dict[str, Any]]:
     """Settings, versions and counts of every stage, without secrets and absolute paths."""
-    found = []
+    content = []
     for file in ("manifest.json", "prm_format.json", "summary.json"):
-        for folder, content in run.files(file):
-            if isinstance(content, dict):
-                shown = {name: part for name, part in content.items() if file != "summary.json" or name == "settings"}
+        for folder, record in run.files(file):
+            if isinstance(record, dict):
+                shown = {name: part for name, part in record.items() if file != "summary.json" or name == "settings"}
                 if rows := _flat(redacted(shown)):
-                    found.append({"name": f"{run.name(folder)}/{file}", "rows": rows})
-    return found
+                    content.append({"name": f"{run.name(folder)}/{file}", "rows": rows})
+    return content
 
 
 def interval(point: Mapping[str, float], percent: bool = False) -> str:
@@ -267,7 +267,7 @@ def _by_int(curves: Mapping[str, Any]) -> dict[str, Any]:
         return {int(n): point for n, point in points.items()}
 
     models = {
-        name: {method: {**one, "best_of_n": curve(one["best_of_n"])} for method, one in methods.items()}
+        name: {method: {**result, "best_of_n": curve(result["best_of_n"])} for method, result in methods.items()}
         for name, methods in curves["models"].items()
     }
     return {"pass": curve(curves["pass"]), "majority": curve(curves["majority"]), "models": models}

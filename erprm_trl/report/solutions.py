@@ -11,6 +11,7 @@ from ..functional.aggregation import AGGREGATIONS
 from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..rollouts.dataset import RolloutDataset
+from ..rollouts.records import RolloutRow
 from ..rollouts.shards import shard_paths
 from ..steps import clean_steps
 from .run_folder import RunFolder, shown_names
@@ -26,12 +27,23 @@ class Collection:
     """
     Solutions that were sampled together.
 
-    `questions` are rows of rollouts grouped by question, `steps` their cleaned steps likewise; `scores` are by name of
-    a reward model, `labels` those at the page's eta, `None` without continuations.
+    Args:
+        name (`str`):
+            Title on the page.
+        questions (`list[list[RolloutRow]]`):
+            Rows grouped by question.
+        splitter (`str`):
+            How the solutions were split.
+        scores (`dict[str, StepScores]`, *optional*):
+            Step scores by name of a reward model.
+        labels (`StepScores`, *optional*):
+            Labels at the page's eta, `None` without continuations.
+        path (`Path`, *optional*):
+            Folder of the collection.
     """
 
     name: str
-    questions: list[list[dict[str, Any]]]
+    questions: list[list[RolloutRow]]
     splitter: str
     scores: dict[str, StepScores] = field(default_factory=dict)
     labels: StepScores | None = None
@@ -44,19 +56,17 @@ class Collection:
 
     def about(self) -> str:
         """How many there are and how many are right, in words."""
-        graded = [
-            row["outcome_reward"] for rows in self.questions for row in rows if row["outcome_reward"] is not None
-        ]
-        right = f", {sum(reward > 0.5 for reward in graded) / len(graded):.1%} right" if graded else ""
+        graded = [row.is_right for rows_N in self.questions for row in rows_N if row.is_graded]
+        right = f", {sum(graded) / len(graded):.1%} right" if graded else ""
         return f"{self.num_solutions:,} solutions of {len(self.questions):,} questions{right}"
 
     def fits(self, scores: Any) -> bool:
         """Whether scores are those of these solutions: as many for each as it has steps, or none."""
         try:
-            return [len(some) for some in scores] == [len(rows) for rows in self.questions] and all(
-                len(one) in (0, len(row["steps"]))
-                for some, rows in zip(scores, self.questions, strict=True)
-                for one, row in zip(some, rows, strict=True)
+            return [len(scores_N) for scores_N in scores] == [len(rows_N) for rows_N in self.questions] and all(
+                len(step_scores) in (0, len(row.steps))
+                for scores_N, rows_N in zip(scores, self.questions, strict=True)
+                for step_scores, row in zip(scores_N, rows_N, strict=True)
             )
         except TypeError:
             return False
@@ -74,15 +84,15 @@ class Collection:
             scores = [of_source[index] for of_source in sources.values()]
             questions.append(
                 {
-                    "index": rows[0]["question_index"],
-                    "question": rows[0]["question"],
-                    "answer": rows[0]["answer"],
-                    "rewards": _numbers(rows[0].get("question_rewards") or []),
+                    "index": rows[0].question_index,
+                    "question": rows[0].question,
+                    "answer": rows[0].answer,
+                    "rewards": _numbers(rows[0].question_rewards or []),
                     "solutions": [self._solution(row) for row in rows],
-                    "scores": [[_numbers(one) for one in of_question] for of_question in scores],
+                    "scores": [[_numbers(step_scores) for step_scores in scores_N] for scores_N in scores],
                     "aggregates": [
-                        {method: _numbers(solution_scores(of_question, method)) for method in AGGREGATIONS}
-                        for of_question in scores
+                        {method: _numbers(solution_scores(scores_N, method)) for method in AGGREGATIONS}
+                        for scores_N in scores
                     ],
                 }
             )
@@ -94,16 +104,16 @@ class Collection:
             "questions": questions,
         }
 
-    def _solution(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _solution(self, row: RolloutRow) -> dict[str, Any]:
         return {
-            "index": row["solution_index"],
-            "steps": clean_steps(row["steps"], self.splitter),
-            "outcome": _number(row["outcome_reward"]),
-            "prediction": row["prediction"],
-            "finished": row["finished"],
-            "unusable": row.get("unusable"),
-            "rewards": [_numbers(rewards) for rewards in row["prefix_rewards"]],
-            "generated": row.get("prefix_generated"),
+            "index": row.solution_index,
+            "steps": clean_steps(row.steps, self.splitter),
+            "outcome": _number(row.outcome_reward),
+            "prediction": row.prediction,
+            "finished": row.finished,
+            "unusable": row.unusable,
+            "rewards": [_numbers(rewards_K) for rewards_K in row.prefix_rewards],
+            "generated": row.prefix_generated,
         }
 
 
@@ -122,24 +132,25 @@ def gather_collections(run: RunFolder, eta: float, keep_unscored: bool = False) 
     Returns:
         `list[Collection]`: outer folders before inner ones, among them scored ones first.
     """
-    found = {}
+    by_path: dict[Path, Collection] = {}
     for folder in [*run.folders, *_linked(run)]:
         path = folder.resolve()
-        if path not in found and (collection := _read_rollouts(run, folder, eta)):
-            found[path] = collection
-    collections = list(found.values())
+        if path not in by_path and (collection := _read_rollouts(run, folder, eta)):
+            by_path[path] = collection
+    collections = list(by_path.values())
     for folder, scores in run.files("step_scores.json"):
         # ProcessBench's file of the same name has its scores by solution, not by model.
         if isinstance(scores, dict) and "files" not in scores:
-            _assign(run, folder, scores, found)
+            _assign(run, folder, scores, by_path)
     for folder in run.folders:
-        _add_raft_scores(run, folder, found)
+        _add_raft_scores(run, folder, by_path)
         _add_searched(run, folder, collections)
-    told = [one for one in collections if one.scores or one.labels or keep_unscored]
-    for one in collections:
-        if told and one not in told:
-            run.notes.append(f"{one.name}: {one.num_solutions:,} solutions without scores and labels, left out.")
-    return sorted(told or collections, key=lambda one: (one.name.count("/"), not one.scores))
+    kept = [collection for collection in collections if collection.scores or collection.labels or keep_unscored]
+    for collection in collections:
+        if kept and not any(collection is other for other in kept):
+            count = f"{collection.num_solutions:,} solutions"
+            run.notes.append(f"{collection.name}: {count} without scores and labels, left out.")
+    return sorted(kept or collections, key=lambda collection: (collection.name.count("/"), not collection.scores))
 
 
 def score_collections(
@@ -148,11 +159,11 @@ def score_collections(
     """Adds the scores of further reward models, of the chosen questions alone."""
     for collection, indices in zip(collections, chosen, strict=True):
         rows = [row for index in indices for row in collection.questions[index]]
-        questions = [row["question"] for row in rows]
-        steps = [clean_steps(row["steps"], collection.splitter) for row in rows]
+        questions = [row.question for row in rows]
+        steps = [clean_steps(row.steps, collection.splitter) for row in rows]
         for name, scorer in scorers.items():
             new = iter(StepScorer.of(scorer).score(questions, steps, skip_too_long=True))
-            scores: StepScores = [[[] for _ in some] for some in collection.questions]
+            scores: StepScores = [[[] for _ in rows_N] for rows_N in collection.questions]
             for index in indices:
                 scores[index] = [next(new) for _ in collection.questions[index]]
             collection.scores[name] = scores
@@ -192,18 +203,18 @@ def _read_rollouts(run: RunFolder, folder: Path, eta: float) -> Collection | Non
             run.note(folder, "no finished chunk of rollouts yet")
             return None
         questions = rollouts.solutions()
-        labels = _labels(rollouts, questions, eta) if manifest["config"].get("num_continuations") else None
+        labels = _labels(rollouts, questions, eta) if rollouts.settings.num_continuations else None
     except (ValueError, KeyError) as error:
         run.note(folder, "its rollouts cannot be read, left out", error)
         return None
-    return Collection(run.name(folder), questions, manifest["config"]["splitter"], labels=labels, path=folder)
+    return Collection(run.name(folder), questions, rollouts.settings.splitter, labels=labels, path=folder)
 
 
-def _labels(rollouts: RolloutDataset, questions: list[list[dict]], eta: float) -> StepScores | None:
-    if all(row["unusable"] for row in rollouts.rows):
+def _labels(rollouts: RolloutDataset, questions: list[list[RolloutRow]], eta: float) -> StepScores | None:
+    if not any(row.is_usable for rows_N in questions for row in rows_N):
         return None
     labels = iter(rollouts.labels(eta)["labels"])
-    return [[[] if row["unusable"] else list(next(labels)) for row in rows] for rows in questions]
+    return [[list(next(labels)) if row.is_usable else [] for row in rows_N] for rows_N in questions]
 
 
 def _linked(run: RunFolder) -> list[Path]:
@@ -220,13 +231,14 @@ def _linked(run: RunFolder) -> list[Path]:
     return links
 
 
-def _assign(run: RunFolder, folder: Path, scores: dict[str, StepScores], found: dict[Path, Collection]) -> None:
+def _assign(run: RunFolder, folder: Path, scores: dict[str, StepScores], collections: dict[Path, Collection]) -> None:
     """Gives a file's scores to the solutions in its folder, else to those that its comparison names, else to the only
     ones that have as many solutions and steps."""
     curves = next((content for name in CURVES if (content := run.read(folder / name))), {})
-    linked = found.get((folder / curves["samples"]).resolve()) if "samples" in curves else None
-    first = found.get(folder.resolve()) or linked
-    fitting = [one for one in ([first] if first else found.values()) if all(map(one.fits, scores.values()))]
+    linked = collections.get((folder / curves["samples"]).resolve()) if "samples" in curves else None
+    first = collections.get(folder.resolve()) or linked
+    candidates = [first] if first else collections.values()
+    fitting = [collection for collection in candidates if all(map(collection.fits, scores.values()))]
     if len(fitting) == 1:
         fitting[0].scores |= scores
     else:
@@ -234,8 +246,8 @@ def _assign(run: RunFolder, folder: Path, scores: dict[str, StepScores], found: 
         run.note(folder / "step_scores.json", f"left out, for {what} fit these scores")
 
 
-def _add_raft_scores(run: RunFolder, folder: Path, found: dict[Path, Collection]) -> None:
-    collection = found.get((folder / "samples").resolve())
+def _add_raft_scores(run: RunFolder, folder: Path, collections: dict[Path, Collection]) -> None:
+    collection = collections.get((folder / "samples").resolve())
     lines = run.lines(folder / "scores.jsonl")
     if collection is None or lines is None:
         return
@@ -253,24 +265,22 @@ def _add_searched(run: RunFolder, folder: Path, collections: list[Collection]) -
     if not lines or not all(isinstance(line, dict) and "tokens_generated" in line for line in lines):
         return
     questions, scores = [], []
-    for index, line in enumerate(lines):
+    for question_index, line in enumerate(lines):
         questions.append(
             [
-                {
-                    "question_index": index,
-                    "solution_index": number,
-                    "question": line["question"],
-                    "answer": None,
-                    "steps": one["steps"],
-                    "outcome_reward": line["reward"] if number == 0 else None,  # the first is the answer
-                    "prediction": None,
-                    "finished": one["finished"],
-                    "prefix_rewards": [],
-                }
-                for number, one in enumerate(line["solutions"])
+                RolloutRow(
+                    chunk=0,
+                    question_index=question_index,
+                    solution_index=solution_index,
+                    question=line["question"],
+                    steps=solution["steps"],
+                    outcome_reward=line["reward"] if solution_index == 0 else None,  # the first is the answer
+                    finished=solution["finished"],
+                )
+                for solution_index, solution in enumerate(line["solutions"])
             ]
         )
-        scores.append([one["step_scores"] for one in line["solutions"]])
+        scores.append([solution["step_scores"] for solution in line["solutions"]])
     name = f"{run.name(folder)} (guided search)"
     collections.append(Collection(name, questions, "newline", scores={"its reward model": scores}, path=folder))
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .dataset import RolloutDataset
     from .grading import Grader, extract_answer, grade
     from .questions import Question, Questions, load_questions
+    from .records import CollectionSettings, RolloutRow
     from .sampling import Completion, EndpointSampler, Prompt, PromptFormat, Sampler, TransformersSampler, VLLMSampler
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "dataset": ["RolloutDataset"],
         "grading": ["Grader", "extract_answer", "grade"],
         "questions": ["Question", "Questions", "load_questions"],
+        "records": ["CollectionSettings", "RolloutRow"],
         "sampling": [
             "Completion",
             "Prompt",

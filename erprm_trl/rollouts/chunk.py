@@ -1,192 +1,199 @@
-"""The work on one chunk of a collection: solutions, their prefixes, the continuations of each, and all grades. Which
-chunks there are, and where rows go, is `collect`'s."""
+"""The work on one chunk of a collection: samples solutions, continues their prefixes and grades everything."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..steps import split_steps
 from .allocation import allocate
 from .grading.grader import Grader
 from .questions import Question
+from .records import CollectionSettings, RolloutRow
 from .sampling.base import Completion, Prompt, Sampler, derived_seed
-from .shards import shares_continuations
 from .shared_prefixes import SharedPrefixes
 
 
-ROUNDS = 4  # of adaptive collection: more gained nothing on the dial task
+ROUNDS = 4  # Rounds of adaptive collection. More rounds gained nothing on the dial task.
 
 
 class ChunkWork:
     """
-    Samples and grades chunk after chunk. A chunk's rows depend on its questions, the settings and its number alone.
+    Samples and grades chunk after chunk. The rows of a chunk depend on its questions, its index and the settings only.
 
     Args:
         questions (`Sequence[Question]`):
             All questions of the collection.
         sampler ([`Sampler`]):
             The policy.
-        config (`dict[str, Any]`):
-            Settings of the collection, as its manifest holds them.
+        settings ([`CollectionSettings`]):
+            Settings of the collection.
 
     Attributes:
-        num_rollouts, num_saved (`int`): texts sampled so far, and continuations that a fixed number would have sampled
-            beyond these.
+        num_rollouts, num_saved (`int`): texts sampled so far, and continuations that a fixed number per prefix would
+            have sampled in addition.
     """
 
-    def __init__(self, questions: Sequence[Question], sampler: Sampler, config: dict[str, Any]):
-        self.questions, self.sampler, self.config = questions, sampler, config
+    def __init__(self, questions: Sequence[Question], sampler: Sampler, settings: CollectionSettings):
+        self.questions, self.sampler, self.settings = questions, sampler, settings
         self.num_rollouts = self.num_saved = 0
         in_rows = ("backend", "model", "temperature", "top_p", "top_k", "max_new_tokens")
         self.sampler_settings = {name: value for name, value in sampler.settings.items() if name in in_rows}
 
-    def run_chunk(self, chunk: int, grader: Grader | None) -> list[dict[str, Any]]:
+    def run_chunk(self, chunk: int, grader: Grader | None) -> list[RolloutRow]:
         """All rows of a chunk, in the order of its questions and solutions."""
-        first = chunk * self.config["chunk_size"]
-        questions = self.questions[first : first + self.config["chunk_size"]]  # read once: they may lie on the disk
+        settings = self.settings
+        first = chunk * settings.chunk_size
+        questions = self.questions[first : first + settings.chunk_size]  # read once: they may be on disk
         solutions = self._sample(
-            [Prompt(one.question) for one in questions], self.config["num_solutions"], chunk, "solutions"
+            [Prompt(question.question) for question in questions], settings.num_solutions, chunk, "solutions"
         )
         rows = [
-            self._row(chunk, index, question, number, solution)
-            for index, (question, samples) in enumerate(zip(questions, solutions, strict=True), start=first)
-            for number, solution in enumerate(samples)
+            self._row(chunk, question_index, question, solution_index, solution)
+            for question_index, (question, samples) in enumerate(zip(questions, solutions, strict=True), start=first)
+            for solution_index, solution in enumerate(samples)
         ]
         if grader is None:
             return rows
-        rewards, predictions = grader.grade_and_extract(
-            ["".join(row["steps"]) for row in rows], [row["answer"] for row in rows]
-        )
+        rewards, predictions = grader.grade_and_extract([row.text for row in rows], [row.answer for row in rows])
         for row, reward, prediction in zip(rows, rewards, predictions, strict=True):
-            row["outcome_reward"], row["prediction"] = reward, prediction
-        if shares_continuations(self.config):
+            row.outcome_reward, row.prediction = reward, prediction
+        if settings.shares_continuations:
             self._continue_shared(chunk, rows, grader)
-        elif self.config["num_continuations"] > 0:
+        elif settings.num_continuations > 0:
             self._continue_prefixes(chunk, rows, grader)
         return rows
 
-    def _row(self, chunk: int, index: int, question: Question, number: int, solution: Completion) -> dict[str, Any]:
-        if self.config.get("store_token_ids") and not solution.token_ids:
+    def _row(
+        self, chunk: int, question_index: int, question: Question, solution_index: int, solution: Completion
+    ) -> RolloutRow:
+        if self.settings.store_token_ids and not solution.token_ids:
             raise ValueError(
                 "store_token_ids=True: the sampler returned no token ids. For vLLM's server set "
                 "extra_body={'return_token_ids': True}, or leave store_token_ids off."
             )
-        steps = split_steps(solution.text, self.config["splitter"])
-        return {
-            "chunk": chunk,
-            "question_index": index,
-            "solution_index": number,
-            "question": question.question,
-            "answer": question.answer,
-            "steps": steps,
-            "outcome_reward": None,
-            "prediction": None,
-            "finished": solution.finished,
-            "num_tokens": solution.num_tokens,
-            "prefix_rewards": [],
-            "question_rewards": None,
-            "unusable": None if steps else "no steps",
-            "sampler": {**self.sampler_settings, "seed": derived_seed(self.config["seed"], chunk, "solutions")},
-            **({"token_ids": solution.token_ids} if self.config.get("store_token_ids") else {}),
-        }
+        steps = split_steps(solution.text, self.settings.splitter)
+        return RolloutRow(
+            chunk=chunk,
+            question_index=question_index,
+            solution_index=solution_index,
+            question=question.question,
+            answer=question.answer,
+            steps=steps,
+            finished=solution.finished,
+            num_tokens=solution.num_tokens,
+            unusable=None if steps else "no steps",
+            sampler={**self.sampler_settings, "seed": derived_seed(self.settings.seed, chunk, "solutions")},
+            token_ids=list(solution.token_ids) if self.settings.store_token_ids else None,
+        )
 
-    def _continue_prefixes(self, chunk: int, rows: list[dict], grader: Grader) -> None:
+    def _continue_prefixes(self, chunk: int, rows: list[RolloutRow], grader: Grader) -> None:
+        num_continuations = self.settings.num_continuations
         targets = self._targets(rows)
-        prompts = [Prompt(row["question"], "".join(row["steps"][:length])) for row, length in targets]
-        continuations = self._sample(prompts, self.config["num_continuations"], chunk, "continuations")
-        texts = [prompt.prefix + one.text for prompt, some in zip(prompts, continuations, strict=True) for one in some]
-        answers = [row["answer"] for row, _ in targets for _ in range(self.config["num_continuations"])]
+        prompts = [Prompt(row.question, row.prefix(num_steps)) for row, num_steps in targets]
+        continuations = self._sample(prompts, num_continuations, chunk, "continuations")
+        texts = [
+            prompt.prefix + continuation.text
+            for prompt, continuations_K in zip(prompts, continuations, strict=True)
+            for continuation in continuations_K
+        ]
+        answers = [row.answer for row, _ in targets for _ in range(num_continuations)]
         rewards = iter(grader.grade(texts, answers))
-        for row, length in targets:
-            raw = [next(rewards) for _ in range(self.config["num_continuations"])]
-            if length == 0:
-                row["question_rewards"] = raw
+        for row, num_steps in targets:
+            rewards_K = [next(rewards) for _ in range(num_continuations)]
+            if num_steps == 0:
+                row.question_rewards = rewards_K
             else:
-                row["prefix_rewards"].append(raw)
+                row.prefix_rewards.append(rewards_K)
         _share_question_rewards(rows)
 
-    def _targets(self, rows: list[dict]) -> list[tuple[dict, int]]:
-        """Where a prefix's rewards go: (row, its number of steps); 0 steps is the bare question, shared by its
-        solutions."""
+    def _targets(self, rows: list[RolloutRow]) -> list[tuple[RolloutRow, int]]:
+        """The row that the rewards of each prefix go to, and the prefix's number of steps. 0 steps is the bare
+        question, which the first solution continues for all."""
         targets = []
         for row in rows:
-            bare_question = [0] if self.config["include_question"] and row["solution_index"] == 0 else []
-            targets += [(row, length) for length in [*bare_question, *range(1, len(row["steps"]))]]
+            bare_question = [0] if self.settings.include_question and row.solution_index == 0 else []
+            targets += [(row, num_steps) for num_steps in [*bare_question, *range(1, len(row.steps))]]
         return targets
 
-    def _continue_shared(self, chunk: int, rows: list[dict], grader: Grader) -> None:
-        """Continues each distinct prefix, as often as it is worth, and counts every text wherever it belongs."""
-        shared = {row["question_index"]: SharedPrefixes(self.config["reuse_continuations"]) for row in rows}
+    def _continue_shared(self, chunk: int, rows: list[RolloutRow], grader: Grader) -> None:
+        """Continues each distinct prefix as often as its label is uncertain, and counts each text for all prefixes
+        that it passes through."""
+        shared = {row.question_index: SharedPrefixes(self.settings.reuse_continuations) for row in rows}
         targets = self._targets(rows)
-        numbers = [shared[row["question_index"]].add_prefix("".join(row["steps"][:length])) for row, length in targets]
+        prefix_of_target = [shared[row.question_index].add_prefix(row.prefix(num_steps)) for row, num_steps in targets]
         for row in rows:
-            shared[row["question_index"]].add_text("".join(row["steps"]), row["outcome_reward"])
-            row["prefix_generated"] = []
-        first_rows = {row["question_index"]: row for row in reversed(rows)}
-        budget = self.config["num_continuations"] * len(targets)
+            shared[row.question_index].add_text(row.text, row.outcome_reward)
+            row.prefix_generated = []
+        first_rows = {row.question_index: row for row in reversed(rows)}
+        budget = self.settings.num_continuations * len(targets)
         spent = 0
-        for number, what in enumerate(self._rounds()):
-            counts = self._counts(list(shared.values()), (budget - spent) // (len(self._rounds()) - number))
+        rounds = self._rounds()
+        for round_index, purpose in enumerate(rounds):
+            counts = self._counts(list(shared.values()), (budget - spent) // (len(rounds) - round_index))
             if not any(map(any, counts)):
                 break
             spent += sum(map(sum, counts))
             jobs = [
-                (index, prefix)
-                for index, some in zip(shared, counts, strict=True)
-                for prefix, count in enumerate(some)
+                (question_index, prefix)
+                for question_index, counts_of_question in zip(shared, counts, strict=True)
+                for prefix, count in enumerate(counts_of_question)
                 for _ in range(count)
             ]
-            prompts = [Prompt(first_rows[index]["question"], shared[index].texts[prefix]) for index, prefix in jobs]
+            prompts = [Prompt(first_rows[index].question, shared[index].texts[prefix]) for index, prefix in jobs]
             texts = [
-                prompt.prefix + one.text
-                for prompt, (one,) in zip(prompts, self._sample(prompts, 1, chunk, what), strict=True)
+                prompt.prefix + continuation.text
+                for prompt, (continuation,) in zip(prompts, self._sample(prompts, 1, chunk, purpose), strict=True)
             ]
-            rewards = grader.grade(texts, [first_rows[index]["answer"] for index, _ in jobs])
+            rewards = grader.grade(texts, [first_rows[index].answer for index, _ in jobs])
             for (index, prefix), text, reward in zip(jobs, texts, rewards, strict=True):
                 shared[index].add_text(text, reward, start=prefix)
         self.num_saved += budget - spent
-        _write_shared(targets, numbers, shared)
+        _write_shared(targets, prefix_of_target, shared)
         _share_question_rewards(rows)
 
     def _rounds(self) -> list[str]:
-        adaptive = self.config["allocation"] == "adaptive"
-        return [f"continuations-{number}" for number in range(ROUNDS)] if adaptive else ["continuations"]
+        """What each round of sampling draws its seed for."""
+        if not self.settings.is_adaptive:
+            return ["continuations"]
+        return [f"continuations-{index}" for index in range(ROUNDS)]
 
     def _counts(self, shared: list[SharedPrefixes], budget: int) -> list[list[int]]:
-        if self.config["allocation"] == "fixed":
-            return [[self.config["num_continuations"]] * len(one.texts) for one in shared]
+        """Number of continuations to sample now, for each distinct prefix of each question."""
+        if not self.settings.is_adaptive:
+            return [[self.settings.num_continuations] * len(prefixes.texts) for prefixes in shared]
         return allocate(
-            [one.rewards for one in shared],
-            [one.weights for one in shared],
-            [one.reach() for one in shared],
+            [prefixes.rewards for prefixes in shared],
+            [prefixes.weights for prefixes in shared],
+            [prefixes.reach() for prefixes in shared],
             budget,
-            target_etas=self.config["target_etas"],
-            tolerance=self.config["tolerance"],
+            target_etas=self.settings.target_etas,
+            tolerance=self.settings.tolerance,
         )
 
-    def _sample(self, prompts: list[Prompt], num_samples: int, chunk: int, what: str) -> list[list[Completion]]:
+    def _sample(self, prompts: list[Prompt], num_samples: int, chunk: int, purpose: str) -> list[list[Completion]]:
         if not prompts:
             return []
         self.num_rollouts += len(prompts) * num_samples
-        return self.sampler.sample(prompts, num_samples, derived_seed(self.config["seed"], chunk, what))
+        return self.sampler.sample(prompts, num_samples, derived_seed(self.settings.seed, chunk, purpose))
 
 
-def _write_shared(targets: list[tuple[dict, int]], numbers: list[int], shared: dict[int, SharedPrefixes]) -> None:
+def _write_shared(
+    targets: list[tuple[RolloutRow, int]], prefix_of_target: list[int], shared: dict[int, SharedPrefixes]
+) -> None:
     seen = set()
-    for (row, length), number in zip(targets, numbers, strict=True):
-        prefixes = shared[row["question_index"]]
-        raw = prefixes.generated[number] + prefixes.inherited[number]
-        # What two solutions share was sampled once: the first of them says so.
-        first = (row["question_index"], number) not in seen
-        seen.add((row["question_index"], number))
-        generated = len(prefixes.generated[number]) if first else 0
-        if length == 0:
-            row["question_rewards"], row["question_generated"] = raw, generated
+    for (row, num_steps), prefix in zip(targets, prefix_of_target, strict=True):
+        prefixes = shared[row.question_index]
+        rewards = prefixes.generated[prefix] + prefixes.inherited[prefix]
+        # A prefix that two solutions share was sampled once. The first of them counts its continuations.
+        is_first = (row.question_index, prefix) not in seen
+        seen.add((row.question_index, prefix))
+        num_generated = len(prefixes.generated[prefix]) if is_first else 0
+        if num_steps == 0:
+            row.question_rewards, row.question_generated = rewards, num_generated
         else:
-            row["prefix_rewards"].append(raw)
-            row["prefix_generated"].append(generated)
+            row.prefix_rewards.append(rewards)
+            row.prefix_generated.append(num_generated)
 
 
-def _share_question_rewards(rows: list[dict]) -> None:
-    by_question = {row["question_index"]: row["question_rewards"] for row in rows if row["solution_index"] == 0}
+def _share_question_rewards(rows: list[RolloutRow]) -> None:
+    rewards_Q = {row.question_index: row.question_rewards for row in rows if row.solution_index == 0}
     for row in rows:
-        row["question_rewards"] = by_question[row["question_index"]]
+        row.question_rewards = rewards_Q[row.question_index]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,13 +20,13 @@ from .chunk import ChunkWork
 from .dataset import RolloutDataset
 from .grading.grader import Grader
 from .questions import Question, fingerprint
+from .records import CollectionSettings
 from .sampling.base import Sampler
 from .shards import (
     MANIFEST,
     RESTORE,
     SHARD,
     append_rows,
-    chunk_sizes,
     read_manifest,
     repair_shard,
     shard_paths,
@@ -122,35 +121,39 @@ def collect_rollouts(
     from tqdm.auto import tqdm
 
     _check_numbers(questions, num_solutions, num_continuations, chunk_size)
-    sharing = _sharing(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
+    reuse = _check_sharing(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
     if grading is None and num_continuations > 0:
         raise ValueError(
             f"grading: got None with num_continuations={num_continuations}: continuations are nothing but their "
             "rewards. Name a grading, or set num_continuations=0."
         )
     path = make_folder(output_dir)
-    config = {
-        "num_questions": len(questions),
-        "questions": fingerprint(questions),
-        "num_solutions": num_solutions,
-        "num_continuations": num_continuations,
-        "include_question": include_question,
-        "splitter": splitter,
-        "grading": f"{grading.__module__}:{grading.__qualname__}" if callable(grading) else grading,
-        "answer_pattern": answer_pattern,
-        "seed": seed,
-        "chunk_size": chunk_size,
-        "sampler": sampler.settings,
-        **({"store_token_ids": True} if store_token_ids else {}),
-        **sharing,
-    }
-    sizes = chunk_sizes(config)
+    adaptive = allocation == "adaptive"
+    settings = CollectionSettings(
+        num_questions=len(questions),
+        questions=fingerprint(questions),
+        num_solutions=num_solutions,
+        num_continuations=num_continuations,
+        include_question=include_question,
+        splitter=splitter,
+        grading=f"{grading.__module__}:{grading.__qualname__}" if callable(grading) else grading,
+        answer_pattern=answer_pattern,
+        seed=seed,
+        chunk_size=chunk_size,
+        sampler=sampler.settings,
+        store_token_ids=bool(store_token_ids),
+        allocation=allocation,
+        reuse_continuations=reuse,
+        target_etas=[float(eta) for eta in target_etas] if adaptive else None,
+        tolerance=tolerance if adaptive else None,
+    )
+    sizes = settings.chunk_sizes
     # Without cpu=True a launched process on a machine without accelerator believes itself alone.
     state = PartialState(cpu=not torch.accelerator.is_available())
     with FileLock(path / f".{SHARD.format(rank=state.process_index)}.lock", timeout=0):
         # The first process repairs all shards before any appends, also those of processes that this run no longer has.
         if state.is_main_process:
-            _open_folder(path, config)
+            _open_folder(path, settings)
             done = _finished_chunks(path, sizes)
         state.wait_for_everyone()
         if not state.is_main_process:
@@ -159,7 +162,7 @@ def collect_rollouts(
         todo = [chunk for chunk in range(len(sizes)) if chunk not in done]
         mine = todo[state.process_index :: state.num_processes]
         started = time.monotonic()
-        work = ChunkWork(questions, sampler, config)
+        work = ChunkWork(questions, sampler, settings)
         with (
             nullcontext() if grading is None else Grader(grading, answer_pattern=answer_pattern) as grader,
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
@@ -173,7 +176,7 @@ def collect_rollouts(
         ):
             for chunk in mine:
                 append_rows(shard, work.run_chunk(chunk, grader))
-                saved = {"saved": work.num_saved} if sharing else {}
+                saved = {"saved": work.num_saved} if settings.shares_continuations else {}
                 bar.set_postfix(rollouts=work.num_rollouts, **saved, refresh=False)
                 bar.update(sizes[chunk] // num_solutions * state.num_processes)
             num_timeouts = 0 if grader is None else grader.num_timeouts
@@ -181,7 +184,7 @@ def collect_rollouts(
     dataset = RolloutDataset(path)
     if state.is_main_process and (mine or "summary" not in dataset.manifest):
         summary = {
-            **summarize_rollouts(dataset.rows, config),
+            **summarize_rollouts(dataset.rows, settings),
             "grading_timeouts": num_timeouts,
             "seconds_of_last_run": round(time.monotonic() - started, 1),
         }
@@ -204,49 +207,42 @@ def _check_numbers(questions, num_solutions: int, num_continuations: int, chunk_
             raise ValueError(f"{name}: got {value}, expected at least {least}.")
 
 
-def _sharing(
+def _check_sharing(
     allocation: str,
     target_etas: Sequence[float],
     tolerance: float,
     reuse_continuations: bool | None,
     num_continuations: int,
-) -> dict[str, Any]:
-    """The settings of a collection whose prefixes differ in their number of rewards; none for the plain one, whose
-    manifest says nothing of them."""
+) -> bool:
+    """Checks how continuations are shared, and returns whether they are reused."""
     if allocation not in ("fixed", "adaptive"):
         raise ValueError(f"allocation: got {allocation!r}, expected 'fixed' or 'adaptive'.")
     adaptive = allocation == "adaptive"
     reuse = adaptive if reuse_continuations is None else reuse_continuations
-    if not (adaptive or reuse):
-        return {}
-    if num_continuations == 0:
+    if (adaptive or reuse) and num_continuations == 0:
         raise ValueError(
             "num_continuations: got 0 with allocation='adaptive' or reuse_continuations=True, expected at least 1. "
             "Samples without continuations need neither."
         )
-    if not adaptive:
-        return {"allocation": allocation, "reuse_continuations": reuse}
-    etas = [float(eta) for eta in target_etas]
-    if not etas or not all(map(math.isfinite, etas)):
-        raise ValueError(f"target_etas: got {list(target_etas)}, expected finite numbers, at least one.")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance: got {tolerance}, expected a standard deviation of labels, 0 or more.")
-    return {"allocation": allocation, "reuse_continuations": reuse, "target_etas": etas, "tolerance": tolerance}
+    if adaptive:
+        etas = [float(eta) for eta in target_etas]
+        if not etas or not all(map(math.isfinite, etas)):
+            raise ValueError(f"target_etas: got {list(target_etas)}, expected finite numbers, at least one.")
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance: got {tolerance}, expected a standard deviation of labels, 0 or more.")
+    return reuse
 
 
-def _open_folder(path: Path, config: dict[str, Any]) -> None:
-    """Writes the manifest of a new folder, or checks that an old one has the same configuration."""
+def _open_folder(path: Path, settings: CollectionSettings) -> None:
+    """Writes the manifest of a new folder, or checks that an old one has the same settings."""
     manifest = read_manifest(path)
     if manifest is None:
         if shard_paths(path):
             raise ValueError(f"{path} holds rollouts but no {MANIFEST}. {RESTORE}")
         versions = {name: version(name) for name in ("erprm_trl", "torch", "transformers", "trl")}
-        write_manifest(path, {"config": config, "versions": versions})
+        write_manifest(path, {"config": settings.to_json(), "versions": versions})
         return
-    old, new = _flatten(manifest["config"]), _flatten(config)
-    changed = [
-        f"{key} was {old.get(key)!r} and is now {new.get(key)!r}" for key in old | new if old.get(key) != new.get(key)
-    ]
+    changed = settings.differences(manifest["config"])
     if changed:
         raise ValueError(
             f"{path} holds rollouts of another configuration: {'; '.join(changed)}. Choose another output_dir, or "
@@ -257,10 +253,3 @@ def _open_folder(path: Path, config: dict[str, Any]) -> None:
 
 def _finished_chunks(path: Path, sizes: list[int]) -> set[int]:
     return set().union(*(repair_shard(shard, sizes) for shard in shard_paths(path)))
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat.update(_flatten(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat

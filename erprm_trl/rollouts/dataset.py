@@ -1,46 +1,43 @@
 """The rollouts of a folder as a dataset: rows, solutions by question, and soft step labels for any eta.
 
-Raw rewards are what a folder holds; labels are computed from them when they are asked for, and cached.
+A folder holds raw rewards. Labels are computed from them when they are asked for, and cached.
 """
 
-import hashlib
 import logging
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .labels import LABEL_VERSION, PosteriorValues, labelled_example, sample_values
-from .shards import MANIFEST, RolloutRows, chunk_sizes, read_chunks, read_manifest, shard_paths
+from .label_source import LabelSource, label_key
+from .labels import LABEL_VERSION, sample_values
+from .records import CollectionSettings, RolloutRow
+from .shards import MANIFEST, RolloutRows, read_chunks, read_manifest, shard_paths
 
 
 logger = logging.getLogger(__name__)
 
 LABELS = "labels"
+_USABLE, _LACKS_CONTINUATIONS = 0, 1  # states of rows; each reason of unusable rows gets the next number
 
 
 class RolloutDataset:
     """
-    The rollouts of a folder that [`collect_rollouts`] wrote, in the questions' order whatever processes sampled them.
+    The rollouts of a folder that [`collect_rollouts`] wrote, in the order of the questions, whichever processes
+    sampled them.
 
     Args:
         path (`str` or `Path`):
             The folder.
 
     Attributes:
-        rows (`Sequence[dict]`): one a solution, read from the disk when it is asked for: `question_index`,
-            `solution_index`, `question`, `answer`, `steps` (joined they are the solution, byte for byte),
-            `outcome_reward`, `prediction` (the final answer found, or `None`), `finished`,
-            `num_tokens`, `prefix_rewards` (S - 1 lists of raw rewards: K each, or any number in adaptive collections
-            and those that reuse continuations), `question_rewards` (likewise for the bare question, or `None`),
-            `unusable` (the reason why the solution has no labels, or `None`), `sampler`. Where numbers differ also
-            `prefix_generated` (S - 1 counts): so many of a prefix's rewards, the first ones, were sampled for it; 0
-            where an earlier solution has the same prefix and shares its rewards.
+        rows (`Sequence[RolloutRow]`): one row per solution, see [`RolloutRow`]. A row is read from disk when it is
+            asked for.
         manifest (`dict`): settings, versions, and counts of what was kept and dropped.
+        settings ([`CollectionSettings`]): the settings in the manifest, typed.
 
     Raises:
         `FileNotFoundError`: if the folder holds no manifest.
@@ -55,28 +52,49 @@ class RolloutDataset:
                 f"No {MANIFEST} in {self.path}: not a folder of rollouts. Run recipes/collect_rollouts.py."
             )
         self._shards = shard_paths(self.path)
-        self.rows = RolloutRows(self._shards, self._places())
+        self._reasons: list[str] = []
+        places, self._states = self._index_rows()
+        self.rows = RolloutRows(self._shards, places)
 
-    def _places(self) -> np.ndarray:
-        """Where the rows of whole chunks begin, in the questions' order: 16 bytes a row are all that is kept."""
-        config = self.manifest["config"]
-        rows_in_chunk = chunk_sizes(config)
-        places = np.full((config["num_questions"] * config["num_solutions"], 2), -1)
-        for number, shard in enumerate(self._shards):
+    @property
+    def settings(self) -> CollectionSettings:
+        """Settings of the collection."""
+        return CollectionSettings.from_json(self.manifest["config"])
+
+    def _index_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Where the rows of complete chunks begin, in the order of the questions, and the state of each: whether it has
+        labels, and if not, why. These 18 bytes per row are all that is kept in memory.
+        """
+        settings = self.settings
+        rows_in_chunk = settings.chunk_sizes
+        num_rows = settings.num_questions * settings.num_solutions
+        places, states = np.full((num_rows, 2), -1), np.zeros(num_rows, dtype=np.int16)
+        for shard_index, shard in enumerate(self._shards):
             for chunk, rows, starts in read_chunks(shard, len(rows_in_chunk)):
-                if len(rows) == rows_in_chunk[chunk]:
-                    for row, start in zip(rows, starts, strict=False):  # the last one is the chunk's end
-                        index = row["question_index"] * config["num_solutions"] + row["solution_index"]
-                        places[index] = number, start
-        return places[places[:, 0] >= 0]
+                if len(rows) != rows_in_chunk[chunk]:
+                    continue
+                for row, start in zip(rows, starts[:-1], strict=True):  # the last start is the end of the chunk
+                    index = row.question_index * settings.num_solutions + row.solution_index
+                    places[index] = shard_index, start
+                    states[index] = self._state(row)
+        complete = places[:, 0] >= 0
+        return places[complete], states[complete]
+
+    def _state(self, row: RolloutRow) -> int:
+        if row.is_usable:
+            return _LACKS_CONTINUATIONS if row.lacks_continuations else _USABLE
+        if row.unusable not in self._reasons:
+            self._reasons.append(row.unusable)
+        return _LACKS_CONTINUATIONS + 1 + self._reasons.index(row.unusable)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[RolloutRow]:
         return iter(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> RolloutRow:
         return self.rows[index]
 
     def labels(self, eta: float, estimator: str | None = None):
@@ -107,58 +125,61 @@ class RolloutDataset:
             `ValueError`: if the rollouts were collected without continuations, eta is NaN, the estimator is unknown,
                 or there is no posterior (eta infinite, rewards outside [0, 1]).
         """
-        from datasets import Dataset, Features, List, Value
+        return self.label_source(eta, estimator).labels()
 
+    def label_source(self, eta: float, estimator: str | None = None) -> LabelSource:
+        """
+        The labels of [`labels`] before they are computed: a trainer encodes them in the same pass over the rows.
+
+        The checks of [`labels`] that need no computation are done here, and solutions without labels are logged.
+        """
+        settings = self.settings
         if estimator is None:
-            adaptive = self.manifest["config"].get("allocation") == "adaptive" and math.isfinite(eta)
-            estimator = "posterior" if adaptive else "sample"
+            estimator = "posterior" if settings.is_adaptive and math.isfinite(eta) else "sample"
         if estimator not in ("sample", "posterior"):
             raise ValueError(f"estimator: got {estimator!r}, expected 'sample', 'posterior' or None.")
         self._check_continuations()
-        posterior = None
-        if estimator == "posterior":
-            posterior = PosteriorValues.fit(self._usable_rows(), eta)
-        else:
-            sample_values([[0.0]], eta)  # what is wrong with eta is said here, before `datasets` writes
-        splitter = self.manifest["config"]["splitter"]
-        features = {"prompt": Value("string"), "completions": List(Value("string")), "labels": List(Value("float64"))}
-        if posterior is not None:
-            features["label_std"] = List(Value("float64"))
-        return Dataset.from_generator(
-            lambda: (labelled_example(row, splitter, eta, posterior) for row in self._usable_rows()),
-            features=Features(features),
-            fingerprint=self._fingerprint(f"{estimator} {eta!r}"),
+        if estimator == "sample":
+            sample_values([[0.0]], eta)  # raises for an eta that has no labels
+        return LabelSource(
+            _UsableRows(self.rows),
+            settings.splitter,
+            eta,
+            estimator,
+            # Another name as soon as a shard changes, or the version of the code that makes labels.
+            key=label_key(LABEL_VERSION, self._shards, estimator, eta),
             cache_dir=str(self.path / LABELS) if os.access(self.path, os.W_OK) else None,
         )
 
-    def _usable_rows(self) -> Iterator[dict[str, Any]]:
-        return (row for row in self.rows if not row["unusable"])
-
-    def _fingerprint(self, labels: str) -> str:
-        """Names the cached labels: another name as soon as a shard changes, or the code that makes labels does."""
-        shards = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in self._shards]
-        return hashlib.sha256(repr((LABEL_VERSION, shards, labels)).encode()).hexdigest()[:16]
-
     def _check_continuations(self) -> None:
-        dropped = Counter()
-        for row in self.rows:
-            if row["unusable"]:
-                dropped[row["unusable"]] += 1
-            elif len(row["prefix_rewards"]) != len(row["steps"]) - 1:
-                raise ValueError(
-                    f"{self.path}: question {row['question_index']}, solution {row['solution_index']} has "
-                    f"{len(row['steps'])} steps and "
-                    f"rewards for {len(row['prefix_rewards'])} prefixes: it was collected with num_continuations=0. "
-                    "Collect with "
-                    "num_continuations >= 1 to get labels."
-                )
-        if dropped:
-            reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(dropped.items()))
-            logger.warning("%s: %d of %d solutions get no labels: %s.", self.path, dropped.total(), len(self), reasons)
+        # Opening the folder has read every row: nothing is read again.
+        lacking = np.flatnonzero(self._states == _LACKS_CONTINUATIONS)
+        if lacking.size:
+            row = self.rows[int(lacking[0])]
+            raise ValueError(
+                f"{self.path}: {row.name} has {len(row.steps)} steps and rewards for {len(row.prefix_rewards)} "
+                "prefixes: it was collected with num_continuations=0. Collect with num_continuations >= 1 to get "
+                "labels."
+            )
+        unusable = Counter(self._states[self._states > _LACKS_CONTINUATIONS].tolist())
+        if unusable:
+            counts = {self._reasons[state - _LACKS_CONTINUATIONS - 1]: count for state, count in unusable.items()}
+            shown = ", ".join(f"{count} with {reason}" for reason, count in sorted(counts.items()))
+            logger.warning("%s: %d of %d solutions get no labels: %s.", self.path, unusable.total(), len(self), shown)
 
-    def solutions(self) -> list[list[dict[str, Any]]]:
-        """The rows grouped by question: what best-of-N chooses from."""
-        groups: dict[int, list[dict]] = {}
+    def solutions(self) -> list[list[RolloutRow]]:
+        """The rows grouped by question, as best-of-N takes them."""
+        rows_of_question: dict[int, list[RolloutRow]] = {}
         for row in self.rows:
-            groups.setdefault(row["question_index"], []).append(row)
-        return list(groups.values())
+            rows_of_question.setdefault(row.question_index, []).append(row)
+        return list(rows_of_question.values())
+
+
+class _UsableRows:
+    """The rows with labels. Can be iterated over again and again."""
+
+    def __init__(self, rows: RolloutRows):
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[RolloutRow]:
+        return (row for row in self._rows if row.is_usable)

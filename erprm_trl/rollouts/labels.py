@@ -1,11 +1,10 @@
-"""From the rewards in rows to values of prefixes: of the sample, or of the posterior with its uncertainty. The
-mathematics is `functional`'s.
+"""Step labels from the rewards in rows: the values of prefixes, or their posterior means with standard deviations.
 
-Rows are read one after the other and none is kept: what a collection tells about all its prefixes are counts.
+Rows are read one after the other and are not kept. The prior of a collection is fitted on counts.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from ..functional.soft_values import soft_value
 from ..functional.value_posterior import fit_beta_prior, posterior_value, success_counts
 from ..steps import clean_steps
+from .records import RolloutRow
 
 
 LABEL_VERSION = 1
@@ -52,55 +52,62 @@ class PosteriorValues:
         self._values = dict(zip(counts, zip(means.tolist(), deviations.tolist(), strict=True), strict=True))
 
     @classmethod
-    def fit(cls, rows: Iterable[dict[str, Any]], eta: float) -> "PosteriorValues":
-        """From the rows of a collection, those of a question together."""
-        return cls(Counter(ascending(row["prefix_rewards"][place]) for row, place in distinct_prefixes(rows)), eta)
+    def fit(cls, rows: Iterable[RolloutRow], eta: float) -> "PosteriorValues":
+        """Fits the prior on the rows of a collection, in which the rows of each question follow one another."""
+        return cls(Counter(ascending(row.prefix_rewards[place]) for row, place in distinct_prefixes(rows)), eta)
 
-    def __call__(self, prefix_rewards: list[list[float]]) -> list[tuple[float, float]]:
-        """Of each prefix of a row that was counted."""
-        return [self._values[ascending(rewards)] for rewards in prefix_rewards]
-
-
-def ascending(rewards: list[float]) -> tuple[float, ...]:
-    """What prefixes with the same rewards in any order have in common, and so their value. Of rewards 0 and 1 there
-    are few of these, however many prefixes: each is computed once."""
-    return tuple(sorted(rewards))
+    def __call__(self, prefix_rewards: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
+        """Mean and standard deviation of each prefix of a row that was counted."""
+        return [self._values[ascending(rewards_K)] for rewards_K in prefix_rewards]
 
 
-def distinct_prefixes(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
-    """Where each distinct prefix with its own rewards stands first, as (row, place in its `prefix_rewards`): solutions
-    that share a prefix and its rewards count once. A question's rows follow each other."""
-    question, seen = None, set()
+def ascending(rewards_K: Sequence[float]) -> tuple[float, ...]:
+    """
+    The rewards of a prefix in ascending order.
+
+    Prefixes with the same rewards in any order have the same value. With rewards of 0 and 1 there are few distinct
+    tuples, however many prefixes there are, and each value is computed once.
+    """
+    return tuple(sorted(rewards_K))
+
+
+def distinct_prefixes(rows: Iterable[RolloutRow]) -> Iterator[tuple[RolloutRow, int]]:
+    """
+    The first occurrence of each distinct prefix with its own rewards, as (row, index into its `prefix_rewards`).
+
+    Solutions that share a prefix and its rewards count once. The rows of each question must follow one another.
+    """
+    question_index, seen = None, set()
     for row in rows:
-        if row["question_index"] != question:
-            question, seen = row["question_index"], set()
-        for place, rewards in enumerate(row["prefix_rewards"]):
-            key = ("".join(row["steps"][: place + 1]), tuple(rewards))
+        if row.question_index != question_index:
+            question_index, seen = row.question_index, set()
+        for place, rewards_K in enumerate(row.prefix_rewards):
+            key = (row.prefix(place + 1), tuple(rewards_K))
             if key not in seen:
                 seen.add(key)
                 yield row, place
 
 
 def labelled_example(
-    row: dict[str, Any], splitter: str, eta: float, posterior: PosteriorValues | None = None
+    row: RolloutRow, splitter: str, eta: float, posterior: PosteriorValues | None = None
 ) -> dict[str, Any]:
     """
-    A row in TRL's stepwise form: the label of each step is the value of the prefix that it ends, that of the last step
-    the solution's own reward.
+    A row in TRL's stepwise form. The label of each step is the value of the prefix that it ends, and the label of the
+    last step is the solution's own reward.
 
     Args:
-        row (`dict[str, Any]`):
-            A row of rollouts with labels (`unusable` is `None`).
+        row ([`RolloutRow`]):
+            A row with labels (`is_usable`).
         splitter (`str`):
             How its solution was split.
         eta (`float`):
             Inverse reward temperature.
         posterior ([`PosteriorValues`], *optional*):
-            Labels are posterior means at its eta, with their standard deviations in `label_std`.
+            Makes the labels posterior means at its eta, with their standard deviations in `label_std`.
     """
-    example = {"prompt": row["question"], "completions": clean_steps(row["steps"], splitter)}
-    outcome = float(row["outcome_reward"])
+    example = {"prompt": row.question, "completions": clean_steps(row.steps, splitter)}
+    outcome = float(row.outcome_reward)
     if posterior is None:
-        return {**example, "labels": [*sample_values(row["prefix_rewards"], eta), outcome]}
-    values = [*posterior(row["prefix_rewards"]), (outcome, 0.0)]
+        return {**example, "labels": [*sample_values(row.prefix_rewards, eta), outcome]}
+    values = [*posterior(row.prefix_rewards), (outcome, 0.0)]
     return {**example, "labels": [mean for mean, _ in values], "label_std": [deviation for _, deviation in values]}

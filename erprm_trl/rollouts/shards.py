@@ -8,7 +8,6 @@ the next one is appended. Only the byte offsets of rows are kept in memory.
 import json
 import logging
 import math
-import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ import numpy as np
 
 from ..io.atomic_files import replace_file
 from ..io.on_disk_sequence import OnDiskSequence
+from .records import RolloutRow
 
 
 logger = logging.getLogger(__name__)
@@ -32,13 +32,14 @@ RESTORE = (
 
 class RolloutRows(OnDiskSequence):
     """
-    Rows of JSON lines. The files may grow meanwhile, as collections do; where rows begin must stay.
+    Rows in files of JSON lines, read when they are asked for. The files may grow meanwhile, as collections do, but the
+    rows that are there must not move.
 
     Args:
         shards (`Sequence[Path]`):
             The files.
         places (`numpy.ndarray`):
-            Of each row, the index of its file and the byte at which it begins, shape (rows, 2).
+            For each row the index of its file and the byte at which it begins, shape (rows, 2).
     """
 
     def __init__(self, shards: Sequence[Path], places: np.ndarray):
@@ -47,32 +48,21 @@ class RolloutRows(OnDiskSequence):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[RolloutRow]:
         with ExitStack() as stack:
             files = [stack.enter_context(open(shard, "rb")) for shard in self._shards]
             for shard, start in self._places:
                 yield _row_at(files[shard], start)
 
-    def _read(self, index: int) -> dict[str, Any]:
+    def _read(self, index: int) -> RolloutRow:
         shard, start = self._places[index]
         with open(self._shards[shard], "rb") as file:
             return _row_at(file, start)
 
 
-def _row_at(file, start: int) -> dict[str, Any]:
+def _row_at(file, start: int) -> RolloutRow:
     file.seek(start)
-    return json.loads(file.readline())
-
-
-def chunk_sizes(config: dict[str, Any]) -> list[int]:
-    """Rows of each chunk of a collection: questions of the chunk times solutions a question."""
-    total, size = config["num_questions"], config["chunk_size"]
-    return [min(size, total - start) * config["num_solutions"] for start in range(0, total, size)]
-
-
-def shares_continuations(config: dict[str, Any]) -> bool:
-    """Whether a collection's prefixes may have any number of continuations, some of them from other prefixes."""
-    return "reuse_continuations" in config
+    return RolloutRow.from_json(json.loads(file.readline()))
 
 
 def shard_paths(path: Path) -> list[Path]:
@@ -80,38 +70,37 @@ def shard_paths(path: Path) -> list[Path]:
     return sorted(path.glob("rollouts-*.jsonl"))
 
 
-def read_chunks(shard: Path, num_chunks: float = math.inf) -> Iterator[tuple[int, list[dict], list[int]]]:
+def read_chunks(shard: Path, num_chunks: float = math.inf) -> Iterator[tuple[int, list[RolloutRow], list[int]]]:
     """
-    Yields each chunk's number, its rows and the bytes at which they begin, the last of these the one at which the
-    chunk ends. A last line without its newline is not read: it is half.
+    Yields each chunk's index, its rows and the bytes at which they begin, followed by the byte at which the chunk
+    ends. A last line without its newline is incomplete and is not read.
 
     Raises:
-        `ValueError`: for a line that is whole and yet no row of one of `num_chunks` chunks.
+        `ValueError`: for a complete line that is not a row of one of `num_chunks` chunks.
     """
-    rows: list[dict] = []
+    rows: list[RolloutRow] = []
     starts = [0]
     with open(shard, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        for line_number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break
             try:
-                row = json.loads(line)
-                chunk, _, _ = (operator.index(row[name]) for name in ("chunk", "question_index", "solution_index"))
-                if not 0 <= chunk < num_chunks:
-                    raise ValueError(f"chunk {chunk} of {num_chunks}")
+                row = RolloutRow.from_json(json.loads(line))
+                if not 0 <= row.chunk < num_chunks:
+                    raise ValueError(f"chunk {row.chunk} of {num_chunks}")
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{shard}, line {number}: damaged ({error!r}), expected a row of rollouts. Cut the file off "
+                    f"{shard}, line {line_number}: damaged ({error!r}), expected a row of rollouts. Cut the file off "
                     "before this line, or delete it and the other lines of its chunk: what is missing then is sampled "
                     "again by the next run."
                 ) from error
-            if rows and chunk != rows[-1]["chunk"]:
-                yield rows[-1]["chunk"], rows, starts
+            if rows and row.chunk != rows[-1].chunk:
+                yield rows[-1].chunk, rows, starts
                 rows, starts = [], starts[-1:]
             rows.append(row)
             starts.append(starts[-1] + len(line))
     if rows:
-        yield rows[-1]["chunk"], rows, starts
+        yield rows[-1].chunk, rows, starts
 
 
 def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
@@ -138,10 +127,10 @@ def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
     return done
 
 
-def append_rows(file, rows: list[dict[str, Any]]) -> None:
+def append_rows(file, rows: list[RolloutRow]) -> None:
     """Appends a chunk's rows by one write and waits until the disk has them."""
     # ASCII escapes: whatever a model writes (lone surrogates, line separators) stays one line and reads back the same.
-    lines = memoryview("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
+    lines = memoryview("".join(json.dumps(row.to_json()) + "\n" for row in rows).encode("ascii"))
     try:
         # Past the file's buffer, which would try again when it is closed.
         while lines:

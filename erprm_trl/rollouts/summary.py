@@ -1,4 +1,4 @@
-"""What a finished collection comes to, in numbers: the summary of its manifest. Rows are read one after the other."""
+"""The summary of a finished collection, which its manifest holds. Rows are read one after the other."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from .labels import PosteriorValues, ascending, distinct_prefixes
-from .shards import shares_continuations
+from .records import CollectionSettings, RolloutRow
 
 
-def summarize_rollouts(rows: Iterable[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+def summarize_rollouts(rows: Iterable[RolloutRow], settings: CollectionSettings) -> dict[str, Any]:
     """
     Counts and means over the rows of a collection.
 
     Args:
-        rows (`Iterable[dict]`):
-            Of [`RolloutDataset`]; they are gone through more than once.
-        config (`dict[str, Any]`):
-            The manifest's settings.
+        rows (`Iterable[RolloutRow]`):
+            Rows of a [`RolloutDataset`]. They are iterated over more than once.
+        settings ([`CollectionSettings`]):
+            Settings of the collection.
 
     Returns:
         `dict`: solutions, prefixes, rollouts and mean rewards. If prefixes share continuations also `sharing`:
@@ -27,57 +27,57 @@ def summarize_rollouts(rows: Iterable[dict[str, Any]], config: dict[str, Any]) -
         sampled again), `saved` against the fixed number, and prefixes `not_sampled` at all; with adaptive allocation
         `label_std` over labelled prefixes at each target eta.
     """
-    number, total, unusable = Counter(), Counter(), Counter()
+    counts, total, unusable = Counter(), Counter(), Counter()
     for row in rows:
-        number.update(
+        counts.update(
             solutions=1,
-            unfinished=not row["finished"],
-            steps=len(row["steps"]),
-            prefixes=len(row["prefix_rewards"]),
-            prefix_rewards=sum(map(len, row["prefix_rewards"])),
+            unfinished=not row.finished,
+            steps=len(row.steps),
+            prefixes=len(row.prefix_rewards),
+            prefix_rewards=sum(map(len, row.prefix_rewards)),
         )
-        total["outcome"] += row["outcome_reward"] or 0.0  # `None` where nothing is graded
-        total["prefix"] += sum(map(sum, row["prefix_rewards"]))
-        if row["unusable"]:
-            unusable[row["unusable"]] += 1
-    sharing = _sharing(rows, config) if shares_continuations(config) else {}
-    solutions = number["solutions"]
+        total["outcome"] += row.outcome_reward or 0.0  # `None` where nothing is graded
+        total["prefix"] += sum(map(sum, row.prefix_rewards))
+        if not row.is_usable:
+            unusable[row.unusable] += 1
+    sharing = _sharing(rows, settings) if settings.shares_continuations else {}
+    solutions = counts["solutions"]
     return {
         "solutions": solutions,
         "solutions_with_labels": solutions - unusable.total(),
         "unusable": dict(unusable),
-        "unfinished_share": number["unfinished"] / solutions,
-        "mean_outcome_reward": None if config["grading"] is None else total["outcome"] / solutions,
-        "steps": number["steps"],
-        "prefixes": number["prefixes"],
-        "mean_prefix_reward": total["prefix"] / max(1, number["prefix_rewards"]),
-        "rollouts": solutions + (sharing["generated"] if sharing else number["prefix_rewards"]),
+        "unfinished_share": counts["unfinished"] / solutions,
+        "mean_outcome_reward": None if settings.grading is None else total["outcome"] / solutions,
+        "steps": counts["steps"],
+        "prefixes": counts["prefixes"],
+        "mean_prefix_reward": total["prefix"] / max(1, counts["prefix_rewards"]),
+        "rollouts": solutions + (sharing["generated"] if sharing else counts["prefix_rewards"]),
         **({"sharing": sharing} if sharing else {}),
     }
 
 
-def _sharing(rows: Iterable[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
-    number, distinct, every = Counter(), Counter(), Counter()
+def _sharing(rows: Iterable[RolloutRow], settings: CollectionSettings) -> dict[str, Any]:
+    counts, distinct, every = Counter(), Counter(), Counter()
     for row in rows:
-        number.update(
-            generated=sum(row["prefix_generated"]) + row.get("question_generated", 0),
-            targets=len(row["prefix_rewards"]) + ("question_generated" in row),
+        counts.update(
+            generated=sum(row.prefix_generated) + (row.question_generated or 0),
+            targets=len(row.prefix_rewards) + (row.question_generated is not None),
         )
-        every.update(map(ascending, row["prefix_rewards"]))
+        every.update(map(ascending, row.prefix_rewards))
     for row, place in distinct_prefixes(rows):
-        rewards, generated = row["prefix_rewards"][place], row["prefix_generated"][place]
-        number.update(distinct=1, reused=len(rewards) - generated, not_sampled=generated == 0)
-        distinct[ascending(rewards)] += 1
+        rewards_K, generated = row.prefix_rewards[place], row.prefix_generated[place]
+        counts.update(distinct=1, reused=len(rewards_K) - generated, not_sampled=generated == 0)
+        distinct[ascending(rewards_K)] += 1
     sharing = {
-        "distinct_prefixes": number["distinct"],
-        "generated": number["generated"],
-        "reused": number["reused"],
-        "saved": config["num_continuations"] * number["targets"] - number["generated"],
-        "not_sampled": number["not_sampled"],
+        "distinct_prefixes": counts["distinct"],
+        "generated": counts["generated"],
+        "reused": counts["reused"],
+        "saved": settings.num_continuations * counts["targets"] - counts["generated"],
+        "not_sampled": counts["not_sampled"],
     }
-    if config["allocation"] == "fixed":
+    if not settings.is_adaptive:
         return sharing
-    spread = {f"{eta:g}": _spread(PosteriorValues(distinct, eta), every) for eta in config["target_etas"]}
+    spread = {f"{eta:g}": _spread(PosteriorValues(distinct, eta), every) for eta in settings.target_etas}
     return {**sharing, "label_std": spread}
 
 

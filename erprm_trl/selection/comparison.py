@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from ..functional.aggregation import AGGREGATIONS
+from ..rollouts.records import RolloutRow, as_rows
 from .best_of import best_of_n_per_question
 from .bootstrap import paired_bootstrap_interval
 from .curves import rank_solutions
 
 
 def paired_differences(
-    solutions: Sequence[Sequence[Mapping[str, Any]]],
+    solutions: Sequence[Sequence[RolloutRow | Mapping[str, Any]]],
     step_scores: Mapping[str, Sequence[Sequence[Sequence[float]]]],
     ns: Sequence[int],
     *,
@@ -26,7 +27,7 @@ def paired_differences(
 
     Args:
         solutions, step_scores, ns, aggregations:
-            As in [`selection_curves`]; `step_scores` of two models at least.
+            As in [`selection_curves`], with `step_scores` of at least two models. Mappings need `outcome_reward`.
         level (`float`, *optional*, defaults to `0.95`):
             Level of the paired bootstrap intervals over questions.
 
@@ -39,7 +40,7 @@ def paired_differences(
     """
     if len(step_scores) < 2:
         raise ValueError(f"Models: got {len(step_scores)}, expected two or more to compare. Give another model.")
-    correct = [[float(row["outcome_reward"] > 0.5) for row in rows] for rows in solutions]
+    correct = [[float(row.is_right) for row in rows_N] for rows_N in as_rows(solutions, "outcome_reward")]
     reference, *others = step_scores
     models: dict[str, Any] = {name: {} for name in others}
     for method in aggregations:

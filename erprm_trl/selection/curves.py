@@ -10,6 +10,7 @@ import torch
 from .. import reward_model
 from ..functional.aggregation import AGGREGATIONS, aggregate
 from ..functional.score_metrics import auc_within_groups
+from ..rollouts.records import RolloutRow, as_rows
 from ..steps import clean_steps
 from .best_of import best_of_n_per_question, pass_at_n_per_question
 from .bootstrap import bootstrap_interval
@@ -17,7 +18,7 @@ from .voting import group_answers, majority_at_n_per_question, weighted_majority
 
 
 def selection_curves(
-    solutions: Sequence[Sequence[Mapping[str, Any]]],
+    solutions: Sequence[Sequence[RolloutRow | Mapping[str, Any]]],
     step_scores: Mapping[str, Sequence[Sequence[Sequence[float]]]],
     ns: Sequence[int],
     *,
@@ -30,8 +31,9 @@ def selection_curves(
     Compares ways to choose one of n sampled solutions.
 
     Args:
-        solutions (`Sequence[Sequence[Mapping]]`):
-            The solutions of each question, from [`~erprm_trl.rollouts.RolloutDataset.solutions`].
+        solutions (`Sequence[Sequence[RolloutRow]]`):
+            The solutions of each question, from [`~erprm_trl.rollouts.RolloutDataset.solutions`], or mappings with
+            `outcome_reward` and `prediction`.
         step_scores (`Mapping[str, ...]`):
             By name of a reward model: the step scores of each solution of each question. A solution without steps is
             never chosen before one with steps.
@@ -54,8 +56,9 @@ def selection_curves(
         `auc_within_questions` (of solutions; `None` where no question has right and wrong ones). Curves are `{n:
         {"mean", "low", "high"}}`.
     """
-    correct = [[float(row["outcome_reward"] > 0.5) for row in rows] for rows in solutions]
-    groups = [group_answers([row["prediction"] for row in rows], equivalent) for rows in solutions]
+    rows_QN = as_rows(solutions, "outcome_reward", "prediction")
+    correct = [[float(row.is_right) for row in rows_N] for rows_N in rows_QN]
+    groups = [group_answers([row.prediction for row in rows_N], equivalent) for rows_N in rows_QN]
     models: dict[str, Any] = {}
     for name, scores in step_scores.items():
         models[name] = {}
@@ -89,11 +92,11 @@ def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
     Returns:
         `list[list[list[float]]]`: one score a step, by question and solution.
     """
-    splitter = rollouts.manifest["config"]["splitter"]
+    splitter = rollouts.settings.splitter
     solutions = rollouts.solutions()
     rows = [row for question in solutions for row in question]
-    steps = [clean_steps(row["steps"], splitter) for row in rows]
-    scores = iter(reward_model.StepScorer.of(scorer).score([row["question"] for row in rows], steps))
+    steps = [clean_steps(row.steps, splitter) for row in rows]
+    scores = iter(reward_model.StepScorer.of(scorer).score([row.question for row in rows], steps))
     return [[next(scores) for _ in question] for question in solutions]
 
 

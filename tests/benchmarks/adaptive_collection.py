@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -78,20 +79,20 @@ def run(folder, seed, arguments):
         for eta in arguments.etas:
             if estimator == "posterior":
                 posterior = PosteriorValues.fit(rows, eta)
-                labels = [mean for row in rows for mean, _ in posterior(row["prefix_rewards"])]
+                labels = [mean for row in rows for mean, _ in posterior(row.prefix_rewards)]
             else:
-                labels = [value for row in rows for value in sample_values(row["prefix_rewards"], eta)]
+                labels = [value for row in rows for value in sample_values(row.prefix_rewards, eta)]
             points.append({"method": method, "eta": eta, "rollouts": rollouts / len(labels)}
                           | errors(labels, reference, eta))  # fmt: skip
 
     for k in FIXED:  # the first k of all are k of a collection with num_continuations=k
-        rows = [{**row, "prefix_rewards": [rewards[:k] for rewards in row["prefix_rewards"]]} for row in fixed.rows]
+        rows = [replace(row, prefix_rewards=[rewards[:k] for rewards in row.prefix_rewards]) for row in fixed.rows]
         for method, estimator in (("fixed", "sample"), ("fixed, posterior", "posterior")):
             add(method, rows, k * len(reference), estimator)
     for method, (settings, budgets) in ADAPTIVE.items():
         for k in budgets:
             data = collect(f"{method.removesuffix(', posterior')} {k}", k, **settings)
-            assert [row["steps"] for row in data.rows] == [row["steps"] for row in fixed.rows]
+            assert [row.steps for row in data.rows] == [row.steps for row in fixed.rows]
             generated = data.manifest["summary"]["sharing"]["generated"]
             add(method, data.rows, generated, "sample" if method == "reuse alone" else "posterior")
     return points
@@ -102,8 +103,8 @@ def reference_rates(folder, rows, sampler, num_samples, seed):
     path = folder / f"reference-{num_samples}.json"
     prefixes = {}
     for row in rows:
-        for length in range(1, len(row["steps"])):
-            prefixes[row["question"], "".join(row["steps"][:length])] = row["answer"]
+        for length in range(1, len(row.steps)):
+            prefixes[row.question, row.prefix(length)] = row.answer
     if not path.exists():
         prompts = [Prompt(*key) for key in prefixes]
         samples = sampler.sample(prompts, num_samples, derived_seed(seed, "reference"))
@@ -113,11 +114,7 @@ def reference_rates(folder, rows, sampler, num_samples, seed):
         rates = [sum(rewards[i : i + num_samples]) / num_samples for i in range(0, len(rewards), num_samples)]
         path.write_text(json.dumps([[*key, rate] for key, rate in zip(prefixes, rates, strict=True)]))
     known = {(question, prefix): rate for question, prefix, rate in json.loads(path.read_text())}
-    return [
-        known[row["question"], "".join(row["steps"][:length])]
-        for row in rows
-        for length in range(1, len(row["steps"]))
-    ]
+    return [known[row.question, row.prefix(length)] for row in rows for length in range(1, len(row.steps))]
 
 
 def errors(labels, reference, eta):

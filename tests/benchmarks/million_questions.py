@@ -95,7 +95,7 @@ def main() -> None:
     watched.point("summarised")
     rollouts = RolloutDataset(options.output_dir / "rollouts")
     watched.point("opened again")
-    number = sum(len(row["steps"]) for row in rollouts.rows)
+    number = sum(len(row.steps) for row in rollouts.rows)
     watched.point("rows read")
     labels = rollouts.labels(2.0)
     watched.point("labelled")

@@ -208,15 +208,18 @@ MUTANTS = {
         ["tests/policy/test_resuming.py"],
         [("torch.tensor([sizes == _sizes(args)]", "torch.tensor([file.exists()]")],
     ),
-    "rollouts/chunk_work.py": (
+    "rollouts/chunk.py": (
         ["tests/rollouts/test_collect.py", "tests/rollouts/test_adaptive_collection.py"],
         [
             (
-                'for length in [*bare_question, *range(1, len(row["steps"]))]',
-                'for length in [*bare_question, *range(1, len(row["steps"]) + 1)]',
+                "for num_steps in [*bare_question, *range(1, len(row.steps))]",
+                "for num_steps in [*bare_question, *range(1, len(row.steps) + 1)]",
             ),
-            ("prompt.prefix + one.text for prompt, some in", "one.text for prompt, some in"),
-            ('derived_seed(self.config["seed"], chunk, what))', 'derived_seed(self.config["seed"], 0, what))'),
+            (
+                "            prompt.prefix + continuation.text\n            for prompt, continuations_K",
+                "            continuation.text\n            for prompt, continuations_K",
+            ),
+            ("derived_seed(self.settings.seed, chunk, purpose)", "derived_seed(self.settings.seed, 0, purpose)"),
         ],
     ),
     "policy/step_tokens.py": (

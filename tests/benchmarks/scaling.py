@@ -105,7 +105,7 @@ def prepare_collect_shared(folder, questions, steps, k):
 def prepare_open(folder, questions, steps, k):
     """Opening a folder and reading all rows."""
     collect(folder / "old", questions, steps, k)
-    return lambda: sum(len(row["steps"]) for row in RolloutDataset(folder / "old"))
+    return lambda: sum(len(row.steps) for row in RolloutDataset(folder / "old"))
 
 
 def prepare_labels(folder, questions, steps, k):

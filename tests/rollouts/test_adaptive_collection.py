@@ -31,7 +31,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def prefix_texts(row):
-    return ["".join(row["steps"][:length]) for length in range(1, len(row["steps"]))]
+    return ["".join(row.steps[:length]) for length in range(1, len(row.steps))]
 
 
 @pytest.mark.parametrize("reuse", [True, False])
@@ -47,14 +47,14 @@ def test_budget_and_counts(tmp_path, reuse):
     assert len({seed for _, _, seed in sampler.calls}) == len(sampler.calls)
     assert (summary["sharing"]["reused"] > 0) == reuse
     assert set(summary["sharing"]["label_std"]) == {"0", "2", "10"}
-    assert data.manifest["config"]["target_etas"] == [0.0, 2.0, 10.0]
+    assert data.settings.target_etas == data.manifest["config"]["target_etas"] == [0.0, 2.0, 10.0]
     shared_by_solutions = 0
     for rows in data.solutions():
         seen = {}
         for row in rows:
             texts = prefix_texts(row)
-            assert len(row["prefix_rewards"]) == len(row["prefix_generated"]) == len(texts)
-            for text, rewards, generated in zip(texts, row["prefix_rewards"], row["prefix_generated"], strict=True):
+            assert len(row.prefix_rewards) == len(row.prefix_generated) == len(texts)
+            for text, rewards, generated in zip(texts, row.prefix_rewards, row.prefix_generated, strict=True):
                 assert rewards and len(rewards) >= generated
                 if text in seen:
                     assert rewards == seen[text] and generated == 0
@@ -63,7 +63,7 @@ def test_budget_and_counts(tmp_path, reuse):
                     assert len(rewards) == generated
                 seen[text] = rewards
                 # the solutions that begin so are known without sampling
-                known = sum("".join(other["steps"]).startswith(text) for other in rows)
+                known = sum("".join(other.steps).startswith(text) for other in rows)
                 assert len(rewards) >= generated + (known if reuse else 0)
     assert shared_by_solutions > 0
 
@@ -81,22 +81,22 @@ def test_labels_are_posterior_means_with_their_deviation(tmp_path):
     labels, sample = data.labels(2.0), data.labels(2.0, estimator="sample")
     assert labels.column_names == ["prompt", "completions", "labels", "label_std"]
     assert sample.column_names == data.labels(math.inf).column_names == ["prompt", "completions", "labels"]
-    usable = [row for row in data.rows if not row["unusable"]]
+    usable = [row for row in data.rows if not row.unusable]
     for row, one, plain in zip(usable, labels, sample, strict=True):
-        assert one["label_std"][-1] == 0.0 and one["labels"][-1] == plain["labels"][-1] == row["outcome_reward"]
-        for rewards, value in zip(row["prefix_rewards"], plain["labels"][:-1], strict=True):
+        assert one["label_std"][-1] == 0.0 and one["labels"][-1] == plain["labels"][-1] == row.outcome_reward
+        for rewards, value in zip(row.prefix_rewards, plain["labels"][:-1], strict=True):
             assert value == pytest.approx(soft_value(torch.tensor(rewards), 2.0).item())
     # the prior is fitted on each prefix once, however many solutions share it
     distinct = {
-        (row["question_index"], text): rewards
+        (row.question_index, text): rewards
         for row in usable
-        for text, rewards in zip(prefix_texts(row), row["prefix_rewards"], strict=True)
+        for text, rewards in zip(prefix_texts(row), row.prefix_rewards, strict=True)
     }
     counts = torch.tensor([[sum(rewards), len(rewards) - sum(rewards)] for rewards in distinct.values()])
     prior = fit_beta_prior(*counts.T)
     for row, one in zip(usable, labels, strict=True):
         for rewards, mean, deviation in zip(
-            row["prefix_rewards"], one["labels"][:-1], one["label_std"][:-1], strict=True
+            row.prefix_rewards, one["labels"][:-1], one["label_std"][:-1], strict=True
         ):
             s = torch.tensor([float(sum(rewards))])
             expected = posterior_value(s, len(rewards) - s, 2.0, prior)
@@ -117,15 +117,16 @@ def test_the_summary_says_how_certain_labels_are(tmp_path):
 
 def test_a_plain_collection_gets_posterior_labels_when_asked(tmp_path):
     data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **{**SETTINGS, "allocation": "fixed"})
-    assert "prefix_generated" not in data.rows[0] and "allocation" not in data.manifest["config"]
+    assert data.rows[0].prefix_generated is None and "prefix_generated" not in data.rows[0].to_json()
+    assert "allocation" not in data.manifest["config"]
     assert "sharing" not in data.manifest["summary"]
     assert data.labels(2.0).column_names == ["prompt", "completions", "labels"]
     posterior = data.labels(0.0, estimator="posterior")
     assert "label_std" in posterior.column_names
     never = [
         (one["labels"][index], one["label_std"][index])
-        for row, one in zip((row for row in data.rows if not row["unusable"]), posterior, strict=True)
-        for index, rewards in enumerate(row["prefix_rewards"])
+        for row, one in zip((row for row in data.rows if not row.unusable), posterior, strict=True)
+        for index, rewards in enumerate(row.prefix_rewards)
         if sum(rewards) == 0
     ]
     assert never and all(0 < mean < 0.35 and deviation > 0.02 for mean, deviation in never)
@@ -152,9 +153,7 @@ def test_reused_rewards_average_to_the_value(tmp_path):
     )
     means, inherited = {}, 0
     for row in data.rows:
-        for text, rewards, generated in zip(
-            prefix_texts(row), row["prefix_rewards"], row["prefix_generated"], strict=True
-        ):
+        for text, rewards, generated in zip(prefix_texts(row), row.prefix_rewards, row.prefix_generated, strict=True):
             if generated:  # once a question
                 means.setdefault(text, []).append(sum(rewards) / len(rewards))
                 inherited += len(rewards) - generated
@@ -234,9 +233,9 @@ def test_two_processes_give_the_rows_of_one(tmp_path, dial_policy):
     one = adaptive_collection(tmp_path / "one", dial_policy)
     many = RolloutDataset(tmp_path / "many")
     assert many.rows == one.rows and many.labels(2.0)[:] == one.labels(2.0)[:]
-    question = [row for row in one.rows if row["question_index"] == 0]
-    assert question[0]["question_rewards"] == question[1]["question_rewards"]
-    assert len(question[0]["question_rewards"]) == question[0]["question_generated"] + 2  # and the two solutions
+    question = [row for row in one.rows if row.question_index == 0]
+    assert question[0].question_rewards == question[1].question_rewards
+    assert len(question[0].question_rewards) == question[0].question_generated + 2  # and the two solutions
 
 
 def test_the_recipe_in_miniature(tmp_path, monkeypatch, capsys):
@@ -250,5 +249,5 @@ def test_the_recipe_in_miniature(tmp_path, monkeypatch, capsys):
     )
     assert (config.allocation, config.target_etas, config.tolerance) == ("adaptive", [0.0, 2.0, 10.0], 0.02)
     recipe.main(config)
-    assert RolloutDataset(tmp_path).manifest["config"]["allocation"] == "adaptive"
+    assert RolloutDataset(tmp_path).settings.is_adaptive
     assert "'label_std'" in capsys.readouterr().out

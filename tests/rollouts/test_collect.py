@@ -24,7 +24,8 @@ from erprm_trl.rollouts import (
     collect_rollouts,
 )
 from erprm_trl.rollouts import dataset as rollouts_dataset
-from erprm_trl.rollouts.shards import append_rows, chunk_sizes, read_chunks
+from erprm_trl.rollouts.records import RolloutRow
+from erprm_trl.rollouts.shards import append_rows, read_chunks
 
 
 QUESTIONS = [Question(f"q{number}?", str(number % 3)) for number in range(7)]
@@ -46,8 +47,8 @@ def test_a_continuation_is_graded_with_the_prefix_that_it_continues(tmp_path):
     # The answer is read only where the whole solution stands before it.
     whole = {**SETTINGS, "answer_pattern": r"2 \+ 3 = 5\nanswer (\d+)", "include_question": True}
     data = collect_rollouts([Question("2 + 3?", "5")], Scripted(), tmp_path, **whole)
-    assert data.rows[0]["prefix_rewards"] == [[1.0, 0.0, 0.0]]
-    assert data.rows[0]["question_rewards"] == [0.0, 0.0, 0.0]
+    assert data.rows[0].prefix_rewards == [[1.0, 0.0, 0.0]]
+    assert data.rows[0].question_rewards == [0.0, 0.0, 0.0]
 
 
 class Scripted:
@@ -73,11 +74,11 @@ def test_rows_by_hand(tmp_path):
     sampler = Scripted()
     data = collect_rollouts([Question("2 + 3?", "5")], sampler, tmp_path, include_question=True, **SETTINGS)
     first, second = data.rows
-    assert first["steps"] == ["2 + 3 = 5\n", "answer 5"]
-    assert (first["outcome_reward"], first["prediction"], first["finished"]) == (1.0, "5", True)
-    assert first["prefix_rewards"] == [[1.0, 0.0, 0.0]]  # the one proper prefix
-    assert first["question_rewards"] == second["question_rewards"] == [1.0, 0.0, 0.0]
-    assert (second["steps"], second["unusable"], second["outcome_reward"]) == ([], "no steps", 0.0)
+    assert first.steps == ["2 + 3 = 5\n", "answer 5"]
+    assert (first.outcome_reward, first.prediction, first.finished) == (1.0, "5", True)
+    assert first.prefix_rewards == [[1.0, 0.0, 0.0]]  # the one proper prefix
+    assert first.question_rewards == second.question_rewards == [1.0, 0.0, 0.0]
+    assert (second.steps, second.unusable, second.outcome_reward) == ([], "no steps", 0.0)
     # the prefix is continued as it stands, line break included
     assert sampler.prompts[1:] == [Prompt("2 + 3?"), Prompt("2 + 3?", "2 + 3 = 5\n")]
     assert data.manifest["summary"]["unusable"] == {"no steps": 1}
@@ -173,13 +174,13 @@ def test_another_configuration_is_refused(tmp_path, change, message):
 def test_rows_stay_on_the_disk_in_the_questions_order(tmp_path):
     whole = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
     lines = shard_bytes(tmp_path).splitlines(keepends=True)
-    expected = [json.loads(line) for line in lines]
+    expected = [RolloutRow.from_json(json.loads(line)) for line in lines]
     # As two processes would have left them: chunks in turn, and the second broken off in its last chunk.
     chunks = [[line for line in lines if json.loads(line)["chunk"] == chunk] for chunk in range(4)]
     (tmp_path / "rollouts-00000.jsonl").write_bytes(b"".join(chunks[3] + chunks[0]))
     (tmp_path / "rollouts-00001.jsonl").write_bytes(b"".join(chunks[1] + chunks[2][:3]) + chunks[2][3][:20])
     data = RolloutDataset(tmp_path)
-    expected = [row for row in expected if row["chunk"] != 2]
+    expected = [row for row in expected if row.chunk != 2]
     assert len(data) == len(data.rows) == 10 and list(data) == list(data.rows) == expected
     assert data.rows == expected and data.rows != whole.rows and data.rows[2:7:2] == expected[2:7:2]
     assert data[-1] == data.rows[-1] == expected[-1] and data.rows[0] is not data.rows[0]
@@ -241,9 +242,9 @@ def test_shards_of_other_processes_are_taken_over(tmp_path, shards):
     (tmp_path / "many").mkdir()
     (tmp_path / "many" / "manifest.json").write_text((tmp_path / "one" / "manifest.json").read_text())
     chunks = [rows for _, rows, _ in read_chunks(tmp_path / "one" / "rollouts-00000.jsonl")]
-    assert [len(rows) for rows in chunks] == chunk_sizes(whole.manifest["config"]) == [4, 4, 4, 2]
+    assert [len(rows) for rows in chunks] == whole.settings.chunk_sizes == [4, 4, 4, 2]
     for rank in range(shards):
-        lines = [json.dumps(row) + "\n" for rows in chunks[rank::shards][:1] for row in rows]
+        lines = [json.dumps(row.to_json()) + "\n" for rows in chunks[rank::shards][:1] for row in rows]
         if rank == 1:
             lines = [*lines[:2], lines[2][:20]]
         (tmp_path / "many" / f"rollouts-{rank:05d}.jsonl").write_text("".join(lines))
@@ -311,14 +312,15 @@ def test_without_grading_and_with_the_sampled_tokens(tmp_path, dial_policy):
     settings = {**SETTINGS, "num_continuations": 0, "grading": None}
     data = collect_rollouts(questions, sampler, tmp_path / "with", store_token_ids=True, **settings)
     for row in data.rows:
-        assert row["outcome_reward"] is None and row["prediction"] is None and row["answer"] is None
-        assert len(row["token_ids"]) == row["num_tokens"]
-        assert (row["token_ids"][-1] == sampler.tokenizer.eos_token_id) == row["finished"]
-        text = sampler.tokenizer.decode(row["token_ids"], skip_special_tokens=True)
-        assert text.split() == "".join(row["steps"]).split()
-    assert {row["finished"] for row in data.rows} == {True, False}
+        assert row.outcome_reward is None and row.prediction is None and row.answer is None
+        assert len(row.token_ids) == row.num_tokens
+        assert (row.token_ids[-1] == sampler.tokenizer.eos_token_id) == row.finished
+        text = sampler.tokenizer.decode(row.token_ids, skip_special_tokens=True)
+        assert text.split() == "".join(row.steps).split()
+    assert {row.finished for row in data.rows} == {True, False}
     assert data.manifest["summary"]["mean_outcome_reward"] is None
-    assert "token_ids" not in collect_rollouts(questions, sampler, tmp_path / "without", **settings).rows[0]
+    assert collect_rollouts(questions, sampler, tmp_path / "without", **settings).rows[0].token_ids is None
+    assert b"token_ids" not in shard_bytes(tmp_path / "without")
     with pytest.raises(ValueError, match="continuations are nothing but their rewards"):
         collect_rollouts(questions, sampler, tmp_path / "no", **{**settings, "num_continuations": 1})
 
@@ -334,8 +336,8 @@ ROWS = st.fixed_dictionaries(
 def test_whatever_a_model_writes_is_read_back(chunks):
     """Line separators, lone surrogates and NUL among it."""
     written = [
-        [{"chunk": number, "question_index": number, "solution_index": index, **row} for index, row in enumerate(rows)]
-        for number, rows in enumerate(chunks)
+        [RolloutRow(chunk=chunk, question_index=chunk, solution_index=n, **row) for n, row in enumerate(rows)]
+        for chunk, rows in enumerate(chunks)
     ]
     with NamedTemporaryFile() as file:
         for rows in written:

@@ -69,22 +69,20 @@ def rows(sampler, tmp_path_factory):
 
 
 def test_rows_are_complete(rows):
-    assert [(row["question_index"], row["solution_index"]) for row in rows] == [
-        (i, j) for i in range(10) for j in (0, 1)
-    ]
+    assert [(row.question_index, row.solution_index) for row in rows] == [(i, j) for i in range(10) for j in (0, 1)]
     for row in rows:
-        assert (row["question"], row["answer"]) == tuple(ROWS[row["question_index"]].values())
-        assert row["sampler"]["backend"] == "vllm"
-        assert row["num_tokens"] == len(row["token_ids"])
-        assert row["finished"] == (row["token_ids"][-1] == dial.build_tokenizer().eos_token_id)
-        assert [len(rewards) for rewards in row["prefix_rewards"]] == [3] * (len(row["steps"]) - 1)
-        assert len(row["question_rewards"]) == 3
+        assert (row.question, row.answer) == tuple(ROWS[row.question_index].values())
+        assert row.sampler["backend"] == "vllm"
+        assert row.num_tokens == len(row.token_ids)
+        assert row.finished == (row.token_ids[-1] == dial.build_tokenizer().eos_token_id)
+        assert [len(rewards) for rewards in row.prefix_rewards] == [3] * (len(row.steps) - 1)
+        assert len(row.question_rewards) == 3
         # graded by the task itself
-        stated = row["steps"][-1].removesuffix(dial.SEPARATOR).split() if row["steps"] else []
-        right = stated == ["answer", row["answer"]]
-        assert row["outcome_reward"] == float(right)
-    assert 0.3 < sum(row["outcome_reward"] for row in rows) / len(rows) < 1
-    assert any(0 in rewards for row in rows for rewards in row["prefix_rewards"])
+        stated = row.steps[-1].removesuffix(dial.SEPARATOR).split() if row.steps else []
+        right = stated == ["answer", row.answer]
+        assert row.outcome_reward == float(right)
+    assert 0.3 < sum(row.outcome_reward for row in rows) / len(rows) < 1
+    assert any(0 in rewards for row in rows for rewards in row.prefix_rewards)
 
 
 def test_a_killed_collection_goes_on_to_the_same_rows(sampler, rows, tmp_path):
@@ -103,7 +101,7 @@ def test_a_killed_collection_goes_on_to_the_same_rows(sampler, rows, tmp_path):
     assert len(written) == 8  # one chunk of four questions
     resumed = collect(sampler, tmp_path).rows
     assert resumed == rows
-    assert [json.loads(line) for line in written] == rows[:8]
+    assert [json.loads(line) for line in written] == [row.to_json() for row in rows[:8]]
     assert shard.read_text().splitlines()[:8] == written  # kept, not sampled anew
 
 
@@ -133,12 +131,12 @@ def test_samples_are_drawn_from_the_softmax(sampler, dial_policy, monkeypatch, t
 
 def test_scores_are_those_of_a_plain_forward_pass(rows, dial_scorer, dial_policy, dial_format):
     model, tokenizer = dial_policy
-    solutions = [[step.removesuffix(dial.SEPARATOR).strip() for step in row["steps"]] for row in rows]
-    scored = dial_scorer.score([row["question"] for row in rows], solutions)
+    solutions = [[step.removesuffix(dial.SEPARATOR).strip() for step in row.steps] for row in rows]
+    scored = dial_scorer.score([row.question for row in rows], solutions)
     marks = tokenizer.convert_tokens_to_ids([dial.GOOD_MARK, dial.BAD_MARK])
     separator = tokenizer.convert_tokens_to_ids(dial.SEPARATOR)
     for row, solution, scores in zip(rows, solutions, scored, strict=True):
-        text = " ".join(["check", row["question"], *(f"{step} {dial.SEPARATOR}" for step in solution)])
+        text = " ".join(["check", row.question, *(f"{step} {dial.SEPARATOR}" for step in solution)])
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         with torch.no_grad():
             logits = model(ids).logits[0][ids[0] == separator][:, marks]

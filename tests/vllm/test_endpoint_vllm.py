@@ -103,8 +103,8 @@ def test_a_repeated_collection_has_the_same_rows(sampler, tmp_path):
     first, second = (collect_rollouts(questions, sampler, tmp_path / name, **options).rows for name in ("a", "b"))
     assert first == second
     assert len(first) == 16
-    assert len({tuple(row["token_ids"]) for row in first}) > 8
-    assert 0.3 < sum(row["outcome_reward"] for row in first) / 16 < 1
+    assert len({tuple(row.token_ids) for row in first}) > 8
+    assert 0.3 < sum(row.outcome_reward for row in first) / 16 < 1
 
 
 def test_another_seed_gives_other_samples(sampler):

@@ -50,7 +50,7 @@ def accuracy_per_question(
     samples = sampler.sample([Prompt(row["question"]) for row in questions], num_samples, seed)
     with Grader("exact", answer_pattern=ANSWER_PATTERN) as grader:
         rewards = grader.grade(
-            [completion.text for completions in samples for completion in completions],
+            [completion.text for completions_N in samples for completion in completions_N],
             [row["answer"] for row in questions for _ in range(num_samples)],
         )
     groups = [rewards[start : start + num_samples] for start in range(0, len(rewards), num_samples)]

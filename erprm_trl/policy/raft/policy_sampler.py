@@ -79,8 +79,8 @@ class PolicySampler:
 
     def load(self, path: Path) -> None:
         """Reads weights that [`~PolicySampler.save`] wrote into the live model. All processes call it."""
-        if found := damaged_file(path.iterdir()):
-            raise ValueError(f"{path}: {found}. {run_again(path.parent)}")
+        if damage := damaged_file(path.iterdir()):
+            raise ValueError(f"{path}: {damage}. {run_again(path.parent)}")
         with self._gathered(modify=True):
             self.trainer._load_from_checkpoint(str(path))  # seam
         self.saved = path

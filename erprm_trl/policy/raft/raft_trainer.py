@@ -226,10 +226,10 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             self._sampling.pick(folder, self.questions, self._steps_before)
         self.log({"raft/round": folder.index, **folder.manifest["metrics"]})
         if self.args.num_logged_solutions:
-            splitter, number = self.scorer.prm_format.splitter, self.args.num_logged_solutions
+            splitter, num_solutions = self.scorer.prm_format.splitter, self.args.num_logged_solutions
             self._tracker.trackers.table(
                 "solutions/raft",
-                lambda: round_solutions(folder, splitter, number),
+                lambda: round_solutions(folder, splitter, num_solutions),
                 self.state.global_step + self._steps_before,
             )
         if "training" in done:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...io.atomic_files import replace_file
 from ...rollouts.questions import Question
+from ...rollouts.records import RolloutRow
 from ...rollouts.sampling.base import derived_seed
 from ...rollouts.shards import read_manifest, write_manifest
 
@@ -39,7 +40,7 @@ def round_seed(seed: int, index: int, what: str) -> int:
 
 
 def pick_solutions(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[RolloutRow],
     scores: Sequence[float | None],
     unusable: Sequence[str | None],
     *,
@@ -52,9 +53,8 @@ def pick_solutions(
     Which solutions are trained on.
 
     Args:
-        rows (`Sequence[dict]`):
-            Solutions as [`RolloutDataset`] has them, those of a question together: `question_index`, `steps`,
-            `outcome_reward`.
+        rows (`Sequence[RolloutRow]`):
+            Solutions, those of each question following one another.
         scores (`Sequence[float | None]`):
             Score of each, `None` where it is unusable.
         unusable (`Sequence[str | None]`):
@@ -68,9 +68,9 @@ def pick_solutions(
     """
     reasons: list[str | None] = list(unusable)
     kept = []
-    for _, group in groupby(range(len(rows)), key=lambda index: rows[index]["question_index"]):
+    for _, group in groupby(range(len(rows)), key=lambda index: rows[index].question_index):
         indices = list(group)
-        rewards = {rows[index]["outcome_reward"] for index in indices}
+        rewards = {rows[index].outcome_reward for index in indices}
         if drop_uniform and len(rewards) == 1:
             for index in indices:
                 reasons[index] = "all_right" if rewards == {1.0} else "all_wrong"
@@ -80,7 +80,7 @@ def pick_solutions(
         for index in indices:
             if reasons[index] is not None:
                 continue
-            text = "".join(rows[index]["steps"])
+            text = rows[index].text
             if deduplicate and text in seen:
                 reasons[index] = "duplicate"
             elif score_threshold is not None and scores[index] < score_threshold:
@@ -95,17 +95,17 @@ def pick_solutions(
     return kept, dict(sorted(Counter(reason for reason in reasons if reason is not None).items()))
 
 
-def pick_row(row: dict[str, Any], score: float) -> dict[str, Any]:
-    """A pick as it is kept in `picks.jsonl`: to be read by people, and its tokens, to be trained on."""
+def pick_row(row: RolloutRow, prompt_ids: list[int], score: float) -> dict[str, Any]:
+    """A pick as `picks.jsonl` keeps it: texts for people to read, and the tokens that are trained on."""
     return {
-        "question_index": row["question_index"],
-        "solution_index": row["solution_index"],
-        "prompt": row["question"],
-        "completion": "".join(row["steps"]),
+        "question_index": row.question_index,
+        "solution_index": row.solution_index,
+        "prompt": row.question,
+        "completion": row.text,
         "score": score,
-        "reward": row["outcome_reward"],
-        "prompt_ids": row["prompt_ids"],
-        "completion_ids": row["token_ids"],
+        "reward": row.outcome_reward,
+        "prompt_ids": prompt_ids,
+        "completion_ids": row.token_ids,
     }
 
 
@@ -118,32 +118,32 @@ def training_row(pick: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def round_metrics(
-    rows: Sequence[dict[str, Any]], scores: Sequence[float | None], kept: Sequence[int], dropped: dict[str, int]
+    rows: Sequence[RolloutRow], scores: Sequence[float | None], kept: Sequence[int], dropped: dict[str, int]
 ) -> dict[str, float]:
     """The numbers of a round's solutions and picks; accuracies only where solutions were graded."""
     scored = [score for score in scores if score is not None]
-    num_steps = sum(len(row["steps"]) for row in rows)
+    num_steps = sum(len(row.steps) for row in rows)
     metrics = {
         "num_picked": len(kept),
         "mean_score": _mean(scored),
         "picked_score": _mean([scores[index] for index in kept]),
-        "unfinished_share": _mean([not row["finished"] for row in rows]),
+        "unfinished_share": _mean([not row.finished for row in rows]),
         "steps_per_answer": num_steps / len(rows),
-        "tokens_per_step": sum(row["num_tokens"] for row in rows if row["steps"]) / max(1, num_steps),
+        "tokens_per_step": sum(row.num_tokens for row in rows if row.steps) / max(1, num_steps),
         **{f"dropped_{reason}": count for reason, count in dropped.items()},
     }
-    if rows[0]["outcome_reward"] is not None:
-        metrics["accuracy"] = _mean([row["outcome_reward"] for row in rows])
-        metrics["picked_accuracy"] = _mean([rows[index]["outcome_reward"] for index in kept])
+    if rows[0].is_graded:
+        metrics["accuracy"] = _mean([row.outcome_reward for row in rows])
+        metrics["picked_accuracy"] = _mean([rows[index].outcome_reward for index in kept])
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def accuracy_metrics(rows: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
+def accuracy_metrics(rows: Sequence[RolloutRow], prefix: str) -> dict[str, float]:
     """The numbers of an evaluation's solutions, all of them graded."""
     return {
-        f"{prefix}_accuracy": _mean([row["outcome_reward"] for row in rows]),
-        f"{prefix}_unfinished_share": _mean([not row["finished"] for row in rows]),
-        f"{prefix}_mean_tokens": _mean([row["num_tokens"] for row in rows]),
+        f"{prefix}_accuracy": _mean([row.outcome_reward for row in rows]),
+        f"{prefix}_unfinished_share": _mean([not row.finished for row in rows]),
+        f"{prefix}_mean_tokens": _mean([row.num_tokens for row in rows]),
     }
 
 

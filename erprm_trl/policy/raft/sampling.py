@@ -1,10 +1,8 @@
-"""Scores of a round's solutions, shared among the processes, and which solutions get none. What is done with the
-scores is decided in `raft_rounds.py`.
+"""The half of a RAFT round that does not train: samples solutions from the current policy, scores them and picks the
+solutions to train on.
 
-The half of a RAFT round that does not train: solutions from the policy as it is now, their scores, and the picks.
-
-All processes take part, and find the same rows: the first process writes what they read. The other half is
-`raft_trainer.py`'s."""
+All processes take part and see the same rows: the first process writes what the others read.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from ...reward_model.scoring.sharded import check_sharding
 from ...rollouts.collect import collect_rollouts
 from ...rollouts.dataset import RolloutDataset
 from ...rollouts.questions import Question
+from ...rollouts.records import RolloutRow
 from ...rollouts.sampling.base import Prompt
 from ...steps import clean_steps
 from ...training.nonfinite import not_finite
@@ -67,24 +66,28 @@ def load_scorer(
     return scorer
 
 
-def unusable_reasons(rows: Sequence[dict[str, Any]], max_length: int | None = None) -> list[str | None]:
+def unusable_reasons(
+    rows: Sequence[RolloutRow], prompt_ids: Sequence[Sequence[int]], max_length: int | None = None
+) -> list[str | None]:
     """
-    Why each solution can never be trained on, or `None`; that it is too long for the reward model shows when it is
-    scored.
+    Why each solution can never be trained on, or `None`. Solutions that are too long for the reward model are found
+    when they are scored.
 
     Args:
-        rows (`Sequence[dict]`):
-            Rows of rollouts with their `prompt_ids`.
+        rows (`Sequence[RolloutRow]`):
+            Solutions.
+        prompt_ids (`Sequence[Sequence[int]]`):
+            Tokens of each solution's prompt.
         max_length (`int`, *optional*):
             Longest prompt and solution in tokens of the policy.
     """
     reasons: list[str | None] = []
-    for row in rows:
-        if not row["finished"]:
+    for row, prompt in zip(rows, prompt_ids, strict=True):
+        if not row.finished:
             reasons.append("unfinished")
-        elif not row["steps"]:
+        elif not row.steps:
             reasons.append("no_steps")
-        elif max_length is not None and len(row["prompt_ids"]) + row["num_tokens"] > max_length:
+        elif max_length is not None and len(prompt) + row.num_tokens > max_length:
             reasons.append("longer_than_max_length")
         else:
             reasons.append(None)
@@ -92,7 +95,7 @@ def unusable_reasons(rows: Sequence[dict[str, Any]], max_length: int | None = No
 
 
 def score_rows(
-    rows: Sequence[dict[str, Any]], unusable: Sequence[str | None], scorer: StepScorer, accelerator: Accelerator
+    rows: Sequence[RolloutRow], unusable: Sequence[str | None], scorer: StepScorer, accelerator: Accelerator
 ) -> list[list[float]]:
     """
     Step scores of every row, none where it is unusable or too long for the reward model, on all processes.
@@ -100,18 +103,18 @@ def score_rows(
     Each process scores its share of the sampling's chunks. What is scored together, and so every last bit, does not
     depend on how many processes there are.
     """
-    chunks: dict[int, list[int]] = {}
+    indices_of_chunk: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         if unusable[index] is None:
-            chunks.setdefault(row["chunk"], []).append(index)
+            indices_of_chunk.setdefault(row.chunk, []).append(index)
     mine = []
-    numbers = sorted(chunks)
-    for first in range(0, len(numbers), accelerator.num_processes):
-        # A process for which no chunk is left scores nothing: a model that is split needs all of them each time.
-        number = numbers[first + accelerator.process_index : first + accelerator.num_processes][:1]
-        indices = chunks[number[0]] if number else []
-        questions = [rows[i]["question"] for i in indices]
-        steps = [clean_steps(rows[i]["steps"], scorer.prm_format.splitter) for i in indices]
+    chunks = sorted(indices_of_chunk)
+    for first in range(0, len(chunks), accelerator.num_processes):
+        # A process for which no chunk is left scores nothing, because a split model needs all processes each time.
+        own_chunk = chunks[first + accelerator.process_index : first + accelerator.num_processes][:1]
+        indices = indices_of_chunk[own_chunk[0]] if own_chunk else []
+        questions = [rows[index].question for index in indices]
+        steps = [clean_steps(rows[index].steps, scorer.prm_format.splitter) for index in indices]
         scores = scorer.score(questions, steps, skip_too_long=True)
         mine += zip(indices, scores, strict=True)
     step_scores: list[list[float]] = [[] for _ in rows]
@@ -120,14 +123,15 @@ def score_rows(
     return step_scores
 
 
-def round_solutions(folder: RoundFolder, splitter: str, number: int) -> tuple[list[str], list[list[Any]]]:
-    """The table of a round's first solutions, their steps coloured by score."""
-    rows = RolloutDataset(folder.samples).rows[:number]
-    scores = [entry["step_scores"] for entry in read_rows(folder.scores)[:number]]
+def round_solutions(folder: RoundFolder, splitter: str, num_solutions: int) -> tuple[list[str], list[list[Any]]]:
+    """The table of a round's first solutions, with steps coloured by score."""
+    rows = RolloutDataset(folder.samples).rows[:num_solutions]
+    scores = [entry["step_scores"] for entry in read_rows(folder.scores)[:num_solutions]]
     solutions = [
-        ColouredSteps(clean_steps(row["steps"], splitter), some) for row, some in zip(rows, scores, strict=True)
+        ColouredSteps(clean_steps(row.steps, splitter), step_scores)
+        for row, step_scores in zip(rows, scores, strict=True)
     ]
-    return solutions_table([row["question"] for row in rows], solutions)
+    return solutions_table([row.question for row in rows], solutions)
 
 
 class RoundSampling:
@@ -161,11 +165,11 @@ class RoundSampling:
             `FloatingPointError`: if the reward model gives a score that is not finite.
         """
         args, scorer, accelerator = self.trainer.args, self.trainer.scorer, self.trainer.accelerator
-        some = questions_of_round(questions, folder.index, args.questions_per_round, args.seed)
-        rows = self.sample(folder.samples, some, args.num_generations, round_seed(args.seed, folder.index, "samples"))
-        for row in rows:
-            row["prompt_ids"] = self.trainer.prompt_format.encode(Prompt(row["question"]))
-        unusable = unusable_reasons(rows, args.max_length)
+        chosen = questions_of_round(questions, folder.index, args.questions_per_round, args.seed)
+        seed = round_seed(args.seed, folder.index, "samples")
+        rows = self.sample(folder.samples, chosen, args.num_generations, seed)
+        prompt_ids = [self.trainer.prompt_format.encode(Prompt(row.question)) for row in rows]
+        unusable = unusable_reasons(rows, prompt_ids, args.max_length)
         if folder.scores.exists():
             step_scores = [entry["step_scores"] for entry in read_rows(folder.scores)]
         else:
@@ -175,13 +179,14 @@ class RoundSampling:
                 raise not_finite(what, bad[2], step, scorer.weights, accelerator)
         if accelerator.is_main_process:
             write_rows(folder.scores, [{"step_scores": scores} for scores in step_scores])
-            self._keep_best(folder, rows, step_scores, unusable)
+            self._keep_best(folder, rows, prompt_ids, step_scores, unusable)
         accelerator.wait_for_everyone()
 
     def _keep_best(
         self,
         folder: RoundFolder,
-        rows: list[dict[str, Any]],
+        rows: list[RolloutRow],
+        prompt_ids: list[list[int]],
         step_scores: list[list[float]],
         unusable: list[str | None],
     ) -> None:
@@ -199,15 +204,15 @@ class RoundSampling:
             drop_uniform=self.trainer.drop_uniform,
             deduplicate=args.deduplicate,
         )
-        write_rows(folder.picks, [pick_row(rows[index], scores[index]) for index in kept])
+        write_rows(folder.picks, [pick_row(rows[index], prompt_ids[index], scores[index]) for index in kept])
         metrics = round_metrics(rows, scores, kept, dropped)
         folder.add(kept=len(kept), dropped=dropped, metrics={f"raft/{key}": metrics[key] for key in metrics})
 
     def sample(
         self, path: Path, questions: list[Question], num_solutions: int, seed: int, **settings: float
-    ) -> list[dict[str, Any]]:
+    ) -> list[RolloutRow]:
         """
-        Solutions of the policy as it is now, graded where there are answers; those that `path` holds are kept.
+        Solutions of the current policy, graded where there are answers. Solutions that `path` already holds are kept.
 
         Args:
             path (`Path`), questions (`list[Question]`), num_solutions (`int`), seed (`int`):
@@ -216,7 +221,7 @@ class RoundSampling:
                 `temperature` and `top_p`, where they are not the trainer's.
 
         Returns:
-            `list[dict]`: rows of their own, to which the round adds prompts.
+            `list[RolloutRow]`: all rows of the folder.
         """
         args = self.trainer.args
         self.trainer._check_weights()  # nothing can be sampled from weights that are not finite

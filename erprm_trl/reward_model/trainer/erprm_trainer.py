@@ -1,7 +1,4 @@
-"""Trains a process reward model on soft step labels, with the constructor and the habits of TRL's trainers.
-
-Model and data are made ready in `model_setup` and `step_examples`; the loss and the metrics are `functional`'s.
-"""
+"""Trains a process reward model on soft step labels, with the constructor and the conventions of TRL's trainers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +20,7 @@ from ..step_logits import step_logits
 from .erprm_config import ERPRMConfig
 from .metrics import StepRecords
 from .model_setup import longest_text, prepare_model
-from .preprocessing import encode_examples
+from .preprocessing import encode_examples, encode_rollouts
 from .tracking import ERPRMTracking
 
 
@@ -163,9 +160,20 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
     def _prepare_dataset(self, dataset, processing_class, args: ERPRMConfig, name: str) -> Dataset:
         if isinstance(dataset, str):
             dataset = RolloutDataset(dataset)
+        options = {
+            "name": name,
+            "max_length": self._max_length,
+            "last_step_only": args.train_on_last_step_only,
+            "invalid_rows": args.invalid_rows,
+            "label_weighting": args.label_weighting if name == "train" else "none",
+            "num_proc": args.dataset_num_proc,
+        }
         if isinstance(dataset, RolloutDataset):
             self._manifests[name] = dataset.manifest
-            dataset = dataset.labels(args.eta, args.label_estimator)
+            encoded, self.data_counts[name] = encode_rollouts(
+                dataset, args.eta, args.label_estimator, processing_class, self.prm_format, **options
+            )
+            return encoded
         if not isinstance(dataset, Dataset):
             raise TypeError(
                 f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a RolloutDataset or "
@@ -174,17 +182,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             )
         if {"input_ids", "step_positions", "step_labels"}.issubset(dataset.column_names):
             return dataset
-        encoded, self.data_counts[name] = encode_examples(
-            dataset,
-            processing_class,
-            self.prm_format,
-            name=name,
-            max_length=self._max_length,
-            last_step_only=args.train_on_last_step_only,
-            invalid_rows=args.invalid_rows,
-            label_weighting=args.label_weighting if name == "train" else "none",
-            num_proc=args.dataset_num_proc,
-        )
+        encoded, self.data_counts[name] = encode_examples(dataset, processing_class, self.prm_format, **options)
         return encoded
 
     def _set_signature_columns_if_needed(self):  # seam

@@ -1,23 +1,33 @@
-"""Labelled steps, read by `dataset_forms` from whatever they are kept in, checked row by row and encoded.
+"""Checks labelled steps row by row and encodes them, from a dataset or from a folder of rollouts.
 
 Nothing is dropped silently: a row that cannot be used is an error that names it, or is counted under its reason.
+
+From a folder of rollouts, labels are computed, checked and encoded in one pass over the rows, and one Arrow file is
+written. A second training with the same labels and encoding finds it.
 """
 
 import hashlib
 import logging
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from ...functional.value_posterior import precision_weights
+from ...rollouts.dataset import RolloutDataset
 from ..encoding import encode_solutions
 from ..prm_format import PRMFormat
 from .dataset_formats import FORMS, READING_REMEDY, Row, find_form, read_row
 
 
 logger = logging.getLogger(__name__)
+
+ENCODING_VERSION = 1
+"""Version of encoded examples, part of the name of cached ones. Raise it when a change of code changes them."""
 
 NO_STEPS = "no steps"
 EMPTY_STEP = "an empty step"
@@ -31,9 +41,9 @@ _REMEDY = {
     **READING_REMEDY,
     NO_STEPS: "Drop the row.",
     EMPTY_STEP: "Join it with its neighbour.",
-    COUNT_MISMATCH: "Give one label a step.",
+    COUNT_MISMATCH: "Give one label per step.",
     BAD_LABEL: "Labels are probabilities that a step is right: rescale rewards to [0, 1].",
-    BAD_STD: "Give one standard deviation a step, 0 where the label is exact.",
+    BAD_STD: "Give one standard deviation per step, 0 where the label is exact.",
     SEPARATOR_INSIDE: "Choose a separator that no step contains, or split the step there.",
     TOO_LONG: "Raise max_length, up to the model's context, or drop the row.",
 }
@@ -79,22 +89,14 @@ def encode_examples(
     Raises:
         `ValueError`: for the first unusable row if `invalid_rows="error"`; if no row is left; if columns are missing.
     """
-    if invalid_rows not in ("error", "drop"):
-        raise ValueError(f"invalid_rows: got {invalid_rows!r}, expected 'error' or 'drop'.")
+    _check_options(invalid_rows, label_weighting)
     if len(dataset) == 0:
         raise ValueError(f"The {name} dataset is empty, expected at least one row.")
     form = find_form(dataset.column_names)
     if form == "stepwise" and "prompt" not in dataset.column_names:
         raise ValueError(f"The {name} dataset has columns {dataset.column_names}, expected 'prompt' among them.")
-    if label_weighting not in ("none", "precision"):
-        raise ValueError(f"label_weighting: got {label_weighting!r}, expected 'none' or 'precision'.")
     weighted = label_weighting == "precision"
-    if weighted and (form != "stepwise" or "label_std" not in dataset.column_names):
-        raise ValueError(
-            f"The {name} dataset has columns {dataset.column_names}, expected 'label_std' among them with "
-            "label_weighting='precision'. Label rollouts at a finite eta with label_estimator='posterior', or set "
-            "label_weighting='none'."
-        )
+    _check_deviations(name, dataset.column_names, form, weighted)
     encoded = dataset.with_format(None).map(
         _encode_batch,
         batched=True,
@@ -110,7 +112,110 @@ def encode_examples(
         num_proc=num_proc,
         desc=f"Encoding {name} dataset",
     )
-    problems = encoded["problem"][:]
+    return _keep_usable(encoded, name, invalid_rows, max_length)
+
+
+def encode_rollouts(
+    rollouts: RolloutDataset,
+    eta: float,
+    estimator: str | None,
+    tokenizer,
+    prm_format: PRMFormat,
+    *,
+    name: str = "train",
+    max_length: int | None = None,
+    last_step_only: bool = False,
+    invalid_rows: str = "error",
+    num_proc: int | None = None,
+    label_weighting: str = "none",
+) -> tuple[Any, dict[str, Any]]:
+    """
+    Labels rollouts at `eta`, checks and encodes them: the result of [`encode_examples`] on
+    [`RolloutDataset.labels`], in one pass over the rows and with one Arrow file.
+
+    With several processes (`num_proc`) the labels are written first, because one process writes them, and then encoded
+    in parallel.
+
+    Args:
+        rollouts ([`~erprm_trl.rollouts.RolloutDataset`]):
+            The rollouts.
+        eta, estimator:
+            See [`RolloutDataset.labels`].
+        tokenizer, prm_format, name, max_length, last_step_only, invalid_rows, num_proc, label_weighting:
+            See [`encode_examples`].
+
+    Returns:
+        `tuple`: see [`encode_examples`].
+
+    Raises:
+        `ValueError`: see [`RolloutDataset.labels`] and [`encode_examples`].
+    """
+    if num_proc is not None and num_proc > 1:
+        return encode_examples(
+            rollouts.labels(eta, estimator),
+            tokenizer,
+            prm_format,
+            name=name,
+            max_length=max_length,
+            last_step_only=last_step_only,
+            invalid_rows=invalid_rows,
+            num_proc=num_proc,
+            label_weighting=label_weighting,
+        )
+    from datasets.fingerprint import Hasher
+
+    _check_options(invalid_rows, label_weighting)
+    weighted = label_weighting == "precision"
+    source = rollouts.label_source(eta, estimator)
+    _check_deviations(name, source.column_names, "stepwise", weighted)
+    options = {"max_length": max_length, "last_step_only": last_step_only, "weighted": weighted}
+    encode = partial(_encode_batch, form="stepwise", tokenizer=tokenizer, prm_format=prm_format, **options)
+    key = (ENCODING_VERSION, source.fingerprint, asdict(prm_format), Hasher.hash(tokenizer), options)
+    fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    encoded = source.encoded(encode, _encoded_features(weighted), fingerprint)
+    if len(encoded) == 0:
+        raise ValueError(f"The {name} dataset is empty, expected at least one row.")
+    return _keep_usable(encoded, name, invalid_rows, max_length)
+
+
+def _check_options(invalid_rows: str, label_weighting: str) -> None:
+    if invalid_rows not in ("error", "drop"):
+        raise ValueError(f"invalid_rows: got {invalid_rows!r}, expected 'error' or 'drop'.")
+    if label_weighting not in ("none", "precision"):
+        raise ValueError(f"label_weighting: got {label_weighting!r}, expected 'none' or 'precision'.")
+
+
+def _check_deviations(name: str, column_names: Sequence[str], form: str, weighted: bool) -> None:
+    if weighted and (form != "stepwise" or "label_std" not in column_names):
+        raise ValueError(
+            f"The {name} dataset has columns {column_names}, expected 'label_std' among them with "
+            "label_weighting='precision'. Label rollouts at a finite eta with label_estimator='posterior', or set "
+            "label_weighting='none'."
+        )
+
+
+def _encoded_features(weighted: bool):
+    from datasets import Features, List, Value
+
+    return Features(
+        {
+            "input_ids": List(Value("int32")),
+            "step_positions": List(Value("int64")),
+            "step_labels": List(Value("float64")),
+            **({"step_weights": List(Value("float64"))} if weighted else {}),
+            "question_id": Value("int64"),
+            "prompt_length": Value("int64"),
+            "length": Value("int64"),
+            "num_dropped_steps": Value("int64"),
+            "problem": Value("string"),
+            "detail": Value("string"),
+        }
+    )
+
+
+def _keep_usable(encoded, name: str, invalid_rows: str, max_length: int | None) -> tuple[Any, dict[str, Any]]:
+    """The usable rows of what was encoded, and the counts of all."""
+    problems = list(_values(encoded, "problem"))
     if invalid_rows == "error":
         for row, problem in enumerate(problems):
             if problem:
@@ -120,11 +225,11 @@ def encode_examples(
                 )
     keep = [row for row, problem in enumerate(problems) if not problem]
     kept = encoded.select(keep)
-    dropped_steps = [count for count in kept["num_dropped_steps"][:] if count]
+    dropped_steps = [count for count in _values(kept, "num_dropped_steps") if count]
     counts = {
         "rows": len(encoded),
         "kept": len(kept),
-        "steps": sum(map(len, kept["step_positions"][:])),
+        "steps": sum(map(len, _values(kept, "step_positions"))),
         "dropped_rows": dict(Counter(problem for problem in problems if problem)),
         "rows_with_dropped_steps": len(dropped_steps),
         "dropped_steps": sum(dropped_steps),
@@ -142,18 +247,48 @@ def encode_examples(
             "%s dataset: %d labelled steps at the end of %d solutions do not fit max_length=%s and are left out.",
             name, counts["dropped_steps"], counts["rows_with_dropped_steps"], max_length,
         )  # fmt: skip
-    labels = {label for row in kept["step_labels"][:] for label in row}
-    if keep and len(labels) == 1:
-        logger.warning("%s dataset: every label is %s: there is nothing to tell steps apart by.", name, *labels)
     if not keep:
         raise ValueError(f"The {name} dataset has no usable row: {counts['dropped_rows']}.")
+    label = _only_label(kept)
+    if label is not None:
+        logger.warning("%s dataset: every label is %s: there is nothing to tell steps apart by.", name, label)
     kept = kept.remove_columns(["problem", "detail", "num_dropped_steps"])
-    return (_scale_weights(kept) if weighted else kept), counts
+    return (_scale_weights(kept) if "step_weights" in kept.column_names else kept), counts
+
+
+def _values(dataset, column: str) -> Iterator[Any]:
+    """The values of a column, read in batches: a million rows of labels are not held in memory."""
+    for batch in dataset.select_columns(column).iter(1000):
+        yield from batch[column]
+
+
+def _only_label(dataset) -> float | None:
+    """The label that all steps have, `None` if there are several."""
+    labels = set()
+    for labels_S in _values(dataset, "step_labels"):
+        labels.update(labels_S)
+        if len(labels) > 1:
+            return None
+    return labels.pop() if labels else None
+
+
+@dataclass(frozen=True)
+class _ScaledWeights:
+    """Divides `step_weights` by their mean when rows are read. The mean is known only when all rows are encoded, and
+    a second file with the quotients would repeat everything else."""
+
+    mean: float
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        if "step_weights" not in batch:
+            return batch
+        scaled = [[weight / self.mean for weight in weights_S] for weights_S in batch["step_weights"]]
+        return {**batch, "step_weights": scaled}
 
 
 def _scale_weights(dataset):
-    mean = sum(map(sum, dataset["step_weights"][:])) / sum(map(len, dataset["step_weights"][:]))
-    return dataset.map(lambda row: {"step_weights": [weight / mean for weight in row["step_weights"]]})
+    mean = sum(map(sum, _values(dataset, "step_weights"))) / sum(map(len, _values(dataset, "step_weights")))
+    return dataset.with_transform(_ScaledWeights(mean))
 
 
 def _encode_batch(
@@ -186,17 +321,17 @@ def _encode_batch(
             "detail",
         )
     }
-    for row, one in zip(rows, encoded, strict=True):
-        problem, detail = _find_problem(row, one.separator_inside, *FORMS[form])
-        positions = one.step_positions
+    for row, solution in zip(rows, encoded, strict=True):
+        problem, detail = _find_problem(row, solution.separator_inside, *FORMS[form])
+        positions = solution.step_positions
         weights = precision_weights(torch.tensor(row.stds or [])).tolist()[: len(positions)]
         labels = row.labels[: len(positions)]
         if last_step_only:
-            positions, labels = ([], []) if one.num_dropped_steps else (positions[-1:], labels[-1:])
+            positions, labels = ([], []) if solution.num_dropped_steps else (positions[-1:], labels[-1:])
             weights = weights[-1:] if positions else []
         if not problem and not positions:
             problem, detail = TOO_LONG, f"max_length={max_length}, {len(row.steps)} steps"
-        columns["input_ids"].append(one.input_ids)
+        columns["input_ids"].append(solution.input_ids)
         columns["step_positions"].append(positions)
         columns["step_labels"].append(labels)
         if weighted:
@@ -204,16 +339,16 @@ def _encode_batch(
         columns["question_id"].append(
             int.from_bytes(hashlib.sha256(row.prompt.encode("utf-8", "surrogatepass")).digest()[:7], "big")
         )
-        columns["prompt_length"].append(one.prompt_length)
-        columns["length"].append(len(one.input_ids))
-        columns["num_dropped_steps"].append(one.num_dropped_steps)
+        columns["prompt_length"].append(solution.prompt_length)
+        columns["length"].append(len(solution.input_ids))
+        columns["num_dropped_steps"].append(solution.num_dropped_steps)
         columns["problem"].append(problem)
         columns["detail"].append(detail)
     return columns
 
 
 def _find_problem(row: Row, separator_inside: int | None, text_column: str, label_column: str) -> tuple[str, str]:
-    """The first reason why a row cannot be used and where it lies, or two empty strings."""
+    """The first reason why a row cannot be used and where it is in the row, or two empty strings."""
     steps, labels, stds = row.steps, row.labels, row.stds
     if row.problem:
         return row.problem, row.detail
@@ -224,11 +359,11 @@ def _find_problem(row: Row, separator_inside: int | None, text_column: str, labe
             COUNT_MISMATCH,
             f"column '{label_column}' has {len(labels)} for {len(steps)} steps in column '{text_column}'",
         )
-    for number, (step, label) in enumerate(zip(steps, labels, strict=True)):
+    for index, (step, label) in enumerate(zip(steps, labels, strict=True)):
         if not step.strip():
-            return EMPTY_STEP, f"column '{text_column}', step {number}"
+            return EMPTY_STEP, f"column '{text_column}', step {index}"
         if not 0 <= label <= 1:
-            return BAD_LABEL, f"column '{label_column}', step {number}: {label}"
+            return BAD_LABEL, f"column '{label_column}', step {index}: {label}"
     if stds is not None and (len(stds) != len(steps) or not all(0 <= std < math.inf for std in stds)):
         return BAD_STD, f"column 'label_std': {stds} for {len(steps)} steps"
     if separator_inside is not None:

@@ -28,7 +28,7 @@ from ...functional.value_noise import (
     recalibrate,
     squared_error_without_noise,
 )
-from ...rollouts.shards import shares_continuations
+from ...rollouts.records import RolloutRow
 
 
 @dataclass
@@ -83,7 +83,7 @@ def measure_calibration(
         `ValueError`: without continuations, or with those that adaptive collections have; for scores of other
             solutions; for rewards outside [0, 1].
     """
-    if shares_continuations(rollouts.manifest["config"]):
+    if rollouts.settings.shares_continuations:
         raise ValueError(
             f"{rollouts.path}: collected with allocation='adaptive' or reuse_continuations=True, expected the same "
             "number of continuations of each prefix, independent of the others: what is known here was stopped by its "
@@ -124,22 +124,21 @@ def measure_calibration(
     }
 
 
-def _scored_prefixes(path: Path, rows: list[tuple[dict, list[float]]]) -> _ScoredPrefixes:
+def _scored_prefixes(path: Path, rows: list[tuple[RolloutRow, list[float]]]) -> _ScoredPrefixes:
     scores, rewards, questions, positions, lengths, texts = [], [], [], [], [], {}
     for row, row_scores in rows:
-        if len(row["prefix_rewards"]) != len(row["steps"]) - 1:
+        if row.lacks_continuations:
             raise ValueError(
-                f"{path}: {_name(row)} has {len(row['steps'])} steps and rewards for "
-                f"{len(row['prefix_rewards'])} prefixes: it was collected with num_continuations=0. Collect held-out "
-                "rollouts with num_continuations >= 2."
+                f"{path}: {row.name} has {len(row.steps)} steps and rewards for {len(row.prefix_rewards)} prefixes: "
+                "it was collected with num_continuations=0. Collect held-out rollouts with num_continuations >= 2."
             )
-        for position, (score, some) in enumerate(zip(row_scores, row["prefix_rewards"], strict=False), start=1):
+        for position, (score, rewards_K) in enumerate(zip(row_scores, row.prefix_rewards, strict=False), start=1):
             scores.append(score)
-            rewards.append([float(reward) for reward in some])
-            questions.append(row["question_index"])
+            rewards.append([float(reward) for reward in rewards_K])
+            questions.append(row.question_index)
             positions.append(position)
-            lengths.append(len(row["steps"]))
-        texts[row["question_index"]] = row["question"]
+            lengths.append(len(row.steps))
+        texts[row.question_index] = row.question
     if not scores:
         raise ValueError(
             f"{path}: got no prefix with continuations, expected solutions of two steps or more. Collect "
@@ -160,19 +159,15 @@ def _scored_rows(rollouts, step_scores: Sequence[Sequence[Sequence[float]]], agg
         )
     for question, question_scores in zip(solutions, step_scores, strict=True):
         for row, scores in zip(question, question_scores, strict=True):
-            if row["unusable"]:
+            if not row.is_usable:
                 continue
-            if len(scores) != len(row["steps"]):
+            if len(scores) != len(row.steps):
                 raise ValueError(
-                    f"Step scores: got {len(scores)} for {_name(row)} with {len(row['steps'])} steps, expected one a "
+                    f"Step scores: got {len(scores)} for {row.name} with {len(row.steps)} steps, expected one per "
                     "step. Score the same rollouts with `score_rollouts`."
                 )
             scores = torch.tensor([list(scores)], dtype=torch.float64)
             yield row, prefix_values(scores, torch.ones_like(scores, dtype=torch.bool), aggregation)[0].tolist()
-
-
-def _name(row) -> str:
-    return f"question {row['question_index']}, solution {row['solution_index']}"
 
 
 def _values(prefixes: _ScoredPrefixes, eta: float) -> Tensor:
@@ -185,8 +180,8 @@ def _values(prefixes: _ScoredPrefixes, eta: float) -> Tensor:
 def _by_count(rewards: list[list[float]]):
     """Prefixes of the same number of continuations: their indices, and their rewards as (P, K)."""
     groups: dict[int, list[int]] = {}
-    for index, some in enumerate(rewards):
-        groups.setdefault(len(some), []).append(index)
+    for index, rewards_K in enumerate(rewards):
+        groups.setdefault(len(rewards_K), []).append(index)
     for group in groups.values():
         yield torch.tensor(group), torch.tensor([rewards[index] for index in group], dtype=torch.float64)
 
@@ -252,9 +247,9 @@ def _side(question: str) -> int:
     return hashlib.sha256(question.encode()).digest()[0] % 2
 
 
-def _whole_solutions(rows: list[tuple[dict, list[float]]], num_bins: int) -> dict[str, Any]:
+def _whole_solutions(rows: list[tuple[RolloutRow, list[float]]], num_bins: int) -> dict[str, Any]:
     scores = torch.tensor([scores[-1] for _, scores in rows], dtype=torch.float64)
-    rewards = torch.tensor([float(row["outcome_reward"]) for row, _ in rows], dtype=torch.float64)
+    rewards = torch.tensor([float(row.outcome_reward) for row, _ in rows], dtype=torch.float64)
     return _figures(scores, rewards, rewards > 0.5, num_bins)
 
 

@@ -14,17 +14,20 @@ from erprm_trl.policy.raft.rounds import (
     write_rows,
 )
 from erprm_trl.reward_model.scoring.scorer import solution_scores
-from erprm_trl.rollouts import Question
+from erprm_trl.rollouts import Question, RolloutRow
 
 
 def row(question, text, reward=None, finished=True, num_tokens=4):
-    return {
-        "question_index": question,
-        "steps": [step + "\n" for step in text.split("|")] if text else [],
-        "outcome_reward": reward,
-        "finished": finished,
-        "num_tokens": num_tokens,
-    }
+    return RolloutRow(
+        chunk=0,
+        question_index=question,
+        solution_index=0,
+        question=f"question {question}",
+        steps=[step + "\n" for step in text.split("|")] if text else [],
+        outcome_reward=reward,
+        finished=finished,
+        num_tokens=num_tokens,
+    )
 
 
 # Question 0: right, wrong and a copy; 1: all right; 2: all wrong; 3: one that did not finish.

@@ -134,7 +134,7 @@ def test_the_recipe_collects_from_an_endpoint(serve_url, tmp_path):
     client = config._sampler().client
     assert (client.max_concurrency, client.request_timeout, client.api_key_env) == (4, 50.0, "NO_KEY_HERE")
     rollouts = config.run()
-    assert len(rollouts.rows) == 4 and rollouts.rows[0]["sampler"]["backend"] == "endpoint"
+    assert len(rollouts.rows) == 4 and rollouts.rows[0].sampler["backend"] == "endpoint"
     # The pretrained base is right on more than half of its samples: words that stuck together would be unknown to it.
     assert rollouts.manifest["summary"]["mean_outcome_reward"] > 0
     with pytest.raises(ValueError, match="base_url: got none"):
@@ -313,7 +313,7 @@ def test_faults_change_no_row(tmp_path):
         assert len(server.bodies) > num_requests * 1.15
         assert server.most_at_once <= 6
     assert faulty.rows == straight.rows
-    assert len({(row["question_index"], row["solution_index"]) for row in faulty.rows}) == len(faulty.rows) == 12
+    assert len({(row.question_index, row.solution_index) for row in faulty.rows}) == len(faulty.rows) == 12
 
 
 def test_concurrency_reaches_its_bound_and_not_more():

@@ -207,8 +207,8 @@ def test_collect_rollouts_twice(policy, tmp_path):
     second = collect_rollouts(questions, sampler, tmp_path / "second", **options)
     assert len(first.rows) == 12
     assert first.rows == second.rows
-    assert any(row["prefix_rewards"] for row in first.rows)
+    assert any(row.prefix_rewards for row in first.rows)
     for row in first.rows:
-        assert [len(rewards) for rewards in row["prefix_rewards"]] == [3] * max(len(row["steps"]) - 1, 0)
-        assert len(row["question_rewards"]) == 3
-        assert row["sampler"]["backend"] == "vllm"
+        assert [len(rewards) for rewards in row.prefix_rewards] == [3] * max(len(row.steps) - 1, 0)
+        assert len(row.question_rewards) == 3
+        assert row.sampler["backend"] == "vllm"

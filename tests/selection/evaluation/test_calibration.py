@@ -108,7 +108,7 @@ def test_against_a_naive_reading_of_larger_rollouts(tmp_path):
         (score, sum(rewards) / 3, max(rewards) > 0, q)
         for q, (rows, of_question) in enumerate(zip(rollouts.solutions(), scores, strict=True))
         for row, row_scores in zip(rows, of_question, strict=True)
-        for score, rewards in zip(row_scores, row["prefix_rewards"], strict=False)
+        for score, rewards in zip(row_scores, row.prefix_rewards, strict=False)
     ]
     parts = result["brier_parts"]
     whole = parts["reliability"] - parts["resolution"] + parts["uncertainty"]

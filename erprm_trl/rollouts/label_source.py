@@ -1,0 +1,119 @@
+"""Labels of a folder of rollouts, computed in one pass over the rows and written to one Arrow file, which is found
+again the next time.
+
+A trainer that encodes the labels does so in the same pass, so that only the encoded examples are written.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .labels import PosteriorValues, labelled_example
+from .records import RolloutRow
+
+
+BATCH_SIZE = 1000  # examples that are encoded together, and rows that the Arrow file is written in
+
+Columns = dict[str, list[Any]]
+
+
+class LabelSource:
+    """
+    Labels at one eta that have not been computed yet.
+
+    Args:
+        rows (`Iterable[RolloutRow]`):
+            Rows with labels. They are iterated over once, and once more before that for the posterior's prior.
+        splitter (`str`):
+            How their solutions were split.
+        eta (`float`):
+            Inverse reward temperature.
+        estimator (`str`):
+            `"sample"` or `"posterior"`, see [`RolloutDataset.labels`].
+        key (`Sequence`):
+            Everything that the labels depend on. Its `repr` names the file.
+        cache_dir (`str`, *optional*):
+            Folder of the files. Defaults to the cache of `datasets`.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[RolloutRow],
+        splitter: str,
+        eta: float,
+        estimator: str,
+        key: Sequence[Any],
+        cache_dir: str | None = None,
+    ):
+        self._rows, self._splitter, self._eta, self._estimator = rows, splitter, eta, estimator
+        self._key, self._cache_dir = key, cache_dir
+
+    @property
+    def column_names(self) -> list[str]:
+        """Columns of a labelled example."""
+        return ["prompt", "completions", "labels", *(["label_std"] if self._estimator == "posterior" else [])]
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the labels."""
+        return hashlib.sha256(repr(self._key).encode()).hexdigest()[:16]
+
+    def labels(self):
+        """The labelled examples as a `datasets.Dataset`, in the stepwise form."""
+        from datasets import Features, List, Value
+
+        types = {
+            "prompt": Value("string"),
+            "completions": List(Value("string")),
+            "labels": List(Value("float64")),
+            "label_std": List(Value("float64")),
+        }
+        features = Features({name: types[name] for name in self.column_names})
+        return self._write(self._examples, features, self.fingerprint)
+
+    def encoded(self, encode: Callable[[Columns], Columns], features, fingerprint: str):
+        """
+        What `encode` makes of the labelled examples, as a `datasets.Dataset`. The labels themselves are not written.
+
+        Args:
+            encode (`Callable`):
+                From the columns of a batch of labelled examples to the columns of `features`, one value per example.
+            features (`datasets.Features`):
+                Columns of the encoded examples.
+            fingerprint (`str`):
+                Identifies these labels encoded in this way.
+        """
+
+        def encoded_examples() -> Iterator[dict[str, Any]]:
+            examples = self._examples()
+            while batch := list(islice(examples, BATCH_SIZE)):
+                columns = encode({name: [example[name] for example in batch] for name in self.column_names})
+                for values in zip(*columns.values(), strict=True):
+                    yield dict(zip(columns, values, strict=True))
+
+        return self._write(encoded_examples, features, fingerprint)
+
+    def _examples(self) -> Iterator[dict[str, Any]]:
+        posterior = PosteriorValues.fit(self._rows, self._eta) if self._estimator == "posterior" else None
+        for row in self._rows:
+            yield labelled_example(row, self._splitter, self._eta, posterior)
+
+    def _write(self, generator: Callable[[], Iterator[dict[str, Any]]], features, fingerprint: str):
+        from datasets import Dataset
+        from datasets.exceptions import DatasetGenerationError
+
+        # A file of this name is used as it is. Of several processes the first writes it, and the others wait.
+        try:
+            return Dataset.from_generator(
+                generator, features=features, fingerprint=fingerprint, cache_dir=self._cache_dir
+            )
+        except DatasetGenerationError as error:
+            raise (error.__cause__ or error) from None  # what is wrong with the labels, not that `datasets` failed
+
+
+def label_key(version: int, shards: Sequence[Path], estimator: str, eta: float) -> tuple[Any, ...]:
+    """What labels depend on: the version of the code that makes them, each shard's size and time, and the estimate."""
+    states = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
+    return version, states, f"{estimator} {eta!r}"

@@ -1,0 +1,355 @@
+"""What a collection stores, as types: a row (one solution with its rewards) and the settings of the collection.
+
+Both are dataclasses with `to_json` and `from_json`, which write and read plain dictionaries, the JSON objects on disk.
+This module is the only one that knows the keys of these objects.
+"""
+
+import operator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+class _RowAsMapping(Mapping):
+    """Rows were dictionaries in 0.1: `row["steps"]` works for one more release, with a warning."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> Any:
+        _warn_of_lookup(f'row["{name}"]', f"row.{name}")
+        return self.to_json()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        _warn_of_lookup("Iterating over a row's keys", "row.to_json()")
+        return iter(self.to_json())
+
+    def __len__(self) -> int:
+        return len(self.to_json())
+
+
+def _warn_of_lookup(old: str, new: str) -> None:
+    warnings.warn(
+        f"{old}: rows are RolloutRow objects now, and this access will be removed in the next release. Use {new}.",
+        FutureWarning,
+        stacklevel=3,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutRow(_RowAsMapping):
+    """
+    One solution to a question, with the graded continuations of its prefixes.
+
+    `S` is the number of steps of the solution. `K` is the number of continuations per prefix. It is the same for all
+    prefixes, except in collections that share continuations ([`CollectionSettings.shares_continuations`]).
+
+    Args:
+        chunk (`int`):
+            Index of the chunk that the row was written in. A chunk is a run of consecutive questions.
+        question_index (`int`):
+            Index of the question in the collection.
+        solution_index (`int`):
+            Index of the solution among those of its question.
+        question (`str`):
+            Text of the question.
+        steps (`list[str]`):
+            Steps of the solution with their delimiters, length S. Joined they are the solution, byte for byte.
+        answer (`str`, *optional*):
+            Reference answer of the question, `None` if the question has no answer.
+        outcome_reward (`float`, *optional*):
+            Reward of the whole solution, `None` if the collection is not graded.
+        prediction (`str`, *optional*):
+            Final answer that the grader found in the solution, `None` if it found none.
+        finished (`bool`, *optional*, defaults to `True`):
+            Whether the solution ended before `max_new_tokens`.
+        num_tokens (`int`, *optional*, defaults to `0`):
+            Number of sampled tokens.
+        prefix_rewards (`list[list[float]]`, *optional*):
+            Raw rewards of the continuations of each proper prefix, shape (S - 1, K). Entry `i` belongs to the prefix
+            of `i + 1` steps. Empty if the collection has no continuations.
+        question_rewards (`list[float]`, *optional*):
+            Raw rewards of the continuations of the bare question, shape (K,). All solutions to a question have the
+            same. `None` if the question was not continued.
+        unusable (`str`, *optional*):
+            Reason why the solution has no labels, `None` if it has.
+        sampler (`dict[str, Any]`, *optional*):
+            Backend, model, sampling parameters and seed that the solution was sampled with.
+        token_ids (`list[int]`, *optional*):
+            Sampled tokens of the solution, shape (`num_tokens`,). `None` unless the collection stores them.
+        prefix_generated (`list[int]`, *optional*):
+            Number of rewards of each proper prefix that were sampled for it, shape (S - 1,). These rewards come first
+            in `prefix_rewards`. 0 where an earlier solution has the same prefix and shares its rewards. `None` unless
+            the collection shares continuations.
+        question_generated (`int`, *optional*):
+            Number of rewards in `question_rewards` that were sampled for the bare question. Only on the first solution
+            to each question of a collection that shares continuations, else `None`.
+        extra (`dict[str, Any]`, *optional*):
+            Entries of the JSON object with other names. They are written back as they were read.
+    """
+
+    chunk: int
+    question_index: int
+    solution_index: int
+    question: str
+    answer: str | None = None
+    steps: list[str]
+    outcome_reward: float | None = None
+    prediction: str | None = None
+    finished: bool = True
+    num_tokens: int = 0
+    prefix_rewards: list[list[float]] = field(default_factory=list)
+    question_rewards: list[float] | None = None
+    unusable: str | None = None
+    sampler: dict[str, Any] = field(default_factory=dict)
+    token_ids: list[int] | None = None
+    prefix_generated: list[int] | None = None
+    question_generated: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "RolloutRow":
+        """
+        Reads a JSON object.
+
+        Raises:
+            `KeyError`: if one of `chunk`, `question_index`, `solution_index`, `question` and `steps` is missing. Other
+                missing entries get their defaults.
+            `TypeError`: if `row` is not a mapping, or an index is not an integer.
+        """
+        if not isinstance(row, Mapping):
+            raise TypeError(f"got {type(row).__name__}, expected an object")
+        for name in _INDICES:
+            operator.index(row[name])
+        known = {name: row[name] for name in _ROW_FIELDS if name in row}
+        for name in ("question", "steps"):
+            if name not in known:
+                raise KeyError(name)
+        if len(known) == len(row):
+            return cls(**known)
+        return cls(**known, extra={name: value for name, value in row.items() if name not in known})
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object on disk: optional entries are present only where they have a value."""
+        row = {name: getattr(self, name) for name in _ROW_FIELDS}
+        for name in _OPTIONAL_ROW_FIELDS:
+            if row[name] is None:
+                del row[name]
+        return {**row, **self.extra}
+
+    @property
+    def text(self) -> str:
+        """The whole solution, byte for byte."""
+        return "".join(self.steps)
+
+    def prefix(self, num_steps: int) -> str:
+        """Text of the first `num_steps` steps."""
+        return "".join(self.steps[:num_steps])
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether the solution has a reward."""
+        return self.outcome_reward is not None
+
+    @property
+    def is_right(self) -> bool:
+        """
+        Whether the solution's reward is above 0.5.
+
+        Raises:
+            `ValueError`: if the solution is not graded.
+        """
+        if self.outcome_reward is None:
+            raise ValueError(
+                f"{self.name}: got no outcome_reward, expected a graded solution. Collect with a grading and answers."
+            )
+        return self.outcome_reward > 0.5
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the solution can have labels."""
+        return not self.unusable
+
+    @property
+    def lacks_continuations(self) -> bool:
+        """Whether the solution is usable and yet does not have rewards for each of its proper prefixes."""
+        return self.is_usable and len(self.prefix_rewards) != len(self.steps) - 1
+
+    @property
+    def name(self) -> str:
+        """How errors name the row."""
+        return f"question {self.question_index}, solution {self.solution_index}"
+
+
+_INDICES = ("chunk", "question_index", "solution_index")
+_ROW_FIELDS = tuple(item.name for item in fields(RolloutRow) if item.name != "extra")  # in the order on disk
+_OPTIONAL_ROW_FIELDS = ("token_ids", "prefix_generated", "question_generated")
+
+
+def as_rows(solutions: Sequence[Sequence[RolloutRow | Mapping[str, Any]]], *needed: str) -> list[list[RolloutRow]]:
+    """
+    Rows of public functions, which take rows and mappings alike.
+
+    Args:
+        solutions (`Sequence[Sequence[RolloutRow | Mapping]]`):
+            Solutions of each question, as [`~erprm_trl.rollouts.RolloutDataset.solutions`] gives them, or mappings
+            with the same names.
+        needed (`str`):
+            Entries that each mapping must have. Others may be missing.
+
+    Returns:
+        `list[list[RolloutRow]]`: the same solutions as rows.
+
+    Raises:
+        `ValueError`: if a mapping lacks a needed entry.
+    """
+    return [
+        [_as_row(row, index, place, needed) for place, row in enumerate(rows)] for index, rows in enumerate(solutions)
+    ]
+
+
+def _as_row(
+    row: RolloutRow | Mapping[str, Any], question_index: int, solution_index: int, needed: Sequence[str]
+) -> RolloutRow:
+    if isinstance(row, RolloutRow):
+        return row
+    missing = [name for name in needed if name not in row]
+    if missing:
+        raise ValueError(
+            f"Solutions: got a mapping with {sorted(row)} for question {question_index}, solution {solution_index}, "
+            f"expected {', '.join(map(repr, missing))} too. Pass the rows of RolloutDataset.solutions()."
+        )
+    where = {"chunk": 0, "question_index": question_index, "solution_index": solution_index}
+    return RolloutRow.from_json({**where, "question": "", "steps": [], **row})
+
+
+@dataclass(kw_only=True, frozen=True)
+class CollectionSettings:
+    """
+    Settings of a collection, the `config` of its manifest. Two collections with equal settings have the same rows.
+
+    Args:
+        num_questions (`int`):
+            Number of questions.
+        num_solutions (`int`):
+            Number of solutions per question.
+        chunk_size (`int`):
+            Number of questions per chunk. The last chunk may have fewer.
+        questions (`str`, *optional*, defaults to `""`):
+            Fingerprint of the questions and answers.
+        num_continuations (`int`, *optional*, defaults to `0`):
+            K, the number of continuations per prefix; with adaptive allocation the maximum on average. 0 if solutions
+            are not continued.
+        include_question (`bool`, *optional*, defaults to `False`):
+            Whether the bare question is continued too.
+        splitter (`str`, *optional*, defaults to `"newline"`):
+            How solutions are split into steps, see [`split_steps`].
+        grading (`str`, *optional*):
+            Name or import path of the grading, `None` if nothing is graded.
+        answer_pattern (`str`, *optional*):
+            Regular expression whose first group is the final answer.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the collection.
+        sampler (`dict[str, Any]`, *optional*):
+            Settings of the sampler.
+        store_token_ids (`bool`, *optional*, defaults to `False`):
+            Whether rows have `token_ids`.
+        allocation (`str`, *optional*, defaults to `"fixed"`):
+            `"fixed"` or `"adaptive"`.
+        reuse_continuations (`bool`, *optional*, defaults to `False`):
+            Whether continuations count for the longer prefixes that they pass through.
+        target_etas (`list[float]`, *optional*):
+            Etas that the labels are meant for. Only with adaptive allocation.
+        tolerance (`float`, *optional*):
+            Standard deviation of labels at which sampling stops. Only with adaptive allocation.
+        extra (`dict[str, Any]`, *optional*):
+            Entries of the JSON object with other names. They are written back as they were read.
+    """
+
+    num_questions: int
+    questions: str = ""
+    num_solutions: int
+    num_continuations: int = 0
+    include_question: bool = False
+    splitter: str = "newline"
+    grading: str | None = None
+    answer_pattern: str | None = None
+    seed: int = 0
+    chunk_size: int
+    sampler: dict[str, Any] = field(default_factory=dict)
+    store_token_ids: bool = False
+    allocation: str = "fixed"
+    reuse_continuations: bool = False
+    target_etas: list[float] | None = None
+    tolerance: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> "CollectionSettings":
+        """
+        Reads the `config` of a manifest. Entries that older releases did not write get their defaults.
+
+        Raises:
+            `ValueError`: if the number of questions, solutions or questions per chunk is missing.
+        """
+        missing = [name for name in ("num_questions", "num_solutions", "chunk_size") if name not in config]
+        if missing:
+            raise ValueError(
+                f"Settings of a collection: got {sorted(config)}, expected {', '.join(map(repr, missing))} too. "
+                "Choose a folder that collect_rollouts wrote."
+            )
+        known = {name: config[name] for name in _SETTINGS_FIELDS if name in config}
+        return cls(**known, extra={name: value for name, value in config.items() if name not in known})
+
+    def to_json(self) -> dict[str, Any]:
+        """
+        The `config` of a manifest. `store_token_ids` is present only if it is true, and what says how continuations
+        are shared only if they are, so that the manifests of plain collections stay as older releases wrote them.
+        """
+        config = {name: getattr(self, name) for name in _SETTINGS_FIELDS}
+        if not self.store_token_ids:
+            del config["store_token_ids"]
+        if not self.is_adaptive:
+            del config["target_etas"], config["tolerance"]
+        if not self.shares_continuations:
+            del config["allocation"], config["reuse_continuations"]
+        return {**config, **self.extra}
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether prefixes with uncertain labels get more continuations."""
+        return self.allocation == "adaptive"
+
+    @property
+    def shares_continuations(self) -> bool:
+        """Whether prefixes may differ in their number of rewards, and have rewards that were sampled for others."""
+        return self.is_adaptive or self.reuse_continuations
+
+    @property
+    def chunk_sizes(self) -> list[int]:
+        """Number of rows of each chunk: its questions times the solutions per question."""
+        starts = range(0, self.num_questions, self.chunk_size)
+        return [min(self.chunk_size, self.num_questions - start) * self.num_solutions for start in starts]
+
+    def differences(self, old: Mapping[str, Any]) -> list[str]:
+        """
+        How the settings differ from the `config` of a manifest, one text per entry.
+
+        The JSON objects are compared, so that entries which one of them does not have count as `None`.
+        """
+        old_entries, new_entries = _flatten(old), _flatten(self.to_json())
+        return [
+            f"{key} was {old_entries.get(key)!r} and is now {new_entries.get(key)!r}"
+            for key in old_entries | new_entries
+            if old_entries.get(key) != new_entries.get(key)
+        ]
+
+
+_SETTINGS_FIELDS = tuple(item.name for item in fields(CollectionSettings) if item.name != "extra")
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(_flatten(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
