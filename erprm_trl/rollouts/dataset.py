@@ -147,10 +147,8 @@ class RolloutDataset:
             elif len(row["prefix_rewards"]) != len(row["steps"]) - 1:
                 raise ValueError(
                     f"{self.path}: question {row['question_index']}, solution {row['solution_index']} has "
-                    f"{len(row['steps'])} steps and "
-                    f"rewards for {len(row['prefix_rewards'])} prefixes: it was collected with num_continuations=0. "
-                    "Collect with "
-                    "num_continuations >= 1 to get labels."
+                    f"{len(row['steps'])} steps and rewards for {len(row['prefix_rewards'])} prefixes: it was "
+                    "collected with num_continuations=0. Collect with num_continuations >= 1 to get labels."
                 )
         if dropped:
             reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(dropped.items()))

@@ -1,5 +1,4 @@
-"""Choosing in proportion to exponential weights: the arithmetic of guided search. Weights stay in log space; what they
-are weights of is said by `guided_decoding.py`."""
+"""Choosing in proportion to exponential weights: the arithmetic of guided search, in numpy. Weights stay in log space."""
 
 import math
 
@@ -30,7 +29,13 @@ def tilted_probabilities(values: np.ndarray, eta: float) -> np.ndarray:
 
 
 def log_mean_exp(log_weights: np.ndarray) -> float:
-    """`log(mean(exp(log_weights)))` without overflow."""
+    """
+    `log(mean(exp(log_weights)))` without overflow: [`~erprm_trl.functional.soft_value`] at eta = 1, for numpy arrays.
+
+    Args:
+        log_weights (`np.ndarray`):
+            Of shape (N,).
+    """
     top = log_weights.max()
     return float(top + np.log(np.exp(log_weights - top).mean()))
 

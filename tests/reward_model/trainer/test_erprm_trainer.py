@@ -313,6 +313,21 @@ def test_wrong_models_and_datasets(model_path, tmp_path):
         ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA, peft_config={"r": 4})
 
 
+def test_bad_labels_are_an_error_whichever_way_they_come(model_path, tmp_path):
+    """The loss does not check labels, so each way to it does: training and evaluation sets, encoded or not."""
+    trainer = ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA)
+    encoded = trainer.train_dataset
+    bad = Dataset.from_list([*ROWS, {**ROWS[0], "labels": [7.0, 1.0]}])
+    bad_encoded = Dataset.from_list([*encoded, {**encoded[0], "step_labels": [7.0] * len(encoded[0]["step_labels"])}])
+    for data in (bad, bad_encoded):
+        for arguments in ({"train_dataset": data}, {"train_dataset": encoded, "eval_dataset": data}):
+            with pytest.raises(ValueError, match="Row 4 of the .*outside"):
+                ERPRMTrainer(model_path, config(tmp_path), **arguments)
+        for evaluated in (data, {"easy": DATA, "hard": data}):
+            with pytest.raises(ValueError, match="Row 4 of the .*outside"):
+                trainer.evaluate(evaluated)
+
+
 def test_several_evaluation_sets(model_path, tmp_path):
     sets = {"easy": DATA.select([0, 1]), "hard": DATA.select([2, 3])}
     trainer = ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA, eval_dataset=sets)
