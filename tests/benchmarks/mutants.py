@@ -158,10 +158,13 @@ MUTANTS = {
             ("last_step_only=args.train_on_last_step_only", "last_step_only=False"),
         ],
     ),
+    "rollouts/dataset.py": (
+        ["tests/rollouts/test_collect.py"],
+        [("                if len(rows) == rows_in_chunk[chunk]:\n", "                if True:\n")],
+    ),
     "rollouts/shards.py": (
         ["tests/rollouts/test_collect.py"],
         [
-            ("                if len(rows) == rows_in_chunk[chunk]:\n", "                if True:\n"),
             ('if not line.endswith(b"\\n"):', "if False:"),
             ("        os.truncate(shard, end)", "        pass"),
             ("        if len(rows) == rows_in_chunk[chunk]:\n            done", "        if True:\n            done"),

@@ -148,8 +148,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         )
         if args.n_gpu > 1:
             raise ValueError(
-                "ERPRMTrainer: several GPUs are visible to one process. Launch with `accelerate launch` or `torchrun`, "
-                "or make one GPU visible with CUDA_VISIBLE_DEVICES."
+                f"ERPRMTrainer: got {args.n_gpu} GPUs visible to one process, expected one. Launch with `accelerate "
+                "launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
             )
         # Evaluation calls compute_loss only if the model can return a loss and there are no label columns.
         self.can_return_loss = True
