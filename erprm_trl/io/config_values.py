@@ -1,6 +1,8 @@
-"""Mappings in configurations: from YAML they arrive as such, from the command line as their JSON.
+"""Values of configuration files and command lines that stand for something else.
 
-Functions named in configurations: `"package.module:function"`."""
+A mapping arrives from YAML as such, and from the command line as JSON. A function is named by its import path,
+`"package.module:function"`.
+"""
 
 import importlib
 import json
@@ -10,10 +12,16 @@ from typing import Any
 
 def read_json_fields(config: Any, *names: str) -> None:
     """
-    Replaces those of a configuration's fields that hold a string by what the string says as JSON.
+    Parses fields of a configuration that hold JSON text, in place. Other values stay as they are.
+
+    Args:
+        config (`Any`):
+            Configuration, changed in place.
+        *names (`str`):
+            Names of the fields.
 
     Raises:
-        `ValueError`: if a string is no JSON.
+        `ValueError`: if a string is not JSON.
     """
     for name in names:
         value = getattr(config, name)
@@ -26,7 +34,11 @@ def read_json_fields(config: Any, *names: str) -> None:
 
 def import_function(path: str) -> Callable:
     """
-    The function that `"package.module:function"` names.
+    Imports the function that `"package.module:function"` names.
+
+    Args:
+        path (`str`):
+            Import path of a function or class.
 
     Raises:
         `ValueError`: if the path has another form, or names nothing that can be imported and called.

@@ -103,7 +103,7 @@ def test_two_pages_of_a_folder_are_equal_and_each_id_is_there_once(tmp_path):
     assert first == second
     ids = [attrs["id"] for _, attrs in Reading(first.decode()).tags if "id" in attrs]
     assert len(ids) == len(set(ids))
-    figures = {match for match in re.findall(r'<svg[^>]* aria-label="([^"]*)"', first.decode())}
+    figures = set(re.findall(r'<svg[^>]* aria-label="([^"]*)"', first.decode()))
     assert len(figures) > 4 and {name.split("-")[0] for name in ids} >= {"f0", "f1", "f2"}
 
 

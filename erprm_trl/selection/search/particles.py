@@ -1,4 +1,4 @@
-"""Choosing in proportion to exponential weights: the arithmetic of guided search, in numpy. Weights stay in log space."""
+"""Choosing in proportion to exponential weights: the arithmetic of guided search, in numpy and in log space."""
 
 import math
 
