@@ -39,6 +39,7 @@ def test_the_squared_error_is_unbiased(p, k):
     assert plain == pytest.approx((0.4 - p) ** 2 + p * (1 - p) / k, abs=1e-12)
 
 
+@pytest.mark.slow("40,000 resamples")
 def test_the_bootstrap_against_every_resample():
     # Rewards 1, 0, 0: V of a resample depends on its j ones, j ~ Binomial(3, 1/3); K / (K - 1) = 1.5.
     eta, rewards = 2.0, torch.tensor([[1.0, 0.0, 0.0]])

@@ -184,6 +184,7 @@ def choose(browser, name, text):
     Select(browser.find_element("id", name)).select_by_visible_text(text)
 
 
+@pytest.mark.slow("starts a browser")
 def test_in_a_browser(browser, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
@@ -220,6 +221,7 @@ def test_in_a_browser(browser, tmp_path):
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.slow("starts a browser")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_every_width_and_scheme(browser, tmp_path, width, scheme):
@@ -231,6 +233,7 @@ def test_every_width_and_scheme(browser, tmp_path, width, scheme):
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.slow("starts a browser")
 def test_a_thousand_solutions(browser, tmp_path):
     """A page shows a part at a time: the document stays small, and every filter sees all of them."""
     open_page(browser, write_report(write_run(tmp_path / "run", num_questions=333)))

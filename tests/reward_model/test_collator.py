@@ -88,6 +88,7 @@ def test_layers_that_read_on_past_a_text_are_refused():
         check_packing(packed, logits)
 
 
+@pytest.mark.slow("trains twice")
 @pytest.mark.parametrize("head", ["lm", "token"])
 def test_training_packed_is_training_padded(tmp_path, head):
     data = Dataset.from_list(

@@ -61,6 +61,7 @@ def weights(trainer):
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
 
+@pytest.mark.slow("trains hundreds of steps")
 @pytest.mark.parametrize("head", ["lm", "token"])
 def test_two_examples_are_learned_down_to_their_entropy(head, model_path, tmp_path):
     data = DATA.select([0, 1])
@@ -207,6 +208,7 @@ def test_lora_trains_is_saved_and_is_scored_with(head, model_path, tmp_path):
     assert loaded[0] != pytest.approx(untrained[0], abs=1e-3)
 
 
+@pytest.mark.slow("trains 60 steps twice")
 @pytest.mark.parametrize("lora", [False, True])
 def test_missing_tokens_are_added_and_trained(lora, tmp_path):
     path = save_tiny(tmp_path / "model", byte_level_bpe())

@@ -98,6 +98,7 @@ def test_the_models_own_sampling_defaults_are_not_applied(dial_policy):
     )
 
 
+@pytest.mark.slow("thousands of samples")
 def test_samples_follow_the_policy(dial_policy):
     """First tokens of 4,000 samples against the model's own probabilities, within five standard errors."""
     model, tokenizer = dial_policy
@@ -160,6 +161,7 @@ def test_from_pretrained():
     assert loaded.settings["max_new_tokens"] == 4 and loaded.settings["backend"] == "transformers"
 
 
+@pytest.mark.slow("samples with many tokenizers")
 def test_samples_that_have_ended_leave_the_batch(dial_policy):
     """No row is computed after its end for longer than the tokens between two looks; alone, texts are the same."""
     model, tokenizer = dial_policy

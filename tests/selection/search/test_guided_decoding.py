@@ -166,6 +166,7 @@ def test_the_table_is_a_policy_and_its_values_a_martingale():
     assert mean == pytest.approx(z)
 
 
+@pytest.mark.slow("thousands of searches")
 def test_one_particle_is_the_policy():
     results = search(["q"] * 4000, method="particles", eta=ETA, width=1)
     assert total_variation(weighted_share(results), policy()) < 0.025
@@ -182,6 +183,7 @@ class Misleading(TabularScorer):
         ]
 
 
+@pytest.mark.slow("thousands of searches")
 @pytest.mark.parametrize("scorer", [TabularScorer, Misleading])
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 def test_particles_find_the_optimum_whatever_the_values_on_the_way(scorer, threshold):
@@ -212,6 +214,7 @@ def law_of_resampling(num_proposals, eta, steps=()):
     return law
 
 
+@pytest.mark.slow("thousands of searches")
 @pytest.mark.parametrize("expansions", [1, 2, 3])
 def test_resampling_has_its_exact_law(expansions):
     """Chi-square against the enumerated law; 32.91 is its 0.999 quantile with 12 degrees of freedom."""
@@ -266,6 +269,7 @@ def test_reductions_to_plain_sampling(arguments):
         )
 
 
+@pytest.mark.slow("thousands of searches")
 def test_resampling_with_eta_0_is_the_policy():
     results = search(["q"] * 100, method="resample", eta=0.0, width=30, expansions=3)
     assert total_variation(weighted_share(results), policy()) < 0.035
@@ -531,6 +535,7 @@ def test_arguments_that_do_not_fit(arguments, message):
 # A real policy and a real reward model
 
 
+@pytest.mark.slow("searches with a model")
 @pytest.mark.parametrize("method", ["beam", "resample", "particles"])
 def test_dial(method, dial_policy, dial_format):
     from erprm_trl import StepScorer, TransformersSampler, dial
