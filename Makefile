@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 VLLM := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/installed
 
-.PHONY: install quickstart test test-vllm lint format bench clean
+.PHONY: install quickstart test test-fast test-vllm lint format bench clean
 
 install: $(INSTALLED)
 
@@ -19,9 +19,13 @@ $(INSTALLED): setup.cfg constraints.txt
 quickstart: install
 	$(BIN)/python recipes/quickstart.py --config recipes/dial/quickstart.yaml
 
-# Tests have a thread each; a file's share their models, and stay in one process.
+# Every test, in at most 12 minutes on two cores. The tests of a file share their models, and stay in one process.
 test: install
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# While you work: no launched process, no browser, no long training; at most 90 seconds on two cores.
+test-fast: install
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # vLLM's CPU build, in a venv of its own: it asks for an older transformers, which the third step replaces by the one
 # of all other tests, and for three packages that do not fit this torch.

@@ -1,7 +1,9 @@
-"""Offline, quiet, one thread: set before anything imports transformers or torch."""
+"""Offline, quiet, one thread: set before anything imports transformers or torch. Unmarked tests start no process."""
 
 import os
+import subprocess
 from pathlib import Path
+from unittest import mock
 
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +27,39 @@ settings.register_profile("tests", deadline=None, derandomize=True)  # the same 
 settings.load_profile("tests")
 # For a long run by hand: `pytest --hypothesis-profile=thorough FILE`.
 settings.register_profile("thorough", max_examples=8000, deadline=None)
+
+
+GRADING_WORKER = "erprm_trl.rollouts.grading.worker"
+LAUNCHERS = ("python", "torchrun", "accelerate", "deepspeed", "chrom")
+
+
+class NoProcess(subprocess.Popen):
+    """Stands for `subprocess.Popen` in tests without the marker `slow`: only grading workers may start."""
+
+    def __init__(self, args, *rest, **options):
+        command = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
+        words = " ".join(os.fsdecode(word) for word in command)
+        if Path(words.split()[0]).name.startswith(LAUNCHERS) and GRADING_WORKER not in words:
+            pytest.fail(f'A test without a marker starts a process ({words}). Mark it: pytest.mark.slow("why").')
+        super().__init__(args, *rest, **options)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Around a test and the fixtures that are set up for it."""
+    if item.get_closest_marker("slow"):
+        return (yield)
+    with mock.patch.object(subprocess, "Popen", NoProcess):
+        return (yield)
+
+
+@pytest.hookimpl
+def pytest_collection_modifyitems(items):
+    """Every marker `slow` says why."""
+    for item in items:
+        marker = item.get_closest_marker("slow")
+        if marker and not (len(marker.args) == 1 and isinstance(marker.args[0], str)):
+            raise pytest.UsageError(f'{item.nodeid}: got slow without a reason. Write pytest.mark.slow("why").')
 
 
 @pytest.fixture(scope="session")

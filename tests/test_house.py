@@ -129,6 +129,7 @@ def test_nothing_runs_code_from_data():
     assert len(files) > 100 and not {name: lines for name, lines in found.items() if lines}
 
 
+@pytest.mark.slow("starts a process")
 def test_importing_the_package_imports_nothing_heavy():
     code = (
         "import sys, erprm_trl, erprm_trl.rollouts, erprm_trl.reward_model, erprm_trl.selection, erprm_trl.policy\n"
@@ -138,6 +139,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+@pytest.mark.slow("starts a process that imports every recipe")
 def test_recipes_answer_help_without_what_they_run():
     """Those with a configuration of `transformers` import its module, which imports torch; no trainer, no data."""
     code = """

@@ -173,6 +173,7 @@ def resumable(name, model, folder, **options):
     return train_policy(StepPPOTrainer, StepPPOConfig, model, folder, **options)
 
 
+@pytest.mark.slow("trains many times")
 @pytest.mark.parametrize(
     ("trainer", "file"),
     [*(("erprm", file) for file in FILES), ("ppo", "optimizer.pt"), ("ppo", "value_head.safetensors")],

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from .aggregation import AGGREGATIONS, aggregate
+from .masked import masked_moments
+from .precision import at_least_float32
 
 
 CREDITS = ("difference", "min_form", "sum", "outcome")
@@ -140,9 +142,8 @@ def group_mean(values: Tensor, mask: Tensor, group_size: int) -> Tensor:
     Mean over each group of `group_size` consecutive rows of those values (N,) where the mask (N,) is True, given back
     to every row of the group; 0 where a group has none.
     """
-    values, mask = _clean(values, mask)
-    totals, counts = values.reshape(-1, group_size).sum(-1), mask.reshape(-1, group_size).sum(-1)
-    return (totals / counts.clamp_min(1)).repeat_interleave(group_size)
+    _, means, _ = masked_moments(values.reshape(-1, group_size), mask.reshape(-1, group_size), dim=-1)
+    return means.squeeze(-1).repeat_interleave(group_size)
 
 
 def group_step_advantages(
@@ -189,10 +190,10 @@ def group_step_advantages(
     rewards, mask = _clean(rewards, mask)
     shape = (rewards.shape[0] // group_size, group_size * rewards.shape[-1])  # no -1: S may be 0
     grouped, grouped_mask = rewards.reshape(shape), mask.reshape(shape)
-    means, stds = _moments(grouped, grouped_mask)
+    _, means, variances = masked_moments(grouped, grouped_mask, dim=-1)
     if scale == "batch":
-        _, stds = _moments(rewards.reshape(1, -1), mask.reshape(1, -1))
-    normalized = grouped - means if scale == "none" else (grouped - means) / (stds + eps)
+        _, _, variances = masked_moments(rewards.reshape(1, -1), mask.reshape(1, -1), dim=-1)
+    normalized = grouped - means if scale == "none" else (grouped - means) / (variances.sqrt() + eps)
     return reward_to_go(normalized.view_as(rewards), mask, gamma)
 
 
@@ -288,13 +289,4 @@ def spread_over_steps(step_values: Tensor, step_ends: Tensor, mask: Tensor, num_
 
 def _clean(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     # What lies under a mask may be anything, NaN included: it is zero from here on.
-    values = values if values.dtype == torch.float64 else values.float()
-    return values.masked_fill(~mask.bool(), 0.0), mask.bool()
-
-
-def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    # Row-wise mean and standard deviation (n - 1), each (N, 1); 0 where there is nothing to take them of.
-    counts = mask.sum(-1, keepdim=True)
-    means = values.sum(-1, keepdim=True) / counts.clamp_min(1)
-    squares = (values - means).square().masked_fill(~mask, 0.0).sum(-1, keepdim=True)
-    return means, (squares / (counts - 1).clamp_min(1)).sqrt()
+    return at_least_float32(values).masked_fill(~mask.bool(), 0.0), mask.bool()

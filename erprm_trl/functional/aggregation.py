@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .precision import at_least_float32
+
 
 AGGREGATIONS = ("min", "last", "product", "mean")
 
@@ -42,7 +44,7 @@ def aggregate(scores: Tensor | Sequence[Sequence[float] | Tensor], method: str, 
         raise ValueError(f"Aggregation: got {method!r}, expected one of {', '.join(AGGREGATIONS)}.")
     if not isinstance(scores, Tensor):
         scores, mask = _pad(scores)
-    scores = scores if scores.dtype == torch.float64 else scores.float()
+    scores = at_least_float32(scores)
     mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
     if mask.shape != scores.shape:
         raise ValueError(f"Mask: got shape {tuple(mask.shape)}, expected that of the scores, {tuple(scores.shape)}.")

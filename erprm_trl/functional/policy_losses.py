@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .precision import at_least_float32
+
 
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None
@@ -26,7 +28,7 @@ def clipped_value_loss(
 
     Source: Schulman et al., PPO (1707.06347) as implemented in OpenAI's baselines and TRL's former `PPOTrainer`.
     """
-    values, old_values, returns = (x if x.dtype == torch.float64 else x.float() for x in (values, old_values, returns))
+    values, old_values, returns = map(at_least_float32, (values, old_values, returns))
     losses = (values - returns).square()
     if clip_range is None:
         return losses / 2, torch.zeros_like(losses, dtype=torch.bool)
@@ -62,5 +64,6 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor, estimator: str) -> Tensor:
     """
     if estimator not in ("k1", "k3"):
         raise ValueError(f"KL estimator: got {estimator!r}, expected 'k1' or 'k3'.")
-    difference = logps - ref_logps if logps.dtype == torch.float64 else logps.float() - ref_logps.float()
+    logps = at_least_float32(logps)
+    difference = logps - ref_logps.to(logps.dtype)
     return difference if estimator == "k1" else torch.expm1(-difference) + difference

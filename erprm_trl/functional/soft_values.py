@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from .precision import at_least_float32
+
 
 # Beyond these |eta| the value and its limit differ by less than float32 can show for rewards of any practical size,
 # while eta itself would overflow or turn subnormal in float32.
@@ -48,12 +50,11 @@ def soft_value(rewards: Tensor, eta: float, dim: int = -1) -> Tensor:
     Source: Zhang et al., Entropy-Regularized Process Reward Model (arXiv 2412.11006), the process reward of section 3.
     """
     eta = _checked_eta(eta)
-    rewards = _at_least_float32(rewards)
+    rewards = at_least_float32(rewards)
     if rewards.shape[dim] == 0:
         raise ValueError(
-            f"Continuations: got a rewards tensor of shape {tuple(rewards.shape)} with none along dim={dim}, "
-            "expected at least "
-            "one reward a prefix. Sample continuations first (num_continuations >= 1)."
+            f"Continuations: got a rewards tensor of shape {tuple(rewards.shape)} with none along dim={dim}, expected "
+            "at least one reward per prefix. Sample continuations first (num_continuations >= 1)."
         )
     if eta == 0:
         return rewards.mean(dim)
@@ -89,7 +90,7 @@ def soft_value_from_rate(p: Tensor, eta: float) -> Tensor:
     Source: arXiv 2412.11006, the process reward of section 3 for 0/1 rewards.
     """
     eta = _checked_eta(eta)
-    p = _at_least_float32(p)
+    p = at_least_float32(p)
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise ValueError(
             "Success rates: got a value that is NaN or outside [0, 1]. Divide successes by continuations."
@@ -156,7 +157,3 @@ def _checked_eta(eta: float) -> float:
     if abs(eta) < _SMALLEST_ETA:
         return 0.0
     return math.copysign(math.inf, eta) if abs(eta) > _LARGEST_ETA else eta
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.to(torch.float32)

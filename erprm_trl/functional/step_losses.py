@@ -1,8 +1,9 @@
 """Soft-label losses at separators: what a process reward model minimises. Pure tensor functions."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .precision import at_least_float32
 
 
 def step_log_odds(logits: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def step_log_odds(logits: Tensor) -> Tensor:
             f"Step logits: got shape {tuple(logits.shape)}, expected a last axis of 2 (good, bad) or 1 (scalar head). "
             "Select the good and the bad token's columns, or unsqueeze(-1) a single logit."
         )
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = at_least_float32(logits)
     return logits[..., 0] - logits[..., 1] if logits.shape[-1] == 2 else logits[..., 0]
 
 
@@ -40,7 +41,8 @@ def soft_step_cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "me
         logits (`torch.Tensor`):
             Logits at the separators, (..., 2) good and bad token or (..., 1) scalar head (see [`step_log_odds`]).
         labels (`torch.Tensor`):
-            Soft labels v, shape (...), in [0, 1].
+            Soft labels v, shape (...), in [0, 1]. The range is not checked here: that would make an accelerator wait
+            for the CPU in every step of the training. Check labels once, when they are made.
         reduction (`str`, *optional*, defaults to `"mean"`):
             `"mean"` or `"sum"` over all steps, or `"none"`.
 
@@ -50,7 +52,7 @@ def soft_step_cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "me
         the label.
 
     Raises:
-        `ValueError`: if shapes do not match, or a label is NaN or outside [0, 1].
+        `ValueError`: if shapes do not match.
 
     Source: arXiv 2412.11006, the training objective (cross-entropy with the soft process reward as target).
     """
@@ -58,13 +60,6 @@ def soft_step_cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "me
     if labels.shape != log_odds.shape:
         raise ValueError(
             f"Labels: got shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}, expected "
-            f"{tuple(log_odds.shape)}: one label a step."
+            f"{tuple(log_odds.shape)}. Give one label per step."
         )
-    labels = labels.to(log_odds.dtype)
-    if not bool(((labels >= 0) & (labels <= 1)).all()):
-        raise ValueError(
-            "Labels: got a value that is NaN or outside [0, 1], expected probabilities. Rewards outside [0, 1] must "
-            "be rescaled "
-            "before they become cross-entropy labels."
-        )
-    return F.binary_cross_entropy_with_logits(log_odds, labels, reduction=reduction)
+    return F.binary_cross_entropy_with_logits(log_odds, labels.to(log_odds.dtype), reduction=reduction)

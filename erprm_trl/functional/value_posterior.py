@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .precision import at_least_float32
 from .soft_values import implied_success_rate, soft_value_from_rate
 
 
@@ -185,8 +186,7 @@ def precision_weights(label_std: Tensor, residual: float = 0.05) -> Tensor:
     Source: generalised least squares (Aitken, 1935): a target with variance sigma^2 around a model that misses by c
     has the precision 1 / (c + sigma^2); times c, so that an exact label weighs 1.
     """
-    label_std = label_std if label_std.dtype == torch.float64 else label_std.float()
-    return residual / (residual + label_std.square())
+    return residual / (residual + at_least_float32(label_std).square())
 
 
 def _beta_on_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,8 @@
-"""Reads the values of configuration fields: mappings given as JSON, functions given by their import path, and whether
-the name of a model is the address of a server."""
+"""Values of configuration files and command lines that stand for something else.
+
+A mapping arrives from YAML as such, and from the command line as JSON. A function is named by its import path,
+`"package.module:function"`. The name of a model may be the address of a server.
+"""
 
 import importlib
 import json
@@ -9,10 +12,16 @@ from typing import Any
 
 def read_json_fields(config: Any, *names: str) -> None:
     """
-    Replaces those of a configuration's fields that hold a string by what the string says as JSON.
+    Parses fields of a configuration that hold JSON text, in place. Other values stay as they are.
+
+    Args:
+        config (`Any`):
+            Configuration, changed in place.
+        *names (`str`):
+            Names of the fields.
 
     Raises:
-        `ValueError`: if a string is no JSON.
+        `ValueError`: if a string is not JSON.
     """
     for name in names:
         value = getattr(config, name)
@@ -30,7 +39,11 @@ def is_url(path_or_id: Any) -> bool:
 
 def import_function(path: str) -> Callable:
     """
-    The function that `"package.module:function"` names.
+    Imports the function that `"package.module:function"` names.
+
+    Args:
+        path (`str`):
+            Import path of a function or class.
 
     Raises:
         `ValueError`: if the path has another form, or names nothing that can be imported and called.

@@ -1,7 +1,6 @@
 """The figures of the page, each with its legend and, where it depends on it, one for every aggregation of step
 scores."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,16 +21,27 @@ from .svg import inline_svg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_numbers = itertools.count()
-
 
 @dataclass
 class Drawing:
-    """A plot, the lines of its legend (class of the style sheet, text), and the aggregation that it is for, if any."""
+    """
+    A plot that the page draws when it is put together.
 
-    svg: Markup
+    Attributes:
+        draw (`Callable`): makes the figure.
+        description (`str`): what the plot shows, for readers who cannot see it.
+        legend (`list[tuple[str, str]]`): lines of the legend: class of the style sheet, text.
+        aggregation (`str`, *optional*): the aggregation of step scores that the plot is for.
+    """
+
+    draw: Callable[[], "Figure"]
+    description: str
     legend: list[tuple[str, str]]
     aggregation: str | None = None
+
+    def svg(self, prefix: str) -> Markup:
+        """The plot as an `<svg>` element whose ids begin with `prefix`, which each plot of a page has for itself."""
+        return inline_svg(self.draw, prefix, self.description)
 
 
 def selection_drawings(curves: Mapping[str, Any]) -> list[Drawing]:
@@ -50,7 +60,7 @@ def selection_drawings(curves: Mapping[str, Any]) -> list[Drawing]:
 
     methods = next(iter(curves["models"].values()), {})
     return [
-        _drawing(lambda by=by: draw(by), f"Accuracy against samples a question, best of n by {by}", legend, by)
+        Drawing(lambda by=by: draw(by), f"Accuracy against samples a question, best of n by {by}", legend, by)
         for by in AGGREGATIONS
         if by in methods
     ]
@@ -62,12 +72,12 @@ def calibration_drawings(results: Mapping[str, Mapping[str, Any]]) -> list[Drawi
     eces = [f"{name} (ECE {result['ece']:.3f})" for name, result in zip(names, results.values(), strict=True)]
     eta = next(iter(results.values()))["eta"]
     return [
-        _drawing(
+        Drawing(
             lambda: draw_reliability(results, f"mean value (eta = {eta})"),
             "Mean value of prefixes against their score",
             [("grey dashed", "calibrated"), *_legend(eces)],
         ),
-        _drawing(
+        Drawing(
             lambda: draw_calibration_by_position(results),
             "Mean score, and how well scores rank prefixes, by the number of steps",
             [("ink dashed", "mean value"), *_legend(names)],
@@ -97,7 +107,7 @@ def reliability_drawings(collection: Collection) -> list[Drawing]:
             shown = [name for name, model in zip(names, collection.scores, strict=True) if model in results]
             eces = [f"{name} (ECE {result['ece']:.3f})" for name, result in zip(shown, results.values(), strict=True)]
             drawings.append(
-                _drawing(
+                Drawing(
                     lambda results=results: draw_reliability(results, "share of right answers"),
                     f"Share of right answers against solutions' scores by {by}",
                     [("grey dashed", "calibrated"), *_legend(eces)],
@@ -120,12 +130,12 @@ def label_drawing(labels: Sequence[Sequence[float]]) -> Drawing:
         figure.axes[1].lines[0].set_path_effects([Normal()])
         return figure
 
-    return _drawing(draw, "Histogram of labels by the position of the step", [])
+    return Drawing(draw, "Histogram of labels by the position of the step", [])
 
 
 def metric_drawing(name: str, lines: Mapping[int, Sequence[tuple[float, float]]]) -> Drawing:
     """A metric of trainings, by the training's number; its legend is the section's."""
-    return _drawing(lambda: draw_metric(lines), f"{name} against training steps", [])
+    return Drawing(lambda: draw_metric(lines), f"{name} against training steps", [])
 
 
 def _legend(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -136,12 +146,6 @@ def series_class(index: int) -> str:
     """Class of the style sheet for the line number `index`, as [`~erprm_trl.report.plots.series_style`] draws it."""
     line = {"-": "solid", "--": "dashed", ":": "dotted"}[LINES[index // len(COLOURS) % len(LINES)]]
     return f"series-{index % len(COLOURS)} {line}"
-
-
-def _drawing(
-    draw: Callable[[], "Figure"], description: str, legend: list[tuple[str, str]], aggregation: str | None = None
-) -> Drawing:
-    return Drawing(inline_svg(draw, f"f{next(_numbers)}", description), legend, aggregation)
 
 
 def _reliability(scores: torch.Tensor, right: torch.Tensor) -> dict[str, Any]:

@@ -6,6 +6,7 @@ What is read is in `run_folder.py` and `solution_data.py`, the other sections in
 
 import base64
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,6 +128,7 @@ def _render(data: dict[str, Any], **content: Any) -> str:
         data=Markup(script_json(data)),
         aggregations=data["aggregations"],
         aggregation=data["aggregation"],
+        next_prefix=map("f{}".format, itertools.count()).__next__,  # of the ids of each figure of this page
         **content,
     )
     # A lone surrogate outside the data, in a name for example, has no bytes.

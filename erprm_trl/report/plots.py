@@ -1,17 +1,11 @@
-"""Plots of a run, drawn by matplotlib without a display. Numbers come from `selection`.
+"""Plots of selection curves, calibration and training metrics, drawn by matplotlib without a display.
 
-Plots of step scores as probabilities. Numbers come from `selection.calibration`."""
+The functions take numbers that other stages have computed, and import matplotlib when they are called.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
@@ -48,10 +42,10 @@ def draw_selection_curves(curves: Mapping[str, Any], *, title: str = "", aggrega
 
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.subplots()
-    _draw(axes, curves["pass"], "pass@n (a perfect choice)", color="0.25", linestyle=":")
-    _draw(axes, curves["majority"], "majority vote", color="0.25", linestyle="--")
+    _draw_curve(axes, curves["pass"], "pass@n (a perfect choice)", color="0.25", linestyle=":")
+    _draw_curve(axes, curves["majority"], "majority vote", color="0.25", linestyle="--")
     for index, (name, methods) in enumerate(curves["models"].items()):
-        _draw(
+        _draw_curve(
             axes,
             methods[aggregation]["best_of_n"],
             name,
@@ -63,8 +57,7 @@ def draw_selection_curves(curves: Mapping[str, Any], *, title: str = "", aggrega
     axes.set(xscale="log", xlabel="samples a question (n)", ylabel="accuracy of the chosen answer", title=title)
     axes.set_xticks(ns, [str(n) for n in ns])
     axes.minorticks_off()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _open_axes(axes)
     axes.legend(
         frameon=False,
         fontsize=8,
@@ -89,41 +82,6 @@ def plot_selection_curves(
             The picture, e.g. `.png` or `.svg`.
     """
     draw_selection_curves(curves, title=title, aggregation=aggregation).savefig(path, dpi=150)
-
-
-def draw_metric(lines: Mapping[int, Sequence[tuple[float, float]]]) -> "Figure":
-    """
-    A metric of trainings against their steps, small.
-
-    Args:
-        lines (`Mapping[int, Sequence]`):
-            Points (step, value) by the training's number.
-
-    Returns:
-        [`~matplotlib.figure.Figure`]: the figure, without title and legend.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.4, 1.9))
-    axes = figure.add_axes((0.17, 0.16, 0.8, 0.78))
-    for index, points in lines.items():
-        xs, ys = zip(*points, strict=True)
-        # A few points are shown as such.
-        marker = {"marker": "o", "markersize": 3} if len(points) <= 12 else {}
-        axes.plot(xs, ys, **series_style(index), **marker, linewidth=1.3)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
-    axes.yaxis.get_major_locator().set_params(nbins=4)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _draw(axes, curve: Mapping[int, Mapping[str, float]], label: str, **style: Any) -> None:
-    ns = sorted(curve)
-    axes.plot(ns, [curve[n]["mean"] for n in ns], label=label, **style)
-    axes.fill_between(
-        ns, [curve[n]["low"] for n in ns], [curve[n]["high"] for n in ns], color=style["color"], alpha=0.1, linewidth=0
-    )
 
 
 def draw_calibration(results: Mapping[str, Mapping[str, Any]], *, title: str = "") -> "Figure":
@@ -185,47 +143,87 @@ def draw_calibration_by_position(results: Mapping[str, Mapping[str, Any]]) -> "F
     return figure
 
 
+def draw_metric(lines: Mapping[int, Sequence[tuple[float, float]]]) -> "Figure":
+    """
+    A metric of trainings against their steps, small.
+
+    Args:
+        lines (`Mapping[int, Sequence]`):
+            Points (step, value) by the training's number.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: the figure, without title and legend.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4, 1.9))
+    axes = figure.add_axes((0.17, 0.16, 0.8, 0.78))
+    for index, points in lines.items():
+        xs, ys = zip(*points, strict=True)
+        # A few points are shown as such.
+        marker = {"marker": "o", "markersize": 3} if len(points) <= 12 else {}
+        axes.plot(xs, ys, **series_style(index), **marker, linewidth=1.3)
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    axes.yaxis.get_major_locator().set_params(nbins=4)
+    _open_axes(axes)
+    return figure
+
+
+def _draw_curve(axes: "Axes", curve: Mapping[int, Mapping[str, float]], label: str, **style: Any) -> None:
+    ns = sorted(curve)
+    axes.plot(ns, [curve[n]["mean"] for n in ns], label=label, **style)
+    axes.fill_between(
+        ns, [curve[n]["low"] for n in ns], [curve[n]["high"] for n in ns], color=style["color"], alpha=0.1, linewidth=0
+    )
+
+
 def _draw_diagram(diagram: "Axes", histogram: "Axes", results: Mapping[str, Mapping[str, Any]], value: str) -> None:
     diagram.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="calibrated")
     for index, (name, result) in enumerate(results.items()):
         style = series_style(index)
-        filled = [one for one in result["bins"] if one["count"]]
-        scores, values = [one["mean_score"] for one in filled], [one["mean_label"] for one in filled]
+        filled = [score_bin for score_bin in result["bins"] if score_bin["count"]]
+        scores, values = (
+            [score_bin["mean_score"] for score_bin in filled],
+            [score_bin["mean_label"] for score_bin in filled],
+        )
         label = f"{name} (ECE {result['ece']:.3f})"
         diagram.plot(scores, values, **style, linewidth=1.2, label=label)
         # As large as their share: a bin of few prefixes is mostly noise.
-        sizes = [4 + 120 * one["count"] / result["prefixes"] for one in filled]
+        sizes = [4 + 120 * score_bin["count"] / result["prefixes"] for score_bin in filled]
         diagram.scatter(scores, values, s=sizes, color=style["color"], alpha=0.7, zorder=3)
         edges = [edge / len(result["bins"]) for edge in range(len(result["bins"]) + 1)]
-        shares = [one["count"] / result["prefixes"] for one in result["bins"]]
+        shares = [score_bin["count"] / result["prefixes"] for score_bin in result["bins"]]
         histogram.stairs(shares, edges, **style, linewidth=1.4)
     diagram.set(ylabel=value, xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
     histogram.set(xlabel="score", ylabel="share", xlim=(-0.02, 1.02))
-    _finish(diagram, histogram)
+    for axes in (diagram, histogram):
+        axes.set_axisbelow(True)
+    _open_axes(diagram, histogram)
 
 
 def _draw_positions(by_position: "Axes", ranking: "Axes", results: Mapping[str, Mapping[str, Any]]) -> None:
     first = next(iter(results.values()))
-    positions = [one["position"] for one in first["by_position"]]
-    means = [one["mean_label"] for one in first["by_position"]]
+    positions = [point["position"] for point in first["by_position"]]
+    means = [point["mean_label"] for point in first["by_position"]]
     square = {"marker": "s", "markersize": 3.5}
     by_position.plot(positions, means, color="0.25", linestyle="--", **square, label="mean value (right)")
     ranking.axhline(0.5, color="0.6", linestyle="--", linewidth=1)
     for index, result in enumerate(results.values()):
         style = {**series_style(index), "marker": "o", "markersize": 3.5}
-        by_position.plot(positions, [one["mean_score"] for one in result["by_position"]], **style)
-        aucs = [(one["position"], one["auc_can_succeed"]) for one in result["by_position"]]
-        known = [point for point in aucs if point[1] is not None]
+        by_position.plot(positions, [point["mean_score"] for point in result["by_position"]], **style)
+        aucs = [(point["position"], point["auc_can_succeed"]) for point in result["by_position"]]
+        known = [pair for pair in aucs if pair[1] is not None]
         ranking.plot([x for x, _ in known], [y for _, y in known], **style)
     by_position.set(ylabel="mean score", ylim=(-0.03, 1.03))
     ranking.set(xlabel="steps of the prefix", ylabel="AUC: can succeed", xlim=by_position.get_xlim())
     for axes in (by_position, ranking):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    _finish(by_position, ranking)
+        axes.set_axisbelow(True)
+    _open_axes(by_position, ranking)
 
 
-def _finish(*all_axes: "Axes") -> None:
+def _open_axes(*all_axes: "Axes") -> None:
+    """A faint grid, and no frame at the top and on the right."""
     for axes in all_axes:
         axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

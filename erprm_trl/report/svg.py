@@ -34,12 +34,14 @@ def inline_svg(draw: Callable[[], "Figure"], prefix: str, description: str) -> M
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}):
+    # Without a salt, matplotlib draws the ids of shared shapes at random: a page would differ from its repetition.
+    style = {"svg.hashsalt": "erprm_trl", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
+    with matplotlib.rc_context(style):
         draw().savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(buffer.getvalue())
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', buffer.getvalue()))
     for parent in root.iter():
-        for child in [one for one in parent if one.tag in (f"{SVG}metadata", f"{SVG}style")]:
+        for child in [child for child in parent if child.tag in (f"{SVG}metadata", f"{SVG}style")]:
             parent.remove(child)
     for element in root.iter():
         _restyle(element, prefix, used)
@@ -64,7 +66,7 @@ def _restyle(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
     if (target := element.attrib.pop(f"{XLINK}href", None)) is not None:
         element.set("href", re.sub(r"^#", f"#{prefix}-", target))
     for name, value in element.attrib.items():
-        value = _LONG_NUMBER.sub(lambda found: f"{float(found.group()):.2f}", value) if name in _GEOMETRY else value
+        value = _LONG_NUMBER.sub(lambda match: f"{float(match.group()):.2f}", value) if name in _GEOMETRY else value
         value = value.replace("url(#", f"url(#{prefix}-")
         element.set(name, "currentColor" if name in ("fill", "stroke") and value in INK else value)
     if element.tag == f"{SVG}text" and "fill" not in element.attrib:

@@ -1,6 +1,4 @@
-"""Comparisons as plain text, for a terminal.
-
-Calibration, ProcessBench and paired differences as plain text, for a terminal."""
+"""Results as plain-text tables for a terminal: selection, calibration, ProcessBench and paired differences."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +6,7 @@ from typing import Any
 
 def format_selection_table(curves: Mapping[str, Any], n: int) -> str:
     """
-    Ways to choose one of n solutions, a line each, with their intervals.
+    Ways to choose one of n solutions with their intervals, one per line.
 
     Args:
         curves (`Mapping`):
@@ -21,7 +19,7 @@ def format_selection_table(curves: Mapping[str, Any], n: int) -> str:
         within-question AUC.
     """
     methods = list(next(iter(curves["models"].values()), {}))
-    width = max(24, 2 + max(map(len, curves["models"]), default=0))  # names are often long paths
+    width = _width(curves["models"])
     lines = [
         f"{'pass@1':<{width}}{_interval(curves['pass'][1])}",
         f"{f'majority@{n}':<{width}}{_interval(curves['majority'][n])}",
@@ -57,13 +55,9 @@ def selection_rows(curves: Mapping[str, Any]) -> tuple[list[str], list[list[Any]
     return ["choice", "n", "accuracy", "low", "high"], rows
 
 
-def _interval(point: Mapping[str, float]) -> str:
-    return f"{point['mean']:.3f} [{point['low']:.3f}, {point['high']:.3f}]"
-
-
 def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """
-    A line a reward model; then, of each, the parts of its Brier score.
+    One line per reward model; then the parts of each one's Brier score.
 
     Args:
         results (`Mapping[str, Mapping]`):
@@ -104,7 +98,7 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def format_processbench_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """
-    F1 by subset and its average, in percent with intervals, a block a reward model.
+    F1 by subset and its average, in percent with intervals, one block per reward model.
 
     Args:
         results (`Mapping[str, Mapping]`):
@@ -152,6 +146,7 @@ def _line(width: int, name: str, cells: list[str]) -> str:
 
 
 def _width(names) -> int:
+    """Of the first column; names are often long paths."""
     return max(24, 2 + max(map(len, names), default=0))
 
 
@@ -161,6 +156,10 @@ def _number(value: float | None) -> str:
 
 def _four_digits(point: Mapping[str, float] | None) -> str:
     return "n/a" if point is None else f"{point['mean']:.4f} [{point['low']:.4f}, {point['high']:.4f}]"
+
+
+def _interval(point: Mapping[str, float]) -> str:
+    return f"{point['mean']:.3f} [{point['low']:.3f}, {point['high']:.3f}]"
 
 
 def _signed(point: Mapping[str, float]) -> str:

@@ -1,8 +1,8 @@
-"""Several solutions in a row: laid out, taken apart again, and checked not to see one another.
+"""Lays encoded examples out as a batch: one example per row, or several packed behind one another.
 
-What keeps them apart is transformers' attention: it reads texts off the position ids.
-
-Lays encoded examples out as a batch: a row each, or several in a row."""
+Examples of a packed row must not see one another. Transformers' attention keeps them apart by their position ids;
+[`check_packing`] verifies this for a model, on a batch.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +13,88 @@ from torch import Tensor
 from transformers.data.data_collator import DataCollatorMixin
 
 
+@dataclass
+class DataCollatorForStepLabels(DataCollatorMixin):
+    """
+    Collator of [`ERPRMTrainer`].
+
+    Args:
+        pad_token_id (`int`):
+            Fills `input_ids` on the right.
+        pad_to_multiple_of (`int`, *optional*):
+            Pads to a multiple of this length.
+        packing (`bool`, *optional*, defaults to `False`):
+            Lays short examples behind one another in a row, as many as fit the batch's longest, instead of padding
+            each. `position_ids` start again with every example, by which transformers keeps their attention apart.
+            There is no `attention_mask`: it would say that a row is one text.
+
+    Returns, for B examples in R rows (B without packing): `input_ids` and `attention_mask` or `position_ids` (R, T);
+    `rows`, `starts` and `lengths` (B,), where each example lies; `step_positions` (B, S), indices into its row,
+    `step_labels` (B, S, float32) and `step_mask` (B, S, True at real steps), `step_weights` (B, S, float32) if
+    examples have them; `question_ids` and `prompt_lengths` (B,), the latter 0 where it is not known.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+    packing: bool = False
+    return_tensors: str = "pt"
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        lengths = [len(example["input_ids"]) for example in examples]
+        num_steps = max(len(example["step_positions"]) for example in examples)
+
+        def padded(key: str, value: float, dtype: torch.dtype) -> torch.Tensor:
+            rows = [list(example[key]) + [value] * (num_steps - len(example[key])) for example in examples]
+            return torch.tensor(rows, dtype=dtype)
+
+        steps = torch.tensor([len(example["step_positions"]) for example in examples])
+        step_mask = torch.arange(num_steps) < steps[:, None]
+        row_of, start_of = pack_rows(lengths) if self.packing else (list(range(len(examples))), [0] * len(examples))
+        starts = torch.tensor(start_of)
+        return {
+            **self._lay_out([example["input_ids"] for example in examples], row_of, start_of),
+            "rows": torch.tensor(row_of),
+            "starts": starts,
+            "lengths": torch.tensor(lengths),
+            "step_positions": (padded("step_positions", 0, torch.long) + starts[:, None]) * step_mask,
+            "step_labels": padded("step_labels", 0.0, torch.float32),
+            **({"step_weights": padded("step_weights", 0.0, torch.float32)} if "step_weights" in examples[0] else {}),
+            "step_mask": step_mask,
+            "question_ids": torch.tensor(
+                [example.get("question_id", index) for index, example in enumerate(examples)]
+            ),
+            "prompt_lengths": torch.tensor([example.get("prompt_length", 0) for example in examples]),
+        }
+
+    def _lay_out(self, texts: list[list[int]], row_of: list[int], start_of: list[int]) -> dict[str, torch.Tensor]:
+        length = max(start + len(text) for start, text in zip(start_of, texts, strict=True))
+        if self.pad_to_multiple_of:
+            length += -length % self.pad_to_multiple_of
+        shape = (max(row_of) + 1, length)
+        input_ids = torch.full(shape, self.pad_token_id)
+        real = torch.zeros(shape, dtype=torch.long)
+        # Padding gets positions of its own, like an example: attention keeps it apart from the last example too.
+        position_ids = torch.arange(length).repeat(shape[0], 1)
+        for start, row, text in sorted(zip(start_of, row_of, texts, strict=True), key=lambda placed: placed[0]):
+            end = start + len(text)
+            input_ids[row, start:end] = torch.as_tensor(text)
+            real[row, start:end] = 1
+            if self.packing:
+                position_ids[row, start:] = torch.arange(length - start)
+                position_ids[row, end:] = torch.arange(length - end)
+        return {
+            "input_ids": input_ids,
+            **({"position_ids": position_ids} if self.packing else {"attention_mask": real}),
+        }
+
+
 def pack_rows(lengths: list[int]) -> tuple[list[int], list[int]]:
     """
     Puts each length into the first row that has room, the longest first; a row holds the longest length.
 
     Args:
         lengths (`list[int]`):
-            Of the examples, in any order.
+            Lengths of the examples, in any order.
 
     Returns:
         `tuple[list[int], list[int]]`: the row of each example, and where in it the example starts.
@@ -83,81 +158,5 @@ def check_packing(inputs: dict[str, Tensor], step_logits: Callable[[dict[str, Te
         raise ValueError(
             f"packing=True: the model's answer about a solution changes by {gap:.3g} with the solution before it in "
             "the row, expected no change. Its layers do not keep texts apart by position_ids (recurrent layers and "
-            "models with code of their own do not): set packing=False."
+            "models with code of their own do not). Set packing=False."
         )
-
-
-@dataclass
-class DataCollatorForStepLabels(DataCollatorMixin):
-    """
-    Collator of [`ERPRMTrainer`].
-
-    Args:
-        pad_token_id (`int`):
-            Fills `input_ids` on the right.
-        pad_to_multiple_of (`int`, *optional*):
-            Pads to a multiple of this length.
-        packing (`bool`, *optional*, defaults to `False`):
-            Lays short examples behind one another in a row, as many as fit the batch's longest, instead of padding
-            each. `position_ids` start anew with every example, by which transformers keeps their attention apart.
-            Without `attention_mask`: it would say that a row is one text.
-
-    Returns, for B examples in R rows (B without packing): `input_ids` and `attention_mask` or `position_ids` (R, T);
-    `rows`, `starts` and `lengths` (B,), where each example lies; `step_positions` (B, S), indices into its row,
-    `step_labels` (B, S, float32) and `step_mask` (B, S, True at real steps), `step_weights` (B, S, float32) if
-    examples have them; `question_ids` and `prompt_lengths` (B,),
-    the latter 0 where it is not known.
-    """
-
-    pad_token_id: int
-    pad_to_multiple_of: int | None = None
-    packing: bool = False
-    return_tensors: str = "pt"
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        lengths = [len(example["input_ids"]) for example in examples]
-        num_steps = max(len(example["step_positions"]) for example in examples)
-
-        def padded(key: str, value: float, dtype: torch.dtype) -> torch.Tensor:
-            rows = [list(example[key]) + [value] * (num_steps - len(example[key])) for example in examples]
-            return torch.tensor(rows, dtype=dtype)
-
-        steps = torch.tensor([len(example["step_positions"]) for example in examples])
-        step_mask = torch.arange(num_steps) < steps[:, None]
-        row_of, start_of = pack_rows(lengths) if self.packing else (list(range(len(examples))), [0] * len(examples))
-        starts = torch.tensor(start_of)
-        return {
-            **self._lay_out([example["input_ids"] for example in examples], row_of, start_of),
-            "rows": torch.tensor(row_of),
-            "starts": starts,
-            "lengths": torch.tensor(lengths),
-            "step_positions": (padded("step_positions", 0, torch.long) + starts[:, None]) * step_mask,
-            "step_labels": padded("step_labels", 0.0, torch.float32),
-            **({"step_weights": padded("step_weights", 0.0, torch.float32)} if "step_weights" in examples[0] else {}),
-            "step_mask": step_mask,
-            "question_ids": torch.tensor(
-                [example.get("question_id", index) for index, example in enumerate(examples)]
-            ),
-            "prompt_lengths": torch.tensor([example.get("prompt_length", 0) for example in examples]),
-        }
-
-    def _lay_out(self, texts: list[list[int]], row_of: list[int], start_of: list[int]) -> dict[str, torch.Tensor]:
-        length = max(start + len(text) for start, text in zip(start_of, texts, strict=True))
-        if self.pad_to_multiple_of:
-            length += -length % self.pad_to_multiple_of
-        shape = (max(row_of) + 1, length)
-        input_ids = torch.full(shape, self.pad_token_id)
-        real = torch.zeros(shape, dtype=torch.long)
-        # Padding is an example of its own: what follows the last one does not see it either.
-        position_ids = torch.arange(length).repeat(shape[0], 1)
-        for start, row, text in sorted(zip(start_of, row_of, texts, strict=True), key=lambda one: one[0]):
-            end = start + len(text)
-            input_ids[row, start:end] = torch.as_tensor(text)
-            real[row, start:end] = 1
-            if self.packing:
-                position_ids[row, start:] = torch.arange(length - start)
-                position_ids[row, end:] = torch.arange(length - end)
-        return {
-            "input_ids": input_ids,
-            **({"position_ids": position_ids} if self.packing else {"attention_mask": real}),
-        }

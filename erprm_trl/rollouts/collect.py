@@ -246,8 +246,7 @@ def _open_folder(path: Path, settings: CollectionSettings) -> None:
     if changed:
         raise ValueError(
             f"{path} holds rollouts of another configuration: {'; '.join(changed)}. Choose another output_dir, or "
-            "use the old settings "
-            "to continue."
+            "use the old settings to continue."
         )
 
 

@@ -112,8 +112,7 @@ def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
         if unfinished is not None:
             raise ValueError(
                 f"{shard}: chunk {unfinished} is incomplete in the middle of the file: it belongs to another run or "
-                "was edited. Move the "
-                "file away: its questions are sampled again by the next run."
+                "was edited. Move the file away: its questions are sampled again by the next run."
             )
         if len(rows) == rows_in_chunk[chunk]:
             done.add(chunk)

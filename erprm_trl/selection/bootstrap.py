@@ -1,5 +1,9 @@
-"""Percentile bootstrap over questions, for the `..._per_question` arrays of this folder: how far would the mean move
-with other questions from the same source? Noise from a question's solutions, and from training seeds, is left out."""
+"""Percentile bootstrap over questions: how far would a mean move with other questions from the same source?
+
+Noise from a question's solutions, and from training seeds, is left out. [`bootstrap_interval`] serves the
+`..._per_question` arrays of best-of-n and voting. Statistics with resamples of their own (ratios of sums, harmonic
+means) get their interval from [`mean_and_interval`].
+"""
 
 from collections.abc import Sequence
 
@@ -21,7 +25,7 @@ def bootstrap_interval(
 
     Args:
         per_question (`Sequence[float]`):
-            One finite number a question: a list, or a column of one of the `..._per_question` arrays.
+            One finite number per question: a list, or a column of one of the `..._per_question` arrays.
         level (`float`, *optional*, defaults to `0.95`):
             Coverage, strictly between 0 and 1.
         num_resamples (`int`, *optional*, defaults to `2000`):
@@ -33,18 +37,15 @@ def bootstrap_interval(
         `tuple[float, float]`: lower and upper end.
     """
     values = _finite_vector(per_question, "per_question")
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"`level` is {level}: expected a share strictly between 0 and 1. Pass 0.95 for 95%.")
-    if num_resamples < 1:
-        raise ValueError(f"`num_resamples` is {num_resamples}: expected at least 1. Pass 1000 or more.")
+    quantiles = middle_quantiles(level)
+    check_num_resamples(num_resamples)
     rng = np.random.default_rng(seed)
     chunk = max(1, _MAX_NUMBERS // len(values))
     means = []
     for start in range(0, num_resamples, chunk):
         size = (min(chunk, num_resamples - start), len(values))
         means.append(values[rng.integers(len(values), size=size)].mean(axis=1))
-    lower, upper = np.quantile(np.concatenate(means), [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(lower), float(upper)
+    return percentile_interval(np.concatenate(means), quantiles)
 
 
 def paired_bootstrap_interval(
@@ -58,7 +59,7 @@ def paired_bootstrap_interval(
 
     Args:
         left (`Sequence[float]`), right (`Sequence[float]`):
-            One finite number a question each, in the same order.
+            One finite number per question each, in the same order.
         level (`float`, *optional*), num_resamples (`int`, *optional*), seed (`int`, *optional*):
             As in [`bootstrap_interval`].
 
@@ -68,18 +69,63 @@ def paired_bootstrap_interval(
     left_Q, right_Q = _finite_vector(left, "left"), _finite_vector(right, "right")
     if len(left_Q) != len(right_Q):
         raise ValueError(
-            f"`left` has {len(left_Q)} numbers and `right` has {len(right_Q)}: expected one a question in both. Pass "
-            "the same questions in the same order."
+            f"`left` has {len(left_Q)} numbers and `right` has {len(right_Q)}: expected one per question in both. "
+            "Pass the same questions in the same order."
         )
     return bootstrap_interval(left_Q - right_Q, level=level, num_resamples=num_resamples, seed=seed)
+
+
+def middle_quantiles(level: float) -> tuple[float, float]:
+    """
+    The two quantiles that hold the middle `level` of a distribution between them.
+
+    Args:
+        level (`float`):
+            Coverage, strictly between 0 and 1.
+
+    Returns:
+        `tuple[float, float]`: (1 - level) / 2 and (1 + level) / 2.
+    """
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"`level` is {level}: expected a share strictly between 0 and 1. Pass 0.95 for 95%.")
+    return (1.0 - level) / 2.0, (1.0 + level) / 2.0
+
+
+def check_num_resamples(num_resamples: int) -> None:
+    """Raises an error for a bootstrap without resamples."""
+    if num_resamples < 1:
+        raise ValueError(f"`num_resamples` is {num_resamples}: expected at least 1. Pass 1000 or more.")
+
+
+def percentile_interval(resampled: np.ndarray, quantiles: tuple[float, float]) -> tuple[float, float]:
+    """
+    Percentile interval of a statistic from its resamples.
+
+    Args:
+        resampled (`np.ndarray`):
+            The statistic of each resampled set of questions, of shape (num_resamples,).
+        quantiles (`tuple[float, float]`):
+            Lower and upper quantile, e.g. from [`middle_quantiles`].
+
+    Returns:
+        `tuple[float, float]`: lower and upper end.
+    """
+    lower, upper = np.quantile(resampled, quantiles)
+    return float(lower), float(upper)
+
+
+def mean_and_interval(mean: float, resampled: np.ndarray, quantiles: tuple[float, float]) -> dict[str, float]:
+    """A statistic with its [`percentile_interval`], as tables and plots take it: `{"mean", "low", "high"}`."""
+    low, high = percentile_interval(resampled, quantiles)
+    return {"mean": float(mean), "low": low, "high": high}
 
 
 def _finite_vector(values: Sequence[float], subject: str) -> np.ndarray:
     values_Q = np.asarray(values, dtype=np.float64)
     if values_Q.ndim != 1 or not values_Q.size:
         raise ValueError(
-            f"`{subject}` has shape {values_Q.shape}: expected one number a question, at least one question. Pass one "
-            "column at a time."
+            f"`{subject}` has shape {values_Q.shape}: expected one number per question, at least one question. Pass "
+            "one column at a time."
         )
     bad = np.flatnonzero(~np.isfinite(values_Q))
     if bad.size:

@@ -37,7 +37,7 @@ MUTANTS = {
             ("return rewards.amax(dim) if eta > 0 else rewards.amin(dim)", "return rewards.amax(dim)"),
             ("return 1 - soft_value_from_rate(1 - p, -eta)", "return soft_value_from_rate(1 - p, -eta)"),
             ("_SMALLEST_ETA = 1e-30", "_SMALLEST_ETA = 1e-5"),
-            ("values if values.dtype == torch.float64 else values.to(torch.float32)", "values.to(torch.float32)"),
+            ("rewards = at_least_float32(rewards)", "rewards = rewards"),
             ("mean_expm1 = (1 - p) * math.expm1(-eta)", "mean_expm1 = (1 - p) * (math.exp(-eta) - 1)"),
         ],
     ),
@@ -45,10 +45,13 @@ MUTANTS = {
         ["tests/functional/test_step_losses.py"],
         [
             ("return logits[..., 0] - logits[..., 1] if", "return logits[..., 1] - logits[..., 0] if"),
-            ("logits = logits if logits.dtype == torch.float64 else logits.float()", "logits = logits"),
-            ("(labels >= 0) & (labels <= 1)", "(labels >= 0) & (labels <= 2)"),
+            ("logits = at_least_float32(logits)", "logits = logits"),
             ("reduction=reduction)", 'reduction="mean")'),
         ],
+    ),
+    "functional/precision.py": (
+        ["tests/functional/test_precision.py"],
+        [("values if values.dtype == torch.float64 else values.to(torch.float32)", "values.to(torch.float32)")],
     ),
     "functional/aggregation.py": (
         ["tests/functional/test_aggregation.py"],
@@ -66,13 +69,12 @@ MUTANTS = {
             ("(-scores / temperature)", "(scores / temperature)"),
             ("before = torch.cat([start[:, None], values[:, :-1]], dim=-1)", "before = values.roll(1, -1)"),
             ("last = mask[some].sum(-1) - 1", "last = mask[some].sum(-1) * 0"),
-            ("(totals / counts.clamp_min(1))", "(totals / group_size)"),
-            ("means, stds = _moments(grouped, grouped_mask)", "means, stds = _moments(grouped, grouped_mask | True)"),
-            ("(squares / (counts - 1).clamp_min(1)).sqrt()", "(squares / counts.clamp_min(1)).sqrt()"),
+            ("masked_moments(grouped, grouped_mask, dim=-1)", "masked_moments(grouped, grouped_mask | True, dim=-1)"),
+            ("means.squeeze(-1).repeat_interleave(group_size)", "means.squeeze(-1).repeat(group_size)"),
             ("next_value = torch.where(here, values[:, t], next_value)", "next_value = values[:, t]"),
             ("delta + gamma * gae_lambda * next_advantage", "delta + gae_lambda * next_advantage"),
             ("owner = torch.searchsorted(ends, tokens)", "owner = torch.searchsorted(ends, tokens, right=True)"),
-            ("values.masked_fill(~mask.bool(), 0.0), mask.bool()", "values, mask.bool()"),
+            (".masked_fill(~mask.bool(), 0.0), mask.bool()", ", mask.bool()"),
         ],
     ),
     "functional/policy_losses.py": (
@@ -87,6 +89,7 @@ MUTANTS = {
         ["tests/functional/test_masked.py"],
         [
             ("return count, mean, squares / (count - 1).clamp_min(1)", "return count, mean, squares / count"),
+            ("terms.sum(dim, keepdim=True)", "terms.sum(0, keepdim=True)"),
             ("sums = all_reduce(sums) if all_reduce else sums", "sums = sums"),
             ("squares = all_reduce(squares) if all_reduce else squares", "squares = squares"),
             ("torch.where(of_targets > rounding, ", "torch.where(of_targets >= 0, "),
@@ -100,12 +103,12 @@ MUTANTS = {
             ("gap_by_bin.abs().sum()", "gap_by_bin.sum().abs()"),
         ],
     ),
-    "functional/value_uncertainty.py": (
-        ["tests/functional/test_value_uncertainty.py"],
+    "functional/value_posterior.py": (
+        ["tests/functional/test_value_posterior.py"],
         [
             ("return successes, counts - successes", "return successes, counts"),
             ("loss = log.square().sum() / 2 - likelihood", "loss = -likelihood"),
-            ("residual / (residual + label_std.square())", "residual / (residual + label_std)"),
+            ("at_least_float32(label_std).square())", "at_least_float32(label_std))"),
             ("return rate * (1 - rate) * (better - worse).square()", "return rate * (better - worse).square()"),
         ],
     ),
@@ -136,16 +139,16 @@ MUTANTS = {
             ),
         ],
     ),
-    "reward_model/packing.py": (
-        ["tests/reward_model/test_packing.py"],
+    "reward_model/collator.py": (
+        ["tests/reward_model/test_collator.py"],
         [
             ("used + lengths[index] <= longest", "used + lengths[index] < longest"),
             ("row_of[index], start_of[index] = row, filled[row]", "row_of[index], start_of[index] = row, 0"),
             ("if not gap <= 1e-3 * max(size, 1.0):", "if False:"),
         ],
     ),
-    "reward_model/erprm_trainer.py": (
-        ["tests/reward_model/test_erprm_trainer.py", "tests/reward_model/test_label_weighting.py"],
+    "reward_model/trainer/erprm_trainer.py": (
+        ["tests/reward_model/trainer/test_erprm_trainer.py", "tests/reward_model/trainer/test_label_weighting.py"],
         [
             ("weighted.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes", "weighted.mean()"),
             ('losses * inputs["step_weights"][mask] if', "losses if"),
@@ -155,18 +158,21 @@ MUTANTS = {
             ("last_step_only=args.train_on_last_step_only", "last_step_only=False"),
         ],
     ),
-    "rollouts/store.py": (
+    "rollouts/dataset.py": (
+        ["tests/rollouts/test_collect.py"],
+        [("                if len(rows) == rows_in_chunk[chunk]:\n", "                if True:\n")],
+    ),
+    "rollouts/shards.py": (
         ["tests/rollouts/test_collect.py"],
         [
-            ("                if len(rows) == rows_in_chunk[chunk]:\n", "                if True:\n"),
             ('if not line.endswith(b"\\n"):', "if False:"),
             ("        os.truncate(shard, end)", "        pass"),
             ("        if len(rows) == rows_in_chunk[chunk]:\n            done", "        if True:\n            done"),
             ("end = starts[-1]", "end = starts[0]"),
         ],
     ),
-    "rollouts/shared_cache.py": (
-        ["tests/rollouts/test_shared_cache.py"],
+    "rollouts/sampling/kv_cache.py": (
+        ["tests/rollouts/sampling/test_kv_cache.py"],
         [
             ("grouped = (query * scaling)", "grouped = query"),
             ("self.prompts.unread = True", "pass"),
@@ -177,35 +183,35 @@ MUTANTS = {
             (" or any(kwargs.get(name) is not None for name in MORE_THAN_PLAIN)", ""),
         ],
     ),
-    "rollouts/_grading_pool.py": (
-        ["tests/rollouts/test_grading.py"],
+    "rollouts/grading/pool.py": (
+        ["tests/rollouts/grading/test_grader.py"],
         [("waited = min(time.monotonic() - started, MOMENT)", "waited = time.monotonic() - started")],
     ),
-    "rollouts/whole_files.py": (
-        ["tests/faults/test_full_disk.py", "tests/rollouts/test_collect.py"],
+    "io/atomic_files.py": (
+        ["tests/io/test_atomic_files.py", "tests/rollouts/test_collect.py"],
         [
             ("        os.replace(temporary, path)", "        temporary.unlink()"),
             ("            temporary.unlink()", "            pass"),
         ],
     ),
-    "reward_model/whole_checkpoints.py": (
-        ["tests/faults/test_checkpoints.py"],
+    "training/checkpoints.py": (
+        ["tests/training/test_checkpoints.py"],
         [
             ("self.seed + self.epoch", "self.seed"),
             ("        os.replace(checkpoint, aside)", "        return"),
             ("if self.state.global_step >= self.state.max_steps:", "if False:"),
         ],
     ),
-    "reward_model/finite_training.py": (
-        ["tests/policy/test_finite_training.py"],
+    "training/nonfinite.py": (
+        ["tests/training/test_nonfinite.py"],
         [
             ('raise self._not_finite("the loss", total)', "pass"),
             ("and not math.isfinite(grad_norm) and", "and math.isfinite(grad_norm) and"),
             ('raise self._not_finite("a weight", largest)', "pass"),
         ],
     ),
-    "policy/resuming.py": (
-        ["tests/policy/test_resuming.py"],
+    "policy/online/generation_buffer.py": (
+        ["tests/policy/online/test_generation_buffer.py"],
         [("torch.tensor([sizes == _sizes(args)]", "torch.tensor([file.exists()]")],
     ),
     "rollouts/chunk.py": (
@@ -222,16 +228,16 @@ MUTANTS = {
             ("derived_seed(self.settings.seed, chunk, purpose)", "derived_seed(self.settings.seed, 0, purpose)"),
         ],
     ),
-    "policy/step_tokens.py": (
-        ["tests/policy/test_step_tokens.py"],
+    "policy/step_alignment.py": (
+        ["tests/policy/test_step_alignment.py"],
         [
             ("start - offset >= step_ends[step]", "start - offset > step_ends[step]"),
             ("return text, [0, *ends[:-1]]", "return text, ends"),
             ('if "".join(pieces) != text:', "if False:"),
         ],
     ),
-    "policy/step_trainer.py": (
-        ["tests/policy/test_step_grpo_trainer.py"],
+    "policy/online/step_trainer.py": (
+        ["tests/policy/online/test_step_grpo_trainer.py"],
         [
             ("outcomes[given.isnan().all(-1)] = torch.nan", "pass"),
             ("return self.num_generations if self.model.training else self.num_generations_eval", "return 1"),
@@ -239,8 +245,8 @@ MUTANTS = {
             ("both = ~(graded.isnan() | scored.isnan())", "both = ~graded.isnan() & (graded < 2)"),
         ],
     ),
-    "policy/step_grpo_trainer.py": (
-        ["tests/policy/test_step_grpo_trainer.py"],
+    "policy/online/step_grpo_trainer.py": (
+        ["tests/policy/online/test_step_grpo_trainer.py"],
         [
             ("return advantages * completion_mask", "return advantages"),
             (
@@ -254,8 +260,8 @@ MUTANTS = {
             ("scale=scale, gamma=self.args.gamma)", "scale=scale)"),
         ],
     ),
-    "policy/step_ppo_trainer.py": (
-        ["tests/policy/test_step_ppo_trainer.py"],
+    "policy/online/step_ppo_trainer.py": (
+        ["tests/policy/online/test_step_ppo_trainer.py"],
         [
             ("returns = advantages + values", "returns = advantages"),
             ("rewards = rewards - penalty", "rewards = rewards + penalty"),
@@ -272,8 +278,8 @@ MUTANTS = {
             ("self.args.gamma, self.args.gae_lambda)", "1.0, self.args.gae_lambda)"),
         ],
     ),
-    "policy/raft_rounds.py": (
-        ["tests/policy/test_raft_rounds.py"],
+    "policy/raft/rounds.py": (
+        ["tests/policy/raft/test_rounds.py"],
         [
             ("key=lambda index: -scores[index])", "key=lambda index: scores[index])"),
             ("if drop_uniform and len(rewards) == 1:", "if len(rewards) == 1:"),
@@ -281,8 +287,8 @@ MUTANTS = {
             ("if deduplicate and text in seen:", "if text in seen:"),
         ],
     ),
-    "selection/picks.py": (
-        ["tests/selection/test_picks.py"],
+    "selection/best_of.py": (
+        ["tests/selection/test_best_of.py"],
         [
             ("ratios = np.clip(ranks - n + 1, 0, None) / ranks", "ratios = np.clip(ranks - n, 0, None) / ranks"),
             ("return run_mean[run].reshape(scores_QN.shape)", "return sorted_correct"),

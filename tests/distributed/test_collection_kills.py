@@ -14,6 +14,9 @@ from erprm_trl import TransformersSampler, collect_rollouts, dial, load_question
 from erprm_trl.rollouts import collect
 
 
+pytestmark = pytest.mark.slow("starts processes and kills them")
+
+
 SCRIPT = """
 import sys
 from accelerate import PartialState

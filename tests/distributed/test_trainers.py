@@ -12,6 +12,9 @@ import yaml
 from erprm_trl import StepScorer
 
 
+pytestmark = pytest.mark.slow("starts two processes")
+
+
 NAMES = distributed_runs.NAMES
 # One launch each, with all trainers in turn: what is launched, its trainers, and the options of their runs
 LAUNCHES = {

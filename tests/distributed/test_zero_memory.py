@@ -13,6 +13,9 @@ from erprm_trl.functional import Architecture, count_parameters, state_bytes
 from erprm_trl.memory.training import LIVE_WEIGHTS, REDUCE_BUCKET
 
 
+pytestmark = pytest.mark.slow("starts two processes with DeepSpeed")
+
+
 YAML = """
 compute_environment: LOCAL_MACHINE
 distributed_type: DEEPSPEED

@@ -150,3 +150,23 @@ def test_types(dtype):
     assert explained.item() == pytest.approx(
         explained_variance(values.double().sin().to(dtype).double(), values.double(), mask).item(), abs=1e-5
     )
+
+
+def test_moments_of_each_row_by_hand():
+    # Row 0: 1, 3: mean 2, variance 2. Row 1: 8 alone. Row 2: nothing.
+    values = torch.tensor([[1.0, math.nan, 3.0], [math.inf, 8.0, -math.inf], [math.nan] * 3])
+    mask = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    counts, means, variances = masked_moments(values, mask, dim=-1)
+    assert counts.tolist() == [[2.0], [1.0], [0.0]]
+    assert means.tolist() == [[2.0], [8.0], [0.0]]
+    assert variances.tolist() == [[2.0], [0.0], [0.0]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("dim", [0, -1])
+def test_moments_along_an_axis_are_those_of_each_slice(seed, dim):
+    values, mask = example(seed)
+    along = masked_moments(values, mask, dim=dim)
+    slices = [masked_moments(*pair) for pair in zip(values.unbind(1 - dim % 2), mask.unbind(1 - dim % 2), strict=True)]
+    for moment, expected in zip(along, zip(*slices, strict=True), strict=True):
+        torch.testing.assert_close(moment.flatten(), torch.stack(expected))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erprm_trl.functional import soft_value, soft_value_from_rate
+from erprm_trl.functional import implied_success_rate, soft_value, soft_value_from_rate
 
 
 DECADES = [sign * 10.0**power for power in range(-7, 6) for sign in (1, -1)]
@@ -146,3 +146,16 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="outside"):
         soft_value_from_rate(torch.tensor([0.5, 1.5]), 1.0)
     assert soft_value(torch.tensor([math.nan, 1.0]), 2.0).isnan()  # never silently skipped
+
+
+@pytest.mark.parametrize("eta", [-900.0, -3.0, 1e-6, 0.0, 2.0, 30.0, 900.0])
+def test_the_implied_rate_undoes_the_value(eta):
+    rates = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
+    implied = implied_success_rate(soft_value_from_rate(rates, eta), eta)
+    torch.testing.assert_close(implied, rates, atol=1e-9, rtol=1e-9)
+    assert implied_success_rate(torch.tensor([0, 1]), eta).tolist() == [0.0, 1.0]
+
+
+def test_a_maximum_implies_no_rate():
+    with pytest.raises(ValueError, match="`eta` is inf: expected a finite number"):
+        implied_success_rate(torch.zeros(2), math.inf)

@@ -62,14 +62,14 @@ def test_gradients():
         assert torch.autograd.gradcheck(lambda x: soft_step_cross_entropy(x, labels), (logits,))
 
 
-@pytest.mark.parametrize("label", [1.01, -0.01, math.nan])
-def test_labels_outside_the_unit_interval_are_an_error(label):
-    with pytest.raises(ValueError, match=r"outside \[0, 1\].*rescaled"):
-        soft_step_cross_entropy(torch.zeros(2, 2), torch.tensor([0.5, label]))
+def test_no_value_is_read_back_to_the_cpu():
+    """An accelerator would have to wait for it in every micro-batch. The `meta` device has no values to read."""
+    logits = torch.empty(3, 2, device="meta")
+    assert soft_step_cross_entropy(logits, torch.empty(3, device="meta"), "none").shape == (3,)
 
 
 def test_shape_errors():
     with pytest.raises(ValueError, match=r"shape \(2, 3\), expected a last axis of 2"):
         soft_step_cross_entropy(torch.zeros(2, 3), torch.zeros(2))
-    with pytest.raises(ValueError, match="one label a step"):
+    with pytest.raises(ValueError, match="one label per step"):
         soft_step_cross_entropy(torch.zeros(2, 2), torch.zeros(3))

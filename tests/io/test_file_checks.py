@@ -116,6 +116,7 @@ def raft(folder, scorer):
     return RAFTTrainer(dial.BASE_PATH, scorer, args, train_dataset=questions)
 
 
+@pytest.mark.slow("trains rounds on a full disk")
 def test_a_round_of_raft_survives_a_full_disk_and_names_damage(tmp_path, monkeypatch):
     scorer = StepScorer.from_pretrained(dial.BASE_PATH, prm_format=FORMAT, batch_size=64)
     save = PolicySampler.save

@@ -405,6 +405,7 @@ def checkpoints(folder):
     return sorted(name for name in os.listdir(folder) if name.startswith("checkpoint"))
 
 
+@pytest.mark.slow("trains until it collapses")
 def test_the_last_good_checkpoint_survives_a_save_limit_of_one(tmp_path):
     trainer, guard = train(tmp_path, collapses_at=8)
     # Logs 8, 9, 10 turn the median: nothing is saved from step 10 on, in the very step of the log; 10 + 4 stops.
@@ -418,6 +419,7 @@ def test_the_last_good_checkpoint_survives_a_save_limit_of_one(tmp_path):
     assert checkpoints(tmp_path) == ["checkpoint-20"]
 
 
+@pytest.mark.slow("trains until it collapses")
 def test_saving_goes_on_in_the_step_that_comes_back(tmp_path):
     # Bad logs 8 to 11 put the median outside from 10 on; with 12, 13 and 14 three of five are good again.
     trainer, guard = train(tmp_path, collapses_at=8, recovers_at=12, max_steps=16, save_total_limit=None)
@@ -430,6 +432,7 @@ def test_saving_goes_on_in_the_step_that_comes_back(tmp_path):
     assert trainer.saved == (1, 2, 3, 4, 5, 6, 7, 12) and guard.stopped_because is None
 
 
+@pytest.mark.slow("trains until it collapses")
 def test_a_run_resumed_inside_a_collapse_stops_where_a_straight_one_does(tmp_path):
     # The checkpoint of step 9 was saved before the median turned, and its history holds the two bad logs.
     train(tmp_path, collapses_at=8, max_steps=9)
@@ -471,6 +474,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow("starts two processes")
 def test_two_processes_stop_together(tmp_path):
     # Metrics that only one process sees: process zero's decide, and the other must not be left waiting.
     script = tmp_path / "script.py"

@@ -25,6 +25,7 @@ def test_recipes_are_thin(path):
     assert len(path.read_text().splitlines()) <= 80
 
 
+@pytest.mark.slow("trains every stage")
 def test_the_dial_chain_in_miniature(tmp_path, monkeypatch, capsys):
     """collect, collect_test, train_erprm and best_of_n with the dial YAML, made small."""
     monkeypatch.chdir(RECIPES.parent)
@@ -87,6 +88,7 @@ def save_base_as_reward_model(folder):
     return str(folder)
 
 
+@pytest.mark.slow("runs every evaluation recipe")
 def test_the_evaluation_recipes_in_miniature(tmp_path, monkeypatch, capsys):
     """processbench, calibration and best_of_n with two reward models, on the dial YAML made small."""
     monkeypatch.chdir(RECIPES.parent)
@@ -124,6 +126,7 @@ def test_the_evaluation_recipes_in_miniature(tmp_path, monkeypatch, capsys):
     assert "Thresholds: chosen on" in capsys.readouterr().out
 
 
+@pytest.mark.slow("trains three policies")
 @pytest.mark.parametrize("name", sorted(SMALL_POLICY))
 def test_the_policy_recipes_in_miniature(name, tmp_path, monkeypatch):
     """Two updates with the dial YAML; the shipped base stands for the reward model."""
@@ -156,6 +159,7 @@ def test_guided_search_in_miniature(options, tmp_path, monkeypatch):
     assert summary["tokens_generated"] == sum(row["tokens_generated"] for row in rows) / 2 > 0
 
 
+@pytest.mark.slow("trains every stage")
 def test_the_quickstart_in_miniature(tmp_path, capsys):
     yaml = str(RECIPES / "dial" / "quickstart.yaml")
     small = [

@@ -242,6 +242,7 @@ def test_what_a_chain_refuses(stages):
     assert notes(stages) == []
 
 
+@pytest.mark.slow("starts processes like Slurm")
 def test_two_tasks_collect_on_dial(slurm):
     """The real recipe in the two processes that collect.sh starts: one shard each, every question once."""
     (slurm / "bin" / "python").write_text(f'#!/bin/bash\nexec "{sys.executable}" "$@"\n')

@@ -97,6 +97,16 @@ def test_a_models_text_is_data_and_nothing_is_loaded(tmp_path):
     assert question["scores"][2][0] == [0.5, 1]  # labels: the mean of its two continuations, and its outcome
 
 
+def test_two_pages_of_a_folder_are_equal_and_each_id_is_there_once(tmp_path):
+    run = write_run(tmp_path / "run")
+    first, second = (write_report(run, tmp_path / name, eta=0.0).read_bytes() for name in ("1.html", "2.html"))
+    assert first == second
+    ids = [attrs["id"] for _, attrs in Reading(first.decode()).tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    figures = set(re.findall(r'<svg[^>]* aria-label="([^"]*)"', first.decode()))
+    assert len(figures) > 4 and {name.split("-")[0] for name in ids} >= {"f0", "f1", "f2"}
+
+
 def test_whole_questions_are_left_out_and_counted(tmp_path):
     page = write_report(write_run(tmp_path, num_questions=10), tmp_path / "there" / "page.html", max_solutions=13)
     (collection,) = json.loads(Reading(page.read_text(encoding="utf-8")).data)["collections"]
@@ -174,6 +184,7 @@ def choose(browser, name, text):
     Select(browser.find_element("id", name)).select_by_visible_text(text)
 
 
+@pytest.mark.slow("starts a browser")
 def test_in_a_browser(browser, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
@@ -210,6 +221,7 @@ def test_in_a_browser(browser, tmp_path):
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.slow("starts a browser")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_every_width_and_scheme(browser, tmp_path, width, scheme):
@@ -221,6 +233,7 @@ def test_every_width_and_scheme(browser, tmp_path, width, scheme):
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.slow("starts a browser")
 def test_a_thousand_solutions(browser, tmp_path):
     """A page shows a part at a time: the document stays small, and every filter sees all of them."""
     open_page(browser, write_report(write_run(tmp_path / "run", num_questions=333)))

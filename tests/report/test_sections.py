@@ -10,7 +10,6 @@ from erprm_trl.report import write_report
 from erprm_trl.report.page import script_json
 from erprm_trl.report.run_folder import RunFolder
 from erprm_trl.report.solutions import Collection, choose_questions, gather_collections
-from erprm_trl.report.svg import inline_svg
 
 
 def write_samples(folder, steps, **config):
@@ -158,23 +157,6 @@ def test_data_in_a_script_has_no_markup():
     assert text.isascii() and not set(text) & set("<>&") and json.loads(text) == value
     with pytest.raises(ValueError):
         script_json(float("nan"))
-
-
-def test_figures_need_no_style_and_share_no_id():
-    from matplotlib.figure import Figure
-
-    def draw():
-        figure = Figure(figsize=(2, 2))
-        figure.subplots().plot([0, 1], [0, 1], color="#0072B2", marker="o", label="<b>")
-        figure.legend(frameon=False)
-        return figure
-
-    one, two = (inline_svg(draw, prefix, "a <plot>") for prefix in ("f1", "f2"))
-    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (one, two)]
-    assert ids[0] and not ids[0] & ids[1]
-    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', one)) == ids[0]
-    assert "style" not in one and "<b>" not in one and 'aria-label="a &lt;plot&gt;"' in one
-    assert 'stroke="#0072b2"' in one and 'fill="currentColor"' in one and "#ffffff" not in one
 
 
 def test_a_reward_model_scores_the_shown_solutions(tmp_path):

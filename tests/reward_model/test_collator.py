@@ -84,10 +84,11 @@ def test_layers_that_read_on_past_a_text_are_refused():
         hidden = model(input_ids=batch["input_ids"]).logits
         return hidden[batch["rows"][:, None].expand_as(batch["step_positions"]), batch["step_positions"]].flatten(0, 1)
 
-    with pytest.raises(ValueError, match="packing=True.*set packing=False"):
+    with pytest.raises(ValueError, match="packing=True.*Set packing=False"):
         check_packing(packed, logits)
 
 
+@pytest.mark.slow("trains twice")
 @pytest.mark.parametrize("head", ["lm", "token"])
 def test_training_packed_is_training_padded(tmp_path, head):
     data = Dataset.from_list(

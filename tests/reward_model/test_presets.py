@@ -41,6 +41,7 @@ def scorer(family):
     return StepScorer.from_pretrained(family.path, prm_format=family.prm_format)
 
 
+@pytest.mark.slow("scores long texts with every preset")
 @torch.no_grad()
 @pytest.mark.parametrize("name", SOLUTIONS)
 def test_a_solution_is_scored_as_its_format_is_read_slowly(family, scorer, name):
@@ -49,6 +50,7 @@ def test_a_solution_is_scored_as_its_format_is_read_slowly(family, scorer, name)
     assert name == "one step" or max(expected) - min(expected) > 1e-3  # the test can see a shifted position
 
 
+@pytest.mark.slow("scores long texts with every preset")
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_batches_order_and_padding_change_nothing(family, scorer, batch_size):
     solutions = [*SOLUTIONS.values(), []]
@@ -126,6 +128,7 @@ def train(family, preset, folder, steps):
     return trainer
 
 
+@pytest.mark.slow("trains every preset")
 @pytest.mark.parametrize("preset", TRAINED)
 def test_training_goes_on_from_a_public_model(preset, tmp_path):
     torch.manual_seed(0)

@@ -68,6 +68,7 @@ def test_budget_and_counts(tmp_path, reuse):
     assert shared_by_solutions > 0
 
 
+@pytest.mark.slow("collects many times")
 def test_certain_prefixes_cost_nothing(tmp_path):
     everything = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "all", **SETTINGS, tolerance=0.0)
     some = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "some", **SETTINGS, tolerance=0.25)
@@ -169,6 +170,7 @@ def shard_bytes(folder):
     return (Path(folder) / "rollouts-00000.jsonl").read_bytes()
 
 
+@pytest.mark.slow("collects many times")
 @pytest.mark.parametrize("cut", [1, 17, 33, 58])
 def test_cut_off_anywhere_it_continues_with_the_same_rows(tmp_path, cut):
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
@@ -228,6 +230,7 @@ def adaptive_collection(folder, policy):
     )
 
 
+@pytest.mark.slow("starts two processes")
 def test_two_processes_give_the_rows_of_one(tmp_path, dial_policy):
     collect_in_processes(adaptive_collection, tmp_path / "many", 2)
     one = adaptive_collection(tmp_path / "one", dial_policy)
@@ -238,6 +241,7 @@ def test_two_processes_give_the_rows_of_one(tmp_path, dial_policy):
     assert len(question[0].question_rewards) == question[0].question_generated + 2  # and the two solutions
 
 
+@pytest.mark.slow("runs a recipe")
 def test_the_recipe_in_miniature(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(RECIPES.parent)
     spec = importlib.util.spec_from_file_location("recipe_collect", RECIPES / "collect_rollouts.py")

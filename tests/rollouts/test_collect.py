@@ -125,6 +125,7 @@ def test_a_finished_folder_samples_nothing(tmp_path):
     assert before == (shard_bytes(tmp_path), (tmp_path / "manifest.json").read_bytes())
 
 
+@pytest.mark.slow("collects many times")
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_half_written_tail_is_repaired(tmp_path, cut):
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
@@ -268,6 +269,7 @@ def small_collection(folder, policy):
     )
 
 
+@pytest.mark.slow("starts 20 processes and kills them")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_20_random_moments_the_rows_are_the_same_byte_for_byte(tmp_path, dial_policy):
     import torch
@@ -300,6 +302,7 @@ def test_killed_at_20_random_moments_the_rows_are_the_same_byte_for_byte(tmp_pat
     assert shard_bytes(folder) == whole
 
 
+@pytest.mark.slow("starts two or three processes")
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_several_processes_give_the_rows_of_one(tmp_path, dial_policy, num_processes):
     collect_in_processes(small_collection, tmp_path / "many", num_processes)

@@ -67,7 +67,7 @@ def test_pairing_cancels_what_both_find_hard():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"per_question": []}, r"`per_question` has shape \(0,\): expected one number a question"),
+        ({"per_question": []}, r"`per_question` has shape \(0,\): expected one number per question"),
         ({"per_question": [[0.1, 0.2]]}, r"`per_question` has shape \(1, 2\)"),
         ({"per_question": [0.1, float("nan")]}, "`per_question` is nan at row 1: expected finite numbers"),
         ({"per_question": [0.1], "level": 95}, "`level` is 95: expected a share strictly between 0 and 1"),

@@ -57,6 +57,7 @@ def test_flipped_signs_agree_with_mcnemar_where_both_exist():
     assert result["p_value"] == pytest.approx(mcnemar(9, 3), abs=0.012)
 
 
+@pytest.mark.slow("thousands of simulated comparisons")
 def test_the_p_value_is_uniform_under_no_difference():
     rng = np.random.default_rng(0)
     p_values = [

@@ -118,6 +118,7 @@ def test_every_curve_is_the_mean_over_every_subset(method):
         assert curve_means(curves, method, n) == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.slow("a million resamples")
 def test_every_curve_agrees_with_a_million_resamples():
     """N = 40 samples of one question, n = 4, 11 and 25, by min; four standard errors, and for the weighted vote those
     of its own sampled subsets."""

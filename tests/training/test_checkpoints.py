@@ -80,6 +80,7 @@ def resumed(make, folder, model_path, expected):
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("moment", [(Trainer, "_save_rng_state"), (TrainerState, "save_to_json")])
 def test_killed_in_the_second_checkpoint_a_run_goes_on_from_the_first(
     run, moment, model_path, tmp_path, monkeypatch, caplog
@@ -237,6 +238,7 @@ def test_a_trainer_of_transformers_that_writes_its_state_otherwise_is_an_error(m
         erprm(tmp_path, model_path, max_steps=2).train()
 
 
+@pytest.mark.slow("trains many times")
 def test_a_full_disk_names_the_checkpoint_and_the_run_goes_on(run, model_path, tmp_path, monkeypatch):
     make, _, expected = run
     save = Trainer._save_optimizer_and_scheduler
@@ -252,6 +254,7 @@ def test_a_full_disk_names_the_checkpoint_and_the_run_goes_on(run, model_path, t
     resumed(make, tmp_path, model_path, expected)
 
 
+@pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("make", [erprm, ppo])
 def test_in_the_second_epoch_and_at_the_end_no_example_and_no_update_comes_twice(make, model_path, tmp_path):
     """An epoch has 4 updates of ERPRM, and 8 of PPO."""
@@ -298,6 +301,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(run, tmp_path, damage, name
     assert len(caplog.records) == 1
 
 
+@pytest.mark.slow("trains several times")
 def test_a_checkpoint_given_by_its_path_has_to_be_whole(model_path, tmp_path):
     trainer = erprm(tmp_path, model_path)
     trainer.train()
@@ -323,6 +327,7 @@ def test_with_nothing_whole_a_run_begins_anew_and_says_so(run, model_path, tmp_p
     assert "holds no whole checkpoint: the training begins at its first step" in caplog.text
 
 
+@pytest.mark.slow("trains twice")
 def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(model_path, tmp_path, monkeypatch):
     erprm(tmp_path, model_path).train()
     seen = []

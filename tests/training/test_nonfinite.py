@@ -75,6 +75,7 @@ class Poison(TrainerCallback):
             dict(model.named_parameters())[WEIGHT].data[0, 0] = self.value
 
 
+@pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_weight_is_named(name, value, tmp_path):
@@ -87,6 +88,7 @@ def test_a_weight_is_named(name, value, tmp_path):
     assert trainer.state.global_step == 1
 
 
+@pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_gradient_is_not_applied(name, tmp_path):
     trainer = make(name, tmp_path)
@@ -100,6 +102,7 @@ def test_a_gradient_is_not_applied(name, tmp_path):
     assert all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters())
 
 
+@pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_of_another_process_ends_this_one_too(name, tmp_path, monkeypatch):
     trainer = make(name, tmp_path)
@@ -134,6 +137,7 @@ def test_evaluation(name, tmp_path):
         trainer.evaluate() if name == "erprm lm" else trainer.evaluate(eval_dataset=questions(4))
 
 
+@pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["step_grpo", "step_ppo"])
 def test_scores_and_rewards(name, value, tmp_path):
@@ -164,6 +168,7 @@ def test_a_score_in_trls_own_trainer(tmp_path):
         StepRewardFunction(scorer)(["Tom ?"], ["4 ки"])
 
 
+@pytest.mark.slow("trains a round")
 def test_raft(dial_policy, tmp_path):
     model, tokenizer = dial_policy
     weights = tiny_llama(len(tokenizer))  # finite

@@ -15,6 +15,9 @@ from erprm_trl import dial
 from erprm_trl.rollouts import Prompt, Question, VLLMSampler, collect_rollouts
 
 
+pytestmark = pytest.mark.slow("starts vLLM engines")
+
+
 ROWS = dial.make_questions(10, seed=3)
 MAX_NEW_TOKENS = 64
 COLLECTION = {

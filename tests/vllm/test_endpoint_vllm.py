@@ -16,6 +16,9 @@ from erprm_trl.rollouts import Prompt, Question, collect_rollouts
 from erprm_trl.rollouts.sampling.endpoint_sampler import EndpointSampler
 
 
+pytestmark = pytest.mark.slow("starts vLLM engines")
+
+
 ROWS = dial.make_questions(8, seed=3)
 LONGEST = 64
 # The command `vllm serve` itself looks up a package of another name than the CPU build has.

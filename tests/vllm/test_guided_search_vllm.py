@@ -8,6 +8,9 @@ from erprm_trl.rollouts import Prompt, VLLMSampler
 from erprm_trl.selection import guided_search
 
 
+pytestmark = pytest.mark.slow("starts vLLM engines")
+
+
 QUESTIONS = [row["question"] for row in dial.make_questions(6, seed=3)]
 PROMPTS = [Prompt(question) for question in QUESTIONS]
 STOP = (dial.SEPARATOR,)

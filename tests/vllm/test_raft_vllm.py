@@ -13,6 +13,9 @@ from erprm_trl.policy.raft.rounds import read_rows
 from erprm_trl.rollouts import Prompt, VLLMSampler
 
 
+pytestmark = pytest.mark.slow("starts vLLM engines")
+
+
 ROWS = dial.make_questions(12, seed=1)
 QUESTIONS = [row["question"] for row in ROWS[:6]]
 LONGEST = 64

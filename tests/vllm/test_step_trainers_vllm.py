@@ -8,6 +8,9 @@ from vllm_training import assert_engine_has_the_trained_weights, assert_trained_
 from erprm_trl import StepGRPOConfig, StepGRPOTrainer, StepPPOConfig, StepPPOTrainer
 
 
+pytestmark = pytest.mark.slow("starts vLLM engines")
+
+
 def test_step_grpo_samples_follow_the_policy(colocated_engine, dial_scorer, dial_policy, tmp_path):
     trainer = train(StepGRPOTrainer, StepGRPOConfig, dial_scorer, tmp_path)
     assert_trained_on_its_own_samples(trainer)

@@ -20,7 +20,7 @@ from ..step_logits import step_logits
 from .erprm_config import ERPRMConfig
 from .metrics import StepRecords
 from .model_setup import longest_text, prepare_model
-from .preprocessing import encode_examples, encode_rollouts
+from .preprocessing import check_encoded_labels, encode_examples, encode_rollouts
 from .tracking import ERPRMTracking
 
 
@@ -62,7 +62,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         args ([`ERPRMConfig`], *optional*):
             Configuration. Defaults to `ERPRMConfig("<model>-ERPRM")`.
         data_collator (`Callable`, *optional*):
-            Defaults to [`DataCollatorForStepLabels`].
+            Defaults to [`DataCollatorForStepLabels`]. Labels are checked in the dataset, once: a collator of your own
+            must keep them in [0, 1].
         train_dataset ([`~datasets.Dataset`], [`RolloutDataset`] or `str`):
             Labelled steps in a form of [`to_stepwise`], or rollouts (a folder or the dataset), labelled at `args.eta`.
         eval_dataset (the same, or a `dict` of them, *optional*):
@@ -144,9 +145,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         )
         if args.n_gpu > 1:
             raise ValueError(
-                "ERPRMTrainer: several GPUs are visible to one process. Launch with `accelerate launch` or "
-                "`torchrun`, or make one GPU "
-                "visible with CUDA_VISIBLE_DEVICES."
+                f"ERPRMTrainer: got {args.n_gpu} GPUs visible to one process, expected one. Launch with `accelerate "
+                "launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
             )
         # Evaluation calls compute_loss only if the model can return a loss and there are no label columns.
         self.can_return_loss = True
@@ -177,10 +177,10 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         if not isinstance(dataset, Dataset):
             raise TypeError(
                 f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a RolloutDataset or "
-                "a rollout folder. Turn a "
-                "streaming dataset into one with Dataset.from_generator or .take(n)."
+                "a rollout folder. Turn a streaming dataset into one with Dataset.from_generator or .take(n)."
             )
         if {"input_ids", "step_positions", "step_labels"}.issubset(dataset.column_names):
+            check_encoded_labels(dataset, name)
             return dataset
         encoded, self.data_counts[name] = encode_examples(dataset, processing_class, self.prm_format, **options)
         return encoded

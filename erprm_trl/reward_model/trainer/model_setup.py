@@ -103,15 +103,14 @@ def _check_head(model, prm_format: PRMFormat) -> None:
     wanted = prm_format.num_labels
     if prm_format.head == "token" and getattr(model.config, "num_labels", None) != wanted:
         raise ValueError(
-            f"head='token' needs a token classification model with num_labels={wanted}, got "
-            f"num_labels={model.config.num_labels}. Load it with "
-            f"AutoModelForTokenClassification.from_pretrained(..., num_labels={wanted}), or pass the model's name."
+            f"head='token': got a model with num_labels={getattr(model.config, 'num_labels', None)}, expected token "
+            f"classification with num_labels={wanted}. Load it with AutoModelForTokenClassification.from_pretrained("
+            f"..., num_labels={wanted}), or pass the model's name."
         )
     if prm_format.head == "lm" and model.get_output_embeddings() is None:
         raise ValueError(
-            f"head='lm' needs a causal language model, got {type(model).__name__} without a language-model head. "
-            "Load it with "
-            "AutoModelForCausalLM, or choose head='token'."
+            f"head='lm': got {type(model).__name__} without a language-model head, expected a causal language model. "
+            "Load it with AutoModelForCausalLM, or choose head='token'."
         )
 
 

@@ -286,6 +286,34 @@ class _ScaledWeights:
         return {**batch, "step_weights": scaled}
 
 
+def check_encoded_labels(dataset, name: str = "train") -> None:
+    """
+    Checks the labels of a dataset that was encoded elsewhere, because the loss does not check them.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Columns `step_positions` and `step_labels`, as [`encode_examples`] returns them.
+        name (`str`, *optional*, defaults to `"train"`):
+            Named in errors.
+
+    Raises:
+        `ValueError`: for the first row whose labels and positions differ in number, or with a label that is missing,
+            NaN or outside [0, 1].
+    """
+    row = 0
+    for batch in dataset.with_format(None).select_columns(["step_positions", "step_labels"]).iter(batch_size=1000):
+        for positions, labels in zip(batch["step_positions"], batch["step_labels"], strict=True):
+            problem, detail = None, ""
+            if len(positions) != len(labels):
+                problem, detail = COUNT_MISMATCH, f"{len(labels)} labels for {len(positions)} positions"
+            for step, label in enumerate(labels):
+                if not problem and not (label is not None and 0 <= label <= 1):
+                    problem, detail = BAD_LABEL, f"column 'step_labels', step {step}: {label}"
+            if problem:
+                raise ValueError(f"Row {row} of the {name} dataset has {problem} ({detail}). {_REMEDY[problem]}")
+            row += 1
+
+
 def _scale_weights(dataset):
     mean = sum(map(sum, _values(dataset, "step_weights"))) / sum(map(len, _values(dataset, "step_weights")))
     return dataset.with_transform(_ScaledWeights(mean))

@@ -1,12 +1,11 @@
-"""A key-value cache with room to grow, for `TransformersSampler`: transformers' own copies all of itself for every
-token.
+"""Key-value caches that make sampling with transformers faster.
 
-Samples of one prompt read its keys and values from one place, for `TransformersSampler`: a cache that holds each
-prompt once, and the attention that goes with it.
-
-Decoding waits for memory: copied to its samples, a prompt is read as often as there are samples; here once a token
-(Juravsky et al., Hydragen, 2402.05099). Where a model's attention is not transformers' plain SDPA the sampler
-copies."""
+A growing cache sets memory aside for tokens to come, where transformers' own cache copies all of itself for every
+token. A cache of shared prompts also holds each prompt once for all of its samples, and comes with the attention that
+reads it so: decoding waits for memory, and a prompt that is copied to its samples is read once per sample and token
+instead of once per token (Juravsky et al., Hydragen, 2402.05099). It works for models with transformers' plain SDPA
+attention ([`can_share`]).
+"""
 
 import weakref
 from collections.abc import Iterator
@@ -21,22 +20,24 @@ from transformers.masking_utils import sdpa_mask
 
 
 ROOM = 32  # tokens, at least; a quarter of the length where that is more
+ATTENTION = "erprm_shared_prompts"  # name under which transformers knows the attention below
+MORE_THAN_PLAIN = ("softcap", "s_aux", "position_bias", "sliding_window")  # arguments that it does not implement
 
 
 class GrowingLayer(DynamicLayer):
     """
     A layer of keys and values that writes new tokens into memory it has set aside.
 
-    `keys` and `values`, of shape (B, heads, length, size), are views of longer tensors; whatever else replaces them
-    (cropping, repeating) is taken over with the next token.
+    `keys` and `values`, of shape (B, heads, length, size), are views of longer tensors. Other code may replace them
+    (by cropping, repeating): the next token is then added to the replacement.
     """
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Sets aside nothing yet: the first tokens say how many sequences there are."""
         super().lazy_initialization(key_states, value_states)
         self._views = None
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
         """Adds tokens, and returns all keys and values, as transformers' layers do."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -75,23 +76,12 @@ def growing_cache(config) -> DynamicCache:
 
     Args:
         config ([`~transformers.PreTrainedConfig`]):
-            The model's; its layers that are no plain attention over all tokens (sliding windows, recurrent states)
-            keep transformers' own.
+            Configuration of the model. Layers without plain attention over all tokens (sliding windows, recurrent
+            states) keep transformers' own cache.
     """
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
-
-
-def _with_room(held: torch.Tensor, new: torch.Tensor, length: int, room: int) -> torch.Tensor:
-    buffer = new.new_empty((*new.shape[:-2], room, new.shape[-1]))
-    if length:
-        buffer[..., :length, :] = held
-    return buffer
-
-
-ATTENTION = "erprm_shared_prompts"
-MORE_THAN_PLAIN = ("softcap", "s_aux", "position_bias", "sliding_window")
 
 
 class PromptsNotShared(RuntimeError):
@@ -268,3 +258,10 @@ def sharing_prompts(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation("sdpa")
+
+
+def _with_room(held: Tensor, new: Tensor, length: int, room: int) -> Tensor:
+    buffer = new.new_empty((*new.shape[:-2], room, new.shape[-1]))
+    if length:
+        buffer[..., :length, :] = held
+    return buffer

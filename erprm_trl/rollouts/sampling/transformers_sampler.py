@@ -157,9 +157,9 @@ class TransformersSampler:
         if room < 1:
             text = self.tokenizer.decode(prompts[-1][:30])
             raise ValueError(
-                f"A prompt of {longest} tokens leaves no room in the context of {self.context_length} (it begins "
-                f"{text!r}). Drop the "
-                "question, or stop continuing solutions that are this long with a smaller max_new_tokens."
+                f"Prompt: got {longest} tokens, expected fewer than the context of {self.context_length} (the prompt "
+                f"begins {text!r}). Drop the question, or stop continuing solutions that are this long with a smaller "
+                "max_new_tokens."
             )
         unique, counts = _runs(prompts)
         input_ids, attention_mask = _left_pad(unique, self.pad_token_id, self.model.device)

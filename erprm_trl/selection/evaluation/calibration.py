@@ -29,6 +29,7 @@ from ...functional.value_noise import (
     squared_error_without_noise,
 )
 from ...rollouts.records import RolloutRow
+from ..bootstrap import mean_and_interval
 
 
 @dataclass
@@ -275,8 +276,7 @@ def _mean_and_interval(values: Tensor, questions: Tensor, num_resamples: int = 2
     counts = torch.bincount(question).double().numpy()
     sums = torch.bincount(question, weights=values).numpy()
     drawn = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), num_resamples)
-    low, high = np.quantile((drawn @ sums) / (drawn @ counts), [0.025, 0.975])
-    return {"mean": values.mean().item(), "low": float(low), "high": float(high)}
+    return mean_and_interval(values.mean().item(), (drawn @ sums) / (drawn @ counts), (0.025, 0.975))
 
 
 def _or_none(value: float) -> float | None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..bootstrap import check_num_resamples, mean_and_interval, middle_quantiles
+
 
 def first_error(step_scores: Sequence[float], threshold: float) -> int:
     """Index of the first step whose score is below the threshold, -1 if there is none."""
@@ -21,7 +23,7 @@ def choose_threshold(step_scores: Sequence[Sequence[float]], labels: Sequence[in
 
     Args:
         step_scores (`Sequence[Sequence[float]]`):
-            Of each solution; none for one that is too long, which no threshold predicts.
+            Step scores of each solution; an empty list for one that is too long, which no threshold predicts.
         labels (`Sequence[int]`):
             Index of the first wrong step, or -1.
 
@@ -38,7 +40,7 @@ def choose_threshold(step_scores: Sequence[Sequence[float]], labels: Sequence[in
             low, high = (scores[label], min(scores[:label], default=1.0)) if label >= 0 else (0.0, min(scores))
             if low < high:
                 wins[label >= 0].append((low, high))
-    edges = np.unique([0.0, 1.0, *(edge for some in wins.values() for pair in some for edge in pair)])
+    edges = np.unique([0.0, 1.0, *(edge for pairs in wins.values() for pair in pairs for edge in pair)])
     candidates = (edges[:-1] + edges[1:]) / 2
     totals = {True: sum(label >= 0 for label in labels), False: sum(label < 0 for label in labels)}
     accuracies = [_covering(wins[kind], candidates) / totals[kind] for kind in (True, False)]
@@ -61,12 +63,12 @@ def processbench_metrics(
 
     Args:
         predictions (`Mapping[str, Sequence[int | None]]`):
-            By subset, from [`first_error`]; `None`, of a solution that could not be scored, is wrong.
+            By subset, from [`first_error`]. `None` (the solution could not be scored) counts as wrong.
         labels (`Mapping[str, Sequence[int]]`):
             By subset.
         level (`float`), num_resamples (`int`), seed (`int`, *optional*):
-            Of the bootstrap over solutions, which draws solutions with and without an error apart. The same seed and
-            labels resample the same solutions, for any predictions.
+            As in [`~erprm_trl.selection.bootstrap_interval`]. Solutions with and without an error are resampled
+            separately. The same seed and labels resample the same solutions, for any predictions.
 
     Returns:
         `dict`: `subsets`, by name `erroneous`, `correct`, `f1` (each `{"mean", "low", "high"}`), `num_erroneous` and
@@ -76,6 +78,8 @@ def processbench_metrics(
     Raises:
         `ValueError`: if a subset has no solution with an error, or none without, or sizes differ.
     """
+    quantiles = middle_quantiles(level)
+    check_num_resamples(num_resamples)
     rng = np.random.default_rng(seed)
     subsets, points, draws = {}, [], []
     for name, subset_labels in labels.items():
@@ -91,14 +95,14 @@ def processbench_metrics(
         points.append(figures)
         draws.append(resampled)
         subsets[name] = {
-            **_with_intervals(figures, resampled, level),
+            **_with_intervals(figures, resampled, quantiles),
             "num_erroneous": int(has_error.sum()),
             "num_correct": int((~has_error).sum()),
         }
     average = np.mean(draws, axis=0)
     return {
         "subsets": subsets,
-        "average": _with_intervals(np.mean(points, axis=0), average, level),
+        "average": _with_intervals(np.mean(points, axis=0), average, quantiles),
         "f1_resamples": average[2],
     }
 
@@ -109,7 +113,7 @@ def paired_f1_difference(left: Mapping[str, Any], right: Mapping[str, Any], leve
     same seed, and its paired bootstrap interval: `{"mean", "low", "high"}`.
     """
     mean = left["average"]["f1"]["mean"] - right["average"]["f1"]["mean"]
-    return _point(mean, left["f1_resamples"] - right["f1_resamples"], level)
+    return mean_and_interval(mean, left["f1_resamples"] - right["f1_resamples"], middle_quantiles(level))
 
 
 def _check_both_kinds(labels: Sequence[int], subject: str) -> None:
@@ -136,13 +140,8 @@ def _resampled_means(hits: np.ndarray, num_resamples: int, rng: np.random.Genera
     return np.array([hits[rng.integers(len(hits), size=len(hits))].mean() for _ in range(num_resamples)])
 
 
-def _with_intervals(figures, resampled, level: float) -> dict[str, dict[str, float]]:
+def _with_intervals(figures, resampled, quantiles: tuple[float, float]) -> dict[str, dict[str, float]]:
     return {
-        name: _point(value, draws, level)
-        for name, value, draws in zip(("erroneous", "correct", "f1"), figures, resampled, strict=True)
+        name: mean_and_interval(figure, resampled_figure, quantiles)
+        for name, figure, resampled_figure in zip(("erroneous", "correct", "f1"), figures, resampled, strict=True)
     }
-
-
-def _point(mean: float, draws: np.ndarray, level: float) -> dict[str, float]:
-    low, high = np.quantile(draws, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return {"mean": float(mean), "low": float(low), "high": float(high)}

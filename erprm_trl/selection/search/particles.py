@@ -1,4 +1,4 @@
-"""Choosing in proportion to exponential weights: the arithmetic of guided search. Weights stay in log space."""
+"""Choosing in proportion to exponential weights: the arithmetic of guided search, in numpy and in log space."""
 
 import math
 
@@ -29,7 +29,13 @@ def tilted_probabilities(values: np.ndarray, eta: float) -> np.ndarray:
 
 
 def log_mean_exp(log_weights: np.ndarray) -> float:
-    """`log(mean(exp(log_weights)))` without overflow."""
+    """
+    `log(mean(exp(log_weights)))` without overflow: [`~erprm_trl.functional.soft_value`] at eta = 1, for numpy arrays.
+
+    Args:
+        log_weights (`np.ndarray`):
+            Of shape (N,).
+    """
     top = log_weights.max()
     return float(top + np.log(np.exp(log_weights - top).mean()))
 

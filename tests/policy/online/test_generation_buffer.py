@@ -54,6 +54,7 @@ def make_trainer(kind, folder, save_at=(), **others):
 REUSED = {"per_device_train_batch_size": 2, "steps_per_generation": 2, "num_iterations": 2}
 
 
+@pytest.mark.slow("trains many times")
 @pytest.mark.parametrize(
     ("kind", "others", "updates", "resumed_at"),
     [
@@ -92,6 +93,7 @@ def test_the_order_is_trls_in_the_first_epoch_and_another_in_each(tmp_path):
     assert list(ours) != list(theirs) and sorted(ours) == sorted(theirs)
 
 
+@pytest.mark.slow("trains several times")
 @pytest.mark.parametrize("lacking", ["file", "sizes"])
 def test_a_generation_that_cannot_be_had_is_sampled_anew(tmp_path, caplog, lacking):
     others = {**REUSED, "num_train_epochs": 1}

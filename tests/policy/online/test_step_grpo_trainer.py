@@ -328,6 +328,7 @@ def test_a_weight_of_zero_grades_and_logs_but_does_not_teach(tmp_path):
     assert trainer._metrics["train"]["rewards/answer_reward/mean"] == [0.5]
 
 
+@pytest.mark.slow("trains with TRL's trainer too")
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_outcome_credit_is_trls_own_grpo(tmp_path, scale):
     def run(trainer_class, config_class, **others):

@@ -335,6 +335,7 @@ def test_values_stored_with_the_rollout_stay_as_they_were(tmp_path):
     check(returns_first, BY_HAND["difference"])
 
 
+@pytest.mark.slow("trains several times")
 @pytest.mark.parametrize("others", [{}, {"num_iterations": 2}])
 def test_two_batches_of_four_are_one_of_eight(tmp_path, others):
     def run(**sizes):
@@ -391,6 +392,7 @@ def loading_report(folder):
     return {key: value for key, value in report.items() if value}
 
 
+@pytest.mark.slow("trains several times")
 @pytest.mark.parametrize("critic_learning_rate", [None, 0.05])
 def test_resuming_at_a_generation_equals_the_straight_run(tmp_path, critic_learning_rate):
     others = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "critic_learning_rate": critic_learning_rate}

@@ -85,6 +85,7 @@ def manifest(trainer, index):
     return json.loads(Path(trainer.args.output_dir, f"round-{index}", "manifest.json").read_text())
 
 
+@pytest.mark.slow("trains several rounds")
 def test_two_rounds_end_to_end(build, tmp_path):
     trainer = build(questions=ANSWERED, eval_questions=dial.make_questions(4, seed=2))
     before = weights(trainer)
@@ -144,6 +145,7 @@ CHAT = (
 )
 
 
+@pytest.mark.slow("trains with three tokenizers")
 @pytest.mark.parametrize("kind", ["dial", "bytes", "bytes, chat"])
 def test_training_sees_the_tokens_that_were_sampled(build, monkeypatch, kind):
     """Also where a random model writes what no tokenizer would give for its text."""
@@ -265,6 +267,7 @@ def straight(scorer, tmp_path_factory):
 RESUMED = {"save_strategy": "steps", "save_steps": 2}
 
 
+@pytest.mark.slow("trains many times")
 @pytest.mark.parametrize(
     ("kill", "start_from"),
     [
@@ -289,6 +292,7 @@ def test_a_killed_run_ends_where_the_straight_one_does(build, straight, kill, st
     assert equal(weights(trainer), straight[start_from])
 
 
+@pytest.mark.slow("trains several rounds")
 def test_train_again_after_an_interrupt(build, straight):
     """In a notebook: the same trainer goes on, unless its policy is neither the first one nor on disk."""
     kill = KillAt(1)
@@ -306,10 +310,12 @@ def test_train_again_after_an_interrupt(build, straight):
     assert equal(weights(trainer), straight["last"])
 
 
+@pytest.mark.slow("trains several rounds")
 def test_training_from_the_first_policy_differs(straight):
     assert not equal(straight["first"], straight["last"])
 
 
+@pytest.mark.slow("trains several rounds")
 def test_more_rounds_continue_and_another_configuration_does_not(build):
     build(num_rounds=1).train()
     trainer = build(num_rounds=2)
@@ -329,6 +335,7 @@ def test_more_rounds_continue_and_another_configuration_does_not(build):
         build(learning_rate=2e-3, temperature=0.5).train()
 
 
+@pytest.mark.slow("trains several rounds")
 def test_lora(build, tmp_path):
     adapter = LoraConfig(r=4, target_modules="all-linear")
     runs = {}
@@ -367,6 +374,7 @@ def test_with_answers_uniform_questions_are_dropped_by_default(build):
     assert not build(questions=ANSWERED, num_generations=1, drop_uniform=None).drop_uniform
 
 
+@pytest.mark.slow("trains a round")
 def test_what_cannot_be_kept_is_counted(build):
     """A limit that most solutions reach, one that the sequences exceed, and nothing left to train on."""
     trainer = build(num_rounds=1, max_completion_length=30)
@@ -385,6 +393,7 @@ def test_solutions_longer_than_the_reward_models_context(build, scorer, monkeypa
         build().train()
 
 
+@pytest.mark.slow("trains several rounds")
 def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path, monkeypatch):
     """The engine is a stand-in: transformers on the folder it is given."""
     folders, alive = [], []

@@ -172,6 +172,7 @@ def test_inside_a_running_loop(local, url):
 # What fails
 
 
+@pytest.mark.slow("waits for many retries")
 @pytest.mark.parametrize("fault", [408, 429, 502, 503, 504, "drop", "hang"])
 def test_what_is_tried_again(fault):
     app = Faulty(scoring_app(HeldScorer(), max_solutions=2), lambda attempt: fault if attempt < 2 else None)
@@ -240,6 +241,7 @@ SCORES = st.fixed_dictionaries({"scores": st.lists(st.lists(st.floats(0, 1) | JS
 HUGE = ["[" * 100_000, '{"scores": [[' + "9" * 400 + "]]}", '{"scores": [[2.0]]}', '{"scores": [[-0.1]]}', ""]
 
 
+@pytest.mark.slow("hundreds of hostile answers")
 def test_whatever_a_server_answers_is_read_or_refused(url):
     backend = remote(url).backend
 
@@ -355,6 +357,7 @@ def dial_address(dial_path):
         yield server.address
 
 
+@pytest.mark.slow("trains a policy twice")
 @pytest.mark.parametrize(
     ("trainer_class", "config_class", "others"),
     [
@@ -394,6 +397,7 @@ def test_a_step_update_is_the_same(dial_path, dial_address, tmp_path, trainer_cl
     assert_nowhere("passw0rd", tmp_path)
 
 
+@pytest.mark.slow("trains a policy")
 def test_raft_and_best_of_n_take_an_address(dial_address, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(RECIPES.parent)
     url = f"http://{LOGIN}{dial_address}"
@@ -434,6 +438,7 @@ def assert_nowhere(secret, folder):
 # The recipe
 
 
+@pytest.mark.slow("starts a server's process")
 @pytest.mark.parametrize("source", ["environment", "file"])
 def test_the_recipe_ends_with_all_answers_delivered(source, dial_path, tmp_path, monkeypatch):
     options = ["--reward_model", dial_path, "--port", "0", "--batch_size", "1", "--max_batch", "1"]

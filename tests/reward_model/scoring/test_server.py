@@ -408,6 +408,7 @@ NEARLY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow("hundreds of hostile requests")
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.binary(max_size=3000) | (NEARLY | JSON_VALUES).map(lambda value: json.dumps(value).encode()))
 def test_it_answers_whatever_comes(url, content):

@@ -61,6 +61,7 @@ def weights(trainer):
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
 
+@pytest.mark.slow("trains hundreds of steps")
 @pytest.mark.parametrize("head", ["lm", "token"])
 def test_two_examples_are_learned_down_to_their_entropy(head, model_path, tmp_path):
     data = DATA.select([0, 1])
@@ -207,6 +208,7 @@ def test_lora_trains_is_saved_and_is_scored_with(head, model_path, tmp_path):
     assert loaded[0] != pytest.approx(untrained[0], abs=1e-3)
 
 
+@pytest.mark.slow("trains 60 steps twice")
 @pytest.mark.parametrize("lora", [False, True])
 def test_missing_tokens_are_added_and_trained(lora, tmp_path):
     path = save_tiny(tmp_path / "model", byte_level_bpe())
@@ -311,6 +313,21 @@ def test_wrong_models_and_datasets(model_path, tmp_path):
         ERPRMTrainer(tiny_llama(46, "token"), config(tmp_path), train_dataset=DATA, processing_class=word_level())
     with pytest.raises(TypeError, match="must be a peft.PeftConfig"):
         ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA, peft_config={"r": 4})
+
+
+def test_bad_labels_are_an_error_whichever_way_they_come(model_path, tmp_path):
+    """The loss does not check labels, so each way to it does: training and evaluation sets, encoded or not."""
+    trainer = ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA)
+    encoded = trainer.train_dataset
+    bad = Dataset.from_list([*ROWS, {**ROWS[0], "labels": [7.0, 1.0]}])
+    bad_encoded = Dataset.from_list([*encoded, {**encoded[0], "step_labels": [7.0] * len(encoded[0]["step_labels"])}])
+    for data in (bad, bad_encoded):
+        for arguments in ({"train_dataset": data}, {"train_dataset": encoded, "eval_dataset": data}):
+            with pytest.raises(ValueError, match="Row 4 of the .*outside"):
+                ERPRMTrainer(model_path, config(tmp_path), **arguments)
+        for evaluated in (data, {"easy": DATA, "hard": data}):
+            with pytest.raises(ValueError, match="Row 4 of the .*outside"):
+                trainer.evaluate(evaluated)
 
 
 def test_several_evaluation_sets(model_path, tmp_path):

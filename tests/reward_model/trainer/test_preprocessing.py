@@ -11,7 +11,7 @@ from zoo import word_level
 
 from erprm_trl import PRMFormat
 from erprm_trl.reward_model import encode_solution, to_stepwise
-from erprm_trl.reward_model.trainer.preprocessing import encode_examples
+from erprm_trl.reward_model.trainer.preprocessing import check_encoded_labels, encode_examples
 
 
 FORMAT = PRMFormat(separator="ки", good_token="✓", bad_token="✗", prompt_template="check {question}")
@@ -90,6 +90,25 @@ def test_a_bad_row_is_an_error_that_names_it_or_is_counted(change, message, capl
     assert len(encoded) == counts["kept"] == 2
     assert sum(counts["dropped_rows"].values()) == 1
     assert "1 of 3 rows left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.5, math.nan], "NaN or outside.*step 1: nan.*rescale"),
+        ([0.5, None], "NaN or outside.*step 1: None"),
+        ([1.01, 0.5], "NaN or outside.*step 0: 1.01"),
+        ([0.5, -0.01], "NaN or outside.*step 1: -0.01"),
+        ([0.5], "differ in number.*1 labels for 2 positions"),
+        ([0.5, 0.5, 0.5], "differ in number.*3 labels for 2 positions"),
+    ],
+)
+def test_a_bad_label_of_a_dataset_that_is_already_encoded_is_an_error(labels, message):
+    encoded, _ = encode([GOOD] * 1002)
+    check_encoded_labels(encoded, "eval")
+    rows = [*encoded.select(range(1001)), {**encoded[0], "step_labels": labels}]
+    with pytest.raises(ValueError, match=f"Row 1001 of the eval dataset has .*{message}"):
+        check_encoded_labels(Dataset.from_list(rows), "eval")
 
 
 def test_truncated_labels_are_counted_and_logged(caplog):

@@ -203,6 +203,7 @@ def test_equivalent_by_mathematics(math_grader):
     assert not math_grader.equivalent("x+1", "x-1")
 
 
+@pytest.mark.slow("hostile text, up to the time limit")
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -267,6 +268,7 @@ def test_limits_are_of_processor_time():
     assert out.stdout == "interrupted\n", out.stderr
 
 
+@pytest.mark.slow("waits for a stopped process")
 def test_a_process_that_was_stopped_for_long_blames_no_worker(monkeypatch):
     # Ctrl-Z, and minutes later fg: at every look at the clock a quarter of an hour has passed.
     clock = itertools.count(step=900.0)
@@ -276,6 +278,7 @@ def test_a_process_that_was_stopped_for_long_blames_no_worker(monkeypatch):
         assert grader.num_timeouts == 0
 
 
+@pytest.mark.slow("waits for time limits")
 def test_math_answers_that_take_too_long_are_counted_and_warned_of(caplog):
     with Grader("math", num_workers=1) as grader:
         assert grader.grade([r"\boxed{99999999!}", r"\boxed{1}"], ["5", "1"]) == [0.0, 1.0]
@@ -288,6 +291,7 @@ def test_math_answers_that_take_too_long_are_counted_and_warned_of(caplog):
     assert caplog.text.count("could not be graded in time") == 1  # at most once a minute
 
 
+@pytest.mark.slow("waits for a time limit")
 def test_worker_that_cannot_be_interrupted_is_killed_and_the_rest_of_its_batch_goes_on():
     pattern = r"((?:a|aa)+)$"  # exponential in the run of a's before a b
     with Grader("exact", answer_pattern=pattern, num_workers=1, time_limit=1.0) as grader:
@@ -406,6 +410,7 @@ def test_workers_that_died_idle_are_replaced():
         assert grader.num_timeouts == 0
 
 
+@pytest.mark.slow("waits for a stuck worker")
 def test_worker_that_stops_reading_does_not_block_the_caller():
     with Grader("exact", num_workers=1, time_limit=0.5) as grader:
         assert grader.grade(["#### 1"], ["1"]) == [1.0]
@@ -473,6 +478,7 @@ def test_grade_keeps_its_workers():
     assert pids() == before
 
 
+@pytest.mark.slow("starts a process")
 def test_a_script_without_a_main_guard_grades_and_leaves_no_workers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -89,6 +89,7 @@ def serve_sampler(url, **arguments):
     return EndpointSampler(str(dial.BASE_PATH), url, send="text", max_new_tokens=64, **arguments)
 
 
+@pytest.mark.slow("samples the same prompts twice")
 def test_greedy_is_that_of_transformers(serve_url, dial_policy):
     prompts = [*PROMPTS, *(Prompt(row["question"], f" 3 + 4 = 7 {dial.SEPARATOR}") for row in ROWS)]
     reference = TransformersSampler(*dial_policy, temperature=0, max_new_tokens=64).sample(prompts, 2, seed=0)
@@ -97,6 +98,7 @@ def test_greedy_is_that_of_transformers(serve_url, dial_policy):
     assert len({completions[0].text for completions in greedy}) > 6
 
 
+@pytest.mark.slow("loads a server of its own")
 def test_seeds_of_transformers_serve_one_at_a_time(serve_url):
     sampler = serve_sampler(serve_url, max_concurrency=1)
     first = sampler.sample(PROMPTS[:2], 4, seed=0)
@@ -113,6 +115,7 @@ def test_what_transformers_serve_does_not_take_is_said(serve_url):
         serve_sampler(serve_url, top_k=5).sample(PROMPTS, 1, seed=0)
 
 
+@pytest.mark.slow("runs a recipe")
 def test_the_recipe_collects_from_an_endpoint(serve_url, tmp_path):
     config = CollectConfig(
         model_name_or_path=str(dial.BASE_PATH),
@@ -300,6 +303,7 @@ def some_faults(body, attempt):
     return (fault[0], dict(fault[1])) if isinstance(fault, tuple) else fault
 
 
+@pytest.mark.slow("collects against a faulty server")
 def test_faults_change_no_row(tmp_path):
     with FaultyServer() as server:
         straight = collect_rollouts(QUESTIONS, sampler_for(server.url), tmp_path / "straight", **COLLECTION)
@@ -322,6 +326,7 @@ def test_concurrency_reaches_its_bound_and_not_more():
         assert server.most_at_once == 16 and len(server.bodies) == 120
 
 
+@pytest.mark.slow("waits for many retries")
 @pytest.mark.parametrize(
     "fault",
     [
@@ -477,6 +482,7 @@ def is_waiting(thread):
     return state == "S" and sys._current_frames()[thread.ident].f_code.co_name == "wait"
 
 
+@pytest.mark.slow("starts a process and interrupts it")
 def test_an_interrupt_leaves_no_thread_and_no_request():
     def interrupt():
         if len(server.bodies) == 8:
@@ -507,6 +513,7 @@ def test_a_failure_writes_nothing_and_another_server_continues(tmp_path):
     assert resumed.rows == straight.rows
 
 
+@pytest.mark.slow("starts a process and kills it")
 def test_killed_and_started_again(tmp_path):
     code = (
         "import json, sys\n"

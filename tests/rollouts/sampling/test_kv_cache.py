@@ -1,4 +1,5 @@
-"""Samples that share their prompt's keys and values against samples that have a copy each: the same logits."""
+"""Both caches against transformers' own: the growing one holds the same keys and values whatever is done to it, and
+samples that share their prompt's keys and values have the same logits as samples with a copy each."""
 
 import gc
 import weakref
@@ -18,8 +19,10 @@ from transformers import (
 
 from erprm_trl import dial
 from erprm_trl.rollouts import Prompt, TransformersSampler
-from erprm_trl.rollouts.sampling import kv_cache as shared_cache
+from erprm_trl.rollouts.sampling import kv_cache
 from erprm_trl.rollouts.sampling.kv_cache import (
+    ROOM,
+    GrowingLayer,
     PromptsNotShared,
     SharedPrompts,
     SharedPromptsCache,
@@ -30,6 +33,7 @@ from erprm_trl.rollouts.sampling.kv_cache import (
 )
 
 
+GROWING = LlamaConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2)
 SIZES = {
     "vocab_size": 46, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 128,
@@ -44,6 +48,61 @@ SHARED = {
 }
 COUNTS = [3, 1, 4]  # samples of each prompt
 LENGTHS = [7, 5, 7]
+
+
+def random_tokens(rows, length):
+    return torch.randn(rows, 2, length, 4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_operations_against_transformers_own_cache(seed):
+    """Prompts, forks, tokens, rows that leave, crops and repeats; everything returned and held is equal."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    ours, original = growing_cache(GROWING), DynamicCache(config=GROWING)
+    rows = 3
+    actions = ["add", *(["add"] * 5 + ["pick", "crop", "repeat"]) * 6]
+    for name in [actions[0], *(actions[i] for i in torch.randperm(len(actions), generator=generator).tolist())]:
+        if name == "add":
+            length = int(torch.randint(1, 2 * ROOM, (), generator=generator))
+            for layer in range(2):
+                new = random_tokens(rows, length), random_tokens(rows, length)
+                for left, right in zip(ours.update(*new, layer), original.update(*new, layer), strict=True):
+                    assert torch.equal(left, right)
+        elif name == "pick" and rows < 50:
+            kept = torch.randint(rows, (rows + 1,), generator=generator)
+            ours.reorder_cache(kept)
+            original.reorder_cache(kept)
+            rows = len(kept)
+        elif name == "crop":
+            ours.crop(-3)
+            original.crop(-3)
+        elif name == "repeat" and rows < 20:
+            ours.batch_repeat_interleave(2)
+            original.batch_repeat_interleave(2)
+            rows *= 2
+        assert ours.get_seq_length() == original.get_seq_length()
+        for mine, theirs in zip(ours.layers, original.layers, strict=True):
+            if mine.is_initialized:
+                assert torch.equal(mine.keys, theirs.keys) and torch.equal(mine.values, theirs.values)
+
+
+def test_memory_is_set_aside_once_for_many_tokens():
+    cache = growing_cache(GROWING)
+    cache.update(random_tokens(2, 5), random_tokens(2, 5), 0)
+    places = set()
+    for _ in range(ROOM):
+        keys, _ = cache.update(random_tokens(2, 1), random_tokens(2, 1), 0)
+        places.add(keys.data_ptr())
+    assert len(places) == 1
+
+
+def test_layers_of_other_kinds_keep_transformers_own_cache():
+    config = MistralConfig(num_hidden_layers=2, sliding_window=4)
+    assert [type(layer) for layer in growing_cache(config).layers] == [
+        type(layer) for layer in DynamicCache(config=config).layers
+    ]
+    assert all(isinstance(layer, GrowingLayer) for layer in growing_cache(GROWING).layers)
 
 
 def tiny(config):
@@ -172,13 +231,13 @@ def sample(model, tokenizer, **options):
 @pytest.mark.parametrize("stop", [(), ("ки",)])
 def test_the_sampler_shares_prompts(stop, dial_policy, monkeypatch):
     seen = []
-    attend = shared_cache.shared_prompts_attention
+    attend = kv_cache.shared_prompts_attention
 
     def counted(module, query, key, *args, **kwargs):
         seen.append(hasattr(key, "shared_by"))
         return attend(module, query, key, *args, **kwargs)
 
-    monkeypatch.setattr(shared_cache, "shared_prompts_attention", counted)
+    monkeypatch.setattr(kv_cache, "shared_prompts_attention", counted)
     questions = [Prompt(row["question"]) for row in dial.make_questions(5, seed=3)]
     found = [
         TransformersSampler(*dial_policy, max_new_tokens=24, batch_size=12, fork_cache=fork).sample(
@@ -209,12 +268,12 @@ def test_models_with_another_attention_are_given_copies(name, dial_policy):
 
 
 def test_an_attention_that_does_not_know_of_shared_keys_is_noticed(dial_policy, monkeypatch):
-    attend = shared_cache.shared_prompts_attention
+    attend = kv_cache.shared_prompts_attention
 
     def forgetful(module, query, key, value, mask, **kwargs):
         return attend(module, query, key + 0, value + 0, None, **kwargs)
 
-    monkeypatch.setattr(shared_cache, "shared_prompts_attention", forgetful)
+    monkeypatch.setattr(kv_cache, "shared_prompts_attention", forgetful)
     sampler, copied = sample(*dial_policy)
     assert not sampler._shares
     assert copied == sample(*dial_policy, fork_cache=False)[1]
@@ -248,6 +307,6 @@ def test_what_it_refuses():
         layer.update(new, new)
     for options in ({"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"sliding_window": 4}):
         with pytest.raises(PromptsNotShared, match="not the plain one"):
-            shared_cache.shared_prompts_attention(None, new, keys, values, None, **options)
+            kv_cache.shared_prompts_attention(None, new, keys, values, None, **options)
     with pytest.raises(PromptsNotShared, match="not the plain one"):
-        shared_cache.shared_prompts_attention(None, new.repeat(1, 1, 2, 1), keys, values, None)
+        kv_cache.shared_prompts_attention(None, new.repeat(1, 1, 2, 1), keys, values, None)

@@ -13,6 +13,7 @@ STOP = (dial.SEPARATOR,)
 PROMPTS = [Prompt(row["question"]) for row in dial.make_questions(6, seed=2)]
 
 
+@pytest.mark.slow("samples with many tokenizers")
 def test_a_stopped_sample_is_the_beginning_of_the_whole_one(dial_policy):
     # One sequence a call: what is drawn for it hangs on which others are still in its batch.
     sampler = TransformersSampler(*dial_policy, max_new_tokens=48)

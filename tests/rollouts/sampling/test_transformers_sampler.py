@@ -98,6 +98,7 @@ def test_the_models_own_sampling_defaults_are_not_applied(dial_policy):
     )
 
 
+@pytest.mark.slow("thousands of samples")
 def test_samples_follow_the_policy(dial_policy):
     """First tokens of 4,000 samples against the model's own probabilities, within five standard errors."""
     model, tokenizer = dial_policy
@@ -151,7 +152,7 @@ def test_greedy_and_adapters(dial_policy):
 
 
 def test_a_prompt_longer_than_the_context_is_an_error(dial_policy):
-    with pytest.raises(ValueError, match="leaves no room in the context of 512.*Drop the question"):
+    with pytest.raises(ValueError, match="got .* fewer than the context of 512.*Drop"):
         sampler(dial_policy).sample([Prompt("7 " * 600)], 1, seed=0)
 
 
@@ -160,6 +161,7 @@ def test_from_pretrained():
     assert loaded.settings["max_new_tokens"] == 4 and loaded.settings["backend"] == "transformers"
 
 
+@pytest.mark.slow("samples with many tokenizers")
 def test_samples_that_have_ended_leave_the_batch(dial_policy):
     """No row is computed after its end for longer than the tokens between two looks; alone, texts are the same."""
     model, tokenizer = dial_policy

@@ -130,6 +130,7 @@ def test_against_a_naive_reading_of_larger_rollouts(tmp_path):
     )
 
 
+@pytest.mark.slow("thousands of simulated rollouts")
 @pytest.mark.parametrize("eta", [0.0, 2.0])
 def test_noise_is_taken_off(tmp_path, eta):
     """The true value as the score: nothing but the noise of K = 6 is left, and it goes away."""

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections import Counter
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -20,12 +19,7 @@ from tabular_policy import (
 
 from erprm_trl.rollouts import Completion, Prompt
 from erprm_trl.selection import guided_search
-from erprm_trl.selection.search.particles import (
-    effective_sample_size,
-    log_mean_exp,
-    systematic_resample,
-    tilted_probabilities,
-)
+from erprm_trl.selection.search.particles import log_mean_exp
 from erprm_trl.steps import closed_steps, step_stops
 
 
@@ -45,57 +39,6 @@ def weighted_share(results):
         for one in result.solutions:
             share[one.text] += math.exp(one.log_weight) / len(results)
     return share
-
-
-# Weights
-
-
-def test_probabilities_tilted_by_hand():
-    # e^(2 * 0.5) : e^0 = e : 1
-    assert tilted_probabilities([0.5, 0.0], 2.0) == pytest.approx([math.e / (1 + math.e), 1 / (1 + math.e)])
-    assert tilted_probabilities([0.3, 0.9, 0.9], math.inf).tolist() == [0, 0.5, 0.5]
-    assert tilted_probabilities([0.3, 0.9, 0.3], -math.inf).tolist() == [0.5, 0, 0.5]
-    assert tilted_probabilities([5.0, 7.0], 0.0).tolist() == [0.5, 0.5]
-    assert tilted_probabilities([1.0, 1.001], 1e6) == pytest.approx([0, 1])  # no overflow
-
-
-def test_effective_sample_size_by_hand():
-    # shares 3/4 and 1/4: 1 / (9/16 + 1/16) = 1.6; constants cancel
-    for shift in (0.0, 1e4, -1e4):
-        assert effective_sample_size(np.log([3.0, 1.0]) + shift) == pytest.approx(1.6)
-    assert effective_sample_size(np.zeros(7)) == pytest.approx(7)
-    assert effective_sample_size(np.array([0.0, -1e3, -1e3])) == pytest.approx(1)
-    assert log_mean_exp(np.array([1000.0, 1000.0 + math.log(3)])) == pytest.approx(1000 + math.log(2))
-
-
-def naive_systematic(weights, offset):
-    """Exact: how many points (offset + k) / N lie in each particle's piece of [0, 1)."""
-    total, n, lower, chosen = sum(weights), len(weights), Fraction(0), []
-    for index, weight in enumerate(weights):
-        upper = lower + Fraction(weight, total)
-        chosen += [index] * sum(lower <= (offset + k) / n < upper for k in range(n))
-        lower = upper
-    return chosen
-
-
-@pytest.mark.parametrize("weights", [(1, 2, 5), (0, 3, 0, 1, 0), (7,), (1, 1, 1, 1, 1, 1, 3), (5, 0, 0)])
-def test_systematic_resampling_against_exact_counting(weights):
-    log_weights = np.array([math.log(weight) if weight else -math.inf for weight in weights])
-    counts = np.zeros(len(weights))
-    for k in range(997):  # a prime: no point falls on a border, where floats and fractions may differ
-        offset = Fraction(2 * k + 1, 2 * 997)
-        chosen = systematic_resample(log_weights, float(offset))
-        assert chosen.tolist() == naive_systematic(weights, offset)
-        counts += np.bincount(chosen, minlength=len(weights)) / 997
-    assert counts == pytest.approx(np.array(weights) / sum(weights) * len(weights), abs=0.01)
-
-
-def test_systematic_resampling_never_runs_off_the_end():
-    weights = np.log(np.full(10, 0.1))
-    assert systematic_resample(weights, np.nextafter(1.0, 0)).max() == 9
-    assert systematic_resample(np.array([-np.inf, 0.0]), 0.0).tolist() == [1, 1]
-    ends_empty = np.append(weights, -np.inf)
-    assert systematic_resample(ends_empty, np.nextafter(1.0, 0)).max() == 9
 
 
 class Script:
@@ -166,6 +109,7 @@ def test_the_table_is_a_policy_and_its_values_a_martingale():
     assert mean == pytest.approx(z)
 
 
+@pytest.mark.slow("thousands of searches")
 def test_one_particle_is_the_policy():
     results = search(["q"] * 4000, method="particles", eta=ETA, width=1)
     assert total_variation(weighted_share(results), policy()) < 0.025
@@ -182,6 +126,7 @@ class Misleading(TabularScorer):
         ]
 
 
+@pytest.mark.slow("thousands of searches")
 @pytest.mark.parametrize("scorer", [TabularScorer, Misleading])
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 def test_particles_find_the_optimum_whatever_the_values_on_the_way(scorer, threshold):
@@ -212,6 +157,7 @@ def law_of_resampling(num_proposals, eta, steps=()):
     return law
 
 
+@pytest.mark.slow("thousands of searches")
 @pytest.mark.parametrize("expansions", [1, 2, 3])
 def test_resampling_has_its_exact_law(expansions):
     """Chi-square against the enumerated law; 32.91 is its 0.999 quantile with 12 degrees of freedom."""
@@ -266,6 +212,7 @@ def test_reductions_to_plain_sampling(arguments):
         )
 
 
+@pytest.mark.slow("thousands of searches")
 def test_resampling_with_eta_0_is_the_policy():
     results = search(["q"] * 100, method="resample", eta=0.0, width=30, expansions=3)
     assert total_variation(weighted_share(results), policy()) < 0.035
@@ -531,6 +478,7 @@ def test_arguments_that_do_not_fit(arguments, message):
 # A real policy and a real reward model
 
 
+@pytest.mark.slow("searches with a model")
 @pytest.mark.parametrize("method", ["beam", "resample", "particles"])
 def test_dial(method, dial_policy, dial_format):
     from erprm_trl import StepScorer, TransformersSampler, dial

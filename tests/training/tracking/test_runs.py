@@ -14,6 +14,9 @@ from tracked_training import TOKEN
 from wandb_file import read_runs
 
 
+pytestmark = pytest.mark.slow("trains in processes of their own, with every tracker")
+
+
 QUESTION = "dial"  # a word of every question, and of no key, name or step
 LOSS = {"train/loss", "train/perf/tokens_per_second", "train/perf/mfu", "train/perf/peak_tflops"}
 PARTS = {"train/reward_parts/step", "train/reward_parts/outcome", "train/reward_parts/kl"}

@@ -61,6 +61,7 @@ def test_a_failure_is_said_once_and_the_others_still_get_theirs(caplog):
     assert "`impossible` could not be made" in caplog.messages[1]
 
 
+@pytest.mark.slow("trains with every tracker")
 @pytest.mark.parametrize("broken", [True, False])
 def test_a_training_survives_its_trackers(broken, tmp_path, monkeypatch, caplog):
     tracker = Broken() if broken else Kept()

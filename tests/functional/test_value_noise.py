@@ -1,4 +1,4 @@
-"""Errors without the noise of K, against expectations worked out over every draw."""
+"""Errors without the noise of K against expectations over every draw, and recalibration against known distortions."""
 
 import itertools
 import math
@@ -6,11 +6,16 @@ import math
 import pytest
 import torch
 
-from erprm_trl.functional.soft_values import implied_success_rate, soft_value_from_rate
-from erprm_trl.functional.value_noise import bootstrap_value_noise, squared_error_without_noise
+from erprm_trl.functional.soft_values import soft_value_from_rate
+from erprm_trl.functional.value_noise import (
+    bootstrap_value_noise,
+    fit_recalibration,
+    recalibrate,
+    squared_error_without_noise,
+)
 
 
-def test_by_hand():
+def test_the_squared_error_by_hand():
     # Score 0.5, rewards 1, 1, 0, 0: mean 1/2, squared distance 0, variance (4 * 1/4) / 3 = 1/3, over K = 1/12.
     # Score 1, rewards 1, 0: (1 - 1/2)^2 - (1/2) / 2 = 0.
     assert squared_error_without_noise(torch.tensor([0.5]), torch.tensor([[1.0, 1, 0, 0]])).item() == pytest.approx(
@@ -21,7 +26,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.7, 1.0])
 @pytest.mark.parametrize("k", [2, 5])
-def test_it_is_unbiased(p, k):
+def test_the_squared_error_is_unbiased(p, k):
     """The expectation over all 2^K outcomes is exactly (score - p)^2; the plain squared distance is p (1 - p) / K
     more."""
     expected, plain = 0.0, 0.0
@@ -34,6 +39,7 @@ def test_it_is_unbiased(p, k):
     assert plain == pytest.approx((0.4 - p) ** 2 + p * (1 - p) / k, abs=1e-12)
 
 
+@pytest.mark.slow("40,000 resamples")
 def test_the_bootstrap_against_every_resample():
     # Rewards 1, 0, 0: V of a resample depends on its j ones, j ~ Binomial(3, 1/3); K / (K - 1) = 1.5.
     eta, rewards = 2.0, torch.tensor([[1.0, 0.0, 0.0]])
@@ -61,22 +67,51 @@ def test_equal_rewards_have_no_noise():
     assert bias.tolist() == variance.tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("eta", [-900.0, -3.0, 1e-6, 0.0, 2.0, 30.0, 900.0])
-def test_the_implied_rate_undoes_the_value(eta):
-    rates = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
-    implied = implied_success_rate(soft_value_from_rate(rates, eta), eta)
-    torch.testing.assert_close(implied, rates, atol=1e-9, rtol=1e-9)
-    assert implied_success_rate(torch.tensor([0, 1]), eta).tolist() == [0.0, 1.0]
-
-
 def test_what_has_no_noise_estimate_is_named():
-    with pytest.raises(ValueError, match="`rewards` has 1 continuations a prefix: expected at least 2"):
+    with pytest.raises(ValueError, match="`rewards` has 1 continuations.* at least 2"):
         squared_error_without_noise(torch.zeros(2), torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"`scores` has shape \(3,\) and `rewards` \(2, 4\)"):
         squared_error_without_noise(torch.zeros(3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="`eta` is inf: expected a finite number"):
         bootstrap_value_noise(torch.zeros(2, 4), math.inf)
-    with pytest.raises(ValueError, match="`eta` is inf: expected a finite number"):
-        implied_success_rate(torch.zeros(2), math.inf)
     with pytest.raises(ValueError, match="`num_resamples` is 1: expected at least 2"):
         bootstrap_value_noise(torch.zeros(2, 4), 1.0, num_resamples=1)
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift"), [(1.0, 0.0), (0.4, 0.0), (2.5, 0.0), (1.0, -1.5), (0.6, 2.0), (-1.0, 0.5)]
+)
+def test_a_known_distortion_is_undone(scale, shift):
+    p = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
+    distorted = ((p.logit() - shift) / scale).sigmoid()
+    fitted = fit_recalibration(distorted, p, penalty=0.0)
+    assert fitted == pytest.approx((scale, shift), abs=1e-6)
+    torch.testing.assert_close(recalibrate(distorted, *fitted), p, atol=1e-6, rtol=0)
+
+
+def test_constant_scores_give_the_mean():
+    labels = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    fitted = fit_recalibration(torch.full((4,), 0.9), labels, penalty=1e-9)
+    assert recalibrate(torch.tensor(0.9), *fitted).item() == pytest.approx(0.25, abs=1e-4)
+
+
+def test_the_gradient_vanishes_on_hard_labels():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(300, generator=generator, dtype=torch.float64)
+    labels = (torch.rand(300, generator=generator) < 0.5 * scores).double()
+    scale, shift = (
+        torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in fit_recalibration(scores, labels)
+    )
+    p = (scale * torch.log(scores / (1 - scores)) + shift).sigmoid()
+    loss = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    loss = loss + 0.0005 * ((scale - 1) ** 2 + shift**2)
+    for gradient in torch.autograd.grad(loss, [scale, shift]):
+        assert abs(gradient.item()) < 1e-7
+
+
+def test_scores_that_part_the_labels_stay_finite():
+    scores = torch.tensor([0.0, 0.1, 0.9, 1.0])
+    scale, shift = fit_recalibration(scores, torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    assert 1.0 < scale < 100.0 and abs(shift) < 0.1
+    mended = recalibrate(scores, scale, shift)
+    assert mended.isfinite().all() and (mended.diff() > 0).all()
