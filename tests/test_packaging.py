@@ -1,4 +1,4 @@
-"""What a wheel holds: every file of the package that is not Python is named in setup.cfg, and every pattern finds one."""
+"""What a wheel holds: setup.cfg names every data file of the package, and every pattern matches one."""
 
 import configparser
 from pathlib import Path
