@@ -114,11 +114,7 @@ def reference_rates(folder, rows, sampler, num_samples, seed):
         rates = [sum(rewards[i : i + num_samples]) / num_samples for i in range(0, len(rewards), num_samples)]
         path.write_text(json.dumps([[*key, rate] for key, rate in zip(prefixes, rates, strict=True)]))
     known = {(question, prefix): rate for question, prefix, rate in json.loads(path.read_text())}
-    return [
-        known[row.question, row.prefix(length)]
-        for row in rows
-        for length in range(1, len(row.steps))
-    ]
+    return [known[row.question, row.prefix(length)] for row in rows for length in range(1, len(row.steps))]
 
 
 def errors(labels, reference, eta):

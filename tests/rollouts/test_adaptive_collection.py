@@ -153,9 +153,7 @@ def test_reused_rewards_average_to_the_value(tmp_path):
     )
     means, inherited = {}, 0
     for row in data.rows:
-        for text, rewards, generated in zip(
-            prefix_texts(row), row.prefix_rewards, row.prefix_generated, strict=True
-        ):
+        for text, rewards, generated in zip(prefix_texts(row), row.prefix_rewards, row.prefix_generated, strict=True):
             if generated:  # once a question
                 means.setdefault(text, []).append(sum(rewards) / len(rewards))
                 inherited += len(rewards) - generated

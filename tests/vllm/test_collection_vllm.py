@@ -69,9 +69,7 @@ def rows(sampler, tmp_path_factory):
 
 
 def test_rows_are_complete(rows):
-    assert [(row.question_index, row.solution_index) for row in rows] == [
-        (i, j) for i in range(10) for j in (0, 1)
-    ]
+    assert [(row.question_index, row.solution_index) for row in rows] == [(i, j) for i in range(10) for j in (0, 1)]
     for row in rows:
         assert (row.question, row.answer) == tuple(ROWS[row.question_index].values())
         assert row.sampler["backend"] == "vllm"
