@@ -65,7 +65,7 @@ def test_a_solution_with_one_step_is_fine():
 
 
 BAD = [
-    ({"labels": [0.5]}, "labels and steps that differ in number.*'labels' has 1 for 2 steps.*one label a step"),
+    ({"labels": [0.5]}, "labels and steps that differ in number.*'labels' has 1 for 2 steps.*one label per step"),
     ({"labels": [0.5, 0.5, 0.5]}, "'labels' has 3 for 2 steps"),
     ({"labels": [0.5, math.nan]}, "a label that is NaN or outside.*step 1: nan.*rescale"),
     ({"labels": [0.5, None]}, "a label that is NaN or outside"),

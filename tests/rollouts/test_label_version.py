@@ -1,0 +1,173 @@
+"""Cached labels and encoded examples are used again until their version is raised: so it must be raised whenever the
+code that makes them changes."""
+
+import ast
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from erprm_trl.reward_model.trainer.preprocessing import ENCODING_VERSION
+from erprm_trl.rollouts.labels import LABEL_VERSION
+
+
+PACKAGE = Path(__file__).parents[2] / "erprm_trl"
+
+# The hash of the code, by version. Record a new hash here, see `test_the_version_is_raised_when_the_code_changes`.
+RECORDED_LABELS = {1: "?"}
+RECORDED_ENCODING = {1: "?"}
+
+# Where the code begins: module, and name of a function, class or method. What it uses of this package follows.
+LABELS = [
+    ("rollouts/labels.py", "labelled_example"),
+    ("rollouts/labels.py", "PosteriorValues"),
+    ("rollouts/label_source.py", "LabelSource._examples"),
+    ("rollouts/label_source.py", "LabelSource.labels"),
+    ("rollouts/records.py", "RolloutRow.prefix"),
+    ("rollouts/records.py", "RolloutRow.is_usable"),
+]
+ENCODING = [
+    ("reward_model/trainer/preprocessing.py", "_encode_batch"),
+    ("reward_model/trainer/preprocessing.py", "_encoded_features"),
+    ("rollouts/label_source.py", "LabelSource.encoded"),
+    ("reward_model/prm_format.py", "PRMFormat.render_prompt"),
+    ("reward_model/prm_format.py", "PRMFormat.token_ids"),
+]
+CODE = {
+    "labels": (LABELS, "rollouts/labels.py", "LABEL_VERSION", LABEL_VERSION, RECORDED_LABELS),
+    "encoding": (
+        ENCODING, "reward_model/trainer/preprocessing.py", "ENCODING_VERSION", ENCODING_VERSION, RECORDED_ENCODING
+    ),
+}  # fmt: skip
+
+
+class Normalised(ast.NodeTransformer):
+    """Takes out what changes no result: docstrings, annotations and error messages (comments are not in the tree)."""
+
+    def visit_Expr(self, node):
+        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
+
+    def visit_AnnAssign(self, node):
+        if node.value is None:
+            return ast.Expr(node.target)
+        return self.generic_visit(ast.Assign([node.target], node.value))
+
+    def visit_Raise(self, node):
+        return ast.Raise()
+
+    def visit_arg(self, node):
+        return ast.arg(node.arg)
+
+    def visit_FunctionDef(self, node):
+        node.returns = None
+        return self.generic_visit(node)
+
+
+def read(module):
+    return (PACKAGE / module).read_text(encoding="utf-8")
+
+
+def definitions(tree):
+    """What a module defines, by name."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found[node.name] = node
+            for method in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(method, ast.FunctionDef):
+                    found[f"{node.name}.{method.name}"] = method
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    found[target.id] = node
+    return found
+
+
+def imported(tree, module):
+    """Module and name behind each name that is imported from this package."""
+    homes = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = Path(module).parents[node.level - 1] / (node.module or "").replace(".", "/")
+            for alias in node.names:
+                homes[alias.asname or alias.name] = (f"{base.as_posix()}.py", alias.name)
+    return homes
+
+
+def code_of(entries, source=read):
+    """The normalised code that the entries use, by (module, name)."""
+    code, todo = {}, list(entries)
+    while todo:
+        module, name = todo.pop()
+        if (module, name) in code:
+            continue
+        tree = ast.parse(source(module))
+        node = Normalised().visit(definitions(tree)[name])
+        code[module, name] = ast.unparse(ast.fix_missing_locations(node))
+        used = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+        homes = imported(tree, module)
+        todo += [(module, other) for other in used & definitions(tree).keys()]
+        todo += [homes[other] for other in used & homes.keys()]
+    return code
+
+
+def hash_of(entries, source=read):
+    return hashlib.sha256(repr(sorted(code_of(entries, source).items())).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("what", CODE)
+def test_the_version_is_raised_when_the_code_changes(what):
+    entries, module, name, version, recorded = CODE[what]
+    current = hash_of(entries)
+    assert recorded.get(version) == current, (
+        f"The code that makes {what} has changed: its hash is {current!r}, and {recorded.get(version)!r} is recorded "
+        f"for {name} = {version}. If its results change in any bit, raise {name} in erprm_trl/{module}, and add "
+        f"{{{version + 1}: {current!r}}} to RECORDED_{what.upper()} in this file. If they do not (new names, another "
+        f"order), replace the recorded hash of version {version}."
+    )
+
+
+EDITS = {
+    "rollouts/labels.py": ("outcome = float(row.outcome_reward)", "outcome = 1 - float(row.outcome_reward)"),
+    "rollouts/label_source.py": ('Value("float64")', 'Value("float32")'),
+    "rollouts/records.py": ("self.steps[:num_steps]", "self.steps[: num_steps + 1]"),
+    "functional/soft_values.py": ("def soft_value(", "def soft_value(_=0, *"),
+    "functional/value_posterior.py": ("_STEP = 0.25", "_STEP = 0.5"),
+    "steps.py": ("separator = splitter.strip() or splitter", "separator = splitter"),
+    "reward_model/encoding.py": ("bisect_right(ends, len(prompt))", "bisect_left(ends, len(prompt))"),
+    "reward_model/prm_format.py": ("def render_prompt(self, question: str,", "def render_prompt(self, text: str,"),
+    "reward_model/trainer/dataset_formats.py": ('[step or "" for step in steps]', "[step or None for step in steps]"),
+    "reward_model/trainer/preprocessing.py": ("if not 0 <= label <= 1:", "if not 0 < label < 1:"),
+}
+
+
+@pytest.mark.parametrize("edited", EDITS)
+def test_an_edit_of_any_of_the_files_is_seen(edited):
+    old, new = EDITS[edited]
+    assert old in read(edited)
+
+    def source(module):
+        return read(module).replace(old, new) if module == edited else read(module)
+
+    assert any(hash_of(entries, source) != hash_of(entries) for entries in (LABELS, ENCODING))
+
+
+def test_every_file_that_makes_labels_is_edited_above():
+    for what in CODE:
+        assert {module for module, _ in code_of(CODE[what][0])} <= EDITS.keys()
+    makes_labels = {name for _, name in code_of(LABELS)}
+    assert {"soft_value", "fit_beta_prior", "posterior_value", "success_counts", "clean_step", "_GRID"} <= makes_labels
+    assert not {"expected_change", "precision_weights", "split_steps", "LABEL_VERSION"} & makes_labels
+
+
+def test_docstrings_comments_and_other_functions_are_no_change():
+    def documented(module):
+        tree = ast.parse(read(module))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                node.body.insert(0, ast.Expr(ast.Constant("Said in other words.")))
+        source = ast.unparse(ast.fix_missing_locations(tree))
+        return f"# A comment.\n{source}\n\ndef something_new(x: int) -> int:\n    return x\n"
+
+    for entries in (LABELS, ENCODING):
+        assert hash_of(entries, documented) == hash_of(entries)

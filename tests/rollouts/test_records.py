@@ -1,0 +1,240 @@
+"""Typed rows and settings: the JSON on disk stays as it was, access by key warns, and only one module uses keys."""
+
+import ast
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from fake_sampler import FakeSampler
+
+from erprm_trl.dial.experiments.chain import DialChain
+from erprm_trl.dial.processbench import judged_solutions
+from erprm_trl.report import write_report
+from erprm_trl.rollouts import CollectionSettings, Question, RolloutDataset, RolloutRow, collect_rollouts
+from erprm_trl.rollouts.records import as_rows
+from erprm_trl.selection import measure_calibration, paired_differences, score_rollouts, selection_curves
+
+
+ROOT = Path(__file__).parents[2]
+WARNING = "rows are RolloutRow objects now"
+
+# Lines that release 0.1 wrote: a plain collection, one with samples only and tokens, and an adaptive one.
+SAMPLER = (
+    '{"backend": "fake", "model": "m", "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 40, "seed": 7}'
+)
+PLAIN_LINE = (
+    '{"chunk": 0, "question_index": 1, "solution_index": 0, "question": "2 + 3?", "answer": "5", '
+    '"steps": ["2 + 3 = 5 \\u2028\\u00e9\\n", "answer 5"], "outcome_reward": 1.0, "prediction": "5", '
+    '"finished": true, "num_tokens": 9, "prefix_rewards": [[1.0, 0.0, 0.5]], "question_rewards": null, '
+    f'"unusable": null, "sampler": {SAMPLER}}}'
+)
+SAMPLES_LINE = (
+    '{"chunk": 3, "question_index": 7, "solution_index": 1, "question": "2 + 3?", "answer": null, "steps": [], '
+    '"outcome_reward": null, "prediction": null, "finished": false, "num_tokens": 2, "prefix_rewards": [], '
+    f'"question_rewards": null, "unusable": "no steps", "sampler": {SAMPLER}, "token_ids": [5, 2]}}'
+)
+ADAPTIVE_LINE = (
+    '{"chunk": 0, "question_index": 0, "solution_index": 0, "question": "2 + 3?", "answer": "5", '
+    '"steps": ["a\\n", "b"], "outcome_reward": 0.0, "prediction": null, "finished": true, "num_tokens": 4, '
+    '"prefix_rewards": [[1.0, 0.0]], "question_rewards": [0.0], "unusable": null, '
+    f'"sampler": {SAMPLER}, "token_ids": [3, 4, 1, 2], "prefix_generated": [0], "question_generated": 1}}'
+)
+PLAIN_CONFIG = (
+    '{"num_questions": 7, "questions": "92c9e6ffd85ef7af", "num_solutions": 3, "num_continuations": 4, '
+    '"include_question": false, "splitter": "newline", "grading": "exact", "answer_pattern": "answer (\\\\d+)", '
+    '"seed": 0, "chunk_size": 2, "sampler": {"backend": "fake", "temperature": 1.0}'
+)
+CONFIGS = [
+    PLAIN_CONFIG + "}",
+    PLAIN_CONFIG + ', "store_token_ids": true}',
+    PLAIN_CONFIG + ', "allocation": "fixed", "reuse_continuations": true}',
+    PLAIN_CONFIG + ', "store_token_ids": true, "allocation": "adaptive", "reuse_continuations": false, '
+    '"target_etas": [0.0, 2.0], "tolerance": 0.02}',
+]
+
+
+@pytest.mark.parametrize("line", [PLAIN_LINE, SAMPLES_LINE, ADAPTIVE_LINE], ids=["plain", "samples", "adaptive"])
+def test_lines_of_before_are_read_and_written_byte_for_byte(line):
+    row = RolloutRow.from_json(json.loads(line))
+    assert json.dumps(row.to_json()) == line
+    assert RolloutRow.from_json(row.to_json()) == row
+
+
+def test_what_a_row_says():
+    row = RolloutRow.from_json(json.loads(PLAIN_LINE))
+    assert row.text == "2 + 3 = 5 \u2028é\nanswer 5" and row.prefix(1) == "2 + 3 = 5 \u2028é\n" and row.prefix(0) == ""
+    assert row.is_graded and row.is_right and row.is_usable and not row.lacks_continuations
+    assert not replace(row, outcome_reward=0.5).is_right  # right is above one half
+    assert replace(row, prefix_rewards=[]).lacks_continuations and replace(row, steps=["a"]).lacks_continuations
+    assert (row.token_ids, row.prefix_generated, row.question_generated) == (None, None, None)
+    samples = RolloutRow.from_json(json.loads(SAMPLES_LINE))
+    assert not samples.is_usable and not samples.lacks_continuations and not samples.is_graded
+    with pytest.raises(ValueError, match="question 7, solution 1: got no outcome_reward, expected a graded solution"):
+        _ = samples.is_right
+
+
+def test_a_row_made_by_hand_may_be_short_and_may_hold_more():
+    short = {"chunk": 0, "question_index": 0, "solution_index": 0, "question": "q", "steps": ["a"]}
+    row = RolloutRow.from_json({**short, "note": "mine"})
+    assert row == RolloutRow(**short, extra={"note": "mine"}) and row.prefix_rewards == [] and row.finished
+    assert row.to_json()["note"] == "mine" and RolloutRow.from_json(row.to_json()) == row
+    assert row.prefix_rewards is not RolloutRow.from_json(short).prefix_rewards
+    for name in short:
+        with pytest.raises(KeyError, match=name):
+            RolloutRow.from_json({key: value for key, value in short.items() if key != name})
+    for bad in ([1, 2], "chunk", 7, None, {**short, "chunk": "1"}, {**short, "solution_index": None}):
+        with pytest.raises(TypeError):
+            RolloutRow.from_json(bad)
+
+
+def test_rows_as_mappings_work_for_one_more_release():
+    row = RolloutRow.from_json(json.loads(ADAPTIVE_LINE))
+    with pytest.warns(FutureWarning, match=r'row\["steps"\]: .*Use row.steps'):
+        assert row["steps"] == ["a\n", "b"]
+    with pytest.warns(FutureWarning, match=WARNING):
+        assert {**row} == dict(row.items()) == json.loads(ADAPTIVE_LINE)
+    plain = RolloutRow.from_json(json.loads(PLAIN_LINE))
+    with pytest.warns(FutureWarning, match=WARNING):
+        assert "steps" in plain and "prefix_generated" not in plain and plain.get("token_ids", "none") == "none"
+    with pytest.warns(FutureWarning, match=WARNING), pytest.raises(KeyError, match="token_ids"):
+        _ = plain["token_ids"]
+    assert isinstance(row, Mapping) and len(row) == 17 and bool(row)
+
+
+@pytest.mark.parametrize("text", CONFIGS, ids=["plain", "tokens", "reuse", "adaptive"])
+def test_settings_of_before_are_read_and_written_byte_for_byte(text):
+    settings = CollectionSettings.from_json(json.loads(text))
+    assert json.dumps(settings.to_json()) == text
+    assert settings.differences(json.loads(text)) == []
+    assert settings == CollectionSettings.from_json(settings.to_json())
+
+
+def test_what_settings_say():
+    plain, _, reuse, adaptive = (CollectionSettings.from_json(json.loads(text)) for text in CONFIGS)
+    assert plain.chunk_sizes == [6, 6, 6, 3]
+    assert [one.shares_continuations for one in (plain, reuse, adaptive)] == [False, True, True]
+    assert [one.is_adaptive for one in (plain, reuse, adaptive)] == [False, False, True]
+    assert (plain.allocation, plain.reuse_continuations, plain.target_etas) == ("fixed", False, None)
+    old = {**plain.to_json(), "seed": 3, "sampler": {"backend": "fake", "temperature": 0.7}, "gone": 1}
+    assert plain.differences(old) == [
+        "seed was 3 and is now 0",
+        "sampler.temperature was 0.7 and is now 1.0",
+        "gone was 1 and is now None",
+    ]
+
+
+def test_a_manifest_may_be_short_and_may_hold_more():
+    short = {"num_questions": 3, "num_solutions": 2, "chunk_size": 2}
+    settings = CollectionSettings.from_json({**short, "splitter": "step", "later": [1]})
+    assert (settings.splitter, settings.num_continuations, settings.chunk_sizes) == ("step", 0, [4, 2])
+    assert settings.to_json()["later"] == [1]
+    for name in short:
+        with pytest.raises(ValueError, match=f"Settings of a collection: got .*expected '{name}' too"):
+            CollectionSettings.from_json({key: value for key, value in short.items() if key != name})
+
+
+def test_a_collection_has_its_settings(tmp_path):
+    questions = [Question(f"q{index}?", "1") for index in range(3)]
+    options = {"num_continuations": 2, "grading": "exact", "answer_pattern": r"answer (\d)", "show_progress": False}
+    data = collect_rollouts(questions, FakeSampler(), tmp_path, chunk_size=2, **options)
+    assert (
+        data.settings.to_json()
+        == data.manifest["config"]
+        == json.loads((tmp_path / "manifest.json").read_text())["config"]
+    )
+    assert data.settings == RolloutDataset(tmp_path).settings
+    assert (data.settings.num_continuations, data.settings.chunk_size) == (2, 2)
+    lines = (tmp_path / "rollouts-00000.jsonl").read_text().splitlines()
+    assert [json.dumps(row.to_json()) for row in data] == lines
+
+
+def test_public_functions_take_rows_and_mappings_alike(tmp_path):
+    rows = [[RolloutRow.from_json(json.loads(PLAIN_LINE)), RolloutRow.from_json(json.loads(ADAPTIVE_LINE))]]
+    mappings = [[{"outcome_reward": 1.0, "prediction": "5"}, {"outcome_reward": 0.0, "prediction": None}]]
+    scores = {"a": [[[0.9], [0.2]]], "b": [[[0.1], [0.2]]]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        for function in (selection_curves, paired_differences):
+            assert function(rows, scores, [1, 2]) == function(mappings, scores, [1, 2])
+    with pytest.raises(
+        ValueError, match="got a mapping with .'prediction'. for question 0, solution 1, expected 'outcome"
+    ):
+        selection_curves([[mappings[0][0], {"prediction": "4"}]], scores, [1])
+    assert as_rows(rows)[0][0] is rows[0][0]
+
+
+def test_our_own_chain_never_reads_rows_by_key(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", f".*{WARNING}", FutureWarning)
+        chain = DialChain(str(tmp_path), 4, 2, 2, test_questions=3, num_samples=2, etas=[0.0], max_steps=1)
+        chain.run()
+        rollouts = RolloutDataset(tmp_path / "rollouts")
+        scorer = chain.train(rollouts, eta=2.0, label_estimator="posterior", label_weighting="precision")
+        measure_calibration(rollouts, score_rollouts(scorer, rollouts))
+        judged_solutions(RolloutDataset(tmp_path / "samples"))
+        write_report(tmp_path)
+
+
+KEYS = {item.name for record in (RolloutRow, CollectionSettings) for item in fields(record)} - {"extra"}
+# Other objects that have such keys, by what is subscripted. `row` is one of ours unless its module reads other rows.
+OTHER_OBJECTS = {
+    "choice": "a server's completion",
+    "counts": "a counter",
+    "entry": "a log",
+    "fields": "a request",
+    "first": "a calibration",
+    "line": "a result of guided search",
+    "logs": "a log",
+    "metrics": "a log",
+    "solution": "a result of guided search",
+}
+OTHER_ROWS = {
+    "erprm_trl/dial/experiments/policies.py": "questions",
+    "erprm_trl/selection/evaluation/processbench.py": "rows of ProcessBench",
+    "tests/benchmarks/collection_speed.py": "questions",
+    "tests/benchmarks/fork_cache.py": "questions",
+    "tests/benchmarks/scoring_server.py": "questions",
+    "tests/benchmarks/scoring_speed.py": "questions",
+    "tests/benchmarks/kills.py": "lines as they are on disk",
+    "tests/benchmarks/million_questions.py": "the summary of a manifest",
+}
+
+
+def lookups(source):
+    """Subscripts and `get` with a key of a row or of settings, as (line, what is subscripted, key)."""
+    for node in ast.walk(ast.parse(source)):
+        key = None
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            subject, key = node.value, node.slice.value
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            if node.func.attr in ("get", "pop", "setdefault") and isinstance(node.args[0], ast.Constant):
+                subject, key = node.func.value, node.args[0].value
+        if key in KEYS:
+            yield node.lineno, ast.unparse(subject), key
+
+
+def test_lookups_are_found():
+    source = (
+        'row["steps"]\nself.config["seed"]\nrows[i]["answer"]\nrow.get("unusable")\nmanifest["config"]["splitter"]'
+    )
+    assert len(list(lookups(source))) == 5
+    assert not list(lookups('row.steps\nrow["prompt_ids"]\npick["reward"]\nmanifest["config"]'))
+
+
+def test_rows_and_settings_are_read_by_key_in_one_module_only():
+    modules = [*(ROOT / "erprm_trl").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
+    modules += (ROOT / "tests" / "benchmarks").glob("*.py")
+    assert len(modules) > 100
+    wrong = [
+        f"{name}:{line}: {subject}[{key!r}]"
+        for path in modules
+        if (name := path.relative_to(ROOT).as_posix()) != "erprm_trl/rollouts/records.py"
+        for line, subject, key in lookups(path.read_text(encoding="utf-8"))
+        if subject not in OTHER_OBJECTS and name not in OTHER_ROWS
+    ]
+    assert not wrong, (
+        f"{wrong}: expected attributes of RolloutRow and CollectionSettings. Other objects are listed above."
+    )
