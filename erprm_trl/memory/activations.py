@@ -1,5 +1,5 @@
 """How many bytes autograd keeps of a Llama-style model's forward pass, layer by layer and at its head: arithmetic over
-the sizes, counted tensor by tensor. What a training holds besides is `training_memory.py`'s."""
+the sizes, counted tensor by tensor."""
 
 from .architecture import LINEARS, Architecture
 

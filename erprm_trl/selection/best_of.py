@@ -1,6 +1,5 @@
-"""Best-of-n and pass@n from one pool of scored solutions a question: the exact mean over all n-subsets, so the curves
-carry no resampling noise. What the scores mean and how steps were aggregated is decided earlier; intervals over
-questions are `bootstrap.py`'s, votes are `voting.py`'s."""
+"""Best-of-n and pass@n from one pool of scored solutions per question: the exact mean over all n-subsets, so that the
+curves carry no resampling noise."""
 
 import operator
 from collections.abc import Sequence

@@ -1,6 +1,5 @@
-"""Majority and score-weighted votes over the answers of one question's solutions, as expectations over n-subsets.
-Finding the answer in a solution and judging whether it is right belong to `rollouts/grading.py`; the weights are any
-aggregated scores."""
+"""Majority and score-weighted votes over the answers of one question's solutions, as expectations over n-subsets. The
+weights may be any aggregated scores."""
 
 import functools
 import itertools

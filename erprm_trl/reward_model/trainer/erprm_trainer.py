@@ -1,7 +1,4 @@
-"""Trains a process reward model on soft step labels, with the constructor and the habits of TRL's trainers.
-
-Model and data are made ready in `model_setup` and `step_examples`; the loss and the metrics are `functional`'s.
-"""
+"""Trains a process reward model on soft step labels, with the constructor and the conventions of TRL's trainers."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Labelled steps, read by `dataset_forms` from whatever they are kept in, checked row by row and encoded.
+"""Checks labelled steps row by row and encodes them for the training.
 
-Nothing is dropped silently: a row that cannot be used is an error that names it, or is counted under its reason.
+Bad rows are never skipped silently: each is an error that names it, or is counted under its reason.
 """
 
 import hashlib
@@ -79,22 +79,8 @@ def encode_examples(
     Raises:
         `ValueError`: for the first unusable row if `invalid_rows="error"`; if no row is left; if columns are missing.
     """
-    if invalid_rows not in ("error", "drop"):
-        raise ValueError(f"invalid_rows: got {invalid_rows!r}, expected 'error' or 'drop'.")
-    if len(dataset) == 0:
-        raise ValueError(f"The {name} dataset is empty, expected at least one row.")
-    form = find_form(dataset.column_names)
-    if form == "stepwise" and "prompt" not in dataset.column_names:
-        raise ValueError(f"The {name} dataset has columns {dataset.column_names}, expected 'prompt' among them.")
-    if label_weighting not in ("none", "precision"):
-        raise ValueError(f"label_weighting: got {label_weighting!r}, expected 'none' or 'precision'.")
+    form = _check_arguments(dataset, name, invalid_rows, label_weighting)
     weighted = label_weighting == "precision"
-    if weighted and (form != "stepwise" or "label_std" not in dataset.column_names):
-        raise ValueError(
-            f"The {name} dataset has columns {dataset.column_names}, expected 'label_std' among them with "
-            "label_weighting='precision'. Label rollouts at a finite eta with label_estimator='posterior', or set "
-            "label_weighting='none'."
-        )
     encoded = dataset.with_format(None).map(
         _encode_batch,
         batched=True,
@@ -129,26 +115,52 @@ def encode_examples(
         "rows_with_dropped_steps": len(dropped_steps),
         "dropped_steps": sum(dropped_steps),
     }
+    _log_counts(kept, counts, name, max_length)
+    if not keep:
+        raise ValueError(f"The {name} dataset has no usable row: {counts['dropped_rows']}.")
+    kept = kept.remove_columns(["problem", "detail", "num_dropped_steps"])
+    return (_scale_weights(kept) if weighted else kept), counts
+
+
+def _check_arguments(dataset, name: str, invalid_rows: str, label_weighting: str) -> str:
+    """The form of the dataset, or an error for a column or an argument that does not fit."""
+    if invalid_rows not in ("error", "drop"):
+        raise ValueError(f"invalid_rows: got {invalid_rows!r}, expected 'error' or 'drop'.")
+    if len(dataset) == 0:
+        raise ValueError(f"The {name} dataset is empty, expected at least one row.")
+    form = find_form(dataset.column_names)
+    if form == "stepwise" and "prompt" not in dataset.column_names:
+        raise ValueError(f"The {name} dataset has columns {dataset.column_names}, expected 'prompt' among them.")
+    if label_weighting not in ("none", "precision"):
+        raise ValueError(f"label_weighting: got {label_weighting!r}, expected 'none' or 'precision'.")
+    weighted = label_weighting == "precision"
+    if weighted and (form != "stepwise" or "label_std" not in dataset.column_names):
+        raise ValueError(
+            f"The {name} dataset has columns {dataset.column_names}, expected 'label_std' among them with "
+            "label_weighting='precision'. Label rollouts at a finite eta with label_estimator='posterior', or set "
+            "label_weighting='none'."
+        )
+    return form
+
+
+def _log_counts(kept, counts: dict[str, Any], name: str, max_length: int | None) -> None:
+    """Warns of what was left out, and of labels that are all the same."""
     if counts["dropped_rows"]:
         logger.warning(
             "%s dataset: %d of %d rows left out: %s.",
             name,
-            len(encoded) - len(kept),
-            len(encoded),
+            counts["rows"] - counts["kept"],
+            counts["rows"],
             counts["dropped_rows"],
         )
-    if dropped_steps:
+    if counts["dropped_steps"]:
         logger.warning(
             "%s dataset: %d labelled steps at the end of %d solutions do not fit max_length=%s and are left out.",
             name, counts["dropped_steps"], counts["rows_with_dropped_steps"], max_length,
         )  # fmt: skip
     labels = {label for row in kept["step_labels"][:] for label in row}
-    if keep and len(labels) == 1:
+    if len(labels) == 1:
         logger.warning("%s dataset: every label is %s: there is nothing to tell steps apart by.", name, *labels)
-    if not keep:
-        raise ValueError(f"The {name} dataset has no usable row: {counts['dropped_rows']}.")
-    kept = kept.remove_columns(["problem", "detail", "num_dropped_steps"])
-    return (_scale_weights(kept) if weighted else kept), counts
 
 
 def check_encoded_labels(dataset, name: str = "train") -> None:

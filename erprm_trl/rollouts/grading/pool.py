@@ -1,7 +1,5 @@
-"""The parent's side of the workers that read untrusted answers: killed when they overrun, replaced, never waited for.
-
-What a worker runs is `_grading_worker.py`; what callers use is `grading.py`.
-"""
+"""The parent's side of the processes that read untrusted answers: workers that exceed their time limit are killed and
+replaced, and never block the caller."""
 
 import json
 import logging

@@ -1,5 +1,5 @@
-"""Step scores of judged solutions in a file that grows: a run that is killed loses the batch in hand and nothing else.
-The protocol is `processbench.py`'s."""
+"""Step scores of judged solutions in a file that grows: a run that is killed loses the batch in progress and nothing
+else."""
 
 import hashlib
 import json

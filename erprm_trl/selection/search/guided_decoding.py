@@ -1,5 +1,5 @@
-"""Solutions written step by step under a reward model's eye: the policy proposes, step scores decide what goes on. The
-policy is left as it is; choosing among whole solutions is `picks.py`'s."""
+"""Solutions written step by step under a reward model's guidance: the policy proposes steps, and their scores decide
+which solutions go on. The policy's weights do not change."""
 
 import math
 from collections import Counter

@@ -1,5 +1,5 @@
-"""The search for one question: its solutions in the making, what is chosen of their continuations, and what it cost.
-The rounds, the sampler and the scorer belong to `guided_decoding.py`."""
+"""The state of the search for one question: its partial solutions, which of their continuations are chosen, and the
+tokens and scores that it cost."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
