@@ -61,28 +61,10 @@ def corpus(seed: int, batch_size: int) -> Iterator[dict[str, list[int]]]:
             yield tokenized_example(tokenizer, rng, question, marked)
 
 
-def main() -> None:
-    """Trains the base with `transformers.Trainer` and saves model and tokenizer."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", default="outputs/dial-base")
-    parser.add_argument("--max_steps", type=int, default=3000, help="optimiser steps of `batch_size` examples")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+def build_model(tokenizer):
+    """The untrained base, with the generation settings that are saved with it."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from datasets import IterableDataset
-    from transformers import (
-        DataCollatorForSeq2Seq,
-        GenerationConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-        Trainer,
-        TrainingArguments,
-        set_seed,
-    )
-
-    set_seed(arguments.seed)
-    tokenizer = build_tokenizer()
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -105,6 +87,24 @@ def main() -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    return model
+
+
+def main() -> None:
+    """Trains the base with `transformers.Trainer` and saves model and tokenizer."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", default="outputs/dial-base")
+    parser.add_argument("--max_steps", type=int, default=3000, help="optimiser steps of `batch_size` examples")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    from datasets import IterableDataset
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
+
+    set_seed(arguments.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
     training_arguments = TrainingArguments(
         output_dir=arguments.output_dir,
         max_steps=arguments.max_steps,

@@ -1,6 +1,8 @@
 """How good scores are as probabilities (Brier, calibration error) and as a ranking (AUC, pooled or within questions).
-Pure tensor functions in float64 over flat sets of scores: which steps or solutions count, and padding, are the
-caller's to select."""
+
+Pure tensor functions in float64 over flat sets of scores. The caller selects the steps or solutions that count, and
+leaves out padding.
+"""
 
 import torch
 

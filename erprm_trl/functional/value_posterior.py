@@ -1,7 +1,7 @@
-"""How certain the value of a prefix is, known from a few graded continuations, and what one more would change. Pure
+"""How certain the value of a prefix is after a few graded continuations, and how much one more would change it. Pure
 tensor functions in float64.
 
-Everything rests on one number a prefix, the success rate that stands for its value at eta
+Everything rests on one number per prefix, the success rate that stands for its value at eta
 ([`~erprm_trl.functional.implied_success_rate`]), and on a Beta prior of it. A posterior depends on what was seen, not
 on why sampling stopped: it stays right where the mean of a sample that was stopped early would be biased.
 """

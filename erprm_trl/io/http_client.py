@@ -1,5 +1,7 @@
-"""Sends many requests to one server and gets every answer: bounded in number, retried, cancelled together. What is
-asked and what the answers mean is said by who asks: samplers and remote scorers."""
+"""Sends many requests to one server and gets every answer: bounded in number, retried, cancelled together.
+
+The client knows nothing of what is asked: samplers and remote scorers build requests and read answers.
+"""
 
 import asyncio
 import logging

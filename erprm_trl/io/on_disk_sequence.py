@@ -1,4 +1,4 @@
-"""Sequences whose items stay on the disk: each is read when it is asked for. What is read is their subclasses'."""
+"""Sequences whose items stay on disk: each is read when it is asked for. A subclass says how."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,8 @@
 """How many bytes a training holds on each GPU: weights, gradients, optimizer, buffers, activations and logits.
 
-Pure arithmetic over the sizes of a Llama-style model; what the allocator adds (CUDA's context, fragments) is left
-out."""
+Pure arithmetic over the sizes of a Llama-style model. Memory that the allocator adds (CUDA's context, fragments) is
+not included.
+"""
 
 from .activations import layer_activation_bytes, logit_bytes, saved_activation_bytes
 from .architecture import LINEARS, Architecture, count_linear_weights, count_lora_parameters, count_parameters

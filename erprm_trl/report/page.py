@@ -1,7 +1,7 @@
-"""One HTML file with what a run's folder holds: solutions with their steps' scores and raw rewards, comparisons,
-curves, manifests. The file needs nothing else, and takes whatever a model wrote as text.
+"""One HTML file about a run's folder: solutions with the scores and raw rewards of their steps, comparisons, curves,
+manifests.
 
-What is read is in `run_folder.py` and `solution_data.py`, the other sections in `page_sections.py`.
+The file needs no other file and no network. Text that a model wrote is shown as text, whatever it contains.
 """
 
 import base64

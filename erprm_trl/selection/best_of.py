@@ -1,5 +1,5 @@
-"""Best-of-n and pass@n from one pool of scored solutions a question: the exact mean over all n-subsets, so the curves
-carry no resampling noise. Scores are one number for each solution, already aggregated over its steps."""
+"""Best-of-n and pass@n from one pool of scored solutions per question: the exact mean over all n-subsets, so that the
+curves carry no resampling noise."""
 
 import operator
 from collections.abc import Sequence

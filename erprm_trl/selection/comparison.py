@@ -1,5 +1,4 @@
-"""Two reward models on the same samples: paired differences of best-of-n with intervals, and one test at all
-samples. Curves of each alone are `curves.py`'s."""
+"""Two reward models on the same samples: paired differences of best-of-n with intervals, and a test at all samples."""
 
 import math
 from collections.abc import Mapping, Sequence

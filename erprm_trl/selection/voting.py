@@ -1,5 +1,5 @@
-"""Majority and score-weighted votes over the answers of one question's solutions, as expectations over n-subsets.
-The final answers and whether they are right are given; the weights are any aggregated scores."""
+"""Majority and score-weighted votes over the answers of one question's solutions, as expectations over n-subsets. The
+weights may be any aggregated scores."""
 
 import functools
 import itertools

@@ -1,6 +1,7 @@
 """Questions from every source, and what is said of bad rows."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from erprm_trl.rollouts.questions import fingerprint
 
 GSM8K_ROW = {"question": "How many?", "answer": "48/2 = <<48/2=24>>24\n#### 1,072"}
 MATH_ROW = {"problem": "Find $x$.", "solution": r"So $x = \boxed{\frac{1}{2}}$.", "level": 2}
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).parents[1] / "data"
+PUBLIC_DATA = Path(os.environ.get("ERPRM_TEST_DATA", "nowhere"))
 
 
 def test_gsm8k_and_math_references_are_reduced_to_the_answer():
@@ -178,12 +180,23 @@ def test_fingerprint_depends_on_order_and_content():
     assert len({fingerprint(rows) for rows in ([a, b], [b, a], [a], [a, Question("r", "3")])}) == 4
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real questions are not here")
-def test_real_questions():
-    gsm8k = load_questions(str(DATA / "gsm8k_test.jsonl"))
-    assert len(gsm8k) == 1319
-    assert all(row.answer.lstrip("-$").replace(",", "").replace(".", "").isdigit() for row in gsm8k)
-    assert len(load_questions(str(DATA / "math500.jsonl"))) == 500
+def is_number(answer):
+    return answer.lstrip("-$").replace(",", "").replace(".", "").isdigit()
+
+
+def test_questions_in_the_forms_of_public_sets():
+    gsm8k, math = (load_questions(str(DATA / name)) for name in ("gsm8k_form.jsonl", "math_form.jsonl"))
+    assert len(gsm8k) == len(math) == 10
+    assert all(is_number(row.answer) for row in gsm8k)
+    assert [row.answer for row in gsm8k[2:6]] == ["1,072", "28", "-5", "19.50"]
+    assert math[0] == Question("What is the sum of the roots of $6x^2 - 3x - 4 = 0$?", r"\frac{1}{2}")
+
+
+@pytest.mark.skipif(not PUBLIC_DATA.is_dir(), reason="ERPRM_TEST_DATA names no folder with the public sets")
+def test_public_sets():
+    gsm8k = load_questions(str(PUBLIC_DATA / "gsm8k_test.jsonl"))
+    assert len(gsm8k) == 1319 and all(is_number(row.answer) for row in gsm8k)
+    assert len(load_questions(str(PUBLIC_DATA / "math500.jsonl"))) == 500
 
 
 def test_questions_of_a_table_stay_on_the_disk(tmp_path):

@@ -1,6 +1,7 @@
 """Grades whole completions against reference answers: the reward (1 = right) of every solution and continuation.
 
-Model output is untrusted and never executed: it is read in worker processes that are killed when they overrun.
+Model output is untrusted and never executed. It is read in worker processes, which are killed when they exceed their
+time limit.
 """
 
 import atexit

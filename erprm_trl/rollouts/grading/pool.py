@@ -1,5 +1,5 @@
-"""The pool of grading workers, as the parent process sees it: workers that overrun are killed and replaced, and none
-can block the caller."""
+"""The parent's side of the processes that read untrusted answers: workers that exceed their time limit are killed and
+replaced, and never block the caller."""
 
 import json
 import logging

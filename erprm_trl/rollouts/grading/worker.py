@@ -1,8 +1,9 @@
-"""What a grading worker runs: what counts as an answer, and the methods that compare an answer with a reference.
+"""The worker's side of grading: what counts as an answer, and the methods that compare an answer with a reference.
 
-Everything here may meet untrusted text, so `main` runs it in a process of its own that speaks JSON lines and can be
-killed at any moment. Torch is never imported, math-verify only for the "math" method. Time is processor time, so that
-a busy machine changes no reward; of a caller's function, which may wait for something, the pool takes the clock's.
+Everything here may meet untrusted text, so `main` runs in a process of its own that speaks JSON lines and can be
+killed at any moment. Torch is never imported, and math-verify only for the "math" method. Time limits count processor
+time, so that a busy machine changes no reward; for a caller's function, which may wait for something, the pool uses
+the clock.
 """
 
 import contextlib

@@ -1,5 +1,5 @@
 """The ProcessBench protocol: does the first step scored below a threshold tell where a solution goes wrong? Judged
-solutions are loaded, some are held out to choose the threshold, and reward models are evaluated."""
+solutions are loaded, some are held out to choose the threshold, and models are evaluated on the rest."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

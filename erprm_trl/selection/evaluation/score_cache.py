@@ -1,4 +1,5 @@
-"""Step scores of judged solutions, cached in a file: a run that is killed loses the current batch and nothing else."""
+"""Step scores of judged solutions in a file that grows: a run that is killed loses the batch in progress and nothing
+else."""
 
 import hashlib
 import json

@@ -1,5 +1,5 @@
-"""The search for one question: its unfinished solutions, how continuations of them are chosen, and the tokens and
-scores that it used."""
+"""The state of the search for one question: its partial solutions, which of their continuations are chosen, and the
+tokens and scores that it cost."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -18,7 +18,8 @@ from erprm_trl.rollouts.grading.grader import Grader, extract_answer, grade
 
 
 ROOT = Path(__file__).parents[3]
-DATA = ROOT.parent / "shared" / "data"
+DATA = ROOT / "tests" / "data"
+PUBLIC_DATA = Path(os.environ.get("ERPRM_TEST_DATA", "nowhere"))
 
 # Stands in for a caller's own module: workers import it by name.
 CALLER = """
@@ -567,15 +568,31 @@ def test_bad_input_is_refused(arguments, message):
         grade(*arguments)
 
 
-def read_rows(name):
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def each_set(ours, public):
+    """A parameter for our questions, and for the public set in whose form they are where its folder is known."""
+    return pytest.mark.parametrize(
+        "path",
+        [
+            DATA / ours,
+            pytest.param(
+                PUBLIC_DATA / public,
+                marks=[
+                    pytest.mark.skipif(not PUBLIC_DATA.is_dir(), reason="ERPRM_TEST_DATA names no folder"),
+                    pytest.mark.slow("grades hundreds of answers"),
+                ],
+            ),
+        ],
+        ids=[ours, public],
+    )
 
 
-def test_math500_solutions_are_right_and_each_others_are_wrong():
-    rows = read_rows("math500.jsonl")
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@each_set("math_form.jsonl", "math500.jsonl")
+def test_math_solutions_are_right_and_each_others_are_wrong(path):
+    rows = read_rows(path)
     solutions, answers = [row["solution"] for row in rows], [row["answer"] for row in rows]
     with Grader("math", num_workers=2) as grader:
         assert sum(grader.grade(solutions, answers)) >= 0.99 * len(rows)
@@ -585,8 +602,9 @@ def test_math500_solutions_are_right_and_each_others_are_wrong():
         assert grader.num_timeouts == 0
 
 
-def test_gsm8k_answers_are_right():
-    texts = [row["answer"] for row in read_rows("gsm8k_test.jsonl")]
+@each_set("gsm8k_form.jsonl", "gsm8k_test.jsonl")
+def test_gsm8k_answers_are_right(path):
+    texts = [row["answer"] for row in read_rows(path)]
     answers = [text.rpartition("####")[2].strip() for text in texts]
     with Grader("math", num_workers=2) as grader:
         assert grader.grade(texts, answers) == [1.0] * len(texts)
