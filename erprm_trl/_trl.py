@@ -1,8 +1,8 @@
 """Every private or internal name of TRL, transformers and torch that this package stands on.
 
 The names that are imported come from here. The methods that are overridden or called, and the attributes that are
-read or written, are listed here. After an upgrade of TRL or transformers, run `tests/test_seams.py` first: it compares
-these lists with the installed versions and with this package. This module does not import torch.
+read or written, are listed here. After an upgrade of TRL or transformers, run `pytest -k seams` first: it
+compares these lists with the installed versions and with this package. This module does not import torch.
 """
 
 from importlib import import_module

@@ -219,7 +219,7 @@ def test_modules_and_functions_are_of_a_readable_length(path):
             assert length <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {length} lines"
 
 
-def tests_elsewhere():
+def modules_tested_elsewhere():
     """From the table in tests/README.md: the modules whose tests are in another place, and that place."""
     text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| (`[^|]*`) \| (`[^|]*`)[^|]* \|$", text, re.MULTILINE)
@@ -229,7 +229,7 @@ def tests_elsewhere():
 
 
 def test_every_module_with_code_has_tests_at_the_mirrored_place_or_a_line_in_the_table():
-    elsewhere = tests_elsewhere()
+    elsewhere = modules_tested_elsewhere()
     assert len(elsewhere) > 10
     for path in MODULES:
         tree = ast.parse(path.read_text(encoding="utf-8"))

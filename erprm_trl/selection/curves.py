@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import reward_model
 from ..functional.aggregation import AGGREGATIONS, aggregate
 from ..functional.score_metrics import auc_within_groups
+from ..reward_model import scoring
 from ..rollouts.records import RolloutRow, as_rows
 from ..steps import clean_steps
 from .best_of import best_of_n_per_question, pass_at_n_per_question
@@ -96,7 +96,7 @@ def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
     solutions = rollouts.solutions()
     rows = [row for question in solutions for row in question]
     steps = [clean_steps(row.steps, splitter) for row in rows]
-    scores = iter(reward_model.StepScorer.of(scorer).score([row.question for row in rows], steps))
+    scores = iter(scoring.StepScorer.of(scorer).score([row.question for row in rows], steps))
     return [[next(scores) for _ in question] for question in solutions]
 
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ... import reward_model
 from ...functional.aggregation import AGGREGATIONS, aggregate
+from ...reward_model import scoring
 from ...reward_model.scoring.backend import ScoringBackend
 from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed, holds_stop
 from ...steps import closed_steps, split_steps, step_stops
@@ -116,7 +116,7 @@ def guided_search(
     expansions = _check_arguments(method, eta, width, expansions, ess_threshold, aggregation)
     _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
     if isinstance(scorer, ScoringBackend):
-        scorer = reward_model.StepScorer.of(scorer)
+        scorer = scoring.StepScorer.of(scorer)
     splitter = _splitter(splitter, scorer)
     seen: Counter[str] = Counter()
     searches = []
