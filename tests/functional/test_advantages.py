@@ -473,19 +473,19 @@ def test_long_sums_of_bfloat16_are_exact():
 
 def test_errors():
     scores, mask = pad([[0.5], [0.2], [0.1]])
-    with pytest.raises(ValueError, match="Credit: got 'gain', expected one of difference, min_form, sum, outcome"):
+    with pytest.raises(ValueError, match="Credit: got 'gain', .*min_form"):
         step_rewards(scores, mask, "gain")
     for call in (
         lambda: prefix_values(scores, mask, "median"),
         lambda: step_rewards(scores, mask, "difference", aggregation="median"),
         lambda: step_rewards(scores, mask, "outcome", aggregation="median"),
     ):
-        with pytest.raises(ValueError, match="Aggregation: got 'median', expected one of min, last, product, mean"):
+        with pytest.raises(ValueError, match="Aggregation: got 'median', .*product"):
             call()
     for temperature in (0.0, -1.0):
         with pytest.raises(ValueError, match=f"Temperature of min_form: got {temperature}, expected a positive"):
             step_rewards(scores, mask, "min_form", temperature=temperature)
-    with pytest.raises(ValueError, match="Scale of rewards: got 'question', expected 'group', 'batch' or 'none'"):
+    with pytest.raises(ValueError, match="Scale.*: got 'question', .*'batch'"):
         group_step_advantages(scores, mask, 3, scale="question")
-    with pytest.raises(ValueError, match="Groups: got 3 rows, expected a multiple of group_size = 2"):
+    with pytest.raises(ValueError, match="Groups: got 3 rows, .*group_size = 2"):
         group_step_advantages(scores, mask, 2)

@@ -126,5 +126,5 @@ def test_types(dtype):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="KL estimator: got 'k2', expected 'k1' or 'k3'"):
+    with pytest.raises(ValueError, match="KL estimator: got 'k2', .*'k3'"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k2")

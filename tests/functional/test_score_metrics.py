@@ -195,13 +195,13 @@ def test_what_is_no_probability_is_named(metric, scores, labels, message):
 
 def test_what_cannot_be_ranked_is_named():
     scores, positive, groups = torch.tensor([0.1, 0.2]), torch.tensor([True, False]), torch.tensor([0, 0])
-    with pytest.raises(ValueError, match=r"have shapes \(2,\), \(1,\) and \(2,\): expected one shape"):
+    with pytest.raises(ValueError, match=r"\(2,\), \(1,\) and \(2,\): expected one"):
         auc(scores, positive[:1])
     with pytest.raises(ValueError, match="`scores` is NaN at flat index 1"):
         auc(torch.tensor([0.1, torch.nan]), positive)
-    with pytest.raises(ValueError, match="`positive` is 0.3 at flat index 0: expected booleans, or 0 and 1"):
+    with pytest.raises(ValueError, match="`positive` is 0.3 .*expected booleans"):
         auc(scores, torch.tensor([0.3, 1.0]))
-    with pytest.raises(ValueError, match="`groups` has dtype torch.float32: expected integers"):
+    with pytest.raises(ValueError, match="`groups` .*float32: expected integers"):
         auc_within_groups(scores, positive, groups.float())
     with pytest.raises(ValueError, match="`num_bins` is 0: expected at least 1"):
         expected_calibration_error(scores, scores, num_bins=0)

@@ -68,13 +68,13 @@ def test_equal_rewards_have_no_noise():
 
 
 def test_what_has_no_noise_estimate_is_named():
-    with pytest.raises(ValueError, match="`rewards` has 1 continuations.* at least 2"):
+    with pytest.raises(ValueError, match="`rewards` has 1 .*at least 2"):
         squared_error_without_noise(torch.zeros(2), torch.zeros(2, 1))
-    with pytest.raises(ValueError, match=r"`scores` has shape \(3,\) and `rewards` \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"`scores` .*\(3,\) and `rewards` \(2, 4\)"):
         squared_error_without_noise(torch.zeros(3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="`eta` is inf: expected a finite number"):
         bootstrap_value_noise(torch.zeros(2, 4), math.inf)
-    with pytest.raises(ValueError, match="`num_resamples` is 1: expected at least 2"):
+    with pytest.raises(ValueError, match="`num_resamples` is 1: .*at least 2"):
         bootstrap_value_noise(torch.zeros(2, 4), 1.0, num_resamples=1)
 
 

@@ -44,7 +44,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.99])
 def test_a_collection_goes_on_when_there_is_room_again(tmp_path, whole, share):
     size = int(len(whole) * share)
-    with no_file_above(size), pytest.raises(OSError, match="a chunk could not be written, those before it are safe"):
+    with no_file_above(size), pytest.raises(OSError, match="a chunk .*before it are safe"):
         collect(tmp_path)
     assert shard_bytes(tmp_path) == whole[:size]  # nothing after the error, as a file's own buffer would write
     finished = len(RolloutDataset(tmp_path).rows)
@@ -72,7 +72,7 @@ def test_a_read_only_folder_is_refused_before_any_work(tmp_path):
 
     def refuse():
         sampler = FakeSampler()
-        with pytest.raises(PermissionError, match="No file can be written here. Choose another output_dir"):
+        with pytest.raises(PermissionError, match="No file .*another output_dir"):
             collect(tmp_path / "mounted", sampler)
         assert sampler.calls == []
         with pytest.raises(OSError, match="Read-only"):
@@ -84,7 +84,7 @@ def test_a_read_only_folder_is_refused_before_any_work(tmp_path):
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "best_of_n.json"
     replace_file(path, "old")
-    with no_file_above(10), pytest.raises(OSError, match="not written, and as it was before. Make room") as raised:
+    with no_file_above(10), pytest.raises(OSError, match="not written, .*as it was.*Make room") as raised:
         replace_file(path, "new" * 100)
     assert raised.value.filename == str(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

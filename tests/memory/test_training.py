@@ -241,7 +241,7 @@ def test_what_cannot_be_counted():
         state_bytes(1, zero_stage=4)
     with pytest.raises(ValueError, match="head: got 'none'"):
         logit_bytes(architecture, 1, 1, head="none")
-    with pytest.raises(ValueError, match="zero_stage: got 1, expected 2 or 3 to offload"):
+    with pytest.raises(ValueError, match="zero_stage: got 1, expected 2 or 3"):
         memory_per_gpu(architecture, 1, 1, zero_stage=1, offload_optimizer=True)
     with pytest.raises(ValueError, match="got a 'gpt2' model"):
         Architecture.from_config(type("Config", (), {"model_type": "gpt2"}))

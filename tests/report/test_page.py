@@ -117,7 +117,7 @@ def test_whole_questions_are_left_out_and_counted(tmp_path):
 def test_what_cannot_be_shown_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a run's folder"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds nothing to show.*Name the run's output_dir"):
+    with pytest.raises(FileNotFoundError, match="nothing to show.*the run's output_dir"):
         write_report(tmp_path)
     with pytest.raises(ValueError, match="aggregation: got 'max'"):
         write_report(tmp_path, aggregation="max")

@@ -50,11 +50,9 @@ def test_templates_leave_other_braces_alone():
 
 
 def test_a_separator_of_several_ids_is_an_error_that_proposes_others():
-    with pytest.raises(
-        ValueError, match=r"separator: the tokenizer encodes 'ки' as 4 ids.*one id here: .*'\\n'.*add_missing_tokens"
-    ):
+    with pytest.raises(ValueError, match=r"separator: .*'ки' as 4 ids.*'\\n'.*add_"):
         PRMFormat(separator="ки").token_ids(byte_level_bpe())
-    with pytest.raises(ValueError, match="encodes '<|step|>' as 1 ids .*expected exactly one known id"):
+    with pytest.raises(ValueError, match="'<|step|>' as 1 ids .*one known id"):
         PRMFormat(separator="<|step|>").token_ids(word_level())  # the unknown token is no separator
     with pytest.raises(ValueError, match="good_token: the tokenizer encodes 'yes'"):
         PRMFormat(good_token="yes").token_ids(byte_level_bpe())

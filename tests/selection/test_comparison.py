@@ -118,9 +118,9 @@ def test_what_cannot_be_compared_is_named():
     rows, scores, _ = made(3)
     with pytest.raises(ValueError, match="Models: got 1, expected two or more"):
         paired_differences(rows, {"a": scores["first"]}, [1])
-    with pytest.raises(ValueError, match=r"`left` has shape \(2,\) and `right` \(3,\)"):
+    with pytest.raises(ValueError, match=r"`left` .*\(2,\) and `right` \(3,\)"):
         paired_test([0, 1], [0, 1, 1])
-    with pytest.raises(ValueError, match="`right` is 2.0 at row 1: expected correctness in"):
+    with pytest.raises(ValueError, match="`right` is 2.0 at row 1: expected"):
         paired_test([0, 1], [0, 2])
     with pytest.raises(ValueError, match="expected counts from 0"):
         mcnemar(-1, 2)

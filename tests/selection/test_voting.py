@@ -65,7 +65,7 @@ def test_group_answers_asks_about_new_strings_and_first_members_only():
 
 
 def test_group_answers_names_what_is_not_a_string():
-    with pytest.raises(ValueError, match="`predictions` has 7 of type int at index 1: expected a string"):
+    with pytest.raises(ValueError, match="`predictions` has 7 .*index 1.*a string"):
         group_answers(["7", 7])
 
 
@@ -237,13 +237,13 @@ def test_what_cannot_vote_is_named(groups, weights, message):
 
 
 def test_limits_are_named():
-    with pytest.raises(ValueError, match="`ns` has 3 and row 0 has only 2 solutions"):
+    with pytest.raises(ValueError, match="`ns` has 3 and row 0 has only 2"):
         majority_at_n([[0, 1]], [[0, 1]], [3])
     with pytest.raises(ValueError, match="`groups` is -3 at row 0"):
         majority_at_n([[0, -3]], [[0, 1]], [1])
     with pytest.raises(ValueError, match="`correct` is 2 at row 0, column 1"):
         majority_at_n([[0, 1]], [[0, 2]], [1])
-    with pytest.raises(ValueError, match="`groups` has 1001 solutions in row 0: expected at most 1000"):
+    with pytest.raises(ValueError, match="`groups` has 1001 .*at most 1000"):
         majority_at_n([[0] * 1001], [[0] * 1001], [1])
     with pytest.raises(ValueError, match="`num_subsets` is 0: expected at least 1"):
         weighted_majority_at_n([[0, 1]], [[1, 1]], [[0, 1]], [1], num_subsets=0)

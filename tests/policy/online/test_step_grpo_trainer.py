@@ -406,18 +406,17 @@ def test_canary_trls_seams():
         assert {"steps_per_generation", "scale_rewards", "num_iterations"} <= {*config.__dataclass_fields__}
 
 
-def test_canary_what_calculates_rewards_sees(tmp_path):
+def test_canary_what_calculates_rewards_sees(tmp_path, monkeypatch):
     """If this fails TRL calls `_calculate_rewards` with something else: see `StepTrainer._calculate_rewards`."""
-    seen = []
-
-    class Watching(StepGRPOTrainer):
-        def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-            seen.append((inputs, prompts, completions, completion_ids_list, rewards))
-            return rewards
-
     trainer = make_trainer(tmp_path, funcs=[outcome_reward])
-    trainer.__class__ = Watching
+    calculate, seen = trainer._calculate_rewards, []
+
+    def watched(inputs, prompts, completions, completion_ids_list):
+        rewards = calculate(inputs, prompts, completions, completion_ids_list)
+        seen.append((inputs, prompts, completions, completion_ids_list, rewards))
+        return rewards
+
+    monkeypatch.setattr(trainer, "_calculate_rewards", watched)
     rollout(trainer, [A, B], question=["one", "one"])
     ((inputs, prompts, completions, completion_ids_list, rewards),) = seen
     assert inputs == [{"prompt": "Tom dial 0", "question": "one"}] * 2

@@ -297,7 +297,7 @@ def test_solutions_longer_than_the_models_context_are_cut_and_counted(model_path
         trainer = ERPRMTrainer(model_path, arguments, train_dataset=Dataset.from_list([long]))
         counts = trainer.data_counts["train"]
         assert (counts["steps"], counts["dropped_steps"]) == (2, 1)  # the context is 256
-        with pytest.raises(ValueError, match="Row 0 .*no labelled step.*max_length=256.*up to the model's context"):
+        with pytest.raises(ValueError, match="Row 0 .*max_length=256.*model's context"):
             data = Dataset.from_list([{**long, "prompt": "Tom " * 300}])
             ERPRMTrainer(model_path, arguments, train_dataset=data)
 
@@ -305,7 +305,7 @@ def test_solutions_longer_than_the_models_context_are_cut_and_counted(model_path
 def test_wrong_models_and_datasets(model_path, tmp_path):
     with pytest.raises(ValueError, match="`train_dataset` is required"):
         ERPRMTrainer(model_path, config(tmp_path))
-    with pytest.raises(TypeError, match="is a IterableDataset, expected a datasets.Dataset"):
+    with pytest.raises(TypeError, match="IterableDataset, expected .*Dataset"):
         ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA.to_iterable_dataset())
     with pytest.raises(ValueError, match="num_labels=1"):
         ERPRMTrainer(tiny_llama(46), config(tmp_path, head="token"), train_dataset=DATA, processing_class=word_level())

@@ -32,7 +32,7 @@ def test_math_shepherds_form():
         "completions": ["Step 1: 3 + 1 = 4", "Step 2: The answer is: 4"],
         "labels": [1.0, 0.0],
     }
-    with pytest.raises(ValueError, match="Row 0, column 'label': does not repeat 'input'"):
+    with pytest.raises(ValueError, match="Row 0, column 'label': .*repeat 'input'"):
         to_stepwise(Dataset.from_list([{**row, "label": row["label"].replace("4 -", "5 -")}]))
 
 
@@ -142,9 +142,7 @@ def test_last_step_only():
 def test_empty_datasets_and_unknown_columns():
     with pytest.raises(ValueError, match="train dataset is empty"):
         encode_examples(Dataset.from_dict({"prompt": [], "completions": [], "labels": []}), word_level(), FORMAT)
-    with pytest.raises(
-        ValueError, match=r"got columns \['a'\], expected one of these pairs: 'completions' and 'labels'"
-    ):
+    with pytest.raises(ValueError, match=r"\['a'\], expected .*'labels'"):
         to_stepwise(Dataset.from_list([{"a": 1}]))
     with pytest.raises(ValueError, match="no usable row"):
         encode([{**GOOD, "labels": [2.0, 2.0]}], invalid_rows="drop")

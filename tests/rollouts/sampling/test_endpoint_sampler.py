@@ -109,9 +109,9 @@ def test_seeds_of_transformers_serve_one_at_a_time(serve_url):
 
 def test_what_transformers_serve_does_not_take_is_said(serve_url):
     tokens = EndpointSampler(str(dial.BASE_PATH), serve_url)
-    with pytest.raises(EndpointError, match=r"status 400: .*prompt must be a string.*send='text'"):
+    with pytest.raises(EndpointError, match=r"status 400: .*must be a string.*='text'"):
         tokens.sample(PROMPTS, 1, seed=0)
-    with pytest.raises(EndpointError, match=r"status 422: .*Unexpected fields.*top_k.*Remedy: .*look at top_k"):
+    with pytest.raises(EndpointError, match=r"status 422: .*top_k.*look at top_k"):
         serve_sampler(serve_url, top_k=5).sample(PROMPTS, 1, seed=0)
 
 
@@ -202,7 +202,7 @@ def test_text_is_read_as_the_same_tokens(chat):
         sampler.sample(PROMPTS[:1], 1, seed=0)
         assert tokenizer(server.bodies[0]["prompt"])["input_ids"] == expected
         closing = EndpointSampler("pseudo", server.url, bos_tokenizer("<s> $A </s>"), send="text")
-        with pytest.raises(ValueError, match=r"no text gives the \d+ token ids .*Use send='tokens'"):
+        with pytest.raises(ValueError, match=r"the \d+ token ids .*Use send='tokens'"):
             closing.sample(PROMPTS[:1], 1, seed=0)
 
 
@@ -385,19 +385,17 @@ def test_what_is_not_tried_again_ends_the_other_requests(status, remedy):
 
 def test_a_server_that_stays_down_is_one_clear_error():
     with FaultyServer(lambda body, attempt: 503) as server:
-        with pytest.raises(
-            EndpointError, match=r"/v1/completions gave no completion in 3 attempts .*the last: status"
-        ):
+        with pytest.raises(EndpointError, match=r"/v1/completions .*3 attempts .*status"):
             sampler_for(server.url).sample(PROMPTS, 2, seed=0)
         assert max(server.attempts.values()) == 3
         url = server.url
-    with pytest.raises(EndpointError, match="gave no completion in 3 attempts .*the last: ConnectError"):
+    with pytest.raises(EndpointError, match="in 3 attempts .*the last: ConnectError"):
         sampler_for(url).sample(PROMPTS, 2, seed=0)
 
 
 def test_a_server_that_hangs_is_one_clear_error():
     with FaultyServer(lambda body, attempt: "hang") as server:
-        with pytest.raises(EndpointError, match="gave no completion in 2 attempts .*the last: no answer within 0.1 s"):
+        with pytest.raises(EndpointError, match="in 2 attempts .*no answer within 0.1 s"):
             sampler_for(server.url, request_timeout=0.1, max_attempts=2).sample(PROMPTS[:2], 1, seed=0)
 
 

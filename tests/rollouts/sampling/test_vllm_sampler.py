@@ -88,7 +88,7 @@ def assert_end_and_length(completion):
 
 def test_without_vllm_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)  # what import does with a missing package
-    with pytest.raises(ImportError, match=r"VLLMSampler needs vLLM: pip install 'erprm_trl\[vllm\]'"):
+    with pytest.raises(ImportError, match=r"vLLM: pip install 'erprm_trl\[vllm\]'"):
         VLLMSampler("any-model")
 
 
@@ -172,7 +172,7 @@ def test_long_prompts(policy):
     _, _, sampler, _ = policy
     (short, cut) = sampler.sample([PROMPTS[0], Prompt("Tom " * 505)], 4, seed=0)
     assert all(one.num_tokens <= 7 for one in cut)  # the context ends before max_new_tokens
-    with pytest.raises(ValueError, match=r"A prompt of 512 tokens leaves no room in the context of 512.*'Tom Tom"):
+    with pytest.raises(ValueError, match=r"512 tokens .*context of 512.*'Tom Tom"):
         sampler.sample([PROMPTS[0], Prompt("Tom " * 512), PROMPTS[1]], 2, seed=0)
     # More tokens than the engine prefills in one step, none of them shared. Cutting a prompt in two killed vLLM's CPU
     # engine.

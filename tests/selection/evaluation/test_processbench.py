@@ -196,9 +196,9 @@ def test_odd_labels_steps_and_sources_are_named(tmp_path):
         load_processbench(str(path))
     without = {name: value for name, value in row(0, -1).items() if name not in ("label", "steps")}
     write_jsonl(path, [{**without, "completion": "x"}])
-    with pytest.raises(ValueError, match=r"got columns \['completion', .*; steps, label is missing"):
+    with pytest.raises(ValueError, match=r"got columns .*steps, label is missing"):
         load_processbench(str(path))
-    with pytest.raises(ValueError, match=r"Subsets of .*: got \['math'\], expected some of \['gsm8k'\]"):
+    with pytest.raises(ValueError, match=r"got \['math'\], expected .*\['gsm8k'\]"):
         load_processbench(str(path), ["math"])
     with pytest.raises(ValueError, match="no file at"):
         load_processbench(str(tmp_path / "nothing.jsonl"))
@@ -209,17 +209,17 @@ def test_odd_labels_steps_and_sources_are_named(tmp_path):
 
 def test_what_cannot_be_evaluated_is_named():
     data = {"a": [solution(0, -1), solution(1, 0)], "b": [solution(2, -1)]}
-    with pytest.raises(ValueError, match="Subset 'b': got 0 solutions with an error and 1 without"):
+    with pytest.raises(ValueError, match="'b': got 0 .*an error and 1 without"):
         processbench_metrics({"a": [-1, 0], "b": [-1]}, {"a": [-1, 0], "b": [-1]})
-    with pytest.raises(ValueError, match="The validation solutions: got 1 solutions with an error and 0 without"):
+    with pytest.raises(ValueError, match="validation .*: got 1 .*and 0 without"):
         choose_threshold([[0.5]], [0])
-    with pytest.raises(ValueError, match="got subsets and share, expected one way at most"):
+    with pytest.raises(ValueError, match="subsets and share, expected one way"):
         hold_out(data, subsets=["a"], share=0.2)
     with pytest.raises(ValueError, match=r"Validation subsets: got \['c'\]"):
         hold_out(data, subsets=["c"])
     with pytest.raises(ValueError, match="got 3 validation and 0 test solutions"):
         hold_out(data, subsets=["a", "b"])
-    with pytest.raises(ValueError, match="Validation by other: got 0 validation and 3 test"):
+    with pytest.raises(ValueError, match="Validation by other: got 0 .*3 test"):
         hold_out(data, other={"same": data["a"]})
     with pytest.raises(ValueError, match="`validation_share` is 1.0"):
         hold_out(data, share=1.0)

@@ -437,7 +437,7 @@ def test_a_score_that_is_no_number_is_named(score):
         def score(self, questions, steps):
             return [[score if step == "c" else 0.5 for step in one] for one in steps]
 
-    with pytest.raises(ValueError, match=r"Score of step 2 \('c'\) of 'the question': got -?(nan|inf)"):
+    with pytest.raises(ValueError, match=r"step 2 \('c'\) .*question': got -?(nan|inf)"):
         search(["the question"], scorer=Broken(ETA), method="resample", eta=1.0)
 
 
