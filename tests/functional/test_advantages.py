@@ -471,21 +471,28 @@ def test_long_sums_of_bfloat16_are_exact():
     assert prefix_values(rewards, mask, "mean")[0, -1].item() == 1 / 256
 
 
-def test_errors():
-    scores, mask = pad([[0.5], [0.2], [0.1]])
-    with pytest.raises(ValueError, match="Credit: got 'gain', .*min_form"):
-        step_rewards(scores, mask, "gain")
-    for call in (
-        lambda: prefix_values(scores, mask, "median"),
-        lambda: step_rewards(scores, mask, "difference", aggregation="median"),
-        lambda: step_rewards(scores, mask, "outcome", aggregation="median"),
-    ):
-        with pytest.raises(ValueError, match="Aggregation: got 'median', .*product"):
-            call()
-    for temperature in (0.0, -1.0):
-        with pytest.raises(ValueError, match=f"Temperature of min_form: got {temperature}, expected a positive"):
-            step_rewards(scores, mask, "min_form", temperature=temperature)
-    with pytest.raises(ValueError, match="Scale.*: got 'question', .*'batch'"):
-        group_step_advantages(scores, mask, 3, scale="question")
-    with pytest.raises(ValueError, match="Groups: got 3 rows, .*group_size = 2"):
-        group_step_advantages(scores, mask, 2)
+SCORES, MASK = pad([[0.5], [0.2], [0.1]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: step_rewards(SCORES, MASK, "gain"), "Credit: got 'gain', .*min_form"),
+        (lambda: prefix_values(SCORES, MASK, "median"), "Aggregation: got 'median', .*product"),
+        (
+            lambda: step_rewards(SCORES, MASK, "difference", aggregation="median"),
+            "Aggregation: got 'median', .*product",
+        ),
+        (
+            lambda: step_rewards(SCORES, MASK, "outcome", aggregation="median"),
+            "Aggregation: got 'median', .*product",
+        ),
+        (lambda: step_rewards(SCORES, MASK, "min_form", temperature=0.0), "Temperature .*: got 0.0, .*positive"),
+        (lambda: step_rewards(SCORES, MASK, "min_form", temperature=-1.0), "Temperature .*: got -1.0, .*positive"),
+        (lambda: group_step_advantages(SCORES, MASK, 3, scale="question"), "Scale.*: got 'question', .*'batch'"),
+        (lambda: group_step_advantages(SCORES, MASK, 2), "Groups: got 3 rows, .*group_size = 2"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

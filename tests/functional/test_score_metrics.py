@@ -193,18 +193,25 @@ def test_what_is_no_probability_is_named(metric, scores, labels, message):
         metric(scores, labels)
 
 
-def test_what_cannot_be_ranked_is_named():
-    scores, positive, groups = torch.tensor([0.1, 0.2]), torch.tensor([True, False]), torch.tensor([0, 0])
-    with pytest.raises(ValueError, match=r"\(2,\), \(1,\) and \(2,\): expected one"):
-        auc(scores, positive[:1])
-    with pytest.raises(ValueError, match="`scores` is NaN at flat index 1"):
-        auc(torch.tensor([0.1, torch.nan]), positive)
-    with pytest.raises(ValueError, match="`positive` is 0.3 .*expected booleans"):
-        auc(scores, torch.tensor([0.3, 1.0]))
-    with pytest.raises(ValueError, match="`groups` .*float32: expected integers"):
-        auc_within_groups(scores, positive, groups.float())
-    with pytest.raises(ValueError, match="`num_bins` is 0: expected at least 1"):
-        expected_calibration_error(scores, scores, num_bins=0)
+TWO_SCORES, RIGHT_AND_WRONG = torch.tensor([0.1, 0.2]), torch.tensor([True, False])
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda: auc(TWO_SCORES, RIGHT_AND_WRONG[:1]), r"\(2,\), \(1,\) and \(2,\): expected one"),
+        (lambda: auc(torch.tensor([0.1, torch.nan]), RIGHT_AND_WRONG), "`scores` is NaN at flat index 1"),
+        (lambda: auc(TWO_SCORES, torch.tensor([0.3, 1.0])), "`positive` is 0.3 .*expected booleans"),
+        (
+            lambda: auc_within_groups(TWO_SCORES, RIGHT_AND_WRONG, torch.zeros(2)),
+            "`groups` .*float32: expected integers",
+        ),
+        (lambda: expected_calibration_error(TWO_SCORES, TWO_SCORES, num_bins=0), "`num_bins` is 0: .*at least 1"),
+    ],
+)
+def test_what_cannot_be_ranked_is_named(measure, message):
+    with pytest.raises(ValueError, match=message):
+        measure()
 
 
 def test_calibration_bins():

@@ -67,15 +67,24 @@ def test_equal_rewards_have_no_noise():
     assert bias.tolist() == variance.tolist() == [0.0, 0.0]
 
 
-def test_what_has_no_noise_estimate_is_named():
-    with pytest.raises(ValueError, match="`rewards` has 1 .*at least 2"):
-        squared_error_without_noise(torch.zeros(2), torch.zeros(2, 1))
-    with pytest.raises(ValueError, match=r"`scores` .*\(3,\) and `rewards` \(2, 4\)"):
-        squared_error_without_noise(torch.zeros(3), torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="`eta` is inf: expected a finite number"):
-        bootstrap_value_noise(torch.zeros(2, 4), math.inf)
-    with pytest.raises(ValueError, match="`num_resamples` is 1: .*at least 2"):
-        bootstrap_value_noise(torch.zeros(2, 4), 1.0, num_resamples=1)
+@pytest.mark.parametrize(
+    ("estimate", "message"),
+    [
+        (lambda: squared_error_without_noise(torch.zeros(2), torch.zeros(2, 1)), "`rewards` has 1 .*at least 2"),
+        (
+            lambda: squared_error_without_noise(torch.zeros(3), torch.zeros(2, 4)),
+            r"`scores` .*\(3,\) and `rewards` \(2, 4\)",
+        ),
+        (lambda: bootstrap_value_noise(torch.zeros(2, 4), math.inf), "`eta` is inf: expected a finite number"),
+        (
+            lambda: bootstrap_value_noise(torch.zeros(2, 4), 1.0, num_resamples=1),
+            "`num_resamples` is 1: .*at least 2",
+        ),
+    ],
+)
+def test_what_has_no_noise_estimate_is_named(estimate, message):
+    with pytest.raises(ValueError, match=message):
+        estimate()
 
 
 @pytest.mark.parametrize(

@@ -231,17 +231,24 @@ def test_buffers():
     )
 
 
-def test_what_cannot_be_counted():
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (lambda sizes: count_lora_parameters(sizes, 4, ["q_proj", "lm_head"]), "got lm_head, expected some of q_proj"),
+        (lambda sizes: state_bytes(1, precision="bf16"), "precision: got 'bf16'"),
+        (lambda sizes: state_bytes(1, zero_stage=4), "zero_stage: got 4"),
+        (lambda sizes: logit_bytes(sizes, 1, 1, head="none"), "head: got 'none'"),
+        (
+            lambda sizes: memory_per_gpu(sizes, 1, 1, zero_stage=1, offload_optimizer=True),
+            "zero_stage: got 1, expected 2 or 3",
+        ),
+        (
+            lambda sizes: Architecture.from_config(type("Config", (), {"model_type": "gpt2"})),
+            "got a 'gpt2' model",
+        ),
+    ],
+)
+def test_what_cannot_be_counted(count, message):
     _, architecture = build()
-    with pytest.raises(ValueError, match="got lm_head, expected some of q_proj"):
-        count_lora_parameters(architecture, 4, ["q_proj", "lm_head"])
-    with pytest.raises(ValueError, match="precision: got 'bf16'"):
-        state_bytes(1, precision="bf16")
-    with pytest.raises(ValueError, match="zero_stage: got 4"):
-        state_bytes(1, zero_stage=4)
-    with pytest.raises(ValueError, match="head: got 'none'"):
-        logit_bytes(architecture, 1, 1, head="none")
-    with pytest.raises(ValueError, match="zero_stage: got 1, expected 2 or 3"):
-        memory_per_gpu(architecture, 1, 1, zero_stage=1, offload_optimizer=True)
-    with pytest.raises(ValueError, match="got a 'gpt2' model"):
-        Architecture.from_config(type("Config", (), {"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match=message):
+        count(architecture)

@@ -49,15 +49,19 @@ def test_templates_leave_other_braces_alone():
     )
 
 
-def test_a_separator_of_several_ids_is_an_error_that_proposes_others():
-    with pytest.raises(ValueError, match=r"separator: .*'ки' as 4 ids.*'\\n'.*add_"):
-        PRMFormat(separator="ки").token_ids(byte_level_bpe())
-    with pytest.raises(ValueError, match="'<|step|>' as 1 ids .*one known id"):
-        PRMFormat(separator="<|step|>").token_ids(word_level())  # the unknown token is no separator
-    with pytest.raises(ValueError, match="good_token: the tokenizer encodes 'yes'"):
-        PRMFormat(good_token="yes").token_ids(byte_level_bpe())
-    with pytest.raises(ValueError, match=r"encodes '\\n' as 2 ids"):
-        PRMFormat(separator="\n").token_ids(sentencepiece_style())
+@pytest.mark.parametrize(
+    ("tokens", "tokenizer", "message"),
+    [
+        ({"separator": "ки"}, byte_level_bpe, r"separator: .*'ки' as 4 ids.*'\\n'.*add_"),
+        # The unknown token is no separator.
+        ({"separator": "<|step|>"}, word_level, r"'<\|step\|>' as 1 ids .*one known id"),
+        ({"good_token": "yes"}, byte_level_bpe, "good_token: the tokenizer encodes 'yes'"),
+        ({"separator": "\n"}, sentencepiece_style, r"encodes '\\n' as 2 ids"),
+    ],
+)
+def test_a_token_of_several_ids_is_an_error_that_proposes_others(tokens, tokenizer, message):
+    with pytest.raises(ValueError, match=message):
+        PRMFormat(**tokens).token_ids(tokenizer())
 
 
 def test_a_scalar_head_needs_no_good_and_bad_token():

@@ -114,13 +114,20 @@ def test_the_same_model_twice_does_not_differ():
         assert by_method["test"]["p_value"] == 1.0
 
 
-def test_what_cannot_be_compared_is_named():
+def test_a_comparison_needs_two_models():
     rows, scores, _ = made(3)
     with pytest.raises(ValueError, match="Models: got 1, expected two or more"):
         paired_differences(rows, {"a": scores["first"]}, [1])
-    with pytest.raises(ValueError, match=r"`left` .*\(2,\) and `right` \(3,\)"):
-        paired_test([0, 1], [0, 1, 1])
-    with pytest.raises(ValueError, match="`right` is 2.0 at row 1: expected"):
-        paired_test([0, 1], [0, 2])
-    with pytest.raises(ValueError, match="expected counts from 0"):
-        mcnemar(-1, 2)
+
+
+@pytest.mark.parametrize(
+    ("test", "numbers", "message"),
+    [
+        (paired_test, ([0, 1], [0, 1, 1]), r"`left` .*\(2,\) and `right` \(3,\)"),
+        (paired_test, ([0, 1], [0, 2]), "`right` is 2.0 at row 1: expected"),
+        (mcnemar, (-1, 2), "expected counts from 0"),
+    ],
+)
+def test_what_cannot_be_tested_is_named(test, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        test(*numbers)

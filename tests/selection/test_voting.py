@@ -236,14 +236,20 @@ def test_what_cannot_vote_is_named(groups, weights, message):
         weighted_majority_at_n(groups, weights, [[0] * len(row) for row in groups], [1])
 
 
-def test_limits_are_named():
-    with pytest.raises(ValueError, match="`ns` has 3 and row 0 has only 2"):
-        majority_at_n([[0, 1]], [[0, 1]], [3])
-    with pytest.raises(ValueError, match="`groups` is -3 at row 0"):
-        majority_at_n([[0, -3]], [[0, 1]], [1])
-    with pytest.raises(ValueError, match="`correct` is 2 at row 0, column 1"):
-        majority_at_n([[0, 1]], [[0, 2]], [1])
-    with pytest.raises(ValueError, match="`groups` has 1001 .*at most 1000"):
-        majority_at_n([[0] * 1001], [[0] * 1001], [1])
-    with pytest.raises(ValueError, match="`num_subsets` is 0: expected at least 1"):
+@pytest.mark.parametrize(
+    ("groups", "correct", "n", "message"),
+    [
+        ([[0, 1]], [[0, 1]], 3, "`ns` has 3 and row 0 has only 2"),
+        ([[0, -3]], [[0, 1]], 1, "`groups` is -3 at row 0"),
+        ([[0, 1]], [[0, 2]], 1, "`correct` is 2 at row 0, column 1"),
+        ([[0] * 1001], [[0] * 1001], 1, "`groups` has 1001 .*at most 1000"),
+    ],
+)
+def test_limits_are_named(groups, correct, n, message):
+    with pytest.raises(ValueError, match=message):
+        majority_at_n(groups, correct, [n])
+
+
+def test_no_subsets_are_named():
+    with pytest.raises(ValueError, match="`num_subsets` is 0: .*at least 1"):
         weighted_majority_at_n([[0, 1]], [[1, 1]], [[0, 1]], [1], num_subsets=0)

@@ -139,15 +139,25 @@ def test_last_step_only():
         encode([long], max_length=50, last_step_only=True)
 
 
-def test_empty_datasets_and_unknown_columns():
-    with pytest.raises(ValueError, match="train dataset is empty"):
-        encode_examples(Dataset.from_dict({"prompt": [], "completions": [], "labels": []}), word_level(), FORMAT)
-    with pytest.raises(ValueError, match=r"\['a'\], expected .*'labels'"):
-        to_stepwise(Dataset.from_list([{"a": 1}]))
-    with pytest.raises(ValueError, match="no usable row"):
-        encode([{**GOOD, "labels": [2.0, 2.0]}], invalid_rows="drop")
-    with pytest.raises(ValueError, match="'prompt' among them"):
-        encode([{"completions": ["a"], "labels": [1.0]}])
+@pytest.mark.parametrize(
+    ("encode_them", "message"),
+    [
+        (
+            lambda: encode_examples(
+                Dataset.from_dict({"prompt": [], "completions": [], "labels": []}), word_level(), FORMAT
+            ),
+            "train dataset is empty",
+        ),
+        (lambda: to_stepwise(Dataset.from_list([{"a": 1}])), r"\['a'\], expected .*'labels'"),
+        (lambda: encode([{**GOOD, "labels": [2.0, 2.0]}], invalid_rows="drop"), "no usable row"),
+        (lambda: encode([{"completions": ["a"], "labels": [1.0]}]), "'prompt' among them"),
+        (lambda: encode([GOOD], invalid_rows="skip"), "invalid_rows: got 'skip'"),
+        (lambda: encode([GOOD], label_weighting="std"), "label_weighting: got 'std'"),
+    ],
+)
+def test_empty_datasets_and_unknown_columns_and_arguments(encode_them, message):
+    with pytest.raises(ValueError, match=message):
+        encode_them()
 
 
 OF_ANOTHER_TYPE = [

@@ -186,46 +186,68 @@ def test_odd_rows_are_named(tmp_path, change, message):
         load_processbench(str(tmp_path / "gsm8k.jsonl"))
 
 
-def test_odd_labels_steps_and_sources_are_named(tmp_path):
-    path = tmp_path / "gsm8k.jsonl"
-    write_jsonl(path, [{**row(0, -1), "label": True}])
-    with pytest.raises(ValueError, match="column 'label' got True"):
-        load_processbench(str(path))
-    write_jsonl(path, [{**row(0, -1), "steps": "one text"}])
-    with pytest.raises(ValueError, match="column 'steps' got 'one text'"):
-        load_processbench(str(path))
-    without = {name: value for name, value in row(0, -1).items() if name not in ("label", "steps")}
-    write_jsonl(path, [{**without, "completion": "x"}])
-    with pytest.raises(ValueError, match=r"got columns .*steps, label is missing"):
-        load_processbench(str(path))
-    with pytest.raises(ValueError, match=r"got \['math'\], expected .*\['gsm8k'\]"):
-        load_processbench(str(path), ["math"])
-    with pytest.raises(ValueError, match="no file at"):
-        load_processbench(str(tmp_path / "nothing.jsonl"))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": True}, "column 'label' got True"),
+        ({"steps": "one text"}, "column 'steps' got 'one text'"),
+        ({"label": None, "steps": None, "completion": "x"}, "got columns .*steps, label is missing"),
+    ],
+)
+def test_odd_labels_and_steps_are_named(change, message, tmp_path):
+    values = {name: value for name, value in {**row(0, -1), **change}.items() if value is not None}
+    write_jsonl(tmp_path / "gsm8k.jsonl", [values])
+    with pytest.raises(ValueError, match=message):
+        load_processbench(str(tmp_path / "gsm8k.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("source", "subsets", "message"),
+    [
+        ("gsm8k.jsonl", ["math"], r"got \['math'\], expected .*\['gsm8k'\]"),
+        ("nothing.jsonl", None, "no file at"),
+        ("empty", None, "no file at"),
+    ],
+)
+def test_sources_without_judged_solutions_are_named(source, subsets, message, tmp_path):
+    write_jsonl(tmp_path / "gsm8k.jsonl", [row(0, -1)])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no file at"):
-        load_processbench(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match=message):
+        load_processbench(str(tmp_path / source), *([subsets] if subsets else []))
 
 
-def test_what_cannot_be_evaluated_is_named():
-    data = {"a": [solution(0, -1), solution(1, 0)], "b": [solution(2, -1)]}
+def test_figures_need_solutions_with_and_without_an_error():
     with pytest.raises(ValueError, match="'b': got 0 .*an error and 1 without"):
         processbench_metrics({"a": [-1, 0], "b": [-1]}, {"a": [-1, 0], "b": [-1]})
     with pytest.raises(ValueError, match="validation .*: got 1 .*and 0 without"):
         choose_threshold([[0.5]], [0])
-    with pytest.raises(ValueError, match="subsets and share, expected one way"):
-        hold_out(data, subsets=["a"], share=0.2)
-    with pytest.raises(ValueError, match=r"Validation subsets: got \['c'\]"):
-        hold_out(data, subsets=["c"])
-    with pytest.raises(ValueError, match="got 3 validation and 0 test solutions"):
-        hold_out(data, subsets=["a", "b"])
-    with pytest.raises(ValueError, match="Validation by other: got 0 .*3 test"):
-        hold_out(data, other={"same": data["a"]})
-    with pytest.raises(ValueError, match="`validation_share` is 1.0"):
-        hold_out(data, share=1.0)
-    for more in ({}, {"threshold": 0.5, "validation": data["a"]}):
-        with pytest.raises(ValueError, match="expected one of the two"):
-            evaluate_processbench(data, {}, **more)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"level": 95}, "`level` is 95: expected a share"),
+        ({"num_resamples": 0}, "`num_resamples` is 0: .*at least 1"),
+    ],
+)
+def test_a_bootstrap_that_cannot_be_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processbench_metrics({"a": [-1, 0]}, {"a": [-1, 0]}, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"subsets": ["a"], "share": 0.2}, "subsets and share, expected one way"),
+        ({"subsets": ["c"]}, r"Validation subsets: got \['c'\]"),
+        ({"subsets": ["a", "b"]}, "got 3 validation and 0 test solutions"),
+        ({"other": {"same": [solution(0, -1), solution(1, 0)]}}, "Validation by other: got 0 .*3 test"),
+        ({"share": 1.0}, "`validation_share` is 1.0"),
+    ],
+)
+def test_what_cannot_be_held_out_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        hold_out({"a": [solution(0, -1), solution(1, 0)], "b": [solution(2, -1)]}, **arguments)
 
 
 class CountingScorer:
