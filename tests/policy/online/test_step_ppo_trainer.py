@@ -19,6 +19,7 @@ from step_fakes import (
     word_level,
 )
 from transformers import AutoModelForCausalLM
+from trl import GRPOTrainer
 
 from erprm_trl.policy.online.step_config import StepPPOConfig
 from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer
@@ -269,6 +270,26 @@ def test_the_kl_uses_the_rollouts_policy_also_where_trl_stores_its_logps(tmp_pat
     batch = rollout(trainer, [A, B])
     kl = (batch["old_per_token_logps"] - batch["ref_per_token_logps"]) * batch["completion_mask"]
     check(batch["advantages"], torch.tensor([[0, 0.4, 0, 0.4], [0, 0.2, 0, 0]]) - 0.5 * kl, 1e-5)
+
+
+def test_trl_gets_the_policy_itself_and_the_hook_is_for_the_length_of_the_call(tmp_path, monkeypatch):
+    trainer, models = make_trainer(tmp_path), []
+    original = GRPOTrainer._get_per_token_logps_and_entropies
+
+    def watching(self, model, *args, **kwargs):
+        models.append((model, len(model._forward_hooks)))
+        if fails:
+            raise KeyError("the forward failed")
+        return original(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", watching)
+    hooks, fails = len(trainer.model._forward_hooks), False
+    rollout(trainer, [A, B])
+    assert models == [(trainer.model, hooks + 1)]
+    fails = True
+    with pytest.raises(KeyError, match="the forward failed"):
+        rollout(trainer, [A, B])
+    assert len(models) == 2 and len(trainer.model._forward_hooks) == hooks
 
 
 def test_the_value_loss_reaches_head_and_trunk(tmp_path):
