@@ -105,10 +105,12 @@ def step_rewards(
         return (weights * scores).masked_fill(~mask, 0.0)  # the weights of a row without steps are NaN
     if credit == "outcome":
         rewards = torch.zeros_like(scores)
-        some = mask.any(-1)
-        if bool(some.any()):
-            last = mask[some].sum(-1) - 1
-            rewards[some.nonzero().squeeze(-1), last] = aggregate(scores[some], aggregation, mask[some])
+        with_steps = mask.any(-1)
+        if bool(with_steps.any()):
+            last = mask[with_steps].sum(-1) - 1
+            rewards[with_steps.nonzero().squeeze(-1), last] = aggregate(
+                scores[with_steps], aggregation, mask[with_steps]
+            )
         return rewards
     values = prefix_values(scores, mask, aggregation)
     before = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=-1)

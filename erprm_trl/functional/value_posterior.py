@@ -48,13 +48,13 @@ def success_counts(rewards: Sequence[Sequence[float]], eta: float) -> tuple[Tens
 
     Source: the inverse of the process reward of arXiv 2412.11006, section 3, for 0/1 rewards.
     """
-    flat = torch.tensor([reward for some in rewards for reward in some], dtype=torch.float64)
+    flat = torch.tensor([reward for rewards_K in rewards for reward in rewards_K], dtype=torch.float64)
     if not bool(((flat >= 0) & (flat <= 1)).all()):
         raise ValueError(
             "Rewards: got one that is NaN or outside [0, 1], where success rates have no posterior. Rescale the "
             "grader's rewards to [0, 1], or collect with allocation='fixed' and label with estimator='sample'."
         )
-    counts = torch.tensor([len(some) for some in rewards])
+    counts = torch.tensor([len(rewards_K) for rewards_K in rewards])
     prefix_of = torch.arange(len(rewards)).repeat_interleave(counts)
     rates = implied_success_rate(flat, eta)
     successes = torch.zeros(len(rewards), dtype=torch.float64).index_add(0, prefix_of, rates)

@@ -42,9 +42,9 @@ def check_model_folder(path_or_id: str | Path) -> None:
     folder = Path(path_or_id)
     if not folder.is_dir():
         return
-    found = damaged_file(path for pattern in LOADED for path in folder.glob(pattern))
-    if found is not None:
+    damage = damaged_file(path for pattern in LOADED for path in folder.glob(pattern))
+    if damage is not None:
         raise ValueError(
-            f"{folder}: {found}, expected a saved model. Resume the training that saved it (it saves it again), or "
-            "copy the folder anew."
+            f"{folder}: {damage}, expected a saved model. Resume the training that saved it (it saves it again), or "
+            "copy the folder again."
         )

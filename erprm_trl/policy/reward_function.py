@@ -176,8 +176,10 @@ class StepRewardFunction:
         Raises:
             `FloatingPointError`: if a score is not finite.
         """
-        given = columns.get(self.question_column) or [None] * len(prompts)
-        questions = [question or question_text(prompt) for question, prompt in zip(given, prompts, strict=True)]
+        bare_questions = columns.get(self.question_column) or [None] * len(prompts)
+        questions = [
+            question or question_text(prompt) for question, prompt in zip(bare_questions, prompts, strict=True)
+        ]
         texts = [completion_text(completion) for completion in completions]
         pieces = [split_steps(text, self.prm_format.splitter) for text in texts]
         steps = [clean_steps(text_pieces, self.prm_format.splitter) for text_pieces in pieces]
@@ -199,14 +201,14 @@ class StepRewardFunction:
         return ScoredBatch(scored, self._metrics(steps, scores, completion_ids), extras)
 
     def _check(self, scores: list[list[float]], global_step: int | None) -> None:
-        found = [first_not_finite(scores)]
+        first_bad = [first_not_finite(scores)]
         if self.accelerator is not None:  # what is wrong on one process is wrong on all
-            found = gather_object(found)
-        for process, bad in enumerate(found):
+            first_bad = gather_object(first_bad)
+        for process, bad in enumerate(first_bad):
             if bad is None:
                 continue
             row, step, score = bad
-            whose = f" of process {process}" if len(found) > 1 else ""
+            whose = f" of process {process}" if len(first_bad) > 1 else ""
             what = f"the reward model's score of step {step} of completion {row}{whose}"
             raise not_finite(what, score, global_step, self.scorer.weights, self.accelerator)
 
@@ -215,7 +217,7 @@ class StepRewardFunction:
         flat = [score for values in scores for score in values]
         metrics = {
             "steps/per_answer": sum(map(len, steps)) / len(steps),
-            "steps/repeated_share": sum(len(some) - len(set(some)) for some in steps) / num_steps,
+            "steps/repeated_share": sum(len(steps_S) - len(set(steps_S)) for steps_S in steps) / num_steps,
             "steps/unscorable_share": sum(not values for values in scores) / len(scores),
         }
         if flat:
@@ -264,7 +266,7 @@ class AnswerReward:
 def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None:
     """Row, step and value of the first step score that is not finite."""
     flat = ((row, step, score) for row, values in enumerate(scores) for step, score in enumerate(values))
-    return next((one for one in flat if not math.isfinite(one[2])), None)
+    return next((place for place in flat if not math.isfinite(place[2])), None)
 
 
 def completion_text(completion: "str | list[dict[str, Any]]") -> str:

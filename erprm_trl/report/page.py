@@ -100,9 +100,11 @@ def write_report(
     data = {
         "aggregations": AGGREGATIONS,
         "aggregation": aggregation,
-        "collections": [one.to_json(some, eta) for one, some in zip(collections, chosen, strict=True)],
+        "collections": [
+            collection.to_json(questions, eta) for collection, questions in zip(collections, chosen, strict=True)
+        ],
     }
-    about = [{"name": one.name, "about": one.about()} for one in collections]
+    about = [{"name": collection.name, "about": collection.about()} for collection in collections]
     page = _render(data, collections=about, eta=eta, title=title or run.name(run.root), notes=run.notes, **sections)
     replace_file(path, page)
     return path

@@ -69,10 +69,10 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """
     first = next(iter(results.values()))
     few, many = first["continuations"]["fewest"], first["continuations"]["most"]
-    number = few if few == many else f"{few} to {many}"
+    continuations = few if few == many else f"{few} to {many}"
     width = _width(results)
     lines = [
-        f"{first['prefixes']} prefixes of {first['questions']} questions, {number} continuations each, value at "
+        f"{first['prefixes']} prefixes of {first['questions']} questions, {continuations} continuations each, value at "
         f"eta = {first['eta']}, scores by {first['aggregation']}",
         "",
         _line(width, "", ["Brier", "error (noise off)", "ECE", "ECE recalibrated", "AUC can succeed", "in questions"]),

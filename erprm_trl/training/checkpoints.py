@@ -42,9 +42,9 @@ def checkpoint_damage(checkpoint: str | Path) -> str | None:
 
 def set_unfinished_aside(folder: str | Path) -> None:
     """Renames checkpoints newer than the newest whole one, so that nothing takes them for one, and says so."""
-    while (checkpoint := _newest(folder)) is not None and (found := checkpoint_damage(checkpoint)) is not None:
+    while (checkpoint := _newest(folder)) is not None and (damage := checkpoint_damage(checkpoint)) is not None:
         aside = Path(folder, f"{UNFINISHED}{Path(checkpoint).name}")
-        logger.warning("%s is not whole: %s. It is moved to %s.", checkpoint, found, aside)
+        logger.warning("%s is not whole: %s. It is moved to %s.", checkpoint, damage, aside)
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(checkpoint, aside)
 
@@ -120,8 +120,9 @@ class EpochOrder(Sampler):
 
 class CrashSafeCheckpoints:
     """
-    Put before a [`~transformers.Trainer`]: `resume_from_checkpoint=True` finds the newest whole checkpoint, or begins
-    anew where there is none, no checkpoint looks whole before it is, and no example or update is made twice.
+    Mixin of trainers, before [`~transformers.Trainer`] in the bases. `resume_from_checkpoint=True` finds the newest
+    complete checkpoint, or starts at the first step if there is none. No checkpoint counts as complete before it is
+    one, and no example or update is made twice.
     """
 
     _train_sampler: Sampler | None = None
@@ -149,9 +150,9 @@ class CrashSafeCheckpoints:
             resume_from_checkpoint = _newest(folder)
             if resume_from_checkpoint is None:
                 logger.warning("%s holds no whole checkpoint: the training begins at its first step.", folder)
-        elif resume_from_checkpoint and (found := checkpoint_damage(resume_from_checkpoint)) is not None:
+        elif resume_from_checkpoint and (damage := checkpoint_damage(resume_from_checkpoint)) is not None:
             raise ValueError(
-                f"{resume_from_checkpoint}: {found}, expected a whole checkpoint. Resume from another one, or pass "
+                f"{resume_from_checkpoint}: {damage}, expected a whole checkpoint. Resume from another one, or pass "
                 "resume_from_checkpoint=True for the newest whole one."
             )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)

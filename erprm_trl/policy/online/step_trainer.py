@@ -64,11 +64,11 @@ class GlobalSteps:
         return self.mask[self.local]
 
     def solution_scores(self, aggregation: str) -> Tensor:
-        """One score a completion (N,), 0 where there are no steps."""
+        """One score per completion (N,), 0 where there are no steps."""
         values = torch.zeros_like(self.outcomes)
-        some = self.mask.any(-1)
-        if bool(some.any()):
-            values[some] = aggregate(self.scores[some], aggregation, self.mask[some])
+        with_steps = self.mask.any(-1)
+        if bool(with_steps.any()):
+            values[with_steps] = aggregate(self.scores[with_steps], aggregation, self.mask[with_steps])
         return values
 
 
@@ -161,9 +161,9 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         scores = self.accelerator.gather(self.accelerator.pad_across_processes(scores, dim=1, pad_index=torch.nan))
         start = self.accelerator.process_index * len(batch)
         others = [index for index in range(len(self.reward_funcs)) if index != self._step_index]
-        given = rewards_per_func[:, others]
-        outcomes = (given * self.reward_weights.to(device)[others]).nansum(-1)
-        outcomes[given.isnan().all(-1)] = torch.nan
+        other_rewards = rewards_per_func[:, others]
+        outcomes = (other_rewards * self.reward_weights.to(device)[others]).nansum(-1)
+        outcomes[other_rewards.isnan().all(-1)] = torch.nan
         mask = ~scores.isnan()
         token_ends = torch.nn.functional.pad(token_ends, (0, scores.shape[1] - longest))
         return GlobalSteps(scores, mask, outcomes, slice(start, start + len(batch)), token_ends)

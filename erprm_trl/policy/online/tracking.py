@@ -53,7 +53,8 @@ class PolicyTracking:
         step, training = trainer.state.global_step, trainer.model.training
         if training and "loss" not in logs:
             return
-        guard = next((one for one in trainer.callback_handler.callbacks if isinstance(one, PolicyGuard)), None)
+        callbacks = trainer.callback_handler.callbacks
+        guard = next((callback for callback in callbacks if isinstance(callback, PolicyGuard)), None)
         signals = guard.signals() if guard is not None and training else {}
         if signals:
             trackers.scalars({f"guard/{name}": value for name, value in signals.items()}, step)
@@ -61,15 +62,17 @@ class PolicyTracking:
             trackers.table(f"solutions/{'train' if training else 'eval'}", self._solutions, step)
 
     def _solutions(self):
-        logs, number = self._trainer._logs, self._trainer.args.num_logged_solutions
+        logs, num_shown = self._trainer._logs, self._trainer.args.num_logged_solutions
         splitter = self._trainer.step_reward.prm_format.splitter
         solutions = []
         # The last ones: what is logged at an evaluation still begins with training's.
-        for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[-number:]:
+        for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[
+            -num_shown:
+        ]:
             # Split as the reward function split them, from the same text.
             steps = clean_steps(split_steps(completion_text(completion), splitter), splitter)
             solutions.append(ColouredSteps(steps, scores))
-        return solutions_table([question_text(prompt) for prompt in list(logs["prompt"])[-number:]], solutions)
+        return solutions_table([question_text(prompt) for prompt in list(logs["prompt"])[-num_shown:]], solutions)
 
     def _manifest(self) -> dict:
         dataset = self._trainer.train_dataset

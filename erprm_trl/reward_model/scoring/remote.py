@@ -187,9 +187,9 @@ def refuse_loading(**arguments: Any) -> None:
     Raises:
         `ValueError`: if one of the arguments is given.
     """
-    given = [name for name, value in arguments.items() if value]
-    if given:
+    refused = [name for name, value in arguments.items() if value]
+    if refused:
         raise ValueError(
-            f"{', '.join(given)}: got a value for the address of a scoring server, expected the address alone. Give "
+            f"{', '.join(refused)}: got a value for the address of a scoring server, expected the address alone. Give "
             "it where the server is started: there the model is loaded."
         )

@@ -158,8 +158,8 @@ class _ScoringServer:
     def _check_token(self, request: Request) -> None:
         if self._token is None:
             return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token.encode()):
+        scheme, _, sent_token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(sent_token.strip().encode(), self._token.encode()):
             message = "The bearer token is missing or another one. Send `Authorization: Bearer ...` with the server's."
             raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
@@ -210,8 +210,8 @@ def _read(body: bytes, max_solutions: int, max_steps: int) -> tuple[list[str], l
         if len(solution) > max_steps:
             message = f"steps[{row}]: got {len(solution)} steps, expected at most {max_steps}. Leave the solution out."
             raise HTTPException(422, message)
-        for number, step in enumerate(solution):
-            _expect(step, str, f"steps[{row}][{number}]", "a string")
+        for step_index, step in enumerate(solution):
+            _expect(step, str, f"steps[{row}][{step_index}]", "a string")
         try:
             "".join([question, *solution]).encode()
         except UnicodeEncodeError:  # JSON can say half of a character, and no tokenizer takes it
@@ -235,10 +235,10 @@ def _check_scores(
                 "leave it out, or set skip_too_long."
             )
             raise HTTPException(422, message)
-        for number, value in enumerate(values):
+        for step_index, value in enumerate(values):
             if not math.isfinite(value):
                 message = (
-                    f"steps[{row}][{number}]: the reward model gave {value}, expected a number. Look at its weights "
+                    f"steps[{row}][{step_index}]: the reward model gave {value}, expected a number. Look at its weights "
                     "and dtype."
                 )
                 raise HTTPException(500, message)
