@@ -72,8 +72,8 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     continuations = few if few == many else f"{few} to {many}"
     width = _width(results)
     lines = [
-        f"{first['prefixes']} prefixes of {first['questions']} questions, {continuations} continuations each, value at "
-        f"eta = {first['eta']}, scores by {first['aggregation']}",
+        f"{first['prefixes']} prefixes of {first['questions']} questions, {continuations} continuations each, "
+        f"value at eta = {first['eta']}, scores by {first['aggregation']}",
         "",
         _line(width, "", ["Brier", "error (noise off)", "ECE", "ECE recalibrated", "AUC can succeed", "in questions"]),
     ]

@@ -238,8 +238,8 @@ def _check_scores(
         for step_index, value in enumerate(values):
             if not math.isfinite(value):
                 message = (
-                    f"steps[{row}][{step_index}]: the reward model gave {value}, expected a number. Look at its weights "
-                    "and dtype."
+                    f"steps[{row}][{step_index}]: the reward model gave {value}, expected a number. Look at its "
+                    "weights and dtype."
                 )
                 raise HTTPException(500, message)
 
