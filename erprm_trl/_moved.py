@@ -1,4 +1,4 @@
-"""Old import paths of modules and names that moved in 0.2, kept for this release.
+"""Import paths of modules and names before the folders were rearranged, kept for this release.
 
 An import of an old path works, gives the same objects, and warns with the new path. `import erprm_trl` installs the
 finder.

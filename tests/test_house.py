@@ -1,6 +1,7 @@
 """Rules for every file: who imports whom, lengths, lazy imports, tests in their place, no code from data."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -34,24 +35,9 @@ MAY_IMPORT = {
     "policy.online": POLICY,
     "policy.raft": POLICY,
 }
-ON_TOP = {"report", "dial", "scripts", "cli"}  # they import anything, and are imported by none of the others
+ON_TOP = {"report", "dial"}  # they import anything, and are imported by none of the others
 EVERYWHERE = {"_lazy", "_moved"}  # how packages export their names
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 450, 60
-
-# Files that break a rule while they are being rebuilt. Empty this set.
-PENDING = {
-    "policy/raft/raft_trainer.py",
-    "policy/raft/rounds.py",
-    "policy/raft/sampling.py",
-    "reward_model/prm_format.py",
-    "reward_model/scoring/loading.py",
-    "reward_model/scoring/remote.py",
-    "reward_model/scoring/scorer.py",
-    "reward_model/scoring/server.py",
-    "reward_model/scoring/sharded.py",
-    "rollouts/collect.py",
-    "training/checkpoints.py",
-}
 
 
 def module_name(path):
@@ -120,22 +106,15 @@ def forbidden(path, *, source=None):
     ]
 
 
-def each_module(*, pending):
-    """A parameter for each module; with `pending`, those files may fail."""
-    return pytest.mark.parametrize(
-        "path",
-        [path for path in MODULES if not (pending and str(path.relative_to(PACKAGE)) in PENDING)],
-        ids=lambda path: str(path.relative_to(PACKAGE)),
-    )
+each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 
 
 def test_every_folder_has_a_rule():
     folders = {folder(module) for module in PATHS} - ON_TOP - EVERYWHERE - {""}
     assert folders <= set(MAY_IMPORT), f"say in MAY_IMPORT what {folders - set(MAY_IMPORT)} may import"
-    assert all((PACKAGE / name).is_file() for name in PENDING)
 
 
-@each_module(pending=True)
+@each_module
 def test_a_module_imports_what_its_folder_may(path):
     assert not forbidden(path)
 
@@ -184,28 +163,25 @@ def circles(graph):
 
 def test_no_circle_between_files():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
-    pending = {module_name(PACKAGE / name) for name in PENDING}
     graph = {
-        module: {one.module for one in own_imports(path) if one.module in PATHS} - pending
-        for module, path in PATHS.items()
-        if module not in pending
+        module: {one.module for one in own_imports(path) if one.module in PATHS} for module, path in PATHS.items()
     }
     assert not circles(graph)
 
 
-@each_module(pending=True)
+@each_module
 def test_no_relative_import_is_inside_a_function(path):
     """Third-party imports may be lazy; `from .. import rollouts` at the top is, because packages export lazily."""
     assert not [f"line {one.line}: {one.module}" for one in own_imports(path) if one.in_function and one.relative]
 
 
-@each_module(pending=True)
+@each_module
 def test_a_module_docstring_explains_the_module_alone(path):
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert not re.findall(r"[\w/]+\.py\b", docstring), "names a sibling file"
 
 
-@each_module(pending=True)
+@each_module
 def test_modules_and_functions_are_of_a_readable_length(path):
     """Lines of a function are counted without its docstring; constructors, which assign their arguments, are not."""
     source = path.read_text(encoding="utf-8")
@@ -404,3 +380,23 @@ def test_the_dependency_ranges_hold_the_tested_versions():
     for requirement in ranges:
         assert requirement.specifier.contains(tested[requirement.name]), requirement
     assert tested["torch"] == "2.13.0"
+
+
+def test_every_mutant_is_a_text_that_stands_once_in_its_module():
+    """`benchmarks/mutants.py` takes hours: a text that a change has removed is found here."""
+    spec = importlib.util.spec_from_file_location("mutants", ROOT / "tests" / "benchmarks" / "mutants.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    for module, (tests, pairs) in benchmark.MUTANTS.items():
+        source = (PACKAGE / module).read_text(encoding="utf-8")
+        assert [text for text, _ in pairs if source.count(text) != 1] == [], module
+        assert all((ROOT / test).is_file() for test in tests), module
+
+
+PATH_IN_TEXT = re.compile(r"`((?:tests|recipes|accelerate_configs|erprm_trl)/[\w./-]*[\w/])`")
+
+
+@pytest.mark.parametrize("name", ["README.md", "recipes/README.md"])
+def test_paths_that_the_pages_name_exist(name):
+    named = PATH_IN_TEXT.findall((ROOT / name).read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -288,6 +288,8 @@ def test_the_tables_list_no_file_that_does_not_use_the_name():
         for path in MODULES
     }
     for seam in (*SEAMS, *SEAM_ATTRIBUTES):
+        if lacks(seam.path):  # a canary says so
+            continue
         name = seam.path.rpartition(".")[2]
         private = [part for part in (name, *getattr(seam, "parameters", "").split()) if is_private(part)]
         for file in seam.files.split():
@@ -302,6 +304,8 @@ PRIVATE_SEAMS = [seam for seam in (*SEAMS, *SEAM_ATTRIBUTES) if is_private(seam.
 
 @pytest.mark.parametrize("seam", PRIVATE_SEAMS, ids=lambda seam: seam.path)
 def test_a_missing_entry_is_found(seam):
+    if lacks(seam.path):
+        pytest.skip("a canary says that it is gone")
     without = [[entry for entry in table if entry is not seam] for table in (SEAMS, SEAM_ATTRIBUTES)]
     name = seam.path.rpartition(".")[2]
     for file in seam.files.split():

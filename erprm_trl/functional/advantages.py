@@ -12,6 +12,11 @@ from .masked import masked_moments
 from .precision import at_least_float32
 
 
+# A new credit is a name here and a branch in `step_rewards` (with its row in the table). Contracts that tests hold for
+# every credit: a solution of one step is paid its score (from 0), padding and solutions without steps are paid 0, and
+# no two credits pay the same. Then look at `StepGRPOTrainer._token_advantages` (how the rewards are normalised) and at
+# `StepPPOConfig.critic` (whether the reward model's values can be the critic). Configurations and command lines take
+# their choices from this list.
 CREDITS = ("difference", "min_form", "sum", "outcome")
 
 
@@ -112,9 +117,11 @@ def step_rewards(
                 scores[with_steps], aggregation, mask[with_steps]
             )
         return rewards
-    values = prefix_values(scores, mask, aggregation)
-    before = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=-1)
-    return subtract_initial_value((values - before).masked_fill(~mask, 0.0), mask, initial_value)
+    if credit == "difference":
+        values = prefix_values(scores, mask, aggregation)
+        before = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=-1)
+        return subtract_initial_value((values - before).masked_fill(~mask, 0.0), mask, initial_value)
+    raise ValueError(f"Credit: got {credit!r}, expected one with a rule in step_rewards. Add the rule.")
 
 
 def subtract_initial_value(rewards: Tensor, mask: Tensor, initial_value: Tensor | float) -> Tensor:

@@ -89,7 +89,8 @@ class Handoff(Generic[BatchT]):
         if batch is None:
             raise RuntimeError(
                 f"Step scores: got no batch, expected one of {length} completions. Each batch is taken once, after "
-                "the trainer has called its StepRewardFunction. Do not replace that function in `reward_funcs`."
+                "the trainer has called its StepRewardFunction. Do not replace that function in `reward_funcs`. If "
+                "you did not, TRL no longer calls `_calculate_rewards`: install the version of TRL in constraints.txt."
             )
         if len(batch) != length:
             raise RuntimeError(

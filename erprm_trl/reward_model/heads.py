@@ -1,6 +1,5 @@
-"""The heads of reward models: the class that loads each, the MLP head that transformers lacks, and adapters.
-
-Training and scoring read from here how a head is loaded.
+"""What training and scoring both know about the heads of reward models: which model class has which head, the MLP head
+that transformers lacks, the old name of a value head, and whether a folder holds an adapter.
 """
 
 import json

@@ -62,6 +62,8 @@ def step_logits(
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if position_ids is not None:
         inputs["position_ids"] = position_ids
+    if head not in ("lm", "token", "token_mlp"):
+        raise ValueError(f"step_logits: got head={head!r}, expected 'lm', 'token' or 'token_mlp'.")
     if head != "lm":
         return model(**inputs).logits[at_steps].float().flip(-1)  # the second of two classes is "good"
     language_head = (unwrapped if unwrapped is not None else model).get_output_embeddings()

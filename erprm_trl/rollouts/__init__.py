@@ -1,4 +1,6 @@
-"""Questions become graded rollouts: solutions from a policy, and continuations of each of their prefixes."""
+"""Questions become graded rollouts: solutions from a policy, and continuations of each of their prefixes.
+
+Rewards become labels in `labels.labelled_example`."""
 
 from typing import TYPE_CHECKING
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 
@@ -34,6 +35,9 @@ from .shards import (
 )
 from .summary import summarize_rollouts
 
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +120,6 @@ def collect_rollouts(
         `ValueError`: if there are no questions, a number is out of range, or the folder holds another configuration's
             rollouts (the differences are named).
     """
-    from accelerate import PartialState
-    from filelock import FileLock
-    from tqdm.auto import tqdm
-
     _check_numbers(questions, num_solutions, num_continuations, chunk_size)
     reuse = _check_sharing(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
     if grading is None and num_continuations > 0:
@@ -147,6 +147,21 @@ def collect_rollouts(
         target_etas=[float(eta) for eta in target_etas] if adaptive else None,
         tolerance=tolerance if adaptive else None,
     )
+    return _collect(path, settings, questions, sampler, grading, show_progress)
+
+
+def _collect(
+    path: Path,
+    settings: CollectionSettings,
+    questions: Sequence[Question],
+    sampler: Sampler,
+    grading: str | Callable[[str, str], float] | None,
+    show_progress: bool,
+) -> RolloutDataset:
+    """Collects the chunks that the folder does not hold yet, each process its share, and writes the summary."""
+    from accelerate import PartialState
+    from filelock import FileLock
+
     sizes = settings.chunk_sizes
     # Without cpu=True a launched process on a machine without accelerator believes itself alone.
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -160,29 +175,18 @@ def collect_rollouts(
             done = _finished_chunks(path, sizes)
         state.wait_for_everyone()
         todo = [chunk for chunk in range(len(sizes)) if chunk not in done]
-        mine = todo[state.process_index :: state.num_processes]
         started = time.monotonic()
-        work = ChunkWork(questions, sampler, settings)
         with (
-            nullcontext() if grading is None else Grader(grading, answer_pattern=answer_pattern) as grader,
+            nullcontext() if grading is None else Grader(grading, answer_pattern=settings.answer_pattern) as grader,
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
-            tqdm(
-                total=len(questions),
-                initial=len(questions) - sum(sizes[chunk] for chunk in todo) // num_solutions,
-                unit="question",
-                desc="Collecting rollouts",
-                disable=not (show_progress and state.is_main_process),
-            ) as bar,
         ):
-            for chunk in mine:
-                append_rows(shard, work.run_chunk(chunk, grader))
-                saved = {"saved": work.num_saved} if settings.shares_continuations else {}
-                bar.set_postfix(rollouts=work.num_rollouts, **saved, refresh=False)
-                bar.update(sizes[chunk] // num_solutions * state.num_processes)
+            work = ChunkWork(questions, sampler, settings)
+            _append_chunks(shard, todo, work, grader, state, show_progress and state.is_main_process)
             num_timeouts = 0 if grader is None else grader.num_timeouts
         state.wait_for_everyone()
     dataset = RolloutDataset(path)
-    if state.is_main_process and (mine or "summary" not in dataset.manifest):
+    has_worked = bool(todo[state.process_index :: state.num_processes])
+    if state.is_main_process and (has_worked or "summary" not in dataset.manifest):
         summary = {
             **summarize_rollouts(dataset.rows, settings),
             "grading_timeouts": num_timeouts,
@@ -193,6 +197,33 @@ def collect_rollouts(
     state.wait_for_everyone()
     dataset.manifest = read_manifest(path)
     return dataset
+
+
+def _append_chunks(
+    shard: BinaryIO,
+    todo: list[int],
+    work: ChunkWork,
+    grader: Grader | None,
+    state: "PartialState",
+    show_progress: bool,
+) -> None:
+    """Makes this process's share of the chunks and appends each to its shard, with a progress bar."""
+    from tqdm.auto import tqdm
+
+    settings = work.settings
+    num_todo = sum(settings.chunk_sizes[chunk] for chunk in todo) // settings.num_solutions
+    with tqdm(
+        total=settings.num_questions,
+        initial=settings.num_questions - num_todo,
+        unit="question",
+        desc="Collecting rollouts",
+        disable=not show_progress,
+    ) as bar:
+        for chunk in todo[state.process_index :: state.num_processes]:
+            append_rows(shard, work.run_chunk(chunk, grader))
+            saved = {"saved": work.num_saved} if settings.shares_continuations else {}
+            bar.set_postfix(rollouts=work.num_rollouts, **saved, refresh=False)
+            bar.update(settings.chunk_sizes[chunk] // settings.num_solutions * state.num_processes)
 
 
 def _check_numbers(questions, num_solutions: int, num_continuations: int, chunk_size: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class _RowAsMapping(Mapping):
-    """Rows were dictionaries in 0.1: `row["steps"]` works for one more release, with a warning."""
+    """Rows were dictionaries before: `row["steps"]` still works in this release, with a warning."""
 
     __slots__ = ()
 

@@ -1,7 +1,8 @@
 """Writes and resumes checkpoints so that a crash at any moment leaves a complete one, or one known to be incomplete.
 
-A checkpoint counts as complete once its `trainer_state.json` exists. That file is written last: when all processes
-have written theirs, and all of them are on the disk.
+A checkpoint is complete once its `trainer_state.json` exists. That file is written last: when all processes have
+written theirs, and all of them are on the disk. A complete checkpoint is damaged if a file in it cannot be read; a run
+is resumed only from one that is complete and not damaged.
 """
 
 import errno
@@ -34,29 +35,29 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 def checkpoint_damage(checkpoint: str | Path) -> str | None:
-    """Why a checkpoint cannot be resumed from, or `None` if it is whole."""
+    """Why a checkpoint is incomplete or damaged, or `None` if a run can be resumed from it."""
     if not Path(checkpoint, TRAINER_STATE_NAME).is_file():
         return f"{TRAINER_STATE_NAME}, which is written last, is missing"
     return damaged_file(Path(checkpoint).rglob("*"))
 
 
 def set_unfinished_aside(folder: str | Path) -> None:
-    """Renames checkpoints newer than the newest whole one, so that nothing takes them for one, and says so."""
+    """Renames checkpoints newer than the newest one that a run can be resumed from, and logs why."""
     while (checkpoint := _newest(folder)) is not None and (damage := checkpoint_damage(checkpoint)) is not None:
         aside = Path(folder, f"{UNFINISHED}{Path(checkpoint).name}")
-        logger.warning("%s is not whole: %s. It is moved to %s.", checkpoint, damage, aside)
+        logger.warning("%s cannot be resumed from: %s. It is moved to %s.", checkpoint, damage, aside)
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(checkpoint, aside)
 
 
 @contextmanager
 def writing(folder: str | Path) -> Iterator[None]:
-    """Errors of what is saved into the folder meanwhile say what is left, and what to do."""
+    """Errors while files are saved into the folder say what is still there, and what to do."""
     try:
         yield
     except WRITE_ERRORS as error:
         raise OSError(
-            f"{folder} could not be written whole ({error}). What was saved before it is not touched: make room and "
+            f"{folder} could not be written ({error}). What was saved before it is not touched: make room and "
             "train with resume_from_checkpoint=True (recipes: --resume true; RAFT resumes by itself)."
         ) from error
 
@@ -123,6 +124,9 @@ class CrashSafeCheckpoints:
     Mixin of trainers, before [`~transformers.Trainer`] in the bases. `resume_from_checkpoint=True` finds the newest
     complete checkpoint, or starts at the first step if there is none. No checkpoint counts as complete before it is
     one, and no example or update is made twice.
+
+    A trainer adds files of its own to a checkpoint in `_save_own_files`, which every process calls; files that belong
+    to the model (a value head) are saved by `save_model`.
     """
 
     _train_sampler: Sampler | None = None
@@ -137,7 +141,7 @@ class CrashSafeCheckpoints:
         As [`~transformers.Trainer.train`].
 
         Raises:
-            `ValueError`: if `resume_from_checkpoint` names a checkpoint that is not whole.
+            `ValueError`: if `resume_from_checkpoint` names a checkpoint that is incomplete or damaged.
             `OSError`: if nothing can be written to the output folder.
         """
         folder = self._get_output_dir(None)  # seam
@@ -149,11 +153,11 @@ class CrashSafeCheckpoints:
             self.accelerator.wait_for_everyone()
             resume_from_checkpoint = _newest(folder)
             if resume_from_checkpoint is None:
-                logger.warning("%s holds no whole checkpoint: the training begins at its first step.", folder)
+                logger.warning("%s holds no complete checkpoint: the training begins at its first step.", folder)
         elif resume_from_checkpoint and (damage := checkpoint_damage(resume_from_checkpoint)) is not None:
             raise ValueError(
-                f"{resume_from_checkpoint}: {damage}, expected a whole checkpoint. Resume from another one, or pass "
-                "resume_from_checkpoint=True for the newest whole one."
+                f"{resume_from_checkpoint}: {damage}, expected a complete checkpoint. Resume from another one, or "
+                "pass resume_from_checkpoint=True for the newest complete one."
             )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 

@@ -67,8 +67,11 @@ MUTANTS = {
         [
             (".cummin(-1).values", ".amin(-1, keepdim=True).expand_as(scores)"),
             ("(-scores / temperature)", "(scores / temperature)"),
-            ("before = torch.cat([start[:, None], values[:, :-1]], dim=-1)", "before = values.roll(1, -1)"),
-            ("last = mask[some].sum(-1) - 1", "last = mask[some].sum(-1) * 0"),
+            (
+                "before = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=-1)",
+                "before = values.roll(1, -1)",
+            ),
+            ("last = mask[with_steps].sum(-1) - 1", "last = mask[with_steps].sum(-1) * 0"),
             ("masked_moments(grouped, grouped_mask, dim=-1)", "masked_moments(grouped, grouped_mask | True, dim=-1)"),
             ("means.squeeze(-1).repeat_interleave(group_size)", "means.squeeze(-1).repeat(group_size)"),
             ("next_value = torch.where(here, values[:, t], next_value)", "next_value = values[:, t]"),
@@ -116,7 +119,7 @@ MUTANTS = {
         ["tests/reward_model/test_encoding.py"],
         [
             ("positions.append(len(ids) - 1)", "positions.append(len(ids) - 2)"),
-            ("piece = [*(between if number else []), *step_ids, *separator]", "piece = [*step_ids, *separator]"),
+            ("piece = [*(between if step_index else []), *step_ids, *separator]", "piece = [*step_ids, *separator]"),
             ("len(ids) + len(piece) > max_length", "len(ids) + len(piece) >= max_length"),
             ("return max(bisect_left(starts, end), bisect_right(ends, end))", "return bisect_right(ends, end)"),
             (
@@ -155,12 +158,12 @@ MUTANTS = {
             ("self.prm_format.save(output_dir or self.args.output_dir)", "pass"),
             ("self._num_tokens = int(counts[-1]) if counts else 0", "self._num_tokens = 0"),
             ('logs[f"{prefix}loss"] = loss', "pass"),
-            ("last_step_only=args.train_on_last_step_only", "last_step_only=False"),
+            ('"last_step_only": args.train_on_last_step_only', '"last_step_only": False'),
         ],
     ),
     "rollouts/dataset.py": (
         ["tests/rollouts/test_collect.py"],
-        [("                if len(rows) == rows_in_chunk[chunk]:\n", "                if True:\n")],
+        [("                if len(rows) != rows_in_chunk[chunk]:\n", "                if False:\n")],
     ),
     "rollouts/shards.py": (
         ["tests/rollouts/test_collect.py"],
@@ -239,7 +242,7 @@ MUTANTS = {
     "policy/online/step_trainer.py": (
         ["tests/policy/online/test_step_grpo_trainer.py"],
         [
-            ("outcomes[given.isnan().all(-1)] = torch.nan", "pass"),
+            ("outcomes[other_rewards.isnan().all(-1)] = torch.nan", "pass"),
             ("return self.num_generations if self.model.training else self.num_generations_eval", "return 1"),
             ("start = self.accelerator.process_index * len(batch)", "start = 0 * len(batch) + 1"),
             ("both = ~(graded.isnan() | scored.isnan())", "both = ~graded.isnan() & (graded < 2)"),

@@ -13,6 +13,7 @@ from trl.trainer.utils import nanstd
 from erprm_trl.functional import (
     AGGREGATIONS,
     CREDITS,
+    advantages,
     aggregate,
     generalized_advantages,
     group_mean,
@@ -496,3 +497,16 @@ SCORES, MASK = pad([[0.5], [0.2], [0.1]])
 def test_arguments_that_do_not_fit_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_no_two_credits_pay_the_same():
+    """A credit without a rule of its own would be paid by another one's."""
+    scores, mask = torch.tensor([[0.9, 0.2, 0.6]]), torch.ones(1, 3, dtype=torch.bool)
+    paid = {credit: tuple(step_rewards(scores, mask, credit, aggregation="mean")[0].tolist()) for credit in CREDITS}
+    assert len(set(paid.values())) == len(CREDITS), paid
+
+
+def test_a_credit_without_a_rule_is_an_error(monkeypatch):
+    monkeypatch.setattr(advantages, "CREDITS", (*CREDITS, "new"))
+    with pytest.raises(ValueError, match="got 'new', expected one with a rule"):
+        step_rewards(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), "new")

@@ -76,6 +76,7 @@ def generate_fixed(trainer, completions):
     def generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         return [list(ids) for ids in completions[: len(prompt_ids)]], None
 
+    assert hasattr(trainer, "_generate_single_turn"), "TRL samples in another method now: patch that one"
     trainer._generate_single_turn = generate
 
 

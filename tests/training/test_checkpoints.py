@@ -100,7 +100,7 @@ def test_killed_in_the_second_checkpoint_a_run_goes_on_from_the_first(
         with pytest.raises(Killed):
             make(tmp_path, model_path).train()
     resumed(make, tmp_path, model_path, expected)
-    assert "checkpoint-4 is not whole: trainer_state.json, which is written last, is missing" in caplog.text
+    assert "checkpoint-4 cannot be resumed from: trainer_state.json, which is written last, is missing" in caplog.text
     unfinished = {path.name for path in (tmp_path / "unfinished-checkpoint-4").iterdir()}
     assert "half.pt" in unfinished and (make is not ppo or "value_head.safetensors" in unfinished)
     assert checkpoint_damage(tmp_path / "checkpoint-4") is None
@@ -249,7 +249,7 @@ def test_a_full_disk_names_the_checkpoint_and_the_run_goes_on(run, model_path, t
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_optimizer_and_scheduler", on_a_full_disk)
-        with pytest.raises(OSError, match="checkpoint-4 could not be written whole .*What was saved before it is not"):
+        with pytest.raises(OSError, match="checkpoint-4 could not be written .*What was saved before it is not"):
             make(tmp_path, model_path).train()
     resumed(make, tmp_path, model_path, expected)
 
@@ -294,7 +294,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(run, tmp_path, damage, name
     shutil.copytree(folder, tmp_path / "run")
     damage(tmp_path / "run" / "checkpoint-4" / name)
     set_unfinished_aside(tmp_path / "run")
-    assert f"checkpoint-4 is not whole: {name}" in caplog.text
+    assert f"checkpoint-4 cannot be resumed from: {name}" in caplog.text
     names = {path.name for path in (tmp_path / "run").glob("*checkpoint*")}
     assert names == {"checkpoint-2", "unfinished-checkpoint-4"}
     set_unfinished_aside(tmp_path / "run")  # the one that is left is whole
@@ -324,7 +324,7 @@ def test_with_nothing_whole_a_run_begins_anew_and_says_so(run, model_path, tmp_p
     shutil.copytree(folder / "checkpoint-2", tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
     resumed(make, tmp_path, model_path, expected)
-    assert "holds no whole checkpoint: the training begins at its first step" in caplog.text
+    assert "holds no complete checkpoint: the training begins at its first step" in caplog.text
 
 
 @pytest.mark.slow("trains twice")

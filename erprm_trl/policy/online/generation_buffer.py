@@ -1,5 +1,5 @@
-"""What TRL's checkpoints lack for a resumed run to be the straight one: a generation that updates are still made
-from. The order of questions is `whole_checkpoints`', weights, optimizer and random states are transformers' own."""
+"""Saves the current batch of generations in a checkpoint, so that a run resumed in the middle of a batch matches an
+uninterrupted run. TRL's checkpoints do not hold it."""
 
 import logging
 from pathlib import Path

@@ -69,7 +69,7 @@ class StepGRPOTrainer(StepTrainer):
         """Advantages (B, T) of this process's tokens, 0 at padding."""
         size, scale = self._group_size, self.scale_rewards
         num_tokens = completion_mask.shape[1]
-        if self.args.credit == "outcome":
+        if self.args.credit == "outcome":  # one reward per solution: normalised over solutions, as in GRPO
             scores, answered = steps.solution_scores(self.aggregation), steps.mask.any(-1)
             advantages = group_step_advantages(scores[:, None], answered[:, None], size, scale=scale)
             advantages = advantages[steps.local].expand(-1, num_tokens)

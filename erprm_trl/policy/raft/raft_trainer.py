@@ -1,7 +1,7 @@
-"""RAFT: sample with the policy, keep what the reward model scores best, fine-tune on it, and again.
+"""RAFT: sample with the policy, keep the solutions that the reward model scores best, fine-tune on them, and repeat.
 
-Samples, scores and picks come from `raft_sampling.py`, files are `raft_rounds.py`'s, training is TRL's; here they
-become rounds that may be killed at any moment and run on any number of processes.
+This module runs the rounds: a run that is killed at any moment continues where it was, on any number of processes.
+Training itself is TRL's.
 """
 
 import shutil

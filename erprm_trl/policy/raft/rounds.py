@@ -1,5 +1,5 @@
-"""What a round of RAFT is made of: its questions, the solutions that are kept and why the others are not, its numbers,
-and its folder. No model is loaded here; the rounds are run by `raft_trainer.py`."""
+"""The parts of a RAFT round that need no model: its questions, which solutions are kept and why others are not, its
+metrics, and its folder on disk."""
 
 import json
 import random

@@ -1,7 +1,8 @@
 """What [`StepScorer`] asks of the thing that computes scores: the protocol of a backend, and the error for a solution
 that is too long.
 
-Read it to add a way to score.
+Read it to add a way to score: write a class with the protocol's members, and give an object of it to
+`StepScorer.from_backend`, or to anything that takes a scorer. A path or address gets its backend from `load_backend`.
 """
 
 from collections.abc import Sequence

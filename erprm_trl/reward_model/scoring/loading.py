@@ -95,9 +95,26 @@ def load_backend(
         device = device if device is not None else first
         model = model.to(device)
         reference_model = None if reference_model is None else reference_model.to(device)
-    if reference_model is not None:
-        return ImplicitBackend(model, reference_model, tokenizer, prm_format, **limits)
-    return LocalBackend(model, tokenizer, prm_format, **limits)
+    return backend_of(model, tokenizer, prm_format, reference_model, **limits)
+
+
+def backend_of(
+    model: PreTrainedModel, tokenizer, prm_format: PRMFormat, reference_model: PreTrainedModel | None, **limits: Any
+) -> ScoringBackend:
+    """
+    The backend for a model in this process; `limits` are those of [`LocalBackend`].
+
+    Raises:
+        `ValueError`: if the format's head needs a reference model and there is none.
+    """
+    if prm_format.head != "implicit":
+        return LocalBackend(model, tokenizer, prm_format, **limits)
+    if reference_model is None:
+        raise ValueError(
+            "StepScorer: got head='implicit' and no reference_model, expected the model that the reward model was "
+            "trained against. Name it in PRMFormat(reference_model=...) and load with from_pretrained."
+        )
+    return ImplicitBackend(model, reference_model, tokenizer, prm_format, **limits)
 
 
 @contextmanager
@@ -148,7 +165,7 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
         kwargs = {name: kwargs[name] for name in kwargs if name not in ("num_labels", "trust_remote_code")}
         kwargs["config"] = config
     else:
-        cls = AUTO_MODELS.get(head, AutoModelForCausalLM)
+        cls = AutoModelForCausalLM if head == "implicit" else AUTO_MODELS[head]
         if head == "token":
             kwargs["key_mapping"] = VALUE_HEAD_NAMES
     model, info = cls.from_pretrained(path_or_id, output_loading_info=True, **kwargs)

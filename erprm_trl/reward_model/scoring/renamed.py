@@ -1,4 +1,4 @@
-"""`RemoteStepScorer` and `ShardedStepScorer`, the names of 0.1 for scorers over a server and over a ZeRO-3 training.
+"""`RemoteStepScorer` and `ShardedStepScorer`, earlier names for scorers over a server and over a ZeRO-3 training.
 
 Kept for this release. New code calls `StepScorer.from_backend` with a [`RemoteBackend`] or a [`ShardedBackend`].
 """

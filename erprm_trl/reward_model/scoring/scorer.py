@@ -13,9 +13,7 @@ from ...functional.aggregation import aggregate
 from ...steps import clean_steps, split_steps
 from ..prm_format import FormatTokenIds, PRMFormat
 from .backend import CollectiveBackend, ScoringBackend, SolutionTooLong
-from .implicit import ImplicitBackend
-from .loading import load_backend
-from .local import LocalBackend
+from .loading import backend_of, load_backend
 
 
 if TYPE_CHECKING:
@@ -70,16 +68,8 @@ class StepScorer:
         max_batch_tokens: int | None = None,
         reference_model=None,
     ):
-        if prm_format.head == "implicit" and reference_model is None:
-            raise ValueError(
-                "StepScorer: got head='implicit' and no reference_model, expected the model that the reward model was "
-                "trained against. Name it in PRMFormat(reference_model=...) and load with from_pretrained."
-            )
         limits = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
-        if prm_format.head == "implicit":
-            self.backend: ScoringBackend = ImplicitBackend(model, reference_model, tokenizer, prm_format, **limits)
-        else:
-            self.backend = LocalBackend(model, tokenizer, prm_format, **limits)
+        self.backend: ScoringBackend = backend_of(model, tokenizer, prm_format, reference_model, **limits)
 
     @classmethod
     def from_backend(cls, backend: ScoringBackend) -> "StepScorer":

@@ -1,6 +1,6 @@
 """A scoring server: an ASGI app that answers step scores over HTTP, and the settings with which uvicorn runs it.
 
-Start it with `recipes/serve_scorer.py`, or run [`scoring_app`] with the arguments `UVICORN`. One thread scores, and
+Start it with the recipe `serve_scorer`, or run [`scoring_app`] with the arguments `UVICORN`. One thread scores, and
 requests that wait meanwhile are scored together. Everything that a client sends is limited in size and time: headers
 and idle connections by the protocol in `UVICORN`, bodies by the app. No text of a request gets into a log or an error.
 """

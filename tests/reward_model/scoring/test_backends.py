@@ -21,6 +21,7 @@ from erprm_trl.reward_model.scoring import ImplicitBackend, LocalBackend, Sharde
 from erprm_trl.reward_model.scoring import sharded as sharded_scoring
 from erprm_trl.reward_model.scoring.server import scoring_app
 from erprm_trl.reward_model.scoring.sharded import check_sharding
+from erprm_trl.rollouts import RolloutRow
 from erprm_trl.selection import guided_search, score_rollouts
 
 
@@ -222,8 +223,11 @@ def test_a_bare_backend_goes_where_a_scorer_goes():
     scorer = load_scorer(LengthBackend(), Accelerator(cpu=True), 32)
     assert isinstance(scorer, StepScorer) and scorer.model_name == "length"
     assert StepRewardFunction(LengthBackend())(["q"], ["ab\ncdef"]) == pytest.approx([0.3])
-    rows = [{"question": "q", "steps": ["ab\n", "c\n"]}, {"question": "q", "steps": ["ab\n", "c\n"]}]
-    rollouts = SimpleNamespace(manifest={"config": {"splitter": "newline"}}, solutions=lambda: [rows])
+    rows = [
+        RolloutRow(chunk=0, question_index=0, solution_index=index, question="q", steps=["ab\n", "c\n"])
+        for index in range(2)
+    ]
+    rollouts = SimpleNamespace(settings=SimpleNamespace(splitter="newline"), solutions=lambda: [rows])
     backend = LengthBackend()
     assert score_rollouts(backend, rollouts) == [[[0.2, 0.1]] * 2] and len(backend.calls[0][0]) == 1
     with pytest.raises(ValueError, match="shard_reward_model=True: got a scorer that is loaded already"):
