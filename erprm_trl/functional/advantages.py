@@ -105,10 +105,11 @@ def step_rewards(
         return (weights * scores).masked_fill(~mask, 0.0)  # the weights of a row without steps are NaN
     if credit == "outcome":
         rewards = torch.zeros_like(scores)
-        some = mask.any(-1)
-        if bool(some.any()):
-            last = mask[some].sum(-1) - 1
-            rewards[some.nonzero().squeeze(-1), last] = aggregate(scores[some], aggregation, mask[some])
+        has_steps = mask.any(-1)
+        if bool(has_steps.any()):
+            last = mask[has_steps].sum(-1) - 1
+            solution_scores = aggregate(scores[has_steps], aggregation, mask[has_steps])
+            rewards[has_steps.nonzero().squeeze(-1), last] = solution_scores
         return rewards
     values = prefix_values(scores, mask, aggregation)
     start = torch.as_tensor(initial_value, dtype=values.dtype, device=values.device).expand(values.shape[0])
@@ -267,5 +268,5 @@ def spread_over_steps(step_values: Tensor, step_ends: Tensor, mask: Tensor, num_
 
 
 def _clean(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    # What lies under a mask may be anything, NaN included: it is zero from here on.
+    # Values that the mask hides may be anything, NaN included: they are zero from here on.
     return at_least_float32(values).masked_fill(~mask.bool(), 0.0), mask.bool()

@@ -1,7 +1,7 @@
 """The entropy-regularised (ER) value of a prefix and its limits: rewards of sampled continuations become soft step
 labels.
 
-Pure tensor functions; what samples and grades the continuations is `erprm_trl.rollouts`.
+Pure tensor functions. `erprm_trl.rollouts` samples and grades the continuations.
 """
 
 import math

@@ -48,13 +48,13 @@ def success_counts(rewards: Sequence[Sequence[float]], eta: float) -> tuple[Tens
 
     Source: the inverse of the process reward of arXiv 2412.11006, section 3, for 0/1 rewards.
     """
-    flat = torch.tensor([reward for some in rewards for reward in some], dtype=torch.float64)
+    flat = torch.tensor([reward for prefix_rewards in rewards for reward in prefix_rewards], dtype=torch.float64)
     if not bool(((flat >= 0) & (flat <= 1)).all()):
         raise ValueError(
             "Rewards: got one that is NaN or outside [0, 1], where success rates have no posterior. Rescale the "
             "grader's rewards to [0, 1], or collect with allocation='fixed' and label with estimator='sample'."
         )
-    counts = torch.tensor([len(some) for some in rewards])
+    counts = torch.tensor([len(prefix_rewards) for prefix_rewards in rewards])
     prefix_of = torch.arange(len(rewards)).repeat_interleave(counts)
     rates = implied_success_rate(flat, eta)
     successes = torch.zeros(len(rewards), dtype=torch.float64).index_add(0, prefix_of, rates)
@@ -133,8 +133,8 @@ def posterior_value(
         raise ValueError(f"eta: got {eta}, expected a finite number. A maximum has no posterior.")
     a, b = successes.double() + prior[0], failures.double() + prior[1]
     means, deviations = [], []
-    for some_a, some_b in zip(a.flatten().split(4096), b.flatten().split(4096), strict=True):
-        rates, weights = _beta_on_grid(some_a, some_b)
+    for part_a, part_b in zip(a.flatten().split(4096), b.flatten().split(4096), strict=True):
+        rates, weights = _beta_on_grid(part_a, part_b)
         values = soft_value_from_rate(rates, eta)
         means.append((weights * values).sum(-1))
         deviations.append((weights * (values - means[-1][:, None]).square()).sum(-1).sqrt())

@@ -68,7 +68,7 @@ MUTANTS = {
             (".cummin(-1).values", ".amin(-1, keepdim=True).expand_as(scores)"),
             ("(-scores / temperature)", "(scores / temperature)"),
             ("before = torch.cat([start[:, None], values[:, :-1]], dim=-1)", "before = values.roll(1, -1)"),
-            ("last = mask[some].sum(-1) - 1", "last = mask[some].sum(-1) * 0"),
+            ("last = mask[has_steps].sum(-1) - 1", "last = mask[has_steps].sum(-1) * 0"),
             ("masked_moments(grouped, grouped_mask, dim=-1)", "masked_moments(grouped, grouped_mask | True, dim=-1)"),
             ("means.squeeze(-1).repeat_interleave(group_size)", "means.squeeze(-1).repeat(group_size)"),
             ("next_value = torch.where(here, values[:, t], next_value)", "next_value = values[:, t]"),
