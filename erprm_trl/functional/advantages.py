@@ -297,5 +297,5 @@ def spread_over_steps(step_values: Tensor, step_ends: Tensor, mask: Tensor, num_
 
 
 def _clean(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    # What lies under a mask may be anything, NaN included: it is zero from here on.
+    # Values that the mask hides may be anything, NaN included: they are zero from here on.
     return at_least_float32(values).masked_fill(~mask.bool(), 0.0), mask.bool()

@@ -133,8 +133,8 @@ def posterior_value(
         raise ValueError(f"eta: got {eta}, expected a finite number. A maximum has no posterior.")
     a, b = successes.double() + prior[0], failures.double() + prior[1]
     means, deviations = [], []
-    for some_a, some_b in zip(a.flatten().split(4096), b.flatten().split(4096), strict=True):
-        rates, weights = _beta_on_grid(some_a, some_b)
+    for part_a, part_b in zip(a.flatten().split(4096), b.flatten().split(4096), strict=True):
+        rates, weights = _beta_on_grid(part_a, part_b)
         values = soft_value_from_rate(rates, eta)
         means.append((weights * values).sum(-1))
         deviations.append((weights * (values - means[-1][:, None]).square()).sum(-1).sqrt())

@@ -27,6 +27,7 @@ def line(**changes):
     return json.dumps({"chunk": 1, "question_index": 2, "solution_index": 0, **changes}).encode() + b"\n"
 
 
+@pytest.mark.slow("collects many times")
 @pytest.mark.parametrize(
     "damage",
     [

@@ -440,6 +440,7 @@ def test_a_run_resumed_inside_a_collapse_stops_where_a_straight_one_does(tmp_pat
     assert trainer.state.global_step == 14 and guard.last_good_checkpoint == str(tmp_path / "checkpoint-9")
 
 
+@pytest.mark.slow("trains until it collapses")
 @pytest.mark.parametrize(
     ("arguments", "last_step", "kept"),
     [

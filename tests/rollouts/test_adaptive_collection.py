@@ -183,6 +183,7 @@ def test_cut_off_anywhere_it_continues_with_the_same_rows(tmp_path, cut):
     assert again.calls == [] and len((tmp_path / "manifest.json").read_bytes()) == pytest.approx(len(manifest), abs=4)
 
 
+@pytest.mark.slow("collects many times")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

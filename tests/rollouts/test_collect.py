@@ -150,6 +150,7 @@ def test_damage_in_the_middle_is_named(tmp_path):
         collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
 
 
+@pytest.mark.slow("collects many times")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from erprm_trl.selection import bootstrap
-from erprm_trl.selection.bootstrap import bootstrap_interval, paired_bootstrap_interval
+from erprm_trl.selection.bootstrap import (
+    bootstrap_interval,
+    mean_and_interval,
+    middle_quantiles,
+    paired_bootstrap_interval,
+    percentile_interval,
+)
 
 
 def test_two_questions_worked_by_hand():
@@ -82,3 +88,11 @@ def test_what_cannot_be_resampled_is_named(arguments, message):
 def test_pairs_need_the_same_questions():
     with pytest.raises(ValueError, match="`left` has 2 numbers and `right` has 3"):
         paired_bootstrap_interval([0.1, 0.2], [0.1, 0.2, 0.3])
+
+
+def test_the_interval_of_resamples_by_hand():
+    resampled = np.arange(101.0)[::-1]
+    assert percentile_interval(resampled, (0.1, 0.9)) == pytest.approx((10.0, 90.0))
+    assert mean_and_interval(np.float64(50.0), resampled, (0.25, 0.5)) == {"mean": 50.0, "low": 25.0, "high": 50.0}
+    assert middle_quantiles(0.5) == (0.25, 0.75)
+    assert all(type(value) is float for value in mean_and_interval(np.float64(1.0), resampled, (0.1, 0.9)).values())

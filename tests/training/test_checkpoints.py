@@ -318,6 +318,7 @@ def test_a_checkpoint_given_by_its_path_has_to_be_whole(model_path, tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.slow("trains several times")
 @pytest.mark.parametrize("run", [erprm], indirect=True)
 def test_with_nothing_whole_a_run_begins_anew_and_says_so(run, model_path, tmp_path, caplog):
     make, folder, expected = run

@@ -122,6 +122,7 @@ def test_a_loss_of_another_process_ends_this_one_too(name, tmp_path, monkeypatch
     assert len(losses) == 1 and math.isfinite(losses[0])
 
 
+@pytest.mark.slow("trains")
 def test_a_weight_that_no_loss_sees(tmp_path):
     trainer = make("erprm lm", tmp_path)
     unused = trainer.processing_class.convert_tokens_to_ids("Zoe")
@@ -156,6 +157,7 @@ def test_scores_and_rewards(name, value, tmp_path):
         make(name, tmp_path, funcs=[grader]).train()
 
 
+@pytest.mark.slow("trains several times")
 def test_a_score_in_trls_own_trainer(tmp_path):
     tokenizer = word_level()
     reward = StepRewardFunction(FakeScorer(lambda step: math.nan))

@@ -412,6 +412,7 @@ def test_canary_what_calculates_rewards_sees(tmp_path, monkeypatch):
     torch.testing.assert_close(rewards, torch.tensor([[0.8, 1.0], [0.2, 0.0]]))  # (N, F)
 
 
+@pytest.mark.slow("trains several times")
 @pytest.mark.parametrize(
     "others",
     [
@@ -462,6 +463,7 @@ def test_rows_keep_their_advantages_through_shuffling_and_splitting(tmp_path, ot
     assert len(met) == 4 * trainer.args.steps_per_generation
 
 
+@pytest.mark.slow("trains twice")
 def test_the_same_seed_gives_the_same_weights_bitwise(tmp_path):
     def run(name, seed):
         trainer = make_trainer(tmp_path / name, scorer=FakeScorer(by_text), seed=seed, shuffle_dataset=True)

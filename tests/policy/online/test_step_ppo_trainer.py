@@ -480,6 +480,7 @@ def test_a_checkpoint_without_a_head_is_an_error(tmp_path):
         trained(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
 
 
+@pytest.mark.slow("trains several times")
 def test_lora_trains_the_head_and_resumes(tmp_path, policy_path):
     def run(folder):
         lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
@@ -503,6 +504,7 @@ def test_lora_trains_the_head_and_resumes(tmp_path, policy_path):
     assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in end.items())
 
 
+@pytest.mark.slow("trains several times")
 @pytest.mark.parametrize(
     "others", [{"gradient_checkpointing": True}, {"bf16": True}], ids=["gradient checkpointing", "bf16"]
 )

@@ -355,6 +355,7 @@ def test_lora(build, tmp_path):
     assert equal(weights(again), runs["last"])
 
 
+@pytest.mark.slow("trains a round")
 def test_no_answers_no_grades(build, tmp_path):
     trainer = build(questions=[{"prompt": row["question"]} for row in QUESTIONS], num_rounds=1, drop_uniform=None)
     trainer.train()
@@ -366,6 +367,7 @@ def test_no_answers_no_grades(build, tmp_path):
         build(questions=[{"prompt": row["question"]} for row in QUESTIONS], drop_uniform=True)
 
 
+@pytest.mark.slow("trains a round")
 def test_with_answers_uniform_questions_are_dropped_by_default(build):
     trainer = build(questions=ANSWERED, num_rounds=1, drop_uniform=None)
     trainer.train()
@@ -428,6 +430,7 @@ def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path
         build(use_vllm=True, peft_config=LoraConfig(r=2, target_modules="all-linear"))
 
 
+@pytest.mark.slow("trains a round")
 def test_a_reward_model_by_path(build, scorer, tmp_path):
     scorer.model.save_pretrained(tmp_path / "erprm")
     scorer.tokenizer.save_pretrained(tmp_path / "erprm")

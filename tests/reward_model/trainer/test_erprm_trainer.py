@@ -112,6 +112,7 @@ def test_the_logged_loss_and_metrics_by_an_independent_forward(model_path, tmp_p
     assert metrics["eval_score/step_1"] == pytest.approx(sum(first) / len(first), abs=1e-6)
 
 
+@pytest.mark.slow("trains several times")
 @pytest.mark.parametrize(
     "options", [{"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}, {"pad_to_multiple_of": 32}]
 )
@@ -128,6 +129,7 @@ def test_accumulation_and_padding_change_nothing(options, model_path, tmp_path):
     assert runs[0][1] == pytest.approx(runs[1][1], abs=1e-5)
 
 
+@pytest.mark.slow("trains twice")
 def test_resume_equals_a_straight_run_bitwise(model_path, tmp_path):
     straight = ERPRMTrainer(model_path, config(tmp_path / "a", max_steps=6), train_dataset=DATA)
     straight.train()

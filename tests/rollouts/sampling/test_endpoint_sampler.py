@@ -432,6 +432,7 @@ def leaked(secret, error, caplog, folder):
     return [text for text in texts if secret in text]
 
 
+@pytest.mark.slow("runs a recipe")
 @pytest.mark.parametrize("login", ["", "user:passw0rd@"], ids=["key", "login"])
 def test_the_key_is_sent_and_seen_nowhere(login, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("THE_KEY", KEY + "\n")
@@ -500,6 +501,7 @@ def test_an_interrupt_leaves_no_thread_and_no_request():
     assert server.left_by_client == len(server.bodies) == 8
 
 
+@pytest.mark.slow("collects several times")
 def test_a_failure_writes_nothing_and_another_server_continues(tmp_path):
     def dies(body, attempt):
         return 503 if len(server.bodies) > 60 else None

@@ -256,6 +256,7 @@ OWN = {
 }
 
 
+@pytest.mark.slow("samples with many models")
 @pytest.mark.parametrize("name", OWN)
 def test_models_with_another_attention_are_given_copies(name, dial_policy):
     model = tiny(OWN[name])
