@@ -185,6 +185,7 @@ def test_presets_are_plain_facts():
 # What a scoring server needs besides
 
 
+@pytest.mark.slow("starts a process without the package")
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
 def test_only_the_server_needs_what_serves(package):
     code = f"""
