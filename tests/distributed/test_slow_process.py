@@ -12,6 +12,8 @@ from zoo import save_tiny, word_level
 from erprm_trl import ERPRMConfig, ERPRMTrainer
 
 
+pytestmark = pytest.mark.slow("starts two processes, one of them slow")
+
 SCRIPT = """
 import sys
 import torch.distributed

@@ -2,6 +2,7 @@
 code that makes them changes."""
 
 import ast
+import functools
 import hashlib
 from pathlib import Path
 
@@ -94,6 +95,11 @@ def imported(tree, module):
     return homes
 
 
+@functools.cache
+def parsed(source):
+    return ast.parse(source)
+
+
 def code_of(entries, source=read):
     """The normalised code that the entries use, by (module, name)."""
     code, todo = {}, list(entries)
@@ -101,7 +107,7 @@ def code_of(entries, source=read):
         module, name = todo.pop()
         if (module, name) in code:
             continue
-        tree = ast.parse(source(module))
+        tree = parsed(source(module))
         node = Normalised().visit(definitions(tree)[name])
         code[module, name] = ast.unparse(ast.fix_missing_locations(node))
         used = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}

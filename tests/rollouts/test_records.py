@@ -166,6 +166,7 @@ def test_public_functions_take_rows_and_mappings_alike(tmp_path):
     assert as_rows(rows)[0][0] is rows[0][0]
 
 
+@pytest.mark.slow("collects, trains and writes a report")
 def test_our_own_chain_never_reads_rows_by_key(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", f".*{WARNING}", FutureWarning)

@@ -166,6 +166,7 @@ def test_the_state_appears_when_the_disk_has_everything_else(make, save_only_mod
     assert {event[1] for event in events[waits[-2] : waits[-1]] if event[0] == "flush"} >= files
 
 
+@pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("save_only_model", [False, True])
 @pytest.mark.parametrize("make", [erprm, ppo])
 def test_a_process_that_does_not_save_waits_as_often_as_one_that_does(
