@@ -123,7 +123,7 @@ def implied_success_rate(values: Tensor, eta: float) -> Tensor:
         `torch.Tensor`: float64 of the same shape, in [0, 1]; 0 and 1 stay what they are.
 
     Limits: `exp(eta V)` is a mean over continuations, which V is not: distances between rates can be freed of the
-    noise of K exactly ([`squared_error_without_noise`]) whatever eta is.
+    noise of K exactly ([`squared_error_without_noise`]) at every eta.
     """
     if not math.isfinite(eta):
         raise ValueError(f"`eta` is {eta}: expected a finite number. A maximum stands for no success rate.")

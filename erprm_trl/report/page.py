@@ -1,7 +1,7 @@
 """One HTML file about a run's folder: solutions with the scores and raw rewards of their steps, comparisons, curves,
 manifests.
 
-The file needs no other file and no network. Text that a model wrote is shown as text, whatever it contains.
+The file needs no other file and no network. Text that a model wrote is shown as text and never as markup.
 """
 
 import base64

@@ -26,7 +26,7 @@ class DataCollatorForStepLabels(DataCollatorMixin):
         packing (`bool`, *optional*, defaults to `False`):
             Lays short examples behind one another in a row, as many as fit the batch's longest, instead of padding
             each. `position_ids` start again with every example, by which transformers keeps their attention apart.
-            There is no `attention_mask`: it would say that a row is one text.
+            There is no `attention_mask`: it would mark each packed row as a single text.
 
     Returns, for B examples in R rows (B without packing): `input_ids` and `attention_mask` or `position_ids` (R, T);
     `rows`, `starts` and `lengths` (B,), where each example lies; `step_positions` (B, S), indices into its row,

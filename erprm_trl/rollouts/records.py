@@ -50,7 +50,7 @@ class RolloutRow(_RowAsMapping):
         question_index (`int`):
             Index of the question in the collection.
         solution_index (`int`):
-            Index of the solution among those of its question.
+            Index of the solution among the solutions of its question.
         question (`str`):
             Text of the question.
         steps (`list[str]`):

@@ -128,7 +128,7 @@ def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
 
 def append_rows(file, rows: list[RolloutRow]) -> None:
     """Appends a chunk's rows by one write and waits until the disk has them."""
-    # ASCII escapes: whatever a model writes (lone surrogates, line separators) stays one line and reads back the same.
+    # ASCII escapes: model output with lone surrogates or line separators stays one line and reads back the same.
     lines = memoryview("".join(json.dumps(row.to_json()) + "\n" for row in rows).encode("ascii"))
     try:
         # Past the file's buffer, which would try again when it is closed.

@@ -85,7 +85,7 @@ def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
 
     Args:
         scorer ([`~erprm_trl.reward_model.StepScorer`] or [`~erprm_trl.reward_model.ScoringBackend`]):
-            The reward model. Steps are those of the rollouts, not those of its own splitter.
+            The reward model. Scores the steps of the rollouts; its own splitter is not used.
         rollouts ([`~erprm_trl.rollouts.RolloutDataset`]):
             The solutions.
 

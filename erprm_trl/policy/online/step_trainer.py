@@ -187,7 +187,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         return output
 
     def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
-        """Replaces the advantages (B,) in TRL's batch by those of the tokens (B, T)."""
+        """Replaces the advantages (B,) in TRL's batch by the advantages of the tokens (B, T)."""
         raise NotImplementedError(f"{type(self).__name__} makes no advantages: use StepGRPOTrainer or StepPPOTrainer.")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

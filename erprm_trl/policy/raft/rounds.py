@@ -54,7 +54,7 @@ def pick_solutions(
 
     Args:
         rows (`Sequence[RolloutRow]`):
-            Solutions, those of each question following one another.
+            Solutions, ordered by question.
         scores (`Sequence[float | None]`):
             Score of each, `None` where it is unusable.
         unusable (`Sequence[str | None]`):

@@ -45,7 +45,7 @@ def load_scorer(
     sharded: bool = False,
 ) -> StepScorer:
     """
-    The reward model: whole on every process, split over those of a ZeRO-3 training, or on a scoring server.
+    The reward model: whole on every process, split over the processes of a ZeRO-3 training, or on a scoring server.
 
     Raises:
         `ValueError`: if a given scorer's weights are partitioned by ZeRO-3, or it is to be split and is given or the

@@ -65,7 +65,7 @@ def load_backend(
     trust_remote_code: bool = False,
     accelerator: "Accelerator | None" = None,
 ) -> ScoringBackend:
-    """The backend for a reward model; arguments and errors are those of [`StepScorer.from_pretrained`]."""
+    """The backend for a reward model; arguments and errors as in [`StepScorer.from_pretrained`]."""
     if is_url(path_or_id):
         refuse_loading(
             prm_format=prm_format,
@@ -102,7 +102,7 @@ def backend_of(
     model: PreTrainedModel, tokenizer, prm_format: PRMFormat, reference_model: PreTrainedModel | None, **limits: Any
 ) -> ScoringBackend:
     """
-    The backend for a model in this process; `limits` are those of [`LocalBackend`].
+    The backend for a model in this process; `limits` go to [`LocalBackend`].
 
     Raises:
         `ValueError`: if the format's head needs a reference model and there is none.

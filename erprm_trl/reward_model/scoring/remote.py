@@ -32,7 +32,7 @@ class RemoteBackend:
     connections, servers that hang, and the statuses 408, 429, 502, 503 and 504 are retried after growing, jittered
     waits, and no sooner than `Retry-After` says. Any other failure ends the call.
 
-    Scores are those of the same model in this process. Where a call takes several requests, or the server joins
+    Scores are the same as with the model in this process. Where a call takes several requests, or the server joins
     requests, their last bits can depend on what was scored together.
 
     Args:

@@ -1,4 +1,4 @@
-"""The one way to ask for step scores, whatever computes them: [`StepScorer`].
+"""Step scores from any backend: [`StepScorer`].
 
 Selection, guided search, policy training and the scoring server all call it.
 """
