@@ -73,11 +73,9 @@ def pytest_collection_finish():
 @pytest.fixture(scope="session")
 def dial_policy():
     """The shipped policy and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from zoo import load_dial_policy
 
-    from erprm_trl import dial
-
-    return AutoModelForCausalLM.from_pretrained(dial.BASE_PATH), AutoTokenizer.from_pretrained(dial.BASE_PATH)
+    return load_dial_policy()
 
 
 @pytest.fixture(scope="session")

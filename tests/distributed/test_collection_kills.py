@@ -4,11 +4,9 @@ alone."""
 import os
 import random
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from forked_launch import launch_forked
 
 from erprm_trl import TransformersSampler, collect_rollouts, dial, load_questions
 from erprm_trl.rollouts import collect
@@ -17,13 +15,6 @@ from erprm_trl.rollouts import collect
 pytestmark = pytest.mark.slow("starts processes and kills them")
 
 
-SCRIPT = """
-import sys
-from accelerate import PartialState
-from test_collection_kills import collect_and_die
-collect_and_die(sys.argv[1], [int(number) for number in sys.argv[2].split(",") if number])
-PartialState().destroy_process_group()
-"""
 CHUNKS = 9
 
 
@@ -52,6 +43,7 @@ def collect_and_die(folder, deaths):
             before = file.tell()
             append_rows(file, rows)
             os.truncate(file.fileno(), random.Random(rank).randint(before, file.tell() - 1))
+            print("killed\n", end="", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         append_rows(file, rows)
 
@@ -59,28 +51,19 @@ def collect_and_die(folder, deaths):
     run(folder)
 
 
-def launch(folder, script, processes, deaths=()):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(script), str(folder), ",".join(map(str, deaths))]
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": paths}
-    )
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_processes_lose_and_double_nothing(tmp_path, seed):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
     chance = random.Random(seed)
     one_dies = [0, 0, 0]
     one_dies[chance.randrange(3)] = chance.randint(1, 2)
     folder = tmp_path / "killed"
-    for processes, deaths in ((3, one_dies), (3, [1, 1, 1])):
-        done = launch(folder, script, processes, deaths)
-        assert done.returncode != 0 and "SIGKILL" in done.stderr, done.stderr[-3000:]
-    done = launch(folder, script, 2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launches = [(3, one_dies), (3, [1, 1, 1]), (2, [])]
+    (first, second, last), printed = launch_forked(
+        collect_and_die, [(processes, [str(folder), deaths]) for processes, deaths in launches]
+    )
+    assert first and second and last is None, (first, second, last)
+    assert printed.count("killed") >= 2  # the launcher may stop a process before it comes to its own death
+    assert printed.count("world 2") == 2
     whole, alone = collect.RolloutDataset(folder), run(tmp_path / "alone")
     assert whole.rows == alone.rows
     lines = [line for path in folder.glob("rollouts-*.jsonl") for line in path.read_text().splitlines()]

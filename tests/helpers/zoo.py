@@ -12,7 +12,14 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import AutoModelForTokenClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from erprm_trl import PRMFormat, dial
 
@@ -24,6 +31,11 @@ CORPUS = [
     "Käse kostet 3 €; ½ davon ist … 1,5 €.\n",
 ] * 20
 STEPS = ["Natalia sold 48/2 = 24 clips in May.", "She sold 48+24 = 72 €, ½ of it!", "The answer is \\boxed{72}."]
+
+
+def load_dial_policy():
+    """The shipped policy and its tokenizer."""
+    return AutoModelForCausalLM.from_pretrained(dial.BASE_PATH), AutoTokenizer.from_pretrained(dial.BASE_PATH)
 
 
 def byte_level_bpe():

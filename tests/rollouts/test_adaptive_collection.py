@@ -10,6 +10,7 @@ import torch
 from fake_sampler import FakeSampler
 from launched_collection import collect_in_processes
 from trl import TrlParser
+from zoo import load_dial_policy
 
 from erprm_trl import dial
 from erprm_trl.functional import fit_beta_prior, posterior_value, soft_value
@@ -214,11 +215,11 @@ def test_settings_that_do_not_fit(tmp_path, change, message):
         collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **{**SETTINGS, **change})
 
 
-def adaptive_collection(folder, policy):
+def adaptive_collection(folder, policy=None):
     """Three chunks on dial, with the value of the bare question."""
     return collect_rollouts(
         [Question(**row) for row in dial.make_questions(5, seed=5)],
-        TransformersSampler(*policy, max_new_tokens=24, batch_size=64),
+        TransformersSampler(*(policy or load_dial_policy()), max_new_tokens=24, batch_size=64),
         folder,
         num_continuations=3,
         allocation="adaptive",

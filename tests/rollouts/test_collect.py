@@ -13,6 +13,7 @@ from fake_sampler import FakeSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launched_collection import collect_in_processes
+from zoo import load_dial_policy
 
 from erprm_trl import dial
 from erprm_trl.rollouts import (
@@ -253,8 +254,8 @@ def test_shards_of_other_processes_are_taken_over(tmp_path, shards):
     assert collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "many", **SETTINGS).rows == whole.rows
 
 
-def small_collection(folder, policy):
-    sampler = TransformersSampler(*policy, max_new_tokens=12, batch_size=64)
+def small_collection(folder, policy=None):
+    sampler = TransformersSampler(*(policy or load_dial_policy()), max_new_tokens=12, batch_size=64)
     questions = [Question(**row) for row in dial.make_questions(4, seed=5)]
     return collect_rollouts(
         questions,
