@@ -19,9 +19,9 @@ $(INSTALLED): setup.cfg constraints.txt
 quickstart: install
 	$(BIN)/python recipes/quickstart.py --config recipes/dial/quickstart.yaml
 
-# Every test, in at most 12 minutes on two cores. The tests of a file share their models, and stay in one process.
+# Every test, in about 13 minutes on two cores. The tests of a file share their models, and stay in one process.
 test: install
-	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # While you work: no launched process, no browser, no long training; at most 90 seconds on two cores.
 test-fast: install
