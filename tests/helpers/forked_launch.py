@@ -45,9 +45,7 @@ def _run(module, function, arguments):
 
 
 def _main(module, function, launches):
-    import_module(module)
-    import erprm_trl.rollouts.sampling.transformers_sampler  # noqa: F401 imported once, before the processes are forked
-
+    import_module(module)  # and with it what its functions use, before the processes are forked
     errors = []
     for num_processes, arguments in launches:
         config = LaunchConfig(
