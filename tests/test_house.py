@@ -16,14 +16,15 @@ PACKAGE = ROOT / "erprm_trl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom, by folder. A folder that is named here with its parent has rules of its own.
-BASE = {"io", "functional", "steps"}
+BASE = {"io", "functional", "steps", "reasoning"}
 CONTRACT = {"reward_model", *BASE}
 POLICY = {"policy", "reward_model.scoring", "training", "rollouts", "_trl", *CONTRACT}
 MAY_IMPORT = {
     "io": set(),
     "functional": set(),
     "memory": set(),
-    "steps": set(),
+    "reasoning": set(),
+    "steps": {"reasoning"},
     "_trl": set(),
     "training": {"io", "functional"},
     "rollouts": BASE,
