@@ -29,9 +29,11 @@ class Verdict(NamedTuple):
 # `{0}` is a number without thousands commas, `{1}` the same with them.
 SPELLINGS = [
     "#### {0}", "#### {1}", "#### ${1}", "#### {1} dollars", "#### {0} eggs", "#### **{0}**", "####{0}\n",
-    r"\boxed{{{0}}}", r"\boxed{{{1}}}", r"\boxed{{\${1}}}", r"\boxed{{{0}\text{{ cm}}}}", r"\boxed{{{0} \text{{ cm}}^2}}",
+    r"\boxed{{{0}}}", r"\boxed{{{1}}}", r"\boxed{{\${1}}}", r"\boxed{{{0}\text{{ cm}}}}",
+    r"\boxed{{{0} \text{{ cm}}^2}}",
     r"\boxed{{\text{{{0} eggs}}}}", r"\boxed{{{0} km/h}}", r"\boxed{{{0}\,\text{{km/h}}}}", r"\boxed{{€{1}}}",
-    r"\boxed{{{0}^\circ}}", r"\boxed{{{0}°}}", r"\boxed{{{0}\%}}", r"\boxed{{x = {0}}}", r"\boxed{{{0} miles per hour}}",
+    r"\boxed{{{0}^\circ}}", r"\boxed{{{0}°}}", r"\boxed{{{0}\%}}",
+    r"\boxed{{x = {0}}}", r"\boxed{{{0} miles per hour}}",
     r"\boxed{{{0}.}}", "The answer is {0}.", "The answer is ${1}.", "The answer is {1} cups of flour.",
     "The answer is **{0}**.", "The answer is ({0}).", "The answer is `{0}`.", r"The answer is \({0}\).",
     "**Answer**: {1}", "**Answer: {0} hours**", "### Final Answer\n\n{0}", "The final answer is:\n\n$${0}$$",
@@ -99,9 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=Path)
     parser.add_argument("--data", type=Path)
-    parser.add_argument(
-        "--others", type=int, default=10, help="Other references that each of MATH-500 is compared with."
-    )
+    parser.add_argument("--others", type=int, default=10, help="How many others each of MATH-500 meets.")
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--verdicts", type=Path)
     parser.add_argument("--compare", type=Path)

@@ -113,7 +113,7 @@ class _Math:
         return parsed._replace(is_percentage=is_percentage(text))
 
     def _final(self, completion: str, is_answer: bool) -> _Parsed:
-        """The last answer of a completion; `text` is `None` if there is none. `is_answer`: it may be no more than it."""
+        """The last answer of a completion; `text` is `None` if there is none. `is_answer`: it is all of `<answer>`."""
         marked = extract_answer(completion, self.pattern, False) if self.pattern else find_marked(completion)
         if marked is not None or self.pattern:
             # The box's content only: math-verify would read several boxes as one set.
@@ -137,9 +137,8 @@ class _Math:
 
     def _alone(self, answer: str | None) -> _Parsed:
         answer = answer or ""
-        return (
-            self.parse_bare(answer) if normal_form(answer) and len(answer) <= self.max_chars else _Parsed(None, None)
-        )
+        is_readable = len(answer) <= self.max_chars and normal_form(answer)
+        return self.parse_bare(answer) if is_readable else _Parsed(None, None)
 
     def _same(self, gold: _Parsed, final: _Parsed) -> tuple[bool, bool]:
         """Whether the answers agree, and whether the question took too long."""
