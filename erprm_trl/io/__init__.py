@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .file_checks import check_model_folder, damaged_file
     from .http_client import EndpointClient, EndpointError, Service
     from .on_disk_sequence import OnDiskSequence
+    from .paths import local_path
     from .redaction import redacted, without_login
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "file_checks": ["check_model_folder", "damaged_file"],
         "http_client": ["EndpointClient", "EndpointError", "Service"],
         "on_disk_sequence": ["OnDiskSequence"],
+        "paths": ["local_path"],
         "redaction": ["redacted", "without_login"],
     },
 )
