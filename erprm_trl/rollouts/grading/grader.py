@@ -64,8 +64,9 @@ class Grader:
             Whether completions are read for reasoning delimiters. By default, only what follows the last `</think>`,
             and in it the last `<answer>`, is graded in a completion that has these, and a completion whose `<think>`
             is not closed has no answer. `True` is for completions that begin inside `<think>`: without a `</think>`
-            they have no answer. `False` reads delimiters as ordinary text. A caller's function gets the whole completion,
-            unless this is `True`: then it gets the part that is graded, and is not called where there is none.
+            they have no answer. `False` reads delimiters as ordinary text. A caller's function gets the whole
+            completion, unless this is `True`: then it gets the part that is graded, and is not called where there is
+            none.
 
     A method other than a caller's function gives 0 where it finds no answer. `num_timeouts` counts the answers that
     got 0 because they took too long or ended their worker.

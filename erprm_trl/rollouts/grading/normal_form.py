@@ -45,10 +45,10 @@ _SHORT_UNITS = set(
 _SMALL_WORDS = set("a an as at by he in is it of on per".split())  # inside a unit: `18 dollars a day`
 # After a number these are mathematics, not a unit.
 _OPERATIONS = set(
-    "and or to plus minus times over divided multiplied squared cubed factorial choose mod modulo base pi sqrt sin "
-    "cos tan cot sec csc log ln exp lim inf infinity max gcd lcm if when where unless not half halves third thirds "
-    "fourth fourths fifth fifths sixth sixths eighth eighths tenth tenths hundred hundredths thousand thousandths million "
-    "billion trillion".split()
+    "and or to plus minus times over divided multiplied squared cubed factorial choose mod modulo base pi sqrt "
+    "sin cos tan cot sec csc log ln exp lim inf infinity max gcd lcm if when where unless not half halves "
+    "third thirds fourth fourths fifth fifths sixth sixths eighth eighths tenth tenths hundred hundredths "
+    "thousand thousandths million billion trillion".split()
 )
 _CJK = "\u3000"  # scripts from here on write words of one letter, and no variables
 _BASE = re.compile(r"\d_ ?\{? ?(\d+) ?\}?$")

@@ -235,10 +235,9 @@ class FunctionGrader(_Exact):
 
 
 def reference_answer(text: str, reasoning: bool | None = None) -> str:
-    """The answer of a reference: bare, in a box, after `####`, or after reasoning."""
+    """The answer of a reference: bare, or marked as in a completion."""
     # A reference without reasoning is no unfinished thought.
-    text = graded_text(text, None if reasoning else reasoning) or text
-    return find_marked(text) or text
+    return extract_answer(text, reasoning=None if reasoning else reasoning) or text
 
 
 def _pump(requests, inbox: queue.SimpleQueue) -> None:
