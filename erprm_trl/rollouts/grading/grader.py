@@ -209,7 +209,7 @@ def grading_name(method: str | Callable[[str, str], float] | None) -> str | None
         arguments += [f"{name}={_argument_name(value)}" for name, value in sorted(method.keywords.items())]
         return f"functools.partial({', '.join([grading_name(method.func), *arguments])})"
     named = method if hasattr(method, "__qualname__") else type(method)
-    return f"{named.__module__}:{named.__qualname__}"
+    return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"
 
 
 def _argument_name(value) -> str:

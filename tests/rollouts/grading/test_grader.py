@@ -204,13 +204,27 @@ def test_thinking_earns_no_reward(reasoning, rewards, extracted):
     with Grader("math", num_workers=1, reasoning=reasoning) as grader:
         assert grader.grade_and_extract(THOUGHTS, ["72"] * 6) == (rewards, extracted)
         # A reference may hold the thinking of the model that wrote it.
-        assert grader.grade(["</think> \\boxed{72}"], ["<think>24</think>\\boxed{72}"]) == [1.0]
+        assert grader.grade(["</think> \\boxed{72}"] * 2, ["<think>24</think>\\boxed{72}", "#### 72"]) == [1.0] * 2
     assert grade(THOUGHTS[1:3], ["72"] * 2, num_workers=1, reasoning=False) == [0.0, 1.0]
     with Grader("exact", num_workers=1, reasoning=reasoning) as grader:
+        assert grader.grade(["</think> #### 72"], ["#### 72"]) == [1.0]  # no unfinished thought
         without_marks = [0, 3]  # "exact" needs a marked answer
         kept = [None if row in without_marks else text for row, text in enumerate(extracted)]
         kept[0] = None if reasoning is False else "72"
         assert grader.grade_and_extract(THOUGHTS, ["72"] * 6)[1] == kept
+
+
+def test_all_of_an_answer_delimiter_is_the_answer(math_grader):
+    completions = [
+        "<answer>Evelyn</answer>",
+        r"<think>24</think><answer>1\,234 eggs</answer>",
+        "<answer>She has 18 eggs, or 18 dollars.</answer>",
+        r"<answer>So \boxed{5} it is.</answer> 7",
+    ]
+    assert math_grader.grade_and_extract(completions, ["Evelyn", "1234", "18", "5"]) == (
+        [1.0] * 4,
+        ["Evelyn", "1234", "18", "5"],
+    )
 
 
 def test_a_callers_function_gets_the_whole_completion_unless_reasoning_is_asked_for():
