@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from zoo import save_tiny, tiny_llama, word_level
 
@@ -38,6 +38,19 @@ def test_a_saved_adapter_is_refused_with_the_configuration_of_a_new_one(adapter,
     with pytest.raises(ValueError, match=r"Trainer: got the adapter .*adapter' together with `peft_config`"):
         load_adapter(adapter, not_called, subject="Trainer", peft_config=new)
     assert load_adapter(str(tmp_path / "base"), not_called, subject="Trainer", peft_config=new) is None
+
+
+def test_a_saved_prefix_is_refused_because_peft_loads_it_frozen(tmp_path):
+    base = save_tiny(tmp_path / "base", word_level())
+    new = PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), new)
+    model.save_pretrained(tmp_path / "adapter")
+    check_trainable(model, subject="Trainer")
+    with pytest.raises(ValueError, match=r"type PREFIX_TUNING, which PEFT loads for inference only.*'.*base'"):
+        load_adapter(str(tmp_path / "adapter"), AutoModelForCausalLM.from_pretrained, subject="Trainer")
+    frozen = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
+    with pytest.raises(ValueError, match="for inference only: train a new one"):
+        check_trainable(frozen, subject="Trainer")
 
 
 def test_frozen_weights_are_refused_and_the_remedies_help(adapter):
