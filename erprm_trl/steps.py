@@ -5,11 +5,15 @@ import re
 from collections.abc import Iterable
 
 
-NAMED_SPLITTERS = ("newline", "blank_line", "step")
+NAMED_SPLITTERS = ("newline", "line", "blank_line", "step")
 
 _STEP_HEADING = re.compile(r"^[ \t#*]*Step \d+[*\s]*[:.]", re.MULTILINE)
 _OPEN_HEADING = re.compile(r"(?:^|(?<=\n))[ \t#*]*Step[ \t]*\d*$")
-_BOUNDARY = {"newline": re.compile(r"\n+"), "blank_line": re.compile(r"\n[ \t]*(?:\n[ \t]*)+")}
+_BOUNDARY = {
+    "newline": re.compile(r"\n+"),
+    "line": re.compile(r"\n"),
+    "blank_line": re.compile(r"\n[ \t]*(?:\n[ \t]*)+"),
+}
 
 
 def split_steps(text: str, splitter: str) -> list[str]:
@@ -20,9 +24,9 @@ def split_steps(text: str, splitter: str) -> list[str]:
         text (`str`):
             A solution.
         splitter (`str`):
-            `"newline"` (each line a step), `"blank_line"` (each paragraph), `"step"` (a line that begins with `Step
-            1:`, bold or a heading allowed, opens a step), or any other string: the separator that closes a step, taken
-            literally.
+            `"newline"` (each line a step), `"line"` (the same, but steps keep the white space at the ends of their
+            line), `"blank_line"` (each paragraph), `"step"` (a line that begins with `Step 1:`, bold or a heading
+            allowed, opens a step), or any other string: the separator that closes a step, taken literally.
 
     Returns:
         `list[str]`: the steps. A piece with nothing but white space and delimiters is joined to its neighbour, so no
@@ -64,7 +68,7 @@ def step_stops(splitter: str) -> tuple[str, ...]:
     """
     if splitter == "step":
         return tuple(f"\n{mark}Step" for mark in ("", "**", "## ", "### ", "#### "))
-    return {"newline": ("\n",), "blank_line": ("\n\n",)}.get(splitter, (splitter,))
+    return {"newline": ("\n",), "line": ("\n",), "blank_line": ("\n\n",)}.get(splitter, (splitter,))
 
 
 def closed_steps(text: str, splitter: str) -> list[str]:
@@ -81,7 +85,9 @@ def whole_characters(text: str) -> str:
 
 def clean_step(step: str, splitter: str) -> str:
     """The step's content in whole characters: without its delimiters and without white space at either end. This is
-    what a reward model reads."""
+    what a reward model reads. `"line"` leaves out the last line feed alone."""
+    if splitter == "line" and step.strip():
+        return whole_characters(step).removesuffix("\n")
     step = whole_characters(step).strip()
     if splitter in NAMED_SPLITTERS:
         return step
