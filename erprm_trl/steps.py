@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 
 
-NAMED_SPLITTERS = ("newline", "line", "blank_line", "step")
+NAMED_SPLITTERS = ("newline", "blank_line", "step", "line")
 
 _STEP_HEADING = re.compile(r"^[ \t#*]*Step \d+[*\s]*[:.]", re.MULTILINE)
 _OPEN_HEADING = re.compile(r"(?:^|(?<=\n))[ \t#*]*Step[ \t]*\d*$")
