@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ..io.text_lists import check_text_lists, check_texts
 from .prm_format import PRMFormat
 
 
@@ -64,7 +65,10 @@ def encode_solutions(
 
     Raises:
         `ValueError`: if the tokenizer does not know the separator, or knows no offsets where they are needed.
+        `TypeError`: if a string is given where a list belongs.
     """
+    check_texts("questions", questions)
+    check_text_lists("steps", steps)
     prompts = [prm_format.render_prompt(question, tokenizer.bos_token) for question in questions]
     leading = [] if "{bos_token}" in prm_format.prompt_template else _leading_ids(tokenizer, prm_format.separator)
     if not prompts:

@@ -496,3 +496,8 @@ def test_dial(method, dial_policy, dial_format):
         assert best.step_scores == pytest.approx(scorer.score_texts([question], [best.text])[0], abs=1e-5)
         # every word is a token, and so is the end
         assert best.num_tokens == len(best.text.split()) + 1
+
+
+def test_one_question_without_its_list_is_an_error():
+    with pytest.raises(TypeError, match="questions: got the str 'Tom', expected a list of strings"):
+        search("Tom", eta=ETA)
