@@ -46,8 +46,7 @@ def load_adapter(
 
     Raises:
         `FileNotFoundError`: if the base model is not at the place that the adapter names.
-        `ValueError`: if there is a `peft_config` too, if PEFT loads adapters of this type for inference only, or if a
-            file of the base model is damaged.
+        `ValueError`: if there is a `peft_config` too, or if a file of the base model is damaged.
     """
     config = adapter_config(path_or_id, revision)
     if config is None:
@@ -59,17 +58,19 @@ def load_adapter(
             f"{config.get('base_model_name_or_path')!r}, or the result of the loaded adapter's merge_and_unload()."
         )
     from peft import PeftConfig, PeftModel
+    from peft.utils import ModulesToSaveWrapper
 
-    if PeftConfig.from_pretrained(path_or_id, revision=revision).is_prompt_learning:
-        raise ValueError(
-            f"{subject}: got the adapter {path_or_id!r} of PEFT's type {config['peft_type']}, which PEFT loads for "
-            "inference only, expected LoRA or another type whose training can go on. Train a new adapter: pass the "
-            f"base model {config.get('base_model_name_or_path')!r} and a `peft_config`."
-        )
+    # PEFT refuses is_trainable=True for prompts and prefixes. It does not freeze them, but the modules next to them.
+    is_prompt = PeftConfig.from_pretrained(path_or_id, revision=revision).is_prompt_learning
     base = load_base(base_of_adapter(path_or_id, config), revision=config.get("revision"))
-    return PeftModel.from_pretrained(
-        base, path_or_id, is_trainable=True, revision=revision, autocast_adapter_dtype=autocast_adapter_dtype
+    model = PeftModel.from_pretrained(
+        base, path_or_id, is_trainable=not is_prompt, revision=revision, autocast_adapter_dtype=autocast_adapter_dtype
     )
+    if is_prompt:
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.modules_to_save.requires_grad_(True)
+    return model
 
 
 def check_trainable(model: nn.Module, *, subject: str, parts: Mapping[str, nn.Module] | None = None) -> None:
@@ -101,8 +102,6 @@ def check_trainable(model: nn.Module, *, subject: str, parts: Mapping[str, nn.Mo
 
 def _remedy(model: nn.Module) -> str:
     if hasattr(model, "peft_config"):
-        if any(config.is_prompt_learning for config in model.peft_config.values()):
-            return "PEFT loads adapters of this type for inference only: train a new one, with `peft_config`."
         return (
             "Load an adapter to train with peft.PeftModel.from_pretrained(base_model, path, is_trainable=True), or "
             "pass its folder to the trainer. Name other modules that should be trained in the adapter's "

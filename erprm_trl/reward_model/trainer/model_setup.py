@@ -5,13 +5,14 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from ..._trl import create_model_from_path, disable_dropout_in_model, get_config_model_id
 from ...io.adapters import adapter_config, base_of_adapter
 from ...io.file_checks import check_model_folder
+from ...io.tokenizers import load_tokenizer
 from ...training.trainable import check_trainable, load_adapter
-from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, refuse_virtual_tokens
+from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, check_architecture, refuse_virtual_tokens
 from ..presets import preset_of
 from ..prm_format import PRMFormat
 from .erprm_config import ERPRMConfig
@@ -53,7 +54,7 @@ def prepare_model(
         check_model_folder(model)
     prm_format = _choose_format(model, name, args, revision)
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
     added = prm_format.add_missing_tokens(tokenizer) if args.add_missing_tokens else []
     prm_format.token_ids(tokenizer)  # before the weights are loaded: an error here is cheap
 
@@ -139,6 +140,10 @@ def _load(
     set_seed(args.seed)  # a new scalar head is random
 
     def load(name: str, **options: Any) -> "PreTrainedModel":
+        if prm_format.head == "token":
+            where = {"revision": init_kwargs.get("revision"), **options}
+            config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code, **where)
+            check_architecture(name, config, prm_format.head)
         model = create_model_from_path(name, AUTO_MODELS[prm_format.head], **{**init_kwargs, **options})
         _fit_embeddings(model, tokenizer)
         return model
@@ -155,7 +160,9 @@ def _load(
 
 
 def _fit_embeddings(model: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> None:
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    embeddings = model.get_input_embeddings()
+    # PEFT puts embeddings with trained rows into a module of its own.
+    if len(tokenizer) > getattr(embeddings, "original_module", embeddings).num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
 
 

@@ -17,7 +17,7 @@ from peft import (
     get_peft_model,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerFast
 from zoo import byte_level_bpe, save_tiny, tiny_llama, word_level
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
@@ -106,12 +106,14 @@ def test_a_prefix_is_trained_and_scored_with_at_the_right_positions(head, model_
     loaded = StepScorer.from_pretrained(tmp_path)
     torch.testing.assert_close(scores(loaded), scores_of(trainer), atol=1e-6, rtol=0)
     # A plain forward, read at the separators of the text.
-    ids = torch.tensor([loaded.processing_class.encode("check Tom dial 7 . right 15 . ? 7 + 15 = 2 ки answer 2 ки")])
-    at = (ids[0] == loaded.processing_class.convert_tokens_to_ids("ки")).nonzero()[:, 0]
+    ids = torch.tensor([trainer.processing_class.encode("check Tom dial 7 . right 15 . ? 7 + 15 = 2 ки answer 2 ки")])
+    at = (ids[0] == trainer.processing_class.convert_tokens_to_ids("ки")).nonzero()[:, 0]
     logits = trainer.model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, at].detach()
-    good, bad = loaded.processing_class.convert_tokens_to_ids(["✓", "✗"])
+    good, bad = trainer.processing_class.convert_tokens_to_ids(["✓", "✗"])
     odds = logits[:, good] - logits[:, bad] if head == "lm" else logits[:, 0]
     torch.testing.assert_close(scores(loaded)[:2], odds.sigmoid(), atol=1e-6, rtol=0)
+    again = train(tmp_path, tmp_path / "again", gradient_checkpointing=False)
+    assert not torch.allclose(scores_of(again), scores(loaded), atol=1e-4)
 
 
 @pytest.mark.parametrize("head", ["lm", "token"])
@@ -247,6 +249,16 @@ def test_a_head_that_is_asked_for_wins_and_other_models_are_named(model_path, tm
     many = AutoModelForTokenClassification.from_pretrained(model_path, num_labels=5)
     with pytest.raises(ValueError, match="num_labels: got 5, expected 1"):
         ERPRMTrainer(many, config(tmp_path, **FORMAT), **options)
+
+
+def test_an_architecture_without_token_classification_says_to_use_the_other_head(tmp_path):
+    tokenizer = word_level()
+    architecture = CONFIG_MAPPING["codegen"](vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=4, rotary_dim=4)
+    AutoModelForCausalLM.from_config(architecture).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model: got an architecture \(codegen\).*Use head='lm'"):
+        ERPRMTrainer(tmp_path / "model", config(tmp_path, head="token", **FORMAT), train_dataset=DATA)
+    train(tmp_path / "model", tmp_path / "out", head="lm", **FORMAT)
 
 
 # Tokenizers
