@@ -62,7 +62,7 @@ def prepare_dataset(
         "label_weighting": args.label_weighting if is_training else "none",
     }
     if isinstance(dataset, (str, os.PathLike)):
-        dataset = RolloutDataset(local_path(dataset))
+        dataset = _rollouts(local_path(dataset), name)
     if isinstance(dataset, IterableDataset):
         if is_training:
             return PreparedDataset(encode_stream(dataset, tokenizer, prm_format, **options))
@@ -80,6 +80,16 @@ def prepare_dataset(
         check_encoded_labels(dataset, name)
         return PreparedDataset(dataset)
     return PreparedDataset(*encode_examples(dataset, tokenizer, prm_format, **options))
+
+
+def _rollouts(path: str, name: str) -> RolloutDataset:
+    try:
+        return RolloutDataset(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The {name} dataset: {error} A dataset that has labels already is loaded first, with "
+            "datasets.load_dataset or datasets.load_from_disk, and passed itself."
+        ) from error
 
 
 def _remedy(dataset: Any) -> str:

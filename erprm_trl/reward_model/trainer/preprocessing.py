@@ -332,8 +332,9 @@ def encode_batch(
             "detail",
         )
     }
+    vocabulary = len(tokenizer)
     for row, solution in zip(rows, encoded, strict=True):
-        problem, detail = find_problem(row, solution.separator_inside, *FORMS[form])
+        problem, detail = find_problem(row, solution.separator_inside, vocabulary, *FORMS[form])
         positions = solution.step_positions
         weights = precision_weights(torch.tensor(row.stds or [])).tolist()[: len(positions)]
         labels = row.labels[: len(positions)]

@@ -13,6 +13,7 @@ BAD_LABEL = "a label that is NaN or outside [0, 1]"
 BAD_STD = "a label_std that is missing, negative or not finite"
 SEPARATOR_INSIDE = "the separator's token inside a step"
 TOO_LONG = "no labelled step within max_length"
+UNKNOWN_IDS = "token ids that the tokenizer does not have"
 
 REMEDY = {
     **READING_REMEDY,
@@ -22,11 +23,14 @@ REMEDY = {
     BAD_LABEL: "Labels are probabilities that a step is right: rescale rewards to [0, 1].",
     BAD_STD: "Give one standard deviation per step, 0 where the label is exact.",
     SEPARATOR_INSIDE: "Choose a separator that no step contains, or split the step there.",
+    UNKNOWN_IDS: "Prepare the dataset with the tokenizer of the model.",
     TOO_LONG: "Raise max_length, up to the model's context, or drop the row.",
 }
 
 
-def find_problem(row: Row, separator_inside: int | None, text_column: str, label_column: str) -> tuple[str, str]:
+def find_problem(
+    row: Row, separator_inside: int | None, vocabulary: int, text_column: str, label_column: str
+) -> tuple[str, str]:
     """
     The first reason why a row cannot be used.
 
@@ -35,6 +39,8 @@ def find_problem(row: Row, separator_inside: int | None, text_column: str, label
             The row, as read.
         separator_inside (`int`, *optional*):
             Index of the first step whose own text contains the separator.
+        vocabulary (`int`):
+            Size of the tokenizer.
         text_column, label_column (`str`):
             Names of its columns, for the error.
 
@@ -56,6 +62,8 @@ def find_problem(row: Row, separator_inside: int | None, text_column: str, label
             return EMPTY_STEP, f"column '{text_column}', step {index}"
         if not 0 <= label <= 1:
             return BAD_LABEL, f"column '{label_column}', step {index}: {label}"
+    if row.input_ids and max(row.input_ids) >= vocabulary:
+        return UNKNOWN_IDS, f"column '{text_column}': {max(row.input_ids)}, of {vocabulary} tokens"
     if stds is not None and (len(stds) != len(steps) or not all(0 <= std < math.inf for std in stds)):
         return BAD_STD, f"column 'label_std': {stds} for {len(steps)} steps"
     if separator_inside is not None:

@@ -2,12 +2,12 @@
 
 import json
 
-import predicted_steps
+import erprm_runs
 import pytest
 import torch
 from datasets import Dataset
+from erprm_runs import FORMAT, NUM_STEPS, ROWS
 from forked_launch import launch_forked
-from predicted_steps import FORMAT, NUM_STEPS, ROWS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from zoo import save_tiny, word_level
 
@@ -71,7 +71,7 @@ def expected(model_path):
     "options", [{}, {"packing": True}, {"streaming": True}], ids=["plain", "packing", "streaming"]
 )
 def test_rows_come_padded_in_the_order_of_the_dataset(options, model_path, expected, tmp_path):
-    predicted_steps.predict(model_path, tmp_path, **options)
+    erprm_runs.predict(model_path, tmp_path, **options)
     check(json.loads((tmp_path / "0-of-1.json").read_text()), expected)
 
 
@@ -82,7 +82,7 @@ def test_several_processes_predict_what_one_does(model_path, expected, tmp_path)
         folder = tmp_path / f"{world}-{options}"
         folder.mkdir()
         folders[folder] = (world, [model_path, str(folder), *options])
-    errors, printed = launch_forked(predicted_steps.predict, list(folders.values()))
+    errors, printed = launch_forked(erprm_runs.predict, list(folders.values()))
     assert errors == [None] * len(folders)
     assert sorted(printed.split("\n")).count("world 2") == 4 and sorted(printed.split("\n")).count("world 3") == 3
     for folder, (world, _) in folders.items():

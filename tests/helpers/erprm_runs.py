@@ -49,3 +49,27 @@ def predict(model_path, folder, packing=False, streaming=False):
     got["predicted_metrics"] = predicted.metrics
     got["world"] = args.world_size
     Path(folder, f"{args.process_index}-of-{args.world_size}.json").write_text(json.dumps(got))
+
+
+def train_on_stream(model_path, folder, batch_size):
+    """Trains on a stream of the rows, with the same 6 solutions in each of 4 updates for any number of processes."""
+    args = ERPRMConfig(
+        str(Path(folder) / "out"),
+        max_steps=4,
+        per_device_train_batch_size=batch_size,
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        disable_tqdm=True,
+        **FORMAT,
+    )
+    stream = Dataset.from_list(ROWS[:6]).to_iterable_dataset().map(lambda row: row)
+    trainer = ERPRMTrainer(model_path, args, train_dataset=stream)
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    Path(folder, f"{args.process_index}-of-{args.world_size}.json").write_text(json.dumps(losses))
