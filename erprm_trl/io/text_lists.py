@@ -33,8 +33,8 @@ def check_text_lists(name: str, rows: Any) -> None:
 def _refuse_string(name: str, value: Any, expected: str) -> None:
     if isinstance(value, (str, bytes)):
         raise TypeError(
-            f"{name}: got the {type(value).__name__} {value[:60]!r}, expected {expected}. Put it into a list, or split "
-            "it first."
+            f"{name}: got the {type(value).__name__} {value[:60]!r}, expected {expected}. Put it into a list, or "
+            "split it first."
         )
     if value is None or not hasattr(value, "__iter__"):
         raise TypeError(f"{name}: got {type(value).__name__} {str(value)[:60]!r}, expected {expected}.")

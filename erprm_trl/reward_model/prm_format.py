@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import replace_file
 from ..io.config_values import is_url
+from ..io.paths import local_path
 from .presets import PRESETS, preset_of
 
 
@@ -238,7 +239,7 @@ class PRMFormat:
 
     def save(self, folder: str | Path) -> None:
         """Writes `prm_format.json` into a model's folder."""
-        replace_file(Path(folder, FORMAT_FILE), self.to_json())
+        replace_file(Path(local_path(folder), FORMAT_FILE), self.to_json())
 
     @classmethod
     def load(cls, path_or_id: str | Path, revision: str | None = None) -> "PRMFormat":
@@ -257,9 +258,8 @@ class PRMFormat:
             )
         from transformers.utils import cached_file
 
-        file = cached_file(
-            str(path_or_id), FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
+        path_or_id = local_path(path_or_id)
+        file = cached_file(path_or_id, FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
         if file is None:
             if preset := preset_of(path_or_id):
                 logger.warning("%s has no %s: its format is the preset %r.", path_or_id, FORMAT_FILE, preset)

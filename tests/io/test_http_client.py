@@ -14,7 +14,12 @@ from erprm_trl.io.http_client import EndpointClient, Service, proxy_of
 
 
 SERVICE = Service(
-    "http://localhost:8000", "scores", frozenset({503}), {403: "put a token into ${api_key_env}"}, "look", "Look at it."
+    "http://localhost:8000",
+    "scores",
+    frozenset({503}),
+    {403: "put a token into ${api_key_env}"},
+    "look",
+    "Look at it.",
 )
 BODY = {"prompt": "q", "temperature": 1.0}
 
@@ -114,4 +119,6 @@ def test_retries_are_visible_and_do_not_flood_the_log(caplog, monkeypatch):
         assert "/completions: attempt 1 of 3 failed (status 503" in caplog.text
         monkeypatch.setattr(http_client, "SECONDS_BETWEEN_WARNINGS", 0.0)
         client.post_all("/completions", [{**BODY, "seed": 9}], str)
-    assert [record.levelno for record in caplog.records if "failed" in record.getMessage()][16:] == [logging.WARNING] * 2
+    assert [record.levelno for record in caplog.records if "failed" in record.getMessage()][16:] == [
+        logging.WARNING
+    ] * 2

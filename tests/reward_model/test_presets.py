@@ -256,7 +256,10 @@ def test_files_of_before_are_read():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: PRMFormat.preset("qwen"), "preset: got 'qwen', expected one of math-shepherd, er-prm, rlhflow-mistral, rlhflow, qwen"),
+        (
+            lambda: PRMFormat.preset("qwen"),
+            "preset: got 'qwen', expected one of math-shepherd, er-prm, rlhflow-mistral, rlhflow, qwen",
+        ),
         (lambda: PRMFormat(tokenization="words"), "tokenization: got 'words', expected one of pieces, text"),
         (lambda: PRMFormat(head="token", num_labels=3), "num_labels: got 3"),
         (lambda: PRMFormat(separator="", head="token"), "separator: got ''"),

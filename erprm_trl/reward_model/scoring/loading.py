@@ -203,6 +203,4 @@ def load_reference_model(prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTr
             "PRMFormat.reference_model: got None with head='implicit', expected the folder or Hub id of the model "
             "that the reward model was trained against."
         )
-    return AutoModelForCausalLM.from_pretrained(
-        local_path(prm_format.reference_model), **{**kwargs, "revision": None}
-    )
+    return AutoModelForCausalLM.from_pretrained(local_path(prm_format.reference_model), **{**kwargs, "revision": None})

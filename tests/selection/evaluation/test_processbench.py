@@ -312,7 +312,9 @@ def test_paths_in_the_home_directory_and_path_objects(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     asked = []
     monkeypatch.setattr(
-        processbench_scores.StepScorer, "from_pretrained", lambda path, **kwargs: asked.append(path) or CountingScorer()
+        processbench_scores.StepScorer,
+        "from_pretrained",
+        lambda path, **kwargs: asked.append(path) or CountingScorer(),
     )
     judged = solution(0, -1)
     (tmp_path / "data").mkdir()
