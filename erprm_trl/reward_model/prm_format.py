@@ -266,7 +266,8 @@ class PRMFormat:
                 return cls.preset(preset)
             raise FileNotFoundError(
                 f"{path_or_id} has no {FORMAT_FILE}: it was not saved by ERPRMTrainer. Write one with "
-                "PRMFormat(...).save(folder), or pass prm_format; public models have PRMFormat.preset(name)."
+                "PRMFormat(...).save(folder), or pass prm_format: public models have PRMFormat.preset(name), and "
+                'models of TRL\'s PRMTrainer PRMFormat.preset("trl-prm").'
             )
         try:
             return cls.from_json(Path(file).read_text(encoding="utf-8"))
