@@ -98,7 +98,7 @@ def test_other_adapters_are_read_at_the_separators(config, tmp_path):
     logits = model.eval()(input_ids=torch.tensor([encoded.input_ids])).logits[0, encoded.step_positions]
     expected = logits[:, [scorer.token_ids.good, scorer.token_ids.bad]].softmax(-1)[:, 0].tolist()
     assert scorer.score([QUESTION], [STEPS])[0] == pytest.approx(expected, abs=1e-5)
-    assert max(expected) - min(expected) > 1e-3  # a score that is read elsewhere would be another
+    assert max(expected) - min(expected) > 5e-4  # a score that is read elsewhere would be another
 
 
 def test_a_head_that_an_architecture_lacks_names_the_one_that_it_has(tmp_path):
