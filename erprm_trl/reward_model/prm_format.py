@@ -15,6 +15,7 @@ from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import replace_file
 from ..io.config_values import is_url
 from ..io.paths import local_path
+from ..reasoning import STEPS_OF
 from .presets import PRESETS, preset_of
 
 
@@ -78,6 +79,9 @@ class PRMFormat:
             Coefficient of the log-ratio of `"implicit"`.
         cumulative (`bool`, *optional*, defaults to `True`):
             Whether the log-ratio of a step is that of the solution up to its end, or of the step alone.
+        steps_of (`str`, *optional*, defaults to `"both"`):
+            Which part of a text with `<think>...</think>` is split into steps and scored: `"both"`, `"thinking"` or
+            `"answer"` ([`~erprm_trl.rollouts.split_steps`]).
         expected_ids (`dict[str, int]`, *optional*):
             Ids that the model was trained with: of `"good_token"` and `"bad_token"`, and the last one of
             `"separator"`. A tokenizer that gives others is refused, because the model's scores would mean nothing.
@@ -107,10 +111,11 @@ class PRMFormat:
     reference_model: str | None = None
     beta: float = 0.001
     cumulative: bool = True
+    steps_of: str = "both"
     expected_ids: dict[str, int] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self):
-        choices = {"head": HEADS, "aggregation": AGGREGATIONS, "tokenization": TOKENIZATIONS}
+        choices = {"head": HEADS, "aggregation": AGGREGATIONS, "tokenization": TOKENIZATIONS, "steps_of": STEPS_OF}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"PRMFormat.{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}.")
