@@ -171,6 +171,7 @@ class PRMFormat:
             `ValueError`: if the good or the bad token is not encoded as exactly one known id, the separator as one or
                 more (the message proposes what would be), or as other ids than the model was trained with.
         """
+        self._check_expected_ids(tokenizer)
         ids = {name: tokenizer.encode(token, add_special_tokens=False) for name, token in self.tokens.items()}
         for name, token in self.tokens.items():
             if _is_known(tokenizer, token) and (name == "separator" or len(ids[name]) == 1):
@@ -183,7 +184,6 @@ class PRMFormat:
                 f"{_proposals(tokenizer) if name == 'separator' else ''}, or set add_missing_tokens=True to add "
                 "it as a new token that is trained."
             )
-        self._check_expected_ids(tokenizer)
         if self.head == "lm" and ids["good_token"] == ids["bad_token"]:
             raise ValueError(
                 f"PRMFormat: the tokenizer gives good_token {self.good_token!r} and bad_token {self.bad_token!r} the "
