@@ -14,6 +14,8 @@ from typing import NamedTuple
 from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import replace_file
 from ..io.config_values import is_url
+from ..io.paths import local_path
+from ..reasoning import STEPS_OF
 from .presets import PRESETS, preset_of
 
 
@@ -77,6 +79,9 @@ class PRMFormat:
             Coefficient of the log-ratio of `"implicit"`.
         cumulative (`bool`, *optional*, defaults to `True`):
             Whether the log-ratio of a step is that of the solution up to its end, or of the step alone.
+        steps_of (`str`, *optional*, defaults to `"both"`):
+            Which part of a text with `<think>...</think>` is split into steps and scored: `"both"`, `"thinking"` or
+            `"answer"` ([`~erprm_trl.rollouts.split_steps`]).
         expected_ids (`dict[str, int]`, *optional*):
             Ids that the model was trained with: of `"good_token"` and `"bad_token"`, and the last one of
             `"separator"`. A tokenizer that gives others is refused, because the model's scores would mean nothing.
@@ -106,10 +111,11 @@ class PRMFormat:
     reference_model: str | None = None
     beta: float = 0.001
     cumulative: bool = True
+    steps_of: str = "both"
     expected_ids: dict[str, int] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self):
-        choices = {"head": HEADS, "aggregation": AGGREGATIONS, "tokenization": TOKENIZATIONS}
+        choices = {"head": HEADS, "aggregation": AGGREGATIONS, "tokenization": TOKENIZATIONS, "steps_of": STEPS_OF}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"PRMFormat.{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}.")
@@ -165,6 +171,7 @@ class PRMFormat:
             `ValueError`: if the good or the bad token is not encoded as exactly one known id, the separator as one or
                 more (the message proposes what would be), or as other ids than the model was trained with.
         """
+        self._check_expected_ids(tokenizer)
         ids = {name: tokenizer.encode(token, add_special_tokens=False) for name, token in self.tokens.items()}
         for name, token in self.tokens.items():
             if _is_known(tokenizer, token) and (name == "separator" or len(ids[name]) == 1):
@@ -177,7 +184,6 @@ class PRMFormat:
                 f"{_proposals(tokenizer) if name == 'separator' else ''}, or set add_missing_tokens=True to add "
                 "it as a new token that is trained."
             )
-        self._check_expected_ids(tokenizer)
         if self.head == "lm" and ids["good_token"] == ids["bad_token"]:
             raise ValueError(
                 f"PRMFormat: the tokenizer gives good_token {self.good_token!r} and bad_token {self.bad_token!r} the "
@@ -238,7 +244,7 @@ class PRMFormat:
 
     def save(self, folder: str | Path) -> None:
         """Writes `prm_format.json` into a model's folder."""
-        replace_file(Path(folder, FORMAT_FILE), self.to_json())
+        replace_file(Path(local_path(folder), FORMAT_FILE), self.to_json())
 
     @classmethod
     def load(cls, path_or_id: str | Path, revision: str | None = None) -> "PRMFormat":
@@ -257,16 +263,16 @@ class PRMFormat:
             )
         from transformers.utils import cached_file
 
-        file = cached_file(
-            str(path_or_id), FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
+        path_or_id = local_path(path_or_id)
+        file = cached_file(path_or_id, FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
         if file is None:
             if preset := preset_of(path_or_id):
                 logger.warning("%s has no %s: its format is the preset %r.", path_or_id, FORMAT_FILE, preset)
                 return cls.preset(preset)
             raise FileNotFoundError(
                 f"{path_or_id} has no {FORMAT_FILE}: it was not saved by ERPRMTrainer. Write one with "
-                "PRMFormat(...).save(folder), or pass prm_format; public models have PRMFormat.preset(name)."
+                "PRMFormat(...).save(folder), or pass prm_format: public models have PRMFormat.preset(name), and "
+                'models of TRL\'s PRMTrainer PRMFormat.preset("trl-prm").'
             )
         try:
             return cls.from_json(Path(file).read_text(encoding="utf-8"))
