@@ -21,6 +21,11 @@ ROWS = [
 ]
 
 
+def rows():
+    """The rows, as a function that a command line can name."""
+    return ROWS
+
+
 def predict(model_path, folder, packing=False, streaming=False):
     """Writes `folder/RANK-of-WORLD.json`: what `compute_metrics` gets, the metrics, and what `predict` returns."""
     got = {}
