@@ -68,21 +68,26 @@ def to_stepwise(dataset):
     Brings a dataset into TRL's stepwise form `{"prompt", "completions", "labels"}`.
 
     Args:
-        dataset (`datasets.Dataset`):
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             In one of three forms. Stepwise: `prompt`, `completions` (steps), `labels` (booleans or floats, one a
             step). Math-Shepherd's: `input` (question and steps, each closed by `ки`) and `label` (the same text with
             `+` or `-` in its place). The paper's: `text` (like `input`) and `value` (one float a step). In the text
             forms the question ends where `Step 1:` begins; text without it is read as steps without a question.
 
     Returns:
-        `datasets.Dataset`: the stepwise form; a dataset that has it already as it is. A row whose text and labels do
+        The stepwise form, of the same type; a dataset that has it already as it is. A row whose text and labels do
         not fit keeps its mismatch: the encoder reports it.
 
     Raises:
         `ValueError`: if the columns are of no known form or hold token ids, a text or number is something else, or a
             `label` does not repeat its `input`.
     """
-    form = find_form(dataset.column_names)
+    from datasets import IterableDataset
+
+    is_stream = isinstance(dataset, IterableDataset)
+    # After `map`, a stream does not know its columns: they are those of its first row.
+    columns = list(next(iter(dataset), {})) if is_stream else dataset.column_names
+    form = find_form(columns)
     if form == "stepwise":
         return dataset
     if form == "token ids":
@@ -97,8 +102,8 @@ def to_stepwise(dataset):
             raise ValueError(f"Row {index}, {parsed.detail}. {READING_REMEDY[parsed.problem]}")
         return {"prompt": parsed.prompt, "completions": parsed.steps, "labels": parsed.labels}
 
-    dataset = dataset.with_format(None)
-    return dataset.map(read, with_indices=True, remove_columns=dataset.column_names, desc="Reading steps")
+    shown = {} if is_stream else {"desc": "Reading steps"}
+    return dataset.with_format(None).map(read, with_indices=True, remove_columns=columns, **shown)
 
 
 def read_row(row: Mapping[str, Any], form: str, with_stds: bool = False) -> Row:

@@ -310,7 +310,9 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             loss = metrics.pop("loss", None)
             if mode == "eval":
                 if loss is None:
-                    raise ValueError("The evaluation dataset has no labelled step, expected at least one.")
+                    raise ValueError(
+                        "The evaluation dataset has no labelled step, expected at least one. Label its steps."
+                    )
                 # One prefix for each evaluation set; the exact mean over steps replaces the mean over batches.
                 prefix = next((key.removesuffix("loss") for key in logs if key.endswith("_loss")), "eval_")
                 logs.update({f"{prefix}{key}": value for key, value in metrics.items()})

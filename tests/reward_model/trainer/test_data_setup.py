@@ -4,11 +4,12 @@ import math
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, List, Value
 from fake_sampler import FakeSampler
 from zoo import save_tiny, word_level
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, RolloutDataset, collect_rollouts, load_questions
+from erprm_trl.reward_model import to_stepwise
 from erprm_trl.reward_model.trainer.data_setup import prepare_dataset
 
 
@@ -148,6 +149,61 @@ def test_other_things_are_errors_whose_remedies_help(tmp_path):
     ):
         prepared(splits)
     assert examples(splits["train"]) == examples(DATA)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message", "mend"),
+    [
+        (
+            {"prompt": ["7 ?"], "completions": [["7", "8"]], "labels": [["0.5", "1"]]},
+            "labels', step 0: got '0.5' .*cast_column",
+            lambda data: data.cast_column("labels", List(Value("float64"))),
+        ),
+        (
+            {"prompt": ["7 ?"], "completions": ["7\n8"], "labels": [[0.5, 1.0]]},
+            r"completions': got .*expected a list of texts.*dataset.map",
+            lambda data: data.map(lambda row: {"completions": row["completions"].split("\n")}),
+        ),
+        (
+            {"question": ["7 ?"], "steps": [["7", "8"]], "labels": [[0.5, 1.0]]},
+            r"got columns .*'steps'\], expected one of .*dataset.rename_columns",
+            lambda data: data.rename_columns({"question": "prompt", "steps": "completions"}),
+        ),
+        (
+            {"question": ["7 ?"], "completions": [["7", "8"]], "labels": [[0.5, 1.0]]},
+            "expected 'prompt' among them.*dataset.rename_columns",
+            lambda data: data.rename_columns({"question": "prompt"}),
+        ),
+        (
+            {"prompt": ["7 ?"], "completions": [["7", " ", "8"]], "labels": [[0.5, 0.7, 1.0]]},
+            "an empty step .*Join it with its neighbour",
+            lambda data: data.map(lambda row: {"completions": ["7 ", "8"], "labels": [0.5, 1.0]}),
+        ),
+    ],
+)
+def test_the_remedies_for_rows_help(rows, message, mend):
+    data = Dataset.from_dict(rows)
+    with pytest.raises(ValueError, match=message):
+        prepared(data)
+    assert prepared(mend(data)).examples["step_labels"][:] == [[0.5, 1.0]]
+
+
+def test_a_solution_that_is_too_long_fits_a_larger_max_length():
+    with pytest.raises(ValueError, match="no labelled step within max_length.*Raise max_length"):
+        prepared(DATA, max_length=5)
+    assert prepared(DATA, max_length=50).counts["steps"] == 5
+
+
+def test_text_forms_of_a_stream_become_stepwise():
+    rows = [{"text": "7 ки 8 ки", "value": [0.5, 1.0]}]
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    for same in (stream, stream.map(lambda row: row)):
+        assert list(to_stepwise(same)) == [{"prompt": "", "completions": ["7", "8"], "labels": [0.5, 1.0]}]
+        assert [row["step_labels"] for row in prepared(same).examples] == [[0.5, 1.0]]
+    stepwise = DATA.to_iterable_dataset().map(lambda row: row)
+    assert list(to_stepwise(stepwise)) == ROWS
+    with pytest.raises(ValueError, match="'input_ids' and 'labels', expected texts.*pass the dataset to it"):
+        to_stepwise(Dataset.from_list(list(token_ids(ROWS))))
 
 
 def test_an_evaluation_uses_all_steps_and_no_weights():
