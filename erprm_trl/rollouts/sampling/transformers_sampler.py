@@ -7,7 +7,14 @@ import torch
 
 from ...io.file_checks import check_model_folder
 from .base import Completion, Prompt, PromptFormat, decode_continuation
-from .kv_cache import PromptsNotShared, SharedPromptsCache, can_share, growing_cache, sharing_prompts
+from .kv_cache import (
+    PromptsNotShared,
+    SharedPromptsCache,
+    adds_virtual_tokens,
+    can_share,
+    growing_cache,
+    sharing_prompts,
+)
 from .stop_strings import StopStrings
 
 
@@ -18,8 +25,9 @@ class TransformersSampler:
 
     Prompts are sorted by length and cut into batches; each prompt is prefilled once, and its samples share its keys
     and values, or have a copy each where the model's attention is not plain SDPA; samples that have ended leave the
-    batch. The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled is
-    the policy itself.
+    batch. With an adapter that adds virtual tokens (prefix tuning, prompt tuning) each batch is one plain `generate`.
+    The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled is the
+    policy itself.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -170,7 +178,9 @@ class TransformersSampler:
             limit = min(self.max_new_tokens, room)
             return self._continue(*each, cache, limit) if not stop else self._until(stop, prompts, *each, cache, limit)
 
-        if not self.fork_cache or len(unique) == len(prompts) or longest == 1:
+        if adds_virtual_tokens(self.model):  # they come into the cache that `generate` makes, and into no other
+            new_tokens = continued(None)
+        elif not self.fork_cache or len(unique) == len(prompts) or longest == 1:
             new_tokens = continued(growing_cache(self.model.config))
         else:
             prefilled = self._prefill(input_ids[:, :-1], attention_mask[:, :-1])
@@ -210,7 +220,9 @@ class TransformersSampler:
         while rows:
             made = input_ids.shape[1] - start
             # Few at a time while texts are short: a text that ends waits for a quarter of its own length at most.
-            out = self._generate(input_ids, attention_mask, cache, min(limit - made, max(8, made // 4)))
+            # Without a cache to go on with, all at once.
+            most = limit if cache is None else min(limit - made, max(8, made // 4))
+            out = self._generate(input_ids, attention_mask, cache, most)
             alive = ~torch.isin(out.sequences[:, input_ids.shape[1] :], eos).any(1)
             if out.sequences.shape[1] - start >= limit:
                 alive[:] = False
