@@ -6,6 +6,7 @@ It returns one number per completion, as TRL expects. [`StepRewardFunction.score
 import math
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -19,6 +20,9 @@ from ..steps import clean_steps, split_steps
 from ..training.nonfinite import not_finite
 from .scored_batch import Handoff, ScoredBatch, ScoredCompletion
 from .step_alignment import step_token_ends
+
+
+NAME, QUESTION_COLUMN = "step_reward", "question"
 
 
 class StepRewardFunction:
@@ -38,11 +42,21 @@ class StepRewardFunction:
     ... )
     ```
 
-    Completions that cannot be scored get `None`, which TRL leaves out of a group's statistics: those without steps,
-    those longer than the reward model's context, and, where the policy's tokenizer is known, those in which a step
-    owns no token. Logged through `log_metric`: `steps/per_answer`, `steps/tokens_per_step`, `steps/mean_score`,
+    Completions that cannot be scored get `unscorable_reward`: those without steps, those longer than the reward
+    model's context, conversations whose last message is not the policy's (a tool's result, say), and, where the
+    policy's tokenizer is known, those in which a step owns no token. What TRL's trainers make of `None`:
+
+    | trainer | a completion whose every reward is `None` |
+    |---|---|
+    | `GRPOTrainer`, `RLOOTrainer`, `GMPOTrainer`, `AsyncGRPOTrainer` | is left out of its group; its advantage is 0 |
+    | `OnlineDPOTrainer`, `SDPOTrainer` | counts as reward 0 |
+    | `A2POTrainer` | is a `TypeError`: give a number |
+    | [`StepGRPOTrainer`], [`StepPPOTrainer`] | has no step rewards; they take no number here |
+
+    Logged through `log_metric`: `steps/per_answer`, `steps/tokens_per_step`, `steps/mean_score`,
     `steps/repeated_share` (steps that say what an earlier step of the same answer says), `steps/unscorable_share` and,
-    where the policy's tokenizer is known, `steps/unfinished_share`; through `log_extra`: `step_scores`.
+    where the policy's tokenizer is known, `steps/unfinished_share`; through `log_extra`: `step_scores`. With a `name`
+    these names begin with it, as in `my_prm/steps/per_answer`; the step trainers log them without it.
 
     Args:
         scorer ([`StepScorer`], [`~erprm_trl.reward_model.ScoringBackend`], `str` or `Path`):
@@ -51,8 +65,13 @@ class StepRewardFunction:
         aggregation (`str`, *optional*):
             `"min"`, `"last"`, `"product"` or `"mean"`; defaults to the reward model's own.
         question_column (`str`, *optional*, defaults to `"question"`):
-            Dataset column with the bare question. Without such a column the question is the prompt: the text, or the
-            last user message of a conversation.
+            Dataset column with the bare question. Without a column `"question"` the question is the prompt: the text,
+            or the last user message of a conversation.
+        unscorable_reward (`float`, *optional*):
+            Reward of completions that cannot be scored. `None` by default; see the table above.
+        name (`str`, *optional*, defaults to `"step_reward"`):
+            Name in TRL's metrics, as in `rewards/step_reward/mean`. Two reward functions of one trainer need two
+            names.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The policy's tokenizer; the step trainers set it themselves.
         eos_token_ids (`list[int]`, *optional*):
@@ -61,17 +80,18 @@ class StepRewardFunction:
             Arguments of [`StepScorer.from_pretrained`], with a path or id.
 
     Raises:
-        `FileNotFoundError`: if a path or id is no reward model. `ValueError`: for an unknown aggregation.
+        `FileNotFoundError`: if a path or id is no reward model. `ValueError`: for an unknown aggregation or an
+            `unscorable_reward` that is not finite.
     """
-
-    __name__ = "step_reward"
 
     def __init__(
         self,
         scorer: StepScorer | ScoringBackend | str | Path,
         *,
         aggregation: str | None = None,
-        question_column: str = "question",
+        question_column: str = QUESTION_COLUMN,
+        unscorable_reward: float | None = None,
+        name: str = NAME,
         processing_class=None,
         eos_token_ids: list[int] | None = None,
         scorer_kwargs: dict[str, Any] | None = None,
@@ -88,18 +108,32 @@ class StepRewardFunction:
         self.aggregation = aggregation or self.prm_format.aggregation
         if self.aggregation not in AGGREGATIONS:
             raise ValueError(f"Aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
+        if unscorable_reward is not None and not math.isfinite(unscorable_reward):
+            raise ValueError(f"unscorable_reward: got {unscorable_reward}, expected a finite number, or None.")
+        self.__name__ = name  # TRL reads it
+        self.unscorable_reward = unscorable_reward
         self.question_column = question_column
         self.processing_class = processing_class
         self.eos_token_ids = eos_token_ids
         self.accelerator = None  # of a step trainer: its processes then stop together
         self.handoff: Handoff[ScoredBatch] | None = None  # of the step trainer that calls
+        self._loading = Lock()  # some of TRL's trainers call from several threads
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the lock, for trainers that send reward functions to other processes."""
+        return {name: value for name, value in vars(self).items() if name != "_loading"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what [`~StepRewardFunction.__getstate__`] gave."""
+        vars(self).update(state, _loading=Lock())
 
     @property
     def scorer(self) -> StepScorer:
         """The reward model, loaded when it is first needed."""
-        if isinstance(self._scorer, (str, Path)):
-            self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
-        return self._scorer
+        with self._loading:
+            if isinstance(self._scorer, (str, Path)):
+                self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
+            return self._scorer
 
     def shard(self, accelerator) -> None:
         """
@@ -134,21 +168,23 @@ class StepRewardFunction:
                 TRL's functions for logging from a reward function.
 
         Returns:
-            `list[float | None]`: one reward in [0, 1] per completion, `None` where it is unscorable.
+            `list[float | None]`: one reward in [0, 1] per completion, `unscorable_reward` where it is unscorable.
 
         Raises:
             `FloatingPointError`: if a score is not finite. TRL would take it for a completion without a reward.
+            `ValueError`: if the dataset lacks the `question_column` that was named.
         """
         batch = self.score_batch(prompts, completions, completion_ids, **columns)
         if self.handoff is not None:
             self.handoff.put(batch)
+        prefix = "" if self.__name__ == NAME or self.handoff is not None else f"{self.__name__}/"
         if log_metric is not None:
             for name, value in batch.metrics.items():
-                log_metric(name, value)
+                log_metric(prefix + name, value)
         if log_extra is not None:
             for name, values in batch.extras.items():
-                log_extra(name, values)
-        return batch.rewards
+                log_extra(prefix + name, values)
+        return [self.unscorable_reward if reward is None else reward for reward in batch.rewards]
 
     def score_batch(
         self,
@@ -174,7 +210,13 @@ class StepRewardFunction:
 
         Raises:
             `FloatingPointError`: if a score is not finite.
+            `ValueError`: if the dataset lacks the `question_column` that was named.
         """
+        if self.question_column not in (QUESTION_COLUMN, *columns):
+            raise ValueError(
+                f"question_column of {self.__name__}: got {self.question_column!r}, expected one of the dataset's "
+                f"columns ({', '.join(columns)}). Name another, or leave it out to read the question from the prompt."
+            )
         bare_questions = columns.get(self.question_column) or [None] * len(prompts)
         questions = [
             question or question_text(prompt) for question, prompt in zip(bare_questions, prompts, strict=True)
@@ -239,8 +281,12 @@ def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None
 
 
 def completion_text(completion: "str | list[dict[str, Any]]") -> str:
-    """The text of a completion: itself, or what the last message of a conversation says."""
-    return completion if isinstance(completion, str) else _content(completion[-1]) if completion else ""
+    """The text with which the policy answers: the completion itself, or the last message of a conversation. It is
+    empty where that message is not the policy's: a tool's result that the policy did not go on from is no answer."""
+    if isinstance(completion, str):
+        return completion
+    answered = completion and completion[-1].get("role", "assistant") == "assistant"
+    return _content(completion[-1]) if answered else ""
 
 
 def question_text(prompt: "str | list[dict[str, Any]]") -> str:
