@@ -5,6 +5,7 @@ TRL samples, batches, buffers and takes the loss. The mathematics is in `functio
 
 import json
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,16 @@ from ...functional.advantages import group_mean, step_rewards
 from ...functional.aggregation import aggregate
 from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
+from ...io.paths import local_path
 from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.loading import load_format
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
+from ...training.trainable import check_trainable
 from ..answer_reward import AnswerReward
 from ..reward_function import StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
+from ..trainer_arguments import check_config, policy_model
 from .generation_buffer import load_generation, save_generation
 from .step_config import StepGRPOConfig
 from .tracking import PolicyTracking
@@ -94,10 +98,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
     ):
+        subject = type(self).__name__
         if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            name = local_path(model) if isinstance(model, (str, PathLike)) else get_config_model_id(model.config)
             suffix = self._config_class.__name__.removesuffix("Config")
             args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
+        check_config(args, self._config_class, subject)
         funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
@@ -113,6 +119,14 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             funcs.append(self.answer_reward)
             classes = [*classes, None] if classes is not None else None
         self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(len(funcs) > 1)
+        model, processing_class, quantization_config = policy_model(
+            model,
+            args,
+            subject=subject,
+            processing_class=processing_class,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
         super().__init__(
             model=model,
             reward_funcs=funcs,
@@ -126,6 +140,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        check_trainable(self.model, subject=subject)
         if args.shard_reward_model:
             self.step_reward.shard(self.accelerator)
         self.step_reward.processing_class = self._tokenizer

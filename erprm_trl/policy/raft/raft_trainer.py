@@ -7,6 +7,7 @@ Training itself is TRL's.
 import shutil
 from dataclasses import asdict
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from trl import SFTTrainer
 
 from ..._trl import get_config_model_id
+from ...io.paths import local_path
 from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.scorer import StepScorer
 from ...rollouts.questions import fingerprint, load_questions
@@ -25,6 +27,8 @@ from ...rollouts.sampling.base import PromptFormat
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.tracking.training_tracker import TrainingTracker
+from ...training.trainable import check_trainable
+from ..trainer_arguments import check_config, policy_model
 from .policy_sampler import PolicySampler
 from .raft_config import COMPARED, RAFTConfig
 from .rounds import RoundFolder, read_rows, round_seed, training_row
@@ -32,7 +36,7 @@ from .sampling import RoundSampling, load_scorer, round_solutions
 
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig
 
 CITATION = """@article{dong2023raft,
@@ -70,8 +74,9 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
     ```
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The first policy, as in [`~trl.SFTTrainer`].
+        model (`str` or `Path` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The first policy, as in [`~trl.SFTTrainer`]. The training of a saved adapter, named by its folder or Hub
+            id, goes on.
         reward_model (`str`, [`StepScorer`] or [`~erprm_trl.reward_model.ScoringBackend`]):
             A model that [`ERPRMTrainer`] saved, loaded onto this process's device, the address of a scoring server, or
             a scorer or backend that is loaded already.
@@ -88,7 +93,9 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             As in [`~trl.SFTTrainer`]. There is no `optimizers`: every round makes its own.
 
     Raises:
-        `ValueError`: for questions that cannot be used or settings that exclude each other.
+        `ValueError`: for questions that cannot be used or settings that exclude each other; if all weights of the
+            policy are frozen, or a saved adapter comes with a `peft_config`.
+        `TypeError`: if `args` is the configuration of another trainer.
     """
 
     _tag_names = ["trl", "erprm-trl", "raft"]
@@ -101,7 +108,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
 
     def __init__(
         self,
-        model: "str | PreTrainedModel",
+        model: "str | Path | PreTrainedModel | PeftModel",
         reward_model: "str | Path | StepScorer | ScoringBackend",
         args: RAFTConfig | None = None,
         train_dataset: Dataset | None = None,
@@ -113,14 +120,23 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         peft_config: "PeftConfig | None" = None,
     ):
         if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            name = local_path(model) if isinstance(model, (str, PathLike)) else get_config_model_id(model.config)
             args = RAFTConfig(f"{name.rstrip('/').split('/')[-1]}-RAFT")
+        check_config(args, RAFTConfig, "RAFTTrainer")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
         self.questions = load_questions(train_dataset, require_answers=False)
         self.eval_questions = None if eval_dataset is None else load_questions(eval_dataset)
+        policy, processing_class, quantization_config = policy_model(
+            model,
+            args,
+            subject="RAFTTrainer",
+            processing_class=processing_class,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
         super().__init__(
-            model=model,
+            model=policy,
             args=args,
             # Each round trains on its own picks.
             train_dataset=Dataset.from_list([{"question": question.question} for question in self.questions]),
@@ -130,6 +146,9 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        check_trainable(self.model, subject="RAFTTrainer")
+        loads_adapter = isinstance(model, (str, PathLike)) and not isinstance(policy, str)
+        self._model_id = local_path(model) if loads_adapter else get_config_model_id(self.model.config)
         self.has_answers = self.questions[0].answer is not None
         self.drop_uniform = args.drop_uniform
         if args.drop_uniform is None:
@@ -363,7 +382,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         """What must be the same for a run to be continued."""
         batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return {
-            "model": get_config_model_id(self.model.config),
+            "model": self._model_id,
             "trainable_parameters": get_model_param_count(self.model, trainable_only=True),
             "reward_model": self.scorer.model_name,
             "reward_model_format": asdict(self.scorer.prm_format),
