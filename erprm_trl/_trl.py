@@ -141,7 +141,7 @@ SEAMS = (
 SEAM_ATTRIBUTES = (
     # Data of a trainer
     SeamAttribute("trl.GRPOTrainer._metrics", _STEP),
-    SeamAttribute("trl.GRPOTrainer._logs", "policy/online/tracking.py"),
+    SeamAttribute("trl.GRPOTrainer._logs", f"{_STEP} policy/online/tracking.py"),
     SeamAttribute("trl.GRPOTrainer._step", _STEP),
     SeamAttribute("trl.GRPOTrainer._buffered_inputs", _STEP),
     SeamAttribute("trl.GRPOTrainer._last_world_entropy", _STEP),

@@ -4,6 +4,7 @@ TRL samples, batches, buffers and takes the loss. The mathematics is in `functio
 """
 
 import json
+import logging
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -23,13 +24,14 @@ from ...io.atomic_files import replace_file
 from ...io.paths import local_path
 from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.loading import load_format
+from ...rollouts.questions import ANSWER_COLUMNS
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.trainable import check_trainable
 from ..answer_reward import AnswerReward
-from ..reward_function import StepRewardFunction
+from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
-from ..trainer_arguments import check_config, policy_model
+from ..trainer_arguments import check_config, columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
 from .step_config import StepGRPOConfig
 from .tracking import PolicyTracking
@@ -38,6 +40,8 @@ from .tracking import PolicyTracking
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 ENTROPY_FILE = "entropy_ctrl_state.json"
 NOT_A_REWARD_MODEL = (
@@ -111,13 +115,21 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if len(steps) != 1:
             raise ValueError(NOT_A_REWARD_MODEL.format(name=type(self).__name__, number=len(steps)))
         self.step_reward = steps[0]
+        if self.step_reward.unscorable_reward is not None:
+            raise ValueError(
+                f"{subject}: got a StepRewardFunction with unscorable_reward={self.step_reward.unscorable_reward}, "
+                "expected None: a completion without step scores has no step rewards. Leave it out."
+            )
         self.answer_reward = next((func for func in funcs if isinstance(func, AnswerReward)), None)
-        if self.answer_reward is None and args.answer_column in (getattr(train_dataset, "column_names", None) or []):
+        columns = columns_of(train_dataset)
+        if self.answer_reward is None and args.answer_column in columns:
             self.answer_reward = AnswerReward(args.answer_column, args.grading, args.answer_pattern)
             if args.reward_weights is not None and len(args.reward_weights) == len(funcs):
                 args.reward_weights = [*args.reward_weights, 1.0]
             funcs.append(self.answer_reward)
             classes = [*classes, None] if classes is not None else None
+        _check_outcome(subject, args, columns, has_outcome=len(funcs) > 1)
+        _check_question_column(self.step_reward.question_column, train_dataset, eval_dataset)
         self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(len(funcs) > 1)
         model, processing_class, quantization_config = policy_model(
             model,
@@ -200,7 +212,19 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self._check_weights()
         output = super()._generate_and_score_completions(inputs)
         self._set_advantages(output, self._handoff.take(len(inputs)))
+        self._log_advantages(output)
         return output
+
+    def _log_advantages(self, output: dict[str, Any]) -> None:
+        """Replaces GRPO's advantages, which TRL has noted for `log_completions`, by the mean over the tokens of each
+        completion of those that are trained on."""
+        mask = output["completion_mask"]
+        means = (output["advantages"] * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+        means = self.accelerator.gather(means).tolist()
+        noted = self._logs["advantages"]
+        for _ in range(min(len(means), len(noted))):
+            noted.pop()
+        noted.extend(means)
 
     def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
         """Replaces the advantages (B,) in TRL's batch by the advantages of the tokens (B, T)."""
@@ -270,6 +294,39 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             initial_value=initial_value,
             temperature=self.args.score_temperature,
         )
+
+
+def _check_outcome(subject: str, args: StepGRPOConfig, columns: list[str], has_outcome: bool) -> None:
+    """Compares what `args` says about answers with the columns of the training dataset and the reward functions."""
+    shown = ", ".join(columns)
+    if args.answer_column not in (type(args).answer_column, *columns):
+        raise ValueError(
+            f"{subject}: got answer_column={args.answer_column!r}, expected one of the training dataset's columns "
+            f"({shown}). Name the column of the answers, or leave answer_column out to train without them."
+        )
+    if args.outcome_weight and not has_outcome:
+        raise ValueError(
+            f"{subject}: got outcome_weight={args.outcome_weight}, expected a column {args.answer_column!r} in the "
+            f"training dataset, which has {shown}, or another reward function: there is no outcome to weigh. Name the "
+            "column of the answers with answer_column, pass another reward function, or set outcome_weight to 0."
+        )
+    unused = [column for column in ANSWER_COLUMNS if column in columns]
+    if unused and not has_outcome:
+        logger.warning(
+            "%s: the column %r of the training dataset is not used. Set answer_column=%r to grade answers against it.",
+            subject, unused[0], unused[0],
+        )  # fmt: skip
+
+
+def _check_question_column(question_column: str, train_dataset: Any, eval_dataset: Any) -> None:
+    evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
+        columns = columns_of(dataset)
+        if dataset is not None and question_column not in (QUESTION_COLUMN, *columns):
+            raise ValueError(
+                f"question_column: got {question_column!r}, expected one of the columns of {name} "
+                f"({', '.join(columns)}). Name another, or leave it out to read the question from the prompt."
+            )
 
 
 def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
