@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..rollouts.grading.grader import Grader
-from .reward_function import completion_text
+from .completions import completion_text
 
 
 class AnswerReward:

@@ -4,7 +4,6 @@ It returns one number per completion, as TRL expects. [`StepRewardFunction.score
 """
 
 import math
-from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,10 +15,9 @@ from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.loading import load_format
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..reward_model.scoring.sharded import check_sharding
-from ..steps import clean_steps, split_steps
 from ..training.nonfinite import not_finite
+from .completions import completion_steps, opens_thinking, question_text
 from .scored_batch import Handoff, ScoredBatch, ScoredCompletion
-from .step_alignment import step_token_ends
 
 
 NAME, QUESTION_COLUMN = "step_reward", "question"
@@ -44,7 +42,8 @@ class StepRewardFunction:
 
     Completions that cannot be scored get `unscorable_reward`: those without steps, those longer than the reward
     model's context, conversations whose last message is not the policy's (a tool's result, say), and, where the
-    policy's tokenizer is known, those in which a step owns no token. What TRL's trainers make of `None`:
+    policy's tokenizer is known, those in which a step owns no token. Which parts of a completion with
+    `<think>...</think>` have steps is the `steps_of` of the reward model's format. What TRL's trainers make of `None`:
 
     | trainer | a completion whose every reward is `None` |
     |---|---|
@@ -115,6 +114,7 @@ class StepRewardFunction:
         self.question_column = question_column
         self.processing_class = processing_class
         self.eos_token_ids = eos_token_ids
+        self.chat_template_kwargs: dict[str, Any] | None = None  # of a step trainer
         self.accelerator = None  # of a step trainer: its processes then stop together
         self.handoff: Handoff[ScoredBatch] | None = None  # of the step trainer that calls
         self._loading = Lock()  # some of TRL's trainers call from several threads
@@ -221,22 +221,26 @@ class StepRewardFunction:
         questions = [
             question or question_text(prompt) for question, prompt in zip(bare_questions, prompts, strict=True)
         ]
-        texts = [completion_text(completion) for completion in completions]
-        pieces = [split_steps(text, self.prm_format.splitter) for text in texts]
-        steps = [clean_steps(text_pieces, self.prm_format.splitter) for text_pieces in pieces]
-        ends: list[list[int] | None] = [[] for _ in texts]
-        if completion_ids is not None and self.processing_class is not None:
-            ends = [
-                step_token_ends(self.processing_class, ids, text, list(accumulate(map(len, text_pieces))))
-                for ids, text, text_pieces in zip(completion_ids, texts, pieces, strict=True)
-            ]
-        kept = [[] if token_ends is None else parts for parts, token_ends in zip(steps, ends, strict=True)]
+        tokenizer = self.processing_class
+        # The chat template opens the thinking of all prompts or of none.
+        template_opens = opens_thinking(prompts[0], tokenizer, self.chat_template_kwargs)
+        are_thinking = [opens_thinking(prompt) if isinstance(prompt, str) else template_opens for prompt in prompts]
+        parts = [
+            completion_steps(
+                completion, self.prm_format, is_thinking=is_thinking, tokenizer=tokenizer, token_ids=token_ids
+            )
+            for completion, is_thinking, token_ids in zip(
+                completions, are_thinking, completion_ids or [None] * len(completions), strict=True
+            )
+        ]
+        steps = [texts for texts, _ in parts]
+        kept = [[] if token_ends is None else texts for texts, token_ends in parts]
         scores = self.scorer.score(questions, kept, skip_too_long=True)
         self._check(scores, getattr(columns.get("trainer_state"), "global_step", None))
         rewards = solution_scores(scores, self.aggregation)
         scored = [
-            ScoredCompletion(values, token_ends if values else [], parts, reward)
-            for values, token_ends, parts, reward in zip(scores, ends, steps, rewards, strict=True)
+            ScoredCompletion(values, token_ends if values else [], texts, reward)
+            for values, (texts, token_ends), reward in zip(scores, parts, rewards, strict=True)
         ]
         extras = {"step_scores": [[round(score, 4) for score in values] for values in scores]}
         return ScoredBatch(scored, self._metrics(steps, scores, completion_ids), extras)
@@ -278,25 +282,3 @@ def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None
     """Row, step and value of the first step score that is not finite."""
     flat = ((row, step, score) for row, values in enumerate(scores) for step, score in enumerate(values))
     return next((place for place in flat if not math.isfinite(place[2])), None)
-
-
-def completion_text(completion: "str | list[dict[str, Any]]") -> str:
-    """The text with which the policy answers: the completion itself, or the last message of a conversation. It is
-    empty where that message is not the policy's: a tool's result that the policy did not go on from is no answer."""
-    if isinstance(completion, str):
-        return completion
-    answered = completion and completion[-1].get("role", "assistant") == "assistant"
-    return _content(completion[-1]) if answered else ""
-
-
-def question_text(prompt: "str | list[dict[str, Any]]") -> str:
-    """The question of a prompt: itself, or what the last user message of a conversation says."""
-    if isinstance(prompt, str):
-        return prompt
-    asked = [message for message in prompt if message.get("role") == "user"]
-    return _content(asked[-1]) if asked else ""
-
-
-def _content(message: dict[str, Any]) -> str:
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)

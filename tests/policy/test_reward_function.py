@@ -27,7 +27,8 @@ from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 from erprm_trl import StepScorer, dial
 from erprm_trl.functional import aggregate
-from erprm_trl.policy.reward_function import StepRewardFunction, completion_text
+from erprm_trl.policy.completions import completion_text
+from erprm_trl.policy.reward_function import StepRewardFunction
 from erprm_trl.policy.scored_batch import Handoff, ScoredBatch, ScoredCompletion
 
 

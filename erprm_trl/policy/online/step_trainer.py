@@ -157,6 +157,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             self.step_reward.shard(self.accelerator)
         self.step_reward.processing_class = self._tokenizer
         self.step_reward.eos_token_ids = self.eos_token_ids
+        self.step_reward.chat_template_kwargs = self.chat_template_kwargs
         self.step_reward.accelerator = self.accelerator
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
