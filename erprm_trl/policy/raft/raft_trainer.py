@@ -21,7 +21,7 @@ from ..._trl import get_config_model_id
 from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.scorer import StepScorer
 from ...rollouts.questions import fingerprint, load_questions
-from ...rollouts.sampling.base import PromptFormat
+from ...rollouts.sampling.prompt_format import PromptFormat
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.tracking.training_tracker import TrainingTracker
@@ -136,7 +136,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             self.drop_uniform = self.has_answers and args.num_generations > 1
         self._check_arguments()
         self.scorer = load_scorer(reward_model, self.accelerator, args.scoring_batch_size, args.shard_reward_model)
-        self.prompt_format = PromptFormat(self._tokenizer, args.prompt_template, args.system_prompt)
+        self.prompt_format = PromptFormat(self._tokenizer, **args.prompt_settings)
         self._first_policy = Path(args.output_dir, "first-policy")
         self._policy = PolicySampler(self)
         self._sampling = RoundSampling(self, self._policy)

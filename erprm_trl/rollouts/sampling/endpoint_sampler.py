@@ -2,13 +2,14 @@
 stopping servers, and balancing between them, is left to a router."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ...io.http_client import EndpointClient, EndpointError, Service
 from ...steps import whole_characters
-from .base import Completion, Prompt, PromptFormat, derived_seed, holds_stop
+from .base import Completion, Prompt, derived_seed, holds_stop
+from .prompt_format import PromptFormat
 
 
 # What makes a completion the one that is asked for, or changes the form of the answer.
@@ -67,8 +68,11 @@ class EndpointSampler:
             authentication and shown nowhere.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`] or `str`, *optional*):
             The policy's tokenizer, or its Hub id or folder. Defaults to `model`.
-        temperature, top_p, top_k, max_new_tokens, prompt_template, system_prompt, use_chat_template (*optional*):
+        temperature, top_p, top_k, max_new_tokens (*optional*):
             As in [`TransformersSampler`]; 0 for `top_k` sends none.
+        prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
+            See [`PromptFormat`]. The chat template is applied here: the server gets the rendered prompt, and none of
+            these settings.
         send (`str`, *optional*, defaults to `"tokens"`):
             `"tokens"` sends prompts as token ids. `"text"`, for servers that take nothing else, sends the text that
             the tokenizer turns into these ids: where it opens every text with a BOS token, a BOS written by the chat
@@ -106,6 +110,8 @@ class EndpointSampler:
         prompt_template: str | None = None,
         system_prompt: str | None = None,
         use_chat_template: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        examples: Sequence[Mapping[str, str]] | None = None,
         send: str = "tokens",
         max_concurrency: int = 64,
         request_timeout: float = 600.0,
@@ -132,7 +138,9 @@ class EndpointSampler:
             api_key_env,
         )
         self.tokenizer = _tokenizer(model if tokenizer is None else tokenizer)
-        self.prompt_format = PromptFormat(self.tokenizer, prompt_template, system_prompt, use_chat_template)
+        self.prompt_format = PromptFormat(
+            self.tokenizer, prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples
+        )
         self.model_name, self.send = model, send
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_new_tokens = max_new_tokens

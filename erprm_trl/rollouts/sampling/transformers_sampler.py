@@ -1,13 +1,14 @@
 """Sampling by transformers' `generate`: any causal language model, in batches across questions and prefixes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ...io.file_checks import check_model_folder
-from .base import Completion, Prompt, PromptFormat, decode_continuation
+from .base import Completion, Prompt, decode_continuation
 from .kv_cache import PromptsNotShared, SharedPromptsCache, can_share, growing_cache, sharing_prompts
+from .prompt_format import PromptFormat
 from .stop_strings import StopStrings
 
 
@@ -36,7 +37,7 @@ class TransformersSampler:
             Longest completion. One that reaches it is not `finished`.
         batch_size (`int`, *optional*, defaults to `64`):
             Sequences generated at a time.
-        prompt_template, system_prompt, use_chat_template (*optional*):
+        prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
             See [`PromptFormat`].
         fork_cache (`bool`, *optional*, defaults to `True`):
             Prefill a prompt once for all its samples, instead of once a sample.
@@ -55,11 +56,15 @@ class TransformersSampler:
         prompt_template: str | None = None,
         system_prompt: str | None = None,
         use_chat_template: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        examples: Sequence[Mapping[str, str]] | None = None,
         fork_cache: bool = True,
     ):
         self.model = model
         self.tokenizer = tokenizer
-        self.prompt_format = PromptFormat(tokenizer, prompt_template, system_prompt, use_chat_template)
+        self.prompt_format = PromptFormat(
+            tokenizer, prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples
+        )
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size

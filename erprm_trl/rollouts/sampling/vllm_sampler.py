@@ -1,10 +1,11 @@
 """Sampling by an offline vLLM engine, imported only when it is used."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .base import Completion, Prompt, PromptFormat, decode_continuation
+from .base import Completion, Prompt, decode_continuation
+from .prompt_format import PromptFormat
 
 
 class VLLMSampler:
@@ -21,8 +22,10 @@ class VLLMSampler:
             Hub id or folder of the policy.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Defaults to the model's own. For a model without one add `engine_kwargs={"skip_tokenizer_init": True}`.
-        temperature, top_p, top_k, max_new_tokens, prompt_template, system_prompt, use_chat_template (*optional*):
+        temperature, top_p, top_k, max_new_tokens (*optional*):
             As in [`TransformersSampler`].
+        prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
+            See [`PromptFormat`].
         engine_kwargs (`dict[str, Any]`, *optional*):
             More arguments of `vllm.LLM`, e.g. `{"tensor_parallel_size": 2, "gpu_memory_utilization": 0.8}`. Without a
             `"dtype"`, vLLM runs a float32 checkpoint in half precision.
@@ -40,6 +43,8 @@ class VLLMSampler:
         prompt_template: str | None = None,
         system_prompt: str | None = None,
         use_chat_template: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        examples: Sequence[Mapping[str, str]] | None = None,
         engine_kwargs: dict[str, Any] | None = None,
     ):
         try:
@@ -56,7 +61,9 @@ class VLLMSampler:
         config = self.engine.llm_engine.model_config
         self.dtype, self.context_length = config.dtype, config.max_model_len
         self.tokenizer = tokenizer if tokenizer is not None else self.engine.get_tokenizer()
-        self.prompt_format = PromptFormat(self.tokenizer, prompt_template, system_prompt, use_chat_template)
+        self.prompt_format = PromptFormat(
+            self.tokenizer, prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples
+        )
         self.model_name = model
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_new_tokens = max_new_tokens
