@@ -64,7 +64,7 @@ class ChunkWork:
     def _row(
         self, chunk: int, question_index: int, question: Question, solution_index: int, solution: Completion
     ) -> RolloutRow:
-        if self.settings.store_token_ids and not solution.token_ids:
+        if self.settings.store_token_ids and not solution.token_ids and (solution.text or not self.settings.stop):
             raise ValueError(
                 "store_token_ids=True: the sampler returned no token ids. For vLLM's server set "
                 "extra_body={'return_token_ids': True}, or leave store_token_ids off."
@@ -172,7 +172,8 @@ class ChunkWork:
         if not prompts:
             return []
         self.num_rollouts += len(prompts) * num_samples
-        return self.sampler.sample(prompts, num_samples, derived_seed(self.settings.seed, chunk, purpose))
+        until = {"until": self.settings.stop} if self.settings.stop else {}
+        return self.sampler.sample(prompts, num_samples, derived_seed(self.settings.seed, chunk, purpose), **until)
 
 
 def _write_shared(

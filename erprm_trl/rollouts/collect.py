@@ -22,7 +22,7 @@ from .dataset import RolloutDataset
 from .grading.grader import Grader
 from .questions import Question, fingerprint
 from .records import CollectionSettings
-from .sampling.base import Sampler
+from .sampling.base import Sampler, stop_strings
 from .shards import (
     MANIFEST,
     RESTORE,
@@ -57,12 +57,13 @@ def collect_rollouts(
     splitter: str = "newline",
     grading: str | Callable[[str, str], float] | None = "math",
     answer_pattern: str | None = None,
+    stop: str | Sequence[str] | None = None,
     seed: int = 0,
     chunk_size: int = 16,
     store_token_ids: bool = False,
     show_progress: bool = True,
 ) -> RolloutDataset:
-    """
+    r"""
     Samples solutions, splits them into steps, continues every proper prefix, grades everything and stores it.
 
     Texts that reach `max_new_tokens` are graded as they stand; the manifest says how many there are. Started again in
@@ -104,6 +105,10 @@ def collect_rollouts(
             without answers: rewards and predictions are `None`, and there can be no continuations.
         answer_pattern (`str`, *optional*):
             Regular expression whose first group is the final answer, see [`Grader`].
+        stop (`str` or `Sequence[str]`, *optional*):
+            Strings that end a solution or a continuation, e.g. `"\n\nQuestion:"` for a base model whose prompt has
+            solved examples. The text ends before the first of them, and counts as finished. What follows is neither
+            kept nor graded, and `token_ids` hold no token that reaches into it.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the whole collection.
         chunk_size (`int`, *optional*, defaults to `16`):
@@ -142,6 +147,7 @@ def collect_rollouts(
         chunk_size=chunk_size,
         sampler=sampler.settings,
         store_token_ids=bool(store_token_ids),
+        stop=stop_strings(stop),
         allocation=allocation,
         reuse_continuations=reuse,
         target_etas=[float(eta) for eta in target_etas] if adaptive else None,

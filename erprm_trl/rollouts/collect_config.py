@@ -70,6 +70,9 @@ class CollectConfig:
     splitter: str = field(default="newline", metadata={"help": "newline, blank_line, step, or a separator string."})
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
     answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the final answer."})
+    stop: list[str] | None = field(
+        default=None, metadata={"help": "Strings that end a solution; it ends before them. For few-shot prompts."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the whole collection."})
     chunk_size: int = field(default=16, metadata={"help": "Questions written at a time."})
     backend: str = field(
@@ -132,6 +135,7 @@ class CollectConfig:
             splitter=self.splitter,
             grading=self.grading,
             answer_pattern=self.answer_pattern,
+            stop=self.stop,
             seed=self.seed,
             chunk_size=self.chunk_size,
         )

@@ -254,6 +254,8 @@ class CollectionSettings:
             Settings of the sampler.
         store_token_ids (`bool`, *optional*, defaults to `False`):
             Whether rows have `token_ids`.
+        stop (`list[str]`, *optional*):
+            Strings that end a solution or continuation, which ends before them.
         allocation (`str`, *optional*, defaults to `"fixed"`):
             `"fixed"` or `"adaptive"`.
         reuse_continuations (`bool`, *optional*, defaults to `False`):
@@ -278,6 +280,7 @@ class CollectionSettings:
     chunk_size: int
     sampler: dict[str, Any] = field(default_factory=dict)
     store_token_ids: bool = False
+    stop: list[str] = field(default_factory=list)
     allocation: str = "fixed"
     reuse_continuations: bool = False
     target_etas: list[float] | None = None
@@ -303,12 +306,13 @@ class CollectionSettings:
 
     def to_json(self) -> dict[str, Any]:
         """
-        The `config` of a manifest. `store_token_ids` is present only if it is true, and what says how continuations
-        are shared only if they are, so that the manifests of plain collections stay as older releases wrote them.
+        The `config` of a manifest. Settings that older releases did not have are present only where they differ from
+        what these releases did, so that the manifests of plain collections stay as they were.
         """
         config = {name: getattr(self, name) for name in _SETTINGS_FIELDS}
-        if not self.store_token_ids:
-            del config["store_token_ids"]
+        for name in ("store_token_ids", "stop"):
+            if not config[name]:
+                del config[name]
         if not self.is_adaptive:
             del config["target_etas"], config["tolerance"]
         if not self.shares_continuations:

@@ -86,6 +86,31 @@ def test_rows_by_hand(tmp_path):
     assert data.manifest["summary"]["unfinished_share"] == 0.5
 
 
+def test_stop_strings_end_solutions_and_continuations(tmp_path, dial_policy):
+    questions = [Question(**row) for row in dial.make_questions(3, seed=0)]
+    # The solution is over before its last step: nothing of an answer is left to be graded.
+    settings = {
+        **SETTINGS, "splitter": dial.SEPARATOR, "answer_pattern": dial.ANSWER_PATTERN, "store_token_ids": True,
+    }  # fmt: skip
+    sampler = TransformersSampler(*dial_policy, max_new_tokens=64, batch_size=16)
+    plain = collect_rollouts(questions, sampler, tmp_path / "plain", **settings)
+    assert "stop" not in plain.manifest["config"] and any("answer" in row.text for row in plain)
+    stopped = collect_rollouts(questions, sampler, tmp_path / "stopped", stop="answer", **settings)
+    assert stopped.settings.stop == ["answer"]
+    for row in stopped:
+        assert row.finished and "answer" not in row.text and row.outcome_reward == 0.0 and row.prediction is None
+        assert len(row.token_ids) == row.num_tokens == len(row.text.split())
+        assert sum(map(sum, row.prefix_rewards)) == 0.0
+    with pytest.raises(ValueError, match=r"stop was \['answer'\] and is now None"):
+        collect_rollouts(questions, sampler, tmp_path / "stopped", **settings)
+
+
+def test_stop_strings_that_cannot_be_used(tmp_path):
+    for bad in ("", ["a", ""], [3]):
+        with pytest.raises(ValueError, match=r"stop: got .*expected non-empty strings"):
+            collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, stop=bad, **SETTINGS)
+
+
 def test_labels_by_hand(tmp_path, caplog):
     data = collect_rollouts([Question("2 + 3?", "5")], Scripted(), tmp_path, **SETTINGS)
     # one success of three: mean 1/3; eta = 2: log(1 + (e^2 - 1)/3)/2 = log(3.1296853)/2 = 0.570466; the last step is

@@ -190,6 +190,7 @@ OTHER_OBJECTS = {
     "line": "a result of guided search",
     "logs": "a log",
     "metrics": "a log",
+    "shot": "a solved example in a prompt",
     "solution": "a result of guided search",
 }
 OTHER_ROWS = {

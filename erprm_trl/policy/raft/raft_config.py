@@ -17,7 +17,7 @@ PROMPT_SETTINGS = ("prompt_template", "system_prompt", "use_chat_template", "cha
 COMPARED = (
     "questions_per_round start_from num_generations top_k aggregation score_threshold drop_uniform deduplicate "
     "scoring_batch_size temperature top_p max_completion_length generation_batch_size chunk_size prompt_template "
-    "system_prompt use_chat_template chat_template_kwargs examples use_vllm grading answer_pattern "
+    "system_prompt use_chat_template chat_template_kwargs examples stop use_vllm grading answer_pattern "
     "num_generations_eval num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps optim "
     "weight_decay max_grad_norm loss_type packing max_length seed"
 ).split()
@@ -77,6 +77,9 @@ class RAFTConfig(TrackingConfig, SFTConfig):
             Questions that are sampled and then written at once: what a killed process loses.
         prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
             See [`PromptFormat`].
+        stop (`list[str]`, *optional*):
+            Strings that end a solution, see [`collect_rollouts`]. The solution is finished, and its last token is
+            trained on without an end token behind it: the policy is not trained to stop there.
         use_vllm (`bool`, *optional*, defaults to `False`):
             Sample with vLLM, loaded from the round's saved policy and freed before the training. One process, full
             fine-tuning.
@@ -154,6 +157,9 @@ class RAFTConfig(TrackingConfig, SFTConfig):
     )
     examples: list[dict[str, str]] | str | None = field(
         default=None, metadata={"help": "Solved examples before the question, each with question and solution."}
+    )
+    stop: list[str] | None = field(
+        default=None, metadata={"help": "Strings that end a solution; it ends before them. For few-shot prompts."}
     )
     use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM (one process, full fine-tuning)."})
     vllm_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Arguments of vllm.LLM."})

@@ -235,6 +235,7 @@ class RoundSampling:
                 splitter=self.trainer.scorer.prm_format.splitter,
                 grading=None if questions[0].answer is None else args.grading,
                 answer_pattern=args.answer_pattern,
+                stop=args.stop,
                 seed=seed,
                 chunk_size=args.chunk_size,
                 store_token_ids=True,

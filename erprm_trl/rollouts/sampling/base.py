@@ -1,7 +1,7 @@
 """Samples solutions and continuations of prefixes, always as the assistant's turn. Grading and storage come later.
 
-A sampler has two members: `sample(prompts, num_samples, seed, stop)` and `settings`, what the manifest of a collection
-records. The same call on the same machine gives the same completions, whatever was sampled before.
+A sampler has two members: `sample(prompts, num_samples, seed, stop, until)` and `settings`, what the manifest of a
+collection records. The same call on the same machine gives the same completions, whatever was sampled before.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ class Prompt(NamedTuple):
 
 class Completion(NamedTuple):
     """What was sampled: the text after the prefix, whether it ended by itself, its length in tokens, and the tokens,
-    the one that ended it included. One that was stopped holds the string that stopped it, and is not finished."""
+    the one that ended it included. One that was stopped by `stop` holds the string that stopped it, and is not
+    finished. One that was ended by `until` is finished, and holds neither the string nor its tokens."""
 
     text: str
     finished: bool
@@ -39,10 +40,19 @@ class Sampler(Protocol):
         """Everything that shapes a sample, as JSON values."""
 
     def sample(
-        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+        self,
+        prompts: list[Prompt],
+        num_samples: int,
+        seed: int,
+        stop: Sequence[str] = (),
+        until: Sequence[str] = (),
     ) -> list[list[Completion]]:
-        """`num_samples` completions of each prompt, in order, each ending where one of the strings `stop` first
-        stands in it. `collect_rollouts` and the policies give no `stop`, guided search does."""
+        """
+        `num_samples` completions of each prompt, in order.
+
+        A completion ends after the first of the strings `stop`, where guided search goes on, or before the first of
+        the strings `until`, where a solution is over. Neither is passed where there are no such strings.
+        """
 
 
 def decode_continuation(tokenizer, prompt: list[int], new: list[int], context: int = 4) -> str:
@@ -54,6 +64,23 @@ def decode_continuation(tokenizer, prompt: list[int], new: list[int], context: i
     before = tokenizer.decode(tail, skip_special_tokens=True)
     both = tokenizer.decode(tail + new, skip_special_tokens=True)
     return both[len(before) :] if both.startswith(before) else tokenizer.decode(new, skip_special_tokens=True)
+
+
+def stop_strings(stop: str | Sequence[str] | None) -> list[str]:
+    """
+    The setting `stop` as a list.
+
+    Raises:
+        `ValueError`: if it holds something that is not a text, or an empty one.
+    """
+    strings = [stop] if isinstance(stop, str) else list(stop or ())
+    for string in strings:
+        if not isinstance(string, str) or not string:
+            raise ValueError(
+                f"stop: got {string!r} in {strings}, expected non-empty strings, such as ['\\n\\nQuestion:']. Leave "
+                "stop out if nothing but the policy ends a solution."
+            )
+    return strings
 
 
 def holds_stop(text: str, stop: Sequence[str]) -> bool:

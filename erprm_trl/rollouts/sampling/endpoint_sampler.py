@@ -10,6 +10,7 @@ from ...io.http_client import EndpointClient, EndpointError, Service
 from ...steps import whole_characters
 from .base import Completion, Prompt, derived_seed, holds_stop
 from .prompt_format import PromptFormat
+from .token_cuts import end_before, fit_tokens
 
 
 # What makes a completion the one that is asked for, or changes the form of the answer.
@@ -160,12 +161,17 @@ class EndpointSampler:
         }
 
     def sample(
-        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+        self,
+        prompts: list[Prompt],
+        num_samples: int,
+        seed: int,
+        stop: Sequence[str] = (),
+        until: Sequence[str] = (),
     ) -> list[list[Completion]]:
         """
         `num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`]. With `stop` the server
         has to say what ended a text, as vLLM (`stop_reason`) and SGLang (`matched_stop`) do; what a token holds after
-        the string that stopped it is lost.
+        the string that stopped it is lost. With `until` alone any server will do.
 
         Raises:
             [`EndpointError`]: if one completion cannot be had, or a server does not say whether a text was stopped or
@@ -176,12 +182,23 @@ class EndpointSampler:
         greedy = self.temperature == 0
         each = 1 if greedy else num_samples
         requests = [
-            self._request(content, None if greedy else derived_seed(seed, index, sample), stop)
+            self._request(content, None if greedy else derived_seed(seed, index, sample), (*stop, *until))
             for index, content in enumerate(contents)
             for sample in range(each)
         ]
-        flat = self.client.post_all("/completions", requests, partial(self._completion, stop=stop))
-        return [flat[i : i + each] * (num_samples if greedy else 1) for i in range(0, len(flat), each)]
+        answers = iter(
+            self.client.post_all("/completions", requests, partial(self._completion, stop=stop, until=until))
+        )
+        completions = [
+            [self._ended(next(answers), until, prompt, ids) for _ in range(each)]
+            for prompt, ids in zip(prompts, encoded, strict=True)
+        ]
+        return [samples * (num_samples if greedy else 1) for samples in completions]
+
+    def _ended(self, completion: Completion, until: Sequence[str], prompt: Prompt, ids: list[int]) -> Completion:
+        completion = end_before(completion, until, self.tokenizer, prompt, ids)
+        # Servers leave the string that stopped a text out of the text, not out of the ids.
+        return fit_tokens(completion, self.tokenizer, ids) if until and completion.token_ids else completion
 
     def _text(self, ids: list[int]) -> str:
         whole = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -207,7 +224,7 @@ class EndpointSampler:
             **self.extra_body,
         }
 
-    def _completion(self, answer: str, stop: Sequence[str]) -> Completion:
+    def _completion(self, answer: str, stop: Sequence[str], until: Sequence[str]) -> Completion:
         body = json.loads(answer)
         (choice,) = body["choices"]
         text, reason = choice["text"], choice["finish_reason"]
@@ -219,9 +236,9 @@ class EndpointSampler:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None and backend.decoder is None and text and not text[0].isspace():
             text = " " + text
-        stopped = _stop_string(choice, stop) if stop and reason == "stop" else None
+        stopped = _stop_string(choice, stop, until) if reason == "stop" else None
         finished = reason == "stop" and stopped is None
-        if stopped is not None and not holds_stop(text, stop):
+        if stopped is not None and not holds_stop(text, (*stop, *until)):
             text += stopped
         num_tokens = (body.get("usage") or {}).get("completion_tokens")
         token_ids = tuple(choice.get("token_ids") or ())
@@ -234,13 +251,14 @@ class EndpointSampler:
         return Completion(text, finished, num_tokens, token_ids)
 
 
-def _stop_string(choice: dict[str, Any], stop: Sequence[str]) -> str | None:
+def _stop_string(choice: dict[str, Any], stop: Sequence[str], until: Sequence[str]) -> str | None:
     """The string that stopped a text, or `None` if it ended by itself."""
+    strings = (*stop, *until)
     for said in ("stop_reason", "matched_stop"):
         if said in choice:
-            return choice[said] if choice[said] in stop else None
-    contained = next((string for string in stop if string in choice["text"]), None)
-    if contained is None:
+            return choice[said] if choice[said] in strings else None
+    contained = next((string for string in strings if string in choice["text"]), None)
+    if contained is None and stop:
         # Taking the one for the other would go on after an end, or end a solution within.
         raise EndpointError(
             f"The server ended a text with neither stop_reason nor matched_stop, and none of {list(stop)} is in it: "

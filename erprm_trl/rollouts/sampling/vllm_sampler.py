@@ -6,6 +6,7 @@ from typing import Any
 
 from .base import Completion, Prompt, decode_continuation
 from .prompt_format import PromptFormat
+from .token_cuts import end_before
 
 
 class VLLMSampler:
@@ -82,7 +83,12 @@ class VLLMSampler:
         }
 
     def sample(
-        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+        self,
+        prompts: list[Prompt],
+        num_samples: int,
+        seed: int,
+        stop: Sequence[str] = (),
+        until: Sequence[str] = (),
     ) -> list[list[Completion]]:
         """`num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`]."""
         from vllm import SamplingParams, TokensPrompt
@@ -104,8 +110,8 @@ class VLLMSampler:
                 # The engine knows the end tokens of the model and of its own tokenizer only.
                 stop_token_ids=None if eos is None else [eos],
                 # Looking for a string is the only use of vLLM's text: ours knows what stands before it.
-                stop=list(stop),
-                detokenize=bool(stop),
+                stop=[*stop, *until],
+                detokenize=bool(stop or until),
             )
             for index in range(len(prompts))
         ]
@@ -114,8 +120,11 @@ class VLLMSampler:
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in encoded]
         results = self.engine.generate(requests, params, use_tqdm=False)
         completions = [
-            [self._completion(ids, output) for output in result.outputs]
-            for ids, result in zip(encoded, results, strict=True)
+            [
+                end_before(self._completion(ids, output), until, self.tokenizer, prompt, ids)
+                for output in result.outputs
+            ]
+            for prompt, ids, result in zip(prompts, encoded, results, strict=True)
         ]
         return (
             [completions_of_prompt * num_samples for completions_of_prompt in completions] if greedy else completions

@@ -11,7 +11,7 @@ import torch
 from ...functional.aggregation import AGGREGATIONS, aggregate
 from ...reward_model import scoring
 from ...reward_model.scoring.backend import ScoringBackend
-from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed, holds_stop
+from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed, holds_stop, stop_strings
 from ...steps import closed_steps, split_steps, step_stops
 from .question_search import GuidedResult, Node, QuestionSearch
 
@@ -41,6 +41,7 @@ def guided_search(
     ess_threshold: float = 0.5,
     aggregation: str = "last",
     splitter: str | None = None,
+    stop: str | Sequence[str] | None = None,
     max_steps: int = 64,
     max_tokens: int | None = None,
     token_budget: int | None = None,
@@ -90,6 +91,9 @@ def guided_search(
             From the scores of a prefix to its value ([`~erprm_trl.functional.aggregate`]). Only the last score is V.
         splitter (`str`, *optional*):
             Where steps end ([`~erprm_trl.rollouts.split_steps`]); defaults to the scorer's format.
+        stop (`str` or `Sequence[str]`, *optional*):
+            Strings that end a solution, which is finished then and ends before them, as in
+            [`~erprm_trl.rollouts.collect_rollouts`].
         max_steps (`int`, *optional*, defaults to `64`):
             Rounds, each a step.
         max_tokens (`int`, *optional*):
@@ -124,13 +128,14 @@ def guided_search(
         # The same question again is another search, with draws of its own.
         searches.append(QuestionSearch(question, width, derived_seed(seed, "choices", seen[question], question)))
         seen[question] += 1
+    stops, until = step_stops(splitter), stop_strings(stop)
     for depth in range(max_steps):
         for search in searches:
             search.check_budgets(expansions, token_budget, score_budget)
         live = [search for search in searches if search.frontier]
         if not live:
             break
-        children = _propose(live, sampler, expansions, step_stops(splitter), derived_seed(seed, "proposals", depth))
+        children = _propose(live, sampler, expansions, stops, derived_seed(seed, "proposals", depth), until)
         _score(children, scorer, splitter, aggregation, max_tokens)
         for search, proposed in children:
             search.advance(proposed, method, eta, ess_threshold, depth)
@@ -141,11 +146,17 @@ _Children = list[tuple[QuestionSearch, list[list[Node]]]]
 
 
 def _propose(
-    live: list[QuestionSearch], sampler: Sampler, expansions: int, stops: tuple[str, ...], seed: int
+    live: list[QuestionSearch],
+    sampler: Sampler,
+    expansions: int,
+    stops: tuple[str, ...],
+    seed: int,
+    until: list[str],
 ) -> _Children:
     """The children of every node, not yet scored, from one call of the sampler."""
     prompts = [Prompt(search.question, search.nodes[index].text) for search in live for index in search.frontier]
-    completions = iter(sampler.sample(prompts, expansions, seed, stop=stops))
+    more = {"until": until} if until else {}
+    completions = iter(sampler.sample(prompts, expansions, seed, stop=stops, **more))
     children = []
     for search in live:
         proposed = [[node] for node in search.nodes]
