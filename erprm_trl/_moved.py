@@ -48,7 +48,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "reward_model.finite_training": ("training.nonfinite",),
     "reward_model.format_presets": ("reward_model.presets",),
     "reward_model.implicit_scores": ("reward_model.scoring.implicit",),
-    "reward_model.model_loading": ("reward_model.scoring.loading", "reward_model.heads"),
+    "reward_model.model_loading": ("reward_model.scoring.loading", "reward_model.heads", "io.adapters"),
     "reward_model.model_setup": ("reward_model.trainer.model_setup", "reward_model.heads"),
     "reward_model.packing": ("reward_model.collator",),
     "reward_model.remote_scoring": ("reward_model.scoring.remote", "reward_model.scoring.renamed"),

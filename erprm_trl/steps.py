@@ -2,48 +2,111 @@
 `reward_model.encoding`."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
+from operator import attrgetter
+from typing import NamedTuple
+
+from .reasoning import ANSWER_CLOSE, ANSWER_OPEN, STEPS_OF, THINK_CLOSE, THINK_OPEN, answer_start
 
 
-NAMED_SPLITTERS = ("newline", "blank_line", "step")
+NAMED_SPLITTERS = ("whole_lines", "newline", "blank_line", "step")
+MIN_CHARACTERS = 12  # A shorter line ("So:", "---", "#### 18") is no step of its own in "whole_lines".
 
-_STEP_HEADING = re.compile(r"^[ \t#*]*Step \d+[*\s]*[:.]", re.MULTILINE)
-_OPEN_HEADING = re.compile(r"(?:^|(?<=\n))[ \t#*]*Step[ \t]*\d*$")
-_BOUNDARY = {"newline": re.compile(r"\n+"), "blank_line": re.compile(r"\n[ \t]*(?:\n[ \t]*)+")}
+_TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+
+# `\s` without the line feed includes carriage returns and no-break spaces.
+_LINE_END = re.compile(r"\n(?:[^\S\n]*\n)*")
+_BLANK_LINE = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
+_INDENT = re.compile(r"[^\S\n]*")
+_PARAGRAPH_END = r"\n[^\S\n]*\n"
+
+_STEP_HEADING = re.compile(
+    r"^[ \t#*>-]*(?:(?P<named>step[ \t]*\d+[*_ \t]*[:.)\-\u2013\u2014])|\d{1,3}\.(?=[\s*]))",
+    re.MULTILINE | re.IGNORECASE,
+)
+_OPEN_HEADING = re.compile(r"(?:^|(?<=\n))[ \t#*>-]*(?:step[ \t]*\d*|\d{1,3}\.)$", re.IGNORECASE)
+_STEP_WORDS = tuple(
+    f"\n{mark}{word}" for mark in ("", "**", "## ", "### ", "#### ", "> ", "- ") for word in ("Step", "step", "STEP")
+)
+_STEP_NUMBERS = tuple(f"\n{number}." for number in range(1, 31))
+
+_ENVIRONMENTS = (
+    "align|aligned|alignat|alignedat|array|bmatrix|cases|dcases|displaymath|eqnarray|equation|flalign|gather|gathered"
+    "|matrix|multline|pmatrix|split|tabular|vmatrix|Bmatrix|Vmatrix|asy|tikzpicture|verbatim|lstlisting"
+)
+# A backslash before the opening delimiter makes it a line break (`\\[2pt]`) or a literal dollar.
+_OPENING = re.compile(
+    r"(?P<fence>^[ \t>]*(?:(?:[*+-]|\d+[.)])[ \t]+)?(?P<ticks>`{3,}|~{3,})[^`\n]*$)"
+    r"|(?<!\\)(?:\\\\)*(?:(?P<bracket>\\\[)|(?P<parenthesis>\\\()|(?P<dollars>\$\$)"
+    rf"|(?P<environment>\\begin\s*\{{(?:{_ENVIRONMENTS})\*?\}}))"
+    r"|(?P<asy>\[asy\])",
+    re.MULTILINE,
+)
+_ENVIRONMENT_EDGE = re.compile(rf"\\(begin|end)\s*\{{(?:{_ENVIRONMENTS})\*?\}}")
+# LaTeX ends a formula at a blank line, so a delimiter that is never closed holds no more than its paragraph.
+_CLOSING = {
+    "bracket": re.compile(rf"\\\]|{_PARAGRAPH_END}"),
+    "parenthesis": re.compile(rf"\\\)|{_PARAGRAPH_END}"),
+    "dollars": re.compile(rf"\$\$|{_PARAGRAPH_END}"),
+    "asy": re.compile(r"\[/asy\]"),
+}
+_HEADING = re.compile(r"#{1,6}[ \t].*|(?:(?:[-*+>]|\d+[.)])[ \t]+)?\*\*[^*=]+[^*=.]\*\*")
 
 
-def split_steps(text: str, splitter: str) -> list[str]:
-    """
+def split_steps(text: str, splitter: str, steps_of: str = "both") -> list[str]:
+    r"""
     Splits a solution into steps that keep their delimiters, so that `"".join(steps)` is the text, byte for byte.
+
+    A solution that is cut after any of its steps splits into the same steps.
 
     Args:
         text (`str`):
             A solution.
         splitter (`str`):
-            `"newline"` (each line a step), `"blank_line"` (each paragraph), `"step"` (a line that begins with `Step
-            1:`, bold or a heading allowed, opens a step), or any other string: the separator that closes a step, taken
-            literally.
+            Where a step ends:
+
+            - `"whole_lines"`: at the end of a line, for text as language models write it. No step begins inside a code
+              fence or a formula (`\[...\]`, `$$...$$`, `\(...\)`, `\begin{align}`, `[asy]`). A display or a fence
+              belongs to the line before it. A line that ends with a colon, and a heading, belong to the line after
+              them. Lines of fewer than 12 characters join the step before them.
+            - `"newline"`: at the end of every line.
+            - `"blank_line"`: at the end of every paragraph.
+            - `"step"`: before a line that begins with `Step 1:`, `step 1 -`, `STEP 1)`, ..., in bold, in a heading, a
+              list or a quotation too, or, as long as there was no such line, with `1.`; not inside code fences.
+            - any other string: after this string, taken literally.
+        steps_of (`str`, *optional*, defaults to `"both"`):
+            Which part of a text with `<think>...</think>` is split. `"both"`: the thinking and the answer; a step
+            never holds parts of both. `"thinking"`: the answer is one step, the last. `"answer"`: the thinking belongs
+            to the answer's first step and is removed by [`clean_step`]; thinking that is not closed has no steps.
 
     Returns:
         `list[str]`: the steps. A piece with nothing but white space and delimiters is joined to its neighbour, so no
         step is empty; a text without any content has no steps.
 
     Raises:
-        `ValueError`: if the separator is empty.
+        `ValueError`: if the separator is empty, or for an unknown `steps_of`.
     """
     if not splitter:
         raise ValueError(f"Step splitter: got '', expected one of {', '.join(NAMED_SPLITTERS)} or a separator string.")
-    if splitter == "step":
-        cuts = [match.start() for match in _STEP_HEADING.finditer(text)]
-    elif splitter in _BOUNDARY:
-        cuts = [match.end() for match in _BOUNDARY[splitter].finditer(text)]
-    else:
-        cuts = [match.end() for match in re.finditer(re.escape(splitter), text)]
-    edges = [0, *cuts, len(text)]
+    if steps_of not in STEPS_OF:
+        raise ValueError(f"steps_of: got {steps_of!r}, expected one of {', '.join(STEPS_OF)}.")
+    start = answer_start(text)
+    thinking, answer = (text, "") if start is None else (text[:start], text[start:])
+    if steps_of == "answer":
+        pieces = _pieces(answer, splitter)
+        if thinking and any(clean_step(piece, splitter) for piece in pieces):
+            pieces[0] = thinking + pieces[0]
+        return _with_content(pieces, splitter)
+    answer_pieces = _pieces(answer, splitter) if steps_of == "both" or not thinking else [answer]
+    return _with_content([*_pieces(thinking, splitter), *answer_pieces], splitter)
+
+
+def _with_content(pieces: list[str], splitter: str) -> list[str]:
+    """Joins pieces without content to the step before them, or to the first step."""
     steps: list[str] = []
     leading = ""
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
-        piece = text[start:end]
+    for piece in pieces:
         if clean_step(piece, splitter):
             steps.append(leading + piece)
             leading = ""
@@ -54,24 +117,148 @@ def split_steps(text: str, splitter: str) -> list[str]:
     return steps
 
 
+def _pieces(text: str, splitter: str) -> list[str]:
+    """The text cut at the splitter's boundaries. Pieces may be empty."""
+    if splitter == "whole_lines":
+        return _whole_lines(text)
+    if splitter == "step":
+        cuts = _step_headings(text)
+    else:
+        boundary = {"newline": _LINE_END, "blank_line": _BLANK_LINE}.get(splitter) or re.compile(re.escape(splitter))
+        cuts = [match.end() for match in boundary.finditer(text)]
+    return _cut(text, cuts)
+
+
+def _cut(text: str, cuts: list[int]) -> list[str]:
+    edges = [0, *cuts, len(text)]
+    return [text[start:end] for start, end in zip(edges[:-1], edges[1:], strict=True)]
+
+
+class _Span(NamedTuple):
+    """A formula or a code fence, one that the text leaves open included."""
+
+    start: int
+    end: int
+    kind: str
+
+
+def _formulas_and_fences(text: str) -> list[_Span]:
+    """All formulas and fences in order, the outermost of those that are nested."""
+    spans: list[_Span] = []
+    position = 0
+    while opening := _OPENING.search(text, position):
+        kind = "fence" if opening["fence"] is not None else opening.lastgroup
+        if kind == "fence":
+            closing = re.compile(rf"^[ \t>]*{re.escape(opening['ticks'])}+[ \t\r]*$", re.MULTILINE)
+            end = closing.search(text, opening.end())
+        elif kind == "environment":
+            end = _environment_end(text, opening.end())
+        else:
+            end = _CLOSING[kind].search(text, opening.end())
+        position = len(text) if end is None else end.end()
+        start = opening.end() - len(r"\[") if kind in ("bracket", "parenthesis", "dollars") else opening.start()
+        spans.append(_Span(start, position, kind))
+    return spans
+
+
+def _environment_end(text: str, position: int) -> re.Match | None:
+    # Models close `align*` with `align`: only the depth counts.
+    depth = 1
+    for match in _ENVIRONMENT_EDGE.finditer(text, position):
+        depth += 1 if match[1] == "begin" else -1
+        if not depth:
+            return match
+    return None
+
+
+def _is_inside(position: int, spans: list[_Span]) -> bool:
+    """Whether a position is inside one of the spans, which are in order and do not overlap."""
+    index = bisect_left(spans, position, key=attrgetter("start")) - 1
+    return index >= 0 and position < spans[index].end
+
+
+def _step_headings(text: str) -> list[int]:
+    fences = [span for span in _formulas_and_fences(text) if span.kind in ("fence", "asy")]
+    cuts, has_named = [], False
+    for match in _STEP_HEADING.finditer(text):
+        if _is_inside(match.start(), fences) or (has_named and not match["named"]):
+            continue
+        has_named = has_named or match["named"] is not None
+        cuts.append(match.start())
+    return cuts
+
+
+def _whole_lines(text: str) -> list[str]:
+    pieces: list[str] = []
+    is_first_short = True
+    for line in _cut(text, _line_cuts(text)):
+        # The first piece grows until it is long enough. Later lines that are too short join the piece before them.
+        if pieces and (is_first_short or _is_short(line)):
+            pieces[-1] += line
+        else:
+            pieces.append(line)
+        is_first_short = is_first_short and _is_short(pieces[0])
+    return pieces
+
+
+def _line_cuts(text: str) -> list[int]:
+    """Line ends at which a step may end: outside formulas and fences, not before a display, not after a heading."""
+    spans = _formulas_and_fences(text)
+    displays = [span.start for span in spans if span.kind != "parenthesis"]
+    cuts, line_start = [], 0
+    for match in _LINE_END.finditer(text):
+        line = text[line_start : match.start()].strip()
+        line_start = cut = match.end()
+        next_display = bisect_left(displays, cut)
+        before_display = next_display < len(displays) and _INDENT.match(text, cut).end() >= displays[next_display]
+        if not (_is_inside(cut, spans) or before_display or _belongs_to_next(line)):
+            cuts.append(cut)
+    return cuts
+
+
+def _belongs_to_next(line: str) -> bool:
+    return line.rstrip("*_ \t").endswith((":", "\uff1a")) or _HEADING.fullmatch(line) is not None
+
+
+def _is_short(piece: str) -> bool:
+    return len("".join(clean_step(piece, "whole_lines").split())) < MIN_CHARACTERS
+
+
 def step_stops(splitter: str) -> tuple[str, ...]:
     """
     The strings at which to stop a policy so that it writes one step.
 
     A step that ends in another way (a blank line with white space in it, an unusual heading) is not stopped at, and
-    comes together with the next. `"step"` closes a step by the heading of the next, which then is begun already:
-    see [`closed_steps`].
+    comes together with the next. `"step"` closes a step by the heading of the next, which then is begun already, and
+    `"whole_lines"` by the line after it: see [`closed_steps`].
     """
     if splitter == "step":
-        return tuple(f"\n{mark}Step" for mark in ("", "**", "## ", "### ", "#### "))
-    return {"newline": ("\n",), "blank_line": ("\n\n",)}.get(splitter, (splitter,))
+        return (*_STEP_WORDS, *_STEP_NUMBERS)
+    return {"newline": ("\n",), "whole_lines": ("\n",), "blank_line": ("\n\n",)}.get(splitter, (splitter,))
 
 
-def closed_steps(text: str, splitter: str) -> list[str]:
-    """The cleaned steps of a solution that is being written, without the begun heading of a step at its end."""
+def closed_steps(text: str, splitter: str, *, finished: bool = False, steps_of: str = "both") -> list[str]:
+    """
+    The cleaned steps of a solution that is being written: those that no further text can change.
+
+    Args:
+        text (`str`):
+            The solution so far.
+        splitter (`str`):
+            See [`split_steps`]. With `"step"` the begun heading at the end is left out. With `"whole_lines"` the last
+            step is left out, since the next line may belong to it.
+        finished (`bool`, *optional*, defaults to `False`):
+            Whether the solution is complete. All of its steps are closed then.
+        steps_of (`str`, *optional*, defaults to `"both"`):
+            See [`split_steps`].
+
+    Returns:
+        `list[str]`: the steps, cleaned.
+    """
     if splitter == "step":
         text = _OPEN_HEADING.sub("", text)
-    return clean_steps(split_steps(text, splitter), splitter)
+    steps = split_steps(text, splitter, steps_of)
+    return clean_steps(steps[:-1] if splitter == "whole_lines" and not finished else steps, splitter)
 
 
 def whole_characters(text: str) -> str:
@@ -80,15 +267,24 @@ def whole_characters(text: str) -> str:
 
 
 def clean_step(step: str, splitter: str) -> str:
-    """The step's content in whole characters: without its delimiters and without white space at either end. This is
-    what a reward model reads."""
-    step = whole_characters(step).strip()
-    if splitter in NAMED_SPLITTERS:
-        return step
-    separator = splitter.strip() or splitter
-    while separator and (step.startswith(separator) or step.endswith(separator)):
-        step = step.removeprefix(separator).removesuffix(separator).strip()
-    return step
+    """The step's content in whole characters: without thinking that precedes an answer, and without delimiters and
+    white space at either end. This is what a reward model reads."""
+    step = whole_characters(step)
+    thinking, close, answer = step.rpartition(THINK_CLOSE)
+    if close and (content := _stripped(answer, splitter)):
+        return content
+    return _stripped(thinking + close + answer, splitter)
+
+
+def _stripped(text: str, splitter: str) -> str:
+    text = text.strip()
+    ends = [tag for tag in _TAGS if tag in text]
+    if splitter not in NAMED_SPLITTERS:
+        ends.append(splitter.strip() or splitter)
+    while text.startswith(tuple(ends)) or text.endswith(tuple(ends)):
+        for end in ends:
+            text = text.removeprefix(end).removesuffix(end).strip()
+    return text
 
 
 def clean_steps(steps: Iterable[str], splitter: str) -> list[str]:

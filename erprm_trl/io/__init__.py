@@ -6,6 +6,7 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from .adapters import adapter_config, base_of_adapter
     from .atomic_files import make_folder, replace_file
     from .config_values import import_function, is_url, read_json_fields
     from .file_checks import check_model_folder, damaged_file
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "adapters": ["adapter_config", "base_of_adapter"],
         "atomic_files": ["make_folder", "replace_file"],
         "config_values": ["import_function", "is_url", "read_json_fields"],
         "file_checks": ["check_model_folder", "damaged_file"],

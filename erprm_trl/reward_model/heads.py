@@ -1,10 +1,6 @@
 """What training and scoring both know about the heads of reward models: which model class has which head, the MLP head
-that transformers lacks, the old name of a value head, and whether a folder holds an adapter.
+that transformers lacks, and the old name of a value head.
 """
-
-import json
-from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import (
@@ -20,15 +16,6 @@ from transformers import (
 AUTO_MODELS = {"lm": AutoModelForCausalLM, "token": AutoModelForTokenClassification}
 # A value head as TRL once saved it is a linear head of one logit under another name.
 VALUE_HEAD_NAMES = {r"^v_head\.summary\.": "score."}
-
-
-def adapter_config(path_or_id: str, revision: str | None = None) -> dict[str, Any] | None:
-    """PEFT's configuration of a LoRA adapter, `None` where the folder or Hub id holds a whole model."""
-    from peft.utils import CONFIG_NAME
-    from transformers.utils import cached_file
-
-    file = cached_file(path_or_id, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def token_classifier_with_mlp(config: AutoConfig) -> type[PreTrainedModel]:

@@ -1,4 +1,5 @@
-"""What every trainer shares: checkpoints that survive a crash, a stop at non-finite values, tracking."""
+"""What every trainer shares: checkpoints that survive a crash, a stop at non-finite values, the refusal to train
+nothing, tracking."""
 
 from typing import TYPE_CHECKING
 
@@ -8,11 +9,13 @@ from .._lazy import lazy_exports
 if TYPE_CHECKING:
     from .checkpoints import CrashSafeCheckpoints
     from .nonfinite import StopOnNonFinite
+    from .trainable import check_trainable, load_adapter
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "checkpoints": ["CrashSafeCheckpoints"],
         "nonfinite": ["StopOnNonFinite"],
+        "trainable": ["check_trainable", "load_adapter"],
     },
 )

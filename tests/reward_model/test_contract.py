@@ -125,7 +125,7 @@ OLD_PATHS = [
     ("reward_model.model_loading", "load_reward_model", "reward_model.scoring.loading"),
     ("reward_model.model_loading", "load_reference_model", "reward_model.scoring.loading"),
     ("reward_model.model_loading", "unpartitioned", "reward_model.scoring.loading"),
-    ("reward_model.model_loading", "adapter_config", "reward_model.heads"),
+    ("reward_model.model_loading", "adapter_config", "io.adapters"),
     ("reward_model.model_setup", "AUTO_MODELS", "reward_model.heads"),
     ("reward_model.model_setup", "VALUE_HEAD_NAMES", "reward_model.heads"),
     ("reward_model.model_setup", "prepare_model", "reward_model.trainer.model_setup"),

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ...io.adapters import adapter_config
 from ...io.config_values import is_url
 from ...io.file_checks import check_model_folder
-from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, adapter_config, token_classifier_with_mlp
+from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, token_classifier_with_mlp
 from ..prm_format import PRMFormat, resolve_format
 from .backend import ScoringBackend
 from .implicit import ImplicitBackend

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..._trl import prepare_deepspeed
+from ...io.adapters import adapter_config
 from ...io.config_values import is_url
 from ..encoding import encode_solutions
-from ..heads import adapter_config
 from ..prm_format import PRMFormat
 from .backend import ScoringBackend
 from .local import LocalBackend, log_odds_at_head

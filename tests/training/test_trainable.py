@@ -1,0 +1,63 @@
+"""A training that would train nothing does not start; a saved adapter is trained on."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+from zoo import save_tiny, tiny_llama, word_level
+
+from erprm_trl.training.trainable import check_trainable, load_adapter
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """The folder of an adapter whose weights are not those of a new one."""
+    base = save_tiny(tmp_path / "base", word_level())
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, task_type="CAUSAL_LM"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(weight, 0.25)
+    model.save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+def test_a_saved_adapter_is_loaded_to_be_trained(adapter, tmp_path):
+    model = load_adapter(adapter, AutoModelForCausalLM.from_pretrained, subject="Trainer")
+    trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trainable and all("lora_" in name for name in trainable)
+    assert all((weight == 0.25).all() for name, weight in trainable.items() if "lora_B" in name)
+    check_trainable(model, subject="Trainer")
+    assert load_adapter(str(tmp_path / "base"), AutoModelForCausalLM.from_pretrained, subject="Trainer") is None
+
+
+def test_a_saved_adapter_is_refused_with_the_configuration_of_a_new_one(adapter, tmp_path):
+    def not_called(*arguments, **options):
+        raise AssertionError("loads weights")
+
+    new = LoraConfig(r=2)
+    with pytest.raises(ValueError, match=r"Trainer: got the adapter .*adapter' together with `peft_config`"):
+        load_adapter(adapter, not_called, subject="Trainer", peft_config=new)
+    assert load_adapter(str(tmp_path / "base"), not_called, subject="Trainer", peft_config=new) is None
+
+
+def test_frozen_weights_are_refused_and_the_remedies_help(adapter):
+    model = tiny_llama(46).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"Trainer: every weight of the given LlamaForCausalLM is frozen \(model"):
+        check_trainable(model, subject="Trainer")
+    model.lm_head.requires_grad_(True)
+    check_trainable(model, subject="Trainer")
+
+    base = tiny_llama(46)
+    frozen = PeftModel.from_pretrained(base, adapter)
+    with pytest.raises(ValueError, match=r"(?s)the given PeftModelForCausalLM is frozen.*is_trainable=True"):
+        check_trainable(frozen, subject="Trainer")
+    check_trainable(PeftModel.from_pretrained(tiny_llama(46), adapter, is_trainable=True), subject="Trainer")
+
+
+def test_a_part_that_should_be_trained_is_named():
+    model = tiny_llama(46)
+    part = {"the output layer": model.lm_head}
+    check_trainable(model, subject="Trainer", parts=part)
+    model.lm_head.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"every weight of the output layer is frozen \(weight\)"):
+        check_trainable(model, subject="Trainer", parts=part)
