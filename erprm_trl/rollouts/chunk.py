@@ -42,9 +42,8 @@ class ChunkWork:
         settings = self.settings
         first = chunk * settings.chunk_size
         questions = self.questions[first : first + settings.chunk_size]  # read once: they may be on disk
-        solutions = self._sample(
-            [Prompt(question.question) for question in questions], settings.num_solutions, chunk, "solutions"
-        )
+        prompts = [Prompt(question.question, prompt=question.prompt) for question in questions]
+        solutions = self._sample(prompts, settings.num_solutions, chunk, "solutions")
         rows = [
             self._row(chunk, question_index, question, solution_index, solution)
             for question_index, (question, samples) in enumerate(zip(questions, solutions, strict=True), start=first)
@@ -56,9 +55,9 @@ class ChunkWork:
         for row, reward, prediction in zip(rows, rewards, predictions, strict=True):
             row.outcome_reward, row.prediction = reward, prediction
         if settings.shares_continuations:
-            self._continue_shared(chunk, rows, grader)
+            self._continue_shared(chunk, rows, grader, dict(enumerate(prompts, start=first)))
         elif settings.num_continuations > 0:
-            self._continue_prefixes(chunk, rows, grader)
+            self._continue_prefixes(chunk, rows, grader, dict(enumerate(prompts, start=first)))
         return rows
 
     def _row(
@@ -84,10 +83,12 @@ class ChunkWork:
             token_ids=list(solution.token_ids) if self.settings.store_token_ids else None,
         )
 
-    def _continue_prefixes(self, chunk: int, rows: list[RolloutRow], grader: Grader) -> None:
+    def _continue_prefixes(
+        self, chunk: int, rows: list[RolloutRow], grader: Grader, prompts_Q: dict[int, Prompt]
+    ) -> None:
         num_continuations = self.settings.num_continuations
         targets = self._targets(rows)
-        prompts = [Prompt(row.question, row.prefix(num_steps)) for row, num_steps in targets]
+        prompts = [prompts_Q[row.question_index]._replace(prefix=row.prefix(num_steps)) for row, num_steps in targets]
         continuations = self._sample(prompts, num_continuations, chunk, "continuations")
         texts = [
             prompt.prefix + continuation.text
@@ -113,7 +114,9 @@ class ChunkWork:
             targets += [(row, num_steps) for num_steps in [*bare_question, *range(1, len(row.steps))]]
         return targets
 
-    def _continue_shared(self, chunk: int, rows: list[RolloutRow], grader: Grader) -> None:
+    def _continue_shared(
+        self, chunk: int, rows: list[RolloutRow], grader: Grader, prompts_Q: dict[int, Prompt]
+    ) -> None:
         """Continues each distinct prefix as often as its label is uncertain, and counts each text for all prefixes
         that it passes through."""
         shared = {row.question_index: SharedPrefixes(self.settings.reuse_continuations) for row in rows}
@@ -137,7 +140,7 @@ class ChunkWork:
                 for prefix, count in enumerate(counts_of_question)
                 for _ in range(count)
             ]
-            prompts = [Prompt(first_rows[index].question, shared[index].texts[prefix]) for index, prefix in jobs]
+            prompts = [prompts_Q[index]._replace(prefix=shared[index].texts[prefix]) for index, prefix in jobs]
             texts = [
                 prompt.prefix + continuation.text
                 for prompt, (continuation,) in zip(prompts, self._sample(prompts, 1, chunk, purpose), strict=True)

@@ -20,14 +20,14 @@ from trl import SFTTrainer
 from ..._trl import get_config_model_id
 from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.scorer import StepScorer
-from ...rollouts.questions import fingerprint, load_questions
+from ...rollouts.questions import fingerprint
 from ...rollouts.sampling.prompt_format import PromptFormat
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.tracking.training_tracker import TrainingTracker
 from .policy_sampler import PolicySampler
 from .raft_config import COMPARED, RAFTConfig
-from .rounds import RoundFolder, read_rows, round_seed, training_row
+from .rounds import RoundFolder, load_policy_questions, read_rows, round_seed, training_row
 from .sampling import RoundSampling, load_scorer, round_solutions
 
 
@@ -78,8 +78,11 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         args ([`RAFTConfig`], *optional*):
             Configuration. Defaults to `RAFTConfig("<model>-RAFT")`.
         train_dataset ([`~datasets.Dataset`]):
-            Questions: a column `question` or `prompt` (text, or one user message), and optionally `answer`. Answers
-            are not trained on: they drop uniform questions and say how often solutions and picks are right.
+            Questions: a column `question` or `prompt`, and optionally `answer`. As in TRL's online trainers, the
+            policy reads a `prompt` (text, or messages for the chat template) as it stands, and the reward model reads
+            `question`, or else the prompt's last user message. Without `prompt` the configuration's `prompt_template`
+            and the other prompt settings make one. Answers are not trained on: they drop uniform questions and say how
+            often solutions and picks are right.
         eval_dataset ([`~datasets.Dataset`], *optional*):
             Questions with answers, answered by the first policy and by that of every round.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -117,8 +120,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             args = RAFTConfig(f"{name.rstrip('/').split('/')[-1]}-RAFT")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
-        self.questions = load_questions(train_dataset, require_answers=False)
-        self.eval_questions = None if eval_dataset is None else load_questions(eval_dataset)
+        self.questions = load_policy_questions(train_dataset, require_answers=False)
+        self.eval_questions = None if eval_dataset is None else load_policy_questions(eval_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -153,6 +156,14 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             raise ValueError(
                 "drop_uniform=True needs to know which solutions are right, and the training questions have no "
                 "answers. Leave it unset, or add an `answer` column."
+            )
+        args = self.args
+        unread = {name: getattr(args, name) for name in ("prompt_template", "system_prompt", "examples")}
+        if self.questions[0].prompt is not None and any(unread.values()):
+            raise ValueError(
+                f"{', '.join(name for name in unread if unread[name])}: set, but the training questions have a column "
+                "`prompt`, which the policy reads as it stands. Leave these settings out, or rename the column to "
+                "`question`."
             )
         if self.is_fsdp_enabled:
             raise ValueError("RAFTTrainer cannot sample from FSDP's shards: use DDP or DeepSpeed.")
@@ -326,7 +337,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
                 What the names of the metrics begin with.
         """
-        questions = self.eval_questions if eval_dataset is None else load_questions(eval_dataset)
+        questions = self.eval_questions if eval_dataset is None else load_policy_questions(eval_dataset)
         if questions is None:
             raise ValueError("evaluate: there is no `eval_dataset`. Give questions with answers.")
         path = Path(self.args.output_dir, "evaluation")

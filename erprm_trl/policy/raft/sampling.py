@@ -168,7 +168,8 @@ class RoundSampling:
         chosen = questions_of_round(questions, folder.index, args.questions_per_round, args.seed)
         seed = round_seed(args.seed, folder.index, "samples")
         rows = self.sample(folder.samples, chosen, args.num_generations, seed)
-        prompt_ids = [self.trainer.prompt_format.encode(Prompt(row.question)) for row in rows]
+        asked = [chosen[row.question_index] for row in rows]
+        prompt_ids = [self.trainer.prompt_format.encode(Prompt(one.question, prompt=one.prompt)) for one in asked]
         unusable = unusable_reasons(rows, prompt_ids, args.max_length)
         if folder.scores.exists():
             step_scores = [entry["step_scores"] for entry in read_rows(folder.scores)]

@@ -10,10 +10,16 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Prompt(NamedTuple):
-    """What is to be continued: a question, and the assistant's text so far (empty for a whole solution)."""
+    """
+    What is to be continued: a question, and the assistant's text so far (empty for a whole solution).
+
+    `prompt` is what the policy reads instead of the question in its template: a text as it stands, or the messages of
+    a conversation.
+    """
 
     question: str
     prefix: str = ""
+    prompt: str | list[dict[str, str]] | None = None
 
 
 class Completion(NamedTuple):

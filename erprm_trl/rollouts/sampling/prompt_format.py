@@ -74,8 +74,13 @@ class PromptFormat:
             settings["examples"] = self.examples
         return settings
 
-    def render(self, question: str) -> str:
-        """The text that the policy reads before its solution to a question."""
+    def render(self, prompt: Prompt) -> str:
+        """The text that the policy reads before its solution."""
+        if isinstance(prompt.prompt, str):
+            return prompt.prompt
+        if prompt.prompt is not None:
+            return self._apply_chat_template(prompt.prompt)
+        question = prompt.question
         if not self.use_chat_template:
             shots = [_joined(self._fill(shot["question"]), shot["solution"]) + "\n\n" for shot in self.examples]
             return "".join(shots) + self._fill(question)
@@ -84,18 +89,29 @@ class PromptFormat:
             messages.append({"role": "user", "content": self._fill(shot["question"])})
             messages.append({"role": "assistant", "content": shot["solution"]})
         messages.append({"role": "user", "content": self._fill(question)})
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
-        )
+        return self._apply_chat_template(messages)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the question and the prefix, ready to be continued."""
         # Text after the generation prompt is what the assistant has said so far; a user's turn that quotes the prefix
         # would ask another question.
-        text = self.render(prompt.question) + prompt.prefix
-        if self.use_chat_template:  # the template writes its own special tokens
+        text = self.render(prompt) + prompt.prefix
+        if self.use_chat_template and not isinstance(prompt.prompt, str):  # the template writes its special tokens
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._without_eos(self.tokenizer(text)["input_ids"])
+
+    def _apply_chat_template(self, messages: list[dict[str, str]]) -> str:
+        if not self.use_chat_template:
+            if [message["role"] for message in messages] == ["user"]:
+                return messages[0]["content"]
+            raise ValueError(
+                f"Prompt: got the messages {str(messages)[:120]}, expected a text or one user message, for there is "
+                "no chat template to apply. Set the tokenizer's chat_template, leave use_chat_template unset, or give "
+                "texts as prompts."
+            )
+        return self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
+        )
 
     def _fill(self, question: str) -> str:
         return self.prompt_template.replace("{question}", question)

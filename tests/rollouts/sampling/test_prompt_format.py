@@ -66,10 +66,10 @@ def test_prompt_errors():
 def test_a_chat_template_can_be_switched_off_and_takes_arguments():
     tokenizer = Recording()
     tokenizer.chat_template = CHAT
-    assert PromptFormat(tokenizer).render("2+2?") == "<|user|>2+2?\n<|assistant|>"
-    assert PromptFormat(tokenizer, use_chat_template=False).render("2+2?") == "2+2?"
+    assert PromptFormat(tokenizer).render(Prompt("2+2?")) == "<|user|>2+2?\n<|assistant|>"
+    assert PromptFormat(tokenizer, use_chat_template=False).render(Prompt("2+2?")) == "2+2?"
     silent = PromptFormat(tokenizer, chat_template_kwargs={"enable_thinking": False})
-    assert silent.render("2+2?") == "<|user|>2+2?\n<|assistant|><think></think>"
+    assert silent.render(Prompt("2+2?")) == "<|user|>2+2?\n<|assistant|><think></think>"
     silent.encode(Prompt("2+2?", "4"))
     assert tokenizer.text == "<|user|>2+2?\n<|assistant|><think></think>4"
     assert silent.settings["chat_template_kwargs"] == {"enable_thinking": False}
@@ -77,19 +77,38 @@ def test_a_chat_template_can_be_switched_off_and_takes_arguments():
     assert PromptFormat(tokenizer).settings.keys() == {"prompt_template", "system_prompt", "use_chat_template"}
 
 
+def test_a_prompt_is_read_as_it_stands():
+    tokenizer = Recording()
+    format_ = PromptFormat(tokenizer, "Q: {question}\nA:")
+    format_.encode(Prompt("2+2?", " 4", prompt="Think, then add two and two:"))
+    assert tokenizer.text == "Think, then add two and two: 4" and tokenizer.add_special_tokens
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Two and two?"}]
+    with pytest.raises(ValueError, match=r"got the messages .*expected a text.*Set the tokenizer's chat_template"):
+        format_.encode(Prompt("2+2?", prompt=messages))
+    format_.encode(Prompt("2+2?", " 4", prompt=messages[1:]))
+    assert tokenizer.text == "Two and two? 4"
+    tokenizer.chat_template = CHAT
+    format_ = PromptFormat(tokenizer, chat_template_kwargs={"enable_thinking": False})
+    format_.encode(Prompt("2+2?", "4", prompt=messages))
+    assert tokenizer.text == "<|system|>Be brief.\n<|user|>Two and two?\n<|assistant|><think></think>4"
+    assert not tokenizer.add_special_tokens
+    format_.encode(Prompt("2+2?", " 4", prompt="Add:"))
+    assert tokenizer.text == "Add: 4" and tokenizer.add_special_tokens
+
+
 def test_examples_are_messages_or_text():
     tokenizer = Recording()
     plain = PromptFormat(tokenizer, "Question: {question}\nAnswer:", examples=EXAMPLES)
     # " It is 3." brings its own space
-    assert plain.render("2+2?") == (
+    assert plain.render(Prompt("2+2?")) == (
         "Question: 1+1?\nAnswer: It is 2.\n\nQuestion: 1+2?\nAnswer: It is 3.\n\nQuestion: 2+2?\nAnswer:"
     )
-    assert PromptFormat(tokenizer, "{question}\n", examples=EXAMPLES[:1]).render("2+2?") == (
+    assert PromptFormat(tokenizer, "{question}\n", examples=EXAMPLES[:1]).render(Prompt("2+2?")) == (
         "1+1?\nIt is 2.\n\n2+2?\n"
     )
     tokenizer.chat_template = CHAT
     chat = PromptFormat(tokenizer, "{question} Think.", system_prompt="Be brief.", examples=EXAMPLES[:1])
-    assert chat.render("2+2?") == (
+    assert chat.render(Prompt("2+2?")) == (
         "<|system|>Be brief.\n<|user|>1+1? Think.\n<|assistant|>It is 2.\n<|user|>2+2? Think.\n<|assistant|>"
     )
     assert json.loads(json.dumps(chat.settings))["examples"] == EXAMPLES[:1]
