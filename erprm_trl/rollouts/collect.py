@@ -66,6 +66,10 @@ def collect_rollouts(
     r"""
     Samples solutions, splits them into steps, continues every proper prefix, grades everything and stores it.
 
+    A prefix is continued from the tokens of its solution. It is encoded again, which may give other tokens, where a
+    token holds both its end and what follows it, where the sampler does not return `token_ids`, and in folders that
+    an older release began.
+
     Texts that reach `max_new_tokens` are graded as they stand; the manifest says how many there are. Started again in
     the same folder it continues where it was. Launched by `accelerate launch`, each process takes its share of the
     chunks and writes its own shard.
@@ -133,6 +137,11 @@ def collect_rollouts(
             "rewards. Name a grading, or set num_continuations=0."
         )
     path = make_folder(output_dir)
+    before = read_manifest(path)
+    if before is not None:  # an older release encoded prefixes again, and so does the rest of its collection
+        continue_from = CollectionSettings.from_json(before["config"]).continue_from
+    else:
+        continue_from = "tokens" if num_continuations > 0 and hasattr(sampler, "prompt_format") else "text"
     adaptive = allocation == "adaptive"
     settings = CollectionSettings(
         num_questions=len(questions),
@@ -148,6 +157,7 @@ def collect_rollouts(
         sampler=sampler.settings,
         store_token_ids=bool(store_token_ids),
         stop=stop_strings(stop),
+        continue_from=continue_from,
         allocation=allocation,
         reuse_continuations=reuse,
         target_etas=[float(eta) for eta in target_etas] if adaptive else None,

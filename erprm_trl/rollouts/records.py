@@ -256,6 +256,9 @@ class CollectionSettings:
             Whether rows have `token_ids`.
         stop (`list[str]`, *optional*):
             Strings that end a solution or continuation, which ends before them.
+        continue_from (`str`, *optional*, defaults to `"text"`):
+            `"tokens"` if a prefix is continued from its tokens in the solution, `"text"` if from its text, encoded
+            again, as older releases did.
         allocation (`str`, *optional*, defaults to `"fixed"`):
             `"fixed"` or `"adaptive"`.
         reuse_continuations (`bool`, *optional*, defaults to `False`):
@@ -281,6 +284,7 @@ class CollectionSettings:
     sampler: dict[str, Any] = field(default_factory=dict)
     store_token_ids: bool = False
     stop: list[str] = field(default_factory=list)
+    continue_from: str = "text"
     allocation: str = "fixed"
     reuse_continuations: bool = False
     target_etas: list[float] | None = None
@@ -313,6 +317,8 @@ class CollectionSettings:
         for name in ("store_token_ids", "stop"):
             if not config[name]:
                 del config[name]
+        if self.continue_from == "text":
+            del config["continue_from"]
         if not self.is_adaptive:
             del config["target_etas"], config["tolerance"]
         if not self.shares_continuations:

@@ -13,12 +13,14 @@ class Prompt(NamedTuple):
     """
     What is to be continued: a question, and the assistant's text so far (empty for a whole solution).
 
-    `prompt` is what the policy reads instead of the question in its template: a text as it stands, or the messages of
-    a conversation.
+    `prefix_ids` are the tokens of the prefix as they were sampled. Without them the prefix is encoded, which may give
+    other tokens. `prompt` is what the policy reads instead of the question in its template: a text as it stands, or
+    the messages of a conversation.
     """
 
     question: str
     prefix: str = ""
+    prefix_ids: tuple[int, ...] | None = None
     prompt: str | list[dict[str, str]] | None = None
 
 
@@ -39,7 +41,12 @@ def derived_seed(*parts: int | str) -> int:
 
 
 class Sampler(Protocol):
-    """The protocol of `collect_rollouts` and the policies."""
+    """
+    The protocol of `collect_rollouts` and the policies.
+
+    A sampler may also have a [`PromptFormat`] as `prompt_format`. Then prefixes of a solution are continued from the
+    tokens that were sampled, otherwise from their text.
+    """
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...io.http_client import EndpointClient, EndpointError, Service
 from ...steps import whole_characters
-from .base import Completion, Prompt, derived_seed, holds_stop
+from .base import Completion, Prompt, decode_continuation, derived_seed, holds_stop
 from .prompt_format import PromptFormat
 from .token_cuts import end_before, fit_tokens
 
@@ -177,6 +177,8 @@ class EndpointSampler:
             [`EndpointError`]: if one completion cannot be had, or a server does not say whether a text was stopped or
                 ended by itself; nothing is returned then.
         """
+        if self.send == "text":  # the server encodes a prefix by itself
+            prompts = [prompt._replace(prefix_ids=None) for prompt in prompts]
         encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
         contents = encoded if self.send == "tokens" else [self._text(ids) for ids in encoded]
         greedy = self.temperature == 0
@@ -190,15 +192,22 @@ class EndpointSampler:
             self.client.post_all("/completions", requests, partial(self._completion, stop=stop, until=until))
         )
         completions = [
-            [self._ended(next(answers), until, prompt, ids) for _ in range(each)]
+            [self._ended(next(answers), stop, until, prompt, ids) for _ in range(each)]
             for prompt, ids in zip(prompts, encoded, strict=True)
         ]
         return [samples * (num_samples if greedy else 1) for samples in completions]
 
-    def _ended(self, completion: Completion, until: Sequence[str], prompt: Prompt, ids: list[int]) -> Completion:
+    def _ended(
+        self, completion: Completion, stop: Sequence[str], until: Sequence[str], prompt: Prompt, ids: list[int]
+    ) -> Completion:
         completion = end_before(completion, until, self.tokenizer, prompt, ids)
-        # Servers leave the string that stopped a text out of the text, not out of the ids.
-        return fit_tokens(completion, self.tokenizer, ids) if until and completion.token_ids else completion
+        if not completion.token_ids or not (stop or until):
+            return completion
+        # Servers leave the string that stopped a text out of the text, and not out of the ids.
+        fitted = fit_tokens(completion, self.tokenizer, ids)
+        if completion.finished or decode_continuation(self.tokenizer, ids, list(fitted.token_ids)) == fitted.text:
+            return fitted
+        return completion._replace(token_ids=())  # its text is continued: ids that lack a part of it are of no use
 
     def _text(self, ids: list[int]) -> str:
         whole = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .base import Prompt
+from .token_cuts import cut_tokens
 
 
 class PromptFormat:
@@ -95,10 +96,37 @@ class PromptFormat:
         """Token ids of the question and the prefix, ready to be continued."""
         # Text after the generation prompt is what the assistant has said so far; a user's turn that quotes the prefix
         # would ask another question.
-        text = self.render(prompt) + prompt.prefix
+        text = self.render(prompt)
+        if prompt.prefix_ids is None:
+            text += prompt.prefix
         if self.use_chat_template and not isinstance(prompt.prompt, str):  # the template writes its special tokens
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._without_eos(self.tokenizer(text)["input_ids"])
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = self._without_eos(self.tokenizer(text)["input_ids"])
+        return [*ids, *(prompt.prefix_ids or ())]
+
+    def prefix_ids(
+        self, prompt: Prompt, token_ids: Sequence[int], prefixes: Sequence[str]
+    ) -> list[tuple[int, ...] | None]:
+        """
+        The sampled tokens of prefixes of a solution.
+
+        Args:
+            prompt ([`Prompt`]):
+                What the solution was sampled for.
+            token_ids (`Sequence[int]`):
+                Sampled tokens of the solution. Empty if the sampler does not know them.
+            prefixes (`Sequence[str]`):
+                Prefixes of the solution's text, each as long as the one before or longer.
+
+        Returns:
+            `list[tuple[int, ...] | None]`: For each prefix the tokens that decode to exactly its text, `None` where
+            there are none because a token holds the prefix's end and what follows it.
+        """
+        if not token_ids:
+            return [None] * len(prefixes)
+        cuts = cut_tokens(self.tokenizer, self.encode(prompt), token_ids, prefixes)
+        return [tuple(token_ids[:cut]) if exact else None for cut, exact in cuts]
 
     def _apply_chat_template(self, messages: list[dict[str, str]]) -> str:
         if not self.use_chat_template:

@@ -154,7 +154,8 @@ def _propose(
     until: list[str],
 ) -> _Children:
     """The children of every node, not yet scored, from one call of the sampler."""
-    prompts = [Prompt(search.question, search.nodes[index].text) for search in live for index in search.frontier]
+    nodes = [(search.question, search.nodes[index]) for search in live for index in search.frontier]
+    prompts = [Prompt(question, node.text, node.token_ids or None) for question, node in nodes]
     more = {"until": until} if until else {}
     completions = iter(sampler.sample(prompts, expansions, seed, stop=stops, **more))
     children = []
@@ -171,8 +172,12 @@ def _propose(
 def _child(node: Node, completion: Completion, stops: tuple[str, ...]) -> Node:
     stopped = holds_stop(completion.text, stops)
     reason = "finished" if completion.finished else None if stopped else "length"
+    knows_ids = node.token_ids is not None and completion.token_ids
     return node._replace(
-        text=node.text + completion.text, num_tokens=node.num_tokens + completion.num_tokens, reason=reason
+        text=node.text + completion.text,
+        num_tokens=node.num_tokens + completion.num_tokens,
+        reason=reason,
+        token_ids=node.token_ids + completion.token_ids if knows_ids else None,
     )
 
 

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import zoo
 
 from erprm_trl import dial
 from erprm_trl.policy.raft.raft_config import RAFTConfig
-from erprm_trl.rollouts import CollectConfig, EndpointSampler, Prompt, PromptFormat, TransformersSampler
+from erprm_trl.rollouts import CollectConfig, EndpointSampler, Prompt, PromptFormat, TransformersSampler, split_steps
+from erprm_trl.rollouts.sampling.base import decode_continuation
 
 
 CHAT = (
@@ -112,6 +114,31 @@ def test_examples_are_messages_or_text():
         "<|system|>Be brief.\n<|user|>1+1? Think.\n<|assistant|>It is 2.\n<|user|>2+2? Think.\n<|assistant|>"
     )
     assert json.loads(json.dumps(chat.settings))["examples"] == EXAMPLES[:1]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("make", [zoo.byte_level_bpe, zoo.sentencepiece_style])
+def test_a_prefix_is_read_as_the_tokens_that_were_sampled(make, chat):
+    tokenizer = make()
+    tokenizer.chat_template = CHAT if chat else None
+    format_ = PromptFormat(tokenizer)
+    prompt = Prompt("What is 7 + 15?")
+    opening = format_.encode(prompt)
+    # letter by letter, as a policy may write and no tokenizer would
+    text = "\nHälfte von 22\n\nist 11.\n"
+    letters = [token for letter in text for token in tokenizer(letter, add_special_tokens=False)["input_ids"]]
+    text = decode_continuation(tokenizer, opening, letters)
+    steps = split_steps(text, "newline")
+    prefixes = ["".join(steps[:count]) for count in range(1, len(steps) + 1)]
+    cuts = format_.prefix_ids(prompt, letters, prefixes)
+    for prefix, prefix_ids in zip(prefixes, cuts, strict=True):
+        assert decode_continuation(tokenizer, opening, list(prefix_ids)) == prefix
+        assert list(prefix_ids) == letters[: len(prefix_ids)]
+        continued = prompt._replace(prefix=prefix, prefix_ids=prefix_ids)
+        assert format_.encode(continued) == opening + list(prefix_ids)
+        assert format_.encode(continued) != format_.encode(continued._replace(prefix_ids=None))
+    assert cuts[-1] == tuple(letters)
+    assert format_.prefix_ids(prompt, (), prefixes) == [None] * len(prefixes)  # a server that returns no ids
 
 
 @pytest.mark.parametrize(

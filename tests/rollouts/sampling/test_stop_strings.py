@@ -109,6 +109,24 @@ def test_servers_that_say_what_ended_a_text():
     assert [one.num_tokens for one in completions] == [6] * 6
 
 
+def test_the_ids_of_a_stopped_step_are_those_of_its_text_or_none():
+    tokenizer = dial.build_tokenizer()
+    ids = tokenizer(f"1 + 2 = 3 {dial.SEPARATOR}")["input_ids"]
+    answers = iter(
+        {
+            "choices": [
+                {"text": " 1 + 2 = 3 ", "finish_reason": "stop", "stop_reason": dial.SEPARATOR, "token_ids": more}
+            ]
+        }
+        for more in (ids, [*ids[:-1], ids[0]])
+    )
+    with FaultyServer(lambda body, attempt: next(answers)) as server:
+        sampler = EndpointSampler("pseudo", server.url, tokenizer, max_concurrency=1)
+        completions = [one for (one,) in sampler.sample(PROMPTS[:2], 1, seed=0, stop=STOP)]
+    assert {completion.text for completion in completions} == {f" 1 + 2 = 3 {dial.SEPARATOR}"}
+    assert [completion.token_ids for completion in completions] == [tuple(ids), ()]
+
+
 def test_a_server_that_does_not_say_is_an_error():
     silent = {"choices": [{"text": " answer 3", "finish_reason": "stop"}]}
     with FaultyServer(lambda body, attempt: silent) as server:

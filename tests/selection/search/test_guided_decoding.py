@@ -442,6 +442,26 @@ def test_strings_that_end_a_solution(dial_policy):
         assert all(len(solution.steps) == len(solution.step_scores) > 0 for solution in result.solutions)
 
 
+def test_solutions_are_continued_from_their_sampled_tokens():
+    """Steps come as tokens that no tokenizer would give for their text; one step has none."""
+    asked = []
+
+    class Tokens:
+        settings = {}
+
+        def sample(self, prompts, num_samples, seed, stop=()):
+            asked.append(prompts)
+            drawn = {"": ("a\n", (7, 8)), "a\n": ("b\n", (9,)), "a\nb\n": ("c\n", ()), "a\nb\nc\n": ("d", (1, 0))}
+            return [
+                [Completion(text, text == "d", len(token_ids), token_ids)]
+                for text, token_ids in (drawn[prompt.prefix] for prompt in prompts)
+            ]
+
+    guided_search(["q"], Tokens(), Constant(), method="beam", width=1, expansions=1, splitter="newline")
+    assert [prompts[0].prefix_ids for prompts in asked] == [None, (7, 8), (7, 8, 9), None]
+    assert [prompts[0].prefix for prompts in asked] == ["", "a\n", "a\nb\n", "a\nb\nc\n"]
+
+
 class Constant:
     def score(self, questions, steps):
         return [[0.5] * len(steps_of_solution) for steps_of_solution in steps]
