@@ -94,10 +94,8 @@ def split_steps(text: str, splitter: str, steps_of: str = "both") -> list[str]:
     start = answer_start(text)
     thinking, answer = (text, "") if start is None else (text[:start], text[start:])
     if steps_of == "answer":
-        pieces = _pieces(answer, splitter)
-        if thinking and any(clean_step(piece, splitter) for piece in pieces):
-            pieces[0] = thinking + pieces[0]
-        return _with_content(pieces, splitter)
+        steps = _with_content(_pieces(answer, splitter), splitter)
+        return [thinking + steps[0], *steps[1:]] if steps else []
     answer_pieces = _pieces(answer, splitter) if steps_of == "both" or not thinking else [answer]
     return _with_content([*_pieces(thinking, splitter), *answer_pieces], splitter)
 

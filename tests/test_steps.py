@@ -1,10 +1,16 @@
 """Step splitting: real-style texts by hand, and the byte-for-byte identity on anything."""
 
+import json
+import os
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from erprm_trl.rollouts import clean_step, clean_steps, split_steps
+from erprm_trl.steps import closed_steps
 
 
 GSM8K = "Natalia sold 48/2 = 24 clips in May.\nShe sold 48+24 = 72 clips.\n#### 72"
@@ -44,11 +50,206 @@ def test_by_hand(text, splitter, steps):
     assert "".join(pieces) == (text if steps else "")
 
 
+CHAT = r"""To find how many eggs are left, we subtract:
+
+\[
+16 - 3 - 4 = 9
+\]
+
+So, she sells 9 eggs.
+1. **Revenue:**
+   - Each egg costs $2.
+
+   - Thus \(9 \times 2
+ = 18\) dollars.
+```python
+eggs = 9
+
+print(2 * eggs)
+```
+The rest is:
+- 18
+### Answer
+Janet makes $18 every day.
+#### 18"""
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        (
+            CHAT,
+            [
+                "To find how many eggs are left, we subtract:\n\n\\[\n16 - 3 - 4 = 9\n\\]\n\n",
+                "So, she sells 9 eggs.\n",
+                "1. **Revenue:**\n   - Each egg costs $2.\n\n",
+                "   - Thus \\(9 \\times 2\n = 18\\) dollars.\n```python\neggs = 9\n\nprint(2 * eggs)\n```\n",
+                "The rest is:\n- 18\n",
+                "### Answer\nJanet makes $18 every day.\n#### 18",
+            ],
+        ),
+        # Lines that end at a carriage return, and blank lines with a no-break space.
+        (
+            "Add two and three.\r\n\u00a0\r\nDouble the result.",
+            ["Add two and three.\r\n\u00a0\r\n", "Double the result."],
+        ),
+        # A formula that is never closed ends with its paragraph.
+        (
+            "It costs $$5 for\none of the books.\n\nTwo cost 10 dollars.",
+            ["It costs $$5 for\none of the books.\n\n", "Two cost 10 dollars."],
+        ),
+        # A fence that is never closed holds the rest.
+        (
+            "We run this code:\n```\nprint('hello')\n\nprint('world')",
+            ["We run this code:\n```\nprint('hello')\n\nprint('world')"],
+        ),
+        # `\\\\[2pt]` is a line break, not a formula.
+        (
+            r"""\begin{cases} 1 \\[2pt]
+2 \end{cases}
+The second line holds.
+Three of them are left.""",
+            [
+                r"""\begin{cases} 1 \\[2pt]
+2 \end{cases}
+""",
+                "The second line holds.\n",
+                "Three of them are left.",
+            ],
+        ),
+        # Models close `align*` with `align`.
+        (
+            "Thus\n\\begin{align*}\na &= 1\n\\end{align}\nwhich is the answer.",
+            ["Thus\n\\begin{align*}\na &= 1\n\\end{align}\n", "which is the answer."],
+        ),
+        (
+            "So 5.\nOk.\nWe add two and three.\nNext we double it.",
+            ["So 5.\nOk.\nWe add two and three.\n", "Next we double it."],
+        ),
+        (
+            "**Add the two numbers**\n2 + 3 = 5 is the sum.\n**Total = 5 + 5**\nThe answer is 10.",
+            ["**Add the two numbers**\n2 + 3 = 5 is the sum.\n", "**Total = 5 + 5**\n", "The answer is 10."],
+        ),
+        ("ab", ["ab"]),
+        ("", []),
+        ("\n \n", []),
+    ],
+)
+def test_whole_lines_by_hand(text, steps):
+    assert split_steps(text, "whole_lines") == steps
+
+
+@pytest.mark.parametrize(
+    "heading", ["Step 2 - ", "step 2: ", "STEP 2) ", "2. ", "> Step 2: ", "- Step 2: ", "**Step 2:** ", "### Step 2. "]
+)
+def test_headings_of_steps(heading):
+    first = heading.replace("2", "1") + "add.\nIt is 1.5 of\n"
+    assert split_steps(first + heading + "double.", "step") == [first, heading + "double."]
+
+
+def test_a_heading_in_a_fence_or_a_numbered_line_within_named_steps_is_no_step():
+    text = "Step 1: run\n```\nStep 2: no\n1. no\n```\n1. still the first\nStep 2: done"
+    assert split_steps(text, "step") == [text[: text.rindex("Step 2")], "Step 2: done"]
+
+
+REASONING = "<think>\nTwo and three are five.\nDoubled it is ten.\n</think>\n\nWe add and double.\n<answer>10</answer>"
+
+
+@pytest.mark.parametrize(
+    ("steps_of", "steps"),
+    [
+        ("both", ["Two and three are five.", "Doubled it is ten.", "We add and double.", "10"]),
+        ("thinking", ["Two and three are five.", "Doubled it is ten.", "We add and double.\n<answer>10"]),
+        ("answer", ["We add and double.", "10"]),
+    ],
+)
+def test_thinking_and_answer(steps_of, steps):
+    pieces = split_steps(REASONING, "newline", steps_of)
+    assert "".join(pieces) == REASONING
+    assert clean_steps(pieces, "newline") == steps
+
+
+def test_an_answer_that_is_short_is_a_step_of_its_own_after_the_thinking():
+    pieces = split_steps("<think>Two and three are five.</think>5", "whole_lines")
+    assert pieces == ["<think>Two and three are five.</think>", "5"]
+
+
+def test_thinking_that_is_not_closed():
+    text = "<think>Two and three are five.\nDoubled it is"
+    assert clean_steps(split_steps(text, "newline"), "newline") == ["Two and three are five.", "Doubled it is"]
+    assert split_steps(text, "newline", "thinking") == split_steps(text, "newline")
+    assert split_steps(text, "newline", "answer") == []
+    with pytest.raises(ValueError, match="steps_of: got 'all', expected one of both, thinking, answer"):
+        split_steps(text, "newline", "all")
+
+
+REAL_PIECES = [
+    "Add two and three. ", "So:", "\n", "\n", "\n\n", "\r\n", "\u00a0", "  ", "- 18", "### Sum", "**The sum**",
+    "\\[", "\\]", "$$", "\\(", "\\)", "\\\\[2pt]", "```", "```python", "~~~", "\\begin{align}", "\\end{align}",
+    "\\begin{cases}", "\\end{cases}", "[asy]", "[/asy]", "Step 1: ", "> step 2 - ", "3. ", "1.5", "x = 4", "<think>",
+    "</think>", "<answer>", "</answer>", "The total is 12 eggs", ":",
+]  # fmt: skip
+real_texts = st.lists(st.sampled_from(REAL_PIECES), max_size=25).map("".join)
+
+
+@given(
+    real_texts,
+    st.sampled_from(["whole_lines", "newline", "blank_line", "step"]),
+    st.sampled_from(["both", "thinking", "answer"]),
+)
+def test_real_text_joins_to_itself(text, splitter, steps_of):
+    steps = split_steps(text, splitter, steps_of)
+    assert "".join(steps) == text or not steps
+    assert all(clean_steps(steps, splitter))
+
+
+@given(
+    real_texts.filter(lambda text: "think>" not in text),
+    st.sampled_from(["whole_lines", "newline", "blank_line", "step"]),
+)
+def test_a_solution_cut_after_any_step_splits_into_the_same_steps(text, splitter):
+    steps = split_steps(text, splitter)
+    for kept in range(1, len(steps)):
+        assert split_steps("".join(steps[:kept]), splitter) == steps[:kept]
+
+
+@given(
+    st.lists(st.sampled_from(REAL_PIECES[:-5]), max_size=25).filter(
+        lambda pieces: not {"<think>", "</think>"} & {*pieces}
+    )
+)
+def test_closed_steps_stay_as_they_are_while_lines_are_added(pieces):
+    lines = "".join(pieces).splitlines(keepends=True)
+    whole = clean_steps(split_steps("".join(lines), "whole_lines"), "whole_lines")
+    for count in range(len(lines)):
+        closed = closed_steps("".join(lines[:count]), "whole_lines")
+        assert closed == whole[: len(closed)]
+
+
+cases = Path(os.environ.get("ERPRM_CASES", "no such folder"), "real_completions.jsonl")
+
+
+@pytest.mark.skipif(not cases.is_file(), reason="set ERPRM_CASES to a folder with real_completions.jsonl")
+def test_real_completions():
+    """No step of text that a language model wrote begins inside a formula or a fence, and none is a bare delimiter."""
+    for line in cases.read_text(encoding="utf-8").splitlines():
+        text = json.loads(line)["text"]
+        steps = split_steps(text, "whole_lines")
+        assert "".join(steps) == text
+        for index, step in enumerate(steps):
+            before = "".join(steps[:index])
+            assert before.count("```") % 2 == 0 and len(re.findall(r"(?<!\\)\$\$", before)) % 2 == 0
+            for opening, closing in (("\\[", "\\]"), ("\\(", "\\)"), ("\\begin{", "\\end{")):
+                assert before.count(opening) <= before.count(closing), step
+            assert len(re.sub(r"[\W_]", "", step)) >= 2
+            assert split_steps("".join(steps[: index + 1]), "whole_lines") == steps[: index + 1]
+
+
 pieces = [*"ab1 \n\t.:*#ки", "Step 1:", "Step 22 :", "ки", "\u0301", "\u202e", "😀", "\x00", "\r\n"]
 texts = st.lists(st.sampled_from(pieces), max_size=30).map("".join)
 
 
-@given(texts, st.sampled_from(["newline", "blank_line", "step", "ки", " ки", "\n", ".", "ab"]))
+@given(texts, st.sampled_from(["whole_lines", "newline", "blank_line", "step", "ки", " ки", "\n", ".", "ab"]))
 def test_joining_restores_the_text_and_no_step_is_empty(text, splitter):
     steps = split_steps(text, splitter)
     if steps:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import replace_file
 from ..io.config_values import is_url
+from ..reasoning import STEPS_OF
 from .presets import PRESETS, preset_of
 
 
@@ -75,6 +76,9 @@ class PRMFormat:
             Coefficient of the log-ratio of `"implicit"`.
         cumulative (`bool`, *optional*, defaults to `True`):
             Whether the log-ratio of a step is that of the solution up to its end, or of the step alone.
+        steps_of (`str`, *optional*, defaults to `"both"`):
+            Which part of a text with `<think>...</think>` is split into steps and scored: `"both"`, `"thinking"` or
+            `"answer"` ([`~erprm_trl.rollouts.split_steps`]).
 
     Raises:
         `ValueError`: for an unknown head, aggregation or tokenization, an empty separator, equal good and bad tokens,
@@ -101,9 +105,10 @@ class PRMFormat:
     reference_model: str | None = None
     beta: float = 0.001
     cumulative: bool = True
+    steps_of: str = "both"
 
     def __post_init__(self):
-        choices = {"head": HEADS, "aggregation": AGGREGATIONS, "tokenization": TOKENIZATIONS}
+        choices = {"head": HEADS, "aggregation": AGGREGATIONS, "tokenization": TOKENIZATIONS, "steps_of": STEPS_OF}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"PRMFormat.{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}.")

@@ -63,14 +63,15 @@ class PolicyTracking:
 
     def _solutions(self):
         logs, num_shown = self._trainer._logs, self._trainer.args.num_logged_solutions
-        splitter = self._trainer.step_reward.prm_format.splitter
+        prm_format = self._trainer.step_reward.prm_format
         solutions = []
         # The last ones: what is logged at an evaluation still begins with training's.
         for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[
             -num_shown:
         ]:
             # Split as the reward function split them, from the same text.
-            steps = clean_steps(split_steps(completion_text(completion), splitter), splitter)
+            pieces = split_steps(completion_text(completion), prm_format.splitter, prm_format.steps_of)
+            steps = clean_steps(pieces, prm_format.splitter)
             solutions.append(ColouredSteps(steps, scores))
         return solutions_table([question_text(prompt) for prompt in list(logs["prompt"])[-num_shown:]], solutions)
 

@@ -255,9 +255,9 @@ class StepScorer:
         return aggregate(self.score(questions, steps), self.prm_format.aggregation).tolist()
 
     def split(self, completion: str) -> list[str]:
-        """Steps of a raw text, split by the format's splitter."""
+        """Steps of a raw text, split as the format says."""
         splitter = self.prm_format.splitter
-        return clean_steps(split_steps(completion, splitter), splitter)
+        return clean_steps(split_steps(completion, splitter, self.prm_format.steps_of), splitter)
 
     def _check_scores(self, scores, distinct, solutions, skip_too_long: bool) -> None:
         name = f"{type(self.backend).__name__}.score"

@@ -8,7 +8,16 @@ from ...training.tracking.tracking_config import TrackingConfig
 from ..prm_format import PRMFormat
 
 
-FORMAT_FIELDS = ("separator", "good_token", "bad_token", "head", "prompt_template", "splitter", "aggregation")
+FORMAT_FIELDS = (
+    "separator",
+    "good_token",
+    "bad_token",
+    "head",
+    "prompt_template",
+    "splitter",
+    "steps_of",
+    "aggregation",
+)
 
 
 @dataclass
@@ -42,7 +51,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
 
         format_preset (`str`, *optional*):
             Takes them from a preset instead, to go on training a public reward model: see [`PRMFormat.preset`].
-        separator, good_token, bad_token, head, prompt_template, splitter, aggregation (`str`, *optional*):
+        separator, good_token, bad_token, head, prompt_template, splitter, steps_of, aggregation (`str`, *optional*):
             See [`PRMFormat`].
         add_missing_tokens (`bool`, *optional*, defaults to `False`):
             Adds separator, good and bad token to the vocabulary if the tokenizer does not encode them as one id; they
@@ -150,7 +159,16 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     )
     splitter: str | None = field(
         default=None,
-        metadata={"help": "How raw text is split: 'newline' (default), 'blank_line', 'step' or a separator."},
+        metadata={
+            "help": "How raw text is split: 'newline' (default), 'whole_lines', 'blank_line', 'step' or a separator."
+        },
+    )
+    steps_of: str | None = field(
+        default=None,
+        metadata={
+            "help": "Part of a text with <think> that is split and scored: both (default), thinking or answer.",
+            "choices": ["both", "thinking", "answer"],
+        },
     )
     aggregation: str | None = field(
         default=None,

@@ -3,7 +3,7 @@ not trained."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from .question_search import GuidedResult, Node, QuestionSearch
 
 
 METHODS = ("beam", "resample", "particles")
+MAX_LINES = 32  # of one step of "whole_lines": a policy may write blank lines for ever
 
 
 class Scorer(Protocol):
@@ -90,7 +91,8 @@ def guided_search(
         aggregation (`str`, *optional*, defaults to `"last"`):
             From the scores of a prefix to its value ([`~erprm_trl.functional.aggregate`]). Only the last score is V.
         splitter (`str`, *optional*):
-            Where steps end ([`~erprm_trl.rollouts.split_steps`]); defaults to the scorer's format.
+            Where steps end ([`~erprm_trl.rollouts.split_steps`]); defaults to the scorer's format. With
+            `"whole_lines"` a step ends when the line after it is written, which may belong to the step.
         stop (`str` or `Sequence[str]`, *optional*):
             Strings that end a solution, which is finished then and ends before them, as in
             [`~erprm_trl.rollouts.collect_rollouts`].
@@ -121,43 +123,47 @@ def guided_search(
     _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
     if isinstance(scorer, ScoringBackend):
         scorer = scoring.StepScorer.of(scorer)
-    splitter = _splitter(splitter, scorer)
+    splitter, steps_of = _splitter(splitter, scorer)
+    stops, until = step_stops(splitter), stop_strings(stop)
+
+    def draw(nodes: list[tuple[str, Node]], num_samples: int, seed: int) -> list[list[Completion]]:
+        prompts = [Prompt(question, node.text, node.token_ids or None) for question, node in nodes]
+        return sampler.sample(prompts, num_samples, seed, stop=stops, **({"until": until} if until else {}))
+
+    def closed(node: Node) -> tuple[str, ...]:
+        return tuple(closed_steps(node.text, splitter, finished=node.reason is not None, steps_of=steps_of))
+
     seen: Counter[str] = Counter()
     searches = []
     for question in questions:
         # The same question again is another search, with draws of its own.
         searches.append(QuestionSearch(question, width, derived_seed(seed, "choices", seen[question], question)))
         seen[question] += 1
-    stops, until = step_stops(splitter), stop_strings(stop)
     for depth in range(max_steps):
         for search in searches:
             search.check_budgets(expansions, token_budget, score_budget)
         live = [search for search in searches if search.frontier]
         if not live:
             break
-        children = _propose(live, sampler, expansions, stops, derived_seed(seed, "proposals", depth), until)
-        _score(children, scorer, splitter, aggregation, max_tokens)
+        round_seed = derived_seed(seed, "proposals", depth)
+        children = _propose(live, draw, expansions, stops, round_seed)
+        if splitter == "whole_lines":
+            _close_steps(children, draw, stops, closed, max_tokens, round_seed)
+        _score(children, scorer, closed, aggregation, max_tokens)
         for search, proposed in children:
             search.advance(proposed, method, eta, ess_threshold, depth)
-    return [search.result(method, splitter) for search in searches]
+    return [search.result(method, splitter, steps_of) for search in searches]
 
 
 _Children = list[tuple[QuestionSearch, list[list[Node]]]]
+_ClosedSteps = Callable[[Node], tuple[str, ...]]
+_Draw = Callable[[list[tuple[str, Node]], int, int], list[list[Completion]]]
 
 
-def _propose(
-    live: list[QuestionSearch],
-    sampler: Sampler,
-    expansions: int,
-    stops: tuple[str, ...],
-    seed: int,
-    until: list[str],
-) -> _Children:
+def _propose(live: list[QuestionSearch], draw: _Draw, expansions: int, stops: tuple[str, ...], seed: int) -> _Children:
     """The children of every node, not yet scored, from one call of the sampler."""
     nodes = [(search.question, search.nodes[index]) for search in live for index in search.frontier]
-    prompts = [Prompt(question, node.text, node.token_ids or None) for question, node in nodes]
-    more = {"until": until} if until else {}
-    completions = iter(sampler.sample(prompts, expansions, seed, stop=stops, **more))
+    completions = iter(draw(nodes, expansions, seed))
     children = []
     for search in live:
         proposed = [[node] for node in search.nodes]
@@ -167,6 +173,35 @@ def _propose(
             proposed[index] = [_child(search.nodes[index], completion, stops) for completion in samples]
         children.append((search, proposed))
     return children
+
+
+def _close_steps(
+    children: _Children,
+    draw: _Draw,
+    stops: tuple[str, ...],
+    closed: _ClosedSteps,
+    max_tokens: int | None,
+    seed: int,
+) -> None:
+    """Writes line after line to the children, in place, until each has one closed step more than its parent."""
+    num_closed = {node.text: len(closed(node)) for search, _ in children for node in search.nodes}
+    for line in range(MAX_LINES):
+        unclosed = [
+            (search, siblings, index)
+            for search, proposed in children
+            for parent, siblings in zip(search.nodes, proposed, strict=True)
+            for index, child in enumerate(siblings)
+            if child.reason is None
+            and (max_tokens is None or child.num_tokens < max_tokens)
+            and len(closed(child)) <= num_closed[parent.text]
+        ]
+        if not unclosed:
+            return
+        nodes = [(search.question, siblings[index]) for search, siblings, index in unclosed]
+        completions = draw(nodes, 1, derived_seed(seed, "line", line))
+        for (search, siblings, index), (completion,) in zip(unclosed, completions, strict=True):
+            search.tokens_generated += completion.num_tokens
+            siblings[index] = _child(siblings[index], completion, stops)
 
 
 def _child(node: Node, completion: Completion, stops: tuple[str, ...]) -> Node:
@@ -181,13 +216,18 @@ def _child(node: Node, completion: Completion, stops: tuple[str, ...]) -> Node:
     )
 
 
-def _score(children: _Children, scorer: Scorer, splitter: str, aggregation: str, max_tokens: int | None) -> None:
+def _score(
+    children: _Children, scorer: Scorer, closed: _ClosedSteps, aggregation: str, max_tokens: int | None
+) -> None:
     """Gives the children their scores, in place: one call of the scorer, and no prefix of a question twice."""
-    texts = {node.text for _, proposed in children for siblings in proposed for node in siblings}
-    steps_of = {text: tuple(closed_steps(text, splitter)) for text in texts}
+    for _, proposed in children:
+        for siblings in proposed:
+            siblings[:] = [_cut_off(node, max_tokens) for node in siblings]
+    nodes = {node for _, proposed in children for siblings in proposed for node in siblings}
+    closed_of = {node: closed(node) for node in nodes}
     asked: list[tuple[QuestionSearch, tuple[str, ...]]] = []
     for search, proposed in children:
-        reached = dict.fromkeys(steps_of[node.text] for siblings in proposed for node in siblings)
+        reached = dict.fromkeys(closed_of[node] for siblings in proposed for node in siblings)
         asked += [(search, steps) for steps in reached if steps not in search.scored]
     if asked:
         answers = scorer.score([search.question for search, _ in asked], [list(steps) for _, steps in asked])
@@ -200,11 +240,13 @@ def _score(children: _Children, scorer: Scorer, splitter: str, aggregation: str,
     for search, proposed in children:
         for siblings in proposed:
             for index, node in enumerate(siblings):
-                scores, value = search.scored[steps_of[node.text]]
-                too_long = node.reason is None and max_tokens is not None and node.num_tokens >= max_tokens
-                siblings[index] = node._replace(
-                    scores=scores, value=value, reason="length" if too_long else node.reason
-                )
+                scores, value = search.scored[closed_of[node]]
+                siblings[index] = node._replace(scores=scores, value=value)
+
+
+def _cut_off(node: Node, max_tokens: int | None) -> Node:
+    is_too_long = node.reason is None and max_tokens is not None and node.num_tokens >= max_tokens
+    return node._replace(reason="length") if is_too_long else node
 
 
 def _checked(scores: Sequence[float], question: str, steps: Sequence[str]) -> tuple[float, ...]:
@@ -253,11 +295,12 @@ def _check_limits(**limits: int | None) -> None:
             raise ValueError(f"{name}: got {value}, expected at least 1.")
 
 
-def _splitter(splitter: str | None, scorer: Any) -> str:
+def _splitter(splitter: str | None, scorer: Any) -> tuple[str, str]:
+    """The splitter, and the part of a text that it splits, from the scorer's format where it has one."""
+    prm_format = getattr(scorer, "prm_format", None)
     if splitter is None:
-        prm_format = getattr(scorer, "prm_format", None)
         if prm_format is None:
             raise ValueError("splitter: got none, and the scorer has no prm_format that names one. Pass splitter.")
         splitter = prm_format.splitter
     split_steps("", splitter)
-    return splitter
+    return splitter, "both" if prm_format is None else prm_format.steps_of

@@ -16,10 +16,11 @@ class GuidedSolution:
     """
     A solution that a search kept.
 
-    `text` is the solution and `steps` its steps with their delimiters; `step_scores` has one score a step and `value`
-    their aggregate, 0 without steps. `log_weight` is the log of its share among the question's solutions. `finished`
-    says whether the policy ended it; `reason` is `"finished"`, `"length"` (a step reached the sampler's
-    `max_new_tokens`, or the solution `max_tokens`) or why the search ended before. `num_tokens` are its own tokens.
+    `text` is the solution and `steps` its steps with their delimiters. `step_scores` has one score per step, except
+    for a last step that was still being written when the search ended, and `value` is their aggregate, 0 without
+    steps. `log_weight` is the log of its share among the question's solutions. `finished` says whether the policy
+    ended it; `reason` is `"finished"`, `"length"` (a step reached the sampler's `max_new_tokens`, or the solution
+    `max_tokens`) or why the search ended before. `num_tokens` are its own tokens.
     """
 
     text: str
@@ -123,14 +124,14 @@ class QuestionSearch:
                 self.nodes = [new[index] for index in chosen]
                 self.log_weights = np.full(self.width, log_mean_exp(self.log_weights))
 
-    def result(self, method: str, splitter: str) -> GuidedResult:
+    def result(self, method: str, splitter: str, steps_of: str = "both") -> GuidedResult:
         """What was found."""
         reason = self.reason or ("max_steps" if self.frontier else "finished")
         shares = np.log(tilted_probabilities(self.log_weights[: len(self.nodes)], 1.0))
         solutions = [
             GuidedSolution(
                 node.text,
-                split_steps(node.text, splitter),
+                split_steps(node.text, splitter, steps_of),
                 list(node.scores),
                 node.value,
                 float(share),

@@ -535,3 +535,49 @@ def test_dial(method, dial_policy, dial_format):
         assert best.step_scores == pytest.approx(scorer.score_texts([question], [best.text])[0], abs=1e-5)
         # every word is a token, and so is the end
         assert best.num_tokens == len(best.text.split()) + 1
+
+
+def test_a_step_of_whole_lines_is_closed_by_the_line_after_it():
+    """A display belongs to the line before it, which is known once the line after that line is written."""
+    script = Script(
+        [["Two and three make five:\n"], ["Two and three make six.\n"]],
+        [["\\[2 + 3 = 5\\]\n"], ["Doubled it is twelve.\n"]],
+        [["Doubled it is ten.\n"]],
+        [["The answer is 10."], ["The answer is 12."]],
+    )
+
+    class ByLength:
+        def score(self, questions, steps):
+            asked.append(steps)
+            return [[float(len(step)) for step in solution] for solution in steps]
+
+    asked = []
+    (result,) = search(
+        ["q"], script, ByLength(), method="particles", eta=0.0, width=2, splitter="whole_lines", ess_threshold=0.0
+    )
+    assert asked[0] == [["Two and three make five:\n\\[2 + 3 = 5\\]"], ["Two and three make six."]]
+    best = max(result.solutions, key=lambda solution: len(solution.text))
+    assert best.steps == ["Two and three make five:\n\\[2 + 3 = 5\\]\n", "Doubled it is ten.\n", "The answer is 10."]
+    assert [len(solution.step_scores) for solution in result.solutions] == [3, 3]
+    assert result.tokens_generated == 2 * 7
+
+
+def test_a_policy_that_writes_blank_lines_for_ever_is_cut_off():
+    class Blank:
+        settings = {}
+
+        def sample(self, prompts, num_samples, seed, stop=()):
+            return [[Completion("\n", False, 1)] * num_samples for _ in prompts]
+
+    (result,) = search(
+        ["q"],
+        Blank(),
+        ByText(),
+        method="particles",
+        eta=0.0,
+        width=1,
+        splitter="whole_lines",
+        max_steps=2,
+        max_tokens=50,
+    )
+    assert result.solutions[0].reason == "length" and result.solutions[0].step_scores == []
