@@ -6,19 +6,21 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from .answer_reward import AnswerReward
     from .guards import PolicyGuard
     from .online import StepGRPOConfig, StepGRPOTrainer, StepPPOConfig, StepPPOTrainer
     from .prompts import PromptArguments, prompt_dataset
     from .raft import RAFTConfig, RAFTTrainer
-    from .reward_function import AnswerReward, StepRewardFunction
+    from .reward_function import StepRewardFunction
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "answer_reward": ["AnswerReward"],
         "guards": ["PolicyGuard"],
         "online": ["StepGRPOConfig", "StepGRPOTrainer", "StepPPOConfig", "StepPPOTrainer"],
         "prompts": ["PromptArguments", "prompt_dataset"],
         "raft": ["RAFTConfig", "RAFTTrainer"],
-        "reward_function": ["AnswerReward", "StepRewardFunction"],
+        "reward_function": ["StepRewardFunction"],
     },
 )

@@ -1,6 +1,6 @@
-"""Step scores and graded answers as TRL reward functions: `GRPOTrainer(reward_funcs=[StepRewardFunction(...)])`.
+"""Step scores as a TRL reward function: `GRPOTrainer(reward_funcs=[StepRewardFunction(...)])`.
 
-They return one number per completion, as TRL expects. [`StepRewardFunction.score_batch`] returns every step's score.
+It returns one number per completion, as TRL expects. [`StepRewardFunction.score_batch`] returns every step's score.
 """
 
 import math
@@ -15,7 +15,6 @@ from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.loading import load_format
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..reward_model.scoring.sharded import check_sharding
-from ..rollouts.grading.grader import Grader
 from ..steps import clean_steps, split_steps
 from ..training.nonfinite import not_finite
 from .scored_batch import Handoff, ScoredBatch, ScoredCompletion
@@ -231,36 +230,6 @@ class StepRewardFunction:
                 unfinished = sum(not ids or ids[-1] not in ending for ids in completion_ids)
                 metrics["steps/unfinished_share"] = unfinished / len(completion_ids)
         return metrics
-
-
-class AnswerReward:
-    """
-    A graded answer as a reward function: 1.0 right, 0.0 wrong, `None` where the dataset has no answer.
-
-    Args:
-        answer_column (`str`, *optional*, defaults to `"answer"`):
-            Dataset column of the reference answers: bare, in a `\\boxed{}`, or after `####`. Rows may lack one.
-        grading (`str` or `Callable`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*):
-            See [`~erprm_trl.rollouts.Grader`].
-    """
-
-    __name__ = "answer_reward"
-
-    def __init__(self, answer_column: str = "answer", grading="math", answer_pattern: str | None = None):
-        self.answer_column = answer_column
-        self.grader = Grader(grading, answer_pattern=answer_pattern)
-
-    def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float | None]:
-        """Grades a batch; TRL calls it."""
-        answers = columns.get(self.answer_column) or [None] * len(completions)
-        known = [index for index, answer in enumerate(answers) if answer is not None and str(answer).strip()]
-        rewards: list[float | None] = [None] * len(completions)
-        graded = self.grader.grade(
-            [completion_text(completions[index]) for index in known], [str(answers[index]) for index in known]
-        )
-        for index, reward in zip(known, graded, strict=True):
-            rewards[index] = reward
-        return rewards
 
 
 def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None:

@@ -19,7 +19,7 @@ import torch
 from ..io.atomic_files import make_folder
 from .chunk import ChunkWork
 from .dataset import RolloutDataset
-from .grading.grader import Grader
+from .grading.grader import Grader, grading_name
 from .questions import Question, fingerprint
 from .records import CollectionSettings
 from .sampling.base import Sampler, stop_strings
@@ -150,7 +150,7 @@ def collect_rollouts(
         num_continuations=num_continuations,
         include_question=include_question,
         splitter=splitter,
-        grading=f"{grading.__module__}:{grading.__qualname__}" if callable(grading) else grading,
+        grading=grading_name(grading),
         answer_pattern=answer_pattern,
         seed=seed,
         chunk_size=chunk_size,

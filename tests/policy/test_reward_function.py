@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from erprm_trl import StepScorer, dial
 from erprm_trl.functional import aggregate
-from erprm_trl.policy.reward_function import AnswerReward, StepRewardFunction
+from erprm_trl.policy.reward_function import StepRewardFunction
 from erprm_trl.policy.scored_batch import Handoff, ScoredBatch, ScoredCompletion
 
 
@@ -233,13 +233,3 @@ def test_the_bare_question_comes_from_its_column_or_else_from_the_prompt():
     reward(["template"], ["4"])
     StepRewardFunction(scorer, question_column="problem")(["template"], ["4"], problem=["p"], question=["q"])
     assert [questions for questions, _ in scorer.calls] == [["bare", "other"], ["c", "a"], ["template"], ["p"]]
-
-
-def test_answers_that_are_missing_are_none_and_not_wrong():
-    reward = AnswerReward(grading="exact", answer_pattern=dial.ANSWER_PATTERN)
-    completions = ["1 ки answer 4", [{"role": "assistant", "content": "answer 5"}], "answer 6", "answer 7", ""]
-    answers = ["4", "4", None, " ", "3"]
-    assert reward(["q"] * 5, completions, answer=answers) == [1.0, 0.0, None, None, 0.0]
-    assert AnswerReward("final")(["q"], ["\\boxed{4}"], final=[None]) == [None]
-    with AnswerReward("final").grader as grader:
-        assert grader.grade(["\\boxed{4}"], ["4"]) == [1.0]

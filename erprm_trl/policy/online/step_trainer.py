@@ -23,7 +23,8 @@ from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.loading import load_format
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
-from ..reward_function import AnswerReward, StepRewardFunction
+from ..answer_reward import AnswerReward
+from ..reward_function import StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
 from .generation_buffer import load_generation, save_generation
 from .step_config import StepGRPOConfig

@@ -23,10 +23,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from erprm_trl import dial
 from erprm_trl.functional import step_rewards
+from erprm_trl.policy.answer_reward import AnswerReward
 from erprm_trl.policy.online import step_trainer
 from erprm_trl.policy.online.step_config import StepGRPOConfig, StepPPOConfig
 from erprm_trl.policy.online.step_grpo_trainer import StepGRPOTrainer
-from erprm_trl.policy.reward_function import AnswerReward, StepRewardFunction
+from erprm_trl.policy.reward_function import StepRewardFunction
 
 
 # The running example, a group of two. A = "4 ки | 8 </s>": steps of two tokens, scores 0.4 and 0.8.
