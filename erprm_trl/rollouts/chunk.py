@@ -1,6 +1,7 @@
 """The work on one chunk of a collection: samples solutions, continues their prefixes and grades everything."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from ..steps import split_steps
@@ -65,12 +66,10 @@ class ChunkWork:
         for row, reward, prediction in zip(rows, rewards, predictions, strict=True):
             row.outcome_reward, row.prediction = reward, prediction
         if settings.num_continuations > 0:
-            solved = [
-                (prompt, solution) for prompt, samples in zip(prompts, solutions, strict=True) for solution in samples
-            ]
+            prompt_of_row = [prompt for prompt in prompts for _ in range(settings.num_solutions)]
             targets = [
                 target
-                for row, (prompt, solution) in zip(rows, solved, strict=True)
+                for row, prompt, solution in zip(rows, prompt_of_row, chain(*solutions), strict=True)
                 for target in self._targets(row, prompt, solution)
             ]
             if settings.shares_continuations:
@@ -87,7 +86,7 @@ class ChunkWork:
                 "store_token_ids=True: the sampler returned no token ids. For vLLM's server set "
                 "extra_body={'return_token_ids': True}, or leave store_token_ids off."
             )
-        steps = split_steps(solution.text, self.settings.splitter)
+        steps = split_steps(solution.text, self.settings.splitter, self.settings.steps_of)
         return RolloutRow(
             chunk=chunk,
             question_index=question_index,

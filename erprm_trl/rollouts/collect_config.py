@@ -70,6 +70,13 @@ class CollectConfig:
     splitter: str = field(default="newline", metadata={"help": "newline, blank_line, step, or a separator string."})
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
     answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the final answer."})
+    reasoning: bool | None = field(
+        default=None, metadata={"help": "Grade what follows </think>. Default: where a text has <think>."}
+    )
+    steps_of: str = field(
+        default="both",
+        metadata={"help": "Part of a text with <think> that has steps.", "choices": ["both", "thinking", "answer"]},
+    )
     stop: list[str] | None = field(
         default=None, metadata={"help": "Strings that end a solution; it ends before them. For few-shot prompts."}
     )
@@ -135,6 +142,8 @@ class CollectConfig:
             splitter=self.splitter,
             grading=self.grading,
             answer_pattern=self.answer_pattern,
+            reasoning=self.reasoning,
+            steps_of=self.steps_of,
             stop=self.stop,
             seed=self.seed,
             chunk_size=self.chunk_size,

@@ -248,6 +248,11 @@ class CollectionSettings:
             Name or import path of the grading, `None` if nothing is graded.
         answer_pattern (`str`, *optional*):
             Regular expression whose first group is the final answer.
+        reasoning (`bool`, *optional*, defaults to `False`):
+            Whether texts are graded with reasoning delimiters in mind, see [`Grader`]; `None` looks for them in each
+            text.
+        steps_of (`str`, *optional*, defaults to `"both"`):
+            Which part of a reasoning text is split into steps, see [`split_steps`].
         seed (`int`, *optional*, defaults to `0`):
             Seed of the collection.
         sampler (`dict[str, Any]`, *optional*):
@@ -283,6 +288,8 @@ class CollectionSettings:
     chunk_size: int
     sampler: dict[str, Any] = field(default_factory=dict)
     store_token_ids: bool = False
+    reasoning: bool | None = False
+    steps_of: str = "both"
     stop: list[str] = field(default_factory=list)
     continue_from: str = "text"
     allocation: str = "fixed"
@@ -314,11 +321,9 @@ class CollectionSettings:
         what these releases did, so that the manifests of plain collections stay as they were.
         """
         config = {name: getattr(self, name) for name in _SETTINGS_FIELDS}
-        for name in ("store_token_ids", "stop"):
-            if not config[name]:
+        for name, before in _ADDED.items():
+            if config[name] == before:
                 del config[name]
-        if self.continue_from == "text":
-            del config["continue_from"]
         if not self.is_adaptive:
             del config["target_etas"], config["tolerance"]
         if not self.shares_continuations:
@@ -345,9 +350,10 @@ class CollectionSettings:
         """
         How the settings differ from the `config` of a manifest, one text per entry.
 
-        The JSON objects are compared, so that entries which one of them does not have count as `None`.
+        Entries that an older release did not write count as their defaults, and others that one of the two does not
+        have count as `None`.
         """
-        old_entries, new_entries = _flatten(old), _flatten(self.to_json())
+        old_entries, new_entries = _flatten({**_ADDED, **old}), _flatten({**_ADDED, **self.to_json()})
         return [
             f"{key} was {old_entries.get(key)!r} and is now {new_entries.get(key)!r}"
             for key in old_entries | new_entries
@@ -356,6 +362,8 @@ class CollectionSettings:
 
 
 _SETTINGS_FIELDS = tuple(item.name for item in fields(CollectionSettings) if item.name != "extra")
+# Settings that older releases did not have, with what these releases did.
+_ADDED = {"store_token_ids": False, "reasoning": False, "steps_of": "both", "stop": [], "continue_from": "text"}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

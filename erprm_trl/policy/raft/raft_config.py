@@ -17,7 +17,7 @@ PROMPT_SETTINGS = ("prompt_template", "system_prompt", "use_chat_template", "cha
 COMPARED = (
     "questions_per_round start_from num_generations top_k aggregation score_threshold drop_uniform deduplicate "
     "scoring_batch_size temperature top_p max_completion_length generation_batch_size chunk_size prompt_template "
-    "system_prompt use_chat_template chat_template_kwargs examples stop use_vllm grading answer_pattern "
+    "system_prompt use_chat_template chat_template_kwargs examples stop use_vllm grading answer_pattern reasoning "
     "num_generations_eval num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps optim "
     "weight_decay max_grad_norm loss_type packing max_length seed"
 ).split()
@@ -88,8 +88,8 @@ class RAFTConfig(TrackingConfig, SFTConfig):
 
         > Parameters that control grading and evaluation
 
-        grading (`str`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*):
-            See [`Grader`]. Not used without answers.
+        grading (`str`, *optional*, defaults to `"math"`), answer_pattern, reasoning (*optional*):
+            See [`collect_rollouts`]. Not used without answers.
         num_generations_eval (`int`, *optional*, defaults to `4`):
             Solutions sampled for each evaluation question; the accuracy is their mean.
 
@@ -168,6 +168,9 @@ class RAFTConfig(TrackingConfig, SFTConfig):
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
     answer_pattern: str | None = field(
         default=None, metadata={"help": "Regular expression whose first group is the final answer."}
+    )
+    reasoning: bool | None = field(
+        default=None, metadata={"help": "Grade what follows </think>. Default: where a text has <think>."}
     )
     num_generations_eval: int = field(default=4, metadata={"help": "Solutions for each evaluation question."})
 

@@ -224,7 +224,7 @@ class RoundSampling:
         Returns:
             `list[RolloutRow]`: all rows of the folder.
         """
-        args = self.trainer.args
+        args, prm_format = self.trainer.args, self.trainer.scorer.prm_format
         self.trainer._check_weights()  # nothing can be sampled from weights that are not finite
         with self.policy.sampler(**settings) as sampler:
             rollouts = collect_rollouts(
@@ -233,9 +233,11 @@ class RoundSampling:
                 path,
                 num_solutions=num_solutions,
                 num_continuations=0,
-                splitter=self.trainer.scorer.prm_format.splitter,
+                splitter=prm_format.splitter,
+                steps_of=prm_format.steps_of,
                 grading=None if questions[0].answer is None else args.grading,
                 answer_pattern=args.answer_pattern,
+                reasoning=args.reasoning,
                 stop=args.stop,
                 seed=seed,
                 chunk_size=args.chunk_size,

@@ -212,10 +212,11 @@ def test_settings_of_prompts_reach_the_sampler(build, tmp_path):
     tokenizer.chat_template = CHAT
     examples = [{"question": "1 + 1", "solution": "2"}]
     settings = {"use_chat_template": False, "examples": examples, "prompt_template": "check {question} answer"}
-    trainer = build(questions=QUESTIONS[:1], processing_class=tokenizer, stop=["answer"], **settings)
+    trainer = build(questions=QUESTIONS[:1], processing_class=tokenizer, stop=["answer"], reasoning=True, **settings)
     trainer._sampling.pick(RoundFolder(tmp_path / "out", 0), trainer.questions, 0)
     samples = RolloutDataset(tmp_path / "out" / "round-0" / "samples")
     assert settings.items() <= samples.settings.sampler.items() and samples.settings.stop == ["answer"]
+    assert samples.settings.reasoning is True and samples.settings.steps_of == trainer.scorer.prm_format.steps_of
     text = f"check 1 + 1 answer 2\n\ncheck {QUESTIONS[0]['question']} answer"
     expected = tokenizer(text)["input_ids"]
     assert all(pick["prompt_ids"] == expected for pick in read_rows(tmp_path / "out" / "round-0" / "picks.jsonl"))
