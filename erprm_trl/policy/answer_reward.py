@@ -1,9 +1,12 @@
 """Graded answers as a TRL reward function: `GRPOTrainer(reward_funcs=[AnswerReward()])`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ..rollouts.grading.grader import Grader
-from .completions import completion_text
+from ..rollouts.questions import ANSWER_COLUMNS
+from ..rollouts.reference_answers import reference_text
+from .completions import NO_COLUMNS, completion_text
 
 
 class AnswerReward:
@@ -12,25 +15,60 @@ class AnswerReward:
 
     Args:
         answer_column (`str`, *optional*, defaults to `"answer"`):
-            Dataset column of the reference answers: bare, in a `\\boxed{}`, or after `####`. Rows may lack one.
-        grading (`str` or `Callable`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*):
+            Dataset column of the reference answers: bare, in a `\\boxed{}`, or after `####`. Numbers are read as
+            [`~erprm_trl.rollouts.load_questions`] reads them. Rows may lack an answer: `None`, NaN, or blank text.
+        grading (`str` or `Callable`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*), \\
+        reasoning (`bool`, *optional*):
             See [`~erprm_trl.rollouts.Grader`].
     """
 
     __name__ = "answer_reward"
 
-    def __init__(self, answer_column: str = "answer", grading="math", answer_pattern: str | None = None):
+    def __init__(
+        self,
+        answer_column: str = "answer",
+        grading: str | Callable[[str, str], float] = "math",
+        answer_pattern: str | None = None,
+        reasoning: bool | None = None,
+    ):
         self.answer_column = answer_column
-        self.grader = Grader(grading, answer_pattern=answer_pattern)
+        self.grader = Grader(grading, answer_pattern=answer_pattern, reasoning=reasoning)
 
     def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float | None]:
-        """Grades a batch; TRL calls it."""
-        answers = columns.get(self.answer_column) or [None] * len(completions)
-        known = [index for index, answer in enumerate(answers) if answer is not None and str(answer).strip()]
+        """
+        Grades a batch; TRL calls it.
+
+        Args:
+            prompts, completions (`list`):
+                Texts, or conversations.
+            columns:
+                The dataset's other columns.
+
+        Returns:
+            `list[float | None]`: one reward per completion, `None` where there is no answer.
+
+        Raises:
+            `ValueError`: if there is no such column, or a row holds something that is no answer.
+        """
+        if self.answer_column not in columns:
+            names = sorted(set(columns) - NO_COLUMNS)
+            usual = [name for name in ANSWER_COLUMNS if name in names]
+            fix = f"AnswerReward({usual[0]!r})" if usual else "AnswerReward(answer_column=...)"
+            raise ValueError(
+                f"AnswerReward: got the columns {names}, expected {self.answer_column!r} among them. Name the column "
+                f"of the reference answers with `{fix}`."
+            )
+        answers, column = columns[self.answer_column], self.answer_column
+        for name, values in (("completions", completions), (column, answers)):
+            if isinstance(values, str) or len(values) != len(completions):
+                raise ValueError(
+                    f"AnswerReward: got {str(values)[:60]!r} ({type(values).__name__}) as `{name}`, expected a list "
+                    f"with a value for each of {len(completions)} completions."
+                )
+        texts = [reference_text(answer, f"{column}[{row}]") for row, answer in enumerate(answers)]
+        known = [row for row, text in enumerate(texts) if text is not None]
         rewards: list[float | None] = [None] * len(completions)
-        graded = self.grader.grade(
-            [completion_text(completions[index]) for index in known], [str(answers[index]) for index in known]
-        )
-        for index, reward in zip(known, graded, strict=True):
-            rewards[index] = reward
+        graded = self.grader.grade([completion_text(completions[row]) for row in known], [texts[row] for row in known])
+        for row, reward in zip(known, graded, strict=True):
+            rewards[row] = reward
         return rewards

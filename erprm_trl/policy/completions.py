@@ -10,6 +10,8 @@ from ..steps import clean_steps, split_steps
 from .step_alignment import step_token_ends
 
 
+# What TRL passes to a reward function in addition to the columns of the dataset.
+NO_COLUMNS = {"completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 # Names that the response parsers of transformers give to the thinking of a message.
 THINKING = ("reasoning_content", "thinking", "reasoning")
 

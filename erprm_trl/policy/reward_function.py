@@ -16,7 +16,7 @@ from ..reward_model.scoring.loading import load_format
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..reward_model.scoring.sharded import check_sharding
 from ..training.nonfinite import not_finite
-from .completions import completion_steps, opens_thinking, question_text
+from .completions import NO_COLUMNS, completion_steps, opens_thinking, question_text
 from .scored_batch import Handoff, ScoredBatch, ScoredCompletion
 
 
@@ -215,7 +215,7 @@ class StepRewardFunction:
         if self.question_column not in (QUESTION_COLUMN, *columns):
             raise ValueError(
                 f"question_column of {self.__name__}: got {self.question_column!r}, expected one of the dataset's "
-                f"columns ({', '.join(columns)}). Name another, or leave it out to read the question from the prompt."
+                f"columns ({', '.join(sorted(set(columns) - NO_COLUMNS))}). Name another, or leave it out to read the question from the prompt."
             )
         bare_questions = columns.get(self.question_column) or [None] * len(prompts)
         questions = [

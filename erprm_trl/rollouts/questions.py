@@ -2,26 +2,35 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
-from numbers import Number
-from pathlib import Path
+from itertools import islice
+from os import PathLike
 from typing import Any, NamedTuple
 
-from ..io.config_values import import_function
 from ..io.on_disk_sequence import OnDiskSequence
-from .grading.grader import extract_answer
+from .grading.extraction import extract_answer
+from .reference_answers import is_text, reference_text
+from .row_sources import read_rows
 
+
+logger = logging.getLogger(__name__)
 
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query", "instruction", "input")
-_BLANK = b"\xef\xbb\xbf \t\r\n"  # a byte order mark too
 ANSWER_COLUMNS = ("answer", "final_answer", "reference_answer", "ground_truth", "solution")
 
 
 class Question(NamedTuple):
-    """A question and its reference answer (the final answer alone, e.g. `"18"`, not the worked solution), if known."""
+    """
+    A question and its reference answer (the final answer alone, e.g. `"18"`, not the worked solution), if known.
+
+    `prompt` is what the policy reads where that is not the sampler's template around the question: a text, or a
+    conversation.
+    """
 
     question: str
     answer: str | None = None
+    prompt: str | list[dict[str, str]] | None = None
 
 
 class Questions(OnDiskSequence):
@@ -62,20 +71,20 @@ class Questions(OnDiskSequence):
         question = _question_text(row.get(self._question_column), index, self._question_column)
         if self._answer_column is None:
             return Question(question)
-        answer = row.get(self._answer_column)
-        # NaN is what tables hold where an answer is missing; a list or a mapping would be graded by its brackets.
-        if not isinstance(answer, (str, Number)) or answer != answer or not _is_text(str(answer)):
+        place = f"Row {index} of {self._name}: column {self._answer_column!r}"
+        value = row.get(self._answer_column)
+        answer = reference_text(value, place)
+        if answer is None:
             raise ValueError(
-                f"Row {index} of {self._name}: column {self._answer_column!r} holds no reference answer (got "
-                f"{str(answer)[:80]!r}, {type(answer).__name__}, expected a text or a number). Rollouts are graded "
-                "against it: fill it in, drop the row, or name another column with `answer_column`."
+                f"{place} holds no reference answer (got {str(value)[:80]!r}, {type(value).__name__}, expected a text "
+                "or a number). Rollouts are graded against it: fill it in, drop the row, or name another column with "
+                "`answer_column`."
             )
-        answer = str(answer)
         return Question(question, (extract_answer(answer) or answer).strip())
 
 
 def load_questions(
-    source: str | Iterable[Mapping[str, Any]],
+    source: str | PathLike | Iterable[Mapping[str, Any]],
     *,
     config_name: str | None = None,
     split: str = "train",
@@ -89,19 +98,20 @@ def load_questions(
     Loads questions and recognises the final answer in each reference.
 
     Args:
-        source (`str` or iterable of mappings):
-            A dataset id on the Hub, a local `.jsonl`, `.json` or `.parquet` file, a folder written by
-            `Dataset.save_to_disk`, a function as `"package.module:function"` that returns rows, or the rows themselves
-            (a list or a `datasets.Dataset`).
+        source (`str`, `PathLike` or iterable of mappings):
+            A dataset id on the Hub, a local `.jsonl`, `.json`, `.csv`, `.tsv` (each also with `.gz`) or `.parquet`
+            file, a folder written by `save_to_disk` or one with files of data, a function as
+            `"package.module:function"` that returns rows, or the rows themselves: a list, a `datasets.Dataset`, an
+            `IterableDataset`, or a `DatasetDict`.
         config_name (`str`, *optional*):
             Configuration of a Hub dataset, e.g. `"main"` for GSM8K.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a Hub dataset.
+            Split of a Hub dataset, of a folder with several splits, or of a `DatasetDict`.
         question_column, answer_column (`str`, *optional*):
             Columns to read; guessed from the usual names (`question`, `problem`, ...; `answer`, `solution`, ...) if
             not given.
         max_questions (`int`, *optional*):
-            Takes the first rows only.
+            Takes the first rows only. No more rows of a stream are read.
         dataset_kwargs (`dict[str, Any]`, *optional*):
             Keyword arguments for `datasets.load_dataset` or for the function.
         require_answers (`bool`, *optional*, defaults to `True`):
@@ -112,27 +122,34 @@ def load_questions(
         references (`... \boxed{18}`) are reduced to the final answer; others are taken whole.
 
     Raises:
-        `ValueError`: if there are no rows, no such column, or a row has an empty question or no reference answer.
+        `ValueError`: if there are no rows, no such file, split or column, or a row has an empty question or no
+        reference answer.
     """
-    rows = _read_rows(source, config_name, split, dataset_kwargs or {})
-    is_table = hasattr(rows, "select_columns")  # of `datasets`: its rows stay on the disk
-    rows = rows.with_format(None) if is_table else list(rows)
-    name = source if isinstance(source, str) else "the given rows"
+    rows = read_rows(source, config_name, split, dataset_kwargs or {})
+    is_table = hasattr(rows, "select_columns") and hasattr(rows, "__len__")  # of `datasets`: its rows stay on the disk
+    if hasattr(rows, "with_format"):
+        rows = rows.with_format(None)
+    rows = rows if is_table else list(islice(rows, max_questions))
+    name = str(source) if isinstance(source, (str, PathLike)) else "the given rows"
     if not len(rows):
         raise ValueError(f"Questions: got no rows from {name}, expected at least one.")
-    if not isinstance(rows[0], Mapping):
+    first = rows[0]
+    if not isinstance(first, Mapping):
         raise ValueError(
-            f"Questions: got {str(rows[0])[:80]!r} as the first row of {name}, expected a mapping of columns to "
+            f"Questions: got {str(first)[:80]!r} as the first row of {name}, expected a mapping of columns to "
             "values, such as {'question': ..., 'answer': ...}."
         )
-    question_column = _find_column(rows[0], question_column, QUESTION_COLUMNS, "question_column", name)
-    if require_answers or answer_column is not None or any(column in rows[0] for column in ANSWER_COLUMNS):
-        answer_column = _find_column(rows[0], answer_column, ANSWER_COLUMNS, "answer_column", name)
+    question_column = _find_column(first, question_column, QUESTION_COLUMNS, "question_column", name)
+    if require_answers or answer_column is not None or any(column in first for column in ANSWER_COLUMNS):
+        answer_column = _find_column(first, answer_column, ANSWER_COLUMNS, "answer_column", name)
+    if unused := [column for column in ANSWER_COLUMNS if column in first and column != answer_column]:
+        logger.info(
+            f"Questions of {name}: reference answers are read from column {answer_column!r}. Not read: "
+            f"{', '.join(map(repr, unused))}."
+        )
     if is_table:
         rows = rows.select_columns([question_column, *([answer_column] if answer_column else [])])
         rows = rows.select(range(len(rows))[:max_questions])
-    else:
-        rows = rows[:max_questions]
     questions = Questions(rows, name, question_column, answer_column)
     for _ in questions:  # all are read once: a row that cannot be used is an error now, not after hours of sampling
         pass
@@ -140,81 +157,12 @@ def load_questions(
 
 
 def fingerprint(questions: Iterable[Question]) -> str:
-    """A hash of all questions and answers in order: what makes two collections the same work."""
+    """A hash of all questions, answers and prompts in order: what makes two collections the same work."""
     digest = hashlib.sha256()
     for question in questions:
-        digest.update(json.dumps(question).encode() + b"\n")
+        # Without a prompt as before there were any: old folders have to be recognised.
+        digest.update(json.dumps(question[:2] if question.prompt is None else question).encode() + b"\n")
     return digest.hexdigest()[:16]
-
-
-def _read_rows(source, config_name: str | None, split: str, dataset_kwargs: dict[str, Any]) -> Iterable[Mapping]:
-    if not isinstance(source, str):
-        return source
-    from datasets import load_dataset, load_from_disk
-
-    suffix = Path(source).suffix
-    if suffix in (".jsonl", ".json", ".parquet"):
-        if not Path(source).is_file():
-            raise ValueError(f"Questions: no file at {source!r}. Give an existing .jsonl, .json or .parquet file.")
-        return _read_table(source)
-    if Path(source).is_dir():
-        return load_from_disk(source)
-    if ":" in source:
-        return import_function(source)(**dataset_kwargs)
-    return load_dataset(source, config_name, split=split, **dataset_kwargs)
-
-
-def _read_table(path: str):
-    """The rows of a file, on the disk."""
-    from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
-    from pyarrow import ArrowInvalid
-
-    try:
-        if path.endswith(".parquet"):
-            return Dataset.from_parquet(path)
-        return Dataset.from_json(path) if _count_rows(path) else []
-    except (DatasetGenerationError, ArrowInvalid) as error:
-        raise ValueError(
-            f"Questions: {path} is no table ({error.__cause__ or error}). Expected rows of the same columns, "
-            "each named once, in Unicode text."
-        ) from error
-
-
-def _count_rows(path: str) -> int:
-    """Rows of a file of JSON, read before `datasets` does: that names no line, rounds integers of more than 64 bits
-    and ends the process at a line `null`."""
-    with open(path, "rb") as file:
-        whole = _is_one_value(path, file.read(1024))
-        file.seek(0)
-        number_of_rows = 0
-        for line_number, text in enumerate([file.read()] if whole else file, start=1):
-            if not text.strip(_BLANK):
-                continue
-            try:
-                value = json.loads(text.decode("utf-8-sig"), parse_int=_exact_int)
-                rows = value if whole and isinstance(value, list) else [value]
-                if not all(isinstance(row, dict) for row in rows):
-                    raise ValueError("a row that is no JSON object")
-            except (ValueError, RecursionError) as error:
-                where = path if whole else f"{path}, line {line_number}"
-                raise ValueError(
-                    f"Questions: {where}: {error}. Expected JSON objects in UTF-8, one a line or all in one list."
-                ) from None
-            number_of_rows += len(rows)
-    return number_of_rows
-
-
-def _is_one_value(path: str, start: bytes) -> bool:
-    # A list, or one object over several lines.
-    first_line = start.lstrip(_BLANK).split(b"\n")[0].strip()
-    return first_line.startswith(b"[") or (path.endswith(".json") and first_line == b"{")
-
-
-def _exact_int(digits: str) -> int:
-    if len(digits) > 18 and not -(2**63) <= int(digits[:21]) < 2**63:
-        raise ValueError(f"the integer {digits[:40]} has more than 64 bits and would be rounded: write it in quotes")
-    return 0  # nobody reads it
 
 
 def _find_column(row: Mapping, column_name: str | None, usual: tuple[str, ...], argument: str, name: str) -> str:
@@ -232,16 +180,9 @@ def _question_text(value: Any, index: int, column: str) -> str:
     # TRL's conversational prompts: one user message is a question, anything longer is not.
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         value = value[0].get("content")
-    if not _is_text(value):
+    if not is_text(value):
         raise ValueError(
             f"Row {index}: column {column!r} got {str(value)[:80]!r}, expected a non-empty string of Unicode text, or "
             "a list of one user message. Drop the row or name another column with `question_column`."
         )
     return value
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a value is text with something in it that every tokenizer takes: JSON can say half of a character."""
-    if not isinstance(value, str) or not value.strip():
-        return False
-    return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)

@@ -42,8 +42,8 @@ def selection_curves(
         aggregations (`Sequence[str]`, *optional*):
             From step scores to a solution's score; all four by default.
         equivalent (`Callable`, *optional*):
-            Whether two final answers are the same, for the votes ([`~erprm_trl.rollouts.Grader.equivalent`]). Defaults
-            to equal text.
+            Whether two final answers are the same, for the votes ([`~erprm_trl.rollouts.Grader.equivalent`]). By
+            default they are the same if they differ only in marks and units, see [`group_answers`].
         level (`float`, *optional*, defaults to `0.95`):
             Level of the bootstrap intervals over questions.
         num_subsets (`int`, *optional*, defaults to `13_000`):

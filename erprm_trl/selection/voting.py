@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ..rollouts.grading.normal_form import normal_form
 from .best_of import aligned_rows, check_correct, check_ns, mean_by_n
 
 
@@ -21,26 +22,36 @@ def group_answers(
     predictions: Sequence[str | None], equivalent: Callable[[str, str], bool] | None = None
 ) -> list[int]:
     """
-    Number the distinct answers of one question, from 0 in the order in which they first appear.
+    Numbers the distinct answers of one question, from 0 in the order in which they first appear.
 
     Args:
         predictions (`Sequence[str | None]`):
             The answer of each solution, `None` where none was found.
         equivalent (`Callable[[str, str], bool]`, *optional*):
-            Says whether two different strings are the same answer. It is asked once for a new string and the first
-            member of each group, in order, until it says yes; equal strings never reach it.
+            Says whether two different strings are the same answer, as [`~erprm_trl.rollouts.Grader.equivalent`] does.
+            It is asked once for a new string and the first member of each group, in order, until it says yes; equal
+            strings never reach it. By default, answers are the same if they differ only in marks, units, currency,
+            percent sign or thousands separators: `18 dollars`, `**18**` and `$18`.
 
     Returns:
-        `list[int]`: one group id a solution, -1 for `None`.
+        `list[int]`: one group id per solution, -1 for `None`.
     """
-    group_of: dict[str, int] = {}
-    representatives: list[str] = []
+    if isinstance(predictions, str):
+        raise TypeError(
+            f"`predictions` is a str ({predictions[:60]!r}), expected a list with the answer of each solution: pass "
+            "`[...]`, also for a single answer."
+        )
     for index, answer in enumerate(predictions):
         if answer is not None and not isinstance(answer, str):
             raise ValueError(
                 f"`predictions` has {answer!r} of type {type(answer).__name__} at index {index}: expected a string, "
                 "or None where no answer was found. Format the answer as text first."
             )
+    if equivalent is None:
+        predictions = [None if answer is None else normal_form(answer) for answer in predictions]
+    group_of: dict[str, int] = {}
+    representatives: list[str] = []
+    for answer in predictions:
         if answer is None or answer in group_of:
             continue
         matches = (

@@ -22,8 +22,8 @@ from ..._trl import get_config_model_id
 from ...io.paths import local_path
 from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.scorer import StepScorer
-from ...rollouts.questions import fingerprint, load_questions
-from ...rollouts.sampling.base import PromptFormat
+from ...rollouts.questions import fingerprint
+from ...rollouts.sampling.prompt_format import PromptFormat
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.tracking.training_tracker import TrainingTracker
@@ -31,7 +31,7 @@ from ...training.trainable import check_trainable
 from ..trainer_arguments import check_config, policy_model
 from .policy_sampler import PolicySampler
 from .raft_config import COMPARED, RAFTConfig
-from .rounds import RoundFolder, read_rows, round_seed, training_row
+from .rounds import RoundFolder, load_policy_questions, read_rows, round_seed, training_row
 from .sampling import RoundSampling, load_scorer, round_solutions
 
 
@@ -83,8 +83,11 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         args ([`RAFTConfig`], *optional*):
             Configuration. Defaults to `RAFTConfig("<model>-RAFT")`.
         train_dataset ([`~datasets.Dataset`]):
-            Questions: a column `question` or `prompt` (text, or one user message), and optionally `answer`. Answers
-            are not trained on: they drop uniform questions and say how often solutions and picks are right.
+            Questions: a column `question` or `prompt`, and optionally `answer`. As in TRL's online trainers, the
+            policy reads a `prompt` (text, or messages for the chat template) as it stands, and the reward model reads
+            `question`, or else the prompt's last user message. Without `prompt` the configuration's `prompt_template`
+            and the other prompt settings make one. Answers are not trained on: they drop uniform questions and say how
+            often solutions and picks are right.
         eval_dataset ([`~datasets.Dataset`], *optional*):
             Questions with answers, answered by the first policy and by that of every round.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -125,8 +128,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         check_config(args, RAFTConfig, "RAFTTrainer")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
-        self.questions = load_questions(train_dataset, require_answers=False)
-        self.eval_questions = None if eval_dataset is None else load_questions(eval_dataset)
+        self.questions = load_policy_questions(train_dataset, require_answers=False)
+        self.eval_questions = None if eval_dataset is None else load_policy_questions(eval_dataset)
         policy, processing_class, quantization_config = policy_model(
             model,
             args,
@@ -155,7 +158,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             self.drop_uniform = self.has_answers and args.num_generations > 1
         self._check_arguments()
         self.scorer = load_scorer(reward_model, self.accelerator, args.scoring_batch_size, args.shard_reward_model)
-        self.prompt_format = PromptFormat(self._tokenizer, args.prompt_template, args.system_prompt)
+        self.prompt_format = PromptFormat(self._tokenizer, **args.prompt_settings)
         self._first_policy = Path(args.output_dir, "first-policy")
         self._policy = PolicySampler(self)
         self._sampling = RoundSampling(self, self._policy)
@@ -172,6 +175,14 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             raise ValueError(
                 "drop_uniform=True needs to know which solutions are right, and the training questions have no "
                 "answers. Leave it unset, or add an `answer` column."
+            )
+        args = self.args
+        unread = {name: getattr(args, name) for name in ("prompt_template", "system_prompt", "examples")}
+        if self.questions[0].prompt is not None and any(unread.values()):
+            raise ValueError(
+                f"{', '.join(name for name in unread if unread[name])}: set, but the training questions have a column "
+                "`prompt`, which the policy reads as it stands. Leave these settings out, or rename the column to "
+                "`question`."
             )
         if self.is_fsdp_enabled:
             raise ValueError("RAFTTrainer cannot sample from FSDP's shards: use DDP or DeepSpeed.")
@@ -345,7 +356,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
                 What the names of the metrics begin with.
         """
-        questions = self.eval_questions if eval_dataset is None else load_questions(eval_dataset)
+        questions = self.eval_questions if eval_dataset is None else load_policy_questions(eval_dataset)
         if questions is None:
             raise ValueError("evaluate: there is no `eval_dataset`. Give questions with answers.")
         path = Path(self.args.output_dir, "evaluation")

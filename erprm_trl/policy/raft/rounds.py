@@ -4,16 +4,67 @@ metrics, and its folder on disk."""
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ...io.atomic_files import replace_file
-from ...rollouts.questions import Question
+from ...io.on_disk_sequence import OnDiskSequence
+from ...rollouts.questions import Question, load_questions
 from ...rollouts.records import RolloutRow
 from ...rollouts.sampling.base import derived_seed
 from ...rollouts.shards import read_manifest, write_manifest
+from ..completions import question_text
+
+
+class PromptedQuestions(OnDiskSequence):
+    """
+    Questions with the prompts of a dataset.
+
+    Args:
+        questions (`Sequence[Question]`):
+            The questions and answers.
+        prompts (`Sequence[str | list[dict]]`):
+            The prompt of each: a text, or a conversation.
+    """
+
+    def __init__(self, questions: Sequence[Question], prompts: Sequence[Any]):
+        self._questions, self._prompts = questions, prompts
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def _read(self, index: int) -> Question:
+        return self._questions[index]._replace(prompt=self._prompts[index])
+
+
+def load_policy_questions(dataset, require_answers: bool = True) -> Sequence[Question]:
+    """
+    Reads questions as TRL's online trainers read a dataset: where there is a column `prompt`, the policy reads it as
+    it stands, and the reward model reads the column `question`, or else the prompt's last user message.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or iterable of mappings):
+            The rows.
+        require_answers (`bool`, *optional*, defaults to `True`):
+            Whether rows without answers are an error.
+    """
+    from datasets import Dataset
+
+    is_table = isinstance(dataset, Dataset)  # its rows stay on disk
+    rows = dataset.with_format(None) if is_table else list(dataset)
+    if not len(rows) or not isinstance(rows[0], Mapping) or "prompt" not in rows[0]:
+        return load_questions(rows, require_answers=require_answers)
+    prompts = rows["prompt"] if is_table else [row["prompt"] for row in rows]
+    if "question" not in rows[0]:
+        rows = rows.map(_with_question) if is_table else [{**row, **_with_question(row)} for row in rows]
+    questions = load_questions(rows, question_column="question", require_answers=require_answers)
+    return PromptedQuestions(questions, prompts)
+
+
+def _with_question(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"question": question_text(row["prompt"])}
 
 
 def questions_of_round(questions: Sequence[Question], index: int, size: int | None, seed: int) -> list[Question]:

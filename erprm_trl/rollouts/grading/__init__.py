@@ -6,13 +6,13 @@ from ..._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from .extraction import extract_answer
     from .grader import Grader, grade
-    from .worker import extract_answer
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "extraction": ["extract_answer"],
         "grader": ["Grader", "grade"],
-        "worker": ["extract_answer"],
     },
 )

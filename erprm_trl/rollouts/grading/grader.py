@@ -5,6 +5,7 @@ time limit.
 """
 
 import atexit
+import functools
 import logging
 import os
 import re
@@ -12,8 +13,10 @@ import sys
 import threading
 from collections.abc import Callable
 
+from .extraction import extract_answer
+from .normal_form import normal_form, normalize_answer
 from .pool import CallerError, GradingPool
-from .worker import METHODS, FunctionGrader, extract_answer, normalize_answer
+from .worker import METHODS, FunctionGrader
 
 
 __all__ = ["Grader", "extract_answer", "grade"]
@@ -39,12 +42,15 @@ class Grader:
             How a completion is compared with its reference:
 
             - `"math"`: math-verify, which reads LaTeX and numbers. Takes the last marked answer (see
-              [`extract_answer`]); without one, the last number or formula.
-            - `"exact"`: the extracted answer is spelled as the reference, up to `$`, thousands commas and a trailing
-              period.
+              [`extract_answer`]); without one, the last number or formula. Both the answer and the reference are read
+              without currency, unit and percent sign: `#### 18 dollars`, `\boxed{18\text{ cm}}` and `18` are the same.
+              A percentage of at most 100 also equals its share: `50\%` is `1/2`.
+            - `"exact"`: the extracted answer is spelled as the reference, up to Markdown emphasis, `$`, parentheses,
+              thousands commas and punctuation around it. Units count.
             - a function `f(completion, answer)` returning the reward as a float, or its import path
-              `"package.module:function"`. A function that cannot be imported by name (a lambda, a closure, one defined
-              in the script being run) runs in this process, where no time limit holds.
+              `"package.module:function"`. Any callable object is accepted. One that cannot be imported by name (a
+              lambda, a closure, a `functools.partial`, a function defined in the script being run) runs in this
+              process, where no time limit holds.
         answer_pattern (`str`, *optional*):
             Regular expression whose group 1, in its last match, is the final answer. See [`extract_answer`].
         num_workers (`int`, *optional*, defaults to at most 4):
@@ -54,6 +60,13 @@ class Grader:
             that a busy machine changes no reward; for a caller's function by the clock.
         max_chars (`int`, *optional*, defaults to `2000`):
             For `"math"`, the longest answer read, and how much of the end of a completion without a marked answer.
+        reasoning (`bool`, *optional*):
+            Whether completions are read for reasoning delimiters. By default, only what follows the last `</think>`,
+            and in it the last `<answer>`, is graded in a completion that has these, and a completion whose `<think>`
+            is not closed has no answer. `True` is for completions that begin inside `<think>`: without a `</think>`
+            they have no answer. `False` reads delimiters as ordinary text. A caller's function gets the whole
+            completion, unless this is `True`: then it gets the part that is graded, and is not called where there is
+            none.
 
     A method other than a caller's function gives 0 where it finds no answer. `num_timeouts` counts the answers that
     got 0 because they took too long or ended their worker.
@@ -66,7 +79,13 @@ class Grader:
         num_workers: int | None = None,
         time_limit: float = 5.0,
         max_chars: int = 2000,
+        reasoning: bool | None = None,
     ):
+        if not isinstance(method, str) and not callable(method):
+            raise TypeError(
+                f"`method` is a {type(method).__name__}, expected {', '.join(map(repr, METHODS))}, a function, or its "
+                "import path 'package.module:function'."
+            )
         if isinstance(method, str) and method not in METHODS and not re.fullmatch(r"[\w.]+:[\w.]+", method):
             raise ValueError(
                 f"`method` is {method!r}, expected one of {', '.join(map(repr, METHODS))}, a function, or its import "
@@ -78,20 +97,23 @@ class Grader:
                 "around what matches it."
             )
         num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+        if reasoning not in (None, True, False):
+            raise ValueError(f"`reasoning` is {reasoning!r}, expected None, True or False.")
         if num_workers < 1 or time_limit <= 0 or max_chars < 1:
             raise ValueError(
                 f"Got num_workers={num_workers}, time_limit={time_limit}, max_chars={max_chars}: all must be positive."
             )
-        self.method, self.answer_pattern = method, answer_pattern
+        self.method, self.answer_pattern, self.reasoning = method, answer_pattern, reasoning
         path = method if isinstance(method, str) else _import_path(method)
         self._here = None
         if path is None:
-            self._here = FunctionGrader(method, answer_pattern)
+            self._here = FunctionGrader(method, answer_pattern, reasoning)
             logger.warning(
                 f"The grading function {method!r} cannot be imported by name: it runs in this process, without a time "
                 "limit. Move it to a module to have it run in workers."
             )
         settings = {"method": path, "pattern": answer_pattern, "max_chars": max_chars, "time_limit": time_limit}
+        settings["reasoning"] = reasoning
         self._pool = GradingPool(settings, num_workers, time_limit)
 
     @property
@@ -148,7 +170,11 @@ class Grader:
 
     def equivalent(self, left: str, right: str) -> bool:
         """Whether two final answers are the same: mathematically for `"math"`, in their spelling otherwise."""
-        if normalize_answer(left) == normalize_answer(right):
+        for name, answer in (("left", left), ("right", right)):
+            if not isinstance(answer, str):
+                raise TypeError(f"`{name}` is a {type(answer).__name__}, expected a final answer as `str`.")
+        spell = normal_form if self.method == "math" else normalize_answer
+        if spell(left) == spell(right):
             return True
         return self.method == "math" and self._pool.run([("equivalent", left, right)])[0][0] == 1.0
 
@@ -163,7 +189,42 @@ class Grader:
         self.close()
 
 
+def grading_name(method: str | Callable[[str, str], float] | None) -> str | None:
+    """
+    The name under which a manifest keeps a grading: the same in every process, and readable.
+
+    Args:
+        method (`str` or `Callable`, *optional*):
+            See [`Grader`].
+
+    Returns:
+        `str` or `None`: A string as it is, `"module:function"` for a function, `"module:Class"` for a callable
+        object, and the function with its arguments for a `functools.partial`.
+    """
+    if method is None or isinstance(method, str):
+        return method
+    if isinstance(method, functools.partial):
+        arguments = [_argument_name(value) for value in method.args]
+        arguments += [f"{name}={_argument_name(value)}" for name, value in sorted(method.keywords.items())]
+        return f"functools.partial({', '.join([grading_name(method.func), *arguments])})"
+    named = method if hasattr(method, "__qualname__") else type(method)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _argument_name(value) -> str:
+    if callable(value):
+        return grading_name(value)
+    # The representation of other objects may hold their address.
+    return repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+
+
 def _check(completions: list[str], answers: list[str]) -> None:
+    for name, texts in (("completions", completions), ("answers", answers)):
+        if isinstance(texts, (str, bytes)) or not hasattr(texts, "__len__"):
+            raise TypeError(
+                f"`{name}` is a {type(texts).__name__} ({str(texts)[:60]!r}), expected a list of texts: pass "
+                f"`{name}=[...]`, also for a single text."
+            )
     if len(completions) != len(answers):
         raise ValueError(
             f"Got {len(completions)} completions and {len(answers)} answers, expected one answer for each completion: "
@@ -190,6 +251,7 @@ def grade(
     num_workers: int | None = None,
     time_limit: float = 5.0,
     max_chars: int = 2000,
+    reasoning: bool | None = None,
 ) -> list[float]:
     """
     Grades completions with a [`Grader`] that is kept for the next call with the same settings.
@@ -199,17 +261,19 @@ def grade(
             Whole completions.
         answers (`list[str]`):
             Reference answer of each.
-        method, answer_pattern, num_workers, time_limit, max_chars:
+        method, answer_pattern, num_workers, time_limit, max_chars, reasoning:
             As in [`Grader`].
 
     Returns:
         `list[float]`: The reward of each completion, in order: 1.0 for right, 0.0 for wrong, or what a caller's
         function returned.
     """
-    key = (os.getpid(), method, answer_pattern, num_workers, time_limit, max_chars)
+    settings = (answer_pattern, num_workers, time_limit, max_chars, reasoning)
+    # A callable object may have no hash. Its grader keeps it, so that its id stays its own.
+    key = (os.getpid(), method if isinstance(method, str) else id(method), *settings)
     with _GRADERS_LOCK:
         if key not in _GRADERS:
-            _GRADERS[key] = Grader(*key[1:])
+            _GRADERS[key] = Grader(method, *settings)
             if len(_GRADERS) > MAX_CACHED:
                 _GRADERS.pop(next(iter(_GRADERS))).close()
         grader = _GRADERS[key]

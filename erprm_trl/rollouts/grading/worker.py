@@ -1,4 +1,4 @@
-"""The worker's side of grading: what counts as an answer, and the methods that compare an answer with a reference.
+"""The worker's side of grading: the methods that compare the answer of a completion with a reference.
 
 Everything here may meet untrusted text, so `main` runs in a process of its own that speaks JSON lines and can be
 killed at any moment. Torch is never imported, and math-verify only for the "math" method. Time limits count processor
@@ -16,83 +16,38 @@ import re
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 from ...io.config_values import import_function
+from ...reasoning import graded_text
+from .extraction import after_mark, extract_answer, find_last_mark, find_marked, has_answer_delimiter
+from .normal_form import (
+    choice_letter,
+    is_open_sequence,
+    is_percentage,
+    is_words,
+    normal_form,
+    normalize_answer,
+    number_base,
+    plain_characters,
+    same_words,
+)
 
 
 METHODS = ("math", "exact")
 MEMORY_LIMIT = 4 << 30  # bytes of address space for a worker that reads untrusted text itself
 
-_BRACES = re.compile(r"(\\{1,2}f?box(?:ed)?\s*\{)|\\.|[{}]", re.DOTALL)
-_ANSWER_MARK = re.compile(r"answer\s*(?:is\b|:)\s*:?", re.IGNORECASE)
-_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?![\d,])")
-
-
-def find_marked(text: str) -> str | None:
-    r"""The last `\boxed{...}` with balanced braces, else what follows the last `####` on its line."""
-    open_braces, answer, answer_at = [], None, -1
-    # One pass with a stack: searching for the closing brace of each box in turn is quadratic in unclosed boxes.
-    for token in _BRACES.finditer(text):
-        if token.group(1) or token.group() == "{":
-            open_braces.append((token.end(), token.group(1) is not None))
-        elif token.group() == "}" and open_braces:
-            start, is_box = open_braces.pop()
-            if is_box and start > answer_at and (inside := text[start : token.start()].strip()):
-                answer, answer_at = inside, start
-    if answer is None and "####" in text:
-        answer = text[text.rindex("####") + 4 :].lstrip(" \t").partition("\n")[0].strip() or None
-    return answer
-
-
-def find_last_mark(text: str) -> re.Match | None:
-    """The last "answer is" or "answer:"."""
-    return next(iter(deque(_ANSWER_MARK.finditer(text), maxlen=1)), None)
-
-
-def extract_answer(text: str, pattern: str | None = None) -> str | None:
-    r"""
-    Finds the final answer in a text, in time linear in its length unless `pattern` is not.
-
-    Args:
-        text (`str`):
-            Completion, or any other text that ends in an answer.
-        pattern (`str`, *optional*):
-            Regular expression: group 1 of its last match is the answer. Without it the answer is the first found of
-            the last `\boxed{...}` or `\fbox{...}` with balanced braces, what follows the last `####` on its line, and
-            what follows the last "answer is" or "answer:" on its line, without a trailing period.
-
-    Returns:
-        `str` or `None`: The answer as written, stripped of surrounding spaces; `None` if there is none.
-    """
-    if pattern is not None:
-        last = next(iter(deque(re.finditer(pattern, text), maxlen=1)), None)
-        return ((last.group(1) or "").strip() or None) if last else None
-    if (marked := find_marked(text)) is not None:
-        return marked
-    if (mark := find_last_mark(text)) is None:
-        return None
-    return text[mark.end() :].partition("\n")[0].strip(" \t*").removesuffix(".").strip() or None
-
-
-def normalize_answer(text: str) -> str:
-    """The spelling that answers are compared in: no `$`, thousands commas, trailing period or Unicode minus."""
-    # `\!` closes up the thousands of `11,\! 111`.
-    text = re.sub(r"\\!\s*", "", text).replace("\\$", "").replace("$", "").replace("\u2212", "-").strip()
-    text = text.removesuffix(".").rstrip()
-    # Only at the start, so that the commas of `(1,234)` stay the commas of a point.
-    return text.replace(",", "", thousands.group().count(",")) if (thousands := _THOUSANDS.match(text)) else text
-
 
 class _Parsed(NamedTuple):
-    """What math-verify reads in a text: a sympy object, the text it came from, and whether it ran out of time."""
+    """What math-verify reads in a text: a sympy object, the text it came from, and whether it ran out of time. A
+    percent sign is left out of both."""
 
     expression: Any
     text: str | None
     timed_out: bool = False
+    is_percentage: bool = False
 
 
 class _OutOfTime(BaseException):
@@ -122,11 +77,11 @@ class _Math:
     """The "math" method: math-verify, a second of processor time for each reading and each comparison. Its own alarms
     go by the clock."""
 
-    def __init__(self, pattern: str | None, max_chars: int):
+    def __init__(self, pattern: str | None, max_chars: int, reasoning: bool | None = None):
         import math_verify
         from sympy import Rational
 
-        self.pattern, self.max_chars = pattern, max_chars
+        self.pattern, self.max_chars, self.reasoning = pattern, max_chars, reasoning
         self.math_verify, self.rational = math_verify, Rational
         # The first reading builds the grammar, which no answer is to pay for.
         half = math_verify.parse(r"$\frac{1}{2}$", parsing_timeout=None)[0]
@@ -145,45 +100,77 @@ class _Math:
         expression = parsed[0] if parsed and not isinstance(parsed[0], str) else None
         return _Parsed(expression, parsed[-1] if parsed and isinstance(parsed[-1], str) else None)
 
-    def _parse_bare(self, answer: str) -> _Parsed:
-        """Reads an answer that stands alone, spelled by `normalize_answer`."""
-        if len(answer) > self.max_chars:
+    def _parse_bare(self, text: str) -> _Parsed:
+        """Reads an answer that stands alone."""
+        answer = normal_form(text)
+        # math-verify reads words as products of letters, and leaves out the dots of a sequence.
+        if len(answer) > self.max_chars or is_words(answer) or is_open_sequence(answer):
             return _Parsed(None, answer)
         # math-verify finds numbers anywhere, but LaTeX only in an environment.
         parsed = self._parse(answer if _PLAIN_NUMBER.fullmatch(answer) else rf"\boxed{{{answer}}}")
         # What it cannot read it may still cut short: then the answer as written is what is compared.
-        return parsed if parsed.expression is not None else parsed._replace(text=answer)
+        parsed = parsed if parsed.expression is not None else parsed._replace(text=answer)
+        return parsed._replace(is_percentage=is_percentage(text))
 
-    def _final(self, completion: str) -> _Parsed:
-        """The last answer of a completion; `text` is `None` if there is none."""
-        marked = extract_answer(completion, self.pattern) if self.pattern else find_marked(completion)
+    def _final(self, completion: str, is_answer: bool) -> _Parsed:
+        """The last answer of a completion; `text` is `None` if there is none. `is_answer`: it is all of `<answer>`."""
+        marked = extract_answer(completion, self.pattern, False) if self.pattern else find_marked(completion)
         if marked is not None or self.pattern:
-            # Only the last box: math-verify would read several as one set.
+            # The box's content only: math-verify would read several boxes as one set.
             return self._alone(marked)
-        tail = completion[-self.max_chars :].replace("\u2212", "-")  # math-verify drops a Unicode minus
+        tail = plain_characters(completion[-self.max_chars :])  # math-verify drops a Unicode minus
         mark = find_last_mark(tail)
+        after = after_mark(tail, mark) if mark else None
+        if after is not None and _PLAIN_NUMBER.fullmatch(normal_form(after)):
+            return self._alone(after)
+        if is_answer and not mark:
+            alone = self._alone(completion.strip())
+            if alone.expression is not None or is_words(alone.text or ""):
+                return alone
         # From the last "answer is" on, as math-verify prefers an earlier "final answer is" to a later correction.
         parsed = self._parse(tail[mark.start() :] if mark else tail)
         if parsed.text is None and mark and not parsed.timed_out:
-            return self._alone(extract_answer(tail[mark.start() :]))
-        return parsed
+            return self._alone(after)
+        normal = normal_form(parsed.text or "")
+        is_quantity = _PLAIN_NUMBER.fullmatch(normal) and not _PLAIN_NUMBER.fullmatch(parsed.text)
+        return self._alone(parsed.text) if is_quantity or is_words(normal) else parsed
 
     def _alone(self, answer: str | None) -> _Parsed:
-        answer = normalize_answer(answer or "")
-        return self.parse_bare(answer) if 0 < len(answer) <= self.max_chars else _Parsed(None, None)
+        answer = answer or ""
+        is_readable = len(answer) <= self.max_chars and normal_form(answer)
+        return self.parse_bare(answer) if is_readable else _Parsed(None, None)
 
     def _same(self, gold: _Parsed, final: _Parsed) -> tuple[bool, bool]:
         """Whether the answers agree, and whether the question took too long."""
-        if gold.text == final.text or gold.expression is None or final.expression is None:
-            return gold.text == final.text, False
+        if same_words(gold.text or "", final.text or "") or (choice_letter(final.text or "") or "") == gold.text:
+            return True, False
+        bases = {number_base(gold.text or ""), number_base(final.text or "")} - {None}
+        if gold.expression is None or final.expression is None or len(bases) == 2:
+            return False, False
         try:
             with processor_time(1.0):
-                verify = self.math_verify.verify
-                return verify(gold.expression, final.expression, timeout_seconds=None, raise_on_error=True), False
+                verify = functools.partial(self.math_verify.verify, timeout_seconds=None, raise_on_error=True)
+                if verify(gold.expression, final.expression):
+                    return not self._far_apart(gold.expression, final.expression), False
+                share, other = (gold, final) if gold.is_percentage else (final, gold)
+                if gold.is_percentage == final.is_percentage or not _RATIO.fullmatch(share.text or ""):
+                    return False, False
+                share = Fraction("".join(share.text.split())) / 100
+                return abs(share) <= 1 and verify(self.rational(*share.as_integer_ratio()), other.expression), False
         except _OutOfTime:
             return False, True
         except Exception:  # as in `_parse`
             return False, False
+
+    def _far_apart(self, left: Any, right: Any) -> bool:
+        """Whether two numbers differ in their size: math-verify rounds to six decimals, where `2^{-98}` is 0."""
+        if not (getattr(left, "is_number", False) and getattr(right, "is_number", False)):
+            return False
+        values = [left.evalf(20), right.evalf(20), (left - right).evalf(20)]
+        if not all(value.is_Float or value.is_Integer for value in values):  # a percentage of math-verify, say
+            return False
+        left, right, difference = map(abs, values)
+        return bool(difference > 1e-3 * max(left, right))
 
     def _spell(self, parsed: _Parsed) -> str:
         """One spelling for equal rational numbers; other answers as written, so that they can be read again."""
@@ -194,15 +181,18 @@ class _Math:
         return str(Fraction("".join(text.split()))) if _RATIO.fullmatch(text) else text
 
     def grade(self, completion: str, answer: str) -> tuple[float, str | None, bool]:
-        final = self._final(completion)
+        text = graded_text(completion, self.reasoning)
+        final = _Parsed(None, None)
+        if text is not None:
+            final = self._final(text, has_answer_delimiter(completion, self.reasoning))
         if final.text is None:
             return 0.0, None, final.timed_out
-        gold = self.parse_bare(normalize_answer(find_marked(answer) or answer))
+        gold = self.parse_bare(reference_answer(answer, self.reasoning))
         right, slow = self._same(gold, final)
         return float(right), self._spell(final), not right and (final.timed_out or gold.timed_out or slow)
 
     def equivalent(self, left: str, right: str) -> tuple[float, str | None, bool]:
-        parsed_left, parsed_right = (self.parse_bare(normalize_answer(text)) for text in (left, right))
+        parsed_left, parsed_right = self.parse_bare(left), self.parse_bare(right)
         same, slow = self._same(parsed_left, parsed_right)
         if not same and not slow:  # math-verify reads `x>1` as an interval from one side only
             same, slow = self._same(parsed_right, parsed_left)
@@ -212,28 +202,42 @@ class _Math:
 class _Exact:
     """The "exact" method: equal spelling. In a worker too, as a caller's pattern may take for ever on some text."""
 
-    def __init__(self, pattern: str | None):
-        self.pattern = pattern
+    def __init__(self, pattern: str | None, reasoning: bool | None = None):
+        self.pattern, self.reasoning = pattern, reasoning
+
+    def final(self, completion: str) -> str | None:
+        """The final answer, spelled for comparison."""
+        return normalize_answer(extract_answer(completion, self.pattern, self.reasoning) or "") or None
 
     def grade(self, completion: str, answer: str) -> tuple[float, str | None, bool]:
-        final = normalize_answer(extract_answer(completion, self.pattern) or "")
-        if not final:
-            return 0.0, None, False
-        return float(final == normalize_answer(find_marked(answer) or answer)), final, False
+        final = self.final(completion)
+        right = final is not None and final == normalize_answer(reference_answer(answer, self.reasoning))
+        return float(right), final, False
 
 
 class FunctionGrader(_Exact):
     """A caller's function: its float is the reward. `function` is the callable itself or its import path."""
 
-    def __init__(self, function: str | Callable[[str, str], float], pattern: str | None):
-        super().__init__(pattern)
+    def __init__(
+        self, function: str | Callable[[str, str], float], pattern: str | None, reasoning: bool | None = None
+    ):
+        super().__init__(pattern, reasoning)
         self.function = import_function(function) if isinstance(function, str) else function
 
     def grade(self, completion: str, answer: str) -> tuple[float, str | None, bool]:
-        reward = float(self.function(completion, answer))
+        text = graded_text(completion, True) if self.reasoning else completion
+        if text is None:
+            return 0.0, None, False
+        reward = float(self.function(text, answer))
         if not math.isfinite(reward):
             raise ValueError(f"the reward is {reward}, expected a finite number")
-        return reward, normalize_answer(extract_answer(completion, self.pattern) or "") or None, False
+        return reward, self.final(completion), False
+
+
+def reference_answer(text: str, reasoning: bool | None = None) -> str:
+    """The answer of a reference: bare, or marked as in a completion."""
+    # A reference without reasoning is no unfinished thought.
+    return extract_answer(text, reasoning=None if reasoning else reasoning) or text
 
 
 def _pump(requests, inbox: queue.SimpleQueue) -> None:
@@ -256,13 +260,13 @@ def main() -> None:
         replies.flush()
 
     settings = json.loads(requests.readline() or sys.exit())
-    method, pattern = settings["method"], settings["pattern"]
+    method, pattern, reasoning = settings["method"], settings["pattern"], settings.get("reasoning")
     trusted = method not in METHODS
     try:
         if method == "math":
-            grader = _Math(pattern, settings["max_chars"])
+            grader = _Math(pattern, settings["max_chars"], reasoning)
         else:
-            grader = FunctionGrader(method, pattern) if trusted else _Exact(pattern)
+            grader = FunctionGrader(method, pattern, reasoning) if trusted else _Exact(pattern, reasoning)
     except Exception as error:  # importing runs the caller's code
         return reply({"error": f"{type(error).__name__}: {error}"})
     if not trusted:  # a caller's function may well use torch, which reserves more than this

@@ -1,12 +1,12 @@
 """Sampling by transformers' `generate`: any causal language model, in batches across questions and prefixes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ...io.file_checks import check_model_folder
-from .base import Completion, Prompt, PromptFormat, decode_continuation
+from .base import Completion, Prompt, decode_continuation
 from .kv_cache import (
     PromptsNotShared,
     SharedPromptsCache,
@@ -15,7 +15,9 @@ from .kv_cache import (
     growing_cache,
     sharing_prompts,
 )
+from .prompt_format import PromptFormat
 from .stop_strings import StopStrings
+from .token_cuts import end_before
 
 
 class TransformersSampler:
@@ -44,7 +46,7 @@ class TransformersSampler:
             Longest completion. One that reaches it is not `finished`.
         batch_size (`int`, *optional*, defaults to `64`):
             Sequences generated at a time.
-        prompt_template, system_prompt, use_chat_template (*optional*):
+        prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
             See [`PromptFormat`].
         fork_cache (`bool`, *optional*, defaults to `True`):
             Prefill a prompt once for all its samples, instead of once a sample.
@@ -63,11 +65,15 @@ class TransformersSampler:
         prompt_template: str | None = None,
         system_prompt: str | None = None,
         use_chat_template: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        examples: Sequence[Mapping[str, str]] | None = None,
         fork_cache: bool = True,
     ):
         self.model = model
         self.tokenizer = tokenizer
-        self.prompt_format = PromptFormat(tokenizer, prompt_template, system_prompt, use_chat_template)
+        self.prompt_format = PromptFormat(
+            tokenizer, prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples
+        )
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
@@ -119,7 +125,12 @@ class TransformersSampler:
         }
 
     def sample(
-        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+        self,
+        prompts: list[Prompt],
+        num_samples: int,
+        seed: int,
+        stop: Sequence[str] = (),
+        until: Sequence[str] = (),
     ) -> list[list[Completion]]:
         """
         Samples completions.
@@ -134,6 +145,9 @@ class TransformersSampler:
             stop (`Sequence[str]`, *optional*):
                 A completion ends with the token that completes one of these strings, and is not `finished` then. The
                 token stays whole, with what it holds after the string.
+            until (`Sequence[str]`, *optional*):
+                A completion ends before the first of these strings, and is `finished` then. Its `token_ids` are those
+                whose text lies before the string: a token that also holds the string's beginning is dropped.
 
         Returns:
             `list[list[Completion]]`: `num_samples` completions of each prompt, in the prompts' order.
@@ -152,10 +166,11 @@ class TransformersSampler:
             torch.manual_seed(seed)
             for start in range(0, len(jobs), self.batch_size):
                 batch = jobs[start : start + self.batch_size]
-                for index, completion in zip(
-                    batch, self._sample_batch([encoded[i] for i in batch], stop), strict=True
-                ):
-                    completions[index].append(completion)
+                samples = self._sample_batch([encoded[index] for index in batch], (*stop, *until))
+                for index, completion in zip(batch, samples, strict=True):
+                    completions[index].append(
+                        end_before(completion, until, self.tokenizer, prompts[index], encoded[index])
+                    )
         self.model.train(was_training)
         return completions
 
@@ -175,8 +190,8 @@ class TransformersSampler:
         each = input_ids.repeat_interleave(repeats, 0), attention_mask.repeat_interleave(repeats, 0)
 
         def continued(cache) -> list[list[int]]:
-            limit = min(self.max_new_tokens, room)
-            return self._continue(*each, cache, limit) if not stop else self._until(stop, prompts, *each, cache, limit)
+            stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1]) if stop else None
+            return self._continue(*each, cache, min(self.max_new_tokens, room), stopping)
 
         if adds_virtual_tokens(self.model):  # they come into the cache that `generate` makes, and into no other
             new_tokens = continued(None)
@@ -203,16 +218,7 @@ class TransformersSampler:
         prefilled.reorder_cache(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
         return continued(prefilled)
 
-    def _until(self, stop, prompts, input_ids, attention_mask, cache, limit: int) -> list[list[int]]:
-        """New tokens of each row up to one that completes a stop string."""
-        stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1])
-        sequences = self._generate(input_ids, attention_mask, cache, limit, stopping).sequences
-        return [
-            new[:length]
-            for new, length in zip(sequences[:, input_ids.shape[1] :].tolist(), stopping.lengths, strict=True)
-        ]
-
-    def _continue(self, input_ids, attention_mask, cache, limit: int) -> list[list[int]]:
+    def _continue(self, input_ids, attention_mask, cache, limit: int, stopping: StopStrings | None) -> list[list[int]]:
         """New tokens of each row, generated some at a time: between, rows that have ended leave the batch."""
         start, eos = input_ids.shape[1], torch.tensor(self.eos_token_ids, device=input_ids.device)
         new_tokens: list[list[int]] = [[] for _ in input_ids]
@@ -222,13 +228,15 @@ class TransformersSampler:
             # Few at a time while texts are short: a text that ends waits for a quarter of its own length at most.
             # Without a cache to go on with, all at once.
             most = limit if cache is None else min(limit - made, max(8, made // 4))
-            out = self._generate(input_ids, attention_mask, cache, most)
+            out = self._generate(input_ids, attention_mask, cache, most, stopping)
             alive = ~torch.isin(out.sequences[:, input_ids.shape[1] :], eos).any(1)
+            lengths = [None] * len(rows) if stopping is None else stopping.lengths
+            alive &= torch.tensor([length is None for length in lengths], device=alive.device)
             if out.sequences.shape[1] - start >= limit:
                 alive[:] = False
             ended, kept = (~alive).nonzero().flatten(), alive.nonzero().flatten()
             for index, new in zip(ended.tolist(), out.sequences[ended, start:].tolist(), strict=True):
-                new_tokens[rows[index]] = new
+                new_tokens[rows[index]] = new[: lengths[index]]
             rows = [rows[index] for index in kept.tolist()]
             input_ids = out.sequences[kept]
             attention_mask = torch.nn.functional.pad(
@@ -236,6 +244,8 @@ class TransformersSampler:
             )
             if rows and len(ended):
                 cache.reorder_cache(kept)
+                if stopping is not None:
+                    stopping.keep(kept.tolist())
         return new_tokens
 
     def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
@@ -252,7 +262,7 @@ class TransformersSampler:
         )
         return cache
 
-    def _generate(self, input_ids, attention_mask, cache, max_new_tokens: int, stopping=None):
+    def _generate(self, input_ids, attention_mask, cache, max_new_tokens: int, stopping: StopStrings | None):
         from transformers import GenerationConfig
 
         greedy = self.temperature == 0

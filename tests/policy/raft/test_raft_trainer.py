@@ -19,7 +19,8 @@ from erprm_trl.policy.raft import raft_trainer
 from erprm_trl.policy.raft import sampling as raft_sampling
 from erprm_trl.policy.raft.raft_config import RAFTConfig
 from erprm_trl.policy.raft.raft_trainer import RAFTTrainer
-from erprm_trl.policy.raft.rounds import read_rows
+from erprm_trl.policy.raft.rounds import RoundFolder, read_rows
+from erprm_trl.rollouts import Prompt, RolloutDataset
 
 
 ANSWERED = dial.make_questions(8, seed=1)
@@ -181,6 +182,46 @@ def test_training_sees_the_tokens_that_were_sampled(build, monkeypatch, kind):
             assert text + [tokenizer.eos_token_id] == pick["prompt_ids"] + pick["completion_ids"]
     if "chat" in kind:
         assert trainer.processing_class.decode(rows[0]["input_ids"]).startswith("<user>Ä ")
+
+
+PROMPTED = [
+    {**row, "prompt": [{"role": "system", "content": "Ä"}, {"role": "user", "content": row["question"]}]}
+    for row in QUESTIONS[:2]
+]
+
+
+@pytest.mark.parametrize("with_question", [True, False])
+def test_a_prompt_is_what_the_policy_reads(build, tmp_path, with_question):
+    tokenizer = zoo.load_dial_policy()[1]
+    tokenizer.chat_template = "{{ messages[0]['content'] }} check {{ messages[1]['content'] }}{{ end }}"
+    rows = [row if with_question else {"prompt": row["prompt"]} for row in PROMPTED]
+    trainer = build(questions=rows, processing_class=tokenizer, chat_template_kwargs={"end": " answer"})
+    assert [question.question for question in trainer.questions] == [row["question"] for row in QUESTIONS[:2]]
+    trainer._sampling.pick(RoundFolder(tmp_path / "out", 0), trainer.questions, 0)
+    picks = read_rows(tmp_path / "out" / "round-0" / "picks.jsonl")
+    assert len(picks) > 0
+    for pick in picks:
+        text = f"Ä check {pick['prompt']} answer"
+        assert pick["prompt_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
+    with pytest.raises(ValueError, match="prompt_template: set, but .*column `prompt`.*Leave these settings out"):
+        build("other", questions=rows, processing_class=tokenizer, prompt_template="check {question}")
+
+
+def test_settings_of_prompts_reach_the_sampler(build, tmp_path):
+    tokenizer = zoo.load_dial_policy()[1]
+    tokenizer.chat_template = CHAT
+    examples = [{"question": "1 + 1", "solution": "2"}]
+    settings = {"use_chat_template": False, "examples": examples, "prompt_template": "check {question} answer"}
+    trainer = build(questions=QUESTIONS[:1], processing_class=tokenizer, stop=["answer"], reasoning=True, **settings)
+    trainer._sampling.pick(RoundFolder(tmp_path / "out", 0), trainer.questions, 0)
+    samples = RolloutDataset(tmp_path / "out" / "round-0" / "samples")
+    assert settings.items() <= samples.settings.sampler.items() and samples.settings.stop == ["answer"]
+    assert samples.settings.reasoning is True and samples.settings.steps_of == trainer.scorer.prm_format.steps_of
+    text = f"check 1 + 1 answer 2\n\ncheck {QUESTIONS[0]['question']} answer"
+    expected = tokenizer(text)["input_ids"]
+    assert all(pick["prompt_ids"] == expected for pick in read_rows(tmp_path / "out" / "round-0" / "picks.jsonl"))
+    assert trainer.prompt_format.encode(Prompt(QUESTIONS[0]["question"])) == expected
+    assert all(row.finished and "answer" not in row.text for row in samples)
 
 
 class KillAt(TrainerCallback):

@@ -142,7 +142,7 @@ def test_extract_answer_is_linear_on_hostile_text(size):
         ("so we get 1/2", r"\frac{1}{2}", 1.0, "1/2"),
         (r"thus $x+1$.", "1+x", 1.0, "x+1"),
         (r"\boxed{(3,\frac{\pi}{2})}", r"\left( 3, \frac{\pi}{2} \right)", 1.0, r"(3,\frac{\pi}{2})"),
-        (r"\boxed{\text{Evelyn}}", r"\text{Evelyn}", 1.0, r"\text{Evelyn}"),
+        (r"\boxed{\text{Evelyn}}", r"\text{Evelyn}", 1.0, "Evelyn"),
         ("The answer is Evelyn.", "Evelyn", 1.0, "Evelyn"),
         (r"\boxed{11111}", r"11,\! 111", 1.0, "11111"),
         (r"\boxed{\} }", r"\}", 1.0, r"\}"),  # math-verify reads neither: compared as written

@@ -1,4 +1,4 @@
-"""Sampling: what the model reads, what is drawn, and what the draw does not depend on."""
+"""Sampling: what is drawn, and what the draw does not depend on."""
 
 import copy
 
@@ -11,52 +11,7 @@ from erprm_trl.rollouts import Prompt, PromptFormat, TransformersSampler
 from erprm_trl.rollouts.sampling.base import decode_continuation
 
 
-CHAT = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 QUESTIONS = [row["question"] for row in dial.make_questions(5, seed=9)]
-
-
-class Recording:
-    """A tokenizer that keeps what it is asked to encode; one id a character."""
-
-    chat_template = None
-    eos_token_id = 0
-
-    def __call__(self, text, add_special_tokens=True):
-        self.text, self.add_special_tokens = text, add_special_tokens
-        return {"input_ids": [ord(character) for character in text] + [0] * add_special_tokens}
-
-    def apply_chat_template(self, messages, add_generation_prompt, tokenize):
-        from jinja2 import Template
-
-        return Template(CHAT).render(messages=messages, add_generation_prompt=add_generation_prompt)
-
-
-def test_plain_prompts():
-    tokenizer = Recording()
-    format_ = PromptFormat(tokenizer, "Q: {question}\nA:")
-    ids = format_.encode(Prompt("2 {x}?", " 4\n"))
-    assert tokenizer.text == "Q: 2 {x}?\nA: 4\n"
-    assert ids[-1] == ord("\n")  # the end token that this tokenizer appends is not left before the continuation
-
-
-def test_a_prefix_opens_the_assistants_turn():
-    tokenizer = Recording()
-    tokenizer.chat_template = CHAT
-    PromptFormat(tokenizer, "{question} Think.", system_prompt="Be brief.").encode(Prompt("2+2?", "Step 1: 4\n"))
-    assert tokenizer.text == "<|system|>Be brief.\n<|user|>2+2? Think.\n<|assistant|>Step 1: 4\n"
-    assert not tokenizer.add_special_tokens  # the template writes them itself
-
-
-def test_prompt_errors():
-    with pytest.raises(ValueError, match=r"contain '\{question\}'"):
-        PromptFormat(Recording(), "no place")
-    with pytest.raises(ValueError, match="no chat template"):
-        PromptFormat(Recording(), use_chat_template=True)
-    with pytest.raises(ValueError, match="needs a chat template"):
-        PromptFormat(Recording(), system_prompt="x")
 
 
 def sampler(policy, **options):

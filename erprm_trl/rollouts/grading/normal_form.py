@@ -1,0 +1,224 @@
+r"""The spelling in which answers are compared, and in which they vote: without marks, currency, units and thousands
+separators, so that `\boxed{\text{1\,234 eggs}}`, `**$1,234**.` and `1234` are the same.
+
+Nothing here reads mathematics, and everything takes time linear in the length of the text, which may be hostile.
+"""
+
+import re
+
+
+_MAX_ROUNDS = 12  # nested marks around an answer
+_CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII
+_CHARACTERS |= {ord(space): " " for space in "\u00a0\u2002\u2003\u2007\u2009\u200a\u202f\u3000"}
+_CHARACTERS |= {0x2212: "-", 0x3002: "."}
+_MARKS = ' \t\r\n*_`"“”'
+_DELIMITED = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
+_LATEX_SPACES = (r"\,", r"\;", r"\:")
+_ENDS_KEPT = ("...", r"\right.")
+_PARENTHESES = re.compile(r"\\.|[()]", re.DOTALL)
+
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?![\d,])")
+_SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+_SPACE = re.compile(r"(?:\\[,;: ]|\\q?quad(?![A-Za-z])|~|\s)+")
+_TEXT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|emph)\s*\{([^{}]*)\}"
+)
+_DEGREES = re.compile(r" ?\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})| ?(?:\^ ?)?\\degree(?![A-Za-z])")
+_CURRENCY = re.compile(r"([-+]?)(?:(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\euro|\\pounds)\s*(?=\d)|[€£¥₹₩₽₫₱฿¢]\s*)")
+_DOLLARS_AND_CENTS = re.compile(r"(\d+) dollars?,?(?: and)? (\d{1,2}) cents?", re.IGNORECASE)
+# The numbers before a unit, with the LaTeX that they are written in. `x = 18 apples` keeps its `x =`.
+_AMOUNT = re.compile(
+    r"(?:[A-Za-z] ?= ?)?(?:\d[eE][-+]?\d|[-+\d.,/^*(){}: ²³½⅓¼¾π]|\\(?:[dtc]?frac|sqrt|pi|cdot|times)(?![A-Za-z]))*"
+)
+_MIXED_NUMBER = re.compile(r"(-?)(\d{1,50}) (\d{1,50}) ?/ ?(\d{1,50})")
+_ORDINAL = re.compile(r" ?\^ ?(?:\{ ?)?(?:st|nd|rd|th)(?![A-Za-z])(?: ?\})?")
+_BLANK = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+_WORD = re.compile(r"[^\W\d_]+")
+_POWER = re.compile(r"\^ ?(?:\{ ?-?\d ?\}|-?\d)|[²³]")
+_UNIT_SIGNS = set(" /-·.,'’()%°€£¥₹₩₽₫₱฿¢")
+_PERCENT = re.compile(r" ?(?:%|percent|pct\b)", re.IGNORECASE)
+_SHORT_UNITS = set(
+    "km cm mm nm dm kg mg lb lbs oz ft yd mi in hr hrs min mins sec secs ms ml cl gal qt pt pts tsp mph kph kmh kmph "
+    "rpm sq cu kw kwh hz khz mhz ghz gb mb kb tb usd eur gbp pcs deg rad am pm yr yrs wk wks mo th st nd rd fps "
+    "pct".split()
+)
+_SMALL_WORDS = set("a an as at by he in is it of on per".split())  # inside a unit: `18 dollars a day`
+# After a number these are mathematics, not a unit.
+_OPERATIONS = set(
+    "and or to plus minus times over divided multiplied squared cubed factorial choose mod modulo base pi sqrt "
+    "sin cos tan cot sec csc log ln exp lim inf infinity max gcd lcm if when where unless not half halves "
+    "third thirds fourth fourths fifth fifths sixth sixths eighth eighths tenth tenths hundred hundredths "
+    "thousand thousandths million billion trillion".split()
+)
+_CJK = "\u3000"  # scripts from here on write words of one letter, and no variables
+_BASE = re.compile(r"\d_ ?\{? ?(\d+) ?\}?$")
+_CHOICE = re.compile(r"\(?([A-J])(?:\)|[.:](?=\s|$)|$)")
+
+
+def plain_characters(text: str) -> str:
+    """Full-width forms, a Unicode minus and special spaces in ASCII, character by character."""
+    return text if text.isascii() else text.translate(_CHARACTERS)
+
+
+def strip_marks(text: str) -> str:
+    r"""
+    Removes Markdown emphasis, quotation marks, mathematical delimiters, parentheses and punctuation around an answer,
+    until nothing changes: `**(18)**.` is `18`. Points and intervals such as `(1,2)` keep their parentheses.
+    """
+    for _ in range(_MAX_ROUNDS):
+        before = text
+        text = text.strip(_MARKS).lstrip(":=").lstrip()
+        if text.endswith(_LATEX_SPACES):
+            text = text[:-2]
+        elif text.endswith("\\"):  # of a space that is written with a backslash
+            text = text[:-1]
+        elif not text.endswith(_ENDS_KEPT):
+            text = text.rstrip(".,;:")
+        for left, right in _DELIMITED:
+            if text.startswith(left) and text.endswith(right) and len(text) >= len(left + right):
+                inside = text[len(left) : len(text) - len(right)]
+                text = text if left in inside or right in inside else inside
+        if _is_in_parentheses(text):
+            text = text[1:-1]
+        if text == before:
+            break
+    return text
+
+
+def _is_in_parentheses(text: str) -> bool:
+    if not (text.startswith("(") and text.endswith(")")) or "," in text or ";" in text or text[-2:-1] == "\\":
+        return False
+    depth = 0
+    for token in _PARENTHESES.finditer(text, 0, len(text) - 1):
+        depth += {"(": 1, ")": -1}.get(token.group(), 0)
+        if depth == 0:  # closed before the end, as in `(x-1)(x+1)`
+            return False
+    return depth == 1
+
+
+def normalize_answer(text: str) -> str:
+    """
+    The spelling that "exact" answers are compared in: without marks (see [`strip_marks`]), `$`, thousands commas,
+    full-width characters and Unicode minus. Units stay.
+    """
+    # `\!` closes up the thousands of `11,\! 111`.
+    text = re.sub(r"\\!\s*", "", plain_characters(text)).replace("{,}", ",")
+    text = strip_marks(strip_marks(text).replace("\\$", "").replace("$", ""))
+    # Only at the start, so that the commas of `(1,234)` stay the commas of a point.
+    return text.replace(",", "", thousands.group().count(",")) if (thousands := _THOUSANDS.match(text)) else text
+
+
+def normal_form(text: str) -> str:
+    r"""
+    The spelling that answers are read and vote in: that of [`normalize_answer`], and where the answer is a number with
+    a unit, a currency or a percent sign, the number alone. What cannot be taken for that is left as it is.
+
+    Units are dropped, not compared: `18 eggs`, `18 \text{ cm}^2`, `€18` and `18` are the same, as in the answers of
+    GSM8K and MATH.
+    """
+    text = normalize_answer(text)
+    flat = _flat(text)
+    amount, unit = _split_unit(flat)
+    if amount:
+        return amount
+    return flat if _is_letters(flat) else text
+
+
+def is_percentage(text: str) -> bool:
+    """Whether an answer is a number with a percent sign, which [`normal_form`] leaves out."""
+    return bool(_PERCENT.match(_split_unit(_flat(normalize_answer(text)))[1]))
+
+
+def is_words(text: str) -> bool:
+    """Whether a text is words of a language and no product of variables. Words of a formula are not."""
+    words = [word.lower() for word in _WORD.findall(text)] if _is_letters(text) else []
+    return any(len(word) >= 4 for word in words) and not any(word in ("infinity", "sqrt") for word in words)
+
+
+def same_words(left: str, right: str) -> bool:
+    """Whether two answers are the same words, in upper or lower case."""
+    left, right = (_BLANK.sub("", text) for text in (left, right))
+    return left == right or (len(left) > 2 and _is_letters(left) and left.casefold() == right.casefold())
+
+
+def _is_letters(text: str) -> bool:
+    return text[:1].isalpha() and all(char.isalpha() or char in " '’.,-" for char in text)
+
+
+def number_base(text: str) -> str | None:
+    """The base of a number such as `1010_2`."""
+    return match.group(1) if (match := _BASE.search(text)) else None
+
+
+def choice_letter(text: str) -> str | None:
+    r"""The letter of an answer that names its choice first, such as `\textbf{(C)}\ 42`."""
+    return match.group(1) if (match := _CHOICE.match(_flat(text))) else None
+
+
+def is_open_sequence(text: str) -> bool:
+    """Whether a text is a sequence that goes on, such as `1, 2, \\ldots`, of which math-verify reads a part."""
+    return "," in text and ("dots" in text or "..." in text or "…" in text)
+
+
+def _flat(text: str) -> str:
+    """The text with LaTeX's text commands, spaces, percent and degree signs as plain characters."""
+    text = _TEXT.sub(r"\1", _TEXT.sub(r"\1", text)).replace("\\%", "%")
+    return strip_marks(_DEGREES.sub("°", _ORDINAL.sub("", _SPACE.sub(" ", text))))
+
+
+def _split_unit(flat: str) -> tuple[str, str]:
+    """A number and its unit. The number is empty if the text is anything else than a number with or without a unit."""
+    if match := _DOLLARS_AND_CENTS.fullmatch(flat):
+        return f"{match.group(1)}.{match.group(2):0>2}", "dollars"
+    flat = _CURRENCY.sub(r"\1", flat, count=1) if _CURRENCY.match(flat) else flat
+    amount = _AMOUNT.match(flat).group()
+    unit = flat[len(amount) :]
+    if unit and not _is_unit(unit, glued=amount[-1:].isdigit()):
+        return "", ""
+    amount = amount.rstrip(" (-/") if unit else amount.strip()
+    if not any(char.isdigit() or char in "π½⅓¼¾" for char in amount) or amount.count("{") != amount.count("}"):
+        return "", ""
+    if unit and amount[-1] in "+*^=:,{":
+        return "", ""
+    if _SPACED_THOUSANDS.fullmatch(amount):
+        return amount.replace(" ", ""), unit
+    if thousands := _THOUSANDS.match(amount):
+        return amount.replace(",", "", thousands.group().count(",")), unit
+    if mixed := _MIXED_NUMBER.fullmatch(amount):
+        sign, whole, numerator, denominator = mixed.groups()
+        return f"{sign}{int(whole) * int(denominator) + int(numerator)}/{denominator}", unit
+    return amount.removeprefix("+"), unit
+
+
+def _is_unit(text: str, glued: bool) -> bool:
+    """Whether what follows a number is a unit or other words. `glued`: without a space, as the variables of `5xy`."""
+    text = _POWER.sub("", text)
+    words = [word.lower() for word in _WORD.findall(text)]
+    if any(char.isdigit() for char in text) or not {char for char in text if not char.isalpha()} <= _UNIT_SIGNS:
+        return False
+    if not words or _PERCENT.match(text) or text.lstrip().startswith("°"):
+        return not any(word in _OPERATIONS for word in words) and "°" not in text.strip()[1:]
+    first = words[0]
+    is_first_a_unit = first in _SHORT_UNITS or _is_a_word(first, glued) or (len(first) == 1 and "/" in text)
+    is_first_a_unit = is_first_a_unit or (first in _SMALL_WORDS and len(words) > 1 and not glued)
+    return (
+        is_first_a_unit
+        and not any(word in _OPERATIONS for word in words)
+        and all(
+            len(word) > 2
+            or word in _SHORT_UNITS
+            or word in _SMALL_WORDS
+            or ("/" in text and word in "mshgl")
+            or word >= _CJK
+            for word in words
+        )
+    )
+
+
+def _is_a_word(word: str, glued: bool) -> bool:
+    if word >= _CJK:
+        return True
+    # Variables are multiplied in the order of the alphabet: `abc`, `xyz`.
+    if all(left < right for left, right in zip(word, word[1:], strict=False)):
+        return len(word) > 3 and not glued
+    return len(word) > 3 or (len(word) == 3 and not glued)
