@@ -125,7 +125,8 @@ class StepRewardFunction:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes what [`~StepRewardFunction.__getstate__`] gave."""
-        vars(self).update(state, _loading=Lock())
+        vars(self).update(state)
+        self._loading = Lock()
 
     @property
     def scorer(self) -> StepScorer:
@@ -213,9 +214,10 @@ class StepRewardFunction:
             `ValueError`: if the dataset lacks the `question_column` that was named.
         """
         if self.question_column not in (QUESTION_COLUMN, *columns):
+            names = ", ".join(sorted(set(columns) - NO_COLUMNS))
             raise ValueError(
                 f"question_column of {self.__name__}: got {self.question_column!r}, expected one of the dataset's "
-                f"columns ({', '.join(sorted(set(columns) - NO_COLUMNS))}). Name another, or leave it out to read the question from the prompt."
+                f"columns ({names}). Name another, or leave it out to read the question from the prompt."
             )
         bare_questions = columns.get(self.question_column) or [None] * len(prompts)
         questions = [

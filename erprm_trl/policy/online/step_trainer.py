@@ -29,7 +29,7 @@ from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.trainable import check_trainable
 from ..answer_reward import AnswerReward
-from ..reward_function import QUESTION_COLUMN, StepRewardFunction
+from ..reward_function import StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import check_config, columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
@@ -122,14 +122,20 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             )
         self.answer_reward = next((func for func in funcs if isinstance(func, AnswerReward)), None)
         columns = columns_of(train_dataset)
+        # The columns that TRL's users know are optional.
+        needed = {"question_column": self.step_reward.question_column, "answer_column": args.answer_column}
+        needed = {name: column for name, column in needed.items() if column != getattr(type(args), name)}
         if self.answer_reward is None and args.answer_column in columns:
             self.answer_reward = AnswerReward(args.answer_column, args.grading, args.answer_pattern)
             if args.reward_weights is not None and len(args.reward_weights) == len(funcs):
                 args.reward_weights = [*args.reward_weights, 1.0]
             funcs.append(self.answer_reward)
             classes = [*classes, None] if classes is not None else None
-        _check_outcome(subject, args, columns, has_outcome=len(funcs) > 1)
-        _check_question_column(self.step_reward.question_column, train_dataset, eval_dataset)
+        if self.answer_reward is not None:
+            needed["answer_column"] = self.answer_reward.answer_column
+        _check_columns(subject, needed, train_dataset, eval_dataset)
+        if len(funcs) == 1:
+            _check_outcome(subject, args, columns)
         self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(len(funcs) > 1)
         model, processing_class, quantization_config = policy_model(
             model,
@@ -297,37 +303,34 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         )
 
 
-def _check_outcome(subject: str, args: StepGRPOConfig, columns: list[str], has_outcome: bool) -> None:
-    """Compares what `args` says about answers with the columns of the training dataset and the reward functions."""
-    shown = ", ".join(columns)
-    if args.answer_column not in (type(args).answer_column, *columns):
-        raise ValueError(
-            f"{subject}: got answer_column={args.answer_column!r}, expected one of the training dataset's columns "
-            f"({shown}). Name the column of the answers, or leave answer_column out to train without them."
-        )
-    if args.outcome_weight and not has_outcome:
+def _check_outcome(subject: str, args: StepGRPOConfig, columns: list[str]) -> None:
+    """For a training without other reward functions, and without answers in `args.answer_column`."""
+    if args.outcome_weight:
         raise ValueError(
             f"{subject}: got outcome_weight={args.outcome_weight}, expected a column {args.answer_column!r} in the "
-            f"training dataset, which has {shown}, or another reward function: there is no outcome to weigh. Name the "
-            "column of the answers with answer_column, pass another reward function, or set outcome_weight to 0."
+            f"training dataset, which has {', '.join(columns)}, or another reward function: there is no outcome to "
+            "weigh. Name the column of the answers with answer_column, pass another reward function, or set "
+            "outcome_weight to 0."
         )
     unused = [column for column in ANSWER_COLUMNS if column in columns]
-    if unused and not has_outcome:
+    if unused:
         logger.warning(
             "%s: the column %r of the training dataset is not used. Set answer_column=%r to grade answers against it.",
             subject, unused[0], unused[0],
         )  # fmt: skip
 
 
-def _check_question_column(question_column: str, train_dataset: Any, eval_dataset: Any) -> None:
+def _check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eval_dataset: Any) -> None:
+    """Raises a `ValueError` if a dataset lacks one of the columns in `needed`, which are given by argument."""
     evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
         columns = columns_of(dataset)
-        if dataset is not None and question_column not in (QUESTION_COLUMN, *columns):
-            raise ValueError(
-                f"question_column: got {question_column!r}, expected one of the columns of {name} "
-                f"({', '.join(columns)}). Name another, or leave it out to read the question from the prompt."
-            )
+        for argument, column in needed.items():
+            if dataset is not None and column not in columns:
+                raise ValueError(
+                    f"{subject}: got {argument}={column!r}, expected one of the columns of {name} "
+                    f"({', '.join(columns)}). Name another one with {argument}, or add the column."
+                )
 
 
 def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:

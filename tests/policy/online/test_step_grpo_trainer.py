@@ -330,27 +330,38 @@ def test_a_weight_of_zero_grades_and_logs_but_does_not_teach(tmp_path):
 
 def test_a_named_column_that_is_missing_is_an_error_and_the_remedies_help(tmp_path):
     data = questions(4, solution=["4"] * 4)
-    with pytest.raises(ValueError, match=r"StepGRPOTrainer: got answer_column='final', expected one .*solution\)"):
+    message = r"StepGRPOTrainer: got answer_column='final', expected one of .* train_dataset \(prompt, solution\)"
+    with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, dataset=data, answer_column="final")
     assert make_trainer(tmp_path, dataset=data, answer_column="solution").answer_reward is not None
     assert make_trainer(tmp_path, dataset=data).answer_reward is None
-    with pytest.raises(ValueError, match=r"question_column: got 'problem', expected .* train_dataset \(prompt, solut"):
+    with pytest.raises(ValueError, match=r"got question_column='problem', .* train_dataset \(prompt, solution\)"):
         make_trainer(tmp_path, dataset=data, question_column="problem")
-    asked = questions(4, problem=["q"] * 4)
-    make_trainer(tmp_path, dataset=asked, question_column="problem")
-    make_trainer(tmp_path, dataset=data)
-    for evaluation in (data, {"easy": asked, "hard": data}):
-        with pytest.raises(
-            ValueError, match="question_column: got 'problem', expected one of the columns of (eval|hard)"
-        ):
-            StepGRPOTrainer(
-                tiny_llama(46),
-                FakeScorer(by_text),
-                StepGRPOConfig(**settings(tmp_path, question_column="problem")),
-                asked,
-                evaluation,
-                processing_class=word_level(),
-            )
+    make_trainer(tmp_path, dataset=questions(4, problem=["q"] * 4), question_column="problem")
+    with pytest.raises(ValueError, match="got answer_column='answer', expected one of the columns of train_dataset"):
+        make_trainer(tmp_path, dataset=data, funcs=[AnswerReward()])
+    make_trainer(tmp_path, dataset=data, funcs=[AnswerReward("solution")])
+
+
+@pytest.mark.parametrize("evaluation", ["dataset", "datasets"])
+def test_an_evaluation_needs_the_columns_that_the_training_has(tmp_path, evaluation):
+    data = questions(4, problem=["q"] * 4, answer=["4"] * 4)
+
+    def with_evaluation(other):
+        return StepGRPOTrainer(
+            tiny_llama(len(word_level())),
+            FakeScorer(by_text),
+            StepGRPOConfig(**settings(tmp_path, question_column="problem")),
+            data,
+            {"easy": data, "hard": other} if evaluation == "datasets" else other,
+            processing_class=word_level(),
+        )
+
+    name = "hard" if evaluation == "datasets" else "eval_dataset"
+    for column, argument in (("problem", "question_column"), ("answer", "answer_column")):
+        with pytest.raises(ValueError, match=f"got {argument}='{column}', expected one of the columns of {name}"):
+            with_evaluation(data.remove_columns([column]))
+    assert with_evaluation(data).answer_reward is not None
 
 
 def test_an_outcome_weight_without_an_outcome_is_an_error_and_the_remedies_help(tmp_path, caplog):
