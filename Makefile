@@ -5,7 +5,9 @@ INSTALLED := .venv/installed
 VLLM := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/installed
 
-.PHONY: install quickstart test test-fast test-vllm lint format bench clean
+REAL_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
+
+.PHONY: install quickstart test test-fast test-real test-vllm lint format bench clean
 
 install: $(INSTALLED)
 
@@ -26,6 +28,11 @@ test: install
 # While you work: no launched process, no browser, no long training; at most 90 seconds on two cores.
 test-fast: install
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Every stage on a real language model of about 0.5B parameters, in about 10 minutes on two cores:
+# make test-real REAL_MODEL=FOLDER_OR_HUB_ID
+test-real: install
+	REAL_MODEL="$(REAL_MODEL)" HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -x -v tests/real
 
 # vLLM's CPU build, in a venv of its own: it asks for an older transformers, which the third step replaces by the one
 # of all other tests, and for three packages that do not fit this torch.

@@ -67,7 +67,9 @@ class CollectConfig:
         default=None, metadata={"help": "Count continuations for longer prefixes too. Default: if adaptive."}
     )
     include_question: bool = field(default=False, metadata={"help": "Also continue the bare question K times."})
-    splitter: str = field(default="newline", metadata={"help": "newline, blank_line, step, or a separator string."})
+    splitter: str = field(
+        default="newline", metadata={"help": "whole_lines, newline, blank_line, step, or a separator string."}
+    )
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
     answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the final answer."})
     reasoning: bool | None = field(
