@@ -1,17 +1,22 @@
 """The work on one chunk of a collection: samples solutions, continues their prefixes and grades everything."""
 
+import inspect
+import logging
 from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from ..steps import split_steps
+from ..steps import NAMED_SPLITTERS, split_steps
 from .allocation import allocate
 from .grading.grader import Grader
+from .progress import CollectionProgress
 from .questions import Question
 from .records import CollectionSettings, RolloutRow
 from .sampling.base import Completion, Prompt, Sampler, derived_seed
 from .shared_prefixes import SharedPrefixes
 
+
+logger = logging.getLogger(__name__)
 
 ROUNDS = 4  # Rounds of adaptive collection. More rounds gained nothing on the dial task.
 
@@ -35,14 +40,25 @@ class ChunkWork:
             The policy.
         settings ([`CollectionSettings`]):
             Settings of the collection.
+        progress ([`CollectionProgress`]):
+            The progress bar.
 
     Attributes:
         num_rollouts, num_saved (`int`): texts sampled so far, and continuations that a fixed number per prefix would
             have sampled in addition.
     """
 
-    def __init__(self, questions: Sequence[Question], sampler: Sampler, settings: CollectionSettings):
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        sampler: Sampler,
+        settings: CollectionSettings,
+        progress: CollectionProgress,
+    ):
         self.questions, self.sampler, self.settings = questions, sampler, settings
+        self.progress = progress
+        self._has_warned = False  # of solutions of a single step
+        self._reports = "progress" in inspect.signature(sampler.sample).parameters
         self.num_rollouts = self.num_saved = 0
         self._prompt_format = sampler.prompt_format if settings.continue_from == "tokens" else None
         in_rows = ("backend", "model", "temperature", "top_p", "top_k", "max_new_tokens")
@@ -54,12 +70,16 @@ class ChunkWork:
         first = chunk * settings.chunk_size
         questions = self.questions[first : first + settings.chunk_size]  # read once: they may be on disk
         prompts = [Prompt(question.question, prompt=question.prompt) for question in questions]
+        self.progress.begin_chunk(len(questions))
         solutions = self._sample(prompts, settings.num_solutions, chunk, "solutions")
         rows = [
             self._row(chunk, question_index, question, solution_index, solution)
             for question_index, (question, samples) in enumerate(zip(questions, solutions, strict=True), start=first)
             for solution_index, solution in enumerate(samples)
         ]
+        if not self._has_warned and rows and max(len(row.steps) for row in rows) == 1:
+            logger.warning(_single_steps(rows, settings))
+            self._has_warned = True
         if grader is None:
             return rows
         rewards, predictions = grader.grade_and_extract([row.text for row in rows], [row.answer for row in rows])
@@ -72,6 +92,7 @@ class ChunkWork:
                 for row, prompt, solution in zip(rows, prompt_of_row, chain(*solutions), strict=True)
                 for target in self._targets(row, prompt, solution)
             ]
+            self.progress.begin_continuations(len(targets), len(targets) * settings.num_continuations)
             if settings.shares_continuations:
                 self._continue_shared(chunk, rows, targets, grader)
             else:
@@ -195,8 +216,14 @@ class ChunkWork:
         if not prompts:
             return []
         self.num_rollouts += len(prompts) * num_samples
-        until = {"until": self.settings.stop} if self.settings.stop else {}
-        return self.sampler.sample(prompts, num_samples, derived_seed(self.settings.seed, chunk, purpose), **until)
+        options = {"until": self.settings.stop} if self.settings.stop else {}
+        if self._reports:
+            options["progress"] = self.progress.update
+        self.progress.begin_call(purpose.partition("-")[0], len(prompts) * num_samples)
+        seed = derived_seed(self.settings.seed, chunk, purpose)
+        completions = self.sampler.sample(prompts, num_samples, seed, **options)
+        self.progress.end_call()
+        return completions
 
 
 def _write_shared(targets: list[_Target], prefix_of_target: list[int], shared: dict[int, SharedPrefixes]) -> None:
@@ -219,3 +246,18 @@ def _share_question_rewards(rows: list[RolloutRow]) -> None:
     rewards_Q = {row.question_index: row.question_rewards for row in rows if row.solution_index == 0}
     for row in rows:
         row.question_rewards = rewards_Q[row.question_index]
+
+
+def _single_steps(rows: list[RolloutRow], settings: CollectionSettings) -> str:
+    """The warning about a chunk in which no solution has two steps."""
+    remedy = "Set splitter to the string that separates their steps, or ask for steps in the prompt"
+    for splitter in NAMED_SPLITTERS:
+        num_steps = [len(split_steps(row.text, splitter, settings.steps_of)) for row in rows]
+        if max(num_steps) > 1:
+            remedy = f"splitter={splitter!r} would give {sum(num_steps) / len(rows):.1f} steps per solution"
+            break
+    text = max((row.text for row in rows), key=len)
+    return (
+        f"splitter={settings.splitter!r}: none of {len(rows)} solutions has two steps, so there is nothing to learn "
+        f"about single steps. One begins {text[:200]!r}. {remedy}."
+    )

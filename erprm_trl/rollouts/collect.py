@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 
@@ -22,6 +21,7 @@ from ..steps import split_steps
 from .chunk import ChunkWork
 from .dataset import RolloutDataset
 from .grading.grader import Grader, grading_name
+from .progress import CollectionProgress
 from .questions import Question, fingerprint
 from .records import CollectionSettings
 from .sampling.base import Prompt, Sampler, stop_strings
@@ -37,9 +37,6 @@ from .shards import (
 )
 from .summary import summarize_rollouts
 
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 
@@ -207,8 +204,14 @@ def _collect(
             nullcontext() if grading is None else Grader(grading, **grader_settings) as grader,
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
         ):
-            work = ChunkWork(questions, sampler, settings)
-            _append_chunks(shard, todo, work, grader, state, show_progress and state.is_main_process)
+            num_done = settings.num_questions - sum(sizes[chunk] for chunk in todo) // settings.num_solutions
+            show = show_progress and state.is_main_process
+            with CollectionProgress(settings, num_done, state.num_processes, show) as progress:
+                work = ChunkWork(questions, sampler, settings, progress)
+                for chunk in todo[state.process_index :: state.num_processes]:
+                    append_rows(shard, work.run_chunk(chunk, grader))
+                    saved = {"saved": work.num_saved} if settings.shares_continuations else {}
+                    progress.end_chunk(rollouts=work.num_rollouts, **saved)
             num_timeouts = 0 if grader is None else grader.num_timeouts
         state.wait_for_everyone()
     dataset = RolloutDataset(path)
@@ -224,33 +227,6 @@ def _collect(
     state.wait_for_everyone()
     dataset.manifest = read_manifest(path)
     return dataset
-
-
-def _append_chunks(
-    shard: BinaryIO,
-    todo: list[int],
-    work: ChunkWork,
-    grader: Grader | None,
-    state: "PartialState",
-    show_progress: bool,
-) -> None:
-    """Makes this process's share of the chunks and appends each to its shard, with a progress bar."""
-    from tqdm.auto import tqdm
-
-    settings = work.settings
-    num_todo = sum(settings.chunk_sizes[chunk] for chunk in todo) // settings.num_solutions
-    with tqdm(
-        total=settings.num_questions,
-        initial=settings.num_questions - num_todo,
-        unit="question",
-        desc="Collecting rollouts",
-        disable=not show_progress,
-    ) as bar:
-        for chunk in todo[state.process_index :: state.num_processes]:
-            append_rows(shard, work.run_chunk(chunk, grader))
-            saved = {"saved": work.num_saved} if settings.shares_continuations else {}
-            bar.set_postfix(rollouts=work.num_rollouts, **saved, refresh=False)
-            bar.update(settings.chunk_sizes[chunk] // settings.num_solutions * state.num_processes)
 
 
 def _check_numbers(questions, num_solutions: int, num_continuations: int, chunk_size: int) -> None:

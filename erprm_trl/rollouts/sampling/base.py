@@ -5,7 +5,7 @@ collection records. The same call on the same machine gives the same completions
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 
@@ -40,6 +40,9 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") % 2**31
 
 
+Progress = Callable[[int, int], None]
+
+
 class Sampler(Protocol):
     """
     The protocol of `collect_rollouts` and the policies.
@@ -59,12 +62,16 @@ class Sampler(Protocol):
         seed: int,
         stop: Sequence[str] = (),
         until: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """
         `num_samples` completions of each prompt, in order.
 
         A completion ends after the first of the strings `stop`, where guided search goes on, or before the first of
         the strings `until`, where a solution is over. Neither is passed where there are no such strings.
+
+        `progress` is called every now and then with the number of completions that have ended and of tokens that were
+        sampled since its last call. It is not passed to a sampler without this parameter.
         """
 
 

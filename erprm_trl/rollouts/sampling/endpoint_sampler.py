@@ -3,12 +3,11 @@ stopping servers, and balancing between them, is left to a router."""
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from ...io.http_client import EndpointClient, EndpointError, Service
 from ...steps import whole_characters
-from .base import Completion, Prompt, decode_continuation, derived_seed, holds_stop
+from .base import Completion, Progress, Prompt, decode_continuation, derived_seed, holds_stop
 from .prompt_format import PromptFormat
 from .token_cuts import end_before, fit_tokens
 
@@ -167,6 +166,7 @@ class EndpointSampler:
         seed: int,
         stop: Sequence[str] = (),
         until: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """
         `num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`]. With `stop` the server
@@ -183,14 +183,19 @@ class EndpointSampler:
         contents = encoded if self.send == "tokens" else [self._text(ids) for ids in encoded]
         greedy = self.temperature == 0
         each = 1 if greedy else num_samples
+
+        def read(answer: str) -> Completion:
+            completion = self._completion(answer, stop, until)
+            if progress is not None:
+                progress(1, completion.num_tokens)
+            return completion
+
         requests = [
             self._request(content, None if greedy else derived_seed(seed, index, sample), (*stop, *until))
             for index, content in enumerate(contents)
             for sample in range(each)
         ]
-        answers = iter(
-            self.client.post_all("/completions", requests, partial(self._completion, stop=stop, until=until))
-        )
+        answers = iter(self.client.post_all("/completions", requests, read))
         completions = [
             [self._ended(next(answers), stop, until, prompt, ids) for _ in range(each)]
             for prompt, ids in zip(prompts, encoded, strict=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ...io.file_checks import check_model_folder
-from .base import Completion, Prompt, decode_continuation
+from .base import Completion, Progress, Prompt, decode_continuation
 from .kv_cache import (
     PromptsNotShared,
     SharedPromptsCache,
@@ -131,6 +131,7 @@ class TransformersSampler:
         seed: int,
         stop: Sequence[str] = (),
         until: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """
         Samples completions.
@@ -148,6 +149,9 @@ class TransformersSampler:
             until (`Sequence[str]`, *optional*):
                 A completion ends before the first of these strings, and is `finished` then. Its `token_ids` are those
                 whose text lies before the string: a token that also holds the string's beginning is dropped.
+            progress (`Callable[[int, int], None]`, *optional*):
+                Called every few tokens with the number of completions that have ended and of tokens that were sampled
+                since the last call.
 
         Returns:
             `list[list[Completion]]`: `num_samples` completions of each prompt, in the prompts' order.
@@ -166,7 +170,7 @@ class TransformersSampler:
             torch.manual_seed(seed)
             for start in range(0, len(jobs), self.batch_size):
                 batch = jobs[start : start + self.batch_size]
-                samples = self._sample_batch([encoded[index] for index in batch], (*stop, *until))
+                samples = self._sample_batch([encoded[index] for index in batch], (*stop, *until), progress)
                 for index, completion in zip(batch, samples, strict=True):
                     completions[index].append(
                         end_before(completion, until, self.tokenizer, prompts[index], encoded[index])
@@ -174,7 +178,9 @@ class TransformersSampler:
         self.model.train(was_training)
         return completions
 
-    def _sample_batch(self, prompts: list[list[int]], stop: Sequence[str]) -> list[Completion]:
+    def _sample_batch(
+        self, prompts: list[list[int]], stop: Sequence[str], progress: Progress | None
+    ) -> list[Completion]:
         longest = max(map(len, prompts))
         room = self.max_new_tokens if self.context_length is None else self.context_length - longest
         if room < 1:
@@ -191,7 +197,7 @@ class TransformersSampler:
 
         def continued(cache) -> list[list[int]]:
             stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1]) if stop else None
-            return self._continue(*each, cache, min(self.max_new_tokens, room), stopping)
+            return self._continue(*each, cache, min(self.max_new_tokens, room), stopping, progress)
 
         if adds_virtual_tokens(self.model):  # they come into the cache that `generate` makes, and into no other
             new_tokens = continued(None)
@@ -218,7 +224,15 @@ class TransformersSampler:
         prefilled.reorder_cache(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
         return continued(prefilled)
 
-    def _continue(self, input_ids, attention_mask, cache, limit: int, stopping: StopStrings | None) -> list[list[int]]:
+    def _continue(
+        self,
+        input_ids,
+        attention_mask,
+        cache,
+        limit: int,
+        stopping: StopStrings | None,
+        progress: Progress | None,
+    ) -> list[list[int]]:
         """New tokens of each row, generated some at a time: between, rows that have ended leave the batch."""
         start, eos = input_ids.shape[1], torch.tensor(self.eos_token_ids, device=input_ids.device)
         new_tokens: list[list[int]] = [[] for _ in input_ids]
@@ -229,12 +243,15 @@ class TransformersSampler:
             # Without a cache to go on with, all at once.
             most = limit if cache is None else min(limit - made, max(8, made // 4))
             out = self._generate(input_ids, attention_mask, cache, most, stopping)
-            alive = ~torch.isin(out.sequences[:, input_ids.shape[1] :], eos).any(1)
+            is_end = torch.isin(out.sequences[:, input_ids.shape[1] :], eos)
+            alive = ~is_end.any(1)
             lengths = [None] * len(rows) if stopping is None else stopping.lengths
             alive &= torch.tensor([length is None for length in lengths], device=alive.device)
             if out.sequences.shape[1] - start >= limit:
                 alive[:] = False
             ended, kept = (~alive).nonzero().flatten(), alive.nonzero().flatten()
+            if progress is not None:  # padding follows the first end token
+                progress(len(ended), int((is_end.cumsum(1) - is_end.int() == 0).sum()))
             for index, new in zip(ended.tolist(), out.sequences[ended, start:].tolist(), strict=True):
                 new_tokens[rows[index]] = new[: lengths[index]]
             rows = [rows[index] for index in kept.tolist()]

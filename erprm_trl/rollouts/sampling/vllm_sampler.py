@@ -1,10 +1,11 @@
 """Sampling by an offline vLLM engine, imported only when it is used."""
 
+import io
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .base import Completion, Prompt, decode_continuation
+from .base import Completion, Progress, Prompt, decode_continuation
 from .prompt_format import PromptFormat
 from .token_cuts import end_before
 
@@ -89,6 +90,7 @@ class VLLMSampler:
         seed: int,
         stop: Sequence[str] = (),
         until: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """`num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`]."""
         from vllm import SamplingParams, TokensPrompt
@@ -118,7 +120,9 @@ class VLLMSampler:
         # What earlier calls left in the cache would change how this one is computed.
         self.engine.reset_prefix_cache()
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in encoded]
-        results = self.engine.generate(requests, params, use_tqdm=False)
+        results = self.engine.generate(requests, params, use_tqdm=_progress_bar(progress) if progress else False)
+        if progress is not None:
+            progress(0, sum(len(output.token_ids) for result in results for output in result.outputs))
         completions = [
             [
                 end_before(self._completion(ids, output), until, self.tokenizer, prompt, ids)
@@ -152,3 +156,21 @@ class VLLMSampler:
         # The end token counts, but is no text; not every model's is a special token of the tokenizer.
         text = decode_continuation(self.tokenizer, prompt, new[:-1] if finished else new)
         return Completion(text, finished, len(new), tuple(new))
+
+
+def _progress_bar(progress: Progress):
+    """What vLLM makes its progress bars with: bars that are not shown and tell `progress` of the completions."""
+    from tqdm.std import tqdm
+
+    class Updates(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            progress(n, 0)  # vLLM does not say how many tokens they have
+            return super().update(n)
+
+        def display(self, *args, **kwargs) -> bool:
+            return True
+
+    def bar(iterable=None, **settings):
+        return Updates(**settings, leave=False, file=io.StringIO()) if iterable is None else iterable
+
+    return bar
