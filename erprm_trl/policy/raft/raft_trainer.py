@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_pt_utils import get_model_param_count
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
@@ -31,7 +31,7 @@ from ...training.trainable import check_trainable
 from ..trainer_arguments import check_config, policy_model
 from .policy_sampler import PolicySampler
 from .raft_config import COMPARED, RAFTConfig
-from .rounds import RoundFolder, load_policy_questions, read_rows, round_seed, training_row
+from .rounds import RoundFolder, load_policy_questions, nothing_kept, read_rows, round_seed, training_row
 from .sampling import RoundSampling, load_scorer, round_solutions
 
 
@@ -82,7 +82,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             a scorer or backend that is loaded already.
         args ([`RAFTConfig`], *optional*):
             Configuration. Defaults to `RAFTConfig("<model>-RAFT")`.
-        train_dataset ([`~datasets.Dataset`]):
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Questions: a column `question` or `prompt`, and optionally `answer`. As in TRL's online trainers, the
             policy reads a `prompt` (text, or messages for the chat template) as it stands, and the reward model reads
             `question`, or else the prompt's last user message. Without `prompt` the configuration's `prompt_template`
@@ -114,7 +114,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         model: "str | Path | PreTrainedModel | PeftModel",
         reward_model: "str | Path | StepScorer | ScoringBackend",
         args: RAFTConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -128,8 +128,9 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         check_config(args, RAFTConfig, "RAFTTrainer")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
-        self.questions = load_policy_questions(train_dataset, require_answers=False)
-        self.eval_questions = None if eval_dataset is None else load_policy_questions(eval_dataset)
+        columns = {"question_column": args.question_column, "answer_column": args.answer_column}
+        self.questions = load_policy_questions(train_dataset, require_answers=False, **columns)
+        self.eval_questions = None if eval_dataset is None else load_policy_questions(eval_dataset, **columns)
         policy, processing_class, quantization_config = policy_model(
             model,
             args,
@@ -278,10 +279,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         """One `SFTTrainer.train` on the picks, with an optimizer and a schedule of its own."""
         picks = read_rows(folder.picks)
         if not picks:
-            raise ValueError(
-                f"{folder.path}: no solution can be kept: {folder.manifest['dropped']}. Raise max_completion_length "
-                "if they are unfinished, lower score_threshold, or give other questions."
-            )
+            context_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+            raise ValueError(nothing_kept(folder, context_length))
         dataset = Dataset.from_list([training_row(pick) for pick in picks])
         args = self.args
         self._policy.free_engine()
@@ -356,7 +355,10 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
                 What the names of the metrics begin with.
         """
-        questions = self.eval_questions if eval_dataset is None else load_policy_questions(eval_dataset)
+        questions = self.eval_questions
+        if eval_dataset is not None:
+            columns = {"question_column": self.args.question_column, "answer_column": self.args.answer_column}
+            questions = load_policy_questions(eval_dataset, **columns)
         if questions is None:
             raise ValueError("evaluate: there is no `eval_dataset`. Give questions with answers.")
         path = Path(self.args.output_dir, "evaluation")
