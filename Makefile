@@ -32,7 +32,7 @@ test-fast: install
 # Every stage on a real language model of about 0.5B parameters, in about 10 minutes on two cores:
 # make test-real REAL_MODEL=FOLDER_OR_HUB_ID
 test-real: install
-	REAL_MODEL="$(REAL_MODEL)" HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -x -v tests/real
+	REAL_MODEL="$(REAL_MODEL)" HF_HUB_OFFLINE=0 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -x -v tests/real
 
 # vLLM's CPU build, in a venv of its own: it asks for an older transformers, which the third step replaces by the one
 # of all other tests, and for three packages that do not fit this torch.

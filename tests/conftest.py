@@ -9,7 +9,7 @@ from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 os.environ.update(
-    HF_HUB_OFFLINE="1",
+    HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "1"),  # `make test-real` may fetch its model
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
     WANDB_MODE="disabled",

@@ -65,7 +65,7 @@ SCALES = {
     # Every stage in a few minutes on any machine. Its numbers mean nothing.
     "smoke": Scale(4, 2, 2, 4, 4, etas=(0.0, math.inf), max_new_tokens=48, num_train_epochs=1.0, batch_size=32),
     # About three hours on two cores with a policy of 0.4B parameters.
-    "cpu": Scale(48, 2, 4, 64, 8, seeds=(0, 1)),
+    "cpu": Scale(40, 2, 4, 64, 8, seeds=(0, 1), num_train_epochs=1.0),
     # About ten minutes on one 80 GB GPU with a policy of 0.4B parameters.
     "gpu": Scale(1000, 2, 8, 300, 16, seeds=(0, 1, 2), max_new_tokens=320, batch_size=1024, chunk_questions=50),
 }
@@ -92,14 +92,14 @@ class Experiment:
         for stage in ("samples", "rollouts"):
             with self.timed(stage):
                 self.collect(stage)
-        for seed in self.scale.seeds:
+        for count, seed in enumerate(self.scale.seeds, start=1):
             for objective in self.objectives:
                 with self.timed("training"):
                     self.train(objective, seed)
                 with self.timed("scoring"):
                     self.score(objective, seed)
-        with self.timed("comparison"):
-            self.compare()
+            with self.timed("comparison"):
+                self.compare(self.scale.seeds[:count])
 
     @contextmanager
     def timed(self, stage: str):
@@ -187,13 +187,13 @@ class Experiment:
             max_length=1024,
             num_train_epochs=self.scale.num_train_epochs,
             per_device_train_batch_size=4 if on_cpu else 16,
-            gradient_accumulation_steps=4 if on_cpu else 1,
+            gradient_accumulation_steps=1,
             learning_rate=self.arguments.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=5,
             logging_steps=2,
             save_strategy="steps",
-            save_steps=5 if on_cpu else 100,
+            save_steps=5 if on_cpu else 100,  # a killed run loses this many updates
             save_total_limit=1,
             report_to="none",
             bf16=self.arguments.dtype == "bfloat16",
@@ -239,14 +239,12 @@ class Experiment:
         name = "outcome" if objective == OUTCOME else f"eta-{self.objectives[objective]:g}"
         return self.output / f"erprm-{name}-seed-{seed}"
 
-    def compare(self) -> None:
-        """Writes and prints the table, the curves and the page."""
+    def compare(self, seeds: Sequence[int]) -> None:
+        """Writes and prints the table, the curves and the page of the models of these seeds."""
         samples = RolloutDataset(self.output / "samples")
         solutions = samples.solutions()
         ns = [2**power for power in range(self.scale.num_samples.bit_length()) if 2**power <= self.scale.num_samples]
-        scores = {
-            objective: [self.score(objective, seed) for seed in self.scale.seeds] for objective in self.objectives
-        }
+        scores = {objective: [self.score(objective, seed) for seed in seeds] for objective in self.objectives}
         with rollouts.Grader(samples.settings.grading) as grader:
             curves = mean_curves(solutions, scores, ns, grader.equivalent)
         first_seed = {objective: by_seed[0] for objective, by_seed in scores.items()}
