@@ -14,6 +14,7 @@ from trl import TrlParser
 import erprm_trl
 from erprm_trl import report, rollouts, selection
 from erprm_trl.io.atomic_files import make_folder, replace_file
+from erprm_trl.io.paths import local_paths
 from erprm_trl.io.redaction import without_login
 from erprm_trl.training import tracking
 
@@ -45,13 +46,13 @@ def main(arguments: BestOfNArguments) -> dict:
         without_login(path): selection.score_rollouts(
             erprm_trl.StepScorer.from_pretrained(path, batch_size=arguments.batch_size), samples
         )
-        for path in arguments.reward_models
+        for path in local_paths("reward_models", arguments.reward_models)
     }
     settings = samples.settings
     with rollouts.Grader(settings.grading, answer_pattern=settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
     replace_file(folder / "step_scores.json", json.dumps(scores))
-    comparison = {**curves, "samples": os.path.relpath(arguments.samples, folder)}  # the page shows them too
+    comparison = {**curves, "samples": os.path.relpath(samples.path, folder)}  # the page shows them too
     replace_file(folder / "best_of_n.json", json.dumps(comparison, indent=2))
     report.plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
     names = tracking.redacted(list(curves["models"]))

@@ -55,7 +55,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             See [`PRMFormat`].
         add_missing_tokens (`bool`, *optional*, defaults to `False`):
             Adds separator, good and bad token to the vocabulary if the tokenizer does not encode them as one id; they
-            are trained, also with LoRA.
+            are trained, also with LoRA. White space that the tokenizer knows is not added.
 
         > Parameters that control the model
 
@@ -138,7 +138,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     format_preset: str | None = field(
         default=None, metadata={"help": "Format of a public reward model to go on training, e.g. 'math-shepherd'."}
     )
-    separator: str | None = field(default=None, metadata={"help": "Closes each step; one token. Default: a newline."})
+    separator: str | None = field(default=None, metadata={"help": "Closes each step. Default: a newline."})
     good_token: str | None = field(
         default=None, metadata={"help": "Predicted after a right step; one token. Default: '+'."}
     )
@@ -209,5 +209,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     def resolve_format(self, saved: PRMFormat | None) -> PRMFormat:
         """The format to train with: fields set here, else the preset's, else the model's own, else the defaults."""
         base = PRMFormat.preset(self.format_preset) if self.format_preset is not None else saved or PRMFormat()
-        chosen = {name: getattr(self, name) for name in FORMAT_FIELDS}
-        return replace(base, **{name: value for name, value in chosen.items() if value is not None})
+        chosen = {name: getattr(self, name) for name in FORMAT_FIELDS if getattr(self, name) is not None}
+        if chosen.keys() & {"separator", "good_token", "bad_token"}:
+            chosen["expected_ids"] = None  # other tokens have other ids
+        return replace(base, **chosen)
