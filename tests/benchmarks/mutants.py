@@ -238,6 +238,15 @@ MUTANTS = {
             ("start - offset >= step_ends[step]", "start - offset > step_ends[step]"),
             ("return text, [0, *ends[:-1]]", "return text, ends"),
             ('if "".join(pieces) != text:', "if False:"),
+            ("offset = decoded.rfind(text)", "offset = decoded.find(text)"),
+        ],
+    ),
+    "policy/completions.py": (
+        ["tests/policy/test_completions.py"],
+        [
+            ("ends = [end - len(opening) for end in", "ends = [end for end in"),
+            ("is_thinking = False  #", "pass  #"),
+            ("if is_thinking and THINK_OPEN not in text", "if THINK_OPEN not in text"),
         ],
     ),
     "policy/online/step_trainer.py": (

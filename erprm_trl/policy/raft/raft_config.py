@@ -65,6 +65,14 @@ class RAFTConfig(TrackingConfig, SFTConfig):
             Splits the reward model's weights over the processes of a ZeRO-3 training, where it is given as a string.
             Otherwise each process holds it whole.
 
+        > Parameters that control the questions
+
+        question_column (`str`, *optional*):
+            Column of the bare question. Defaults to the first of the usual names (`question`, `problem`, ...).
+        answer_column (`str`, *optional*):
+            Column of the reference answers. Defaults to the first of the usual names (`answer`, `solution`, ...), if
+            there is one.
+
         > Parameters that control the sampling
 
         temperature (`float`, *optional*, defaults to `1.0`), top_p (`float`, *optional*, defaults to `1.0`):
@@ -139,6 +147,14 @@ class RAFTConfig(TrackingConfig, SFTConfig):
     scoring_batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
     shard_reward_model: bool = field(
         default=False, metadata={"help": "Split the reward model over the processes of a ZeRO-3 training."}
+    )
+
+    # Parameters that control the questions
+    question_column: str | None = field(
+        default=None, metadata={"help": "Column of the bare question; default: the first of the usual names."}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column of the reference answers; default: the first of the usual names."}
     )
 
     # Parameters that control the sampling

@@ -1,13 +1,23 @@
 """Sampling by transformers' `generate`: any causal language model, in batches across questions and prefixes."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...io.file_checks import check_model_folder
+from ...io.paths import local_path
+from ...io.tokenizers import load_tokenizer
 from .base import Completion, Progress, Prompt, decode_continuation
-from .kv_cache import PromptsNotShared, SharedPromptsCache, can_share, growing_cache, sharing_prompts
+from .kv_cache import (
+    PromptsNotShared,
+    SharedPromptsCache,
+    adds_virtual_tokens,
+    can_share,
+    growing_cache,
+    sharing_prompts,
+)
 from .prompt_format import PromptFormat
 from .stop_strings import StopStrings
 from .token_cuts import end_before
@@ -20,8 +30,9 @@ class TransformersSampler:
 
     Prompts are sorted by length and cut into batches; each prompt is prefilled once, and its samples share its keys
     and values, or have a copy each where the model's attention is not plain SDPA; samples that have ended leave the
-    batch. The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled is
-    the policy itself.
+    batch. With an adapter that adds virtual tokens (prefix tuning, prompt tuning) each batch is one plain `generate`.
+    The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled is the
+    policy itself.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -76,12 +87,14 @@ class TransformersSampler:
         self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str, *, model_init_kwargs: dict[str, Any] | None = None, **settings: Any):
+    def from_pretrained(
+        cls, path_or_id: str | Path, *, model_init_kwargs: dict[str, Any] | None = None, **settings: Any
+    ):
         """
         Loads the policy and its tokenizer, a LoRA adapter's folder included, onto this process's device.
 
         Args:
-            path_or_id (`str`):
+            path_or_id (`str` or `Path`):
                 Hub id or folder.
             model_init_kwargs (`dict[str, Any]`, *optional*):
                 Arguments of `AutoModelForCausalLM.from_pretrained`; `dtype` defaults to the checkpoint's,
@@ -90,13 +103,14 @@ class TransformersSampler:
                 The other arguments of the class.
         """
         from accelerate import PartialState
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
+        path_or_id = local_path(path_or_id)
         check_model_folder(path_or_id)
         # Said outright: left open, transformers asks on the terminal whether to run a repository's code.
         kwargs = {"dtype": "auto", "trust_remote_code": False, **(model_init_kwargs or {})}
         shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(path_or_id, **shared)
+        tokenizer = load_tokenizer(path_or_id, **shared)
         model = AutoModelForCausalLM.from_pretrained(path_or_id, **kwargs)
         if "device_map" not in kwargs:
             model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)
@@ -191,7 +205,9 @@ class TransformersSampler:
             stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1]) if stop else None
             return self._continue(*each, cache, min(self.max_new_tokens, room), stopping, progress)
 
-        if not self.fork_cache or len(unique) == len(prompts) or longest == 1:
+        if adds_virtual_tokens(self.model):  # they come into the cache that `generate` makes, and into no other
+            new_tokens = continued(None)
+        elif not self.fork_cache or len(unique) == len(prompts) or longest == 1:
             new_tokens = continued(growing_cache(self.model.config))
         else:
             prefilled = self._prefill(input_ids[:, :-1], attention_mask[:, :-1])
@@ -230,7 +246,9 @@ class TransformersSampler:
         while rows:
             made = input_ids.shape[1] - start
             # Few at a time while texts are short: a text that ends waits for a quarter of its own length at most.
-            out = self._generate(input_ids, attention_mask, cache, min(limit - made, max(8, made // 4)), stopping)
+            # Without a cache to go on with, all at once.
+            most = limit if cache is None else min(limit - made, max(8, made // 4))
+            out = self._generate(input_ids, attention_mask, cache, most, stopping)
             is_end = torch.isin(out.sequences[:, input_ids.shape[1] :], eos)
             alive = ~is_end.any(1)
             lengths = [None] * len(rows) if stopping is None else stopping.lengths
