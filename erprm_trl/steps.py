@@ -10,11 +10,12 @@ from typing import NamedTuple
 from .reasoning import ANSWER_CLOSE, ANSWER_OPEN, STEPS_OF, THINK_CLOSE, THINK_OPEN, answer_start
 
 
-NAMED_SPLITTERS = ("whole_lines", "newline", "blank_line", "step")
+NAMED_SPLITTERS = ("whole_lines", "newline", "blank_line", "step", "line")
 MIN_CHARACTERS = 12  # A shorter line ("So:", "---", "#### 18") is no step of its own in "whole_lines".
 
 _TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 
+_LINE_FEED = re.compile(r"\n")
 # `\s` without the line feed includes carriage returns and no-break spaces.
 _LINE_END = re.compile(r"\n(?:[^\S\n]*\n)*")
 _BLANK_LINE = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
@@ -71,6 +72,7 @@ def split_steps(text: str, splitter: str, steps_of: str = "both") -> list[str]:
               belongs to the line before it. A line that ends with a colon, and a heading, belong to the line after
               them. Lines of fewer than 12 characters join the step before them.
             - `"newline"`: at the end of every line.
+            - `"line"`: at the end of every line. A cleaned step keeps the white space at the ends of its line.
             - `"blank_line"`: at the end of every paragraph.
             - `"step"`: before a line that begins with `Step 1:`, `step 1 -`, `STEP 1)`, ..., in bold, in a heading, a
               list or a quotation too, or, as long as there was no such line, with `1.`; not inside code fences.
@@ -122,7 +124,8 @@ def _pieces(text: str, splitter: str) -> list[str]:
     if splitter == "step":
         cuts = _step_headings(text)
     else:
-        boundary = {"newline": _LINE_END, "blank_line": _BLANK_LINE}.get(splitter) or re.compile(re.escape(splitter))
+        named = {"newline": _LINE_END, "line": _LINE_FEED, "blank_line": _BLANK_LINE}
+        boundary = named.get(splitter) or re.compile(re.escape(splitter))
         cuts = [match.end() for match in boundary.finditer(text)]
     return _cut(text, cuts)
 
@@ -232,7 +235,9 @@ def step_stops(splitter: str) -> tuple[str, ...]:
     """
     if splitter == "step":
         return (*_STEP_WORDS, *_STEP_NUMBERS)
-    return {"newline": ("\n",), "whole_lines": ("\n",), "blank_line": ("\n\n",)}.get(splitter, (splitter,))
+    if splitter in ("newline", "line", "whole_lines"):
+        return ("\n",)
+    return ("\n\n",) if splitter == "blank_line" else (splitter,)
 
 
 def closed_steps(text: str, splitter: str, *, finished: bool = False, steps_of: str = "both") -> list[str]:
@@ -266,7 +271,7 @@ def whole_characters(text: str) -> str:
 
 def clean_step(step: str, splitter: str) -> str:
     """The step's content in whole characters: without thinking that precedes an answer, and without delimiters and
-    white space at either end. This is what a reward model reads."""
+    white space at either end (of `"line"`, without its last line feed). This is what a reward model reads."""
     step = whole_characters(step)
     thinking, close, answer = step.rpartition(THINK_CLOSE)
     if close and (content := _stripped(answer, splitter)):
@@ -275,8 +280,10 @@ def clean_step(step: str, splitter: str) -> str:
 
 
 def _stripped(text: str, splitter: str) -> str:
-    text = text.strip()
     ends = [tag for tag in _TAGS if tag in text]
+    if splitter == "line" and text.strip() and not ends:
+        return text.removesuffix("\n")
+    text = text.strip()
     if splitter not in NAMED_SPLITTERS:
         ends.append(splitter.strip() or splitter)
     while text.startswith(tuple(ends)) or text.endswith(tuple(ends)):

@@ -51,7 +51,7 @@ def main(arguments: BestOfNArguments) -> dict:
     with rollouts.Grader(settings.grading, answer_pattern=settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
     replace_file(folder / "step_scores.json", json.dumps(scores))
-    comparison = {**curves, "samples": os.path.relpath(arguments.samples, folder)}  # the page shows them too
+    comparison = {**curves, "samples": os.path.relpath(samples.path, folder)}  # the page shows them too
     replace_file(folder / "best_of_n.json", json.dumps(comparison, indent=2))
     report.plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
     names = tracking.redacted(list(curves["models"]))

@@ -57,7 +57,10 @@ def main(arguments: MemoryArguments) -> dict[str, int]:
     if sizes is None:
         from transformers import AutoConfig
 
-        architecture = Architecture.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        from erprm_trl.io.paths import local_path
+
+        config = AutoConfig.from_pretrained(local_path(name), trust_remote_code=False)
+        architecture = Architecture.from_config(config)
     else:
         architecture = Architecture(*sizes, *biases)
     fields["precision"] = fields["precision"] or ("bfloat16" if arguments.zero_stage else "mixed")

@@ -14,6 +14,7 @@ from pathlib import Path
 from trl import TrlParser
 
 import erprm_trl
+from erprm_trl.io.paths import local_path
 
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class ServeArguments:
     def token(self) -> str | None:
         """The bearer token that clients have to send."""
         if self.token_file is not None:
-            return Path(self.token_file).read_text(encoding="utf-8").strip()
+            return Path(local_path(self.token_file)).read_text(encoding="utf-8").strip()
         return os.environ.get(self.token_env, "").strip() or None
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erprm_trl.rollouts import clean_step, clean_steps, split_steps
-from erprm_trl.steps import closed_steps
+from erprm_trl.steps import closed_steps, step_stops
 
 
 GSM8K = "Natalia sold 48/2 = 24 clips in May.\nShe sold 48+24 = 72 clips.\n#### 72"
@@ -291,3 +291,11 @@ def test_empty_separator_is_an_error():
 def test_half_a_surrogate_pair_becomes_a_replacement_character():
     """JSON can hold it, as an endpoint sends it; datasets and tokenizers cannot."""
     assert clean_steps(["a \ud800 b\n", "\udc00", "🙂 é\n"], "newline") == ["a \ufffd b", "\ufffd", "🙂 é"]
+
+
+def test_lines_keep_their_white_space():
+    text = "So:\n  - 2 + 3 = 5. \n\n\t5 - 1 = 4."
+    steps = split_steps(text, "line")
+    assert steps == ["So:\n", "  - 2 + 3 = 5. \n\n", "\t5 - 1 = 4."] and "".join(steps) == text
+    assert clean_steps(steps, "line") == ["So:", "  - 2 + 3 = 5. \n", "\t5 - 1 = 4."]
+    assert split_steps(" \n\n ", "line") == [] and step_stops("line") == ("\n",)

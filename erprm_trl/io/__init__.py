@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .on_disk_sequence import OnDiskSequence
     from .paths import local_path
     from .redaction import redacted, without_login
+    from .text_lists import check_text_lists, check_texts
+    from .tokenizers import load_tokenizer
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -26,5 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "on_disk_sequence": ["OnDiskSequence"],
         "paths": ["local_path"],
         "redaction": ["redacted", "without_login"],
+        "text_lists": ["check_text_lists", "check_texts"],
+        "tokenizers": ["load_tokenizer"],
     },
 )

@@ -9,11 +9,12 @@ from .file_checks import check_model_folder
 from .paths import local_path
 
 
-def adapter_config(path_or_id: str, revision: str | None = None) -> dict[str, Any] | None:
+def adapter_config(path_or_id: str | Path, revision: str | None = None) -> dict[str, Any] | None:
     """PEFT's configuration of an adapter, `None` where the folder or Hub id holds a whole model."""
     from peft.utils import CONFIG_NAME
     from transformers.utils import cached_file
 
+    path_or_id = local_path(path_or_id)
     file = cached_file(path_or_id, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 

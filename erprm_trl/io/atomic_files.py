@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from .paths import local_path
+
 
 def make_folder(path: str | Path) -> Path:
     """
@@ -14,15 +16,16 @@ def make_folder(path: str | Path) -> Path:
     Raises:
         `OSError`: if it cannot be made or written to.
     """
-    path = Path(path)
+    path = Path(local_path(path))
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "No file can be written here. Choose another output_dir", str(path))
     return path
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: str | Path, text: str) -> None:
     """Writes a file in one move: whatever happens, it holds the old text or the new one, whole."""
+    path = Path(local_path(path))
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:

@@ -8,6 +8,8 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from .paths import local_path
+
 
 # What a loader reads; a run's logs, which may lie beside it, are not among it.
 LOADED = ("*.safetensors", "*.index.json", "config.json", "adapter_config.json", "prm_format.json", "tokenizer*.json")
@@ -39,7 +41,7 @@ def check_model_folder(path_or_id: str | Path) -> None:
     Raises:
         `ValueError`: if it is a folder and a file in it is damaged.
     """
-    folder = Path(path_or_id)
+    folder = Path(local_path(path_or_id))
     if not folder.is_dir():
         return
     damage = damaged_file(path for pattern in LOADED for path in folder.glob(pattern))

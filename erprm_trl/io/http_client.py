@@ -10,14 +10,20 @@ import random
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from functools import cache
-from time import time
+from ipaddress import ip_address
+from time import monotonic, time
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from .redaction import without_login
 
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 30.0
 LONGEST_WAIT = 60.0
+SECONDS_BETWEEN_WARNINGS = 10.0  # many requests fail at once
 # What reading JSON and taking it apart may raise; the last two: nested too deeply, an integer beyond all floats.
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
@@ -73,6 +79,7 @@ class EndpointClient:
         self.max_concurrency, self.request_timeout = max_concurrency, request_timeout
         self.max_attempts, self.max_retry_seconds, self.retry_wait = max_attempts, max_retry_seconds, retry_wait
         self.api_key_env = api_key_env
+        self._last_warning = -SECONDS_BETWEEN_WARNINGS
 
     def get(self, path: str, parse: Callable[[str], Any]) -> Any:
         """What `parse` makes of the text at a path; see [`EndpointClient.post_all`]."""
@@ -107,6 +114,8 @@ class EndpointClient:
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
             "timeout": httpx.Timeout(None, connect=CONNECT_SECONDS),
             "verify": _tls_context(),
+            "proxy": proxy_of(self.base_url),
+            "trust_env": False,  # proxy_of has read the environment
         }
 
         async def work() -> None:
@@ -146,6 +155,11 @@ class EndpointClient:
                 response = await client.send(request)
         except TimeoutError as error:
             raise _Retryable(f"no answer within {self.request_timeout:g} s") from error
+        except httpx.ProxyError as error:
+            reason = f"the proxy did not connect to the server ({error})"
+            if str(error).startswith("4"):  # a proxy that refuses a host or a login does so again
+                raise EndpointError(f"{request.url}: {reason}.{self._about_proxy()}") from error
+            raise _Retryable(reason) from error
         except httpx.RequestError as error:
             raise _Retryable(f"{type(error).__name__} {error}".strip()) from error
         status, message = response.status_code, _shortened(response.text, key)
@@ -155,6 +169,7 @@ class EndpointClient:
             remedy = self.service.remedies.get(status, self.service.other_remedy).format(api_key_env=self.api_key_env)
             raise EndpointError(
                 f"{request.url} refused a request with status {status}: {message!r}. Remedy: {remedy}."
+                f"{self._about_proxy()}"
             )
         try:
             return parse(response.text)
@@ -175,20 +190,64 @@ class EndpointClient:
         return state.outcome.exception().retry_after + backoff * jitter
 
     def _log_retry(self, state) -> None:
-        logger.info(
-            "%s: attempt %d failed (%s), the next in %.1f s.",
+        visible = monotonic() - self._last_warning >= SECONDS_BETWEEN_WARNINGS
+        if visible:
+            self._last_warning = monotonic()
+        logger.log(
+            logging.WARNING if visible else logging.INFO,
+            "%s: attempt %d of %d failed (%s), the next in %.1f s.%s",
             state.args[1].url,
             state.attempt_number,
+            self.max_attempts,
             state.outcome.exception(),
             state.upcoming_sleep,
+            self._about_proxy(),
         )
 
     def _give_up(self, state) -> None:
         error = state.outcome.exception()
         raise EndpointError(
             f"{state.args[1].url} gave no {self.service.asked} in {state.attempt_number} attempts "
-            f"({state.seconds_since_start:.0f} s); the last: {error}. {self.service.when_down}"
+            f"({state.seconds_since_start:.0f} s); the last: {error}. {self.service.when_down}{self._about_proxy()}"
         ) from error
+
+    def _about_proxy(self) -> str:
+        proxy = proxy_of(self.base_url)
+        if proxy is None:
+            return ""
+        return (
+            f" Requests go through the proxy {without_login(proxy)}, which the environment names. If it is the proxy "
+            f"that refuses them, add {urlsplit(self.base_url).hostname} to NO_PROXY."
+        )
+
+
+def proxy_of(url: str) -> str | None:
+    """
+    The proxy for an address, from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+
+    Args:
+        url (`str`):
+            Address of a server.
+
+    Returns:
+        `str` or `None`: The proxy's address. `None` for a server on this machine, which no proxy can reach.
+    """
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or is_loopback(parts.hostname or "") or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine: `localhost`, or an address such as 127.0.0.1, ::1 or 0.0.0.0."""
+    if host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import make_folder, replace_file
+from ..io.paths import local_path
 from . import sections as page_sections
 from .run_folder import RunFolder
 from .solutions import choose_questions, gather_collections, score_collections
@@ -74,7 +75,7 @@ def write_report(
     if max_solutions < 1:
         raise ValueError(f"max_solutions: got {max_solutions}, expected at least 1.")
     run = RunFolder(folder)
-    path = Path(path) if path is not None else run.root / FILE_NAME
+    path = Path(local_path(path)) if path is not None else run.root / FILE_NAME
     make_folder(path.parent)
     collections = gather_collections(run, eta, keep_unscored=bool(reward_models))
     chosen = choose_questions(collections, max_solutions)

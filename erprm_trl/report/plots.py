@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..io.paths import local_path
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +83,7 @@ def plot_selection_curves(
         path (`str` or `Path`):
             The picture, e.g. `.png` or `.svg`.
     """
-    draw_selection_curves(curves, title=title, aggregation=aggregation).savefig(path, dpi=150)
+    draw_selection_curves(curves, title=title, aggregation=aggregation).savefig(local_path(path), dpi=150)
 
 
 def draw_calibration(results: Mapping[str, Mapping[str, Any]], *, title: str = "") -> "Figure":

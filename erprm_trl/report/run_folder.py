@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..io.paths import local_path
 from ..io.redaction import redacted
 
 
@@ -33,7 +34,7 @@ class RunFolder:
     """
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
+        self.root = Path(local_path(root))
         if not self.root.is_dir():
             raise FileNotFoundError(f"Report: got {self.root}, expected a run's folder. Check the path.")
         self.folders = list(_folders(self.root))

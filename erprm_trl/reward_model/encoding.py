@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ..io.text_lists import check_text_lists, check_texts
 from .prm_format import PRMFormat
 
 
@@ -63,9 +64,11 @@ def encode_solutions(
         `list[EncodedSolution]`: one a solution.
 
     Raises:
-        `ValueError`: if the separator is not one id where it must be, or the tokenizer knows no offsets where they are
-            needed.
+        `ValueError`: if the tokenizer does not know the separator, or knows no offsets where they are needed.
+        `TypeError`: if a string is given where a list belongs.
     """
+    check_texts("questions", questions)
+    check_text_lists("steps", steps)
     prompts = [prm_format.render_prompt(question, tokenizer.bos_token) for question in questions]
     leading = [] if "{bos_token}" in prm_format.prompt_template else _leading_ids(tokenizer, prm_format.separator)
     if not prompts:
@@ -75,8 +78,8 @@ def encode_solutions(
 
 
 def _encode_pieces(tokenizer, prm_format, leading, prompts, steps, max_length) -> Iterable[EncodedSolution]:
-    separator_id = prm_format.token_ids(tokenizer).separator
-    separator = [] if separator_id is None else [separator_id]
+    prm_format.token_ids(tokenizer)  # raises an error for tokens that the tokenizer does not know
+    separator = tokenizer(prm_format.separator, add_special_tokens=False)["input_ids"]
     between = tokenizer(prm_format.between_steps, add_special_tokens=False)["input_ids"]
     distinct = list(dict.fromkeys([*prompts, *(step for solution in steps for step in solution)]))
     ids_of = dict(zip(distinct, tokenizer(distinct, add_special_tokens=False)["input_ids"], strict=True))
@@ -88,7 +91,9 @@ def _encode_pieces(tokenizer, prm_format, leading, prompts, steps, max_length) -
             piece = [*(between if step_index else []), *step_ids, *separator]
             if max_length is not None and len(ids) + len(piece) > max_length:
                 break
-            if inside is None and _contains(step_ids, separator):
+            # A separator of several ids can be encoded in another way within a text.
+            in_text = len(separator) > 1 and prm_format.separator in step
+            if inside is None and (in_text or _contains(step_ids, separator)):
                 inside = step_index
             ids += piece
             positions.append(len(ids) - 1)

@@ -3,6 +3,7 @@
 It is saved next to the weights as `prm_format.json`. Training and scoring read it from there.
 """
 
+import copy
 import dataclasses
 import json
 import logging
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import replace_file
 from ..io.config_values import is_url
+from ..io.paths import local_path
 from ..reasoning import STEPS_OF
 from .presets import PRESETS, preset_of
 
@@ -23,15 +25,17 @@ FORMAT_FILE = "prm_format.json"
 HEADS = ("lm", "token", "token_mlp", "implicit")
 TOKENIZATIONS = ("pieces", "text")
 
-# What JSON may say for a field, by the type of its default.
+# What JSON may say for a field, by the type of its default, or by its name.
 _JSON_TYPES = {str: (str,), bool: (bool,), int: (int,), float: (int, float), type(None): (str, type(None))}
+_JSON_TYPES_OF = {"expected_ids": (dict, type(None))}
+_TOKENS = ("separator", "good_token", "bad_token")
 # Tried in this order when an error proposes another separator.
 _USUAL_SEPARATORS = ("\n\n", "\n", "ки", " ки", "<|step|>", "<extra_0>", "[SEP]", "<|reserved_special_token_0|>")
 
 
 class FormatTokenIds(NamedTuple):
-    """Ids of the separator, where it is encoded by itself, and, with a language-model head, of the good and the bad
-    token."""
+    """The separator's last id, at which a step's score is read, where the separator is encoded by itself; and, with a
+    language-model head, the ids of the good and the bad token."""
 
     separator: int | None
     good: int | None
@@ -45,9 +49,8 @@ class PRMFormat:
 
     Args:
         separator (`str`, *optional*, defaults to `"\\n"`):
-            Closes each step; the step's score is read at its last token. With `tokenization="pieces"` the tokenizer
-            must encode it as exactly one id. May be empty with `head="implicit"`: a score is then read at a step's own
-            last token.
+            Closes each step; the step's score is read at its last token. It may be several ids. May be empty with
+            `head="implicit"`: a score is then read at a step's own last token.
         good_token (`str`, *optional*, defaults to `"+"`), bad_token (`str`, *optional*, defaults to `"-"`):
             What the `"lm"` head predicts after a right and after a wrong step; one id each.
         head (`str`, *optional*, defaults to `"lm"`):
@@ -79,10 +82,13 @@ class PRMFormat:
         steps_of (`str`, *optional*, defaults to `"both"`):
             Which part of a text with `<think>...</think>` is split into steps and scored: `"both"`, `"thinking"` or
             `"answer"` ([`~erprm_trl.rollouts.split_steps`]).
+        expected_ids (`dict[str, int]`, *optional*):
+            Ids that the model was trained with: of `"good_token"` and `"bad_token"`, and the last one of
+            `"separator"`. A tokenizer that gives others is refused, because the model's scores would mean nothing.
 
     Raises:
         `ValueError`: for an unknown head, aggregation or tokenization, an empty separator, equal good and bad tokens,
-            a template without `{question}`, or a number of labels other than 1 and 2.
+            a template without `{question}`, a number of labels other than 1 and 2, or expected ids of something else.
 
     Example:
 
@@ -106,6 +112,7 @@ class PRMFormat:
     beta: float = 0.001
     cumulative: bool = True
     steps_of: str = "both"
+    expected_ids: dict[str, int] | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self):
         choices = {"head": HEADS, "aggregation": AGGREGATIONS, "tokenization": TOKENIZATIONS, "steps_of": STEPS_OF}
@@ -115,7 +122,7 @@ class PRMFormat:
         if self.num_labels not in (1, 2):
             raise ValueError(f"PRMFormat.num_labels: got {self.num_labels!r}, expected 1 (one logit) or 2 classes.")
         if not self.separator and self.head != "implicit":
-            raise ValueError("PRMFormat.separator: got '', expected a string that the tokenizer encodes as one token.")
+            raise ValueError("PRMFormat.separator: got '', expected a string that the tokenizer knows.")
         if self.head == "lm" and self.good_token == self.bad_token:
             raise ValueError(
                 f"PRMFormat: good_token and bad_token are both {self.good_token!r}, expected two different tokens."
@@ -124,19 +131,26 @@ class PRMFormat:
             raise ValueError(
                 f"PRMFormat.prompt_template: got {self.prompt_template!r}, expected '{{question}}' in it once."
             )
+        ids = self.expected_ids or {}
+        if not ids.keys() <= set(_TOKENS) or not all(type(token_id) is int for token_id in ids.values()):
+            raise ValueError(
+                f"PRMFormat.expected_ids: got {self.expected_ids!r}, expected an integer for each of {_TOKENS}, or "
+                "for some of them."
+            )
 
     @classmethod
     def preset(cls, name: str) -> "PRMFormat":
         """
-        The format of a public reward model: `"math-shepherd"`, `"rlhflow"`, `"qwen2.5-math-prm"`, `"skywork-o1-prm"`,
-        `"eurus-prm"` or `"trl-prm"` (what TRL's `PRMTrainer` saved).
+        The format of a public reward model: `"math-shepherd"`, `"er-prm"`, `"rlhflow-mistral"`, `"rlhflow"`,
+        `"qwen2.5-math-prm"`, `"skywork-o1-prm"`, `"pure-prm"`, `"eurus-prm"` or `"trl-prm"` (what TRL's `PRMTrainer`
+        saved).
 
         Raises:
             `ValueError`: for another name.
         """
         if name not in PRESETS:
             raise ValueError(f"PRMFormat.preset: got {name!r}, expected one of {', '.join(PRESETS)}.")
-        return cls(**PRESETS[name])
+        return cls(**copy.deepcopy(PRESETS[name]))
 
     def render_prompt(self, question: str, bos_token: str | None = None) -> str:
         """The text before the first step."""
@@ -144,7 +158,7 @@ class PRMFormat:
 
     @property
     def tokens(self) -> dict[str, str]:
-        """The strings that must be one token each, by field name."""
+        """The strings that are encoded by themselves, by field name."""
         names = ["separator"] if self.tokenization == "pieces" and self.separator else []
         names += ["good_token", "bad_token"] if self.head == "lm" else []
         return {name: getattr(self, name) for name in names}
@@ -154,33 +168,47 @@ class PRMFormat:
         Ids of the format's tokens in `tokenizer`.
 
         Raises:
-            `ValueError`: if one of them is not encoded as exactly one id; the message proposes what would be.
+            `ValueError`: if the good or the bad token is not encoded as exactly one known id, the separator as one or
+                more (the message proposes what would be), or as other ids than the model was trained with.
         """
+        self._check_expected_ids(tokenizer)
         ids = {name: tokenizer.encode(token, add_special_tokens=False) for name, token in self.tokens.items()}
         for name, token in self.tokens.items():
-            if not _is_one_token(tokenizer, token):
-                pieces = tokenizer.convert_ids_to_tokens(ids[name])
-                raise ValueError(
-                    f"PRMFormat.{name}: the tokenizer encodes {token!r} as {len(ids[name])} ids {ids[name]} "
-                    f"({pieces}), expected exactly one known id. Choose a token it knows"
-                    f"{_proposals(tokenizer) if name == 'separator' else ''}, or set add_missing_tokens=True to add "
-                    "it as a new token that is trained."
-                )
+            if _is_known(tokenizer, token) and (name == "separator" or len(ids[name]) == 1):
+                continue
+            pieces = tokenizer.convert_ids_to_tokens(ids[name])
+            expected = "known ids" if name == "separator" else "exactly one known id"
+            raise ValueError(
+                f"PRMFormat.{name}: the tokenizer encodes {token!r} as {len(ids[name])} ids {ids[name]} "
+                f"({pieces}), expected {expected}. Choose a token it knows"
+                f"{_proposals(tokenizer) if name == 'separator' else ''}, or set add_missing_tokens=True to add "
+                "it as a new token that is trained."
+            )
         if self.head == "lm" and ids["good_token"] == ids["bad_token"]:
             raise ValueError(
                 f"PRMFormat: the tokenizer gives good_token {self.good_token!r} and bad_token {self.bad_token!r} the "
                 f"same id {ids['good_token'][0]}. Choose two different tokens."
             )
-        return FormatTokenIds(
-            *(ids[name][0] if name in ids else None for name in ("separator", "good_token", "bad_token"))
-        )
+        return FormatTokenIds(*(ids[name][-1] if name in ids else None for name in _TOKENS))
+
+    def _check_expected_ids(self, tokenizer) -> None:
+        for name, expected in (self.expected_ids or {}).items():
+            token = getattr(self, name)
+            ids = tokenizer.encode(token, add_special_tokens=False)
+            if ids[-1:] != [expected]:
+                raise ValueError(
+                    f"PRMFormat.{name}: the tokenizer encodes {token!r} as {ids}, expected {expected}, the id that "
+                    "the model was trained with. Load the tokenizer of the model's own repository. If your model was "
+                    "trained with this tokenizer, pass the format with expected_ids=None."
+                )
 
     def add_missing_tokens(self, tokenizer) -> list[str]:
         """Adds to `tokenizer` those of the format's tokens that are not one known id, and returns them. The model must
-        be resized."""
+        be resized. White space that the tokenizer knows is never added: every text would be encoded in another way."""
         from transformers import AddedToken
 
         missing = [token for token in self.tokens.values() if not _is_one_token(tokenizer, token)]
+        missing = [token for token in missing if token.strip() or not _is_known(tokenizer, token)]
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in missing])
         return missing
 
@@ -200,7 +228,10 @@ class PRMFormat:
             fields = json.loads(text)
         except (ValueError, RecursionError):
             fields = None
-        known = {field.name: _JSON_TYPES[type(field.default)] for field in dataclasses.fields(cls)}
+        known = {
+            field.name: _JSON_TYPES_OF.get(field.name, _JSON_TYPES[type(field.default)])
+            for field in dataclasses.fields(cls)
+        }
         if not isinstance(fields, dict) or not known.keys() >= fields.keys():
             raise ValueError(
                 f"PRMFormat: got {text[:200]!r}, expected a JSON object with fields from {sorted(known)}."
@@ -213,7 +244,7 @@ class PRMFormat:
 
     def save(self, folder: str | Path) -> None:
         """Writes `prm_format.json` into a model's folder."""
-        replace_file(Path(folder, FORMAT_FILE), self.to_json())
+        replace_file(Path(local_path(folder), FORMAT_FILE), self.to_json())
 
     @classmethod
     def load(cls, path_or_id: str | Path, revision: str | None = None) -> "PRMFormat":
@@ -232,16 +263,16 @@ class PRMFormat:
             )
         from transformers.utils import cached_file
 
-        file = cached_file(
-            str(path_or_id), FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
+        path_or_id = local_path(path_or_id)
+        file = cached_file(path_or_id, FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
         if file is None:
             if preset := preset_of(path_or_id):
                 logger.warning("%s has no %s: its format is the preset %r.", path_or_id, FORMAT_FILE, preset)
                 return cls.preset(preset)
             raise FileNotFoundError(
                 f"{path_or_id} has no {FORMAT_FILE}: it was not saved by ERPRMTrainer. Write one with "
-                "PRMFormat(...).save(folder), or pass prm_format; public models have PRMFormat.preset(name)."
+                "PRMFormat(...).save(folder), or pass prm_format: public models have PRMFormat.preset(name), and "
+                'models of TRL\'s PRMTrainer PRMFormat.preset("trl-prm").'
             )
         try:
             return cls.from_json(Path(file).read_text(encoding="utf-8"))
@@ -264,9 +295,13 @@ def resolve_format(
     return prm_format or PRMFormat.load(path_or_id, revision)
 
 
-def _is_one_token(tokenizer, token: str) -> bool:
+def _is_known(tokenizer, token: str) -> bool:
     ids = tokenizer.encode(token, add_special_tokens=False)
-    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    return bool(ids) and tokenizer.unk_token_id not in ids
+
+
+def _is_one_token(tokenizer, token: str) -> bool:
+    return _is_known(tokenizer, token) and len(tokenizer.encode(token, add_special_tokens=False)) == 1
 
 
 def _proposals(tokenizer) -> str:

@@ -3,6 +3,7 @@ curves carry no resampling noise."""
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -151,9 +152,7 @@ def _as_rows(values: Sequence, subject: str) -> list[np.ndarray]:
     # `tolist` reads tensors of every dtype and device, bfloat16 included, without importing torch here.
     if hasattr(values, "detach"):
         values = values.detach().cpu().tolist()
-    rows = [
-        np.asarray(row.detach().cpu().tolist() if hasattr(row, "detach") else row, dtype=np.float64) for row in values
-    ]
+    rows = [_as_row(row, f"`{subject}` at row {index}") for index, row in enumerate(values)]
     if not rows:
         raise ValueError(f"`{subject}` is empty: expected at least one row (a question). Check what was loaded.")
     for index, row in enumerate(rows):
@@ -169,6 +168,16 @@ def _as_rows(values: Sequence, subject: str) -> list[np.ndarray]:
                 "solution. Leave the solution out of every argument, or score it -inf so that it never wins."
             )
     return rows
+
+
+def _as_row(row: Any, subject: str) -> np.ndarray:
+    if isinstance(row, str):
+        raise TypeError(f"{subject} is the string {row[:60]!r}: expected a list of numbers, one a solution.")
+    row = row.detach().cpu().tolist() if hasattr(row, "detach") else row
+    try:
+        return np.asarray(row, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{subject} is {str(row)[:60]}: expected one number a solution ({error}).") from error
 
 
 def check_correct(correct_rows: list[np.ndarray]) -> None:

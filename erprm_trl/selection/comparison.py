@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..functional.aggregation import AGGREGATIONS
+from ..io.text_lists import check_texts
 from ..rollouts.records import RolloutRow, as_rows
 from .best_of import best_of_n_per_question
 from .bootstrap import paired_bootstrap_interval
@@ -37,6 +38,7 @@ def paired_differences(
     Raises:
         `ValueError`: for fewer than two models.
     """
+    check_texts("aggregations", aggregations)
     if len(step_scores) < 2:
         raise ValueError(f"Models: got {len(step_scores)}, expected two or more to compare. Give another model.")
     correct = [[float(row.is_right) for row in rows_N] for rows_N in as_rows(solutions, "outcome_reward")]

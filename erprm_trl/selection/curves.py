@@ -9,6 +9,7 @@ import torch
 
 from ..functional.aggregation import AGGREGATIONS, aggregate
 from ..functional.score_metrics import auc_within_groups
+from ..io.text_lists import check_texts
 from ..reward_model import scoring
 from ..rollouts.records import RolloutRow, as_rows
 from ..steps import clean_steps
@@ -56,6 +57,7 @@ def selection_curves(
         `auc_within_questions` (of solutions; `None` where no question has right and wrong ones). Curves are `{n:
         {"mean", "low", "high"}}`.
     """
+    check_texts("aggregations", aggregations)
     rows_QN = as_rows(solutions, "outcome_reward", "prediction")
     correct = [[float(row.is_right) for row in rows_N] for rows_N in rows_QN]
     groups = [group_answers([row.prediction for row in rows_N], equivalent) for rows_N in rows_QN]

@@ -153,13 +153,14 @@ class LegacyMathShepherd(MathShepherd):
 class RLHFlow:
     """Llama 3.1's chat; the assistant answers each step."""
 
-    trim = False
+    preset, trim = "rlhflow", False
+    system = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 
     def __init__(self, folder):
         self.tokenizer = llama3_tokenizer(self.trim)
         config = LlamaConfig(vocab_size=len(self.tokenizer), pad_token_id=0, **SIZES)
         self.path, self.tokenizer = save(folder, LlamaForCausalLM(config), self.tokenizer)
-        self.prm_format = PRMFormat.preset("rlhflow")
+        self.prm_format = PRMFormat.preset(self.preset)
         self.model = AutoModelForCausalLM.from_pretrained(self.path)
 
     def score(self, question, steps):
@@ -167,7 +168,7 @@ class RLHFlow:
             return f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>"
 
         chat = "<|begin_of_text|>"
-        chat += turn("system", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n")
+        chat += turn("system", self.system) if self.system else ""
         candidates = [self.tokenizer.convert_tokens_to_ids(token) for token in "+-"]
         scores = []
         for number, step in enumerate(steps):
@@ -182,6 +183,30 @@ class TrimmedRLHFlow(RLHFlow):
     """The same with a tokenizer that leaves white space out of its offsets."""
 
     trim = True
+
+
+class FirstRLHFlow(RLHFlow):
+    """The same with Llama 3.1's first chat template, which has no system turn."""
+
+    preset, system = "rlhflow-mistral", None
+
+
+class ERPRM:
+    """One text, steps and separators without anything between them."""
+
+    def __init__(self, folder):
+        config = LlamaConfig(vocab_size=len(llama3_tokenizer()), pad_token_id=0, **SIZES)
+        self.path, self.tokenizer = save(folder, LlamaForCausalLM(config), llama3_tokenizer())
+        self.prm_format = PRMFormat.preset("er-prm")
+        self.model = AutoModelForCausalLM.from_pretrained(self.path)
+
+    def score(self, question, steps):
+        candidates = [self.tokenizer.encode(token, add_special_tokens=False)[0] for token in (" +", " -")]
+        scores = []
+        for number in range(1, len(steps) + 1):
+            ids = self.tokenizer.encode(f"{question} " + "".join(f"{step} ки" for step in steps[:number]))
+            scores.append(self.model(torch.tensor([ids])).logits[0, -1, candidates].softmax(-1)[0].item())
+        return scores
 
 
 class QwenPRM:
@@ -284,14 +309,14 @@ class StepwiseEurus(Eurus):
 class TRLPRM:
     """What TRL's PRMTrainer saved: two classes at a newline."""
 
-    bos, adds_bos = None, False
+    preset, bos, adds_bos = "trl-prm", None, False
 
     def __init__(self, folder):
         self.tokenizer = byte_tokenizer(["<bos>"], self.bos, self.adds_bos)
         self.model = Qwen2ForTokenClassification(qwen_config(self.tokenizer, num_labels=2)).eval()
         torch.nn.init.normal_(self.model.score.weight)
         self.path, self.tokenizer = save(folder, self.model, self.tokenizer)
-        self.prm_format = PRMFormat.preset("trl-prm")
+        self.prm_format = PRMFormat.preset(self.preset)
 
     def score(self, question, steps):
         def encode(text):
@@ -311,7 +336,13 @@ class TRLPRMWithBOS(TRLPRM):
     bos, adds_bos = "<bos>", True
 
 
+class PURE(TRLPRM):
+    """Trained by TRL, on a tokenizer without a BOS token."""
+
+    preset = "pure-prm"
+
+
 FAMILIES = [
-    MathShepherd, LegacyMathShepherd, RLHFlow, TrimmedRLHFlow, QwenPRM, Skywork, Eurus, StepwiseEurus, TRLPRM,
-    TRLPRMWithBOS,
+    MathShepherd, LegacyMathShepherd, ERPRM, RLHFlow, TrimmedRLHFlow, FirstRLHFlow, QwenPRM, Skywork, Eurus,
+    StepwiseEurus, TRLPRM, TRLPRMWithBOS, PURE,
 ]  # fmt: skip

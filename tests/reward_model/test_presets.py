@@ -11,7 +11,7 @@ from zoo import STEPS, save_tiny, sentencepiece_style
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
 from erprm_trl.reward_model import encode_solution
-from erprm_trl.reward_model.presets import MODELS, PRESETS
+from erprm_trl.reward_model.presets import MODELS, PRESETS, preset_of
 
 
 QUESTION = "How many clips did Natalia sell?"
@@ -28,6 +28,15 @@ SOLUTIONS = {
     "unicode": ["½ davon ist … 1,5 €", "日本語 🙂‍↔️ e\u0301", "яблоки и киты", "\u00a0x\u200b"],
     "very long": [*[f"{number} + {number} = {2 * number}." for number in range(60)], "7 " * 700, "end."],
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vocabularies_of_their_own():
+    """The tiny models have tokenizers with other ids than those of the models whose formats they have."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, fields in PRESETS.items():
+            patch.setitem(PRESETS, name, fields | {"expected_ids": None})
+        yield
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.__name__)
@@ -161,6 +170,51 @@ def test_a_head_that_the_checkpoint_lacks_is_an_error(tmp_path):
         StepScorer.from_pretrained(base, prm_format=PRMFormat.preset("skywork-o1-prm"))
 
 
+@pytest.mark.parametrize(
+    ("model", "preset"),
+    [
+        ("HanningZhang/Llama3.1-Math-PRM", "er-prm"),
+        ("RLHFlow/Llama3.1-8B-PRM-Mistral-Data", "rlhflow-mistral"),
+        ("RLHFlow/Llama3.1-8B-PRM-Deepseek-Data", "rlhflow"),
+        ("jinachris/PURE-PRM-7B", "pure-prm"),
+    ],
+)
+def test_models_are_known_by_their_names(model, preset):
+    assert preset_of(model) == preset
+
+
+def test_a_tokenizer_with_other_ids_is_refused_before_the_weights_are_loaded(tmp_path, monkeypatch):
+    family = MathShepherd(tmp_path / "model")
+    monkeypatch.setattr("erprm_trl.reward_model.scoring.loading.load_reward_model", None)
+    preset = dataclasses.replace(family.prm_format, expected_ids={"separator": 12902, "good_token": 648})
+    with pytest.raises(ValueError, match=r"separator: .*' ки' as .*expected 12902, .*trained with.*own repository"):
+        StepScorer.from_pretrained(family.path, prm_format=preset)
+
+
+def test_ids_are_expected_while_the_tokens_stay():
+    ids = {"separator": 1}
+    saved = PRMFormat(expected_ids=ids)
+    assert ERPRMConfig("out", splitter="step", bf16=False).resolve_format(saved).expected_ids == ids
+    assert ERPRMConfig("out", separator="ки", bf16=False).resolve_format(saved).expected_ids is None
+
+
+def test_skywork_reads_lines_as_they_are(tmp_path):
+    """As published: lines keep the white space at their ends. A blank line stays behind the line before it."""
+    family = Skywork(tmp_path / "model")
+    scorer = StepScorer.from_pretrained(family.path, prm_format=family.prm_format)
+    text = "So:\n  - 2 + 3 = 5. \n\n\t5 - 1 = 4.\n"
+    assert scorer.split(text) == ["So:", "  - 2 + 3 = 5. \n", "\t5 - 1 = 4."]
+    encoded = encode_solution(family.tokenizer, family.prm_format, QUESTION, scorer.split(text))
+    ids = family.tokenizer.encode(f"{family.bos}{QUESTION}\n")
+    ends = []
+    for line in text.split("\n")[:-1]:
+        ids += [*family.tokenizer.encode(line), *family.tokenizer.encode("\n")]
+        ends.append(len(ids) - 1)
+    assert encoded.input_ids == ids and encoded.step_positions == [ends[0], ends[2], ends[3]]
+    scores = scorer.score_texts([QUESTION], [text])[0]
+    assert scorer.score_solutions([QUESTION], [scorer.split(text)]) == pytest.approx([sum(scores) / 3])
+
+
 def test_an_implicit_model_needs_its_reference(tmp_path):
     eurus = Eurus(tmp_path / "eurus")
     nameless = dataclasses.replace(eurus.prm_format, reference_model=None)
@@ -195,14 +249,17 @@ def test_files_of_before_are_read():
     }  # fmt: skip
     assert dataclasses.asdict(PRMFormat.from_json(json.dumps(fields))) == fields | {
         "between_steps": "", "tokenization": "pieces", "num_labels": 1, "reference_model": None, "beta": 0.001,
-        "cumulative": True,
+        "cumulative": True, "steps_of": "both", "expected_ids": None,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: PRMFormat.preset("qwen"), "preset: got 'qwen', expected one of math-shepherd, rlhflow"),
+        (
+            lambda: PRMFormat.preset("qwen"),
+            "preset: got 'qwen', expected one of math-shepherd, er-prm, rlhflow-mistral, rlhflow, qwen",
+        ),
         (lambda: PRMFormat(tokenization="words"), "tokenization: got 'words', expected one of pieces, text"),
         (lambda: PRMFormat(head="token", num_labels=3), "num_labels: got 3"),
         (lambda: PRMFormat(separator="", head="token"), "separator: got ''"),

@@ -6,7 +6,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zoo import byte_level_bpe, save_tiny, sentencepiece_style, word_level
+from zoo import byte_level_bpe, save_tiny, sentencepiece_style, silent_bpe, word_level
 
 from erprm_trl import PRMFormat
 
@@ -52,16 +52,50 @@ def test_templates_leave_other_braces_alone():
 @pytest.mark.parametrize(
     ("tokens", "tokenizer", "message"),
     [
-        ({"separator": "ки"}, byte_level_bpe, r"separator: .*'ки' as 4 ids.*'\\n'.*add_"),
+        ({"good_token": "yes"}, byte_level_bpe, "good_token: the tokenizer encodes 'yes' as . ids .*exactly one"),
         # The unknown token is no separator.
-        ({"separator": "<|step|>"}, word_level, r"'<\|step\|>' as 1 ids .*one known id"),
-        ({"good_token": "yes"}, byte_level_bpe, "good_token: the tokenizer encodes 'yes'"),
-        ({"separator": "\n"}, sentencepiece_style, r"encodes '\\n' as 2 ids"),
+        ({"separator": "<|step|>"}, word_level, r"separator: .*'<\|step\|>' as 1 ids .*known ids.*'ки'.*add_"),
+        ({"separator": "é"}, silent_bpe, r"separator: .*'é' as 0 ids .*known ids"),
     ],
 )
-def test_a_token_of_several_ids_is_an_error_that_proposes_others(tokens, tokenizer, message):
+def test_an_unknown_token_is_an_error_that_proposes_others(tokens, tokenizer, message):
     with pytest.raises(ValueError, match=message):
         PRMFormat(**tokens).token_ids(tokenizer())
+
+
+@pytest.mark.parametrize(("build", "separator", "last"), [
+    (sentencepiece_style, "\n", "\n"),  # a mark and the line feed, as on Mistral and Llama 2
+    (byte_level_bpe, "ки", "¸"),
+])  # fmt: skip
+def test_the_score_of_a_step_is_read_at_the_last_id_of_its_separator(build, separator, last):
+    tokenizer = build()
+    ids = PRMFormat(separator=separator).token_ids(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(ids.separator) == last
+
+
+def test_a_tokenizer_that_gives_other_ids_than_the_model_was_trained_with_is_refused():
+    tokenizer = byte_level_bpe()
+    plus, newline = tokenizer.encode("+")[0], tokenizer.encode("\n")[-1]
+    expected = {"separator": newline, "good_token": plus}
+    PRMFormat(expected_ids=expected).token_ids(tokenizer)
+    other = PRMFormat(expected_ids=expected | {"good_token": plus + 1})
+    with pytest.raises(ValueError, match=rf"good_token: .*'\+' as \[{plus}\], expected {plus + 1}, .*own repository"):
+        other.token_ids(tokenizer)
+    dataclasses.replace(other, expected_ids=None).token_ids(tokenizer)  # what the message proposes
+    assert PRMFormat.from_json(other.to_json()) == other and hash(other) == hash(PRMFormat())
+    with pytest.raises(ValueError, match="expected_ids: got {'head': 1}, expected an integer for each of"):
+        PRMFormat(expected_ids={"head": 1})
+    with pytest.raises(ValueError, match=r"PRMFormat.expected_ids: got 5 \(int\), expected dict"):
+        PRMFormat.from_json('{"expected_ids": 5}')
+
+
+def test_white_space_that_the_model_knows_is_not_added_as_a_new_token():
+    tokenizer = sentencepiece_style()
+    before, text = len(tokenizer), tokenizer.encode("one\ntwo")
+    assert PRMFormat(separator="\n").add_missing_tokens(tokenizer) == []
+    assert len(tokenizer) == before and tokenizer.encode("one\ntwo") == text
+    # A tokenizer that leaves white space out has none to replace.
+    assert PRMFormat(separator="\n").add_missing_tokens(silent_bpe()) == ["\n"]
 
 
 def test_a_scalar_head_needs_no_good_and_bad_token():

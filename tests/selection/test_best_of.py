@@ -153,3 +153,16 @@ def test_tensors_of_every_dtype_read_like_lists(dtype):
 def test_what_cannot_be_used_is_named(scores, correct, ns, message):
     with pytest.raises(ValueError, match=message):
         best_of_n(scores, correct, ns)
+
+
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        (["0.9", [0.1]], TypeError, r"`scores` at row 0 is the string '0.9': expected a list of numbers"),
+        ("01", TypeError, r"`scores` at row 0 is the string '0'"),
+        ([[0.1], ["high"]], ValueError, r"`scores` at row 1 is \['high'\]: expected one number a solution"),
+    ],
+)
+def test_text_where_numbers_belong_is_named(scores, error, message):
+    with pytest.raises(error, match=message):
+        best_of_n(scores, [[1], [0]], [1])

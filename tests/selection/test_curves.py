@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from erprm_trl.report import format_selection_table, plot_selection_curves
-from erprm_trl.selection import selection_curves
+from erprm_trl.selection import paired_differences, selection_curves
 
 
 def row(answer, reward):
@@ -145,3 +145,10 @@ def test_every_curve_agrees_with_a_million_resamples():
     for index, n in enumerate(ns):
         error = np.sqrt(0.25 / total) * np.array([4, 4 * np.sqrt(1 + total / 200_000), 4, 4])
         assert (np.abs(curve_means(curves, "min", n) - sums[index] / total) < error).all()
+
+
+def test_one_aggregation_without_its_list_is_an_error():
+    with pytest.raises(TypeError, match="aggregations: got the str 'min', expected a list of strings"):
+        selection_curves(SOLUTIONS, SCORES, [1], aggregations="min")
+    with pytest.raises(TypeError, match="aggregations: got the str 'last'"):
+        paired_differences(SOLUTIONS, SCORES | {"other": SCORES["prm"]}, [1], aggregations="last")

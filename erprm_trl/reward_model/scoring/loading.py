@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ...io.adapters import adapter_config
+from ...io.adapters import adapter_config, base_of_adapter
 from ...io.config_values import is_url
 from ...io.file_checks import check_model_folder
-from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, token_classifier_with_mlp
+from ...io.paths import local_path
+from ...io.tokenizers import load_tokenizer
+from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, check_architecture, token_classifier_with_mlp
 from ..prm_format import PRMFormat, resolve_format
 from .backend import ScoringBackend
 from .implicit import ImplicitBackend
@@ -77,13 +79,14 @@ def load_backend(
             accelerator=accelerator,
         )
         return RemoteBackend(path_or_id)
-    path_or_id = str(path_or_id)
+    path_or_id = local_path(path_or_id)
     check_model_folder(path_or_id)
     prm_format = resolve_format(prm_format, path_or_id, revision)
     kwargs: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
     kwargs["trust_remote_code"] = trust_remote_code
     limits = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
-    tokenizer = AutoTokenizer.from_pretrained(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
+    prm_format.token_ids(tokenizer)  # before the weights are loaded: an error here is cheap
     if accelerator is not None:
         check_sharding(path_or_id, accelerator, prm_format, revision)
         model = load_reward_model(path_or_id, prm_format, kwargs)
@@ -145,12 +148,16 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
             For `from_pretrained`; `revision` and `trust_remote_code` are among them.
 
     Raises:
-        `ValueError`: if the checkpoint lacks weights of the model, its head most of all.
+        `ValueError`: if the checkpoint lacks weights of the model, its head most of all, or if transformers has no
+            model of the architecture with that head.
+        `FileNotFoundError`: if an adapter's base model is not at the place that the adapter names.
     """
     head, kwargs = prm_format.head, dict(kwargs)
     if head in ("token", "token_mlp"):
         kwargs["num_labels"] = prm_format.num_labels
-    if head in AUTO_MODELS and adapter_config(path_or_id, kwargs["revision"]) is not None:
+    adapter = adapter_config(path_or_id, kwargs["revision"])
+    if head in AUTO_MODELS and adapter is not None:
+        base_of_adapter(path_or_id, adapter)  # PEFT's error does not name the adapter
         from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
 
         auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
@@ -159,9 +166,11 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
             model = auto.from_pretrained(path_or_id, **kwargs)
         model.config.name_or_path = path_or_id  # PEFT leaves the base model's
         return model
-    if head == "token_mlp":
+    if head in ("token", "token_mlp"):
         names = ("revision", "trust_remote_code", "num_labels")
         config = AutoConfig.from_pretrained(path_or_id, **{name: kwargs[name] for name in names})
+        check_architecture(path_or_id, config, head)
+    if head == "token_mlp":
         cls = token_classifier_with_mlp(config)
         kwargs = {name: kwargs[name] for name in kwargs if name not in ("num_labels", "trust_remote_code")}
         kwargs["config"] = config
@@ -194,4 +203,4 @@ def load_reference_model(prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTr
             "PRMFormat.reference_model: got None with head='implicit', expected the folder or Hub id of the model "
             "that the reward model was trained against."
         )
-    return AutoModelForCausalLM.from_pretrained(prm_format.reference_model, **{**kwargs, "revision": None})
+    return AutoModelForCausalLM.from_pretrained(local_path(prm_format.reference_model), **{**kwargs, "revision": None})

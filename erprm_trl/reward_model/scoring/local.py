@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ..._trl import get_config_model_id
 from ...functional.step_losses import step_log_odds
-from ..collator import DataCollatorForStepLabels
+from ..collator import DataCollatorForStepLabels, padding_id
 from ..encoding import EncodedSolution, encode_solutions
+from ..heads import refuse_virtual_tokens
 from ..prm_format import FormatTokenIds, PRMFormat
 from ..step_logits import step_logits
 from .backend import SolutionTooLong
@@ -54,7 +55,8 @@ class LocalBackend:
             Defaults to one forward of the model, read at the head that the format names.
 
     Raises:
-        `ValueError`: if a token of the format is not one id.
+        `ValueError`: if the tokenizer does not know a token of the format, or if an adapter puts virtual tokens before
+            the text.
     """
 
     def __init__(
@@ -67,13 +69,13 @@ class LocalBackend:
         max_batch_tokens: int | None = None,
         log_odds: Callable[[dict[str, Tensor]], Tensor] | None = None,
     ):
+        refuse_virtual_tokens(model, "Scoring")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.prm_format = prm_format
         self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
         self.token_ids = prm_format.token_ids(tokenizer)
-        pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._collate = DataCollatorForStepLabels(pad_token_id)
+        self._collate = DataCollatorForStepLabels(padding_id(tokenizer))
         self._log_odds = log_odds or self._log_odds_of_model
 
     @property

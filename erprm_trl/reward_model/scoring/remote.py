@@ -30,7 +30,8 @@ class RemoteBackend:
 
     Solutions are sent in as many requests as the server's limits ask for, up to `max_concurrency` at a time. Dropped
     connections, servers that hang, and the statuses 408, 429, 502, 503 and 504 are retried after growing, jittered
-    waits, and no sooner than `Retry-After` says. Any other failure ends the call.
+    waits, and no sooner than `Retry-After` says. Any other failure ends the call. The proxies of the environment are
+    used, but not for a server on this machine.
 
     Scores are the same as with the model in this process. Where a call takes several requests, or the server joins
     requests, their last bits can depend on what was scored together.

@@ -3,13 +3,15 @@
 Selection, guided search, policy training and the scoring server all call it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ...functional.aggregation import aggregate
+from ...io.text_lists import check_text_lists, check_texts
 from ...steps import clean_steps, split_steps
 from ..prm_format import FormatTokenIds, PRMFormat
 from .backend import CollectiveBackend, ScoringBackend, SolutionTooLong
@@ -47,7 +49,8 @@ class StepScorer:
             The reference model, on the same device, which `head="implicit"` needs.
 
     Raises:
-        `ValueError`: if a token of the format is not one id, or the reference model is missing.
+        `ValueError`: if the tokenizer does not know a token of the format, an adapter puts virtual tokens before the
+            text, or the reference model is missing.
 
     Example:
 
@@ -226,14 +229,12 @@ class StepScorer:
         Raises:
             `ValueError`: if the two differ in length, a solution exceeds the model's context (the error names its
                 index), or the backend gives another number of scores.
+            `TypeError`: if a string is given where a list belongs, or something else for a string (the error names
+                the argument and the row).
         """
-        try:
+        with self._others_told():
             solutions = _solutions(questions, steps)
             distinct = list(dict.fromkeys(solutions))
-        except Exception:
-            if isinstance(self.backend, CollectiveBackend):
-                self.backend.give_up()
-            raise
         try:
             scores = self.backend.score(
                 [question for question, _ in distinct],
@@ -248,7 +249,10 @@ class StepScorer:
 
     def score_texts(self, questions: Sequence[str], completions: Sequence[str]) -> list[list[float]]:
         """Scores of the steps of raw texts, split as the format says; see [`StepScorer.score`]."""
-        return self.score(questions, [self.split(completion) for completion in completions])
+        with self._others_told():
+            check_texts("completions", completions)
+            steps = [self.split(completion) for completion in completions]
+        return self.score(questions, steps)
 
     def score_solutions(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[float]:
         """One score per solution, aggregated as the format says. A solution without steps is an error."""
@@ -258,6 +262,16 @@ class StepScorer:
         """Steps of a raw text, split as the format says."""
         splitter = self.prm_format.splitter
         return clean_steps(split_steps(completion, splitter, self.prm_format.steps_of), splitter)
+
+    @contextmanager
+    def _others_told(self) -> Iterator[None]:
+        """An error in here is an error on all processes that share the backend."""
+        try:
+            yield
+        except Exception:
+            if isinstance(self.backend, CollectiveBackend):
+                self.backend.give_up()
+            raise
 
     def _check_scores(self, scores, distinct, solutions, skip_too_long: bool) -> None:
         name = f"{type(self.backend).__name__}.score"
@@ -282,6 +296,8 @@ class StepScorer:
 
 
 def _solutions(questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[tuple[str, tuple[str, ...]]]:
+    check_texts("questions", questions)
+    check_text_lists("steps", steps)
     if len(questions) != len(steps):
         raise ValueError(
             f"score: got {len(questions)} questions for {len(steps)} solutions, expected one question per solution."

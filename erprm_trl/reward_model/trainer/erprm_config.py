@@ -41,8 +41,12 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             `"precision"` weights each step's training loss by how certain its label is
             ([`~erprm_trl.functional.precision_weights`]), scaled to a mean of 1 over the training steps. Needs labels
             with `label_std`, which the estimator `"posterior"` gives. Evaluation is not weighted.
+        label_smoothing_factor (`float`, *optional*, defaults to `0.0`):
+            Draws the labels of the training towards one half: a label v becomes (1 - s) v + s / 2. Evaluation uses
+            the labels as they are.
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
-            Trains on the last step's label alone: an outcome reward model.
+            Trains on the last step's label alone: an outcome reward model. As with TRL's `PRMTrainer`, evaluation uses
+            all steps.
         invalid_rows (`str`, *optional*, defaults to `"error"`):
             `"error"` stops at the first row that cannot be used, `"drop"` leaves such rows out, counted and logged.
 
@@ -55,7 +59,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             See [`PRMFormat`].
         add_missing_tokens (`bool`, *optional*, defaults to `False`):
             Adds separator, good and bad token to the vocabulary if the tokenizer does not encode them as one id; they
-            are trained, also with LoRA.
+            are trained, also with LoRA. White space that the tokenizer knows is not added.
 
         > Parameters that control the model
 
@@ -138,7 +142,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     format_preset: str | None = field(
         default=None, metadata={"help": "Format of a public reward model to go on training, e.g. 'math-shepherd'."}
     )
-    separator: str | None = field(default=None, metadata={"help": "Closes each step; one token. Default: a newline."})
+    separator: str | None = field(default=None, metadata={"help": "Closes each step. Default: a newline."})
     good_token: str | None = field(
         default=None, metadata={"help": "Predicted after a right step; one token. Default: '+'."}
     )
@@ -206,8 +210,18 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         metadata={"help": "Lay a batch's short solutions behind one another in a row instead of padding each."},
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.label_smoothing_factor <= 1:
+            raise ValueError(
+                f"label_smoothing_factor: got {self.label_smoothing_factor}, expected a number from 0 (labels as they "
+                "are) to 1 (all labels one half)."
+            )
+
     def resolve_format(self, saved: PRMFormat | None) -> PRMFormat:
         """The format to train with: fields set here, else the preset's, else the model's own, else the defaults."""
         base = PRMFormat.preset(self.format_preset) if self.format_preset is not None else saved or PRMFormat()
-        chosen = {name: getattr(self, name) for name in FORMAT_FIELDS}
-        return replace(base, **{name: value for name, value in chosen.items() if value is not None})
+        chosen = {name: getattr(self, name) for name in FORMAT_FIELDS if getattr(self, name) is not None}
+        if chosen.keys() & {"separator", "good_token", "bad_token"}:
+            chosen["expected_ids"] = None  # other tokens have other ids
+        return replace(base, **chosen)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...io.paths import local_path
+from ...io.text_lists import check_texts
 from .processbench_f1 import choose_threshold, first_error, paired_f1_difference, processbench_metrics
 
 
@@ -25,12 +27,12 @@ class JudgedSolution(NamedTuple):
     label: int
 
 
-def load_processbench(source: str, subsets: Sequence[str] | None = None) -> dict[str, list[JudgedSolution]]:
+def load_processbench(source: str | Path, subsets: Sequence[str] | None = None) -> dict[str, list[JudgedSolution]]:
     """
     Loads judged solutions in ProcessBench's columns.
 
     Args:
-        source (`str`):
+        source (`str` or `Path`):
             A dataset id on the Hub (each split is a subset, as in `"Qwen/ProcessBench"`); a `.jsonl`, `.json` or
             `.parquet` file (one subset, named after it); a folder of such files; a folder written by
             `save_to_disk`.
@@ -45,7 +47,9 @@ def load_processbench(source: str, subsets: Sequence[str] | None = None) -> dict
         `ValueError`: for a subset that is not there or has no rows, a column that is missing, or a row that is no
             judged solution (subset, row and column are named).
     """
-    tables = _read_tables(source)
+    if subsets is not None:
+        check_texts("subsets", subsets)
+    tables = _read_tables(local_path(source))
     unknown = [name for name in subsets or () if name not in tables]
     if unknown:
         raise ValueError(f"Subsets of {source}: got {unknown}, expected some of {sorted(tables)}.")
@@ -119,6 +123,7 @@ def hold_out(
     test = {name: list(solutions) for name, solutions in data.items()}
     validation: dict[str, Sequence[JudgedSolution]] = {}
     if subsets is not None:
+        check_texts("subsets", subsets)
         unknown = [name for name in subsets if name not in test]
         if unknown:
             raise ValueError(f"Validation subsets: got {unknown}, expected some of {sorted(test)}.")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ...io.atomic_files import replace_file
+from ...io.paths import local_path
 from ...io.redaction import without_login
+from ...io.text_lists import check_text_lists
 from ...reward_model.scoring.scorer import StepScorer
 from .processbench import JudgedSolution
 
@@ -18,7 +20,7 @@ _WEIGHTS = ("*.safetensors", "*.bin", "prm_format.json")
 
 
 def score_judged(
-    reward_model: str,
+    reward_model: str | Path,
     solutions: Iterable[JudgedSolution],
     folder: str | Path,
     *,
@@ -29,7 +31,7 @@ def score_judged(
     Scores the steps of judged solutions, or reads the scores that an earlier run has written.
 
     Args:
-        reward_model (`str`):
+        reward_model (`str` or `Path`):
             Folder, Hub id or scoring server; loaded only if something is left to score.
         solutions (`Iterable[JudgedSolution]`):
             Any, in any order; solutions with equal problem and steps are scored once.
@@ -47,7 +49,9 @@ def score_judged(
         `ValueError`: if the file is damaged, or holds the scores of another model or of other weights in the same
             folder.
     """
-    folder = Path(folder)
+    solutions = list(solutions)
+    check_text_lists("steps of the solutions", [solution.steps for solution in solutions])
+    folder, reward_model = Path(local_path(folder)), local_path(reward_model)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SCORES_FILE
     identity = {"reward_model": without_login(reward_model), "files": _files(reward_model)}

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ...functional.aggregation import AGGREGATIONS, aggregate
+from ...io.text_lists import check_texts
 from ...reward_model import scoring
 from ...reward_model.scoring.backend import ScoringBackend
 from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed, holds_stop, stop_strings
@@ -111,6 +112,7 @@ def guided_search(
 
     Raises:
         `ValueError`: for arguments that do not fit, or a score that is not finite.
+        `TypeError`: for questions that are not a list of strings.
 
     Example:
 
@@ -119,6 +121,7 @@ def guided_search(
     >>> results[0].solutions[0].text
     ```
     """
+    check_texts("questions", questions)
     expansions = _check_arguments(method, eta, width, expansions, ess_threshold, aggregation)
     _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
     if isinstance(scorer, ScoringBackend):

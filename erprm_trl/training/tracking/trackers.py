@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...io.paths import local_path
 from ...io.redaction import redacted
 from .coloured_steps import ColouredSteps, table_as_html, table_as_markdown
 
@@ -68,7 +69,7 @@ class Trackers:
         unknown = sorted(set(names) - set(_START))
         if unknown:
             raise ValueError(f"report_to: got {unknown}, expected some of {', '.join(_START)}, or none.")
-        running = [_START[name](Path(folder), redacted(config)) for name in names]
+        running = [_START[name](Path(local_path(folder)), redacted(config)) for name in names]
         try:
             yield cls(lambda: running)
         finally:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ...io.redaction import SECRET_NAME, redacted
+from ...io.text_lists import check_texts
 
 
 ARTIFACTS = ("config", "data", "checkpoint")
@@ -38,6 +39,8 @@ class TrackingConfig:
         self._shown_of_model: dict[str, Any] = {}
         if self.num_logged_solutions < 0:
             raise ValueError(f"num_logged_solutions: got {self.num_logged_solutions}, expected 0 or more.")
+        if self.log_artifacts is not None:
+            check_texts("log_artifacts", self.log_artifacts)
         unknown = sorted(set(self.log_artifacts or ()) - set(ARTIFACTS))
         if unknown:
             raise ValueError(f"log_artifacts: got {unknown}, expected some of {', '.join(ARTIFACTS)}.")

@@ -326,7 +326,7 @@ def test_secrets_are_sent_and_seen_nowhere(login, monkeypatch, caplog):
             scorer.score(QUESTIONS, STEPS)
     assert app.authorizations == {"Basic dXNlcjpwYXNzdzByZA==" if login else f"Bearer {TOKEN}"}
     shown = "".join(traceback.format_exception(error.value)) + caplog.text + scorer.backend.client.base_url
-    assert "attempt 1 failed (status 503" in caplog.text
+    assert "attempt 1 of 3 failed (status 503" in caplog.text
     assert TOKEN not in shown and "passw0rd" not in shown
 
 

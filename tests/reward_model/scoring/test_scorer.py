@@ -81,6 +81,45 @@ def test_errors(scorer, tmp_path):
     assert len(StepScorer.from_pretrained(path, prm_format=FORMAT).score(QUESTIONS, STEPS)) == 9
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda scorer: scorer.score("Tom ?", [["a"]] * 5), r"^questions: got the str 'Tom \?', expected a list of"),
+        (lambda scorer: scorer.score(QUESTIONS[:1], ["answer 2"]), r"^steps\[0\]: got the str 'answer 2'"),
+        (lambda scorer: scorer.score(QUESTIONS[:2], [["answer 2"], "x"]), r"^steps\[1\]: got the str 'x'"),
+        (lambda scorer: scorer.score(QUESTIONS[:1], [[["answer 2"]]]), r"^steps\[0\]\[0\]: got list"),
+        (lambda scorer: scorer.score([None], [["answer 2"]]), r"^questions\[0\]: got NoneType"),
+        (lambda scorer: scorer.score_texts(["Q"] * 4, "text"), r"^completions: got the str 'text'"),
+        (lambda scorer: scorer.score_texts("text", ["a"] * 4), r"^questions: got the str 'text'"),
+        (lambda scorer: scorer.score_solutions(QUESTIONS[:1], ["answer 2"]), r"^steps\[0\]: got the str"),
+    ],
+)
+def test_a_string_where_a_list_of_texts_belongs_is_an_error(scorer, call, message):
+    with pytest.raises(TypeError, match=message):
+        call(scorer)
+
+
+def test_a_string_is_an_error_of_every_backend():
+    class Lengths:
+        prm_format, model_name, context_length, weights = FORMAT, "length", None, None
+
+        def __init__(self):
+            self.told = 0
+
+        def score(self, questions, steps, skip_too_long):
+            return [[1.0] * len(solution) for solution in steps]
+
+        def give_up(self):
+            self.told += 1
+
+    backend = Lengths()
+    scorer = StepScorer.from_backend(backend)
+    for call in (lambda: scorer.score(["q"], ["ab"]), lambda: scorer.score_texts(["q", "q"], "ab")):
+        with pytest.raises(TypeError, match="got the str 'ab'"):
+            call()
+    assert backend.told == 2  # processes that share the backend do not wait for this one
+
+
 def test_sharded_by_accelerate(scorer, tmp_path):
     """Weights on disk, brought in layer by layer by accelerate's hooks: the same scores."""
     path = save_tiny(tmp_path / "model", word_level())

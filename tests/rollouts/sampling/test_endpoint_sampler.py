@@ -441,7 +441,7 @@ def test_the_key_is_sent_and_seen_nowhere(login, tmp_path, caplog, monkeypatch):
         sampler = sampler_for(f"http://{login}{server.address}/v1/", api_key_env="THE_KEY")
         data = collect_rollouts(QUESTIONS[:2], sampler, tmp_path, **COLLECTION)
         assert server.authorizations == {sent}
-        assert len(data.rows) == 4 and "attempt 1 failed (status 500" in caplog.text
+        assert len(data.rows) == 4 and "attempt 1 of 3 failed (status 500" in caplog.text
         assert server.address not in json.dumps(data.manifest)
     with FaultyServer(lambda body, attempt: 401) as server:
         refused = sampler_for(f"http://{login}{server.address}/v1", api_key_env="THE_KEY")

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,3 +296,30 @@ def test_scores_of_other_models_are_refused(tmp_path, monkeypatch):
     (tmp_path / "out" / "step_scores.json").write_text('{"scores": {')
     with pytest.raises(ValueError, match="damaged"):
         score_judged(str(model), [solution(0, -1)], tmp_path / "out")
+
+
+def test_strings_where_lists_belong_are_named(tmp_path):
+    with pytest.raises(TypeError, match="subsets: got the str 'gsm8k', expected a list of strings"):
+        load_processbench(tmp_path, subsets="gsm8k")
+    with pytest.raises(TypeError, match="subsets: got the str 'gsm8k'"):
+        hold_out({"gsm8k": [solution(0, -1)]}, subsets="gsm8k")
+    with pytest.raises(TypeError, match=r"steps of the solutions\[1\]: got the str 'a'"):
+        score_judged("a/model", [solution(0, -1), solution(1, -1)._replace(steps="a")], tmp_path)
+    assert not (tmp_path / "step_scores.json").exists()
+
+
+def test_paths_in_the_home_directory_and_path_objects(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(
+        processbench_scores.StepScorer,
+        "from_pretrained",
+        lambda path, **kwargs: asked.append(path) or CountingScorer(),
+    )
+    judged = solution(0, -1)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "part.jsonl").write_text(json.dumps({**judged._asdict(), "steps": list(judged.steps)}))
+    for source in ("~/data", Path("~/data/part.jsonl")):
+        assert load_processbench(source) == {"part": [judged]}
+    score_judged(Path("~/model"), [judged], "~/out")
+    assert asked == [str(tmp_path / "model")] and (tmp_path / "out" / "step_scores.json").exists()

@@ -581,3 +581,8 @@ def test_a_policy_that_writes_blank_lines_for_ever_is_cut_off():
         max_tokens=50,
     )
     assert result.solutions[0].reason == "length" and result.solutions[0].step_scores == []
+
+
+def test_one_question_without_its_list_is_an_error():
+    with pytest.raises(TypeError, match="questions: got the str 'Tom', expected a list of strings"):
+        search("Tom", eta=ETA)

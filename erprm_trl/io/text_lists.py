@@ -1,0 +1,40 @@
+"""Checks of arguments that are lists of texts. A string is a sequence of letters in Python: where a list of texts
+belongs, it would be read letter by letter, without an error."""
+
+from typing import Any
+
+
+def check_texts(name: str, texts: Any) -> None:
+    """
+    Checks that an argument is a list of strings.
+
+    Args:
+        name (`str`):
+            Name of the argument, for errors.
+        texts (`Any`):
+            Its value.
+
+    Raises:
+        `TypeError`: for a single string, or for a row that is not a string; the error names the argument and the row.
+    """
+    _refuse_string(name, texts, "a list of strings")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{row}]: got {type(text).__name__} {str(text)[:60]!r}, expected a string.")
+
+
+def check_text_lists(name: str, rows: Any) -> None:
+    """Checks that an argument is a list of lists of strings; see [`check_texts`]."""
+    _refuse_string(name, rows, "a list of lists of strings")
+    for row, texts in enumerate(rows):
+        check_texts(f"{name}[{row}]", texts)
+
+
+def _refuse_string(name: str, value: Any, expected: str) -> None:
+    if isinstance(value, (str, bytes)):
+        raise TypeError(
+            f"{name}: got the {type(value).__name__} {value[:60]!r}, expected {expected}. Put it into a list, or "
+            "split it first."
+        )
+    if value is None or not hasattr(value, "__iter__"):
+        raise TypeError(f"{name}: got {type(value).__name__} {str(value)[:60]!r}, expected {expected}.")

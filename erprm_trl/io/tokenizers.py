@@ -1,0 +1,48 @@
+"""Loads tokenizers, and names what is missing when one cannot be loaded."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .paths import local_path
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(path_or_id: str | Path, **options: Any) -> "PreTrainedTokenizerBase":
+    """
+    Loads a tokenizer with `AutoTokenizer`.
+
+    Args:
+        path_or_id (`str` or `Path`):
+            Folder or Hub id.
+        **options:
+            For `AutoTokenizer.from_pretrained`, e.g. `revision` and `trust_remote_code`.
+
+    Raises:
+        `ImportError`: if the tokenizer is a SentencePiece model alone, and the package `sentencepiece` is missing.
+    """
+    from transformers import AutoTokenizer
+
+    path_or_id = local_path(path_or_id)
+    try:
+        return AutoTokenizer.from_pretrained(path_or_id, **options)
+    except Exception as error:  # transformers tries other readers then, whose errors name other packages
+        if find_spec("sentencepiece") is None and _is_sentencepiece_alone(path_or_id, options.get("revision")):
+            raise ImportError(
+                f"Tokenizer of {path_or_id}: got a SentencePiece model (tokenizer.model) without a tokenizer.json, "
+                "expected the package sentencepiece, which reads it. Install it: pip install sentencepiece protobuf."
+            ) from error
+        raise
+
+
+def _is_sentencepiece_alone(path_or_id: str, revision: str | None) -> bool:
+    from transformers.utils import cached_file
+
+    def has(name: str) -> bool:
+        file = cached_file(path_or_id, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        return file is not None
+
+    return has("tokenizer.model") and not has("tokenizer.json")

@@ -1,0 +1,34 @@
+"""Tokenizers that cannot be loaded name what is missing."""
+
+import importlib.util
+
+import pytest
+from zoo import byte_level_bpe
+
+from erprm_trl.io import load_tokenizer
+
+
+def test_a_missing_sentencepiece_is_named(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "erprm_trl.io.tokenizers.find_spec", lambda name: None if name == "sentencepiece" else find_spec(name)
+    )
+    with pytest.raises(ImportError, match=r"tokenizer\.model.*pip install sentencepiece"):
+        load_tokenizer(tmp_path)
+
+
+def test_other_failures_keep_their_own_error(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(Exception) as failure:
+        load_tokenizer(tmp_path)
+    assert "sentencepiece" not in str(failure.value)
+
+
+def test_a_folder_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    byte_level_bpe().save_pretrained(tmp_path / "model")
+    assert load_tokenizer("~/model").encode("\n") == byte_level_bpe().encode("\n")
