@@ -48,7 +48,7 @@ def policy_model(
         model (`str` or `PathLike` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A model, or the folder or Hub id of a model or an adapter.
         args ([`~trl.GRPOConfig`] or [`~trl.SFTConfig`]):
-            The trainer's configuration, with the `model_init_kwargs`.
+            The trainer's configuration. Its `model_init_kwargs` become `None` where an adapter was loaded with them.
         subject (`str`):
             Name of the trainer, for errors.
         processing_class, quantization_config, peft_config (*optional*):
@@ -94,6 +94,7 @@ def policy_model(
     )
     if adapter is None:
         return name, processing_class, quantization_config
+    args.model_init_kwargs = None  # TRL would warn that it ignores them, as it does with a model that it is given
     if processing_class is None:
         source, revision = tokenizer_source(name, revision)
         processing_class = AutoProcessor.from_pretrained(

@@ -156,3 +156,21 @@ def test_columns_of_a_streaming_dataset_are_its_first_rows():
     assert columns_of(streaming) == ["prompt", "solution", "answer"]
     assert columns_of(streaming.filter(lambda row: False)) == []
     assert columns_of(None) == []
+
+
+@pytest.mark.slow("trains several times")
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_the_training_of_a_saved_adapter_resumes(tmp_path, folders, kind):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    straight = make_trainer(kind, tmp_path / "run", str(folders[1]), **options)
+    straight.train()
+    resumed = make_trainer(kind, tmp_path / "resumed", str(folders[1]), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    for (name, weight), (other, expected) in zip(
+        resumed.model.named_parameters(), straight.model.named_parameters(), strict=True
+    ):
+        assert name == other and torch.equal(weight, expected), name
+    # The reference is the adapter as it was, and the KL to it is not 0 any more.
+    reference = [weight for name, weight in resumed.model.named_parameters() if "lora_B.ref" in name]
+    assert len(reference) == 4 and all((weight == 0.25).all() for weight in reference)
+    assert [log["kl"] for log in resumed.state.log_history if "kl" in log][-1] > 0

@@ -158,6 +158,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         if args.drop_uniform is None:
             self.drop_uniform = self.has_answers and args.num_generations > 1
         self._check_arguments()
+        if isinstance(reward_model, (str, PathLike)):
+            reward_model = local_path(reward_model)
         self.scorer = load_scorer(reward_model, self.accelerator, args.scoring_batch_size, args.shard_reward_model)
         self.prompt_format = PromptFormat(self._tokenizer, **args.prompt_settings)
         self._first_policy = Path(args.output_dir, "first-policy")
