@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...io.adapters import adapter_config, base_of_adapter
 from ...io.file_checks import check_model_folder
 from ...io.paths import local_path
 from ...io.tokenizers import load_tokenizer
@@ -101,6 +102,9 @@ class TransformersSampler:
                 `trust_remote_code` to False.
             settings:
                 The other arguments of the class.
+
+        Raises:
+            `FileNotFoundError`: if an adapter's base model is not at the place that the adapter names.
         """
         from accelerate import PartialState
         from transformers import AutoModelForCausalLM
@@ -110,6 +114,9 @@ class TransformersSampler:
         # Said outright: left open, transformers asks on the terminal whether to run a repository's code.
         kwargs = {"dtype": "auto", "trust_remote_code": False, **(model_init_kwargs or {})}
         shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+        adapter = adapter_config(path_or_id, kwargs.get("revision"))
+        if adapter is not None:
+            base_of_adapter(path_or_id, adapter)  # transformers' error does not name the adapter
         tokenizer = load_tokenizer(path_or_id, **shared)
         model = AutoModelForCausalLM.from_pretrained(path_or_id, **kwargs)
         if "device_map" not in kwargs:
