@@ -77,7 +77,12 @@ class CollectionProgress:
         rate = self._tokens / max(time.monotonic() - self._started, 1e-3)
         speed = f", {rate:.0f} tokens/s" if self._tokens else ""
         self._bar.set_postfix_str(f"{self._what} {self._texts}/{self._num_texts}{speed}", refresh=False)
-        self._move((self._sampled + self._texts) / max(self._expected, 1))
+        texts = self._texts
+        if longest := self.settings.sampler.get(
+            "max_new_tokens"
+        ):  # long texts all end late: their tokens count before
+            texts = max(texts, min(self._tokens / longest, self._num_texts))
+        self._move((self._sampled + texts) / max(self._expected, 1))
 
     def end_call(self) -> None:
         """The call has ended. Samplers that report nothing have sampled everything now."""
