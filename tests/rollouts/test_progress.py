@@ -32,7 +32,7 @@ def test_the_bar_moves_within_a_chunk(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress_module, "TERMINAL_INTERVAL", 0)
-    clock = iter(range(0, 1000, 2))  # two seconds between two looks
+    clock = iter(range(0, 1000))  # a call looks when it begins, twice, and at each update
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     settings = CollectionSettings(num_questions=8, num_solutions=2, chunk_size=4, num_continuations=3)
     with CollectionProgress(settings, 0) as bar:
