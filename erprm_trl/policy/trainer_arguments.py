@@ -1,9 +1,9 @@
-"""Reads the arguments that the trainers of policies share: configuration, model, tokenizer, columns of the dataset."""
+"""Reads the arguments that the trainers of policies share: model, tokenizer, columns of the dataset."""
 
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoProcessor, TrainingArguments
+from transformers import AutoProcessor
 
 from .._trl import create_model_from_path
 from ..io.adapters import adapter_config, base_of_adapter
@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
     from trl import GRPOConfig, SFTConfig
-
-
-def check_config(args: TrainingArguments, config_class: type[TrainingArguments], subject: str) -> None:
-    """Raises a `TypeError` for a configuration of another trainer, which lacks settings of this one."""
-    if not isinstance(args, config_class):
-        name = config_class.__name__
-        raise TypeError(
-            f"`args` of {subject}: got a {type(args).__name__}, expected a {name}, which has all of its settings. "
-            f"Give them to {name}(...) instead."
-        )
 
 
 def policy_model(

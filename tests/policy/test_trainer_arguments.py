@@ -136,16 +136,33 @@ def test_the_home_directory_and_path_objects(tmp_path, folders, kind, monkeypatc
         assert trainer.args.output_dir == str(tmp_path / "run")
 
 
-@pytest.mark.parametrize("config_class", [TrainingArguments, GRPOConfig, SFTConfig, "other"])
+# Configurations that have no settings of their own that the trainer's lacks.
+TAKEN = {
+    "grpo": (TrainingArguments, GRPOConfig, StepPPOConfig),
+    "ppo": (TrainingArguments, GRPOConfig, StepGRPOConfig),
+    "raft": (TrainingArguments, SFTConfig),
+}
+
+
+@pytest.mark.parametrize(
+    "config_class", [TrainingArguments, SFTConfig, RAFTConfig, GRPOConfig, StepGRPOConfig, StepPPOConfig]
+)
 @pytest.mark.parametrize("kind", TRAINERS)
-def test_the_configuration_of_another_trainer_is_refused(tmp_path, kind, config_class):
+def test_the_configuration_of_another_trainer_is_taken_over_or_refused(tmp_path, kind, config_class):
     trainer_class, own = TRAINERS[kind]
-    if config_class == "other":
-        config_class = StepGRPOConfig if kind != "grpo" else RAFTConfig
-    args = config_class(str(tmp_path / "run"), use_cpu=True, bf16=False)
-    message = f"`args` of {trainer_class.__name__}: got a {config_class.__name__}, expected a {own.__name__}"
-    with pytest.raises(TypeError, match=message):
-        make_trainer(kind, tmp_path / "run", tiny_llama(46), args=args, tokenizer=word_level())
+    args = config_class(str(tmp_path / "run"), use_cpu=True, bf16=False, learning_rate=0.25, max_steps=1, save_steps=7)
+    if config_class not in (own, *TAKEN[kind]):
+        message = (
+            f"{trainer_class.__name__}: got args of type {config_class.__name__}, whose fields .* Pass {own.__name__}"
+        )
+        with pytest.raises(TypeError, match=message):
+            make_trainer(kind, tmp_path / "run", tiny_llama(46), args=args, tokenizer=word_level())
+        return
+    trainer = make_trainer(kind, tmp_path / "run", tiny_llama(46), args=args, tokenizer=word_level())
+    assert isinstance(trainer.args, own) and trainer.args.output_dir == str(tmp_path / "run")
+    assert (trainer.args.learning_rate, trainer.args.save_steps) == (0.25, 7)
+    if kind != "raft":
+        assert trainer.args.steps_per_generation == trainer.args.generation_batch_size // 8
 
 
 def test_columns_of_a_streaming_dataset_are_its_first_rows():

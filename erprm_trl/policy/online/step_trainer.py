@@ -26,6 +26,7 @@ from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.loading import load_format
 from ...rollouts.grading.grader import Grader
 from ...rollouts.questions import ANSWER_COLUMNS
+from ...training.arguments import as_config
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.trainable import check_trainable
@@ -33,7 +34,7 @@ from ..answer_reward import AnswerReward
 from ..completions import opens_thinking
 from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
-from ..trainer_arguments import check_config, columns_of, policy_model
+from ..trainer_arguments import columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
 from .step_config import StepGRPOConfig
 from .tracking import PolicyTracking
@@ -109,7 +110,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             name = local_path(model) if isinstance(model, (str, PathLike)) else get_config_model_id(model.config)
             suffix = self._config_class.__name__.removesuffix("Config")
             args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
-        check_config(args, self._config_class, subject)
+        # TRL computes the batches of a generation from its size, and takes one of the two.
+        args = as_config(args, self._config_class, subject=subject, derived=("steps_per_generation",))
         funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
