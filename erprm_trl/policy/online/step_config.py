@@ -32,9 +32,9 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             Discount of the rewards to come: a step in GRPO (1 credits a step with all that follows, 0 with its own
             reward alone), a token in PPO.
         outcome_weight (`float`, *optional*):
-            Weight of the graded answer, and of any other reward function, beside the step rewards. Defaults to 1.0
-            where the dataset has answers or there are other reward functions, else to 0. At 0 answers are graded and
-            logged but teach nothing.
+            Weight of the graded answer, and of any other reward function, in addition to the step rewards. Defaults to
+            1.0 where the dataset has answers or there are other reward functions, else to 0. At 0 answers are graded
+            and logged, and have no influence. Above 0 without answers and other reward functions is an error.
         eta (`float`, *optional*):
             The paper's inverse reward temperature \\( \eta \\): sets `beta` to 1/eta unless `beta` is given.
         beta (`float`, *optional*):
@@ -47,11 +47,17 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
         > Parameters that control the answers
 
         question_column (`str`, *optional*, defaults to `"question"`):
-            Column of the bare question, for the reward model; without it the prompt is the question.
+            Column of the bare question, for the reward model. Without a column `"question"` the prompt is the
+            question. Any other column must exist.
         answer_column (`str`, *optional*, defaults to `"answer"`):
-            Column of the reference answers. A dataset without it is trained on step rewards alone.
+            Column of the reference answers. A dataset without a column `"answer"` is trained on step rewards alone.
+            Any other column must exist.
         grading (`str`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*):
             See [`~erprm_trl.rollouts.Grader`].
+        reasoning (`bool`, *optional*):
+            Whether only what follows `</think>` is graded, see [`~erprm_trl.rollouts.Grader`]. By default the
+            delimiters are looked for in each completion, and a completion without any is thinking that is not closed
+            where the first training prompt, or the chat template, ends with `<think>`.
 
         > Parameters that control the tracking
 
@@ -84,6 +90,9 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
     answer_column: str = field(default="answer", metadata={"help": "Column of the reference answers."})
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
     answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the final answer."})
+    reasoning: bool | None = field(
+        default=None, metadata={"help": "Grade what follows </think>. Default: where a text has <think>."}
+    )
 
     def __post_init__(self):
         if self.beta is None:
@@ -115,6 +124,12 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
                 f"multi_objective_aggregation: got {self.multi_objective_aggregation!r}, expected "
                 "'sum_then_normalize'. Step rewards are normalized apart from the others in any case."
             )
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """`question_column` and `answer_column`, as far as they are not the defaults. These columns have to exist."""
+        names = ("question_column", "answer_column")
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(type(self), name)}
 
 
 @dataclass
