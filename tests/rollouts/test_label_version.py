@@ -79,8 +79,8 @@ def definitions(tree):
                     found[f"{node.name}.{method.name}"] = method
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                if isinstance(target, ast.Name):
-                    found[target.id] = node
+                names = target.elts if isinstance(target, ast.Tuple) else [target]
+                found.update({name.id: node for name in names if isinstance(name, ast.Name)})
     return found
 
 
