@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         StepPPOTrainer,
         StepRewardFunction,
     )
-    from .reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
+    from .reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer, load_labelled_steps
     from .rollouts import (
         EndpointSampler,
         RolloutDataset,
@@ -50,7 +50,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "StepPPOTrainer",
             "StepRewardFunction",
         ],
-        "reward_model": ["ERPRMConfig", "ERPRMTrainer", "PRMFormat", "StepScorer"],
+        "reward_model": ["ERPRMConfig", "ERPRMTrainer", "PRMFormat", "StepScorer", "load_labelled_steps"],
         "rollouts": [
             "EndpointSampler",
             "RolloutDataset",

@@ -98,6 +98,7 @@ SEAMS = (
     Seam("transformers.Trainer._load_rng_state", "checkpoint", _CHECKPOINTS),
     Seam("transformers.Trainer._get_output_dir", "trial", f"{_CHECKPOINTS} {_RAFT}"),
     Seam("transformers.Trainer._set_signature_columns_if_needed", "", _ERPRM),
+    Seam("transformers.Trainer._get_eval_sampler", "eval_dataset", _ERPRM),
     Seam(
         "trl.SFTTrainer._prepare_dataset",
         "dataset processing_class args packing formatting_func dataset_name",

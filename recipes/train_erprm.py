@@ -20,10 +20,14 @@ class DataArguments:
     rollouts: str | None = field(default=None, metadata={"help": "Folder of collect_rollouts.py, labelled at --eta."})
     eval_rollouts: str | None = field(default=None, metadata={"help": "Rollouts of other questions, for evaluation."})
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Instead of rollouts: a dataset with step labels."}
+        default=None,
+        metadata={"help": "Instead of rollouts: labelled steps. Hub id, file, folder or package.module:f."},
     )
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration on the Hub."})
     dataset_train_split: str = field(default="train", metadata={"help": "Its training split."})
-    dataset_test_split: str | None = field(default=None, metadata={"help": "Its evaluation split."})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Split for evaluation."})
+    dataset_streaming: bool = field(default=False, metadata={"help": "Read it while training; needs --max_steps."})
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "Another dataset for evaluation."})
     resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
 
 
@@ -33,11 +37,13 @@ def main(data: DataArguments, training: ERPRMConfig, model: trl.ModelConfig) -> 
         raise ValueError("Give either --rollouts or --dataset_name.")
     train_dataset, eval_dataset = data.rollouts, data.eval_rollouts
     if data.dataset_name is not None:
-        from datasets import load_dataset
-
-        train_dataset = load_dataset(data.dataset_name, split=data.dataset_train_split)
-        if data.dataset_test_split is not None:
-            eval_dataset = load_dataset(data.dataset_name, split=data.dataset_test_split)
+        load, config = erprm_trl.load_labelled_steps, data.dataset_config
+        train_dataset = load(
+            data.dataset_name, config_name=config, split=data.dataset_train_split, streaming=data.dataset_streaming
+        )
+        if data.eval_dataset_name is not None or data.dataset_test_split is not None:
+            name, split = data.eval_dataset_name or data.dataset_name, data.dataset_test_split or "train"
+            eval_dataset = load(name, config_name=config, split=split)
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,

@@ -25,7 +25,7 @@ from .score_metrics import (
     expected_calibration_error,
 )
 from .soft_values import implied_success_rate, soft_value, soft_value_from_rate
-from .step_losses import soft_step_cross_entropy, step_log_odds
+from .step_losses import smoothed_labels, soft_step_cross_entropy, step_log_odds
 from .value_noise import (
     bootstrap_value_noise,
     fit_recalibration,

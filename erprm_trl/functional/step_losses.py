@@ -63,3 +63,23 @@ def soft_step_cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "me
             f"{tuple(log_odds.shape)}. Give one label per step."
         )
     return F.binary_cross_entropy_with_logits(log_odds, labels.to(log_odds.dtype), reduction=reduction)
+
+
+def smoothed_labels(labels: Tensor, smoothing: float) -> Tensor:
+    r"""
+    Labels drawn towards one half.
+
+    $$ v' = (1 - s) v + \frac{s}{2} $$
+
+    Args:
+        labels (`torch.Tensor`):
+            Soft labels v in [0, 1], of any shape.
+        smoothing (`float`):
+            s in [0, 1]: 0 leaves labels as they are, 1 makes all of them one half.
+
+    Returns:
+        `torch.Tensor`: Labels of the same shape, in [s / 2, 1 - s / 2].
+
+    Source: arXiv 1512.00567, section 7, for two classes.
+    """
+    return labels * (1 - smoothing) + smoothing / 2

@@ -13,6 +13,10 @@ from torch import Tensor
 from transformers.data.data_collator import DataCollatorMixin
 
 
+LABEL_PADDING = -100.0
+"""The label where a solution has no step, as everywhere in transformers."""
+
+
 @dataclass
 class DataCollatorForStepLabels(DataCollatorMixin):
     """
@@ -30,8 +34,9 @@ class DataCollatorForStepLabels(DataCollatorMixin):
 
     Returns, for B examples in R rows (B without packing): `input_ids` and `attention_mask` or `position_ids` (R, T);
     `rows`, `starts` and `lengths` (B,), where each example lies; `step_positions` (B, S), indices into its row,
-    `step_labels` (B, S, float32) and `step_mask` (B, S, True at real steps), `step_weights` (B, S, float32) if
-    examples have them; `question_ids` and `prompt_lengths` (B,), the latter 0 where it is not known.
+    `step_labels` (B, S, float32, -100 where there is no step) and `step_mask` (B, S, True at real steps),
+    `step_weights` (B, S, float32) if examples have them; `question_ids` and `prompt_lengths` (B,), the latter 0 where
+    it is not known.
     """
 
     pad_token_id: int
@@ -57,7 +62,7 @@ class DataCollatorForStepLabels(DataCollatorMixin):
             "starts": starts,
             "lengths": torch.tensor(lengths),
             "step_positions": (padded("step_positions", 0, torch.long) + starts[:, None]) * step_mask,
-            "step_labels": padded("step_labels", 0.0, torch.float32),
+            "step_labels": padded("step_labels", LABEL_PADDING, torch.float32),
             **({"step_weights": padded("step_weights", 0.0, torch.float32)} if "step_weights" in examples[0] else {}),
             "step_mask": step_mask,
             "question_ids": torch.tensor(
@@ -86,6 +91,13 @@ class DataCollatorForStepLabels(DataCollatorMixin):
             "input_ids": input_ids,
             **({"position_ids": position_ids} if self.packing else {"attention_mask": real}),
         }
+
+
+def padding_id(tokenizer) -> int:
+    """An id to pad with. Padding follows a text, whose tokens do not see it: where a tokenizer has no padding and no
+    end-of-text token, any id will do."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token_id for token_id in ids if token_id is not None)
 
 
 def pack_rows(lengths: list[int]) -> tuple[list[int], list[int]]:

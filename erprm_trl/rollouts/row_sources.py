@@ -49,19 +49,25 @@ def read_rows(
     if path.endswith(FILES) or Path(path).is_file():
         if not (Path(path).is_file() and path.endswith(FILES)):
             problem = "a file of another kind" if Path(path).is_file() else "no file"
-            raise ValueError(f"Questions: {problem} at {path!r}. Give an existing file: {', '.join(FILES)}.")
+            raise ValueError(f"Dataset: {problem} at {path!r}. Give an existing file: {', '.join(FILES)}.")
         return _read_table(path)
     if Path(path).is_dir():
         return _one_split(_read_folder(path, config_name, split, dataset_kwargs), split, path)
     if isinstance(source, PathLike) or path.startswith(("/", "./", "../", "~")):
-        raise ValueError(
-            f"Questions: no file or folder at {path!r}. Give an existing one, or a dataset id on the Hub."
-        )
+        raise ValueError(f"Dataset: no file or folder at {path!r}. Give an existing one, or a dataset id on the Hub.")
     if ":" in path:
         return _one_split(import_function(path)(**dataset_kwargs), split, path)
     from datasets import load_dataset
 
     return _one_split(load_dataset(path, config_name, split=split, **dataset_kwargs), split, path)
+
+
+def has_splits(source: str | PathLike) -> bool:
+    """Whether a source may have several splits: a file, a folder of one dataset and a function have none."""
+    path = local_path(source)
+    return not (
+        Path(path).is_file() or Path(path, "state.json").is_file() or (":" in path and not Path(path).exists())
+    )
 
 
 def _one_split(rows: Any, split: str, name: str) -> Iterable[Mapping[str, Any]]:
@@ -72,11 +78,11 @@ def _one_split(rows: Any, split: str, name: str) -> Iterable[Mapping[str, Any]]:
         return rows[split]
     if all(hasattr(value, "with_format") for value in rows.values()):
         raise ValueError(
-            f"Questions: got the splits {sorted(rows)} of {name}, expected {split!r} among them. Name one of "
+            f"Dataset: got the splits {sorted(rows)} of {name}, expected {split!r} among them. Name one of "
             "them with `split`."
         )
     raise ValueError(
-        f"Questions: got a {type(rows).__name__} with {sorted(map(str, rows))} as {name}, expected rows, each a "
+        f"Dataset: got a {type(rows).__name__} with {sorted(map(str, rows))} as {name}, expected rows, each a "
         "mapping of columns to values. Make a table of columns with `datasets.Dataset.from_dict`."
     )
 
@@ -90,7 +96,7 @@ def _read_folder(path: str, config_name: str | None, split: str, dataset_kwargs:
         return load_dataset(path, config_name, split=split, **dataset_kwargs)
     except (FileNotFoundError, ValueError) as error:  # no data, no such split, or no such configuration
         raise ValueError(
-            f"Questions: the folder {path} cannot be read ({error}). Expected one written by `save_to_disk`, or files "
+            f"Dataset: the folder {path} cannot be read ({error}). Expected one written by `save_to_disk`, or files "
             f"of data with the split {split!r}; name another with `split`."
         ) from error
 
@@ -115,11 +121,11 @@ def _read_table(path: str):
         return Dataset.from_json(path) if _count_rows(path) else []
     except (DatasetGenerationError, ArrowInvalid) as error:
         raise ValueError(
-            f"Questions: {path} is no table ({error.__cause__ or error}). Expected rows of the same columns, "
+            f"Dataset: {path} is no table ({error.__cause__ or error}). Expected rows of the same columns, "
             "each named once, in Unicode text."
         ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"Questions: {path} cannot be decompressed ({error}). Write it again with gzip.") from error
+        raise ValueError(f"Dataset: {path} cannot be decompressed ({error}). Write it again with gzip.") from error
 
 
 def _open(path: str):
@@ -144,7 +150,7 @@ def _check_csv(path: str, delimiter: str) -> tuple[list[str], int]:
                 number_of_rows += bool(row)
         except (csv.Error, ValueError) as error:
             raise ValueError(
-                f"Questions: {path}, line {max(reader.line_num, 1)}: {error}. Expected a table in UTF-8 whose first "
+                f"Dataset: {path}, line {max(reader.line_num, 1)}: {error}. Expected a table in UTF-8 whose first "
                 "line names the columns."
             ) from None
     return columns, number_of_rows
@@ -168,7 +174,7 @@ def _count_rows(path: str) -> int:
             except (ValueError, RecursionError) as error:
                 where = path if whole else f"{path}, line {line_number}"
                 raise ValueError(
-                    f"Questions: {where}: {error}. Expected JSON objects in UTF-8, one a line or all in one list."
+                    f"Dataset: {where}: {error}. Expected JSON objects in UTF-8, one a line or all in one list."
                 ) from None
             number_of_rows += len(rows)
     return number_of_rows

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_l
 
 from ..io.atomic_files import make_folder
 from ..io.file_checks import damaged_file
+from ..io.paths import local_path
 
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class CrashSafeCheckpoints:
 
     def train(
         self,
-        resume_from_checkpoint: str | bool | None = None,
+        resume_from_checkpoint: str | Path | bool | None = None,
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
@@ -147,6 +148,8 @@ class CrashSafeCheckpoints:
         folder = self._get_output_dir(None)  # seam
         if self.args.should_save:
             make_folder(folder)
+        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
+            resume_from_checkpoint = local_path(resume_from_checkpoint)
         if resume_from_checkpoint is True:
             if self.args.should_save:
                 set_unfinished_aside(folder)

@@ -57,12 +57,20 @@ def load_adapter(
             "`peft_config` to go on training the adapter. To train a new one, pass the base model "
             f"{config.get('base_model_name_or_path')!r}, or the result of the loaded adapter's merge_and_unload()."
         )
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
+    from peft.utils import ModulesToSaveWrapper
 
+    # PEFT refuses is_trainable=True for prompts and prefixes. It does not freeze them, but the modules next to them.
+    is_prompt = PeftConfig.from_pretrained(path_or_id, revision=revision).is_prompt_learning
     base = load_base(base_of_adapter(path_or_id, config), revision=config.get("revision"))
-    return PeftModel.from_pretrained(
-        base, path_or_id, is_trainable=True, revision=revision, autocast_adapter_dtype=autocast_adapter_dtype
+    model = PeftModel.from_pretrained(
+        base, path_or_id, is_trainable=not is_prompt, revision=revision, autocast_adapter_dtype=autocast_adapter_dtype
     )
+    if is_prompt:
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.modules_to_save.requires_grad_(True)
+    return model
 
 
 def check_trainable(model: nn.Module, *, subject: str, parts: Mapping[str, nn.Module] | None = None) -> None:

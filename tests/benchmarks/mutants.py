@@ -159,8 +159,19 @@ MUTANTS = {
             ("self.prm_format.save(output_dir or self.args.output_dir)", "pass"),
             ("self._num_tokens = int(counts[-1]) if counts else 0", "self._num_tokens = 0"),
             ('logs[f"{prefix}loss"] = loss', "pass"),
-            ('"last_step_only": args.train_on_last_step_only', '"last_step_only": False'),
+            ("labels = smoothed_labels(labels, self.args.label_smoothing_factor)", "pass"),
         ],
+    ),
+    "reward_model/trainer/data_setup.py": (
+        ["tests/reward_model/trainer/test_data_setup.py"],
+        [
+            ("args.train_on_last_step_only and is_training", "args.train_on_last_step_only"),
+            ("args.label_weighting if is_training", "args.label_weighting if True"),
+        ],
+    ),
+    "reward_model/trainer/metrics.py": (
+        ["tests/reward_model/trainer/test_predictions.py"],
+        [("else logits.flip(-1)", "else logits")],
     ),
     "rollouts/dataset.py": (
         ["tests/rollouts/test_collect.py"],

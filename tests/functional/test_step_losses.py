@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from erprm_trl.functional import soft_step_cross_entropy, step_log_odds
+from erprm_trl.functional import smoothed_labels, soft_step_cross_entropy, step_log_odds
 
 
 def oracle(good, bad, label):
@@ -73,3 +73,15 @@ def test_shape_errors():
         soft_step_cross_entropy(torch.zeros(2, 3), torch.zeros(2))
     with pytest.raises(ValueError, match="one label per step"):
         soft_step_cross_entropy(torch.zeros(2, 2), torch.zeros(3))
+
+
+def test_smoothed_labels():
+    labels = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    torch.testing.assert_close(smoothed_labels(labels, 0.2), torch.tensor([0.1, 0.3, 0.5, 0.9]))
+    assert torch.equal(smoothed_labels(labels, 0.0), labels)
+    assert torch.equal(smoothed_labels(labels, 1.0), torch.full((4,), 0.5))
+    # For two classes it is the smoothing of torch's cross-entropy.
+    logits = torch.tensor([[0.3, -0.7], [1.5, 2.0]])
+    ours = soft_step_cross_entropy(logits, smoothed_labels(torch.tensor([1.0, 0.0]), 0.1))
+    theirs = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]), label_smoothing=0.1)
+    torch.testing.assert_close(ours, theirs)

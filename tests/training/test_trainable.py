@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from zoo import save_tiny, tiny_llama, word_level
 
@@ -38,6 +38,22 @@ def test_a_saved_adapter_is_refused_with_the_configuration_of_a_new_one(adapter,
     with pytest.raises(ValueError, match=r"Trainer: got the adapter .*adapter' together with `peft_config`"):
         load_adapter(adapter, not_called, subject="Trainer", peft_config=new)
     assert load_adapter(str(tmp_path / "base"), not_called, subject="Trainer", peft_config=new) is None
+
+
+@pytest.mark.parametrize("prefix_projection", [False, True])
+def test_a_saved_prefix_is_loaded_to_be_trained(prefix_projection, tmp_path):
+    base = save_tiny(tmp_path / "base", word_level())
+    settings = {"num_virtual_tokens": 2, "prefix_projection": prefix_projection, "encoder_hidden_size": 8}
+    new = PrefixTuningConfig(task_type="CAUSAL_LM", **settings)
+    saved = get_peft_model(AutoModelForCausalLM.from_pretrained(base), new).eval()
+    saved.save_pretrained(tmp_path / "adapter")
+    model = load_adapter(str(tmp_path / "adapter"), AutoModelForCausalLM.from_pretrained, subject="Trainer")
+    check_trainable(model, subject="Trainer")
+    text = {"input_ids": torch.tensor([[7, 8, 9]]), "attention_mask": torch.ones(1, 3)}
+    torch.testing.assert_close(model.eval()(**text).logits, saved(**text).logits)
+    model.train()(**text).logits.sum().backward()
+    trained = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained and all("prompt_encoder" in name and grad.norm() > 0 for name, grad in trained.items())
 
 
 def test_frozen_weights_are_refused_and_the_remedies_help(adapter):

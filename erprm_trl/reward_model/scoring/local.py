@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..._trl import get_config_model_id
 from ...functional.step_losses import step_log_odds
-from ..collator import DataCollatorForStepLabels
+from ..collator import DataCollatorForStepLabels, padding_id
 from ..encoding import EncodedSolution, encode_solutions
 from ..heads import refuse_virtual_tokens
 from ..prm_format import FormatTokenIds, PRMFormat
@@ -75,9 +75,7 @@ class LocalBackend:
         self.prm_format = prm_format
         self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
         self.token_ids = prm_format.token_ids(tokenizer)
-        # No position of a text attends to padding, which is behind it: any id will do.
-        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self._collate = DataCollatorForStepLabels(next(token_id for token_id in ids if token_id is not None))
+        self._collate = DataCollatorForStepLabels(padding_id(tokenizer))
         self._log_odds = log_odds or self._log_odds_of_model
 
     @property

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .dataset_formats import to_stepwise
     from .erprm_config import ERPRMConfig
     from .erprm_trainer import ERPRMTrainer
+    from .labelled_steps import load_labelled_steps
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -16,5 +17,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "dataset_formats": ["to_stepwise"],
         "erprm_config": ["ERPRMConfig"],
         "erprm_trainer": ["ERPRMTrainer"],
+        "labelled_steps": ["load_labelled_steps"],
     },
 )

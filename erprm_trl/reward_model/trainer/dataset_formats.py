@@ -12,13 +12,17 @@ FORMS = {
     "stepwise": ("completions", "labels"),
     "marked text": ("input", "label"),
     "valued text": ("text", "value"),
+    "token ids": ("input_ids", "labels"),
 }
+NO_LABEL = -100  # of a token that ends no step
 TEXT_SEPARATOR = "ки"  # closes the steps in Math-Shepherd's and the paper's published texts
 _FIRST_STEP = re.compile(r"\s*(?=Step 1\s*:)")
 
 WRONG_TYPE = "a value of another type"
 NOT_REPEATED = "a label text that is not its input's"
+NOT_ALIGNED = "labels and token ids that differ in number"
 READING_REMEDY = {
+    NOT_ALIGNED: "Give one label per token, -100 where no step ends.",
     WRONG_TYPE: "Convert the column with dataset.map or dataset.cast_column, or drop the row.",
     NOT_REPEATED: "Drop or mend the row.",
 }
@@ -26,12 +30,14 @@ READING_REMEDY = {
 
 class Row(NamedTuple):
     """A row's prompt, steps, labels (and their standard deviations, where asked for), or the `problem` that it could
-    not be read for and where it lies."""
+    not be read for and where it lies. A row of token ids has `input_ids`, and as `steps` the positions of its
+    labels."""
 
     prompt: str = ""
-    steps: Sequence[str] = ()
+    steps: Sequence[str] | Sequence[int] = ()
     labels: Sequence[float] = ()
     stds: Sequence[float] | None = None
+    input_ids: Sequence[int] | None = None
     problem: str = ""
     detail: str = ""
 
@@ -62,23 +68,33 @@ def to_stepwise(dataset):
     Brings a dataset into TRL's stepwise form `{"prompt", "completions", "labels"}`.
 
     Args:
-        dataset (`datasets.Dataset`):
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`):
             In one of three forms. Stepwise: `prompt`, `completions` (steps), `labels` (booleans or floats, one a
             step). Math-Shepherd's: `input` (question and steps, each closed by `ки`) and `label` (the same text with
             `+` or `-` in its place). The paper's: `text` (like `input`) and `value` (one float a step). In the text
             forms the question ends where `Step 1:` begins; text without it is read as steps without a question.
 
     Returns:
-        `datasets.Dataset`: the stepwise form; a dataset that has it already as it is. A row whose text and labels do
+        The stepwise form, of the same type; a dataset that has it already as it is. A row whose text and labels do
         not fit keeps its mismatch: the encoder reports it.
 
     Raises:
-        `ValueError`: if the columns are of no known form, a text or number is something else, or a `label` does not
-        repeat its `input`.
+        `ValueError`: if the columns are of no known form or hold token ids, a text or number is something else, or a
+            `label` does not repeat its `input`.
     """
-    form = find_form(dataset.column_names)
+    from datasets import IterableDataset
+
+    is_stream = isinstance(dataset, IterableDataset)
+    # After `map`, a stream does not know its columns: they are those of its first row.
+    columns = list(next(iter(dataset), {})) if is_stream else dataset.column_names
+    form = find_form(columns)
     if form == "stepwise":
         return dataset
+    if form == "token ids":
+        raise ValueError(
+            "to_stepwise: got columns 'input_ids' and 'labels', expected texts. ERPRMTrainer reads token ids as they "
+            "are: pass the dataset to it."
+        )
 
     def read(row: Mapping[str, Any], index: int) -> dict[str, Any]:
         parsed = read_row(row, form)
@@ -86,8 +102,8 @@ def to_stepwise(dataset):
             raise ValueError(f"Row {index}, {parsed.detail}. {READING_REMEDY[parsed.problem]}")
         return {"prompt": parsed.prompt, "completions": parsed.steps, "labels": parsed.labels}
 
-    dataset = dataset.with_format(None)
-    return dataset.map(read, with_indices=True, remove_columns=dataset.column_names, desc="Reading steps")
+    shown = {} if is_stream else {"desc": "Reading steps"}
+    return dataset.with_format(None).map(read, with_indices=True, remove_columns=columns, **shown)
 
 
 def read_row(row: Mapping[str, Any], form: str, with_stds: bool = False) -> Row:
@@ -137,7 +153,24 @@ def _read_steps(pieces: list[str], labels: list[float]) -> Row:
     return Row(question.strip(), [step.strip() for step in steps], labels)
 
 
-_READERS = {"stepwise": _read_stepwise, "marked text": _read_marked_text, "valued text": _read_valued_text}
+def _read_token_ids(row: Mapping[str, Any]) -> Row:
+    # As TRL's PRMTrainer prepared its datasets: a label at the last token of each step, -100 at all others.
+    input_ids = _list(row, "input_ids", "a list of token ids", lambda value: type(value) is int and value >= 0)
+    labels = _numbers(row, "labels")
+    if len(labels) != len(input_ids):
+        raise _Unreadable(
+            NOT_ALIGNED, f"column 'labels' has {len(labels)} for {len(input_ids)} token ids in column 'input_ids'"
+        )
+    positions = [position for position, label in enumerate(labels) if label != NO_LABEL]
+    return Row(steps=positions, labels=[labels[position] for position in positions], input_ids=input_ids)
+
+
+_READERS = {
+    "stepwise": _read_stepwise,
+    "marked text": _read_marked_text,
+    "valued text": _read_valued_text,
+    "token ids": _read_token_ids,
+}
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:

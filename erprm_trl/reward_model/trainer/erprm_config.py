@@ -41,8 +41,12 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             `"precision"` weights each step's training loss by how certain its label is
             ([`~erprm_trl.functional.precision_weights`]), scaled to a mean of 1 over the training steps. Needs labels
             with `label_std`, which the estimator `"posterior"` gives. Evaluation is not weighted.
+        label_smoothing_factor (`float`, *optional*, defaults to `0.0`):
+            Draws the labels of the training towards one half: a label v becomes (1 - s) v + s / 2. Evaluation uses
+            the labels as they are.
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
-            Trains on the last step's label alone: an outcome reward model.
+            Trains on the last step's label alone: an outcome reward model. As with TRL's `PRMTrainer`, evaluation uses
+            all steps.
         invalid_rows (`str`, *optional*, defaults to `"error"`):
             `"error"` stops at the first row that cannot be used, `"drop"` leaves such rows out, counted and logged.
 
@@ -205,6 +209,14 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         default=False,
         metadata={"help": "Lay a batch's short solutions behind one another in a row instead of padding each."},
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.label_smoothing_factor <= 1:
+            raise ValueError(
+                f"label_smoothing_factor: got {self.label_smoothing_factor}, expected a number from 0 (labels as they "
+                "are) to 1 (all labels one half)."
+            )
 
     def resolve_format(self, saved: PRMFormat | None) -> PRMFormat:
         """The format to train with: fields set here, else the preset's, else the model's own, else the defaults."""

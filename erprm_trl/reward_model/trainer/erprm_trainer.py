@@ -1,26 +1,30 @@
 """Trains a process reward model on soft step labels, with the constructor and the conventions of TRL's trainers."""
 
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import EvalPrediction
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from ..._trl import BaseTrainer, get_config_model_id
-from ...functional.step_losses import soft_step_cross_entropy, step_log_odds
+from ...functional.step_losses import smoothed_labels, soft_step_cross_entropy, step_log_odds
+from ...io.paths import local_path
 from ...rollouts.dataset import RolloutDataset
+from ...training.arguments import as_config
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
-from ..collator import DataCollatorForStepLabels, check_packing
+from ..collator import DataCollatorForStepLabels, check_packing, padding_id
 from ..step_logits import step_logits
+from .data_setup import prepare_dataset
 from .erprm_config import ERPRMConfig
-from .metrics import StepRecords
+from .metrics import StepRecords, padded_logits
 from .model_setup import longest_text, prepare_model
-from .preprocessing import check_encoded_labels, encode_examples, encode_rollouts
 from .tracking import ERPRMTracking
 
 
@@ -56,31 +60,40 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
     ```
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A model id, a folder, or a model: causal language model for `head="lm"`, token classification with one
-            label for `head="token"`. A string is loaded in `float32` unless `args.model_init_kwargs` says otherwise.
-        args ([`ERPRMConfig`], *optional*):
+        model (`str`, `Path`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A model id, a folder, or a model: a causal language model for `head="lm"`, token classification with one
+            label or two for `head="token"`. Where no format is saved or named, a token classification model keeps its
+            head. A saved adapter is loaded with its base model and trained on; a [`~peft.PeftModel`] needs trainable
+            weights. A path or id is loaded in `float32` unless `args.model_init_kwargs` says otherwise.
+        args ([`ERPRMConfig`] or [`~transformers.TrainingArguments`], *optional*):
             Configuration. Defaults to `ERPRMConfig("<model>-ERPRM")`.
         data_collator (`Callable`, *optional*):
             Defaults to [`DataCollatorForStepLabels`]. Labels are checked in the dataset, once: a collator of your own
             must keep them in [0, 1].
-        train_dataset ([`~datasets.Dataset`], [`RolloutDataset`] or `str`):
-            Labelled steps in a form of [`to_stepwise`], or rollouts (a folder or the dataset), labelled at `args.eta`.
+        train_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`], [`RolloutDataset`], `str` or `Path`):
+            Labelled steps in a form of [`to_stepwise`]; token ids as TRL's `PRMTrainer` prepared them, `input_ids` and
+            `labels` with -100 where no step ends; or rollouts (a folder or the dataset), labelled at `args.eta`. A
+            streaming dataset is checked and encoded while it is read, and needs `args.max_steps`.
         eval_dataset (the same, or a `dict` of them, *optional*):
-            Dataset for evaluation.
+            Dataset for evaluation. A streaming dataset is read into memory.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer. Defaults to the model's own.
-        compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics (*optional*):
+        compute_metrics (`Callable`, *optional*):
+            As in [`~transformers.Trainer`]. It gets `predictions` of shape (B, S, 2), logits of a bad and of a good
+            step, and `label_ids` of shape (B, S), for B solutions of up to S steps in the order of the dataset. Where
+            a solution has no step, both are -100.
+        callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics (*optional*):
             As in [`~transformers.Trainer`].
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Used when `model` is a string.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Trains an adapter.
+            Trains a new adapter. Not with a model that has one.
 
     Raises:
-        `ValueError`: for data that cannot be used (row, column and remedy are named), or a separator or token that is
-        not one id. `TypeError`: for a dataset or PEFT configuration of another type. `FloatingPointError`, while
-        training or evaluating: if a loss, gradient or weight is not finite.
+        `ValueError`: for data that cannot be used (row, column and remedy are named), a token of the format that the
+        tokenizer does not know, or a model without trainable weights. `FileNotFoundError`: if an adapter's base model
+        has moved, or a path holds no rollouts. `TypeError`: for arguments, a dataset or a PEFT configuration of
+        another type. `FloatingPointError`, while training or evaluating: if a loss, gradient or weight is not finite.
     """
 
     loss_is_scaled_for_ga = True
@@ -91,11 +104,11 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
 
     def __init__(
         self,
-        model: "str | PreTrainedModel",
-        args: ERPRMConfig | None = None,
+        model: "str | Path | PreTrainedModel",
+        args: ERPRMConfig | TrainingArguments | None = None,
         data_collator: Callable | None = None,
-        train_dataset: "Dataset | RolloutDataset | str | None" = None,
-        eval_dataset: "Dataset | RolloutDataset | str | dict[str, Any] | None" = None,
+        train_dataset: "Dataset | IterableDataset | RolloutDataset | str | Path | None" = None,
+        eval_dataset: "Dataset | IterableDataset | RolloutDataset | str | Path | dict[str, Any] | None" = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -105,29 +118,36 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
     ):
+        if isinstance(model, (str, os.PathLike)):
+            model = local_path(model)
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = ERPRMConfig(f"{name.rstrip('/').split('/')[-1]}-ERPRM")
+        else:
+            args = as_config(args, ERPRMConfig, subject="ERPRMTrainer")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
+        if isinstance(train_dataset, IterableDataset):
+            args.accelerator_config.dispatch_batches = False  # batches of several processes differ in width
         model, processing_class, self.prm_format = prepare_model(
             model, args, processing_class, quantization_config, peft_config
         )
         self.format_token_ids = self.prm_format.token_ids(processing_class)
-        self._max_length = longest_text(model, args.max_length)
         self.data_counts: dict[str, dict] = {}
         self._manifests: dict[str, dict] = {}
-        train_dataset = self._prepare_dataset(train_dataset, processing_class, args, "train")
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {
-                key: self._prepare_dataset(dataset, processing_class, args, key)
-                for key, dataset in eval_dataset.items()
-            }
-        elif eval_dataset is not None:
-            eval_dataset = self._prepare_dataset(eval_dataset, processing_class, args, "eval")
+        self._prepare = partial(
+            prepare_dataset,
+            tokenizer=processing_class,
+            prm_format=self.prm_format,
+            args=args,
+            max_length=longest_text(model, args.max_length),
+        )
+        train_dataset = self._prepare_dataset(train_dataset, "train", is_training=True)
+        if eval_dataset is not None:
+            eval_dataset = self._prepare_evaluation(eval_dataset)
         if data_collator is None:
             data_collator = DataCollatorForStepLabels(
-                processing_class.pad_token_id, args.pad_to_multiple_of, args.packing
+                padding_id(processing_class), args.pad_to_multiple_of, args.packing
             )
 
         super().__init__(
@@ -148,42 +168,32 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
                 f"ERPRMTrainer: got {args.n_gpu} GPUs visible to one process, expected one. Launch with `accelerate "
                 "launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
             )
-        # Evaluation calls compute_loss only if the model can return a loss and there are no label columns.
-        self.can_return_loss = True
-        self.label_names = []
+        if args.packing and "inputs" in args.include_for_metrics:
+            raise ValueError(
+                "include_for_metrics: got 'inputs' with packing=True, where a row of inputs holds several solutions, "
+                "expected one solution per row. Set packing=False."
+            )
+        self.label_names = ["step_labels"]
         self._records = {"train": StepRecords(), "eval": StepRecords()}
         self._num_tokens: int | None = None
         self._packing_checked = False
         self._tracking = ERPRMTracking(self, self._manifests)
         self.model.add_model_tags(self._tag_names)
 
-    def _prepare_dataset(self, dataset, processing_class, args: ERPRMConfig, name: str) -> Dataset:
-        if isinstance(dataset, str):
-            dataset = RolloutDataset(dataset)
-        options = {
-            "name": name,
-            "max_length": self._max_length,
-            "last_step_only": args.train_on_last_step_only,
-            "invalid_rows": args.invalid_rows,
-            "label_weighting": args.label_weighting if name == "train" else "none",
-            "num_proc": args.dataset_num_proc,
-        }
-        if isinstance(dataset, RolloutDataset):
-            self._manifests[name] = dataset.manifest
-            encoded, self.data_counts[name] = encode_rollouts(
-                dataset, args.eta, args.label_estimator, processing_class, self.prm_format, **options
-            )
-            return encoded
-        if not isinstance(dataset, Dataset):
-            raise TypeError(
-                f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a RolloutDataset or "
-                "a rollout folder. Turn a streaming dataset into one with Dataset.from_generator or .take(n)."
-            )
-        if {"input_ids", "step_positions", "step_labels"}.issubset(dataset.column_names):
-            check_encoded_labels(dataset, name)
-            return dataset
-        encoded, self.data_counts[name] = encode_examples(dataset, processing_class, self.prm_format, **options)
-        return encoded
+    def _prepare_dataset(self, dataset: Any, name: str, is_training: bool = False) -> Dataset | IterableDataset:
+        prepared = self._prepare(dataset, name=name, is_training=is_training)
+        if prepared.counts is not None:
+            self.data_counts[name] = prepared.counts
+        if prepared.manifest is not None:
+            self._manifests[name] = prepared.manifest
+        return prepared.examples
+
+    def _prepare_evaluation(self, dataset: Any, name: str = "eval") -> Any:
+        if isinstance(dataset, dict):
+            # The counts of a set that is called "train" do not take the place of those of the training.
+            names = {key: "eval_train" if key == "train" else key for key in dataset}
+            return {key: self._prepare_dataset(part, names[key]) for key, part in dataset.items()}
+        return self._prepare_dataset(dataset, name)
 
     def _set_signature_columns_if_needed(self):  # seam
         if self._signature_columns is None:
@@ -193,15 +203,44 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
         """Evaluates; `eval_dataset` may have any form that the constructor accepts."""
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {
-                key: self._prepare_dataset(dataset, self.processing_class, self.args, key)
-                for key, dataset in eval_dataset.items()
-            }
-        elif eval_dataset is not None and not (isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict)):
-            # With several evaluation sets a string is the name of one that is already prepared.
-            eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, "eval")
+        # With several evaluation sets a string is the name of one that is already prepared.
+        is_name = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict)
+        if eval_dataset is not None and not is_name:
+            eval_dataset = self._prepare_evaluation(eval_dataset)
+        self._forget_evaluation()  # one that was interrupted
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """
+        Predicts the steps of a dataset.
+
+        Args:
+            test_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`], [`RolloutDataset`], `str` or `Path`):
+                Labelled steps, in any form that the constructor accepts.
+            ignore_keys, metric_key_prefix (*optional*):
+                See [`~transformers.Trainer.predict`].
+
+        Returns:
+            [`~transformers.trainer_utils.PredictionOutput`]: `predictions` and `label_ids` as `compute_metrics` gets
+            them, and `metrics`, those of an evaluation among them.
+        """
+        self._forget_evaluation()
+        output = super().predict(self._prepare_evaluation(test_dataset, "test"), ignore_keys, metric_key_prefix)
+        records = self._records["eval"]
+        metrics = records.metrics()
+        del metrics["num_tokens"]
+        self._forget_evaluation()
+        output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in metrics.items()})
+        return output
+
+    def _forget_evaluation(self) -> None:
+        self._records["eval"].clear()
+        self._tracking.forget_solutions()
+
+    def _get_eval_sampler(self, eval_dataset):  # seam
+        return None  # in order, so that predictions are those of the rows
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of an update, and the number of labelled steps in them over all processes, by which the loss is
@@ -212,10 +251,13 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean soft cross-entropy over the labelled steps of the whole update, whatever the number of processes and
-        batches."""
+        batches. The outputs hold `logits` as `compute_metrics` gets them."""
         mask = inputs["step_mask"]
         logits = self._step_logits(model, inputs)
-        losses = soft_step_cross_entropy(logits, inputs["step_labels"][mask], reduction="none")
+        labels = inputs["step_labels"][mask]
+        if self.model.training:
+            labels = smoothed_labels(labels, self.args.label_smoothing_factor)
+        losses = soft_step_cross_entropy(logits, labels, reduction="none")
         weighted = losses * inputs["step_weights"][mask] if "step_weights" in inputs else losses
         if num_items_in_batch is None:
             loss = weighted.sum() / max(1, len(weighted))  # rows of an evaluation may have no labels
@@ -230,7 +272,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         if self.args.packing and not self._packing_checked:
             check_packing(inputs, lambda batch: self._step_logits(model, batch))
             self._packing_checked = True
-        return (loss, {"logits": logits}) if return_outputs else loss
+        return (loss, {"logits": padded_logits(logits, mask)}) if return_outputs else loss
 
     def _step_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return step_logits(
@@ -273,7 +315,9 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             loss = metrics.pop("loss", None)
             if mode == "eval":
                 if loss is None:
-                    raise ValueError("The evaluation dataset has no labelled step, expected at least one.")
+                    raise ValueError(
+                        "The evaluation dataset has no labelled step, expected at least one. Label its steps."
+                    )
                 # One prefix for each evaluation set; the exact mean over steps replaces the mean over batches.
                 prefix = next((key.removesuffix("loss") for key in logs if key.endswith("_loss")), "eval_")
                 logs.update({f"{prefix}{key}": value for key, value in metrics.items()})

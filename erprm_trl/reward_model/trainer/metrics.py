@@ -1,4 +1,5 @@
-"""Step metrics between two logs: keeps what was gathered and hands it to `functional.score_metrics`."""
+"""What is computed from the logits of steps: metrics between two logs, by `functional.score_metrics`, and the padded
+logits that other metrics are computed from."""
 
 import math
 
@@ -6,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...functional.score_metrics import auc, auc_within_groups, brier_score, expected_calibration_error
+from ..collator import LABEL_PADDING
 
 
 MAX_POSITIONS = 10  # mean scores are logged for the first steps only; later ones are rare and noisy
@@ -68,3 +70,23 @@ class StepRecords:
             columns.append((scores, labels, losses, question_ids[:, None].expand_as(present)[present], positions))
         scores, labels, losses, groups, positions = (torch.cat(column) for column in zip(*columns, strict=True))
         return scores, labels, losses, groups, positions
+
+
+def padded_logits(logits: Tensor, step_mask: Tensor) -> Tensor:
+    """
+    Logits of steps as `compute_metrics` and `predict` get them: in the columns of a classifier with two classes.
+
+    Args:
+        logits (`torch.Tensor`):
+            (number of steps, 2) as (good, bad), or (number of steps, 1).
+        step_mask (`torch.Tensor`):
+            (B, S), True at real steps.
+
+    Returns:
+        `torch.Tensor`: (B, S, 2) as (bad, good), -100 where there is no step. A single logit is that of "good" against
+        0, so a softmax over the columns gives the score.
+    """
+    columns = torch.cat([torch.zeros_like(logits), logits], dim=-1) if logits.shape[-1] == 1 else logits.flip(-1)
+    padded = columns.new_full((*step_mask.shape, 2), LABEL_PADDING)
+    padded[step_mask] = columns
+    return padded

@@ -1,13 +1,18 @@
 """Makes model, tokenizer and format agree before training: loading, new tokens, adapters, dropout, padding."""
 
+import copy
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from ..._trl import create_model_from_path, disable_dropout_in_model, get_config_model_id
+from ...io.adapters import adapter_config, base_of_adapter
 from ...io.file_checks import check_model_folder
-from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES
+from ...io.tokenizers import load_tokenizer
+from ...training.trainable import check_trainable, load_adapter
+from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, check_architecture, refuse_virtual_tokens
 from ..presets import preset_of
 from ..prm_format import PRMFormat
 from .erprm_config import ERPRMConfig
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+TASKS = {"lm": "CAUSAL_LM", "token": "TOKEN_CLS"}
 
 
 def prepare_model(
@@ -31,12 +38,13 @@ def prepare_model(
     Everything [`ERPRMTrainer`] does to its model before training.
 
     Returns:
-        `tuple`: the model (wrapped by PEFT if asked), its tokenizer with a padding token, and the format to train
-        with.
+        `tuple`: the model (wrapped by PEFT if asked), its tokenizer with a padding token if it has an end-of-text
+        token, and the format to train with.
 
     Raises:
-        `ValueError`: if the format's tokens are not one id each, the model does not fit the head, or the head is one
-            that is scored with alone.
+        `ValueError`: if the format's tokens are not known to the tokenizer, the model does not fit the head, the head
+            is for scoring alone, there is nothing to train, or the adapter puts virtual tokens before the text.
+        `FileNotFoundError`: if the base model of a saved adapter is not at the place that the adapter names.
         `TypeError`: if `peft_config` is no `PeftConfig`.
     """
     name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -44,44 +52,149 @@ def prepare_model(
     revision = init_kwargs.get("revision")
     if isinstance(model, str):
         check_model_folder(model)
-    prm_format = args.resolve_format(_saved_format(name, revision))
-    if prm_format.head not in AUTO_MODELS:
-        raise ValueError(
-            f"ERPRMTrainer: got a format with head={prm_format.head!r}, which is for scoring alone (StepScorer), "
-            f"expected one of {', '.join(AUTO_MODELS)}. Train from the model's base with one of these."
-        )
+    prm_format = _choose_format(model, name, args, revision)
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
     added = prm_format.add_missing_tokens(tokenizer) if args.add_missing_tokens else []
     prm_format.token_ids(tokenizer)  # before the weights are loaded: an error here is cheap
 
     if isinstance(model, str):
         if quantization_config is not None:
             init_kwargs["quantization_config"] = quantization_config
-        if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
-            init_kwargs["device_map"] = None
-        if prm_format.head == "token":
-            init_kwargs["num_labels"] = prm_format.num_labels
-            # Only where it has something to rename: loaded under ZeRO-3, a model is saved under the old names again.
-            if "skywork-o1-prm" in (args.format_preset, preset_of(name)):
-                init_kwargs.setdefault("key_mapping", VALUE_HEAD_NAMES)
-        init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        set_seed(args.seed)  # a new scalar head is random
-        model = create_model_from_path(model, AUTO_MODELS[prm_format.head], **init_kwargs)
+        model = _load(model, args, tokenizer, prm_format, init_kwargs, peft_config)
     elif args.model_init_kwargs or quantization_config is not None:
         logger.warning("The model is already instantiated: model_init_kwargs and quantization_config are not used.")
     _check_head(model, prm_format)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    _fit_embeddings(model, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if peft_config is not None:
         model = _wrap(model, args, tokenizer, prm_format, peft_config, added)
-    elif args.gradient_checkpointing and hasattr(model, "peft_config"):
-        model.enable_input_require_grads()
+    if hasattr(model, "peft_config"):
+        _prepare_adapter(model, args)
+    check_trainable(model, subject="ERPRMTrainer", parts=_new_parts(model, prm_format, added))
     if args.disable_dropout:
         disable_dropout_in_model(model)
     return model, tokenizer, prm_format
+
+
+def _choose_format(model: "str | PreTrainedModel", name: str, args: ERPRMConfig, revision: str | None) -> PRMFormat:
+    """The format to train with. Where no format is saved or named, a token classification model keeps its head."""
+    saved = _saved_format(name, revision)
+    prm_format = args.resolve_format(saved)
+    if saved is None and args.format_preset is None and args.head in (None, "token"):
+        num_labels = _labels_of_classifier(model, args, revision)
+        if num_labels is not None:
+            if isinstance(model, str):
+                logger.warning(
+                    "%s is a token classification model without prm_format.json: its head with num_labels=%d is "
+                    "trained. Set format_preset='trl-prm' if TRL's PRMTrainer saved it.", model, num_labels,
+                )  # fmt: skip
+            prm_format = replace(prm_format, head="token", num_labels=num_labels)
+    if prm_format.head not in AUTO_MODELS:
+        raise ValueError(
+            f"ERPRMTrainer: got a format with head={prm_format.head!r}, which is for scoring alone (StepScorer), "
+            f"expected one of {', '.join(AUTO_MODELS)}. Train from the model's base with one of these."
+        )
+    return prm_format
+
+
+def _labels_of_classifier(model: "str | PreTrainedModel", args: ERPRMConfig, revision: str | None) -> int | None:
+    """Number of labels of a token classification model, `None` for another model."""
+    if not isinstance(model, str):
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return base.config.num_labels if "ForTokenClassification" in type(base).__name__ else None
+    adapter = adapter_config(model, revision)
+    if adapter is None:
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
+        return config.num_labels if _had_classifier(config) else None
+    if adapter.get("task_type") != "TOKEN_CLS":
+        return None
+    base = base_of_adapter(model, adapter)
+    options = {"revision": adapter.get("revision"), "trust_remote_code": args.trust_remote_code}
+    return AutoConfig.from_pretrained(base, **options).num_labels
+
+
+def _had_classifier(config: PreTrainedConfig) -> bool:
+    """Whether the checkpoint that a configuration was read from is a token classification model."""
+    return any("ForTokenClassification" in name for name in config.architectures or [])
+
+
+def _load(
+    path_or_id: str,
+    args: ERPRMConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    prm_format: PRMFormat,
+    init_kwargs: dict[str, Any],
+    peft_config: "PeftConfig | None",
+) -> "PreTrainedModel":
+    """Loads a whole model, or a saved adapter with its base model."""
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        init_kwargs["device_map"] = None
+    if prm_format.head == "token":
+        init_kwargs["num_labels"] = prm_format.num_labels
+        # Only where it has something to rename: loaded under ZeRO-3, a model is saved under the old names again.
+        if "skywork-o1-prm" in (args.format_preset, preset_of(path_or_id)):
+            init_kwargs.setdefault("key_mapping", VALUE_HEAD_NAMES)
+    init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    set_seed(args.seed)  # a new scalar head is random
+
+    def load(name: str, **options: Any) -> "PreTrainedModel":
+        if prm_format.head == "token":
+            where = {"revision": init_kwargs.get("revision"), **options}
+            config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code, **where)
+            check_architecture(name, config, prm_format.head)
+        model = create_model_from_path(name, AUTO_MODELS[prm_format.head], **{**init_kwargs, **options})
+        _fit_embeddings(model, tokenizer)
+        return model
+
+    adapted = load_adapter(
+        path_or_id,
+        load,
+        subject="ERPRMTrainer",
+        peft_config=peft_config,
+        revision=init_kwargs.get("revision"),
+        autocast_adapter_dtype=not _uses_zero3(args),
+    )
+    return load(path_or_id) if adapted is None else adapted
+
+
+def _fit_embeddings(model: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> None:
+    embeddings = model.get_input_embeddings()
+    # PEFT puts embeddings with trained rows into a module of its own.
+    if len(tokenizer) > getattr(embeddings, "original_module", embeddings).num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def _new_parts(model, prm_format: PRMFormat, added: list[str]) -> dict[str, Any]:
+    """Weights that are random unless they are trained: a head that the checkpoint lacks, rows of new tokens."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parts = {}
+    if prm_format.head == "token" and not _had_classifier(base.config):
+        parts["the new token classification head"] = _classifier(base)
+    if added:
+        parts[f"the embeddings of the new tokens {added}"] = model.get_input_embeddings()
+    return parts
+
+
+def _uses_zero3(args: ERPRMConfig) -> bool:
+    return args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+
+
+def _prepare_adapter(model, args: ERPRMConfig) -> None:
+    """Checks that a model's adapters can be trained here, and lets gradients reach them."""
+    refuse_virtual_tokens(model, "ERPRMTrainer")
+    if not args.gradient_checkpointing:
+        return
+    for config in model.peft_config.values():
+        if config.is_prompt_learning:  # transformers drops its keys and values when it recomputes a layer
+            raise ValueError(
+                f"ERPRMTrainer: got an adapter of PEFT's type {config.peft_type.value} with "
+                "gradient_checkpointing=True, under which it is not trained. Set gradient_checkpointing=False."
+            )
+    model.enable_input_require_grads()
+    if _uses_zero3(args):  # DeepSpeed's gathering does not survive non-reentrant recomputation under adapters
+        args.gradient_checkpointing_kwargs = {**(args.gradient_checkpointing_kwargs or {}), "use_reentrant": True}
 
 
 def longest_text(model, max_length: int | None) -> int | None:
@@ -100,38 +213,48 @@ def _saved_format(name: str, revision: str | None) -> PRMFormat | None:
 
 
 def _check_head(model, prm_format: PRMFormat) -> None:
-    wanted = prm_format.num_labels
-    if prm_format.head == "token" and getattr(model.config, "num_labels", None) != wanted:
+    num_labels = getattr(model.config, "num_labels", None)
+    if prm_format.head == "token" and (
+        model.get_output_embeddings() is not None or num_labels != prm_format.num_labels
+    ):
         raise ValueError(
-            f"head='token': got a model with num_labels={getattr(model.config, 'num_labels', None)}, expected token "
-            f"classification with num_labels={wanted}. Load it with AutoModelForTokenClassification.from_pretrained("
-            f"..., num_labels={wanted}), or pass the model's name."
+            f"head='token': got a {type(model).__name__} with num_labels={num_labels}, expected token classification "
+            f"with num_labels={prm_format.num_labels}. Load it with AutoModelForTokenClassification.from_pretrained("
+            f"..., num_labels={prm_format.num_labels}), or pass the model's name."
         )
     if prm_format.head == "lm" and model.get_output_embeddings() is None:
         raise ValueError(
             f"head='lm': got {type(model).__name__} without a language-model head, expected a causal language model. "
-            "Load it with AutoModelForCausalLM, or choose head='token'."
+            "Load it with AutoModelForCausalLM, or leave `head` unset to train the head that it has."
         )
 
 
 def _wrap(model, args: ERPRMConfig, tokenizer, prm_format: PRMFormat, peft_config: "PeftConfig", added: list[str]):
-    from peft import PeftConfig, PeftModel, get_peft_model
+    from peft import PeftConfig, get_peft_model
 
     if not isinstance(peft_config, PeftConfig):
         raise TypeError(
             f"`peft_config` must be a peft.PeftConfig (e.g. LoraConfig), got {type(peft_config).__name__}."
         )
-    if isinstance(model, PeftModel):
+    if hasattr(model, "peft_config"):
         raise ValueError(
-            "Got a PeftModel together with `peft_config`. Pass the PeftModel alone to go on training its adapter, or "
-            "merge and unload it first."
+            f"ERPRMTrainer: got a {type(model).__name__} with an adapter together with `peft_config`, expected one of "
+            "them. Leave out `peft_config` to go on training the adapter. To train a new one, pass the base model, or "
+            "the result of merge_and_unload()."
         )
-    if prm_format.head == "token":
-        # The default of LoraConfig and of TRL's ModelConfig is another task. The scalar head is new: it is trained and
-        # saved whole, and named here so that "all-linear" leaves it out.
-        peft_config.task_type = "TOKEN_CLS"
-        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), "score"})
+    peft_config = copy.deepcopy(peft_config)
+    # The default of LoraConfig and of TRL's ModelConfig is another task.
+    peft_config.task_type = TASKS[prm_format.head]
+    if prm_format.head == "token" and hasattr(peft_config, "modules_to_save"):
+        # The head is trained and saved whole, and named here so that "all-linear" leaves it out.
+        head = _module_name(model, _classifier(model))
+        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), head})
     if added:
+        if not hasattr(peft_config, "trainable_token_indices"):
+            raise ValueError(
+                f"ERPRMTrainer: got a {type(peft_config).__name__} and new tokens {added}, expected an adapter that "
+                "can train their embeddings. Use a LoraConfig, or choose tokens that the tokenizer has."
+            )
         # Rows of new tokens are random: an adapter around frozen embeddings would never learn them.
         indices = tokenizer.convert_tokens_to_ids(added)
         names = [_module_name(model, model.get_input_embeddings())]
@@ -140,15 +263,13 @@ def _wrap(model, args: ERPRMConfig, tokenizer, prm_format: PRMFormat, peft_confi
         own = peft_config.trainable_token_indices or {}
         own = {names[0]: own} if isinstance(own, list) else own
         peft_config.trainable_token_indices = own | {name: [*own.get(name, []), *indices] for name in names}
-    plugin = args.deepspeed_plugin
     # ZeRO-3 gathers parameters in one dtype, so adapters keep the base model's.
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    model = get_peft_model(model, peft_config, autocast_adapter_dtype=not zero3)
-    if args.gradient_checkpointing:
-        model.enable_input_require_grads()
-        if zero3:  # DeepSpeed's gathering does not survive non-reentrant recomputation under adapters
-            args.gradient_checkpointing_kwargs = {**(args.gradient_checkpointing_kwargs or {}), "use_reentrant": True}
-    return model
+    return get_peft_model(model, peft_config, autocast_adapter_dtype=not _uses_zero3(args))
+
+
+def _classifier(model):
+    """The head of a token classification model: transformers calls it `score` or `classifier`."""
+    return getattr(model, "score", None) or model.classifier
 
 
 def _module_name(model, module) -> str:

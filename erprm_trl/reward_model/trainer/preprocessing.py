@@ -8,7 +8,6 @@ written. A second training with the same labels and encoding finds it.
 
 import hashlib
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +18,10 @@ import torch
 
 from ...functional.value_posterior import precision_weights
 from ...rollouts.dataset import RolloutDataset
-from ..encoding import encode_solutions
+from ..encoding import EncodedSolution, encode_solutions
 from ..prm_format import PRMFormat
-from .dataset_formats import FORMS, READING_REMEDY, Row, find_form, read_row
+from .dataset_formats import FORMS, Row, find_form, read_row
+from .row_problems import TOO_LONG, droppable_row, find_problem
 
 
 logger = logging.getLogger(__name__)
@@ -29,24 +29,8 @@ logger = logging.getLogger(__name__)
 ENCODING_VERSION = 1
 """Version of encoded examples, part of the name of cached ones. Raise it when a change of code changes them."""
 
-NO_STEPS = "no steps"
-EMPTY_STEP = "an empty step"
-COUNT_MISMATCH = "labels and steps that differ in number"
-BAD_LABEL = "a label that is NaN or outside [0, 1]"
-BAD_STD = "a label_std that is missing, negative or not finite"
-SEPARATOR_INSIDE = "the separator's token inside a step"
-TOO_LONG = "no labelled step within max_length"
-
-_REMEDY = {
-    **READING_REMEDY,
-    NO_STEPS: "Drop the row.",
-    EMPTY_STEP: "Join it with its neighbour.",
-    COUNT_MISMATCH: "Give one label per step.",
-    BAD_LABEL: "Labels are probabilities that a step is right: rescale rewards to [0, 1].",
-    BAD_STD: "Give one standard deviation per step, 0 where the label is exact.",
-    SEPARATOR_INSIDE: "Choose a separator that no step contains, or split the step there.",
-    TOO_LONG: "Raise max_length, up to the model's context, or drop the row.",
-}
+ENCODED_COLUMNS = frozenset({"input_ids", "step_positions", "step_labels"})
+"""Columns that every encoded dataset has."""
 
 
 def encode_examples(
@@ -89,16 +73,14 @@ def encode_examples(
     Raises:
         `ValueError`: for the first unusable row if `invalid_rows="error"`; if no row is left; if columns are missing.
     """
-    _check_options(invalid_rows, label_weighting)
+    check_options(invalid_rows, label_weighting)
     if len(dataset) == 0:
         raise ValueError(f"The {name} dataset is empty, expected at least one row.")
-    form = find_form(dataset.column_names)
-    if form == "stepwise" and "prompt" not in dataset.column_names:
-        raise ValueError(f"The {name} dataset has columns {dataset.column_names}, expected 'prompt' among them.")
+    form = form_of(dataset.column_names, name)
     weighted = label_weighting == "precision"
     _check_deviations(name, dataset.column_names, form, weighted)
     encoded = dataset.with_format(None).map(
-        _encode_batch,
+        encode_batch,
         batched=True,
         remove_columns=dataset.column_names,
         fn_kwargs={
@@ -164,12 +146,12 @@ def encode_rollouts(
         )
     from datasets.fingerprint import Hasher
 
-    _check_options(invalid_rows, label_weighting)
+    check_options(invalid_rows, label_weighting)
     weighted = label_weighting == "precision"
     source = rollouts.label_source(eta, estimator)
     _check_deviations(name, source.column_names, "stepwise", weighted)
     options = {"max_length": max_length, "last_step_only": last_step_only, "weighted": weighted}
-    encode = partial(_encode_batch, form="stepwise", tokenizer=tokenizer, prm_format=prm_format, **options)
+    encode = partial(encode_batch, form="stepwise", tokenizer=tokenizer, prm_format=prm_format, **options)
     key = (ENCODING_VERSION, source.fingerprint, asdict(prm_format), Hasher.hash(tokenizer), options)
     fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     encoded = source.encoded(encode, _encoded_features(weighted), fingerprint)
@@ -178,7 +160,19 @@ def encode_rollouts(
     return _keep_usable(encoded, name, invalid_rows, max_length)
 
 
-def _check_options(invalid_rows: str, label_weighting: str) -> None:
+def form_of(column_names: Sequence[str], name: str) -> str:
+    """The form of the dataset `name`, a key of `FORMS`; `ValueError` where a column is missing."""
+    form = find_form(column_names)
+    if form == "stepwise" and "prompt" not in column_names:
+        raise ValueError(
+            f"The {name} dataset has columns {sorted(column_names)}, expected 'prompt' among them. Rename columns "
+            "with dataset.rename_columns."
+        )
+    return form
+
+
+def check_options(invalid_rows: str, label_weighting: str) -> None:
+    """Checks two arguments of [`encode_examples`]."""
     if invalid_rows not in ("error", "drop"):
         raise ValueError(f"invalid_rows: got {invalid_rows!r}, expected 'error' or 'drop'.")
     if label_weighting not in ("none", "precision"):
@@ -219,10 +213,7 @@ def _keep_usable(encoded, name: str, invalid_rows: str, max_length: int | None) 
     if invalid_rows == "error":
         for row, problem in enumerate(problems):
             if problem:
-                raise ValueError(
-                    f"Row {row} of the {name} dataset has {problem} ({encoded[row]['detail']}). {_REMEDY[problem]} "
-                    'invalid_rows="drop" leaves such rows out and counts them.'
-                )
+                raise droppable_row(row, name, problem, encoded[row]["detail"])
     keep = [row for row, problem in enumerate(problems) if not problem]
     kept = encoded.select(keep)
     dropped_steps = [count for count in _values(kept, "num_dropped_steps") if count]
@@ -286,40 +277,12 @@ class _ScaledWeights:
         return {**batch, "step_weights": scaled}
 
 
-def check_encoded_labels(dataset, name: str = "train") -> None:
-    """
-    Checks the labels of a dataset that was encoded elsewhere, because the loss does not check them.
-
-    Args:
-        dataset (`datasets.Dataset`):
-            Columns `step_positions` and `step_labels`, as [`encode_examples`] returns them.
-        name (`str`, *optional*, defaults to `"train"`):
-            Named in errors.
-
-    Raises:
-        `ValueError`: for the first row whose labels and positions differ in number, or with a label that is missing,
-            NaN or outside [0, 1].
-    """
-    row = 0
-    for batch in dataset.with_format(None).select_columns(["step_positions", "step_labels"]).iter(batch_size=1000):
-        for positions, labels in zip(batch["step_positions"], batch["step_labels"], strict=True):
-            problem, detail = None, ""
-            if len(positions) != len(labels):
-                problem, detail = COUNT_MISMATCH, f"{len(labels)} labels for {len(positions)} positions"
-            for step, label in enumerate(labels):
-                if not problem and not (label is not None and 0 <= label <= 1):
-                    problem, detail = BAD_LABEL, f"column 'step_labels', step {step}: {label}"
-            if problem:
-                raise ValueError(f"Row {row} of the {name} dataset has {problem} ({detail}). {_REMEDY[problem]}")
-            row += 1
-
-
 def _scale_weights(dataset):
     mean = sum(map(sum, _values(dataset, "step_weights"))) / sum(map(len, _values(dataset, "step_weights")))
     return dataset.with_transform(_ScaledWeights(mean))
 
 
-def _encode_batch(
+def encode_batch(
     batch: dict[str, list],
     form: str,
     tokenizer,
@@ -328,12 +291,32 @@ def _encode_batch(
     last_step_only: bool,
     weighted: bool,
 ) -> dict[str, list]:
+    """
+    Encodes rows of a dataset.
+
+    Args:
+        batch (`dict[str, list]`):
+            Columns of the dataset.
+        form (`str`):
+            Its form, a key of `FORMS`.
+        tokenizer, prm_format, max_length, last_step_only:
+            See [`encode_examples`].
+        weighted (`bool`):
+            Whether to add `step_weights`.
+
+    Returns:
+        `dict[str, list]`: The columns of [`encode_examples`], `problem` and `detail`, which say why a row cannot be
+        used and are empty for the others, and `num_dropped_steps`. One entry per row of the batch.
+    """
     rows = [
         read_row(dict(zip(batch, values, strict=True)), form, weighted) for values in zip(*batch.values(), strict=True)
     ]
-    encoded = encode_solutions(
-        tokenizer, prm_format, [row.prompt for row in rows], [row.steps for row in rows], max_length
-    )
+    if form == "token ids":
+        encoded = [_cut_token_ids(row, max_length) for row in rows]
+    else:
+        encoded = encode_solutions(
+            tokenizer, prm_format, [row.prompt for row in rows], [row.steps for row in rows], max_length
+        )
     columns: dict[str, list] = {
         key: []
         for key in (
@@ -349,8 +332,9 @@ def _encode_batch(
             "detail",
         )
     }
+    vocabulary = len(tokenizer)
     for row, solution in zip(rows, encoded, strict=True):
-        problem, detail = _find_problem(row, solution.separator_inside, *FORMS[form])
+        problem, detail = find_problem(row, solution.separator_inside, vocabulary, *FORMS[form])
         positions = solution.step_positions
         weights = precision_weights(torch.tensor(row.stds or [])).tolist()[: len(positions)]
         labels = row.labels[: len(positions)]
@@ -364,8 +348,10 @@ def _encode_batch(
         columns["step_labels"].append(labels)
         if weighted:
             columns["step_weights"].append(weights)
+        # Token ids do not say where a question ends: each row of them counts as a question of its own.
+        question = row.prompt if row.input_ids is None else repr(row.input_ids)
         columns["question_id"].append(
-            int.from_bytes(hashlib.sha256(row.prompt.encode("utf-8", "surrogatepass")).digest()[:7], "big")
+            int.from_bytes(hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()[:7], "big")
         )
         columns["prompt_length"].append(solution.prompt_length)
         columns["length"].append(len(solution.input_ids))
@@ -375,25 +361,8 @@ def _encode_batch(
     return columns
 
 
-def _find_problem(row: Row, separator_inside: int | None, text_column: str, label_column: str) -> tuple[str, str]:
-    """The first reason why a row cannot be used and where it is in the row, or two empty strings."""
-    steps, labels, stds = row.steps, row.labels, row.stds
-    if row.problem:
-        return row.problem, row.detail
-    if not steps:
-        return NO_STEPS, f"column '{text_column}'"
-    if len(labels) != len(steps):
-        return (
-            COUNT_MISMATCH,
-            f"column '{label_column}' has {len(labels)} for {len(steps)} steps in column '{text_column}'",
-        )
-    for index, (step, label) in enumerate(zip(steps, labels, strict=True)):
-        if not step.strip():
-            return EMPTY_STEP, f"column '{text_column}', step {index}"
-        if not 0 <= label <= 1:
-            return BAD_LABEL, f"column '{label_column}', step {index}: {label}"
-    if stds is not None and (len(stds) != len(steps) or not all(0 <= std < math.inf for std in stds)):
-        return BAD_STD, f"column 'label_std': {stds} for {len(steps)} steps"
-    if separator_inside is not None:
-        return SEPARATOR_INSIDE, f"column '{text_column}', step {separator_inside}: {steps[separator_inside][:60]!r}"
-    return "", ""
+def _cut_token_ids(row: Row, max_length: int | None) -> EncodedSolution:
+    """A row of token ids up to its last label within `max_length`."""
+    positions = [position for position in row.steps if max_length is None or position < max_length]
+    ids = list(row.input_ids or [])[: positions[-1] + 1 if positions else 0]
+    return EncodedSolution(ids, positions, len(row.steps) - len(positions), None, 0)

@@ -3,6 +3,7 @@ scores."""
 
 from typing import Any
 
+from datasets import IterableDataset
 from torch import Tensor
 
 from ...training.tracking.coloured_steps import ColouredSteps, solutions_table
@@ -58,6 +59,10 @@ class ERPRMTracking:
             question = decode(ids[:start]).strip().removeprefix(before.strip()).removesuffix(after.strip()).strip()
             self._solutions.append((question, ColouredSteps(steps, scores, labels)))
 
+    def forget_solutions(self) -> None:
+        """Forgets the solutions that were kept: those of a prediction are not an evaluation's."""
+        self._solutions = []
+
     def log_evaluation(self, name: str, records: StepRecords) -> None:
         """Logs the calibration and the solutions of the evaluation set `name`, and forgets the solutions."""
         trackers, step = self._tracker.trackers, self._trainer.state.global_step
@@ -70,6 +75,8 @@ class ERPRMTracking:
 
     def _log_labels(self) -> None:
         trackers, step = self._tracker.trackers, self._trainer.state.global_step
+        if isinstance(self._trainer.train_dataset, IterableDataset):  # a stream's labels are not known yet
+            return
         labels = self._trainer.train_dataset["step_labels"]
         trackers.figure("labels/by_position", lambda: label_histogram(labels[:], "labels of the training steps"), step)
         trackers.histogram("labels/all", lambda: [label for row in labels[:] for label in row], step)

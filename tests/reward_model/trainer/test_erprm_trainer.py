@@ -8,7 +8,8 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from trl import SFTConfig
 from zoo import byte_level_bpe, save_tiny, tiny_llama, word_level
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
@@ -186,6 +187,54 @@ def test_an_outcome_reward_model_is_trained_on_the_last_step_alone(model_path, t
     assert [labels[:] for labels in trainer.train_dataset["step_labels"]] == [[1.0], [0.0], [1.0], [0.0]]
 
 
+def test_label_smoothing_draws_the_labels_of_the_training_to_one_half(model_path, tmp_path):
+    """v becomes (1 - s) v + s / 2; TRL's option of that name is not ignored."""
+    halved = [[0.5 * label + 0.25 for label in row["labels"]] for row in ROWS]
+    by_hand = Dataset.from_list([{**row, "labels": labels} for row, labels in zip(ROWS, halved, strict=True)])
+    smoothed = ERPRMTrainer(model_path, config(tmp_path, label_smoothing_factor=0.5), train_dataset=DATA)
+    expected = ERPRMTrainer(model_path, config(tmp_path), train_dataset=by_hand)
+    plain = ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA)
+    for trainer in (smoothed, expected, plain):
+        trainer.train()
+    torch.testing.assert_close(weights(smoothed), weights(expected), atol=1e-6, rtol=0)
+    assert not torch.allclose(weights(smoothed), weights(plain), atol=1e-4)
+    # An evaluation uses the labels as they are.
+    assert smoothed.evaluate(DATA)["eval_loss"] == pytest.approx(expected.evaluate(DATA)["eval_loss"], abs=1e-5)
+    for value in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="label_smoothing_factor: got .*from 0 .*to 1"):
+            config(tmp_path, label_smoothing_factor=value)
+
+
+def test_plain_training_arguments_are_taken_as_trl_takes_them(model_path, tmp_path):
+    settings = {"max_steps": 1, "learning_rate": 0.5, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    PRMFormat(**FORMAT).save(model_path)
+    try:
+        trainer = ERPRMTrainer(model_path, TrainingArguments(str(tmp_path / "out"), **settings), train_dataset=DATA)
+    finally:
+        Path(model_path, "prm_format.json").unlink()
+    assert type(trainer.args) is ERPRMConfig and (trainer.args.learning_rate, trainer.args.eta) == (0.5, 2.0)
+    trainer.train()
+    trainer.save_model()
+    StepScorer.from_pretrained(tmp_path / "out")
+    with pytest.raises(TypeError, match="ERPRMTrainer: got args of type SFTConfig.*expected ERPRMConfig"):
+        ERPRMTrainer(model_path, SFTConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=DATA)
+
+
+def test_paths_may_be_written_with_a_tilde_and_as_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_tiny(tmp_path / "model", word_level())
+    options = {"save_strategy": "steps", "save_steps": 2}
+    for model, output in (("~/model", "~/out"), (Path("~/model"), Path("~/other"))):
+        trainer = ERPRMTrainer(model, config(output, **options), train_dataset=DATA)
+        trainer.train()
+        trainer.save_model()
+        again = ERPRMTrainer(model, config(output, **options), train_dataset=DATA)
+        again.train(resume_from_checkpoint=type(output)(f"{output}/checkpoint-2"))
+        assert torch.equal(weights(trainer), weights(again))
+    for name in ("out", "other"):
+        StepScorer.from_pretrained(tmp_path / name)
+
+
 @pytest.mark.parametrize("head", ["lm", "token"])
 def test_lora_trains_is_saved_and_is_scored_with(head, model_path, tmp_path):
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -281,9 +330,10 @@ def test_a_model_object_and_default_arguments(model_path, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     model = tiny_llama(len(word_level()))
     PRMFormat(**FORMAT).save(model_path)
-    monkeypatch.setattr("erprm_trl.reward_model.trainer.erprm_trainer.ERPRMConfig", cpu_config)
     try:
-        trainer = ERPRMTrainer(model_path, train_dataset=DATA)
+        with monkeypatch.context() as patched:
+            patched.setattr("erprm_trl.reward_model.trainer.erprm_trainer.ERPRMConfig", cpu_config)
+            trainer = ERPRMTrainer(model_path, train_dataset=DATA)
     finally:
         Path(model_path, "prm_format.json").unlink()
     assert trainer.args.output_dir.endswith("-ERPRM")
@@ -307,12 +357,12 @@ def test_solutions_longer_than_the_models_context_are_cut_and_counted(model_path
 def test_wrong_models_and_datasets(model_path, tmp_path):
     with pytest.raises(ValueError, match="`train_dataset` is required"):
         ERPRMTrainer(model_path, config(tmp_path))
-    with pytest.raises(TypeError, match="IterableDataset, expected .*Dataset"):
-        ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA.to_iterable_dataset())
     with pytest.raises(ValueError, match="num_labels=1"):
         ERPRMTrainer(tiny_llama(46), config(tmp_path, head="token"), train_dataset=DATA, processing_class=word_level())
     with pytest.raises(ValueError, match="without a language-model head"):
-        ERPRMTrainer(tiny_llama(46, "token"), config(tmp_path), train_dataset=DATA, processing_class=word_level())
+        ERPRMTrainer(
+            tiny_llama(46, "token"), config(tmp_path, head="lm"), train_dataset=DATA, processing_class=word_level()
+        )
     with pytest.raises(TypeError, match="must be a peft.PeftConfig"):
         ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA, peft_config={"r": 4})
 

@@ -86,8 +86,8 @@ def test_the_loss_by_hand(tmp_path, dial_format, head, packing):
     batch = trainer.data_collator(list(trainer.train_dataset))
     mask = batch["step_mask"]
     loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
-    logits = outputs["logits"].double().detach()
-    odds = logits[:, 0] - logits[:, 1] if head == "lm" else logits[:, 0]
+    logits = outputs["logits"][mask].double().detach()
+    odds = logits[:, 1] - logits[:, 0]
     terms = []
     # what the batch says of each step, and what the rows say
     by_label = {label: weight for labels, weights in zip(ROWS["labels"], WEIGHTS, strict=True)
@@ -110,8 +110,8 @@ def test_by_default_nothing_changes(tmp_path, dial_format):
     batch = one.data_collator(list(one.train_dataset))
     loss, outputs = one.compute_loss(one.model, batch, return_outputs=True)
     mask = batch["step_mask"]
-    logits = outputs["logits"].float()
-    odds = logits[:, 0] - logits[:, 1]
+    logits = outputs["logits"][mask].float()
+    odds = logits[:, 1] - logits[:, 0]
     expected = F.binary_cross_entropy_with_logits(odds, batch["step_labels"][mask], reduction="none").mean()
     assert torch.equal(loss, expected)
     weighted = trainer_on(tmp_path, dial_format, label_weighting="precision")

@@ -11,7 +11,8 @@ from zoo import word_level
 
 from erprm_trl import PRMFormat
 from erprm_trl.reward_model import encode_solution, to_stepwise
-from erprm_trl.reward_model.trainer.preprocessing import check_encoded_labels, encode_examples
+from erprm_trl.reward_model.trainer.preprocessing import encode_examples
+from erprm_trl.reward_model.trainer.row_problems import check_encoded_labels
 
 
 FORMAT = PRMFormat(separator="ки", good_token="✓", bad_token="✗", prompt_template="check {question}")

@@ -1,0 +1,98 @@
+"""Makes what a trainer is given as a dataset into encoded examples: rollouts, labelled steps, token ids, a stream."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from datasets import Dataset, IterableDataset
+
+from ...io.paths import local_path
+from ...rollouts.dataset import RolloutDataset
+from ..prm_format import PRMFormat
+from .erprm_config import ERPRMConfig
+from .preprocessing import ENCODED_COLUMNS, encode_examples, encode_rollouts
+from .row_problems import check_encoded_labels
+from .streaming import encode_stream
+
+
+class PreparedDataset(NamedTuple):
+    """Encoded examples, the counts of [`encode_examples`] where rows were encoded here, the manifest of rollouts."""
+
+    examples: Dataset | IterableDataset
+    counts: dict[str, Any] | None = None
+    manifest: dict[str, Any] | None = None
+
+
+def prepare_dataset(
+    dataset: Any,
+    tokenizer,
+    prm_format: PRMFormat,
+    args: ERPRMConfig,
+    *,
+    name: str,
+    max_length: int | None,
+    is_training: bool,
+) -> PreparedDataset:
+    """
+    Checks and encodes a dataset of [`ERPRMTrainer`].
+
+    Args:
+        dataset (`Any`):
+            A folder of rollouts or its [`RolloutDataset`], a `datasets.Dataset` or a `datasets.IterableDataset`.
+        tokenizer, prm_format, max_length:
+            See [`encode_examples`].
+        args ([`ERPRMConfig`]):
+            Arguments of the training.
+        name (`str`):
+            Named in errors and logs.
+        is_training (`bool`):
+            Whether it is trained on. Other datasets have labels at all steps, without weights, and a stream of them is
+            read into memory.
+
+    Raises:
+        `FileNotFoundError`: if a path holds no rollouts.
+        `TypeError`: for a dataset of another type.
+        `ValueError`: see [`encode_examples`] and [`encode_stream`].
+    """
+    options: dict[str, Any] = {
+        "name": name,
+        "max_length": max_length,
+        "last_step_only": args.train_on_last_step_only and is_training,
+        "invalid_rows": args.invalid_rows,
+        "label_weighting": args.label_weighting if is_training else "none",
+    }
+    if isinstance(dataset, (str, os.PathLike)):
+        dataset = _rollouts(local_path(dataset), name)
+    if isinstance(dataset, IterableDataset):
+        if is_training:
+            return PreparedDataset(encode_stream(dataset, tokenizer, prm_format, **options))
+        dataset = Dataset.from_list(list(dataset.with_format(None)))
+    options["num_proc"] = args.dataset_num_proc
+    if isinstance(dataset, RolloutDataset):
+        encoded, counts = encode_rollouts(dataset, args.eta, args.label_estimator, tokenizer, prm_format, **options)
+        return PreparedDataset(encoded, counts, dataset.manifest)
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a "
+            f"datasets.IterableDataset, a RolloutDataset or the folder of one. {_remedy(dataset)}"
+        )
+    if ENCODED_COLUMNS.issubset(dataset.column_names):
+        check_encoded_labels(dataset, name)
+        return PreparedDataset(dataset)
+    return PreparedDataset(*encode_examples(dataset, tokenizer, prm_format, **options))
+
+
+def _rollouts(path: str, name: str) -> RolloutDataset:
+    try:
+        return RolloutDataset(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The {name} dataset: {error} A dataset that has labels already is loaded first, with "
+            "datasets.load_dataset or datasets.load_from_disk, and passed itself."
+        ) from error
+
+
+def _remedy(dataset: Any) -> str:
+    if isinstance(dataset, Mapping) and all(isinstance(part, (Dataset, IterableDataset)) for part in dataset.values()):
+        return f"Pass one of its splits: {', '.join(f'dataset[{split!r}]' for split in dataset)}."
+    return "Rows in Python become one with datasets.Dataset.from_list(rows)."

@@ -1,0 +1,40 @@
+"""Arguments of a training become the trainer's own configuration, or an error that names both."""
+
+import pytest
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from erprm_trl import ERPRMConfig
+from erprm_trl.training.arguments import as_config
+
+
+def test_plain_arguments_keep_their_values(tmp_path):
+    settings = {"learning_rate": 0.25, "max_steps": 7, "use_cpu": True, "bf16": False, "hub_token": "secret"}
+    args = as_config(TrainingArguments(str(tmp_path), **settings), ERPRMConfig, subject="Trainer")
+    assert type(args) is ERPRMConfig and args.output_dir == str(tmp_path)
+    assert {name: getattr(args, name) for name in settings} == settings
+    assert (args.eta, args.max_length, args.good_token) == (2.0, 1024, None)  # the defaults of ERPRMConfig
+
+
+def test_own_configurations_stay_what_they_are(tmp_path):
+    class Own(ERPRMConfig):
+        pass
+
+    for cls in (ERPRMConfig, Own):
+        args = cls(str(tmp_path), use_cpu=True, bf16=False)
+        assert as_config(args, ERPRMConfig, subject="Trainer") is args
+
+
+def test_a_subclass_of_plain_arguments_is_taken_too(tmp_path):
+    class Own(TrainingArguments):
+        pass
+
+    assert type(as_config(Own(str(tmp_path), max_steps=3), ERPRMConfig, subject="Trainer")) is ERPRMConfig
+
+
+def test_what_has_other_fields_is_refused(tmp_path):
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False)
+    with pytest.raises(TypeError, match=r"Trainer: got args of type SFTConfig, whose fields .*Pass ERPRMConfig\("):
+        as_config(args, ERPRMConfig, subject="Trainer")
+    with pytest.raises(TypeError, match=r"Trainer: got args of type dict, expected ERPRMConfig"):
+        as_config({"eta": 2.0}, ERPRMConfig, subject="Trainer")
