@@ -180,7 +180,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             # transformers saves the adapter of such a model alone, and does not read it back.
             raise ValueError(
                 f"RAFTTrainer: got a {type(self.model).__name__} into which an adapter was loaded, expected a "
-                "PeftModel. Pass the adapter's folder, or peft.PeftModel.from_pretrained(base_model, path, is_trainable=True)."
+                "PeftModel. Pass the adapter's folder, or peft.PeftModel.from_pretrained(base_model, path, "
+                "is_trainable=True)."
             )
         if self.drop_uniform and not self.has_answers:
             raise ValueError(
