@@ -1,5 +1,6 @@
 """Collection: rows by hand, crashes at any moment, other configurations, any number of processes."""
 
+import functools
 import json
 import os
 import random
@@ -54,6 +55,23 @@ def test_a_continuation_is_graded_with_the_prefix_that_it_continues(tmp_path):
     data = collect_rollouts([Question("2 + 3?", "5")], Scripted(), tmp_path, **whole)
     assert data.rows[0].prefix_rewards == [[1.0, 0.0, 0.0]]
     assert data.rows[0].question_rewards == [0.0, 0.0, 0.0]
+
+
+def equal_text(completion, answer, strict=True):
+    """A grading with an argument."""
+    return float(completion.endswith(f"answer {answer}"))
+
+
+def test_the_manifest_names_a_partial_function_and_a_resumed_run_needs_the_same(tmp_path):
+    grading = {"grading": functools.partial(equal_text, strict=False)}
+    data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **(SETTINGS | grading))
+    name = f"functools.partial({__name__}:equal_text, strict=False)"
+    assert data.manifest["config"]["grading"] == name
+    before = shard_bytes(tmp_path)
+    collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **(SETTINGS | grading))
+    assert shard_bytes(tmp_path) == before
+    with pytest.raises(ValueError, match="grading"):
+        collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **(SETTINGS | {"grading": equal_text}))
 
 
 class Scripted:
