@@ -110,6 +110,15 @@ def test_frozen_weights_are_refused(tmp_path, folders, kind, form):
         make_trainer(kind, tmp_path / "run", model)
 
 
+def test_raft_needs_a_model_whose_adapter_can_be_read_back(tmp_path, folders):
+    base, adapter = folders
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.load_adapter(str(adapter), is_trainable=True)
+    with pytest.raises(ValueError, match="got a LlamaForCausalLM into which an adapter was loaded, .* PeftModel"):
+        make_trainer("raft", tmp_path / "run", model)
+    # the remedies are tested above
+
+
 def test_the_tokenizer_is_the_adapters_or_else_the_base_models(tmp_path, folders):
     base, adapter = folders
     assert tokenizer_source(base) == (str(base), None) and tokenizer_source(adapter) == (str(adapter), None)

@@ -176,6 +176,13 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
     def _check_arguments(self) -> None:
         if self._is_vlm:
             raise ValueError("RAFTTrainer: got a processor, expected a tokenizer: it samples text only.")
+        if hasattr(self.model, "peft_config") and not hasattr(self.model, "get_base_model"):
+            # transformers saves the adapter of such a model alone, and does not read it back.
+            raise ValueError(
+                f"RAFTTrainer: got a {type(self.model).__name__} into which an adapter was loaded, expected a "
+                "PeftModel. Pass the adapter's folder, or peft.PeftModel.from_pretrained(base_model, path, "
+                "is_trainable=True)."
+            )
         if self.drop_uniform and not self.has_answers:
             raise ValueError(
                 "drop_uniform=True needs to know which solutions are right, and the training questions have no "
