@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .reasoning import ANSWER_CLOSE, ANSWER_OPEN, STEPS_OF, THINK_CLOSE, THINK_OPEN, answer_start
 
 
-NAMED_SPLITTERS = ("whole_lines", "newline", "blank_line", "step", "line")
+NAMED_SPLITTERS = ("whole_lines", "newline", "blank_line", "step", "raw_lines")
 MIN_CHARACTERS = 12  # A shorter line ("So:", "---", "#### 18") is no step of its own in "whole_lines".
 
 _TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
@@ -72,7 +72,7 @@ def split_steps(text: str, splitter: str, steps_of: str = "both") -> list[str]:
               belongs to the line before it. A line that ends with a colon, and a heading, belong to the line after
               them. Lines of fewer than 12 characters join the step before them.
             - `"newline"`: at the end of every line.
-            - `"line"`: at the end of every line. A cleaned step keeps the white space at the ends of its line.
+            - `"raw_lines"`: at the end of every line. A cleaned step keeps the white space at the ends of its line.
             - `"blank_line"`: at the end of every paragraph.
             - `"step"`: before a line that begins with `Step 1:`, `step 1 -`, `STEP 1)`, ..., in bold, in a heading, a
               list or a quotation too, or, as long as there was no such line, with `1.`; not inside code fences.
@@ -124,7 +124,7 @@ def _pieces(text: str, splitter: str) -> list[str]:
     if splitter == "step":
         cuts = _step_headings(text)
     else:
-        named = {"newline": _LINE_END, "line": _LINE_FEED, "blank_line": _BLANK_LINE}
+        named = {"newline": _LINE_END, "raw_lines": _LINE_FEED, "blank_line": _BLANK_LINE}
         boundary = named.get(splitter) or re.compile(re.escape(splitter))
         cuts = [match.end() for match in boundary.finditer(text)]
     return _cut(text, cuts)
@@ -235,7 +235,7 @@ def step_stops(splitter: str) -> tuple[str, ...]:
     """
     if splitter == "step":
         return (*_STEP_WORDS, *_STEP_NUMBERS)
-    if splitter in ("newline", "line", "whole_lines"):
+    if splitter in ("newline", "raw_lines", "whole_lines"):
         return ("\n",)
     return ("\n\n",) if splitter == "blank_line" else (splitter,)
 
@@ -271,7 +271,7 @@ def whole_characters(text: str) -> str:
 
 def clean_step(step: str, splitter: str) -> str:
     """The step's content in whole characters: without thinking that precedes an answer, and without delimiters and
-    white space at either end (of `"line"`, without its last line feed). This is what a reward model reads."""
+    white space at either end (of `"raw_lines"`, without its last line feed). This is what a reward model reads."""
     step = whole_characters(step)
     thinking, close, answer = step.rpartition(THINK_CLOSE)
     if close and (content := _stripped(answer, splitter)):
@@ -281,7 +281,7 @@ def clean_step(step: str, splitter: str) -> str:
 
 def _stripped(text: str, splitter: str) -> str:
     ends = [tag for tag in _TAGS if tag in text]
-    if splitter == "line" and text.strip() and not ends:
+    if splitter == "raw_lines" and text.strip() and not ends:
         return text.removesuffix("\n")
     text = text.strip()
     if splitter not in NAMED_SPLITTERS:

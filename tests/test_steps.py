@@ -295,7 +295,7 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character():
 
 def test_lines_keep_their_white_space():
     text = "So:\n  - 2 + 3 = 5. \n\n\t5 - 1 = 4."
-    steps = split_steps(text, "line")
+    steps = split_steps(text, "raw_lines")
     assert steps == ["So:\n", "  - 2 + 3 = 5. \n\n", "\t5 - 1 = 4."] and "".join(steps) == text
-    assert clean_steps(steps, "line") == ["So:", "  - 2 + 3 = 5. \n", "\t5 - 1 = 4."]
-    assert split_steps(" \n\n ", "line") == [] and step_stops("line") == ("\n",)
+    assert clean_steps(steps, "raw_lines") == ["So:", "  - 2 + 3 = 5. \n", "\t5 - 1 = 4."]
+    assert split_steps(" \n\n ", "raw_lines") == [] and step_stops("raw_lines") == ("\n",)

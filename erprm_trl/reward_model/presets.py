@@ -72,7 +72,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "separator": "\n",
         "prompt_template": "{bos_token}{question}\n",
         "head": "token",
-        "splitter": "line",
+        "splitter": "raw_lines",
         "aggregation": "mean",
         "expected_ids": {"separator": 198},
     },

@@ -16,7 +16,7 @@ from ..steps import clean_steps
 from .records import RolloutRow
 
 
-LABEL_VERSION = 1
+LABEL_VERSION = 2
 """Version of the labels: part of the name of cached ones. Raise it when a change of code changes labels."""
 
 

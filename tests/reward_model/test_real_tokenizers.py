@@ -238,7 +238,7 @@ def test_white_space_is_never_added_as_a_new_token(name):
 
 
 @each_tokenizer
-@pytest.mark.parametrize("splitter", ["newline", "whole_lines", "blank_line", "line"])
+@pytest.mark.parametrize("splitter", ["newline", "whole_lines", "blank_line", "raw_lines"])
 def test_a_step_ends_at_the_token_that_holds_its_last_character(name, splitter):
     tokenizer = load(name)
     for text in texts():

@@ -15,8 +15,8 @@ from erprm_trl.rollouts.labels import LABEL_VERSION
 PACKAGE = Path(__file__).parents[2] / "erprm_trl"
 
 # The hash of the code, by version. Record a new hash here, see `test_the_version_is_raised_when_the_code_changes`.
-RECORDED_LABELS = {1: "9e66048ebe490131"}
-RECORDED_ENCODING = {1: "59906ecb54030a9f"}
+RECORDED_LABELS = {1: "9e66048ebe490131", 2: "3b62f49eff600743"}
+RECORDED_ENCODING = {1: "59906ecb54030a9f", 2: "df5961dd63495160"}
 
 # Where the code begins: module, and name of a function, class or method. What it uses of this package follows.
 LABELS = [
@@ -139,7 +139,9 @@ EDITS = {
     "functional/soft_values.py": ("def soft_value(", "def soft_value(_=0, *"),
     "functional/precision.py": ("values.to(torch.float32)", "values.to(torch.bfloat16)"),
     "functional/value_posterior.py": ("_STEP = 0.25", "_STEP = 0.5"),
-    "steps.py": ("separator = splitter.strip() or splitter", "separator = splitter"),
+    "steps.py": ("ends.append(splitter.strip() or splitter)", "ends.append(splitter)"),
+    "io/text_lists.py": ("if not isinstance(text, str):", "if isinstance(text, str):"),
+    "reasoning.py": ('"<think>", "</think>"', '"<thought>", "</thought>"'),
     "reward_model/encoding.py": ("bisect_right(ends, len(prompt))", "bisect_left(ends, len(prompt))"),
     "reward_model/prm_format.py": ("def render_prompt(self, question: str,", "def render_prompt(self, text: str,"),
     "reward_model/trainer/dataset_formats.py": ('[step or "" for step in steps]', "[step or None for step in steps]"),

@@ -26,7 +26,7 @@ from .row_problems import TOO_LONG, droppable_row, find_problem
 
 logger = logging.getLogger(__name__)
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Version of encoded examples, part of the name of cached ones. Raise it when a change of code changes them."""
 
 ENCODED_COLUMNS = frozenset({"input_ids", "step_positions", "step_labels"})
