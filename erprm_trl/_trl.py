@@ -119,7 +119,7 @@ SEAMS = (
     Seam(
         "transformers.utils.hub.cached_files",  # which `cached_file` passes it on to
         "... revision ... _raise_exceptions_for_missing_entries ...",
-        "reward_model/prm_format.py io/adapters.py",
+        "reward_model/prm_format.py io/adapters.py policy/trainer_arguments.py",
     ),
     # Public methods whose parameters or place in the training matter
     Seam("transformers.TrainerState.save_to_json", "json_path", _CHECKPOINTS),
@@ -142,7 +142,7 @@ SEAMS = (
 SEAM_ATTRIBUTES = (
     # Data of a trainer
     SeamAttribute("trl.GRPOTrainer._metrics", _STEP),
-    SeamAttribute("trl.GRPOTrainer._logs", "policy/online/tracking.py"),
+    SeamAttribute("trl.GRPOTrainer._logs", f"{_STEP} policy/online/tracking.py"),
     SeamAttribute("trl.GRPOTrainer._step", _STEP),
     SeamAttribute("trl.GRPOTrainer._buffered_inputs", _STEP),
     SeamAttribute("trl.GRPOTrainer._last_world_entropy", _STEP),

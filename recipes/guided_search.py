@@ -16,7 +16,7 @@ from erprm_trl.io.config_values import read_json_fields
 
 
 SAMPLERS = {"transformers": "TransformersSampler", "vllm": "VLLMSampler", "endpoint": "EndpointSampler"}
-SEARCH = ("method", "eta", "width", "expansions", "aggregation", "splitter", "max_steps", "max_tokens")
+SEARCH = ("method", "eta", "width", "expansions", "aggregation", "splitter", "stop", "max_steps", "max_tokens")
 SEARCH += ("token_budget", "score_budget", "seed")
 
 
@@ -42,6 +42,7 @@ class GuidedSearchArguments:
     expansions: int | None = field(default=None, metadata={"help": "Proposals for each; 4 if not particles."})
     aggregation: str = field(default="last", metadata={"help": "Value of a prefix: last, min, product or mean."})
     splitter: str | None = field(default=None, metadata={"help": "Where steps end; default: the reward model's."})
+    stop: list[str] | None = field(default=None, metadata={"help": "Strings that end a solution; cut off."})
     max_steps: int = field(default=64, metadata={"help": "Steps of a solution."})
     max_tokens: int | None = field(default=None, metadata={"help": "Tokens of a solution."})
     token_budget: int | None = field(default=None, metadata={"help": "Tokens generated for a question."})

@@ -6,11 +6,7 @@ from typing import Any
 from ..rollouts.grading.grader import Grader
 from ..rollouts.questions import ANSWER_COLUMNS
 from ..rollouts.reference_answers import reference_text
-from .reward_function import completion_text
-
-
-# What TRL passes to a reward function in addition to the columns of the dataset.
-_NO_COLUMNS = {"completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+from .completions import NO_COLUMNS, completion_text
 
 
 class AnswerReward:
@@ -55,7 +51,7 @@ class AnswerReward:
             `ValueError`: if there is no such column, or a row holds something that is no answer.
         """
         if self.answer_column not in columns:
-            names = sorted(set(columns) - _NO_COLUMNS)
+            names = sorted(set(columns) - NO_COLUMNS)
             usual = [name for name in ANSWER_COLUMNS if name in names]
             fix = f"AnswerReward({usual[0]!r})" if usual else "AnswerReward(answer_column=...)"
             raise ValueError(

@@ -4,8 +4,8 @@ It returns one number per completion, as TRL expects. [`StepRewardFunction.score
 """
 
 import math
-from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -15,10 +15,12 @@ from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.loading import load_format
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..reward_model.scoring.sharded import check_sharding
-from ..steps import clean_steps, split_steps
 from ..training.nonfinite import not_finite
+from .completions import NO_COLUMNS, completion_steps, opens_thinking, question_text
 from .scored_batch import Handoff, ScoredBatch, ScoredCompletion
-from .step_alignment import step_token_ends
+
+
+NAME, QUESTION_COLUMN = "step_reward", "question"
 
 
 class StepRewardFunction:
@@ -38,11 +40,22 @@ class StepRewardFunction:
     ... )
     ```
 
-    Completions that cannot be scored get `None`, which TRL leaves out of a group's statistics: those without steps,
-    those longer than the reward model's context, and, where the policy's tokenizer is known, those in which a step
-    owns no token. Logged through `log_metric`: `steps/per_answer`, `steps/tokens_per_step`, `steps/mean_score`,
+    Completions that cannot be scored get `unscorable_reward`: those without steps, those longer than the reward
+    model's context, conversations whose last message is not the policy's (a tool's result, say), and, where the
+    policy's tokenizer is known, those in which a step owns no token. Which parts of a completion with
+    `<think>...</think>` have steps is the `steps_of` of the reward model's format. What TRL's trainers make of `None`:
+
+    | trainer | a completion whose every reward is `None` |
+    |---|---|
+    | `GRPOTrainer`, `RLOOTrainer`, `GMPOTrainer`, `AsyncGRPOTrainer` | is left out of its group; its advantage is 0 |
+    | `OnlineDPOTrainer`, `SDPOTrainer` | counts as reward 0 |
+    | `A2POTrainer` | is a `TypeError`: give a number |
+    | [`StepGRPOTrainer`], [`StepPPOTrainer`] | has no step rewards; they take no number here |
+
+    Logged through `log_metric`: `steps/per_answer`, `steps/tokens_per_step`, `steps/mean_score`,
     `steps/repeated_share` (steps that say what an earlier step of the same answer says), `steps/unscorable_share` and,
-    where the policy's tokenizer is known, `steps/unfinished_share`; through `log_extra`: `step_scores`.
+    where the policy's tokenizer is known, `steps/unfinished_share`; through `log_extra`: `step_scores`. With a `name`
+    these names begin with it, as in `my_prm/steps/per_answer`; the step trainers log them without it.
 
     Args:
         scorer ([`StepScorer`], [`~erprm_trl.reward_model.ScoringBackend`], `str` or `Path`):
@@ -51,8 +64,13 @@ class StepRewardFunction:
         aggregation (`str`, *optional*):
             `"min"`, `"last"`, `"product"` or `"mean"`; defaults to the reward model's own.
         question_column (`str`, *optional*, defaults to `"question"`):
-            Dataset column with the bare question. Without such a column the question is the prompt: the text, or the
-            last user message of a conversation.
+            Dataset column with the bare question. Without a column `"question"` the question is the prompt: the text,
+            or the last user message of a conversation.
+        unscorable_reward (`float`, *optional*):
+            Reward of completions that cannot be scored. `None` by default; see the table above.
+        name (`str`, *optional*, defaults to `"step_reward"`):
+            Name in TRL's metrics, as in `rewards/step_reward/mean`. Two reward functions of one trainer need two
+            names.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The policy's tokenizer; the step trainers set it themselves.
         eos_token_ids (`list[int]`, *optional*):
@@ -61,17 +79,18 @@ class StepRewardFunction:
             Arguments of [`StepScorer.from_pretrained`], with a path or id.
 
     Raises:
-        `FileNotFoundError`: if a path or id is no reward model. `ValueError`: for an unknown aggregation.
+        `FileNotFoundError`: if a path or id is no reward model. `ValueError`: for an unknown aggregation or an
+            `unscorable_reward` that is not finite.
     """
-
-    __name__ = "step_reward"
 
     def __init__(
         self,
         scorer: StepScorer | ScoringBackend | str | Path,
         *,
         aggregation: str | None = None,
-        question_column: str = "question",
+        question_column: str = QUESTION_COLUMN,
+        unscorable_reward: float | None = None,
+        name: str = NAME,
         processing_class=None,
         eos_token_ids: list[int] | None = None,
         scorer_kwargs: dict[str, Any] | None = None,
@@ -88,18 +107,34 @@ class StepRewardFunction:
         self.aggregation = aggregation or self.prm_format.aggregation
         if self.aggregation not in AGGREGATIONS:
             raise ValueError(f"Aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
+        if unscorable_reward is not None and not math.isfinite(unscorable_reward):
+            raise ValueError(f"unscorable_reward: got {unscorable_reward}, expected a finite number, or None.")
+        self.__name__ = name  # TRL reads it
+        self.unscorable_reward = unscorable_reward
         self.question_column = question_column
         self.processing_class = processing_class
         self.eos_token_ids = eos_token_ids
+        self.chat_template_kwargs: dict[str, Any] | None = None  # of a step trainer
         self.accelerator = None  # of a step trainer: its processes then stop together
         self.handoff: Handoff[ScoredBatch] | None = None  # of the step trainer that calls
+        self._loading = Lock()  # some of TRL's trainers call from several threads
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the lock, for trainers that send reward functions to other processes."""
+        return {name: value for name, value in vars(self).items() if name != "_loading"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what [`~StepRewardFunction.__getstate__`] gave."""
+        vars(self).update(state)
+        self._loading = Lock()
 
     @property
     def scorer(self) -> StepScorer:
         """The reward model, loaded when it is first needed."""
-        if isinstance(self._scorer, (str, Path)):
-            self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
-        return self._scorer
+        with self._loading:
+            if isinstance(self._scorer, (str, Path)):
+                self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
+            return self._scorer
 
     def shard(self, accelerator) -> None:
         """
@@ -134,21 +169,23 @@ class StepRewardFunction:
                 TRL's functions for logging from a reward function.
 
         Returns:
-            `list[float | None]`: one reward in [0, 1] per completion, `None` where it is unscorable.
+            `list[float | None]`: one reward in [0, 1] per completion, `unscorable_reward` where it is unscorable.
 
         Raises:
             `FloatingPointError`: if a score is not finite. TRL would take it for a completion without a reward.
+            `ValueError`: if the dataset lacks the `question_column` that was named.
         """
         batch = self.score_batch(prompts, completions, completion_ids, **columns)
         if self.handoff is not None:
             self.handoff.put(batch)
+        prefix = "" if self.__name__ == NAME or self.handoff is not None else f"{self.__name__}/"
         if log_metric is not None:
             for name, value in batch.metrics.items():
-                log_metric(name, value)
+                log_metric(prefix + name, value)
         if log_extra is not None:
             for name, values in batch.extras.items():
-                log_extra(name, values)
-        return batch.rewards
+                log_extra(prefix + name, values)
+        return [self.unscorable_reward if reward is None else reward for reward in batch.rewards]
 
     def score_batch(
         self,
@@ -174,27 +211,38 @@ class StepRewardFunction:
 
         Raises:
             `FloatingPointError`: if a score is not finite.
+            `ValueError`: if the dataset lacks the `question_column` that was named.
         """
+        if self.question_column not in (QUESTION_COLUMN, *columns):
+            names = ", ".join(sorted(set(columns) - NO_COLUMNS))
+            raise ValueError(
+                f"question_column of {self.__name__}: got {self.question_column!r}, expected one of the dataset's "
+                f"columns ({names}). Name another, or leave it out to read the question from the prompt."
+            )
         bare_questions = columns.get(self.question_column) or [None] * len(prompts)
         questions = [
             question or question_text(prompt) for question, prompt in zip(bare_questions, prompts, strict=True)
         ]
-        texts = [completion_text(completion) for completion in completions]
-        pieces = [split_steps(text, self.prm_format.splitter) for text in texts]
-        steps = [clean_steps(text_pieces, self.prm_format.splitter) for text_pieces in pieces]
-        ends: list[list[int] | None] = [[] for _ in texts]
-        if completion_ids is not None and self.processing_class is not None:
-            ends = [
-                step_token_ends(self.processing_class, ids, text, list(accumulate(map(len, text_pieces))))
-                for ids, text, text_pieces in zip(completion_ids, texts, pieces, strict=True)
-            ]
-        kept = [[] if token_ends is None else parts for parts, token_ends in zip(steps, ends, strict=True)]
+        tokenizer = self.processing_class
+        # The chat template opens the thinking of all prompts or of none.
+        template_opens = opens_thinking(prompts[0], tokenizer, self.chat_template_kwargs)
+        are_thinking = [opens_thinking(prompt) if isinstance(prompt, str) else template_opens for prompt in prompts]
+        parts = [
+            completion_steps(
+                completion, self.prm_format, is_thinking=is_thinking, tokenizer=tokenizer, token_ids=token_ids
+            )
+            for completion, is_thinking, token_ids in zip(
+                completions, are_thinking, completion_ids or [None] * len(completions), strict=True
+            )
+        ]
+        steps = [texts for texts, _ in parts]
+        kept = [[] if token_ends is None else texts for texts, token_ends in parts]
         scores = self.scorer.score(questions, kept, skip_too_long=True)
         self._check(scores, getattr(columns.get("trainer_state"), "global_step", None))
         rewards = solution_scores(scores, self.aggregation)
         scored = [
-            ScoredCompletion(values, token_ends if values else [], parts, reward)
-            for values, token_ends, parts, reward in zip(scores, ends, steps, rewards, strict=True)
+            ScoredCompletion(values, token_ends if values else [], texts, reward)
+            for values, (texts, token_ends), reward in zip(scores, parts, rewards, strict=True)
         ]
         extras = {"step_scores": [[round(score, 4) for score in values] for values in scores]}
         return ScoredBatch(scored, self._metrics(steps, scores, completion_ids), extras)
@@ -236,21 +284,3 @@ def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None
     """Row, step and value of the first step score that is not finite."""
     flat = ((row, step, score) for row, values in enumerate(scores) for step, score in enumerate(values))
     return next((place for place in flat if not math.isfinite(place[2])), None)
-
-
-def completion_text(completion: "str | list[dict[str, Any]]") -> str:
-    """The text of a completion: itself, or what the last message of a conversation says."""
-    return completion if isinstance(completion, str) else _content(completion[-1]) if completion else ""
-
-
-def question_text(prompt: "str | list[dict[str, Any]]") -> str:
-    """The question of a prompt: itself, or what the last user message of a conversation says."""
-    if isinstance(prompt, str):
-        return prompt
-    asked = [message for message in prompt if message.get("role") == "user"]
-    return _content(asked[-1]) if asked else ""
-
-
-def _content(message: dict[str, Any]) -> str:
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)

@@ -44,7 +44,8 @@ def step_token_ends(tokenizer, token_ids: list[int], text: str, step_ends: list[
         token_ids (`list[int]`):
             The completion.
         text (`str`):
-            The completion's text, or the part of it that was split into steps.
+            The completion's text, or the part of it that was split into steps. Of several places where the completion
+            has this part, the last one counts: an answer may repeat what the thinking says.
         step_ends (`list[int]`):
             For each step the character of `text` at which it ends, increasing.
 
@@ -53,7 +54,7 @@ def step_token_ends(tokenizer, token_ids: list[int], text: str, step_ends: list[
         token), or `text` is not found in what the tokens decode to.
     """
     decoded, starts = token_starts(tokenizer, token_ids)
-    offset = decoded.find(text)
+    offset = decoded.rfind(text)
     if offset < 0 or not step_ends or not token_ids:
         return None
     last_token: dict[int, int] = {}

@@ -1,17 +1,32 @@
 """The work on one chunk of a collection: samples solutions, continues their prefixes and grades everything."""
 
+import inspect
+import logging
 from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple
 
-from ..steps import split_steps
+from ..steps import NAMED_SPLITTERS, split_steps
 from .allocation import allocate
 from .grading.grader import Grader
+from .progress import CollectionProgress
 from .questions import Question
 from .records import CollectionSettings, RolloutRow
 from .sampling.base import Completion, Prompt, Sampler, derived_seed
 from .shared_prefixes import SharedPrefixes
 
 
+logger = logging.getLogger(__name__)
+
 ROUNDS = 4  # Rounds of adaptive collection. More rounds gained nothing on the dial task.
+
+
+class _Target(NamedTuple):
+    """A prefix that is continued: the row that its rewards go to, its number of steps, and what the policy reads."""
+
+    row: RolloutRow
+    num_steps: int
+    prompt: Prompt
 
 
 class ChunkWork:
@@ -25,15 +40,27 @@ class ChunkWork:
             The policy.
         settings ([`CollectionSettings`]):
             Settings of the collection.
+        progress ([`CollectionProgress`]):
+            The progress bar.
 
     Attributes:
         num_rollouts, num_saved (`int`): texts sampled so far, and continuations that a fixed number per prefix would
             have sampled in addition.
     """
 
-    def __init__(self, questions: Sequence[Question], sampler: Sampler, settings: CollectionSettings):
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        sampler: Sampler,
+        settings: CollectionSettings,
+        progress: CollectionProgress,
+    ):
         self.questions, self.sampler, self.settings = questions, sampler, settings
+        self.progress = progress
+        self._has_warned = False  # of solutions of a single step
+        self._reports = "progress" in inspect.signature(sampler.sample).parameters
         self.num_rollouts = self.num_saved = 0
+        self._prompt_format = sampler.prompt_format if settings.continue_from == "tokens" else None
         in_rows = ("backend", "model", "temperature", "top_p", "top_k", "max_new_tokens")
         self.sampler_settings = {name: value for name, value in sampler.settings.items() if name in in_rows}
 
@@ -42,34 +69,45 @@ class ChunkWork:
         settings = self.settings
         first = chunk * settings.chunk_size
         questions = self.questions[first : first + settings.chunk_size]  # read once: they may be on disk
-        solutions = self._sample(
-            [Prompt(question.question) for question in questions], settings.num_solutions, chunk, "solutions"
-        )
+        prompts = [Prompt(question.question, prompt=question.prompt) for question in questions]
+        self.progress.begin_chunk(len(questions))
+        solutions = self._sample(prompts, settings.num_solutions, chunk, "solutions")
         rows = [
             self._row(chunk, question_index, question, solution_index, solution)
             for question_index, (question, samples) in enumerate(zip(questions, solutions, strict=True), start=first)
             for solution_index, solution in enumerate(samples)
         ]
+        if not self._has_warned and rows and max(len(row.steps) for row in rows) == 1:
+            logger.warning(_single_steps(rows, settings))
+            self._has_warned = True
         if grader is None:
             return rows
         rewards, predictions = grader.grade_and_extract([row.text for row in rows], [row.answer for row in rows])
         for row, reward, prediction in zip(rows, rewards, predictions, strict=True):
             row.outcome_reward, row.prediction = reward, prediction
-        if settings.shares_continuations:
-            self._continue_shared(chunk, rows, grader)
-        elif settings.num_continuations > 0:
-            self._continue_prefixes(chunk, rows, grader)
+        if settings.num_continuations > 0:
+            prompt_of_row = [prompt for prompt in prompts for _ in range(settings.num_solutions)]
+            targets = [
+                target
+                for row, prompt, solution in zip(rows, prompt_of_row, chain(*solutions), strict=True)
+                for target in self._targets(row, prompt, solution)
+            ]
+            self.progress.begin_continuations(len(targets), len(targets) * settings.num_continuations)
+            if settings.shares_continuations:
+                self._continue_shared(chunk, rows, targets, grader)
+            else:
+                self._continue_prefixes(chunk, rows, targets, grader)
         return rows
 
     def _row(
         self, chunk: int, question_index: int, question: Question, solution_index: int, solution: Completion
     ) -> RolloutRow:
-        if self.settings.store_token_ids and not solution.token_ids:
+        if self.settings.store_token_ids and not solution.token_ids and (solution.text or not self.settings.stop):
             raise ValueError(
                 "store_token_ids=True: the sampler returned no token ids. For vLLM's server set "
                 "extra_body={'return_token_ids': True}, or leave store_token_ids off."
             )
-        steps = split_steps(solution.text, self.settings.splitter)
+        steps = split_steps(solution.text, self.settings.splitter, self.settings.steps_of)
         return RolloutRow(
             chunk=chunk,
             question_index=question_index,
@@ -84,19 +122,31 @@ class ChunkWork:
             token_ids=list(solution.token_ids) if self.settings.store_token_ids else None,
         )
 
-    def _continue_prefixes(self, chunk: int, rows: list[RolloutRow], grader: Grader) -> None:
+    def _targets(self, row: RolloutRow, prompt: Prompt, solution: Completion) -> list[_Target]:
+        """The proper prefixes of a solution. 0 steps is the bare question, which the first solution continues for
+        all."""
+        prefixes = [row.prefix(num_steps) for num_steps in range(1, len(row.steps))]
+        ids_of_prefix = [None] * len(prefixes)
+        if self._prompt_format is not None:
+            ids_of_prefix = self._prompt_format.prefix_ids(prompt, solution.token_ids, prefixes)
+        bare_question = self.settings.include_question and row.solution_index == 0
+        targets = [_Target(row, 0, prompt)] if bare_question else []
+        for num_steps, (prefix, prefix_ids) in enumerate(zip(prefixes, ids_of_prefix, strict=True), start=1):
+            targets.append(_Target(row, num_steps, prompt._replace(prefix=prefix, prefix_ids=prefix_ids)))
+        return targets
+
+    def _continue_prefixes(self, chunk: int, rows: list[RolloutRow], targets: list[_Target], grader: Grader) -> None:
         num_continuations = self.settings.num_continuations
-        targets = self._targets(rows)
-        prompts = [Prompt(row.question, row.prefix(num_steps)) for row, num_steps in targets]
+        prompts = [target.prompt for target in targets]
         continuations = self._sample(prompts, num_continuations, chunk, "continuations")
         texts = [
             prompt.prefix + continuation.text
             for prompt, continuations_K in zip(prompts, continuations, strict=True)
             for continuation in continuations_K
         ]
-        answers = [row.answer for row, _ in targets for _ in range(num_continuations)]
+        answers = [target.row.answer for target in targets for _ in range(num_continuations)]
         rewards = iter(grader.grade(texts, answers))
-        for row, num_steps in targets:
+        for row, num_steps, _ in targets:
             rewards_K = [next(rewards) for _ in range(num_continuations)]
             if num_steps == 0:
                 row.question_rewards = rewards_K
@@ -104,21 +154,15 @@ class ChunkWork:
                 row.prefix_rewards.append(rewards_K)
         _share_question_rewards(rows)
 
-    def _targets(self, rows: list[RolloutRow]) -> list[tuple[RolloutRow, int]]:
-        """The row that the rewards of each prefix go to, and the prefix's number of steps. 0 steps is the bare
-        question, which the first solution continues for all."""
-        targets = []
-        for row in rows:
-            bare_question = [0] if self.settings.include_question and row.solution_index == 0 else []
-            targets += [(row, num_steps) for num_steps in [*bare_question, *range(1, len(row.steps))]]
-        return targets
-
-    def _continue_shared(self, chunk: int, rows: list[RolloutRow], grader: Grader) -> None:
+    def _continue_shared(self, chunk: int, rows: list[RolloutRow], targets: list[_Target], grader: Grader) -> None:
         """Continues each distinct prefix as often as its label is uncertain, and counts each text for all prefixes
         that it passes through."""
         shared = {row.question_index: SharedPrefixes(self.settings.reuse_continuations) for row in rows}
-        targets = self._targets(rows)
-        prefix_of_target = [shared[row.question_index].add_prefix(row.prefix(num_steps)) for row, num_steps in targets]
+        prefix_of_target = [shared[row.question_index].add_prefix(prompt.prefix) for row, _, prompt in targets]
+        # Solutions that begin with the same text continue it from the tokens of the first of them.
+        prompt_of_prefix: dict[tuple[int, int], Prompt] = {}
+        for target, prefix in zip(targets, prefix_of_target, strict=True):
+            prompt_of_prefix.setdefault((target.row.question_index, prefix), target.prompt)
         for row in rows:
             shared[row.question_index].add_text(row.text, row.outcome_reward)
             row.prefix_generated = []
@@ -137,7 +181,7 @@ class ChunkWork:
                 for prefix, count in enumerate(counts_of_question)
                 for _ in range(count)
             ]
-            prompts = [Prompt(first_rows[index].question, shared[index].texts[prefix]) for index, prefix in jobs]
+            prompts = [prompt_of_prefix[job] for job in jobs]
             texts = [
                 prompt.prefix + continuation.text
                 for prompt, (continuation,) in zip(prompts, self._sample(prompts, 1, chunk, purpose), strict=True)
@@ -172,14 +216,19 @@ class ChunkWork:
         if not prompts:
             return []
         self.num_rollouts += len(prompts) * num_samples
-        return self.sampler.sample(prompts, num_samples, derived_seed(self.settings.seed, chunk, purpose))
+        options = {"until": self.settings.stop} if self.settings.stop else {}
+        if self._reports:
+            options["progress"] = self.progress.update
+        self.progress.begin_call(purpose.partition("-")[0], len(prompts) * num_samples)
+        seed = derived_seed(self.settings.seed, chunk, purpose)
+        completions = self.sampler.sample(prompts, num_samples, seed, **options)
+        self.progress.end_call()
+        return completions
 
 
-def _write_shared(
-    targets: list[tuple[RolloutRow, int]], prefix_of_target: list[int], shared: dict[int, SharedPrefixes]
-) -> None:
+def _write_shared(targets: list[_Target], prefix_of_target: list[int], shared: dict[int, SharedPrefixes]) -> None:
     seen = set()
-    for (row, num_steps), prefix in zip(targets, prefix_of_target, strict=True):
+    for (row, num_steps, _), prefix in zip(targets, prefix_of_target, strict=True):
         prefixes = shared[row.question_index]
         rewards = prefixes.generated[prefix] + prefixes.inherited[prefix]
         # A prefix that two solutions share was sampled once. The first of them counts its continuations.
@@ -197,3 +246,18 @@ def _share_question_rewards(rows: list[RolloutRow]) -> None:
     rewards_Q = {row.question_index: row.question_rewards for row in rows if row.solution_index == 0}
     for row in rows:
         row.question_rewards = rewards_Q[row.question_index]
+
+
+def _single_steps(rows: list[RolloutRow], settings: CollectionSettings) -> str:
+    """The warning about a chunk in which no solution has two steps."""
+    remedy = "Set splitter to the string that separates their steps, or ask for steps in the prompt"
+    for splitter in NAMED_SPLITTERS:
+        num_steps = [len(split_steps(row.text, splitter, settings.steps_of)) for row in rows]
+        if max(num_steps) > 1:
+            remedy = f"splitter={splitter!r} would give {sum(num_steps) / len(rows):.1f} steps per solution"
+            break
+    text = max((row.text for row in rows), key=len)
+    return (
+        f"splitter={settings.splitter!r}: none of {len(rows)} solutions has two steps, so there is nothing to learn "
+        f"about single steps. One begins {text[:200]!r}. {remedy}."
+    )

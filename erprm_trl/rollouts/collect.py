@@ -12,17 +12,19 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 
 from ..io.atomic_files import make_folder
+from ..reasoning import prompt_opens_thinking
+from ..steps import split_steps
 from .chunk import ChunkWork
 from .dataset import RolloutDataset
 from .grading.grader import Grader, grading_name
+from .progress import CollectionProgress
 from .questions import Question, fingerprint
 from .records import CollectionSettings
-from .sampling.base import Sampler
+from .sampling.base import Prompt, Sampler, stop_strings
 from .shards import (
     MANIFEST,
     RESTORE,
@@ -35,9 +37,6 @@ from .shards import (
 )
 from .summary import summarize_rollouts
 
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +56,20 @@ def collect_rollouts(
     splitter: str = "newline",
     grading: str | Callable[[str, str], float] | None = "math",
     answer_pattern: str | None = None,
+    reasoning: bool | None = None,
+    steps_of: str = "both",
+    stop: str | Sequence[str] | None = None,
     seed: int = 0,
     chunk_size: int = 16,
     store_token_ids: bool = False,
     show_progress: bool = True,
 ) -> RolloutDataset:
-    """
+    r"""
     Samples solutions, splits them into steps, continues every proper prefix, grades everything and stores it.
+
+    A prefix is continued from the tokens of its solution. It is encoded again, which may give other tokens, where a
+    token holds both its end and what follows it, where the sampler does not return `token_ids`, and in folders that
+    an older release began.
 
     Texts that reach `max_new_tokens` are graded as they stand; the manifest says how many there are. Started again in
     the same folder it continues where it was. Launched by `accelerate launch`, each process takes its share of the
@@ -104,6 +110,17 @@ def collect_rollouts(
             without answers: rewards and predictions are `None`, and there can be no continuations.
         answer_pattern (`str`, *optional*):
             Regular expression whose first group is the final answer, see [`Grader`].
+        reasoning (`bool`, *optional*):
+            Whether the policy thinks in `<think>...</think>` before its answer, see [`Grader`]. By default the
+            delimiters are looked for in each text. Texts without any also count as thinking that is not closed where
+            the prompt ends with `<think>`.
+        steps_of (`str`, *optional*, defaults to `"both"`):
+            Which part of a reasoning text is split into steps: `"both"`, `"thinking"` or `"answer"`, see
+            [`split_steps`].
+        stop (`str` or `Sequence[str]`, *optional*):
+            Strings that end a solution or a continuation, e.g. `"\n\nQuestion:"` for a base model whose prompt has
+            solved examples. The text ends before the first of them, and counts as finished. What follows is neither
+            kept nor graded, and `token_ids` hold no token that reaches into it.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the whole collection.
         chunk_size (`int`, *optional*, defaults to `16`):
@@ -121,6 +138,7 @@ def collect_rollouts(
             rollouts (the differences are named).
     """
     _check_numbers(questions, num_solutions, num_continuations, chunk_size)
+    split_steps("", splitter, steps_of)  # an error now, not after the first chunk is sampled
     reuse = _check_sharing(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
     if grading is None and num_continuations > 0:
         raise ValueError(
@@ -128,6 +146,7 @@ def collect_rollouts(
             "rewards. Name a grading, or set num_continuations=0."
         )
     path = make_folder(output_dir)
+    reasoning, continue_from = _modes(path, questions[0], sampler, reasoning, num_continuations)
     adaptive = allocation == "adaptive"
     settings = CollectionSettings(
         num_questions=len(questions),
@@ -142,6 +161,10 @@ def collect_rollouts(
         chunk_size=chunk_size,
         sampler=sampler.settings,
         store_token_ids=bool(store_token_ids),
+        stop=stop_strings(stop),
+        reasoning=reasoning,
+        steps_of=steps_of,
+        continue_from=continue_from,
         allocation=allocation,
         reuse_continuations=reuse,
         target_etas=[float(eta) for eta in target_etas] if adaptive else None,
@@ -176,12 +199,19 @@ def _collect(
         state.wait_for_everyone()
         todo = [chunk for chunk in range(len(sizes)) if chunk not in done]
         started = time.monotonic()
+        grader_settings = {"answer_pattern": settings.answer_pattern, "reasoning": settings.reasoning}
         with (
-            nullcontext() if grading is None else Grader(grading, answer_pattern=settings.answer_pattern) as grader,
+            nullcontext() if grading is None else Grader(grading, **grader_settings) as grader,
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
         ):
-            work = ChunkWork(questions, sampler, settings)
-            _append_chunks(shard, todo, work, grader, state, show_progress and state.is_main_process)
+            num_done = settings.num_questions - sum(sizes[chunk] for chunk in todo) // settings.num_solutions
+            show = show_progress and state.is_main_process
+            with CollectionProgress(settings, num_done, state.num_processes, show) as progress:
+                work = ChunkWork(questions, sampler, settings, progress)
+                for chunk in todo[state.process_index :: state.num_processes]:
+                    append_rows(shard, work.run_chunk(chunk, grader))
+                    saved = {"saved": work.num_saved} if settings.shares_continuations else {}
+                    progress.end_chunk(rollouts=work.num_rollouts, **saved)
             num_timeouts = 0 if grader is None else grader.num_timeouts
         state.wait_for_everyone()
     dataset = RolloutDataset(path)
@@ -199,33 +229,6 @@ def _collect(
     return dataset
 
 
-def _append_chunks(
-    shard: BinaryIO,
-    todo: list[int],
-    work: ChunkWork,
-    grader: Grader | None,
-    state: "PartialState",
-    show_progress: bool,
-) -> None:
-    """Makes this process's share of the chunks and appends each to its shard, with a progress bar."""
-    from tqdm.auto import tqdm
-
-    settings = work.settings
-    num_todo = sum(settings.chunk_sizes[chunk] for chunk in todo) // settings.num_solutions
-    with tqdm(
-        total=settings.num_questions,
-        initial=settings.num_questions - num_todo,
-        unit="question",
-        desc="Collecting rollouts",
-        disable=not show_progress,
-    ) as bar:
-        for chunk in todo[state.process_index :: state.num_processes]:
-            append_rows(shard, work.run_chunk(chunk, grader))
-            saved = {"saved": work.num_saved} if settings.shares_continuations else {}
-            bar.set_postfix(rollouts=work.num_rollouts, **saved, refresh=False)
-            bar.update(settings.chunk_sizes[chunk] // settings.num_solutions * state.num_processes)
-
-
 def _check_numbers(questions, num_solutions: int, num_continuations: int, chunk_size: int) -> None:
     if not questions:
         raise ValueError("Questions: got none, expected at least one.")
@@ -236,6 +239,24 @@ def _check_numbers(questions, num_solutions: int, num_continuations: int, chunk_
     ):
         if value < least:
             raise ValueError(f"{name}: got {value}, expected at least {least}.")
+
+
+def _modes(
+    path: Path, question: Question, sampler: Sampler, reasoning: bool | None, num_continuations: int
+) -> tuple[bool | None, str]:
+    """How texts are graded and prefixes are continued. Where it is not said, a collection that an older release began
+    goes on as it began."""
+    manifest = read_manifest(path)
+    if manifest is not None:
+        begun = CollectionSettings.from_json(manifest["config"])
+        return begun.reasoning if reasoning is None else reasoning, begun.continue_from
+    prompt_format = getattr(sampler, "prompt_format", None)
+    if prompt_format is None:
+        return reasoning, "text"
+    if reasoning is None:
+        prompt = prompt_format.render(Prompt(question.question, prompt=question.prompt))
+        reasoning = True if prompt_opens_thinking(prompt) else None
+    return reasoning, "tokens" if num_continuations > 0 else "text"
 
 
 def _check_sharing(

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from .sampling.base import Sampler
 
 
+# Arguments of every sampler.
+SAMPLER_SETTINGS = (
+    "temperature top_p top_k max_new_tokens "
+    "prompt_template system_prompt use_chat_template chat_template_kwargs examples"
+).split()
+
+
 @dataclass
 class CollectConfig:
     """
@@ -65,6 +72,16 @@ class CollectConfig:
     )
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
     answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the final answer."})
+    reasoning: bool | None = field(
+        default=None, metadata={"help": "Grade what follows </think>. Default: where a text has <think>."}
+    )
+    steps_of: str = field(
+        default="both",
+        metadata={"help": "Part of a text with <think> that has steps.", "choices": ["both", "thinking", "answer"]},
+    )
+    stop: list[str] | None = field(
+        default=None, metadata={"help": "Strings that end a solution; it ends before them. For few-shot prompts."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the whole collection."})
     chunk_size: int = field(default=16, metadata={"help": "Questions written at a time."})
     backend: str = field(
@@ -84,12 +101,21 @@ class CollectConfig:
     batch_size: int = field(default=64, metadata={"help": "Sequences generated at a time (transformers)."})
     prompt_template: str | None = field(default=None, metadata={"help": "Text around {question}."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
+    use_chat_template: bool | None = field(
+        default=None, metadata={"help": "Apply the chat template. Default: whether the tokenizer has one."}
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Arguments of the chat template, e.g. {"enable_thinking": false}.'}
+    )
+    examples: list[dict[str, str]] | str | None = field(
+        default=None, metadata={"help": "Solved examples before the question, each with question and solution."}
+    )
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of from_pretrained, of vllm.LLM, or more of EndpointSampler."}
     )
 
     def __post_init__(self):
-        read_json_fields(self, "dataset_kwargs", "model_init_kwargs")
+        read_json_fields(self, "dataset_kwargs", "model_init_kwargs", "chat_template_kwargs", "examples")
         if self.backend == "endpoint" and self.base_url is None:
             raise ValueError("base_url: got none with backend='endpoint', expected e.g. http://localhost:8000/v1.")
 
@@ -118,13 +144,15 @@ class CollectConfig:
             splitter=self.splitter,
             grading=self.grading,
             answer_pattern=self.answer_pattern,
+            reasoning=self.reasoning,
+            steps_of=self.steps_of,
+            stop=self.stop,
             seed=self.seed,
             chunk_size=self.chunk_size,
         )
 
     def _sampler(self) -> "Sampler":
-        names = ("temperature", "top_p", "top_k", "max_new_tokens", "prompt_template", "system_prompt")
-        settings = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in SAMPLER_SETTINGS}
         init_kwargs = self.model_init_kwargs or {}
         if self.backend == "vllm":
             return rollouts.VLLMSampler(self.model_name_or_path, engine_kwargs=init_kwargs, **settings)

@@ -21,10 +21,16 @@ ANSWER_COLUMNS = ("answer", "final_answer", "reference_answer", "ground_truth", 
 
 
 class Question(NamedTuple):
-    """A question and its reference answer (the final answer alone, e.g. `"18"`, not the worked solution), if known."""
+    """
+    A question and its reference answer (the final answer alone, e.g. `"18"`, not the worked solution), if known.
+
+    `prompt` is what the policy reads where that is not the sampler's template around the question: a text, or a
+    conversation.
+    """
 
     question: str
     answer: str | None = None
+    prompt: str | list[dict[str, str]] | None = None
 
 
 class Questions(OnDiskSequence):
@@ -151,10 +157,11 @@ def load_questions(
 
 
 def fingerprint(questions: Iterable[Question]) -> str:
-    """A hash of all questions and answers in order: what makes two collections the same work."""
+    """A hash of all questions, answers and prompts in order: what makes two collections the same work."""
     digest = hashlib.sha256()
     for question in questions:
-        digest.update(json.dumps(question).encode() + b"\n")
+        # Without a prompt as before there were any: old folders have to be recognised.
+        digest.update(json.dumps(question[:2] if question.prompt is None else question).encode() + b"\n")
     return digest.hexdigest()[:16]
 
 

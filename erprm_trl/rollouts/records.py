@@ -248,12 +248,22 @@ class CollectionSettings:
             Name or import path of the grading, `None` if nothing is graded.
         answer_pattern (`str`, *optional*):
             Regular expression whose first group is the final answer.
+        reasoning (`bool`, *optional*, defaults to `False`):
+            Whether texts are graded with reasoning delimiters in mind, see [`Grader`]; `None` looks for them in each
+            text.
+        steps_of (`str`, *optional*, defaults to `"both"`):
+            Which part of a reasoning text is split into steps, see [`split_steps`].
         seed (`int`, *optional*, defaults to `0`):
             Seed of the collection.
         sampler (`dict[str, Any]`, *optional*):
             Settings of the sampler.
         store_token_ids (`bool`, *optional*, defaults to `False`):
             Whether rows have `token_ids`.
+        stop (`list[str]`, *optional*):
+            Strings that end a solution or continuation, which ends before them.
+        continue_from (`str`, *optional*, defaults to `"text"`):
+            `"tokens"` if a prefix is continued from its tokens in the solution, `"text"` if from its text, encoded
+            again, as older releases did.
         allocation (`str`, *optional*, defaults to `"fixed"`):
             `"fixed"` or `"adaptive"`.
         reuse_continuations (`bool`, *optional*, defaults to `False`):
@@ -278,6 +288,10 @@ class CollectionSettings:
     chunk_size: int
     sampler: dict[str, Any] = field(default_factory=dict)
     store_token_ids: bool = False
+    reasoning: bool | None = False
+    steps_of: str = "both"
+    stop: list[str] = field(default_factory=list)
+    continue_from: str = "text"
     allocation: str = "fixed"
     reuse_continuations: bool = False
     target_etas: list[float] | None = None
@@ -303,12 +317,13 @@ class CollectionSettings:
 
     def to_json(self) -> dict[str, Any]:
         """
-        The `config` of a manifest. `store_token_ids` is present only if it is true, and what says how continuations
-        are shared only if they are, so that the manifests of plain collections stay as older releases wrote them.
+        The `config` of a manifest. Settings that older releases did not have are present only where they differ from
+        what these releases did, so that the manifests of plain collections stay as they were.
         """
         config = {name: getattr(self, name) for name in _SETTINGS_FIELDS}
-        if not self.store_token_ids:
-            del config["store_token_ids"]
+        for name, before in _ADDED.items():
+            if config[name] == before:
+                del config[name]
         if not self.is_adaptive:
             del config["target_etas"], config["tolerance"]
         if not self.shares_continuations:
@@ -335,9 +350,10 @@ class CollectionSettings:
         """
         How the settings differ from the `config` of a manifest, one text per entry.
 
-        The JSON objects are compared, so that entries which one of them does not have count as `None`.
+        Entries that an older release did not write count as their defaults, and others that one of the two does not
+        have count as `None`.
         """
-        old_entries, new_entries = _flatten(old), _flatten(self.to_json())
+        old_entries, new_entries = _flatten({**_ADDED, **old}), _flatten({**_ADDED, **self.to_json()})
         return [
             f"{key} was {old_entries.get(key)!r} and is now {new_entries.get(key)!r}"
             for key in old_entries | new_entries
@@ -346,6 +362,8 @@ class CollectionSettings:
 
 
 _SETTINGS_FIELDS = tuple(item.name for item in fields(CollectionSettings) if item.name != "extra")
+# Settings that older releases did not have, with what these releases did.
+_ADDED = {"store_token_ids": False, "reasoning": False, "steps_of": "both", "stop": [], "continue_from": "text"}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,8 +13,8 @@ class SharedPrefixes:
     continues each of its own prefixes, and those of the question's other solutions that begin as it does. A text
     counts once for each, and never for prefixes before the one that it was sampled from: those did not choose its way.
 
-    Two approximations: texts are compared, not tokens (encoded anew, a prefix may end in other tokens than those that
-    were sampled), and a text sampled from further back has fewer of its `max_new_tokens` left.
+    Two approximations: texts are compared, not tokens (two solutions may have sampled the same text as other tokens),
+    and a text sampled from further back has fewer of its `max_new_tokens` left.
 
     Args:
         reuse (`bool`):

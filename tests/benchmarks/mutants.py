@@ -232,8 +232,8 @@ MUTANTS = {
         ["tests/rollouts/test_collect.py", "tests/rollouts/test_adaptive_collection.py"],
         [
             (
-                "for num_steps in [*bare_question, *range(1, len(row.steps))]",
-                "for num_steps in [*bare_question, *range(1, len(row.steps) + 1)]",
+                "for num_steps in range(1, len(row.steps))]\n        ids_of_prefix",
+                "for num_steps in range(1, len(row.steps) + 1)]\n        ids_of_prefix",
             ),
             (
                 "            prompt.prefix + continuation.text\n            for prompt, continuations_K",
@@ -248,6 +248,15 @@ MUTANTS = {
             ("start - offset >= step_ends[step]", "start - offset > step_ends[step]"),
             ("return text, [0, *ends[:-1]]", "return text, ends"),
             ('if "".join(pieces) != text:', "if False:"),
+            ("offset = decoded.rfind(text)", "offset = decoded.find(text)"),
+        ],
+    ),
+    "policy/completions.py": (
+        ["tests/policy/test_completions.py"],
+        [
+            ("ends = [end - len(opening) for end in", "ends = [end for end in"),
+            ("is_thinking = False  #", "pass  #"),
+            ("if is_thinking and THINK_OPEN not in text", "if THINK_OPEN not in text"),
         ],
     ),
     "policy/online/step_trainer.py": (

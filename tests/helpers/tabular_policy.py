@@ -70,7 +70,7 @@ class TabularSampler:
         seen, completions = {}, []
         for prompt in prompts:
             seen[prompt] = seen.get(prompt, -1) + 1
-            rng = random.Random(f"{seed if self.seeded else 0}/{prompt}/{seen[prompt]}")
+            rng = random.Random(f"{seed if self.seeded else 0}/{prompt[:2]}/{seen[prompt]}")
             completions.append([self._completion(prompt.prefix, stop, rng) for _ in range(num_samples)])
         return completions
 

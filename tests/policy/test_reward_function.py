@@ -1,6 +1,9 @@
 """Step scores as reward functions of TRL's own, unchanged `GRPOTrainer`."""
 
 import dataclasses
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,14 @@ from step_fakes import (
     tiny_llama,
     word_level,
 )
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.experimental.a2po import A2POConfig, A2POTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 from erprm_trl import StepScorer, dial
 from erprm_trl.functional import aggregate
+from erprm_trl.policy.completions import completion_text
 from erprm_trl.policy.reward_function import StepRewardFunction
 from erprm_trl.policy.scored_batch import Handoff, ScoredBatch, ScoredCompletion
 
@@ -233,3 +240,124 @@ def test_the_bare_question_comes_from_its_column_or_else_from_the_prompt():
     reward(["template"], ["4"])
     StepRewardFunction(scorer, question_column="problem")(["template"], ["4"], problem=["p"], question=["q"])
     assert [questions for questions, _ in scorer.calls] == [["bare", "other"], ["c", "a"], ["template"], ["p"]]
+
+
+def test_a_question_column_that_is_named_and_missing_is_an_error():
+    reward = StepRewardFunction(FakeScorer(by_last_number), question_column="problem")
+    with pytest.raises(ValueError, match="question_column of step_reward: got 'problem', expected one of .*query"):
+        reward(["template"], ["4"], query=["q"])
+    # the two remedies
+    assert StepRewardFunction(FakeScorer(by_last_number), question_column="query")(["t"], ["4"], query=["q"])
+    assert StepRewardFunction(FakeScorer(by_last_number))(["template"], ["4"], query=["q"])
+
+
+def test_a_conversation_that_ends_with_a_tools_message_cannot_be_scored():
+    scorer, ends = FakeScorer(by_last_number), [2]
+    tokenizer, metrics = word_level(), {}
+    call = {"role": "assistant", "content": "4 ки 8", "tool_calls": [{"function": {"name": "dial"}}]}
+    tool = {"role": "tool", "name": "dial", "content": "9 ки 9"}
+    reward = StepRewardFunction(scorer, processing_class=tokenizer, eos_token_ids=ends)
+    ids = encode(tokenizer, "4 ки 8 ? 9 ки 9 ?", "4 ки 8 ? 9 ки 9 ? 4 ки 8 </s>", "4 ки 8 </s>")
+    completions = [[call, tool], [call, tool, {"role": "assistant", "content": "4 ки 8"}], [{"content": "4 ки 8"}]]
+    assert reward(["q"] * 3, completions, ids, log_metric=metrics.__setitem__) == [
+        None,
+        pytest.approx(0.4),
+        pytest.approx(0.4),
+    ]
+    assert metrics["steps/unscorable_share"] == pytest.approx(1 / 3)
+    scored = reward.score_batch(["q"] * 3, completions, ids).completions
+    assert scored[0] == ScoredCompletion([], [], [], None)
+    # The last message's own tokens, although the first message says the same.
+    assert scored[1].token_ends == [9, 11] and scored[2].token_ends == [1, 3]
+    # What is graded as its answer: nothing.
+    assert [completion_text(completion) for completion in completions] == ["", "4 ки 8", "4 ки 8"]
+
+
+TRAINERS = {
+    "grpo": (GRPOTrainer, GRPOConfig, {"num_generations": 2, "max_completion_length": 4}),
+    "rloo": (RLOOTrainer, RLOOConfig, {"num_generations": 2, "max_completion_length": 4}),
+    "a2po": (A2POTrainer, A2POConfig, {"num_value_samples": 2, "max_completion_length": 4}),
+    "online dpo": (OnlineDPOTrainer, OnlineDPOConfig, {"max_new_tokens": 4, "max_length": 20}),
+    "sdpo": (SDPOTrainer, SDPOConfig, {"num_generations": 2, "max_completion_length": 4}),
+}
+MEAN_REWARD = {"online dpo": "objective/scores", "sdpo": "self_distillation/reward_mean"}
+
+
+@pytest.mark.parametrize("unscorable_reward", [None, 0.25])
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_what_trls_trainers_make_of_completions_that_cannot_be_scored(tmp_path, kind, unscorable_reward):
+    trainer_class, config_class, options = TRAINERS[kind]
+    shared = settings(tmp_path / "run", max_steps=1)
+    for name in ("num_generations", "max_completion_length"):
+        del shared[name]
+    tokenizer = word_level()
+    tokenizer.chat_template = CHAT
+    trainer = trainer_class(
+        save_tiny(tmp_path / "policy", tokenizer),
+        # Every step is one too many.
+        reward_funcs=StepRewardFunction(FakeScorer(by_text, max_steps=0), unscorable_reward=unscorable_reward),
+        args=config_class(**shared, **options),
+        train_dataset=Dataset.from_dict({"prompt": ["Tom dial 3", "Tom dial 4"]}),
+        processing_class=tokenizer,
+    )
+    if kind == "a2po" and unscorable_reward is None:
+        with pytest.raises(TypeError):
+            trainer.train()
+        return
+    trainer.train()
+    nothing = {"grpo": None, "rloo": None}.get(kind, 0.0)
+    expected = nothing if unscorable_reward is None else unscorable_reward
+    assert trainer.state.log_history[0][MEAN_REWARD.get(kind, "reward")] == expected
+
+
+def test_an_unscorable_reward_must_be_finite():
+    with pytest.raises(ValueError, match="unscorable_reward: got nan, expected a finite number"):
+        StepRewardFunction(FakeScorer(by_text), unscorable_reward=float("nan"))
+
+
+def test_two_reward_models_have_names_of_their_own(tmp_path):
+    tokenizer = word_level()
+    funcs = [
+        StepRewardFunction(FakeScorer(lambda step: 0.3), name="careful"),
+        StepRewardFunction(FakeScorer(by_last_number)),
+    ]
+    trainer = GRPOTrainer(
+        tiny_llama(len(tokenizer)),
+        funcs,
+        args=GRPOConfig(**settings(tmp_path, max_steps=1, log_completions=True)),
+        train_dataset=Dataset.from_dict({"prompt": ["Tom dial 3", "Tom dial 4"]}),
+        processing_class=tokenizer,
+    )
+    generate_fixed(trainer, encode(tokenizer, *COMPLETIONS))
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["rewards/careful/mean"] == log["careful/steps/mean_score"] == pytest.approx(0.3)
+    assert log["steps/mean_score"] == pytest.approx((0.4 + 0.8 + 0.2 + 0.7 + 0.3 + 0.3 + 0.9) / 7)
+    assert log["rewards/step_reward/mean"] == pytest.approx((0.2 + 0.7 + 0.3) / 3)
+    (file,) = (tmp_path / "completions").glob("*.parquet")
+    table = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    assert table["careful/step_scores"] == [[0.3] * 3, [0.3], [], [0.3] * 3]
+    assert table["step_scores"] == [[0.4, 0.8, 0.2], [0.7], [], [0.3, 0.3, 0.9]]
+
+
+def test_several_threads_load_the_model_once(reward_model, monkeypatch):
+    loaded, from_pretrained = [], StepScorer.from_pretrained
+
+    def slow(path, **kwargs):
+        loaded.append(path)
+        time.sleep(0.05)
+        return from_pretrained(path, **kwargs)
+
+    monkeypatch.setattr(StepScorer, "from_pretrained", slow)
+    reward = StepRewardFunction(reward_model)
+    with ThreadPoolExecutor(4) as threads:
+        rewards = list(threads.map(lambda text: reward(["Tom dial 7"], [text])[0], ["4 ки 8"] * 4))
+    assert loaded == [reward_model] and len(set(rewards)) == 1
+
+
+def test_a_reward_function_can_be_sent_to_another_process(reward_model):
+    # AsyncGRPOTrainer does so.
+    reward = StepRewardFunction(reward_model, name="sent", unscorable_reward=0.0)
+    sent = pickle.loads(pickle.dumps(reward))
+    asked = (["Tom dial 7"] * 2, ["4 ки 8", ""])
+    assert sent.__name__ == "sent" and sent(*asked) == reward(*asked)

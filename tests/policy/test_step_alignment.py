@@ -217,3 +217,10 @@ def test_characters_of_a_tokenizer_that_changes_nothing_begin_at_its_offsets():
         assert [start for start, _ in encoded["offset_mapping"]] == starts[: len(encoded["input_ids"])]
 
     check()
+
+
+def test_a_text_that_the_completion_holds_twice_is_its_last_one():
+    # The thinking says what the answer says again; only the answer was split into steps.
+    tokenizer = word_level()
+    ids = tokenizer.encode("4 ки 8 ? 4 ки 8 </s>")
+    assert step_token_ends(tokenizer, ids, "4 ки 8", [4, 6]) == [5, 7]

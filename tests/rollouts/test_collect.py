@@ -19,6 +19,7 @@ from erprm_trl import dial
 from erprm_trl.rollouts import (
     Completion,
     Prompt,
+    PromptFormat,
     Question,
     RolloutDataset,
     TransformersSampler,
@@ -84,6 +85,86 @@ def test_rows_by_hand(tmp_path):
     assert sampler.prompts[1:] == [Prompt("2 + 3?"), Prompt("2 + 3?", "2 + 3 = 5\n")]
     assert data.manifest["summary"]["unusable"] == {"no steps": 1}
     assert data.manifest["summary"]["unfinished_share"] == 0.5
+
+
+def test_stop_strings_end_solutions_and_continuations(tmp_path, dial_policy):
+    questions = [Question(**row) for row in dial.make_questions(3, seed=0)]
+    # The solution is over before its last step: nothing of an answer is left to be graded.
+    settings = {
+        **SETTINGS, "splitter": dial.SEPARATOR, "answer_pattern": dial.ANSWER_PATTERN, "store_token_ids": True,
+    }  # fmt: skip
+    sampler = TransformersSampler(*dial_policy, max_new_tokens=64, batch_size=16)
+    plain = collect_rollouts(questions, sampler, tmp_path / "plain", **settings)
+    assert "stop" not in plain.manifest["config"] and any("answer" in row.text for row in plain)
+    stopped = collect_rollouts(questions, sampler, tmp_path / "stopped", stop="answer", **settings)
+    assert stopped.settings.stop == ["answer"]
+    for row in stopped:
+        assert row.finished and "answer" not in row.text and row.outcome_reward == 0.0 and row.prediction is None
+        assert len(row.token_ids) == row.num_tokens == len(row.text.split())
+        assert sum(map(sum, row.prefix_rewards)) == 0.0
+    with pytest.raises(ValueError, match=r"stop was \['answer'\] and is now \[\]"):
+        collect_rollouts(questions, sampler, tmp_path / "stopped", **settings)
+
+
+def test_stop_strings_that_cannot_be_used(tmp_path):
+    for bad in ("", ["a", ""], [3]):
+        with pytest.raises(ValueError, match=r"stop: got .*expected non-empty strings"):
+            collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, stop=bad, **SETTINGS)
+
+
+class Thinking:
+    """Thinks in one line, then answers; one thought is never closed."""
+
+    settings = {"backend": "thinking"}
+
+    def __init__(self, opening="", prompt_template="{question}"):
+        self.opening = opening
+        self.prompt_format = PromptFormat(dial.build_tokenizer(), prompt_template)
+
+    def sample(self, prompts, num_samples, seed):
+        texts = [f"{self.opening}Is it answer 7?\nNo.\n</think>\nSo it is\nanswer 5", f"{self.opening}answer 5"]
+        return [[Completion(text[len(prompt.prefix) :], True, 9) for text in texts] for prompt in prompts]
+
+
+def collect_thoughts(folder, sampler, **settings):
+    return collect_rollouts(
+        [Question("2 + 3?", "5")], sampler, folder, **{**SETTINGS, "num_continuations": 0, **settings}
+    )
+
+
+def test_reasoning_decides_what_is_graded(tmp_path):
+    def rewards(name, sampler, **settings):
+        data = collect_thoughts(tmp_path / name, sampler, **settings)
+        return [row.outcome_reward for row in data], data.settings.reasoning
+
+    # the second text is a thought that is not closed, if it is known to be one
+    assert rewards("tags", Thinking("<think>")) == ([1.0, 0.0], None)
+    assert rewards("plain", Thinking()) == ([1.0, 1.0], None)
+    assert rewards("told", Thinking(), reasoning=True) == ([1.0, 0.0], True)
+    assert rewards("prompt", Thinking(prompt_template="{question}\n<think>\n")) == ([1.0, 0.0], True)
+    assert rewards("text", Thinking(), reasoning=False)[1] is False
+    # a folder that an older release began is graded as it was
+    manifest = tmp_path / "told" / "manifest.json"
+    config = json.loads(manifest.read_text())
+    del config["config"]["reasoning"]
+    manifest.write_text(json.dumps(config))
+    assert rewards("told", Thinking())[1] is False
+    with pytest.raises(ValueError, match="reasoning was False and is now True"):
+        rewards("told", Thinking(), reasoning=True)
+
+
+def test_steps_of_a_part(tmp_path):
+    thought = ["Is it answer 7?\n", "No.\n</think>\n"]
+    for steps_of, expected in (
+        ("both", [*thought, "So it is\n", "answer 5"]),
+        ("thinking", [thought[0], "No.\n</think>", "\nSo it is\nanswer 5"]),
+        ("answer", ["".join(thought) + "So it is\n", "answer 5"]),
+    ):
+        data = collect_thoughts(tmp_path / steps_of, Thinking(), steps_of=steps_of)
+        assert data[0].steps == expected and data[0].text == "".join(expected)
+        assert data.settings.steps_of == steps_of
+    with pytest.raises(ValueError, match="steps_of: got 'thoughts'"):
+        collect_thoughts(tmp_path / "bad", Thinking(), steps_of="thoughts")
 
 
 def test_labels_by_hand(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """Questions from every source, and what is said of bad rows."""
 
+import hashlib
 import json
 import os
 import re
@@ -178,6 +179,9 @@ def test_fingerprint_depends_on_order_and_content():
     a, b = Question("q", "1"), Question("r", "2")
     assert fingerprint([a, b]) == fingerprint([Question("q", "1"), Question("r", "2")])
     assert len({fingerprint(rows) for rows in ([a, b], [b, a], [a], [a, Question("r", "3")])}) == 4
+    # what older releases wrote, so that their folders are recognised; a prompt is part of the work
+    assert fingerprint([a]) == hashlib.sha256(b'["q", "1"]\n').hexdigest()[:16]
+    assert fingerprint([a._replace(prompt="Think: q")]) != fingerprint([a])
 
 
 def is_number(answer):

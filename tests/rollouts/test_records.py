@@ -1,6 +1,7 @@
 """Typed rows and settings: the JSON on disk stays as it was, access by key warns, and only one module uses keys."""
 
 import ast
+import dataclasses
 import json
 import warnings
 from collections.abc import Mapping
@@ -126,6 +127,21 @@ def test_what_settings_say():
     ]
 
 
+def test_settings_that_older_releases_did_not_have_count_as_what_these_did():
+    plain = CollectionSettings.from_json(json.loads(CONFIGS[0]))
+    assert (plain.reasoning, plain.steps_of, plain.stop, plain.continue_from) == (False, "both", [], "text")
+    new = dataclasses.replace(plain, reasoning=None, steps_of="answer", stop=["Q:"], continue_from="tokens")
+    assert set(new.differences(json.loads(CONFIGS[0]))) == {
+        "reasoning was False and is now None",
+        "steps_of was 'both' and is now 'answer'",
+        "stop was [] and is now ['Q:']",
+        "continue_from was 'text' and is now 'tokens'",
+    }
+    assert new.differences(json.loads(json.dumps(new.to_json()))) == []
+    assert CollectionSettings.from_json(new.to_json()) == new
+    assert plain.differences(new.to_json()) and not plain.differences(plain.to_json())
+
+
 def test_a_manifest_may_be_short_and_may_hold_more():
     short = {"num_questions": 3, "num_solutions": 2, "chunk_size": 2}
     settings = CollectionSettings.from_json({**short, "splitter": "step", "later": [1]})
@@ -190,13 +206,17 @@ OTHER_OBJECTS = {
     "line": "a result of guided search",
     "logs": "a log",
     "metrics": "a log",
+    "shot": "a solved example in a prompt",
     "solution": "a result of guided search",
 }
 OTHER_ROWS = {
     "erprm_trl/dial/experiments/policies.py": "questions",
+    "erprm_trl/rollouts/grading/grader.py": "settings of a grader",
+    "erprm_trl/rollouts/grading/worker.py": "settings of a grader",
     "erprm_trl/selection/evaluation/processbench.py": "rows of ProcessBench",
     "tests/benchmarks/collection_speed.py": "questions",
     "tests/benchmarks/fork_cache.py": "questions",
+    "tests/benchmarks/grading_cases.py": "cases of grading",
     "tests/benchmarks/scoring_server.py": "questions",
     "tests/benchmarks/scoring_speed.py": "questions",
     "tests/benchmarks/kills.py": "lines as they are on disk",

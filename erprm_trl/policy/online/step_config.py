@@ -32,9 +32,9 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             Discount of the rewards to come: a step in GRPO (1 credits a step with all that follows, 0 with its own
             reward alone), a token in PPO.
         outcome_weight (`float`, *optional*):
-            Weight of the graded answer, and of any other reward function, beside the step rewards. Defaults to 1.0
-            where the dataset has answers or there are other reward functions, else to 0. At 0 answers are graded and
-            logged but teach nothing.
+            Weight of the graded answer, and of any other reward function, in addition to the step rewards. Defaults to
+            1.0 where the dataset has answers or there are other reward functions, else to 0. At 0 answers are graded
+            and logged, and have no influence. Above 0 without answers and other reward functions is an error.
         eta (`float`, *optional*):
             The paper's inverse reward temperature \\( \eta \\): sets `beta` to 1/eta unless `beta` is given.
         beta (`float`, *optional*):
@@ -47,9 +47,11 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
         > Parameters that control the answers
 
         question_column (`str`, *optional*, defaults to `"question"`):
-            Column of the bare question, for the reward model; without it the prompt is the question.
+            Column of the bare question, for the reward model. Without a column `"question"` the prompt is the
+            question. Any other column must exist.
         answer_column (`str`, *optional*, defaults to `"answer"`):
-            Column of the reference answers. A dataset without it is trained on step rewards alone.
+            Column of the reference answers. A dataset without a column `"answer"` is trained on step rewards alone.
+            Any other column must exist.
         grading (`str`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*):
             See [`~erprm_trl.rollouts.Grader`].
 

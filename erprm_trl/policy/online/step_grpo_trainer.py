@@ -28,8 +28,9 @@ class StepGRPOTrainer(StepTrainer):
     ```
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy, as in [`~trl.GRPOTrainer`].
+        model (`str` or `Path` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy, as in [`~trl.GRPOTrainer`]. The training of a saved adapter, named by its folder or Hub id,
+            goes on.
         reward_funcs ([`StepRewardFunction`], [`StepScorer`] or its backend, `str`, or a `list` with one of them):
             The process reward model (a path, id or scoring server's address), and any reward functions of TRL beside
             it. Those, and the graded answer that is added where the dataset has answers, make the outcome part.
@@ -46,7 +47,9 @@ class StepGRPOTrainer(StepTrainer):
     the loss.
 
     Raises:
-        `ValueError`: if there is not exactly one process reward model among `reward_funcs`.
+        `ValueError`: if there is not exactly one process reward model among `reward_funcs`; if all weights of the
+            policy are frozen, or a saved adapter comes with a `peft_config`.
+        `TypeError`: if `args` is the configuration of another trainer.
     """
 
     _tag_names = ["trl", "erprm-trl", "step-grpo"]

@@ -59,7 +59,7 @@ class StepPPOTrainer(StepTrainer):
     `kl_in_reward` is off).
 
     Raises:
-        `ValueError`: if there is not exactly one process reward model among `reward_funcs`.
+        `ValueError`, `TypeError`: as in [`StepGRPOTrainer`]. The critic does not count as trainable weights.
     """
 
     _tag_names = ["trl", "erprm-trl", "step-ppo"]

@@ -4,7 +4,9 @@ TRL samples, batches, buffers and takes the loss. The mathematics is in `functio
 """
 
 import json
+import logging
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +21,17 @@ from ...functional.advantages import group_mean, step_rewards
 from ...functional.aggregation import aggregate
 from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
+from ...io.paths import local_path
 from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.loading import load_format
+from ...rollouts.questions import ANSWER_COLUMNS
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
+from ...training.trainable import check_trainable
 from ..answer_reward import AnswerReward
 from ..reward_function import StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
+from ..trainer_arguments import check_config, columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
 from .step_config import StepGRPOConfig
 from .tracking import PolicyTracking
@@ -34,6 +40,8 @@ from .tracking import PolicyTracking
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 ENTROPY_FILE = "entropy_ctrl_state.json"
 NOT_A_REWARD_MODEL = (
@@ -94,10 +102,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
     ):
+        subject = type(self).__name__
         if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            name = local_path(model) if isinstance(model, (str, PathLike)) else get_config_model_id(model.config)
             suffix = self._config_class.__name__.removesuffix("Config")
             args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
+        check_config(args, self._config_class, subject)
         funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
@@ -105,14 +115,36 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if len(steps) != 1:
             raise ValueError(NOT_A_REWARD_MODEL.format(name=type(self).__name__, number=len(steps)))
         self.step_reward = steps[0]
+        if self.step_reward.unscorable_reward is not None:
+            raise ValueError(
+                f"{subject}: got a StepRewardFunction with unscorable_reward={self.step_reward.unscorable_reward}, "
+                "expected None: a completion without step scores has no step rewards. Leave it out."
+            )
         self.answer_reward = next((func for func in funcs if isinstance(func, AnswerReward)), None)
-        if self.answer_reward is None and args.answer_column in (getattr(train_dataset, "column_names", None) or []):
+        columns = columns_of(train_dataset)
+        # The columns that TRL's users know are optional.
+        needed = {"question_column": self.step_reward.question_column, "answer_column": args.answer_column}
+        needed = {name: column for name, column in needed.items() if column != getattr(type(args), name)}
+        if self.answer_reward is None and args.answer_column in columns:
             self.answer_reward = AnswerReward(args.answer_column, args.grading, args.answer_pattern)
             if args.reward_weights is not None and len(args.reward_weights) == len(funcs):
                 args.reward_weights = [*args.reward_weights, 1.0]
             funcs.append(self.answer_reward)
             classes = [*classes, None] if classes is not None else None
+        if self.answer_reward is not None:
+            needed["answer_column"] = self.answer_reward.answer_column
+        _check_columns(subject, needed, train_dataset, eval_dataset)
+        if len(funcs) == 1:
+            _check_outcome(subject, args, columns)
         self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(len(funcs) > 1)
+        model, processing_class, quantization_config = policy_model(
+            model,
+            args,
+            subject=subject,
+            processing_class=processing_class,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
         super().__init__(
             model=model,
             reward_funcs=funcs,
@@ -126,10 +158,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        check_trainable(self.model, subject=subject)
         if args.shard_reward_model:
             self.step_reward.shard(self.accelerator)
         self.step_reward.processing_class = self._tokenizer
         self.step_reward.eos_token_ids = self.eos_token_ids
+        self.step_reward.chat_template_kwargs = self.chat_template_kwargs
         self.step_reward.accelerator = self.accelerator
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
@@ -185,7 +219,19 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self._check_weights()
         output = super()._generate_and_score_completions(inputs)
         self._set_advantages(output, self._handoff.take(len(inputs)))
+        self._log_advantages(output)
         return output
+
+    def _log_advantages(self, output: dict[str, Any]) -> None:
+        """Replaces GRPO's advantages, which TRL has noted for `log_completions`, by the mean over the tokens of each
+        completion of those that are trained on."""
+        mask = output["completion_mask"]
+        means = (output["advantages"] * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+        means = self.accelerator.gather(means).tolist()
+        noted = self._logs["advantages"]
+        for _ in range(min(len(means), len(noted))):
+            noted.pop()
+        noted.extend(means)
 
     def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
         """Replaces the advantages (B,) in TRL's batch by the advantages of the tokens (B, T)."""
@@ -255,6 +301,36 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             initial_value=initial_value,
             temperature=self.args.score_temperature,
         )
+
+
+def _check_outcome(subject: str, args: StepGRPOConfig, columns: list[str]) -> None:
+    """For a training without other reward functions, and without answers in `args.answer_column`."""
+    if args.outcome_weight:
+        raise ValueError(
+            f"{subject}: got outcome_weight={args.outcome_weight}, expected a column {args.answer_column!r} in the "
+            f"training dataset, which has {', '.join(columns)}, or another reward function: there is no outcome to "
+            "weigh. Name the column of the answers with answer_column, pass another reward function, or set "
+            "outcome_weight to 0."
+        )
+    unused = [column for column in ANSWER_COLUMNS if column in columns]
+    if unused:
+        logger.warning(
+            "%s: the column %r of the training dataset is not used. Set answer_column=%r to grade answers against it.",
+            subject, unused[0], unused[0],
+        )  # fmt: skip
+
+
+def _check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eval_dataset: Any) -> None:
+    """Raises a `ValueError` if a dataset lacks one of the columns in `needed`, which are given by argument."""
+    evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
+        columns = columns_of(dataset)
+        for argument, column in needed.items():
+            if dataset is not None and column not in columns:
+                raise ValueError(
+                    f"{subject}: got {argument}={column!r}, expected one of the columns of {name} "
+                    f"({', '.join(columns)}). Name another one with {argument}, or add the column."
+                )
 
 
 def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:

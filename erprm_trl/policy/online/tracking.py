@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from ...steps import clean_steps, split_steps
 from ...training.tracking.coloured_steps import ColouredSteps, solutions_table
 from ...training.tracking.training_tracker import TrainingTracker
+from ..completions import completion_steps, question_text
 from ..guards import PolicyGuard
-from ..reward_function import completion_text, question_text
 
 
 class PolicyTracking:
@@ -69,10 +68,9 @@ class PolicyTracking:
         for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[
             -num_shown:
         ]:
-            # Split as the reward function split them, from the same text.
-            pieces = split_steps(completion_text(completion), prm_format.splitter, prm_format.steps_of)
-            steps = clean_steps(pieces, prm_format.splitter)
-            solutions.append(ColouredSteps(steps, scores))
+            steps, _ = completion_steps(completion, prm_format)
+            # The spacing around thinking that a parser took out of the text is not known here.
+            solutions.append(ColouredSteps(steps, scores if len(scores) == len(steps) else []))
         return solutions_table([question_text(prompt) for prompt in list(logs["prompt"])[-num_shown:]], solutions)
 
     def _manifest(self) -> dict:

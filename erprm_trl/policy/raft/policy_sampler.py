@@ -35,11 +35,7 @@ class PolicySampler:
         """The policy as a sampler: the live model, gathered once for the whole context under ZeRO-3, or a vLLM engine
         on its saved weights."""
         trainer, args = self.trainer, self.trainer.args
-        settings = {
-            "max_new_tokens": args.max_completion_length,
-            "prompt_template": args.prompt_template,
-            "system_prompt": args.system_prompt,
-        }
+        settings = {"max_new_tokens": args.max_completion_length, **args.prompt_settings}
         temperature = args.temperature if temperature is None else temperature
         top_p = args.top_p if top_p is None else top_p
         tokenizer = trainer.processing_class

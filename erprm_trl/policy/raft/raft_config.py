@@ -11,12 +11,15 @@ from ...io.config_values import read_json_fields
 from ...training.tracking.tracking_config import TrackingConfig
 
 
+# The arguments of `PromptFormat`.
+PROMPT_SETTINGS = ("prompt_template", "system_prompt", "use_chat_template", "chat_template_kwargs", "examples")
 # What may differ when a run is continued is not listed: logging, saving, the number of rounds and of processes.
 COMPARED = (
     "questions_per_round start_from num_generations top_k aggregation score_threshold drop_uniform deduplicate "
     "scoring_batch_size temperature top_p max_completion_length generation_batch_size chunk_size prompt_template "
-    "system_prompt use_vllm grading answer_pattern num_generations_eval num_train_epochs max_steps learning_rate "
-    "lr_scheduler_type warmup_steps optim weight_decay max_grad_norm loss_type packing max_length seed"
+    "system_prompt use_chat_template chat_template_kwargs examples stop use_vllm grading answer_pattern reasoning "
+    "num_generations_eval num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps optim "
+    "weight_decay max_grad_norm loss_type packing max_length seed"
 ).split()
 
 
@@ -62,6 +65,14 @@ class RAFTConfig(TrackingConfig, SFTConfig):
             Splits the reward model's weights over the processes of a ZeRO-3 training, where it is given as a string.
             Otherwise each process holds it whole.
 
+        > Parameters that control the questions
+
+        question_column (`str`, *optional*):
+            Column of the bare question. Defaults to the first of the usual names (`question`, `problem`, ...).
+        answer_column (`str`, *optional*):
+            Column of the reference answers. Defaults to the first of the usual names (`answer`, `solution`, ...), if
+            there is one.
+
         > Parameters that control the sampling
 
         temperature (`float`, *optional*, defaults to `1.0`), top_p (`float`, *optional*, defaults to `1.0`):
@@ -72,8 +83,11 @@ class RAFTConfig(TrackingConfig, SFTConfig):
             Sequences generated at a time, on each process.
         chunk_size (`int`, *optional*, defaults to `16`):
             Questions that are sampled and then written at once: what a killed process loses.
-        prompt_template (`str`, *optional*), system_prompt (`str`, *optional*):
+        prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
             See [`PromptFormat`].
+        stop (`list[str]`, *optional*):
+            Strings that end a solution, see [`collect_rollouts`]. The solution is finished, and its last token is
+            trained on without an end token behind it: the policy is not trained to stop there.
         use_vllm (`bool`, *optional*, defaults to `False`):
             Sample with vLLM, loaded from the round's saved policy and freed before the training. One process, full
             fine-tuning.
@@ -82,8 +96,8 @@ class RAFTConfig(TrackingConfig, SFTConfig):
 
         > Parameters that control grading and evaluation
 
-        grading (`str`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*):
-            See [`Grader`]. Not used without answers.
+        grading (`str`, *optional*, defaults to `"math"`), answer_pattern, reasoning (*optional*):
+            See [`collect_rollouts`]. Not used without answers.
         num_generations_eval (`int`, *optional*, defaults to `4`):
             Solutions sampled for each evaluation question; the accuracy is their mean.
 
@@ -98,7 +112,7 @@ class RAFTConfig(TrackingConfig, SFTConfig):
     > `num_train_epochs` (of each round) defaults to 2, unlike in [`~trl.SFTConfig`].
     """
 
-    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["vllm_kwargs"]
+    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["vllm_kwargs", "chat_template_kwargs"]
 
     num_train_epochs: float = field(default=2.0, metadata={"help": "Epochs over the picks of each round."})
 
@@ -135,6 +149,14 @@ class RAFTConfig(TrackingConfig, SFTConfig):
         default=False, metadata={"help": "Split the reward model over the processes of a ZeRO-3 training."}
     )
 
+    # Parameters that control the questions
+    question_column: str | None = field(
+        default=None, metadata={"help": "Column of the bare question; default: the first of the usual names."}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column of the reference answers; default: the first of the usual names."}
+    )
+
     # Parameters that control the sampling
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the solutions to pick from."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus mass."})
@@ -143,6 +165,18 @@ class RAFTConfig(TrackingConfig, SFTConfig):
     chunk_size: int = field(default=16, metadata={"help": "Questions sampled and written at once."})
     prompt_template: str | None = field(default=None, metadata={"help": "Text around {question}."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
+    use_chat_template: bool | None = field(
+        default=None, metadata={"help": "Apply the chat template. Default: whether the tokenizer has one."}
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Arguments of the chat template, e.g. {"enable_thinking": false}.'}
+    )
+    examples: list[dict[str, str]] | str | None = field(
+        default=None, metadata={"help": "Solved examples before the question, each with question and solution."}
+    )
+    stop: list[str] | None = field(
+        default=None, metadata={"help": "Strings that end a solution; it ends before them. For few-shot prompts."}
+    )
     use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM (one process, full fine-tuning)."})
     vllm_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Arguments of vllm.LLM."})
 
@@ -151,11 +185,14 @@ class RAFTConfig(TrackingConfig, SFTConfig):
     answer_pattern: str | None = field(
         default=None, metadata={"help": "Regular expression whose first group is the final answer."}
     )
+    reasoning: bool | None = field(
+        default=None, metadata={"help": "Grade what follows </think>. Default: where a text has <think>."}
+    )
     num_generations_eval: int = field(default=4, metadata={"help": "Solutions for each evaluation question."})
 
     def __post_init__(self):
         super().__post_init__()
-        read_json_fields(self, "vllm_kwargs")
+        read_json_fields(self, "vllm_kwargs", "chat_template_kwargs", "examples")
         if self.run_name is None and "trackio" in self.report_to:
             self.run_name = Path(self.output_dir).name
         for name in (
@@ -192,3 +229,8 @@ class RAFTConfig(TrackingConfig, SFTConfig):
                 "RAFTTrainer trains on the sampled tokens, all of them and nothing else: leave completion_only_loss "
                 "and assistant_only_loss unset."
             )
+
+    @property
+    def prompt_settings(self) -> dict[str, Any]:
+        """The arguments of [`PromptFormat`]."""
+        return {name: getattr(self, name) for name in PROMPT_SETTINGS}

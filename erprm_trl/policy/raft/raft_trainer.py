@@ -7,32 +7,36 @@ Training itself is TRL's.
 import shutil
 from dataclasses import asdict
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_pt_utils import get_model_param_count
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from trl import SFTTrainer
 
 from ..._trl import get_config_model_id
+from ...io.paths import local_path
 from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.scorer import StepScorer
-from ...rollouts.questions import fingerprint, load_questions
-from ...rollouts.sampling.base import PromptFormat
+from ...rollouts.questions import fingerprint
+from ...rollouts.sampling.prompt_format import PromptFormat
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.tracking.training_tracker import TrainingTracker
+from ...training.trainable import check_trainable
+from ..trainer_arguments import check_config, policy_model
 from .policy_sampler import PolicySampler
 from .raft_config import COMPARED, RAFTConfig
-from .rounds import RoundFolder, read_rows, round_seed, training_row
+from .rounds import RoundFolder, load_policy_questions, nothing_kept, read_rows, round_seed, training_row
 from .sampling import RoundSampling, load_scorer, round_solutions
 
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig
 
 CITATION = """@article{dong2023raft,
@@ -70,16 +74,20 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
     ```
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The first policy, as in [`~trl.SFTTrainer`].
+        model (`str` or `Path` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The first policy, as in [`~trl.SFTTrainer`]. The training of a saved adapter, named by its folder or Hub
+            id, goes on.
         reward_model (`str`, [`StepScorer`] or [`~erprm_trl.reward_model.ScoringBackend`]):
             A model that [`ERPRMTrainer`] saved, loaded onto this process's device, the address of a scoring server, or
             a scorer or backend that is loaded already.
         args ([`RAFTConfig`], *optional*):
             Configuration. Defaults to `RAFTConfig("<model>-RAFT")`.
-        train_dataset ([`~datasets.Dataset`]):
-            Questions: a column `question` or `prompt` (text, or one user message), and optionally `answer`. Answers
-            are not trained on: they drop uniform questions and say how often solutions and picks are right.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Questions: a column `question` or `prompt`, and optionally `answer`. As in TRL's online trainers, the
+            policy reads a `prompt` (text, or messages for the chat template) as it stands, and the reward model reads
+            `question`, or else the prompt's last user message. Without `prompt` the configuration's `prompt_template`
+            and the other prompt settings make one. Answers are not trained on: they drop uniform questions and say how
+            often solutions and picks are right.
         eval_dataset ([`~datasets.Dataset`], *optional*):
             Questions with answers, answered by the first policy and by that of every round.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -88,7 +96,9 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             As in [`~trl.SFTTrainer`]. There is no `optimizers`: every round makes its own.
 
     Raises:
-        `ValueError`: for questions that cannot be used or settings that exclude each other.
+        `ValueError`: for questions that cannot be used or settings that exclude each other; if all weights of the
+            policy are frozen, or a saved adapter comes with a `peft_config`.
+        `TypeError`: if `args` is the configuration of another trainer.
     """
 
     _tag_names = ["trl", "erprm-trl", "raft"]
@@ -101,10 +111,10 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
 
     def __init__(
         self,
-        model: "str | PreTrainedModel",
+        model: "str | Path | PreTrainedModel | PeftModel",
         reward_model: "str | Path | StepScorer | ScoringBackend",
         args: RAFTConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -113,14 +123,24 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         peft_config: "PeftConfig | None" = None,
     ):
         if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            name = local_path(model) if isinstance(model, (str, PathLike)) else get_config_model_id(model.config)
             args = RAFTConfig(f"{name.rstrip('/').split('/')[-1]}-RAFT")
+        check_config(args, RAFTConfig, "RAFTTrainer")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
-        self.questions = load_questions(train_dataset, require_answers=False)
-        self.eval_questions = None if eval_dataset is None else load_questions(eval_dataset)
+        columns = {"question_column": args.question_column, "answer_column": args.answer_column}
+        self.questions = load_policy_questions(train_dataset, require_answers=False, **columns)
+        self.eval_questions = None if eval_dataset is None else load_policy_questions(eval_dataset, **columns)
+        policy, processing_class, quantization_config = policy_model(
+            model,
+            args,
+            subject="RAFTTrainer",
+            processing_class=processing_class,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
         super().__init__(
-            model=model,
+            model=policy,
             args=args,
             # Each round trains on its own picks.
             train_dataset=Dataset.from_list([{"question": question.question} for question in self.questions]),
@@ -130,13 +150,16 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        check_trainable(self.model, subject="RAFTTrainer")
+        loads_adapter = isinstance(model, (str, PathLike)) and not isinstance(policy, str)
+        self._model_id = local_path(model) if loads_adapter else get_config_model_id(self.model.config)
         self.has_answers = self.questions[0].answer is not None
         self.drop_uniform = args.drop_uniform
         if args.drop_uniform is None:
             self.drop_uniform = self.has_answers and args.num_generations > 1
         self._check_arguments()
         self.scorer = load_scorer(reward_model, self.accelerator, args.scoring_batch_size, args.shard_reward_model)
-        self.prompt_format = PromptFormat(self._tokenizer, args.prompt_template, args.system_prompt)
+        self.prompt_format = PromptFormat(self._tokenizer, **args.prompt_settings)
         self._first_policy = Path(args.output_dir, "first-policy")
         self._policy = PolicySampler(self)
         self._sampling = RoundSampling(self, self._policy)
@@ -153,6 +176,14 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             raise ValueError(
                 "drop_uniform=True needs to know which solutions are right, and the training questions have no "
                 "answers. Leave it unset, or add an `answer` column."
+            )
+        args = self.args
+        unread = {name: getattr(args, name) for name in ("prompt_template", "system_prompt", "examples")}
+        if self.questions[0].prompt is not None and any(unread.values()):
+            raise ValueError(
+                f"{', '.join(name for name in unread if unread[name])}: set, but the training questions have a column "
+                "`prompt`, which the policy reads as it stands. Leave these settings out, or rename the column to "
+                "`question`."
             )
         if self.is_fsdp_enabled:
             raise ValueError("RAFTTrainer cannot sample from FSDP's shards: use DDP or DeepSpeed.")
@@ -248,10 +279,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         """One `SFTTrainer.train` on the picks, with an optimizer and a schedule of its own."""
         picks = read_rows(folder.picks)
         if not picks:
-            raise ValueError(
-                f"{folder.path}: no solution can be kept: {folder.manifest['dropped']}. Raise max_completion_length "
-                "if they are unfinished, lower score_threshold, or give other questions."
-            )
+            context_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+            raise ValueError(nothing_kept(folder, context_length))
         dataset = Dataset.from_list([training_row(pick) for pick in picks])
         args = self.args
         self._policy.free_engine()
@@ -326,7 +355,10 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
                 What the names of the metrics begin with.
         """
-        questions = self.eval_questions if eval_dataset is None else load_questions(eval_dataset)
+        questions = self.eval_questions
+        if eval_dataset is not None:
+            columns = {"question_column": self.args.question_column, "answer_column": self.args.answer_column}
+            questions = load_policy_questions(eval_dataset, **columns)
         if questions is None:
             raise ValueError("evaluate: there is no `eval_dataset`. Give questions with answers.")
         path = Path(self.args.output_dir, "evaluation")
@@ -363,7 +395,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         """What must be the same for a run to be continued."""
         batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return {
-            "model": get_config_model_id(self.model.config),
+            "model": self._model_id,
             "trainable_parameters": get_model_param_count(self.model, trainable_only=True),
             "reward_model": self.scorer.model_name,
             "reward_model_format": asdict(self.scorer.prm_format),

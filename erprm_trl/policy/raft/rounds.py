@@ -4,16 +4,79 @@ metrics, and its folder on disk."""
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ...io.atomic_files import replace_file
-from ...rollouts.questions import Question
+from ...io.on_disk_sequence import OnDiskSequence
+from ...reward_model.prm_format import PRMFormat
+from ...rollouts.questions import Question, load_questions
 from ...rollouts.records import RolloutRow
 from ...rollouts.sampling.base import derived_seed
 from ...rollouts.shards import read_manifest, write_manifest
+from ..completions import question_text
+
+
+class PromptedQuestions(OnDiskSequence):
+    """
+    Questions with the prompts of a dataset.
+
+    Args:
+        questions (`Sequence[Question]`):
+            The questions and answers.
+        prompts (`Sequence[str | list[dict]]`):
+            The prompt of each: a text, or a conversation.
+    """
+
+    def __init__(self, questions: Sequence[Question], prompts: Sequence[Any]):
+        self._questions, self._prompts = questions, prompts
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def _read(self, index: int) -> Question:
+        return self._questions[index]._replace(prompt=self._prompts[index])
+
+
+def load_policy_questions(
+    dataset,
+    *,
+    question_column: str | None = None,
+    answer_column: str | None = None,
+    require_answers: bool = True,
+) -> Sequence[Question]:
+    """
+    Reads questions as TRL's online trainers read a dataset: where there is a column `prompt`, the policy reads it as
+    it stands, and the reward model reads the column `question`, or else the prompt's last user message.
+
+    Args:
+        dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or iterable of mappings):
+            The rows. Those of a streaming dataset are read into memory.
+        question_column, answer_column (`str`, *optional*):
+            Columns to read; see [`~erprm_trl.rollouts.load_questions`].
+        require_answers (`bool`, *optional*, defaults to `True`):
+            Whether rows without answers are an error.
+    """
+    from datasets import Dataset
+
+    is_table = isinstance(dataset, Dataset)  # its rows stay on disk
+    rows = dataset.with_format(None) if is_table else list(dataset)
+    columns = {"question_column": question_column, "answer_column": answer_column}
+    if not len(rows) or not isinstance(rows[0], Mapping) or "prompt" not in rows[0]:
+        return load_questions(rows, require_answers=require_answers, **columns)
+    prompts = rows["prompt"] if is_table else [row["prompt"] for row in rows]
+    if question_column is None:
+        columns["question_column"] = "question"
+        if "question" not in rows[0]:
+            rows = rows.map(_with_question) if is_table else [{**row, **_with_question(row)} for row in rows]
+    return PromptedQuestions(load_questions(rows, require_answers=require_answers, **columns), prompts)
+
+
+def _with_question(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"question": question_text(row["prompt"])}
 
 
 def questions_of_round(questions: Sequence[Question], index: int, size: int | None, seed: int) -> list[Question]:
@@ -177,7 +240,9 @@ class RoundFolder:
 
     def check_config(self, config: dict[str, Any]) -> None:
         """Raises a `ValueError` that names the differences if the folder holds another configuration's round."""
-        old = self.manifest.get("config", config)
+        old = dict(self.manifest.get("config", config))
+        if "reward_model_format" in old:  # an older release's has fewer fields
+            old["reward_model_format"] = asdict(PRMFormat(**old["reward_model_format"]))
         new = json.loads(json.dumps(config))
         changed = [
             f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
@@ -209,9 +274,32 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: damaged ({error}). {run_again(path.parent)}") from error
 
 
-def run_again(round_folder: Path) -> str:
-    """The remedy for damage in a round's folder."""
-    return f"Move {round_folder} and the rounds after it away: the next run makes them again."
+def run_again(folder: Path) -> str:
+    """The remedy for damage in the folder of a round, or in the folder of the run."""
+    if not folder.name.startswith("round-"):
+        return f"Move {folder} away, or choose another output_dir: the next run begins again."
+    return f"Move {folder} and the rounds after it away: the next run makes them again."
+
+
+def nothing_kept(folder: RoundFolder, context_length: int | None) -> str:
+    """The message of the error for a round without picks: why its solutions were dropped, and what to do about it."""
+    dropped = folder.manifest["dropped"]
+    context = "" if context_length is None else f" (the policy's context has {context_length} tokens)"
+    remedies = {
+        "unfinished": f"raise max_completion_length{context}, or name strings that end a solution with `stop`",
+        "no_steps": f"read {folder.samples}, their texts are empty",
+        "longer_than_max_length": "raise max_length",
+        "too_long_for_reward_model": "take a reward model with a longer context, or other questions",
+        "below_threshold": "lower score_threshold",
+        "all_right": "set drop_uniform=False, or take harder questions",
+        "all_wrong": "set drop_uniform=False, or take easier questions",
+    }
+    reasons = [f"{reason}: {count}, {remedies[reason]}" for reason, count in dropped.items() if reason in remedies]
+    return (
+        f"{folder.path}: got no solution to train on, expected at least one of {sum(dropped.values())} "
+        f"({'; '.join(reasons)}). A round keeps its settings: choose another output_dir for new ones"
+        f"{', or move this folder away' if folder.index == 0 else ''}."
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

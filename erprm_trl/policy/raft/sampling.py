@@ -168,7 +168,8 @@ class RoundSampling:
         chosen = questions_of_round(questions, folder.index, args.questions_per_round, args.seed)
         seed = round_seed(args.seed, folder.index, "samples")
         rows = self.sample(folder.samples, chosen, args.num_generations, seed)
-        prompt_ids = [self.trainer.prompt_format.encode(Prompt(row.question)) for row in rows]
+        asked = [chosen[row.question_index] for row in rows]
+        prompt_ids = [self.trainer.prompt_format.encode(Prompt(one.question, prompt=one.prompt)) for one in asked]
         unusable = unusable_reasons(rows, prompt_ids, args.max_length)
         if folder.scores.exists():
             step_scores = [entry["step_scores"] for entry in read_rows(folder.scores)]
@@ -223,7 +224,7 @@ class RoundSampling:
         Returns:
             `list[RolloutRow]`: all rows of the folder.
         """
-        args = self.trainer.args
+        args, prm_format = self.trainer.args, self.trainer.scorer.prm_format
         self.trainer._check_weights()  # nothing can be sampled from weights that are not finite
         with self.policy.sampler(**settings) as sampler:
             rollouts = collect_rollouts(
@@ -232,9 +233,12 @@ class RoundSampling:
                 path,
                 num_solutions=num_solutions,
                 num_continuations=0,
-                splitter=self.trainer.scorer.prm_format.splitter,
+                splitter=prm_format.splitter,
+                steps_of=prm_format.steps_of,
                 grading=None if questions[0].answer is None else args.grading,
                 answer_pattern=args.answer_pattern,
+                reasoning=args.reasoning,
+                stop=args.stop,
                 seed=seed,
                 chunk_size=args.chunk_size,
                 store_token_ids=True,

@@ -6,8 +6,9 @@ from ..._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
-    from .base import Completion, Prompt, PromptFormat, Sampler, decode_continuation, derived_seed, holds_stop
+    from .base import Completion, Prompt, Sampler, decode_continuation, derived_seed, holds_stop
     from .endpoint_sampler import EndpointSampler
+    from .prompt_format import PromptFormat
     from .transformers_sampler import TransformersSampler
     from .vllm_sampler import VLLMSampler
 
@@ -17,13 +18,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "base": [
             "Completion",
             "Prompt",
-            "PromptFormat",
             "Sampler",
             "decode_continuation",
             "derived_seed",
             "holds_stop",
         ],
         "endpoint_sampler": ["EndpointSampler"],
+        "prompt_format": ["PromptFormat"],
         "transformers_sampler": ["TransformersSampler"],
         "vllm_sampler": ["VLLMSampler"],
     },

@@ -2,13 +2,14 @@
 stopping servers, and balancing between them, is left to a router."""
 
 import json
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...io.http_client import EndpointClient, EndpointError, Service
 from ...steps import whole_characters
-from .base import Completion, Prompt, PromptFormat, derived_seed, holds_stop
+from .base import Completion, Progress, Prompt, decode_continuation, derived_seed, holds_stop
+from .prompt_format import PromptFormat
+from .token_cuts import end_before, fit_tokens
 
 
 # What makes a completion the one that is asked for, or changes the form of the answer.
@@ -67,8 +68,11 @@ class EndpointSampler:
             authentication and shown nowhere.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`] or `str`, *optional*):
             The policy's tokenizer, or its Hub id or folder. Defaults to `model`.
-        temperature, top_p, top_k, max_new_tokens, prompt_template, system_prompt, use_chat_template (*optional*):
+        temperature, top_p, top_k, max_new_tokens (*optional*):
             As in [`TransformersSampler`]; 0 for `top_k` sends none.
+        prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
+            See [`PromptFormat`]. The chat template is applied here: the server gets the rendered prompt, and none of
+            these settings.
         send (`str`, *optional*, defaults to `"tokens"`):
             `"tokens"` sends prompts as token ids. `"text"`, for servers that take nothing else, sends the text that
             the tokenizer turns into these ids: where it opens every text with a BOS token, a BOS written by the chat
@@ -106,6 +110,8 @@ class EndpointSampler:
         prompt_template: str | None = None,
         system_prompt: str | None = None,
         use_chat_template: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        examples: Sequence[Mapping[str, str]] | None = None,
         send: str = "tokens",
         max_concurrency: int = 64,
         request_timeout: float = 600.0,
@@ -132,7 +138,9 @@ class EndpointSampler:
             api_key_env,
         )
         self.tokenizer = _tokenizer(model if tokenizer is None else tokenizer)
-        self.prompt_format = PromptFormat(self.tokenizer, prompt_template, system_prompt, use_chat_template)
+        self.prompt_format = PromptFormat(
+            self.tokenizer, prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples
+        )
         self.model_name, self.send = model, send
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_new_tokens = max_new_tokens
@@ -152,28 +160,59 @@ class EndpointSampler:
         }
 
     def sample(
-        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+        self,
+        prompts: list[Prompt],
+        num_samples: int,
+        seed: int,
+        stop: Sequence[str] = (),
+        until: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """
         `num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`]. With `stop` the server
         has to say what ended a text, as vLLM (`stop_reason`) and SGLang (`matched_stop`) do; what a token holds after
-        the string that stopped it is lost.
+        the string that stopped it is lost. With `until` alone any server will do.
 
         Raises:
             [`EndpointError`]: if one completion cannot be had, or a server does not say whether a text was stopped or
                 ended by itself; nothing is returned then.
         """
+        if self.send == "text":  # the server encodes a prefix by itself
+            prompts = [prompt._replace(prefix_ids=None) for prompt in prompts]
         encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
         contents = encoded if self.send == "tokens" else [self._text(ids) for ids in encoded]
         greedy = self.temperature == 0
         each = 1 if greedy else num_samples
+
+        def read(answer: str) -> Completion:
+            completion = self._completion(answer, stop, until)
+            if progress is not None:
+                progress(1, completion.num_tokens)
+            return completion
+
         requests = [
-            self._request(content, None if greedy else derived_seed(seed, index, sample), stop)
+            self._request(content, None if greedy else derived_seed(seed, index, sample), (*stop, *until))
             for index, content in enumerate(contents)
             for sample in range(each)
         ]
-        flat = self.client.post_all("/completions", requests, partial(self._completion, stop=stop))
-        return [flat[i : i + each] * (num_samples if greedy else 1) for i in range(0, len(flat), each)]
+        answers = iter(self.client.post_all("/completions", requests, read))
+        completions = [
+            [self._ended(next(answers), stop, until, prompt, ids) for _ in range(each)]
+            for prompt, ids in zip(prompts, encoded, strict=True)
+        ]
+        return [samples * (num_samples if greedy else 1) for samples in completions]
+
+    def _ended(
+        self, completion: Completion, stop: Sequence[str], until: Sequence[str], prompt: Prompt, ids: list[int]
+    ) -> Completion:
+        completion = end_before(completion, until, self.tokenizer, prompt, ids)
+        if not completion.token_ids or not (stop or until):
+            return completion
+        # Servers leave the string that stopped a text out of the text, and not out of the ids.
+        fitted = fit_tokens(completion, self.tokenizer, ids)
+        if completion.finished or decode_continuation(self.tokenizer, ids, list(fitted.token_ids)) == fitted.text:
+            return fitted
+        return completion._replace(token_ids=())  # its text is continued: ids that lack a part of it are of no use
 
     def _text(self, ids: list[int]) -> str:
         whole = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -199,7 +238,7 @@ class EndpointSampler:
             **self.extra_body,
         }
 
-    def _completion(self, answer: str, stop: Sequence[str]) -> Completion:
+    def _completion(self, answer: str, stop: Sequence[str], until: Sequence[str]) -> Completion:
         body = json.loads(answer)
         (choice,) = body["choices"]
         text, reason = choice["text"], choice["finish_reason"]
@@ -211,9 +250,9 @@ class EndpointSampler:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None and backend.decoder is None and text and not text[0].isspace():
             text = " " + text
-        stopped = _stop_string(choice, stop) if stop and reason == "stop" else None
+        stopped = _stop_string(choice, stop, until) if reason == "stop" else None
         finished = reason == "stop" and stopped is None
-        if stopped is not None and not holds_stop(text, stop):
+        if stopped is not None and not holds_stop(text, (*stop, *until)):
             text += stopped
         num_tokens = (body.get("usage") or {}).get("completion_tokens")
         token_ids = tuple(choice.get("token_ids") or ())
@@ -226,13 +265,14 @@ class EndpointSampler:
         return Completion(text, finished, num_tokens, token_ids)
 
 
-def _stop_string(choice: dict[str, Any], stop: Sequence[str]) -> str | None:
+def _stop_string(choice: dict[str, Any], stop: Sequence[str], until: Sequence[str]) -> str | None:
     """The string that stopped a text, or `None` if it ended by itself."""
+    strings = (*stop, *until)
     for said in ("stop_reason", "matched_stop"):
         if said in choice:
-            return choice[said] if choice[said] in stop else None
-    contained = next((string for string in stop if string in choice["text"]), None)
-    if contained is None:
+            return choice[said] if choice[said] in strings else None
+    contained = next((string for string in strings if string in choice["text"]), None)
+    if contained is None and stop:
         # Taking the one for the other would go on after an end, or end a solution within.
         raise EndpointError(
             f"The server ended a text with neither stop_reason nor matched_stop, and none of {list(stop)} is in it: "

@@ -248,6 +248,12 @@ def can_share(model: PreTrainedModel, cache: DynamicCache) -> bool:
     )
 
 
+def adds_virtual_tokens(model) -> bool:
+    """Whether a model has an adapter that puts tokens, or keys and values, of its own before each text: prefix tuning,
+    prompt tuning and the like. PEFT then makes the cache itself."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
 @contextmanager
 def sharing_prompts(model: PreTrainedModel) -> Iterator[None]:
     """The model attends by [`shared_prompts_attention`]; afterwards as it did before."""

@@ -45,6 +45,11 @@ class StopStrings(StoppingCriteria):
                     self.lengths[row] = length
         return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
 
+    def keep(self, rows: list[int]) -> None:
+        """Keeps these rows, of which none has been stopped."""
+        self.prompts = [self.prompts[row] for row in rows]
+        self.lengths = [None] * len(rows)
+
     def _completes(self, token: int) -> bool:
         # Most tokens cannot end any of the strings. Part of a character, and a space, which many tokenizers do not
         # show in a token alone, might.

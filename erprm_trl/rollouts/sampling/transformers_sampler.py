@@ -1,14 +1,23 @@
 """Sampling by transformers' `generate`: any causal language model, in batches across questions and prefixes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ...io.file_checks import check_model_folder
-from .base import Completion, Prompt, PromptFormat, decode_continuation
-from .kv_cache import PromptsNotShared, SharedPromptsCache, can_share, growing_cache, sharing_prompts
+from .base import Completion, Progress, Prompt, decode_continuation
+from .kv_cache import (
+    PromptsNotShared,
+    SharedPromptsCache,
+    adds_virtual_tokens,
+    can_share,
+    growing_cache,
+    sharing_prompts,
+)
+from .prompt_format import PromptFormat
 from .stop_strings import StopStrings
+from .token_cuts import end_before
 
 
 class TransformersSampler:
@@ -18,8 +27,9 @@ class TransformersSampler:
 
     Prompts are sorted by length and cut into batches; each prompt is prefilled once, and its samples share its keys
     and values, or have a copy each where the model's attention is not plain SDPA; samples that have ended leave the
-    batch. The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled is
-    the policy itself.
+    batch. With an adapter that adds virtual tokens (prefix tuning, prompt tuning) each batch is one plain `generate`.
+    The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled is the
+    policy itself.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -36,7 +46,7 @@ class TransformersSampler:
             Longest completion. One that reaches it is not `finished`.
         batch_size (`int`, *optional*, defaults to `64`):
             Sequences generated at a time.
-        prompt_template, system_prompt, use_chat_template (*optional*):
+        prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
             See [`PromptFormat`].
         fork_cache (`bool`, *optional*, defaults to `True`):
             Prefill a prompt once for all its samples, instead of once a sample.
@@ -55,11 +65,15 @@ class TransformersSampler:
         prompt_template: str | None = None,
         system_prompt: str | None = None,
         use_chat_template: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        examples: Sequence[Mapping[str, str]] | None = None,
         fork_cache: bool = True,
     ):
         self.model = model
         self.tokenizer = tokenizer
-        self.prompt_format = PromptFormat(tokenizer, prompt_template, system_prompt, use_chat_template)
+        self.prompt_format = PromptFormat(
+            tokenizer, prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples
+        )
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
@@ -111,7 +125,13 @@ class TransformersSampler:
         }
 
     def sample(
-        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+        self,
+        prompts: list[Prompt],
+        num_samples: int,
+        seed: int,
+        stop: Sequence[str] = (),
+        until: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """
         Samples completions.
@@ -126,6 +146,12 @@ class TransformersSampler:
             stop (`Sequence[str]`, *optional*):
                 A completion ends with the token that completes one of these strings, and is not `finished` then. The
                 token stays whole, with what it holds after the string.
+            until (`Sequence[str]`, *optional*):
+                A completion ends before the first of these strings, and is `finished` then. Its `token_ids` are those
+                whose text lies before the string: a token that also holds the string's beginning is dropped.
+            progress (`Callable[[int, int], None]`, *optional*):
+                Called every few tokens with the number of completions that have ended and of tokens that were sampled
+                since the last call.
 
         Returns:
             `list[list[Completion]]`: `num_samples` completions of each prompt, in the prompts' order.
@@ -144,14 +170,17 @@ class TransformersSampler:
             torch.manual_seed(seed)
             for start in range(0, len(jobs), self.batch_size):
                 batch = jobs[start : start + self.batch_size]
-                for index, completion in zip(
-                    batch, self._sample_batch([encoded[i] for i in batch], stop), strict=True
-                ):
-                    completions[index].append(completion)
+                samples = self._sample_batch([encoded[index] for index in batch], (*stop, *until), progress)
+                for index, completion in zip(batch, samples, strict=True):
+                    completions[index].append(
+                        end_before(completion, until, self.tokenizer, prompts[index], encoded[index])
+                    )
         self.model.train(was_training)
         return completions
 
-    def _sample_batch(self, prompts: list[list[int]], stop: Sequence[str]) -> list[Completion]:
+    def _sample_batch(
+        self, prompts: list[list[int]], stop: Sequence[str], progress: Progress | None
+    ) -> list[Completion]:
         longest = max(map(len, prompts))
         room = self.max_new_tokens if self.context_length is None else self.context_length - longest
         if room < 1:
@@ -167,10 +196,12 @@ class TransformersSampler:
         each = input_ids.repeat_interleave(repeats, 0), attention_mask.repeat_interleave(repeats, 0)
 
         def continued(cache) -> list[list[int]]:
-            limit = min(self.max_new_tokens, room)
-            return self._continue(*each, cache, limit) if not stop else self._until(stop, prompts, *each, cache, limit)
+            stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1]) if stop else None
+            return self._continue(*each, cache, min(self.max_new_tokens, room), stopping, progress)
 
-        if not self.fork_cache or len(unique) == len(prompts) or longest == 1:
+        if adds_virtual_tokens(self.model):  # they come into the cache that `generate` makes, and into no other
+            new_tokens = continued(None)
+        elif not self.fork_cache or len(unique) == len(prompts) or longest == 1:
             new_tokens = continued(growing_cache(self.model.config))
         else:
             prefilled = self._prefill(input_ids[:, :-1], attention_mask[:, :-1])
@@ -193,16 +224,15 @@ class TransformersSampler:
         prefilled.reorder_cache(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
         return continued(prefilled)
 
-    def _until(self, stop, prompts, input_ids, attention_mask, cache, limit: int) -> list[list[int]]:
-        """New tokens of each row up to one that completes a stop string."""
-        stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1])
-        sequences = self._generate(input_ids, attention_mask, cache, limit, stopping).sequences
-        return [
-            new[:length]
-            for new, length in zip(sequences[:, input_ids.shape[1] :].tolist(), stopping.lengths, strict=True)
-        ]
-
-    def _continue(self, input_ids, attention_mask, cache, limit: int) -> list[list[int]]:
+    def _continue(
+        self,
+        input_ids,
+        attention_mask,
+        cache,
+        limit: int,
+        stopping: StopStrings | None,
+        progress: Progress | None,
+    ) -> list[list[int]]:
         """New tokens of each row, generated some at a time: between, rows that have ended leave the batch."""
         start, eos = input_ids.shape[1], torch.tensor(self.eos_token_ids, device=input_ids.device)
         new_tokens: list[list[int]] = [[] for _ in input_ids]
@@ -210,13 +240,20 @@ class TransformersSampler:
         while rows:
             made = input_ids.shape[1] - start
             # Few at a time while texts are short: a text that ends waits for a quarter of its own length at most.
-            out = self._generate(input_ids, attention_mask, cache, min(limit - made, max(8, made // 4)))
-            alive = ~torch.isin(out.sequences[:, input_ids.shape[1] :], eos).any(1)
+            # Without a cache to go on with, all at once.
+            most = limit if cache is None else min(limit - made, max(8, made // 4))
+            out = self._generate(input_ids, attention_mask, cache, most, stopping)
+            is_end = torch.isin(out.sequences[:, input_ids.shape[1] :], eos)
+            alive = ~is_end.any(1)
+            lengths = [None] * len(rows) if stopping is None else stopping.lengths
+            alive &= torch.tensor([length is None for length in lengths], device=alive.device)
             if out.sequences.shape[1] - start >= limit:
                 alive[:] = False
             ended, kept = (~alive).nonzero().flatten(), alive.nonzero().flatten()
+            if progress is not None:  # padding follows the first end token
+                progress(len(ended), int((is_end.cumsum(1) - is_end.int() == 0).sum()))
             for index, new in zip(ended.tolist(), out.sequences[ended, start:].tolist(), strict=True):
-                new_tokens[rows[index]] = new
+                new_tokens[rows[index]] = new[: lengths[index]]
             rows = [rows[index] for index in kept.tolist()]
             input_ids = out.sequences[kept]
             attention_mask = torch.nn.functional.pad(
@@ -224,6 +261,8 @@ class TransformersSampler:
             )
             if rows and len(ended):
                 cache.reorder_cache(kept)
+                if stopping is not None:
+                    stopping.keep(kept.tolist())
         return new_tokens
 
     def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
@@ -240,7 +279,7 @@ class TransformersSampler:
         )
         return cache
 
-    def _generate(self, input_ids, attention_mask, cache, max_new_tokens: int, stopping=None):
+    def _generate(self, input_ids, attention_mask, cache, max_new_tokens: int, stopping: StopStrings | None):
         from transformers import GenerationConfig
 
         greedy = self.temperature == 0

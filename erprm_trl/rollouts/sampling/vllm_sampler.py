@@ -1,10 +1,13 @@
 """Sampling by an offline vLLM engine, imported only when it is used."""
 
+import io
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .base import Completion, Prompt, PromptFormat, decode_continuation
+from .base import Completion, Progress, Prompt, decode_continuation
+from .prompt_format import PromptFormat
+from .token_cuts import end_before
 
 
 class VLLMSampler:
@@ -21,8 +24,10 @@ class VLLMSampler:
             Hub id or folder of the policy.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Defaults to the model's own. For a model without one add `engine_kwargs={"skip_tokenizer_init": True}`.
-        temperature, top_p, top_k, max_new_tokens, prompt_template, system_prompt, use_chat_template (*optional*):
+        temperature, top_p, top_k, max_new_tokens (*optional*):
             As in [`TransformersSampler`].
+        prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
+            See [`PromptFormat`].
         engine_kwargs (`dict[str, Any]`, *optional*):
             More arguments of `vllm.LLM`, e.g. `{"tensor_parallel_size": 2, "gpu_memory_utilization": 0.8}`. Without a
             `"dtype"`, vLLM runs a float32 checkpoint in half precision.
@@ -40,6 +45,8 @@ class VLLMSampler:
         prompt_template: str | None = None,
         system_prompt: str | None = None,
         use_chat_template: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        examples: Sequence[Mapping[str, str]] | None = None,
         engine_kwargs: dict[str, Any] | None = None,
     ):
         try:
@@ -56,7 +63,9 @@ class VLLMSampler:
         config = self.engine.llm_engine.model_config
         self.dtype, self.context_length = config.dtype, config.max_model_len
         self.tokenizer = tokenizer if tokenizer is not None else self.engine.get_tokenizer()
-        self.prompt_format = PromptFormat(self.tokenizer, prompt_template, system_prompt, use_chat_template)
+        self.prompt_format = PromptFormat(
+            self.tokenizer, prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples
+        )
         self.model_name = model
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_new_tokens = max_new_tokens
@@ -75,7 +84,13 @@ class VLLMSampler:
         }
 
     def sample(
-        self, prompts: list[Prompt], num_samples: int, seed: int, stop: Sequence[str] = ()
+        self,
+        prompts: list[Prompt],
+        num_samples: int,
+        seed: int,
+        stop: Sequence[str] = (),
+        until: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """`num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`]."""
         from vllm import SamplingParams, TokensPrompt
@@ -97,18 +112,23 @@ class VLLMSampler:
                 # The engine knows the end tokens of the model and of its own tokenizer only.
                 stop_token_ids=None if eos is None else [eos],
                 # Looking for a string is the only use of vLLM's text: ours knows what stands before it.
-                stop=list(stop),
-                detokenize=bool(stop),
+                stop=[*stop, *until],
+                detokenize=bool(stop or until),
             )
             for index in range(len(prompts))
         ]
         # What earlier calls left in the cache would change how this one is computed.
         self.engine.reset_prefix_cache()
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in encoded]
-        results = self.engine.generate(requests, params, use_tqdm=False)
+        results = self.engine.generate(requests, params, use_tqdm=_progress_bar(progress) if progress else False)
+        if progress is not None:
+            progress(0, sum(len(output.token_ids) for result in results for output in result.outputs))
         completions = [
-            [self._completion(ids, output) for output in result.outputs]
-            for ids, result in zip(encoded, results, strict=True)
+            [
+                end_before(self._completion(ids, output), until, self.tokenizer, prompt, ids)
+                for output in result.outputs
+            ]
+            for prompt, ids, result in zip(prompts, encoded, results, strict=True)
         ]
         return (
             [completions_of_prompt * num_samples for completions_of_prompt in completions] if greedy else completions
@@ -136,3 +156,21 @@ class VLLMSampler:
         # The end token counts, but is no text; not every model's is a special token of the tokenizer.
         text = decode_continuation(self.tokenizer, prompt, new[:-1] if finished else new)
         return Completion(text, finished, len(new), tuple(new))
+
+
+def _progress_bar(progress: Progress):
+    """What vLLM makes its progress bars with: bars that are not shown and tell `progress` of the completions."""
+    from tqdm.std import tqdm
+
+    class Updates(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            progress(n, 0)  # vLLM does not say how many tokens they have
+            return super().update(n)
+
+        def display(self, *args, **kwargs) -> bool:
+            return True
+
+    def bar(iterable=None, **settings):
+        return Updates(**settings, leave=False, file=io.StringIO()) if iterable is None else iterable
+
+    return bar

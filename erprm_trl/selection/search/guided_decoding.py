@@ -12,7 +12,7 @@ from ...functional.aggregation import AGGREGATIONS, aggregate
 from ...io.text_lists import check_texts
 from ...reward_model import scoring
 from ...reward_model.scoring.backend import ScoringBackend
-from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed, holds_stop
+from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed, holds_stop, stop_strings
 from ...steps import closed_steps, split_steps, step_stops
 from .question_search import GuidedResult, Node, QuestionSearch
 
@@ -43,6 +43,7 @@ def guided_search(
     ess_threshold: float = 0.5,
     aggregation: str = "last",
     splitter: str | None = None,
+    stop: str | Sequence[str] | None = None,
     max_steps: int = 64,
     max_tokens: int | None = None,
     token_budget: int | None = None,
@@ -93,6 +94,9 @@ def guided_search(
         splitter (`str`, *optional*):
             Where steps end ([`~erprm_trl.rollouts.split_steps`]); defaults to the scorer's format. With
             `"whole_lines"` a step ends when the line after it is written, which may belong to the step.
+        stop (`str` or `Sequence[str]`, *optional*):
+            Strings that end a solution, which is finished then and ends before them, as in
+            [`~erprm_trl.rollouts.collect_rollouts`].
         max_steps (`int`, *optional*, defaults to `64`):
             Rounds, each a step.
         max_tokens (`int`, *optional*):
@@ -123,6 +127,11 @@ def guided_search(
     if isinstance(scorer, ScoringBackend):
         scorer = scoring.StepScorer.of(scorer)
     splitter, steps_of = _splitter(splitter, scorer)
+    stops, until = step_stops(splitter), stop_strings(stop)
+
+    def draw(nodes: list[tuple[str, Node]], num_samples: int, seed: int) -> list[list[Completion]]:
+        prompts = [Prompt(question, node.text, node.token_ids or None) for question, node in nodes]
+        return sampler.sample(prompts, num_samples, seed, stop=stops, **({"until": until} if until else {}))
 
     def closed(node: Node) -> tuple[str, ...]:
         return tuple(closed_steps(node.text, splitter, finished=node.reason is not None, steps_of=steps_of))
@@ -139,10 +148,10 @@ def guided_search(
         live = [search for search in searches if search.frontier]
         if not live:
             break
-        stops, round_seed = step_stops(splitter), derived_seed(seed, "proposals", depth)
-        children = _propose(live, sampler, expansions, stops, round_seed)
+        round_seed = derived_seed(seed, "proposals", depth)
+        children = _propose(live, draw, expansions, stops, round_seed)
         if splitter == "whole_lines":
-            _close_steps(children, sampler, stops, closed, max_tokens, round_seed)
+            _close_steps(children, draw, stops, closed, max_tokens, round_seed)
         _score(children, scorer, closed, aggregation, max_tokens)
         for search, proposed in children:
             search.advance(proposed, method, eta, ess_threshold, depth)
@@ -151,14 +160,13 @@ def guided_search(
 
 _Children = list[tuple[QuestionSearch, list[list[Node]]]]
 _ClosedSteps = Callable[[Node], tuple[str, ...]]
+_Draw = Callable[[list[tuple[str, Node]], int, int], list[list[Completion]]]
 
 
-def _propose(
-    live: list[QuestionSearch], sampler: Sampler, expansions: int, stops: tuple[str, ...], seed: int
-) -> _Children:
+def _propose(live: list[QuestionSearch], draw: _Draw, expansions: int, stops: tuple[str, ...], seed: int) -> _Children:
     """The children of every node, not yet scored, from one call of the sampler."""
-    prompts = [Prompt(search.question, search.nodes[index].text) for search in live for index in search.frontier]
-    completions = iter(sampler.sample(prompts, expansions, seed, stop=stops))
+    nodes = [(search.question, search.nodes[index]) for search in live for index in search.frontier]
+    completions = iter(draw(nodes, expansions, seed))
     children = []
     for search in live:
         proposed = [[node] for node in search.nodes]
@@ -172,7 +180,7 @@ def _propose(
 
 def _close_steps(
     children: _Children,
-    sampler: Sampler,
+    draw: _Draw,
     stops: tuple[str, ...],
     closed: _ClosedSteps,
     max_tokens: int | None,
@@ -192,8 +200,8 @@ def _close_steps(
         ]
         if not unclosed:
             return
-        prompts = [Prompt(search.question, siblings[index].text) for search, siblings, index in unclosed]
-        completions = sampler.sample(prompts, 1, derived_seed(seed, "line", line), stop=stops)
+        nodes = [(search.question, siblings[index]) for search, siblings, index in unclosed]
+        completions = draw(nodes, 1, derived_seed(seed, "line", line))
         for (search, siblings, index), (completion,) in zip(unclosed, completions, strict=True):
             search.tokens_generated += completion.num_tokens
             siblings[index] = _child(siblings[index], completion, stops)
@@ -202,8 +210,12 @@ def _close_steps(
 def _child(node: Node, completion: Completion, stops: tuple[str, ...]) -> Node:
     stopped = holds_stop(completion.text, stops)
     reason = "finished" if completion.finished else None if stopped else "length"
+    knows_ids = node.token_ids is not None and completion.token_ids
     return node._replace(
-        text=node.text + completion.text, num_tokens=node.num_tokens + completion.num_tokens, reason=reason
+        text=node.text + completion.text,
+        num_tokens=node.num_tokens + completion.num_tokens,
+        reason=reason,
+        token_ids=node.token_ids + completion.token_ids if knows_ids else None,
     )
 
 

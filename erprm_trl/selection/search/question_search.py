@@ -54,13 +54,15 @@ class GuidedResult:
 
 
 class Node(NamedTuple):
-    """A solution in the making; `reason` says why it is not continued."""
+    """A solution in the making. `reason` says why it is not continued, and `token_ids` are its sampled tokens, `None`
+    if the sampler does not know them."""
 
     text: str = ""
     scores: tuple[float, ...] = ()
     value: float = 0.0
     num_tokens: int = 0
     reason: str | None = None
+    token_ids: tuple[int, ...] | None = ()
 
     @property
     def rank(self) -> tuple[bool, bool, float]:

@@ -328,6 +328,91 @@ def test_a_weight_of_zero_grades_and_logs_but_does_not_teach(tmp_path):
     assert trainer._metrics["train"]["rewards/answer_reward/mean"] == [0.5]
 
 
+def test_a_named_column_that_is_missing_is_an_error_and_the_remedies_help(tmp_path):
+    data = questions(4, solution=["4"] * 4)
+    message = r"StepGRPOTrainer: got answer_column='final', expected one of .* train_dataset \(prompt, solution\)"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, dataset=data, answer_column="final")
+    assert make_trainer(tmp_path, dataset=data, answer_column="solution").answer_reward is not None
+    assert make_trainer(tmp_path, dataset=data).answer_reward is None
+    with pytest.raises(ValueError, match=r"got question_column='problem', .* train_dataset \(prompt, solution\)"):
+        make_trainer(tmp_path, dataset=data, question_column="problem")
+    make_trainer(tmp_path, dataset=questions(4, problem=["q"] * 4), question_column="problem")
+    with pytest.raises(ValueError, match="got answer_column='answer', expected one of the columns of train_dataset"):
+        make_trainer(tmp_path, dataset=data, funcs=[AnswerReward()])
+    make_trainer(tmp_path, dataset=data, funcs=[AnswerReward("solution")])
+
+
+@pytest.mark.parametrize("evaluation", ["dataset", "datasets"])
+def test_an_evaluation_needs_the_columns_that_the_training_has(tmp_path, evaluation):
+    data = questions(4, problem=["q"] * 4, answer=["4"] * 4)
+
+    def with_evaluation(other):
+        return StepGRPOTrainer(
+            tiny_llama(len(word_level())),
+            FakeScorer(by_text),
+            StepGRPOConfig(**settings(tmp_path, question_column="problem")),
+            data,
+            {"easy": data, "hard": other} if evaluation == "datasets" else other,
+            processing_class=word_level(),
+        )
+
+    name = "hard" if evaluation == "datasets" else "eval_dataset"
+    for column, argument in (("problem", "question_column"), ("answer", "answer_column")):
+        with pytest.raises(ValueError, match=f"got {argument}='{column}', expected one of the columns of {name}"):
+            with_evaluation(data.remove_columns([column]))
+    assert with_evaluation(data).answer_reward is not None
+
+
+def test_an_outcome_weight_without_an_outcome_is_an_error_and_the_remedies_help(tmp_path, caplog):
+    data = questions(4, solution=["4"] * 4)
+    with pytest.raises(ValueError, match="got outcome_weight=0.5, expected a column 'answer' .* prompt, solution"):
+        make_trainer(tmp_path, dataset=data, outcome_weight=0.5)
+    trainer = make_trainer(tmp_path, dataset=data, outcome_weight=0.5, answer_column="solution")
+    assert trainer.outcome_weight == 0.5 and trainer.answer_reward.answer_column == "solution"
+    assert make_trainer(tmp_path, dataset=data, outcome_weight=0.5, funcs=[outcome_reward]).outcome_weight == 0.5
+    assert "is not used" not in caplog.text
+    assert make_trainer(tmp_path, dataset=data, outcome_weight=0.0).outcome_weight == 0.0
+    assert "StepGRPOTrainer: the column 'solution' of the training dataset is not used. Set answer_col" in caplog.text
+
+
+def test_a_reward_of_unscorable_completions_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="StepGRPOTrainer: got a StepRewardFunction with unscorable_reward=0.0"):
+        make_trainer(tmp_path, scorer=StepRewardFunction(FakeScorer(by_text), unscorable_reward=0.0))
+
+
+def test_step_metrics_have_their_usual_names_whatever_the_reward_functions_name(tmp_path):
+    # The guard and the tables of solutions read them.
+    trainer = make_trainer(tmp_path, scorer=StepRewardFunction(FakeScorer(by_last_number), name="prm"))
+    rollout(trainer, [A, B])
+    metrics = trainer._metrics["train"]
+    assert metrics["steps/per_answer"] == [1.5] and metrics["rewards/prm/mean"] == [pytest.approx(0.3)]
+    assert list(trainer._logs["extra"]["step_scores"]) == [[0.4, 0.8], [0.2]]
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_streaming_dataset_whose_columns_only_its_rows_know(tmp_path, answers):
+    data = questions(4, answer=["8"] * 4).to_iterable_dataset()
+    data = data.map(lambda row: {"other": 1}, remove_columns=[] if answers else ["answer"])
+    assert data.column_names is None
+    options = {"grading": "exact", "answer_pattern": r"(\d+)$", "max_steps": 2}
+    trainer = make_trainer(tmp_path, dataset=data, **options)
+    assert trainer.outcome_weight == float(answers)
+    generate_fixed(trainer, encode(trainer.processing_class, A, B, A, B))
+    trainer.train()
+    assert trainer.state.log_history[0].get("steps/accuracy") == (0.5 if answers else None)
+
+
+def test_the_logged_advantage_is_the_one_that_is_trained_on(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1, log_completions=True, credit="sum")
+    generate_fixed(trainer, encode(trainer.processing_class, A, B, A, B))
+    trainer.train()
+    (file,) = (tmp_path / "completions").glob("*.parquet")
+    table = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    # A's four tokens have 4/15, 4/15, 1/3, 1/3 and B's two -4/15; GRPO's own would be 0.3 and -0.3.
+    assert table["advantage"] == [pytest.approx(value) for value in (3 / 10, -4 / 15) * 2]
+
+
 @pytest.mark.slow("trains with TRL's trainer too")
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_outcome_credit_is_trls_own_grpo(tmp_path, scale):
@@ -553,7 +638,7 @@ def test_a_reward_model_may_be_a_path(tmp_path):
         tiny_llama(len(tokenizer)),
         str(tmp_path / "prm"),
         args=StepGRPOConfig(**settings(tmp_path / "run", aggregation="mean", question_column="problem")),
-        train_dataset=questions(4),
+        train_dataset=questions(4, problem=["q"] * 4),
         processing_class=tokenizer,
     )
     assert isinstance(trainer.step_reward, StepRewardFunction)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import zoo
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -19,7 +19,8 @@ from erprm_trl.policy.raft import raft_trainer
 from erprm_trl.policy.raft import sampling as raft_sampling
 from erprm_trl.policy.raft.raft_config import RAFTConfig
 from erprm_trl.policy.raft.raft_trainer import RAFTTrainer
-from erprm_trl.policy.raft.rounds import read_rows
+from erprm_trl.policy.raft.rounds import RoundFolder, read_rows
+from erprm_trl.rollouts import Prompt, Question, RolloutDataset
 
 
 ANSWERED = dial.make_questions(8, seed=1)
@@ -181,6 +182,46 @@ def test_training_sees_the_tokens_that_were_sampled(build, monkeypatch, kind):
             assert text + [tokenizer.eos_token_id] == pick["prompt_ids"] + pick["completion_ids"]
     if "chat" in kind:
         assert trainer.processing_class.decode(rows[0]["input_ids"]).startswith("<user>Ä ")
+
+
+PROMPTED = [
+    {**row, "prompt": [{"role": "system", "content": "Ä"}, {"role": "user", "content": row["question"]}]}
+    for row in QUESTIONS[:2]
+]
+
+
+@pytest.mark.parametrize("with_question", [True, False])
+def test_a_prompt_is_what_the_policy_reads(build, tmp_path, with_question):
+    tokenizer = zoo.load_dial_policy()[1]
+    tokenizer.chat_template = "{{ messages[0]['content'] }} check {{ messages[1]['content'] }}{{ end }}"
+    rows = [row if with_question else {"prompt": row["prompt"]} for row in PROMPTED]
+    trainer = build(questions=rows, processing_class=tokenizer, chat_template_kwargs={"end": " answer"})
+    assert [question.question for question in trainer.questions] == [row["question"] for row in QUESTIONS[:2]]
+    trainer._sampling.pick(RoundFolder(tmp_path / "out", 0), trainer.questions, 0)
+    picks = read_rows(tmp_path / "out" / "round-0" / "picks.jsonl")
+    assert len(picks) > 0
+    for pick in picks:
+        text = f"Ä check {pick['prompt']} answer"
+        assert pick["prompt_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
+    with pytest.raises(ValueError, match="prompt_template: set, but .*column `prompt`.*Leave these settings out"):
+        build("other", questions=rows, processing_class=tokenizer, prompt_template="check {question}")
+
+
+def test_settings_of_prompts_reach_the_sampler(build, tmp_path):
+    tokenizer = zoo.load_dial_policy()[1]
+    tokenizer.chat_template = CHAT
+    examples = [{"question": "1 + 1", "solution": "2"}]
+    settings = {"use_chat_template": False, "examples": examples, "prompt_template": "check {question} answer"}
+    trainer = build(questions=QUESTIONS[:1], processing_class=tokenizer, stop=["answer"], reasoning=True, **settings)
+    trainer._sampling.pick(RoundFolder(tmp_path / "out", 0), trainer.questions, 0)
+    samples = RolloutDataset(tmp_path / "out" / "round-0" / "samples")
+    assert settings.items() <= samples.settings.sampler.items() and samples.settings.stop == ["answer"]
+    assert samples.settings.reasoning is True and samples.settings.steps_of == trainer.scorer.prm_format.steps_of
+    text = f"check 1 + 1 answer 2\n\ncheck {QUESTIONS[0]['question']} answer"
+    expected = tokenizer(text)["input_ids"]
+    assert all(pick["prompt_ids"] == expected for pick in read_rows(tmp_path / "out" / "round-0" / "picks.jsonl"))
+    assert trainer.prompt_format.encode(Prompt(QUESTIONS[0]["question"])) == expected
+    assert all(row.finished and "answer" not in row.text for row in samples)
 
 
 class KillAt(TrainerCallback):
@@ -355,6 +396,78 @@ def test_lora(build, tmp_path):
     assert equal(weights(again), runs["last"])
 
 
+@pytest.fixture
+def adapter(tmp_path):
+    """Folder of an adapter of the shipped policy whose weights are not those of a new one."""
+    model = get_peft_model(zoo.load_dial_policy()[0], LoraConfig(r=4, target_modules="all-linear"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.02)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.slow("trains several rounds")
+def test_the_training_of_a_saved_adapter_goes_on(build, adapter):
+    trainer = build(policy=str(adapter))
+    before = weights(trainer)
+    trainer.train()
+    assert all(entry["grad_norm"] > 0 for entry in trainer.state.log_history if "grad_norm" in entry)
+    moved = {name for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])}
+    assert moved and all("lora" in name for name in moved)
+    assert manifest(trainer, 0)["config"]["model"] == str(adapter)
+    # killed and resumed it is the same; another adapter is another run
+    shutil.rmtree(Path(trainer.args.output_dir, "round-1"))
+    again = build(policy=str(adapter))
+    again.train()
+    assert equal(weights(again), weights(trainer))
+    shutil.copytree(adapter, adapter.with_name("other"))
+    with pytest.raises(ValueError, match="model was '.*adapter' and is now '.*other'"):
+        build(policy=str(adapter.with_name("other"))).train()
+
+
+@pytest.mark.slow("trains a round")
+def test_an_adapter_that_brings_its_own_keys_and_values(build):
+    trainer = build(peft_config=PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"), num_rounds=2)
+    before = weights(trainer)
+    trainer.train()
+    assert trainer.state.log_history and not equal(before, weights(trainer))
+    saved = load_file(Path(trainer.args.output_dir, "round-1", "policy", "adapter_model.safetensors"))
+    (trained,) = (weight for weight in trainer.model.parameters() if weight.requires_grad)
+    assert torch.equal(saved["prompt_embeddings"], trained)
+
+
+def test_columns_are_named_or_guessed_and_a_missing_one_is_an_error(build):
+    rows = [{"text": row["question"], "problem": "other", "result": "1", "solution": "2"} for row in QUESTIONS]
+    trainer = build(questions=rows)
+    assert trainer.questions[0] == Question("other", "2")
+    trainer = build(questions=rows, eval_questions=rows, question_column="text", answer_column="result")
+    assert trainer.questions[0] == trainer.eval_questions[0] == Question(rows[0]["text"], "1")
+    without = [{"text": row["text"]} for row in rows]
+    with pytest.raises(ValueError, match="got .'text'., expected 'question' .*Name the right one with `question_col"):
+        build(questions=without)
+    assert build(questions=without, question_column="text").questions[0] == Question(rows[0]["text"])
+    with pytest.raises(ValueError, match="got .'text'., expected 'result'.* with `answer_column`"):
+        build(questions=without, question_column="text", answer_column="result")
+    prompted = [{"prompt": f"{row['text']}!", "text": row["text"]} for row in rows]
+    trainer = build(questions=prompted, question_column="text")
+    assert trainer.questions[0] == (rows[0]["text"], None, rows[0]["text"] + "!")
+
+
+@pytest.mark.parametrize("kind", ["question", "prompt"])
+def test_a_streaming_dataset_whose_columns_only_its_rows_know(tmp_path, scorer, kind):
+    rows = Dataset.from_list(ANSWERED).to_iterable_dataset()
+    rows = rows.map(lambda row: {kind: row["question"], "final_answer": row["answer"]}, remove_columns=["answer"])
+    assert rows.column_names is None
+    args = RAFTConfig(str(tmp_path), **{**DIAL, "drop_uniform": None})
+    trainer = RAFTTrainer(dial.BASE_PATH, scorer, args, rows, rows)
+    assert trainer.has_answers and trainer.drop_uniform
+    assert [question.answer for question in trainer.questions] == [row["answer"] for row in ANSWERED]
+    assert len(trainer.eval_questions) == 8 and (trainer.questions[0].prompt is None) == (kind == "question")
+
+
 @pytest.mark.slow("trains a round")
 def test_no_answers_no_grades(build, tmp_path):
     trainer = build(questions=[{"prompt": row["question"]} for row in QUESTIONS], num_rounds=1, drop_uniform=None)
@@ -365,6 +478,7 @@ def test_no_answers_no_grades(build, tmp_path):
         trainer.evaluate()
     with pytest.raises(ValueError, match="drop_uniform=True needs to know"):
         build(questions=[{"prompt": row["question"]} for row in QUESTIONS], drop_uniform=True)
+    build(questions=ANSWERED, drop_uniform=True)
 
 
 @pytest.mark.slow("trains a round")
@@ -378,21 +492,59 @@ def test_with_answers_uniform_questions_are_dropped_by_default(build):
 
 @pytest.mark.slow("trains a round")
 def test_what_cannot_be_kept_is_counted(build):
-    """A limit that most solutions reach, one that the sequences exceed, and nothing left to train on."""
+    """A limit that most solutions reach."""
     trainer = build(num_rounds=1, max_completion_length=30)
     trainer.train()
     dropped = manifest(trainer, 0)["dropped"]
     assert dropped["unfinished"] > 0
-    with pytest.raises(ValueError, match="no solution can be kept: {'unfinished': 32}"):
-        build("none", max_completion_length=5).train()
-    with pytest.raises(ValueError, match="'longer_than_max_length': 32"):
-        build("long", max_length=20).train()
+
+
+REMEDIES = {  # settings with which nothing can be kept; what the error says; what that makes of the settings
+    "unfinished": ({"max_completion_length": 5}, "raise max_completion_length .*512", {"max_completion_length": 64}),
+    "longer_than_max_length": ({"max_length": 20}, "raise max_length", {"max_length": 100}),
+    "below_threshold": ({"score_threshold": 1.1}, "lower score_threshold", {"score_threshold": 0.0}),
+    "all_wrong": (
+        {"drop_uniform": True, "num_generations": 1, "questions": [{**ANSWERED[0], "answer": "none"}]},
+        "set drop_uniform=False",
+        {"drop_uniform": False},
+    ),
+}
+
+
+@pytest.mark.slow("trains a round")
+@pytest.mark.parametrize("reason", REMEDIES)
+def test_a_round_without_picks_names_the_reasons_and_the_remedies_help(build, tmp_path, reason):
+    failing, remedy, changed = REMEDIES[reason]
+    failing = {"num_rounds": 1, "num_train_epochs": 1, **failing}
+    with pytest.raises(ValueError, match=rf"round-0: got no solution to train on, .*{reason}: \d+, {remedy}") as error:
+        build(**failing).train()
+    assert "choose another output_dir for new ones, or move this folder away." in str(error.value)
+    with pytest.raises(ValueError, match="holds a round of another configuration"):
+        build(**{**failing, **changed}).train()
+    build("another", **{**failing, **changed}).train()
+    shutil.move(tmp_path / "out" / "round-0", tmp_path / "away")
+    assert build(**{**failing, **changed}).train().global_step > 0
 
 
 def test_solutions_longer_than_the_reward_models_context(build, scorer, monkeypatch):
     monkeypatch.setattr(scorer.model.config, "max_position_embeddings", 20)
-    with pytest.raises(ValueError, match="'too_long_for_reward_model': 32"):
+    with pytest.raises(ValueError, match="too_long_for_reward_model: 32, take a reward model with a longer context"):
         build().train()
+
+
+@pytest.mark.slow("trains a round")
+def test_a_damaged_policy_is_made_again_where_the_error_says(build, tmp_path, straight):
+    options, out = {"start_from": "first", **RESUMED}, tmp_path / "out"
+    for damaged, moved in (("round-0/policy", out / "round-0"), ("first-policy", out)):
+        build(num_rounds=1, **options).train()  # the next round reads both policies
+        file = out / damaged / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(ValueError, match=rf"damaged .*Move {moved}( and the rounds after it)? away"):
+            build(**options).train()
+        shutil.move(moved, tmp_path / f"damaged-{moved.name}")
+    trainer = build(**options)
+    trainer.train()
+    assert equal(weights(trainer), straight["first"])
 
 
 @pytest.mark.slow("trains several rounds")

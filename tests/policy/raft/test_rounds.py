@@ -1,6 +1,7 @@
 """Picks worked out by hand, the questions of a round, and what a round's folder takes for complete."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -13,6 +14,7 @@ from erprm_trl.policy.raft.rounds import (
     round_seed,
     write_rows,
 )
+from erprm_trl.reward_model.prm_format import PRMFormat
 from erprm_trl.reward_model.scoring.scorer import solution_scores
 from erprm_trl.rollouts import Question, RolloutRow
 
@@ -137,6 +139,15 @@ def test_a_folder_refuses_another_configuration_and_names_the_difference(tmp_pat
     assert folder.manifest["kept"] == 3
     with pytest.raises(ValueError, match="round-0 holds a round of another configuration: eta was 1 and is now 2;"):
         folder.check_config({"eta": 2, "pairs": (1, 3)})
+
+
+def test_a_reward_model_format_of_an_older_release_has_fewer_fields(tmp_path):
+    folder = RoundFolder(tmp_path, 0)
+    new = asdict(PRMFormat(splitter="newline"))
+    folder.add(config={"reward_model_format": {name: new[name] for name in new if name != "steps_of"}})
+    folder.check_config({"reward_model_format": new})
+    with pytest.raises(ValueError, match="another configuration: reward_model_format was"):
+        folder.check_config({"reward_model_format": {**new, "steps_of": "answer"}})
 
 
 def test_rows_come_back_and_are_there_whole_or_not_at_all(tmp_path):

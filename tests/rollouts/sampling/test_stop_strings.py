@@ -109,6 +109,24 @@ def test_servers_that_say_what_ended_a_text():
     assert [one.num_tokens for one in completions] == [6] * 6
 
 
+def test_the_ids_of_a_stopped_step_are_those_of_its_text_or_none():
+    tokenizer = dial.build_tokenizer()
+    ids = tokenizer(f"1 + 2 = 3 {dial.SEPARATOR}")["input_ids"]
+    answers = iter(
+        {
+            "choices": [
+                {"text": " 1 + 2 = 3 ", "finish_reason": "stop", "stop_reason": dial.SEPARATOR, "token_ids": more}
+            ]
+        }
+        for more in (ids, [*ids[:-1], ids[0]])
+    )
+    with FaultyServer(lambda body, attempt: next(answers)) as server:
+        sampler = EndpointSampler("pseudo", server.url, tokenizer, max_concurrency=1)
+        completions = [one for (one,) in sampler.sample(PROMPTS[:2], 1, seed=0, stop=STOP)]
+    assert {completion.text for completion in completions} == {f" 1 + 2 = 3 {dial.SEPARATOR}"}
+    assert [completion.token_ids for completion in completions] == [tuple(ids), ()]
+
+
 def test_a_server_that_does_not_say_is_an_error():
     silent = {"choices": [{"text": " answer 3", "finish_reason": "stop"}]}
     with FaultyServer(lambda body, attempt: silent) as server:
@@ -120,3 +138,64 @@ def test_a_server_that_does_not_say_is_an_error():
         assert "stop" not in server.bodies[-1]
         with pytest.raises(ValueError, match=r"extra_body: got \['stop'\]"):
             EndpointSampler("pseudo", server.url, dial.build_tokenizer(), extra_body={"stop": ["x"]})
+
+
+# Strings that end a solution
+
+
+def test_a_completion_ends_before_a_string(dial_policy):
+    """One sequence a call: the same draws as without the string."""
+    sampler = TransformersSampler(*dial_policy, max_new_tokens=48)
+    for prompt in PROMPTS[:3]:
+        ((long,),) = sampler.sample([prompt], 1, 0)
+        ((ended,),) = sampler.sample([prompt], 1, 0, until=STOP)
+        kept = long.text[: long.text.index(dial.SEPARATOR)].rstrip(" ")
+        assert ended.text.rstrip(" ") == kept and ended.finished
+        assert ended.token_ids == long.token_ids[: len(kept.split())] and ended.num_tokens == len(ended.token_ids)
+        assert sampler.sample([prompt], 1, 0, until=("never said",)) == [[long]]
+        # a step ends inside a solution, the solution ends where its string stands
+        ((step,),) = sampler.sample([prompt], 1, 0, stop=STOP, until=("=",))
+        assert step.finished and "=" not in step.text and long.text.startswith(step.text)
+
+
+def test_rows_that_were_stopped_leave_the_batch(dial_policy):
+    model, tokenizer = dial_policy
+    rows, forward = [], model.forward
+
+    def counting(*args, **kwargs):
+        rows.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    model.forward = counting
+    try:
+        # each row is stopped at its first step; the one whose prefix has ended is not
+        samples = TransformersSampler(model, tokenizer, max_new_tokens=64).sample(PROMPTS, 4, 0, stop=STOP)
+        several = list(rows)
+        rows.clear()
+        whole = TransformersSampler(model, tokenizer, max_new_tokens=64).sample(PROMPTS, 4, 0, stop=("never said",))
+    finally:
+        del model.forward
+    lengths = [completion.num_tokens for completions in samples for completion in completions]
+    assert sum(several[1:]) <= sum(length + 8 for length in lengths)
+    assert all(completion.finished for completions in whole for completion in completions)
+    assert len(rows) > len(several) and min(rows) < len(PROMPTS) * 4
+
+
+def test_servers_that_end_a_text_at_a_string():
+    tokenizer = dial.build_tokenizer()
+    ids = tokenizer("1 + 2 = 3")["input_ids"]
+    said = [
+        {"text": " 1 + 2 = 3 ", "finish_reason": "stop", "stop_reason": dial.SEPARATOR},  # vLLM
+        {"text": f" 1 + 2 = 3 {dial.SEPARATOR} 3", "finish_reason": "stop"},  # a server that keeps what follows
+        {"text": " 1 + 2 = 3", "finish_reason": "stop"},  # llama.cpp: it does not say what ended the text
+        {"text": " 1 + 2 = 3", "finish_reason": "stop", "stop_reason": dial.SEPARATOR, "token_ids": [*ids, 4, 5]},
+        {"text": " 1 + 2 = 3", "finish_reason": "length", "stop_reason": None},
+    ]
+    answers = iter({"choices": [choice], "usage": {"completion_tokens": 7}} for choice in said)
+    with FaultyServer(lambda body, attempt: next(answers)) as server:
+        sampler = EndpointSampler("pseudo", server.url, tokenizer, max_concurrency=1)
+        completions = [one for (one,) in sampler.sample(PROMPTS[:5], 1, seed=0, until=STOP)]
+        assert [body["stop"] for body in server.bodies] == [[dial.SEPARATOR]] * 5
+    assert [completion.text.rstrip() for completion in completions] == [" 1 + 2 = 3"] * 5
+    assert [completion.finished for completion in completions] == [True] * 4 + [False]
+    assert completions[3].token_ids == tuple(ids) and completions[3].num_tokens == len(ids) == 5

@@ -1,60 +1,17 @@
-"""Sampling: what the model reads, what is drawn, and what the draw does not depend on."""
+"""Sampling: what is drawn, and what the draw does not depend on."""
+
+import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
 from erprm_trl import dial
 from erprm_trl.rollouts import Prompt, PromptFormat, TransformersSampler
 from erprm_trl.rollouts.sampling.base import decode_continuation
 
 
-CHAT = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 QUESTIONS = [row["question"] for row in dial.make_questions(5, seed=9)]
-
-
-class Recording:
-    """A tokenizer that keeps what it is asked to encode; one id a character."""
-
-    chat_template = None
-    eos_token_id = 0
-
-    def __call__(self, text, add_special_tokens=True):
-        self.text, self.add_special_tokens = text, add_special_tokens
-        return {"input_ids": [ord(character) for character in text] + [0] * add_special_tokens}
-
-    def apply_chat_template(self, messages, add_generation_prompt, tokenize):
-        from jinja2 import Template
-
-        return Template(CHAT).render(messages=messages, add_generation_prompt=add_generation_prompt)
-
-
-def test_plain_prompts():
-    tokenizer = Recording()
-    format_ = PromptFormat(tokenizer, "Q: {question}\nA:")
-    ids = format_.encode(Prompt("2 {x}?", " 4\n"))
-    assert tokenizer.text == "Q: 2 {x}?\nA: 4\n"
-    assert ids[-1] == ord("\n")  # the end token that this tokenizer appends is not left before the continuation
-
-
-def test_a_prefix_opens_the_assistants_turn():
-    tokenizer = Recording()
-    tokenizer.chat_template = CHAT
-    PromptFormat(tokenizer, "{question} Think.", system_prompt="Be brief.").encode(Prompt("2+2?", "Step 1: 4\n"))
-    assert tokenizer.text == "<|system|>Be brief.\n<|user|>2+2? Think.\n<|assistant|>Step 1: 4\n"
-    assert not tokenizer.add_special_tokens  # the template writes them itself
-
-
-def test_prompt_errors():
-    with pytest.raises(ValueError, match=r"contain '\{question\}'"):
-        PromptFormat(Recording(), "no place")
-    with pytest.raises(ValueError, match="no chat template"):
-        PromptFormat(Recording(), use_chat_template=True)
-    with pytest.raises(ValueError, match="needs a chat template"):
-        PromptFormat(Recording(), system_prompt="x")
 
 
 def sampler(policy, **options):
@@ -88,8 +45,6 @@ def test_forked_caches_give_the_samples_of_whole_prefills(dial_policy):
 
 
 def test_the_models_own_sampling_defaults_are_not_applied(dial_policy):
-    import copy
-
     model = copy.deepcopy(dial_policy[0])
     model.generation_config.top_k = 1
     model.generation_config.repetition_penalty = 5.0
@@ -127,8 +82,6 @@ def test_finished_and_length(dial_policy):
 
 def test_padding_that_is_the_end_token_does_not_end_a_text(dial_policy):
     model, tokenizer = dial_policy
-    import copy
-
     same = copy.deepcopy(tokenizer)
     same.pad_token = same.eos_token
     assert sampler((model, same)).sample(PROMPTS, 2, seed=1) == sampler(dial_policy).sample(PROMPTS, 2, seed=1)
@@ -141,14 +94,35 @@ def test_continuations_keep_the_space_before_their_first_word(dial_policy):
 
 
 def test_greedy_and_adapters(dial_policy):
-    import copy
-
     one, other = sampler(dial_policy, temperature=0).sample(PROMPTS, 2, seed=0)[0]
     assert one == other
     adapted = get_peft_model(copy.deepcopy(dial_policy[0]), LoraConfig(r=2, target_modules=["q_proj"]))
     assert sampler((adapted, dial_policy[1])).sample(PROMPTS, 2, seed=1) == sampler(dial_policy).sample(
         PROMPTS, 2, seed=1
     )
+
+
+@pytest.mark.parametrize("fork_cache", [True, False])
+def test_an_adapter_that_brings_its_own_keys_and_values(dial_policy, fork_cache):
+    model, tokenizer = copy.deepcopy(dial_policy[0]), dial_policy[1]
+    plain = TransformersSampler(model, tokenizer, temperature=0, max_new_tokens=30)
+    prompts = [Prompt(row["question"]) for row in dial.make_questions(3, seed=1)]
+    texts = [completion.text for (completion,) in plain.sample(prompts, 1, seed=0)]
+    adapted = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 2)  # an untrained prefix changes next to nothing
+    sampler = TransformersSampler(adapted, tokenizer, temperature=0, max_new_tokens=30, fork_cache=fork_cache)
+    sampled = sampler.sample(prompts, 2, seed=0)
+    for prompt, completions in zip(prompts, sampled, strict=True):
+        ids = torch.tensor([sampler.prompt_format.encode(prompt)])
+        settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 30, "do_sample": False}
+        generated = adapted.generate(input_ids=ids, **settings)
+        expected = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
+        assert [completion.text.strip() for completion in completions] == [expected.strip()] * 2
+    assert [completions[0].text for completions in sampled] != texts
 
 
 def test_a_prompt_longer_than_the_context_is_an_error(dial_policy):

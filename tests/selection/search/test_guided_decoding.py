@@ -17,6 +17,7 @@ from tabular_policy import (
     value,
 )
 
+from erprm_trl import TransformersSampler, dial
 from erprm_trl.rollouts import Completion, Prompt
 from erprm_trl.selection import guided_search
 from erprm_trl.selection.search.particles import log_mean_exp
@@ -428,6 +429,44 @@ def test_steps_with_headings_are_scored_without_the_next_heading():
     assert one.steps == ["Step 1: a\n", "Step 2: b"] and one.finished and one.step_scores == [1.0, 1.0]
 
 
+def test_strings_that_end_a_solution(dial_policy):
+    sampler = TransformersSampler(*dial_policy, max_new_tokens=16)
+    scorer = Constant()
+    questions = [row["question"] for row in dial.make_questions(2, seed=0)]
+    options = {"method": "resample", "eta": 0.0, "width": 2, "expansions": 1, "splitter": dial.SEPARATOR}
+    plain = guided_search(questions, sampler, scorer, **options)
+    stopped = guided_search(questions, sampler, scorer, stop="answer", **options)
+    assert all("answer" in solution.text for result in plain for solution in result.solutions)
+    for result in stopped:
+        assert all(solution.finished and "answer" not in solution.text for solution in result.solutions)
+        assert all(len(solution.steps) == len(solution.step_scores) > 0 for solution in result.solutions)
+
+
+def test_solutions_are_continued_from_their_sampled_tokens():
+    """Steps come as tokens that no tokenizer would give for their text; one step has none."""
+    asked = []
+
+    class Tokens:
+        settings = {}
+
+        def sample(self, prompts, num_samples, seed, stop=()):
+            asked.append(prompts)
+            drawn = {"": ("a\n", (7, 8)), "a\n": ("b\n", (9,)), "a\nb\n": ("c\n", ()), "a\nb\nc\n": ("d", (1, 0))}
+            return [
+                [Completion(text, text == "d", len(token_ids), token_ids)]
+                for text, token_ids in (drawn[prompt.prefix] for prompt in prompts)
+            ]
+
+    guided_search(["q"], Tokens(), Constant(), method="beam", width=1, expansions=1, splitter="newline")
+    assert [prompts[0].prefix_ids for prompts in asked] == [None, (7, 8), (7, 8, 9), None]
+    assert [prompts[0].prefix for prompts in asked] == ["", "a\n", "a\nb\n", "a\nb\nc\n"]
+
+
+class Constant:
+    def score(self, questions, steps):
+        return [[0.5] * len(steps_of_solution) for steps_of_solution in steps]
+
+
 # Errors
 
 
@@ -481,7 +520,7 @@ def test_arguments_that_do_not_fit(arguments, message):
 @pytest.mark.slow("searches with a model")
 @pytest.mark.parametrize("method", ["beam", "resample", "particles"])
 def test_dial(method, dial_policy, dial_format):
-    from erprm_trl import StepScorer, TransformersSampler, dial
+    from erprm_trl import StepScorer
 
     questions = [row["question"] for row in dial.make_questions(4, seed=3)]
     sampler = TransformersSampler(*dial_policy, max_new_tokens=16)

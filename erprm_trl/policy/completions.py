@@ -1,0 +1,108 @@
+"""What the completions and prompts of TRL's trainers say: texts or conversations, thinking in a field of its own or
+between `<think>` and `</think>`, and the steps in them."""
+
+from itertools import accumulate
+from typing import Any
+
+from ..reasoning import THINK_CLOSE, THINK_OPEN, prompt_opens_thinking
+from ..reward_model.prm_format import PRMFormat
+from ..steps import clean_steps, split_steps
+from .step_alignment import step_token_ends
+
+
+# What TRL passes to a reward function in addition to the columns of the dataset.
+NO_COLUMNS = {"completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+# Names that the response parsers of transformers give to the thinking of a message.
+THINKING = ("reasoning_content", "thinking", "reasoning")
+
+
+def completion_text(completion: "str | list[dict[str, Any]]") -> str:
+    """The text with which the policy answers: the completion itself, or the last message of a conversation. It is
+    empty where that message is not the policy's: a tool's result that the policy did not go on from is no answer."""
+    message = _last_message(completion)
+    return message if isinstance(message, str) else _content(message)
+
+
+def question_text(prompt: "str | list[dict[str, Any]]") -> str:
+    """The question of a prompt: itself, or what the last user message of a conversation says."""
+    if isinstance(prompt, str):
+        return prompt
+    asked = [message for message in prompt if message.get("role") == "user"]
+    return _content(asked[-1]) if asked else ""
+
+
+def opens_thinking(prompt: "str | list[dict[str, Any]]", tokenizer=None, chat_template_kwargs=None) -> bool:
+    """
+    Whether completions of a prompt begin inside `<think>`, because the prompt or the chat template opens it.
+
+    Args:
+        prompt (`str` or `list[dict[str, Any]]`):
+            A text, or a conversation.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The policy's tokenizer, whose chat template is applied to conversations. Nothing is known without it.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Arguments of the chat template.
+    """
+    if isinstance(prompt, str):
+        return prompt_opens_thinking(prompt)
+    template = getattr(tokenizer, "chat_template", None)
+    if not isinstance(template, str) or THINK_OPEN not in template:
+        return False
+    settings = {"tokenize": False, "add_generation_prompt": True, **(chat_template_kwargs or {})}
+    return prompt_opens_thinking(tokenizer.apply_chat_template(prompt, **settings))
+
+
+def completion_steps(
+    completion: "str | list[dict[str, Any]]",
+    prm_format: PRMFormat,
+    *,
+    is_thinking: bool = False,
+    tokenizer=None,
+    token_ids: list[int] | None = None,
+) -> tuple[list[str], list[int] | None]:
+    """
+    The steps of a completion.
+
+    Args:
+        completion (`str` or `list[dict[str, Any]]`):
+            A text, or a conversation, of which the last message is read. Thinking that a response parser has put into
+            a field of its own is read as if it were in the text.
+        prm_format ([`PRMFormat`]):
+            The reward model's format.
+        is_thinking (`bool`, *optional*, defaults to `False`):
+            Whether the completion begins inside `<think>`; see [`opens_thinking`].
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*), token_ids (`list[int]`, *optional*):
+            The policy's tokenizer, and its tokens of the completion.
+
+    Returns:
+        `tuple[list[str], list[int] | None]`: the text of each step, and the index of each step's last token, as
+        [`step_token_ends`] gives it; no indices without the tokens.
+    """
+    message = _last_message(completion)
+    text = completion_text(completion)
+    thinking = next((message[name] for name in THINKING if message.get(name)), "") if isinstance(message, dict) else ""
+    if thinking and prm_format.steps_of == "answer":
+        is_thinking = False  # the parser has left the answer alone
+    elif thinking and tokenizer is not None and token_ids is not None and len(completion) == 1:
+        text = tokenizer.decode(token_ids, skip_special_tokens=True)
+    elif thinking:
+        text = f"{THINK_OPEN}{thinking}{THINK_CLOSE}{text}"
+    opening = THINK_OPEN if is_thinking and THINK_OPEN not in text and THINK_CLOSE not in text else ""
+    pieces = split_steps(opening + text, prm_format.splitter, prm_format.steps_of)
+    steps = clean_steps(pieces, prm_format.splitter)
+    if tokenizer is None or token_ids is None:
+        return steps, []
+    ends = [end - len(opening) for end in accumulate(map(len, pieces))]
+    return steps, step_token_ends(tokenizer, token_ids, text, ends)
+
+
+def _last_message(completion: "str | list[dict[str, Any]]") -> "str | dict[str, Any]":
+    if isinstance(completion, str):
+        return completion
+    answered = completion and completion[-1].get("role", "assistant") == "assistant"
+    return completion[-1] if answered else ""
+
+
+def _content(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)

@@ -1,0 +1,128 @@
+"""Reads the arguments that the trainers of policies share: configuration, model, tokenizer, columns of the dataset."""
+
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoProcessor, TrainingArguments
+
+from .._trl import create_model_from_path
+from ..io.adapters import adapter_config, base_of_adapter
+from ..io.file_checks import check_model_folder
+from ..io.paths import local_path
+from ..training.trainable import load_adapter
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from trl import GRPOConfig, SFTConfig
+
+
+def check_config(args: TrainingArguments, config_class: type[TrainingArguments], subject: str) -> None:
+    """Raises a `TypeError` for a configuration of another trainer, which lacks settings of this one."""
+    if not isinstance(args, config_class):
+        name = config_class.__name__
+        raise TypeError(
+            f"`args` of {subject}: got a {type(args).__name__}, expected a {name}, which has all of its settings. "
+            f"Give them to {name}(...) instead."
+        )
+
+
+def policy_model(
+    model: "str | PathLike | PreTrainedModel | PeftModel",
+    args: "GRPOConfig | SFTConfig",
+    *,
+    subject: str,
+    processing_class: "PreTrainedTokenizerBase | None" = None,
+    quantization_config: "BitsAndBytesConfig | None" = None,
+    peft_config: "PeftConfig | None" = None,
+) -> "tuple[str | PreTrainedModel | PeftModel, PreTrainedTokenizerBase | None, BitsAndBytesConfig | None]":
+    """
+    Reads the `model` argument of a policy's trainer.
+
+    A saved adapter is loaded with its base model and with the tokenizer that was saved with it, to go on training the
+    adapter. TRL's trainers take care of the rest, and of everything where the model is not a saved adapter.
+
+    Args:
+        model (`str` or `PathLike` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A model, or the folder or Hub id of a model or an adapter.
+        args ([`~trl.GRPOConfig`] or [`~trl.SFTConfig`]):
+            The trainer's configuration, with the `model_init_kwargs`.
+        subject (`str`):
+            Name of the trainer, for errors.
+        processing_class, quantization_config, peft_config (*optional*):
+            The trainer's arguments.
+
+    Returns:
+        `tuple`: `model`, `processing_class` and `quantization_config` for TRL's trainer.
+
+    Raises:
+        `ValueError`: if there is a `peft_config`, and the model has an adapter; if a file of the model is damaged.
+        `FileNotFoundError`: if the base model of an adapter is not at the place that the adapter names.
+    """
+    if not isinstance(model, (str, PathLike)):
+        if peft_config is not None and hasattr(model, "peft_config"):
+            raise ValueError(
+                f"{subject}: got a {type(model).__name__} with an adapter together with `peft_config`, expected one "
+                "of them. Leave out `peft_config` to go on training the adapter. To train a new one, pass the base "
+                "model, or the result of merge_and_unload()."
+            )
+        return model, processing_class, quantization_config
+    name = local_path(model)
+    check_model_folder(name)
+    init_kwargs: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    revision = init_kwargs.pop("revision", None)
+    if quantization_config is not None:
+        init_kwargs["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        init_kwargs["device_map"] = None
+
+    def load_base(base: str, revision: str | None):
+        return create_model_from_path(base, revision=revision, **init_kwargs)
+
+    plugin = args.deepspeed_plugin
+    zero3 = plugin is not None and plugin.zero_stage == 3
+    adapter = load_adapter(
+        name,
+        load_base,
+        subject=subject,
+        peft_config=peft_config,
+        revision=revision,
+        # ZeRO-3 gathers parameters in one dtype, so adapters keep the base model's.
+        autocast_adapter_dtype=not zero3 or "quantization_config" in init_kwargs,
+    )
+    if adapter is None:
+        return name, processing_class, quantization_config
+    if processing_class is None:
+        source, revision = tokenizer_source(name, revision)
+        processing_class = AutoProcessor.from_pretrained(
+            source,
+            revision=revision,
+            padding_side="left",
+            truncation_side="left",
+            trust_remote_code=init_kwargs["trust_remote_code"],
+        )
+    return adapter, processing_class, None
+
+
+def tokenizer_source(path_or_id: str | PathLike, revision: str | None = None) -> tuple[str, str | None]:
+    """Where a policy's tokenizer is, and its revision: with the model, or, for an adapter that was saved without one,
+    with its base model."""
+    from transformers.utils import cached_file
+
+    name = local_path(path_or_id)
+    config = adapter_config(name, revision)
+    if config is None or cached_file(
+        name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    ):
+        return name, revision
+    return base_of_adapter(name, config), config.get("revision")
+
+
+def columns_of(dataset: "Dataset | IterableDataset | None") -> list[str]:
+    """Names of a dataset's columns. A streaming dataset may not know them (after `.map`), but its first row does."""
+    if dataset is None:
+        return []
+    names = getattr(dataset, "column_names", None)
+    return list(next(iter(dataset), {}) if names is None else names)

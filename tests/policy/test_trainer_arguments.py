@@ -1,0 +1,158 @@
+"""What the trainers of policies make of their arguments: adapters to go on with, frozen weights, paths, columns."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from step_fakes import FakeScorer, by_text, questions, save_tiny, settings, tiny_llama, word_level
+from transformers import AutoModelForCausalLM, TrainingArguments
+from trl import GRPOConfig, SFTConfig
+
+from erprm_trl import RAFTConfig, RAFTTrainer, StepGRPOConfig, StepGRPOTrainer, StepPPOConfig, StepPPOTrainer
+from erprm_trl.policy.trainer_arguments import columns_of, tokenizer_source
+
+
+TRAINERS = {
+    "grpo": (StepGRPOTrainer, StepGRPOConfig),
+    "ppo": (StepPPOTrainer, StepPPOConfig),
+    "raft": (RAFTTrainer, RAFTConfig),
+}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A base model, and an adapter of it whose weights are not those of a new one."""
+    base = save_tiny(tmp_path / "base", word_level())
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(weight, 0.25)
+    model.save_pretrained(tmp_path / "adapter")
+    word_level().save_pretrained(tmp_path / "adapter")
+    return Path(base), tmp_path / "adapter"
+
+
+def make_trainer(kind, folder, model, *, peft_config=None, args=None, tokenizer=None, **others):
+    trainer_class, config_class = TRAINERS[kind]
+    options = settings(folder, **{"max_steps": 1, "beta": 0.1, **others})
+    if kind == "raft":
+        options = {name: value for name, value in options.items() if name != "beta"}
+    return trainer_class(
+        model,
+        FakeScorer(by_text),
+        args or config_class(**options),
+        questions(4),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("form", ["folder", "Path", "PeftModel"])
+def test_a_saved_adapter_is_trained_on(tmp_path, folders, kind, form):
+    base, adapter = folders
+    model = {"folder": str(adapter), "Path": adapter}.get(form)
+    if form == "PeftModel":
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, is_trainable=True)
+    trainer = make_trainer(kind, tmp_path / "run", model)
+    trainable = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert {name for name in trainable if "lora_" not in name} == (
+        {f"base_model.model.value_head.{name}" for name in ("weight", "bias")} if kind == "ppo" else set()
+    )
+    grown = [weight for name, weight in trainable.items() if "lora_B" in name]
+    assert len(grown) == 4 and all((weight == 0.25).all() for weight in grown)
+    if kind != "raft":  # its rounds have tests of their own
+        trainer.train()
+        assert trainer.state.log_history[0]["grad_norm"] > 0
+        trainer.save_model()
+        saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
+        before = load_file(adapter / "adapter_model.safetensors")
+        assert saved.keys() == before.keys() and not all(torch.equal(saved[name], before[name]) for name in saved)
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_an_adapter_is_refused_together_with_the_configuration_of_a_new_one(tmp_path, folders, kind):
+    base, adapter = folders
+    new = LoraConfig(r=2, target_modules="all-linear")
+    name = TRAINERS[kind][0].__name__
+    with pytest.raises(ValueError, match=f"{name}: got the adapter '.*adapter' together with `peft_config`"):
+        make_trainer(kind, tmp_path / "run", str(adapter), peft_config=new)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, is_trainable=True)
+    with pytest.raises(
+        ValueError, match=f"(?s){name}: got a PeftModel.* together with `peft_config`.*merge_and_unload"
+    ):
+        make_trainer(kind, tmp_path / "run", loaded, peft_config=new)
+    # the last remedy
+    trainer = make_trainer(
+        kind, tmp_path / "run", loaded.merge_and_unload(), peft_config=new, tokenizer=word_level(), beta=0.0
+    )
+    assert any(weight.requires_grad for weight in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("form", ["PeftModel", "transformers", "whole model"])
+def test_frozen_weights_are_refused(tmp_path, folders, kind, form):
+    base, adapter = folders
+    if form == "PeftModel":
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    elif form == "transformers":
+        model = AutoModelForCausalLM.from_pretrained(adapter)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base).requires_grad_(False)
+    # The critic of step PPO would be the only thing that is trained.
+    with pytest.raises(ValueError, match=f"{TRAINERS[kind][0].__name__}: every weight of the given .* is frozen"):
+        make_trainer(kind, tmp_path / "run", model)
+
+
+def test_the_tokenizer_is_the_adapters_or_else_the_base_models(tmp_path, folders):
+    base, adapter = folders
+    assert tokenizer_source(base) == (str(base), None) and tokenizer_source(adapter) == (str(adapter), None)
+    tokenizer = word_level()
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(adapter)
+    trainer = make_trainer("grpo", tmp_path / "run", str(adapter))
+    assert trainer.processing_class.chat_template == "{{ messages }}"
+    for file in adapter.glob("*token*"):
+        file.unlink()
+    for file in adapter.glob("*.jinja"):
+        file.unlink()
+    assert tokenizer_source(adapter) == (str(base), None)
+    trainer = make_trainer("grpo", tmp_path / "run", str(adapter))
+    assert trainer.processing_class.chat_template is None
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_the_home_directory_and_path_objects(tmp_path, folders, kind, monkeypatch):
+    base, adapter = folders
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for model in ("~/base", Path("~/base"), "~/adapter"):
+        trainer = make_trainer(kind, Path("~/run"), model)
+        assert trainer.args.output_dir == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize("config_class", [TrainingArguments, GRPOConfig, SFTConfig, "other"])
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_the_configuration_of_another_trainer_is_refused(tmp_path, kind, config_class):
+    trainer_class, own = TRAINERS[kind]
+    if config_class == "other":
+        config_class = StepGRPOConfig if kind != "grpo" else RAFTConfig
+    args = config_class(str(tmp_path / "run"), use_cpu=True, bf16=False)
+    message = f"`args` of {trainer_class.__name__}: got a {config_class.__name__}, expected a {own.__name__}"
+    with pytest.raises(TypeError, match=message):
+        make_trainer(kind, tmp_path / "run", tiny_llama(46), args=args, tokenizer=word_level())
+
+
+def test_columns_of_a_streaming_dataset_are_its_first_rows():
+    rows = Dataset.from_dict({"prompt": ["a", "b"], "solution": ["1", "2"]})
+    streaming = rows.to_iterable_dataset().map(lambda row: {"answer": row["solution"]})
+    assert streaming.column_names is None
+    assert columns_of(rows) == ["prompt", "solution"]
+    assert columns_of(streaming) == ["prompt", "solution", "answer"]
+    assert columns_of(streaming.filter(lambda row: False)) == []
+    assert columns_of(None) == []
