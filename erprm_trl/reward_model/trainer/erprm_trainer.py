@@ -168,6 +168,11 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
                 f"ERPRMTrainer: got {args.n_gpu} GPUs visible to one process, expected one. Launch with `accelerate "
                 "launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
             )
+        if args.packing and "inputs" in args.include_for_metrics:
+            raise ValueError(
+                "include_for_metrics: got 'inputs' with packing=True, where a row of inputs holds several solutions, "
+                "expected one solution per row. Set packing=False."
+            )
         self.label_names = ["step_labels"]
         self._records = {"train": StepRecords(), "eval": StepRecords()}
         self._num_tokens: int | None = None

@@ -101,6 +101,12 @@ def test_rows_of_a_stream_that_cannot_be_used_are_named_or_counted(caplog):
         list(prepared(stream).examples)
     assert len(list(prepared(stream, invalid_rows="drop").examples)) == 2
     assert "1 of 3 rows from row 0 on left out: {'a label that is NaN or outside [0, 1]': 1}" in caplog.text
+    late = Dataset.from_list([*[ROWS[0]] * 130, bad]).to_iterable_dataset()
+    with pytest.raises(ValueError, match="Row 130 of the train dataset"):
+        list(prepared(late).examples)
+    # A stream for evaluation is read at once, so that its end is known to all processes.
+    evaluated = prepared(stream, is_training=False, invalid_rows="drop")
+    assert isinstance(evaluated.examples, Dataset) and (evaluated.counts["kept"], evaluated.counts["rows"]) == (2, 3)
     encoded = [dict(row) for row in prepared(DATA).examples]
     stream = Dataset.from_list([*encoded, {**encoded[0], "step_labels": [7.0, 1.0]}]).to_iterable_dataset()
     with pytest.raises(ValueError, match=r"Row 2 of the train dataset has a label .*outside"):

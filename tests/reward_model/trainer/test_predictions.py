@@ -140,3 +140,16 @@ def test_metrics_of_ones_own_choose_the_best_checkpoint(model_path, tmp_path):
     for log in logs:
         assert log["eval_own_accuracy"] == pytest.approx(log["eval_accuracy"])
     assert trainer.state.best_metric == pytest.approx(max(log["eval_accuracy"] for log in logs))
+
+
+def test_inputs_are_given_to_metrics_one_solution_per_row(model_path, tmp_path):
+    def compute_metrics(evaluated):
+        return {"same_rows": len(evaluated.inputs) == len(evaluated.predictions) == len(ROWS)}
+
+    options = {"include_for_metrics": ["inputs", "loss"], "use_cpu": True, "bf16": False, "report_to": "none"}
+    data = Dataset.from_list(ROWS)
+    with pytest.raises(ValueError, match="include_for_metrics: got 'inputs' with packing=True.*Set packing=False"):
+        ERPRMTrainer(model_path, ERPRMConfig(str(tmp_path), packing=True, **options, **FORMAT), train_dataset=data)
+    args = ERPRMConfig(str(tmp_path), packing=False, **options, **FORMAT)
+    trainer = ERPRMTrainer(model_path, args, train_dataset=data, compute_metrics=compute_metrics)
+    assert trainer.evaluate(data)["eval_same_rows"]

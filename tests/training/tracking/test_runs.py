@@ -115,7 +115,8 @@ def test_wandb_table_of_solutions(trained):
         assert table["columns"] == ["question", "steps", "lowest score"]
         assert len(table["data"]) == 3 and {row[0] for row in table["data"]} <= asked
     (files,) = [files for name, files in run.artifacts.items() if "solutionseval" in name]
-    assert sum(name.endswith(".html") for name in files) == 3
+    # Solutions that are the same, with the same scores, are one file.
+    assert sum(name.endswith(".html") for name in files) == len({tuple(row) for row in table["data"]}) > 1
 
 
 def test_wandb_policy(trained):
