@@ -14,6 +14,7 @@ from trl import TrlParser
 import erprm_trl
 from erprm_trl import report, rollouts, selection
 from erprm_trl.io.atomic_files import make_folder, replace_file
+from erprm_trl.io.paths import local_paths
 from erprm_trl.io.redaction import without_login
 from erprm_trl.training import tracking
 
@@ -45,7 +46,7 @@ def main(arguments: BestOfNArguments) -> dict:
         without_login(path): selection.score_rollouts(
             erprm_trl.StepScorer.from_pretrained(path, batch_size=arguments.batch_size), samples
         )
-        for path in arguments.reward_models
+        for path in local_paths("reward_models", arguments.reward_models)
     }
     settings = samples.settings
     with rollouts.Grader(settings.grading, answer_pattern=settings.answer_pattern) as grader:

@@ -13,6 +13,7 @@ from trl import TrlParser
 import erprm_trl
 from erprm_trl import report, selection
 from erprm_trl.io.atomic_files import make_folder, replace_file
+from erprm_trl.io.paths import local_paths
 from erprm_trl.io.redaction import without_login
 
 
@@ -41,7 +42,7 @@ def main(arguments: CalibrationArguments) -> dict:
         without_login(path): selection.score_rollouts(
             erprm_trl.StepScorer.from_pretrained(path, batch_size=arguments.batch_size), rollouts
         )
-        for path in map(str, arguments.reward_models)
+        for path in local_paths("reward_models", arguments.reward_models)
     }
     results = {
         name: selection.measure_calibration(

@@ -13,6 +13,7 @@ from trl import TrlParser
 
 from erprm_trl import report, selection
 from erprm_trl.io.atomic_files import make_folder, replace_file
+from erprm_trl.io.paths import local_paths
 from erprm_trl.io.redaction import without_login
 
 
@@ -52,7 +53,7 @@ def main(arguments: ProcessBenchArguments) -> dict:
     solutions = [*validation, *(solution for some in test.values() for solution in some)]
     folder = make_folder(arguments.output_dir)
     scores = {}
-    for path in map(str, arguments.reward_models):
+    for path in local_paths("reward_models", arguments.reward_models):
         name = without_login(path)
         place = folder / "scores" / re.sub(r"[^\w.-]+", "_", name)
         scores[name] = selection.score_judged(path, solutions, place, batch_size=arguments.batch_size)

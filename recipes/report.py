@@ -11,6 +11,7 @@ from trl import TrlParser
 
 import erprm_trl
 from erprm_trl import report
+from erprm_trl.io.paths import local_paths
 from erprm_trl.io.redaction import without_login
 
 
@@ -34,7 +35,7 @@ def main(arguments: ReportArguments):
     """Scores if asked to, writes the page and prints where it is."""
     scorers = {
         without_login(path): erprm_trl.StepScorer.from_pretrained(path, batch_size=arguments.batch_size)
-        for path in arguments.reward_models or ()
+        for path in local_paths("reward_models", arguments.reward_models or ())
     }
     page = report.write_report(
         arguments.folder,

@@ -11,6 +11,7 @@ from typing import Any
 
 import accelerate
 import trl
+from datasets import Dataset
 
 import erprm_trl
 from erprm_trl import RAFTConfig
@@ -29,28 +30,27 @@ class DataArguments:
     train_questions_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Of the function."})
     eval_questions_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "For evaluation."})
     max_eval_questions: int | None = field(default=None, metadata={"help": "The first evaluation questions only."})
-    use_answers: bool = field(
-        default=True, metadata={"help": "Drop training questions that are always right or always wrong."}
-    )
+    use_answers: bool = field(default=True, metadata={"help": "Drop questions that are always right or wrong."})
 
     def __post_init__(self):
         read_json_fields(self, "train_questions_kwargs", "eval_questions_kwargs")
 
     def questions(self, split: str, kwargs: dict[str, Any] | None, answers: bool, **options: Any):
         """Questions as a dataset, without their answers if those are not wanted."""
-        from datasets import Dataset
-
-        settings = {"config_name": self.dataset_config, "split": split, "dataset_kwargs": kwargs, **options}
-        rows = erprm_trl.load_questions(self.dataset_name, require_answers=answers, **settings)
+        options |= {"config_name": self.dataset_config, "split": split, "dataset_kwargs": kwargs}
+        rows = erprm_trl.load_questions(self.dataset_name, require_answers=answers, **options)
         return Dataset.from_list([row._asdict() if answers else {"question": row.question} for row in rows])
 
 
 def main(data: DataArguments, training: RAFTConfig, model: trl.ModelConfig) -> "erprm_trl.RAFTTrainer":
     """Runs the rounds and saves the last policy."""
+    columns = {"question_column": training.question_column, "answer_column": training.answer_column}
+    training.question_column = training.answer_column = None  # the datasets that are made have the usual ones
+    train = data.questions(data.dataset_train_split, data.train_questions_kwargs, data.use_answers, **columns)
     evaluation = None
     if data.dataset_test_split is not None or data.eval_questions_kwargs is not None:
         split, limit = data.dataset_test_split or data.dataset_train_split, data.max_eval_questions
-        evaluation = data.questions(split, data.eval_questions_kwargs, True, max_questions=limit)
+        evaluation = data.questions(split, data.eval_questions_kwargs, True, max_questions=limit, **columns)
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -61,7 +61,7 @@ def main(data: DataArguments, training: RAFTConfig, model: trl.ModelConfig) -> "
         model=model.model_name_or_path,
         reward_model=data.reward_model,
         args=training,
-        train_dataset=data.questions(data.dataset_train_split, data.train_questions_kwargs, data.use_answers),
+        train_dataset=train,
         eval_dataset=evaluation,
         quantization_config=trl.get_quantization_config(model),
         peft_config=trl.get_peft_config(model),

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from .file_checks import check_model_folder, damaged_file
     from .http_client import EndpointClient, EndpointError, Service
     from .on_disk_sequence import OnDiskSequence
-    from .paths import local_path
+    from .paths import local_path, local_paths
     from .redaction import redacted, without_login
-    from .text_lists import check_text_lists, check_texts
+    from .text_lists import check_text_lists, check_texts, refuse_text
     from .tokenizers import load_tokenizer
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -26,9 +26,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "file_checks": ["check_model_folder", "damaged_file"],
         "http_client": ["EndpointClient", "EndpointError", "Service"],
         "on_disk_sequence": ["OnDiskSequence"],
-        "paths": ["local_path"],
+        "paths": ["local_path", "local_paths"],
         "redaction": ["redacted", "without_login"],
-        "text_lists": ["check_text_lists", "check_texts"],
+        "text_lists": ["check_text_lists", "check_texts", "refuse_text"],
         "tokenizers": ["load_tokenizer"],
     },
 )

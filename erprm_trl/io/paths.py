@@ -2,6 +2,9 @@
 is read here."""
 
 import os
+from collections.abc import Iterable
+
+from .text_lists import refuse_text
 
 
 def local_path(path: str | os.PathLike) -> str:
@@ -27,3 +30,20 @@ def local_path(path: str | os.PathLike) -> str:
     ```
     """
     return os.path.expanduser(os.fspath(path))
+
+
+def local_paths(name: str, paths: Iterable[str | os.PathLike]) -> list[str]:
+    """
+    Reads the names of several files or folders, each as [`local_path`] does.
+
+    Args:
+        name (`str`):
+            Name of the argument, for errors.
+        paths (`Iterable[str | os.PathLike]`):
+            Its value.
+
+    Raises:
+        `TypeError`: for a single string.
+    """
+    refuse_text(name, paths, "a list of folders, Hub ids or addresses")
+    return [local_path(path) for path in paths]

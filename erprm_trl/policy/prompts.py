@@ -42,7 +42,10 @@ def prompt_dataset(
     if "{question}" not in prompt_template:
         raise ValueError(f"Prompt template: got {prompt_template!r}, expected it to contain '{{question}}'.")
     if system_prompt is not None and not conversational:
-        raise ValueError("A system prompt needs a conversation: set conversational, or put it into prompt_template.")
+        raise ValueError(
+            f"system_prompt: got {system_prompt!r} for plain-text prompts, expected a conversation. Set "
+            "conversational=True (use_chat_template in a recipe), or put it into prompt_template."
+        )
     rows: list[dict[str, Any]] = []
     for question in questions:
         prompt: Any = prompt_template.replace("{question}", question.question)
@@ -87,8 +90,17 @@ class PromptArguments:
     def __post_init__(self):
         read_json_fields(self, "train_questions_kwargs", "eval_questions_kwargs")
 
-    def datasets(self, tokenizer):
-        """The training and the evaluation dataset (`None` if there is none) for a policy with this tokenizer."""
+    def datasets(self, tokenizer, *, question_column: str | None = None, answer_column: str | None = None):
+        """
+        The training and the evaluation dataset (`None` if there is none) for a policy with this tokenizer.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The policy's tokenizer.
+            question_column, answer_column (`str`, *optional*):
+                Columns of the source, see [`~erprm_trl.rollouts.load_questions`]. The columns of the datasets are
+                `prompt`, `question` and `answer` in any case.
+        """
         conversational = self.use_chat_template
         if conversational is None:
             conversational = getattr(tokenizer, "chat_template", None) is not None
@@ -111,6 +123,9 @@ class PromptArguments:
                     split=split,
                     max_questions=most,
                     dataset_kwargs=kwargs,
+                    question_column=question_column,
+                    answer_column=answer_column,
+                    require_answers=answers,
                 ),
                 prompt_template=self.prompt_template,
                 system_prompt=self.system_prompt,

@@ -4,13 +4,14 @@ It returns one number per completion, as TRL expects. [`StepRewardFunction.score
 """
 
 import math
-from pathlib import Path
+from os import PathLike
 from threading import Lock
 from typing import Any
 
 from accelerate.utils import gather_object
 
 from ..functional.aggregation import AGGREGATIONS
+from ..io.paths import local_path
 from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.loading import load_format
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
@@ -85,7 +86,7 @@ class StepRewardFunction:
 
     def __init__(
         self,
-        scorer: StepScorer | ScoringBackend | str | Path,
+        scorer: StepScorer | ScoringBackend | str | PathLike,
         *,
         aggregation: str | None = None,
         question_column: str = QUESTION_COLUMN,
@@ -96,10 +97,10 @@ class StepRewardFunction:
         scorer_kwargs: dict[str, Any] | None = None,
     ):
         self._scorer_kwargs = scorer_kwargs or {}
-        if isinstance(scorer, (str, Path)):  # an error here is cheap, later it would cost a rollout
-            self._scorer = scorer
+        if isinstance(scorer, (str, PathLike)):  # an error here is cheap, later it would cost a rollout
+            self._scorer = local_path(scorer)
             self.prm_format = load_format(
-                scorer, self._scorer_kwargs.get("prm_format"), self._scorer_kwargs.get("revision")
+                self._scorer, self._scorer_kwargs.get("prm_format"), self._scorer_kwargs.get("revision")
             )
         else:
             self._scorer = StepScorer.of(scorer)
@@ -132,7 +133,7 @@ class StepRewardFunction:
     def scorer(self) -> StepScorer:
         """The reward model, loaded when it is first needed."""
         with self._loading:
-            if isinstance(self._scorer, (str, Path)):
+            if isinstance(self._scorer, str):
                 self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
             return self._scorer
 

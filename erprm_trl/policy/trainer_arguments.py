@@ -1,9 +1,9 @@
-"""Reads the arguments that the trainers of policies share: configuration, model, tokenizer, columns of the dataset."""
+"""Reads the arguments that the trainers of policies share: model, tokenizer, columns of the dataset."""
 
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoProcessor, TrainingArguments
+from transformers import AutoProcessor
 
 from .._trl import create_model_from_path
 from ..io.adapters import adapter_config, base_of_adapter
@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
     from trl import GRPOConfig, SFTConfig
-
-
-def check_config(args: TrainingArguments, config_class: type[TrainingArguments], subject: str) -> None:
-    """Raises a `TypeError` for a configuration of another trainer, which lacks settings of this one."""
-    if not isinstance(args, config_class):
-        name = config_class.__name__
-        raise TypeError(
-            f"`args` of {subject}: got a {type(args).__name__}, expected a {name}, which has all of its settings. "
-            f"Give them to {name}(...) instead."
-        )
 
 
 def policy_model(
@@ -48,7 +38,7 @@ def policy_model(
         model (`str` or `PathLike` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A model, or the folder or Hub id of a model or an adapter.
         args ([`~trl.GRPOConfig`] or [`~trl.SFTConfig`]):
-            The trainer's configuration, with the `model_init_kwargs`.
+            The trainer's configuration. Its `model_init_kwargs` become `None` where an adapter was loaded with them.
         subject (`str`):
             Name of the trainer, for errors.
         processing_class, quantization_config, peft_config (*optional*):
@@ -94,6 +84,7 @@ def policy_model(
     )
     if adapter is None:
         return name, processing_class, quantization_config
+    args.model_init_kwargs = None  # TRL would warn that it ignores them, as it does with a model that it is given
     if processing_class is None:
         source, revision = tokenizer_source(name, revision)
         processing_class = AutoProcessor.from_pretrained(

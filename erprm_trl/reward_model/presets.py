@@ -76,8 +76,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "aggregation": "mean",
         "expected_ids": {"separator": 198},
     },
-    # jinachris/PURE-PRM-7B, trained by TRL. The published reward of a step is 2 * score - 1, and its aggregate a soft
-    # minimum.
+    # jinachris/PURE-PRM-7B, as its model card describes it; trained by TRL. The published reward of a step is
+    # 2 * score - 1, and its aggregate a soft minimum.
     "pure-prm": {
         "separator": "\n",
         "prompt_template": "{question}",

@@ -67,9 +67,9 @@ def collect_rollouts(
     r"""
     Samples solutions, splits them into steps, continues every proper prefix, grades everything and stores it.
 
-    A prefix is continued from the tokens of its solution. It is encoded again, which may give other tokens, where a
-    token holds both its end and what follows it, where the sampler does not return `token_ids`, and in folders that
-    an older release began.
+    A prefix is continued from the tokens of its solution. If a token holds both its end and what follows it, only the
+    end is encoded again. All of it is, which may give other tokens, where the sampler does not return `token_ids`, and
+    in folders that an older release began.
 
     Texts that reach `max_new_tokens` are graded as they stand; the manifest says how many there are. Started again in
     the same folder it continues where it was. Launched by `accelerate launch`, each process takes its share of the

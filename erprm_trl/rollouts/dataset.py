@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..io.paths import local_path
 from .label_source import LabelSource, label_key
 from .labels import LABEL_VERSION, sample_values
 from .records import CollectionSettings, RolloutRow
@@ -45,7 +46,7 @@ class RolloutDataset:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(local_path(path))
         self.manifest = read_manifest(self.path)
         if self.manifest is None:
             raise FileNotFoundError(

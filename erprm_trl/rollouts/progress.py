@@ -69,6 +69,7 @@ class CollectionProgress:
         self._what, self._num_texts = what, num_texts
         self._texts = self._tokens = 0
         self._started = time.monotonic()
+        self.update(0, 0)
 
     def update(self, num_texts: int, num_tokens: int) -> None:
         """So many texts have ended and so many tokens were sampled since the last update."""
@@ -77,7 +78,12 @@ class CollectionProgress:
         rate = self._tokens / max(time.monotonic() - self._started, 1e-3)
         speed = f", {rate:.0f} tokens/s" if self._tokens else ""
         self._bar.set_postfix_str(f"{self._what} {self._texts}/{self._num_texts}{speed}", refresh=False)
-        self._move((self._sampled + self._texts) / max(self._expected, 1))
+        texts = self._texts
+        if longest := self.settings.sampler.get(
+            "max_new_tokens"
+        ):  # long texts all end late: their tokens count before
+            texts = max(texts, min(self._tokens / longest, self._num_texts))
+        self._move((self._sampled + texts) / max(self._expected, 1))
 
     def end_call(self) -> None:
         """The call has ended. Samplers that report nothing have sampled everything now."""
@@ -92,6 +98,7 @@ class CollectionProgress:
 
     def _move(self, share: float) -> None:
         questions = self._num_done + min(share, 1.0) * self._num_questions * self.num_processes
-        questions = round(min(questions, self.settings.num_questions), 1)
+        questions = round(min(questions, self.settings.num_questions), 2)
         # The share falls where solutions turn out to have more steps than expected: the bar waits there.
-        self._bar.update(max(0, round(questions - self._bar.n, 1)))
+        self._bar.n = max(questions, self._bar.n)
+        self._bar.update(0)

@@ -3,7 +3,9 @@
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Mapping
+from io import TextIOWrapper
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -111,32 +113,47 @@ def _read_table(path: str):
             return Dataset.from_parquet(path)
         if name.endswith((".csv", ".tsv")):
             delimiter = "\t" if name.endswith(".tsv") else ","
+            columns, number_of_rows = _check_csv(path, delimiter)
             # As text: pandas would round large numbers, and read an answer "None" as missing.
-            features = Features({column: Value("string") for column in _header(path, delimiter)})
-            return Dataset.from_csv(path, features=features, delimiter=delimiter, keep_default_na=False)
+            features = Features({column: Value("string") for column in columns})
+            options = {"features": features, "delimiter": delimiter, "keep_default_na": False, "index_col": False}
+            return Dataset.from_csv(path, **options) if number_of_rows else []
         return Dataset.from_json(path) if _count_rows(path) else []
     except (DatasetGenerationError, ArrowInvalid) as error:
         raise ValueError(
             f"Dataset: {path} is no table ({error.__cause__ or error}). Expected rows of the same columns, "
             "each named once, in Unicode text."
         ) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"Dataset: {path} cannot be decompressed ({error}). Write it again with gzip.") from error
 
 
 def _open(path: str):
     return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
 
 
-def _header(path: str, delimiter: str) -> list[str]:
-    """The columns of a CSV file."""
-    with _open(path) as file:
+def _check_csv(path: str, delimiter: str) -> tuple[list[str], int]:
+    """Columns and number of rows of a CSV file, read before pandas does: that drops or shifts fields where a row has
+    too many of them."""
+    columns, number_of_rows = [], 0
+    with _open(path) as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
-            line = file.readline().decode("utf-8-sig")
-        except (UnicodeDecodeError, OSError) as error:
-            raise ValueError(f"Dataset: {path}, line 1: {error}. Expected column names in UTF-8.") from None
-    columns = next(csv.reader([line], delimiter=delimiter), [])
-    if not columns or len(set(columns)) < len(columns):
-        raise ValueError(f"Dataset: {path}, line 1: got {columns}, expected the name of each column once.")
-    return columns
+            columns = next(reader, [])
+            if not columns or len(set(columns)) < len(columns):
+                raise ValueError(f"got {columns}, expected the name of each column once")
+            for row in reader:
+                if row and len(row) != len(columns):
+                    raise ValueError(
+                        f"{len(row)} fields in {len(columns)} columns: put quotes around text with commas"
+                    )
+                number_of_rows += bool(row)
+        except (csv.Error, ValueError) as error:
+            raise ValueError(
+                f"Dataset: {path}, line {max(reader.line_num, 1)}: {error}. Expected a table in UTF-8 whose first "
+                "line names the columns."
+            ) from None
+    return columns, number_of_rows
 
 
 def _count_rows(path: str) -> int:

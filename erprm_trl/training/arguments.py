@@ -9,7 +9,9 @@ from transformers import TrainingArguments
 Config = TypeVar("Config", bound=TrainingArguments)
 
 
-def as_config(args: TrainingArguments, config_class: type[Config], *, subject: str) -> Config:
+def as_config(
+    args: TrainingArguments, config_class: type[Config], *, subject: str, derived: tuple[str, ...] = ()
+) -> Config:
     """
     The arguments of a training as a trainer's own configuration.
 
@@ -21,6 +23,8 @@ def as_config(args: TrainingArguments, config_class: type[Config], *, subject: s
             taken over.
         subject (`str`):
             Name of the trainer, for errors.
+        derived (`tuple[str, ...]`, *optional*):
+            Fields that the configuration computes from others, and refuses together with these.
 
     Returns:
         An instance of `config_class`.
@@ -36,12 +40,12 @@ def as_config(args: TrainingArguments, config_class: type[Config], *, subject: s
         raise TypeError(
             f"{subject}: got args of type {type(args).__name__}, expected {name}. Pass {name}('output_dir', ...)."
         )
-    values = args.to_dict()
-    values["hub_token"] = args.hub_token  # to_dict hides it
+    # Not from `to_dict`, which hides tokens and shortens paths.
+    values = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
     foreign = sorted(values.keys() - {field.name for field in fields(config_class)})
     if foreign:
         raise TypeError(
             f"{subject}: got args of type {type(args).__name__}, whose fields {', '.join(foreign[:4])}"
             f"{', ...' if foreign[4:] else ''} {name} does not have, expected {name}. Pass {name}('output_dir', ...)."
         )
-    return config_class(**values)
+    return config_class(**{field: value for field, value in values.items() if field not in derived})

@@ -70,7 +70,8 @@ class TabularSampler:
         seen, completions = {}, []
         for prompt in prompts:
             seen[prompt] = seen.get(prompt, -1) + 1
-            rng = random.Random(f"{seed if self.seeded else 0}/{prompt[:2]}/{seen[prompt]}")
+            asked = f"Prompt(question={prompt.question!r}, prefix={prompt.prefix!r})"
+            rng = random.Random(f"{seed if self.seeded else 0}/{asked}/{seen[prompt]}")
             completions.append([self._completion(prompt.prefix, stop, rng) for _ in range(num_samples)])
         return completions
 

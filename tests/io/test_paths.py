@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from recipe_runs import RECIPES, parse
 from transformers import AutoModelForCausalLM
 from zoo import byte_level_bpe, save_tiny
 
 from erprm_trl import PRMFormat, StepScorer
-from erprm_trl.io import check_model_folder, load_tokenizer, local_path, make_folder, replace_file
+from erprm_trl.io import check_model_folder, load_tokenizer, local_path, local_paths, make_folder, replace_file
 from erprm_trl.io.adapters import adapter_config
 from erprm_trl.report import plot_selection_curves, write_report
 from erprm_trl.reward_model.scoring.loading import load_format
@@ -28,6 +29,24 @@ def test_the_home_directory_is_filled_in(kind, monkeypatch):
 )
 def test_other_names_stay_as_they_are(name):
     assert local_path(name) == name
+
+
+def test_several_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert local_paths("models", ["~/a", Path("~/b"), "http://host"]) == ["/home/ada/a", "/home/ada/b", "http://host"]
+    with pytest.raises(TypeError, match="models: got the str '~/a', expected a list of folders, Hub ids or addresses"):
+        local_paths("models", "~/a")
+
+
+def test_recipes_take_a_list_of_reward_models(tmp_path):
+    """`reward_models: path` in a YAML file is a string."""
+    config = tmp_path / "report.yaml"
+    config.write_text(f"folder: {tmp_path}\nreward_models: ~/model\n")
+    recipe, (arguments,) = parse("report", ["--config", str(config)])
+    with pytest.raises(TypeError, match="reward_models: got the str '~/model', expected a list of folders"):
+        recipe.main(arguments)
+    with_models = [path.read_text() for path in RECIPES.glob("*.py") if "reward_models: list" in path.read_text()]
+    assert len(with_models) == 4 and all('local_paths("reward_models"' in source for source in with_models)
 
 
 def saved_model(folder):

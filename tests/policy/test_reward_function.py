@@ -128,7 +128,7 @@ def test_a_path_is_loaded_at_the_first_call_and_a_scorer_is_kept(reward_model):
     assert StepRewardFunction(scorer).scorer is scorer
     assert StepRewardFunction(scorer.backend).scorer.backend is scorer.backend
     reward = StepRewardFunction(Path(reward_model), scorer_kwargs={"batch_size": 3})
-    assert reward._scorer == Path(reward_model)
+    assert reward._scorer == reward_model
     assert reward.scorer.batch_size == 3 and reward.scorer is reward.scorer
 
 

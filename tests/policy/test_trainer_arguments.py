@@ -110,6 +110,15 @@ def test_frozen_weights_are_refused(tmp_path, folders, kind, form):
         make_trainer(kind, tmp_path / "run", model)
 
 
+def test_raft_needs_a_model_whose_adapter_can_be_read_back(tmp_path, folders):
+    base, adapter = folders
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.load_adapter(str(adapter), is_trainable=True)
+    with pytest.raises(ValueError, match="got a LlamaForCausalLM into which an adapter was loaded, .* PeftModel"):
+        make_trainer("raft", tmp_path / "run", model)
+    # the remedies are tested above
+
+
 def test_the_tokenizer_is_the_adapters_or_else_the_base_models(tmp_path, folders):
     base, adapter = folders
     assert tokenizer_source(base) == (str(base), None) and tokenizer_source(adapter) == (str(adapter), None)
@@ -136,16 +145,33 @@ def test_the_home_directory_and_path_objects(tmp_path, folders, kind, monkeypatc
         assert trainer.args.output_dir == str(tmp_path / "run")
 
 
-@pytest.mark.parametrize("config_class", [TrainingArguments, GRPOConfig, SFTConfig, "other"])
+# Configurations that have no settings of their own that the trainer's lacks.
+TAKEN = {
+    "grpo": (TrainingArguments, GRPOConfig, StepPPOConfig),
+    "ppo": (TrainingArguments, GRPOConfig, StepGRPOConfig),
+    "raft": (TrainingArguments, SFTConfig),
+}
+
+
+@pytest.mark.parametrize(
+    "config_class", [TrainingArguments, SFTConfig, RAFTConfig, GRPOConfig, StepGRPOConfig, StepPPOConfig]
+)
 @pytest.mark.parametrize("kind", TRAINERS)
-def test_the_configuration_of_another_trainer_is_refused(tmp_path, kind, config_class):
+def test_the_configuration_of_another_trainer_is_taken_over_or_refused(tmp_path, kind, config_class):
     trainer_class, own = TRAINERS[kind]
-    if config_class == "other":
-        config_class = StepGRPOConfig if kind != "grpo" else RAFTConfig
-    args = config_class(str(tmp_path / "run"), use_cpu=True, bf16=False)
-    message = f"`args` of {trainer_class.__name__}: got a {config_class.__name__}, expected a {own.__name__}"
-    with pytest.raises(TypeError, match=message):
-        make_trainer(kind, tmp_path / "run", tiny_llama(46), args=args, tokenizer=word_level())
+    args = config_class(str(tmp_path / "run"), use_cpu=True, bf16=False, learning_rate=0.25, max_steps=1, save_steps=7)
+    if config_class not in (own, *TAKEN[kind]):
+        message = (
+            f"{trainer_class.__name__}: got args of type {config_class.__name__}, whose fields .* Pass {own.__name__}"
+        )
+        with pytest.raises(TypeError, match=message):
+            make_trainer(kind, tmp_path / "run", tiny_llama(46), args=args, tokenizer=word_level())
+        return
+    trainer = make_trainer(kind, tmp_path / "run", tiny_llama(46), args=args, tokenizer=word_level())
+    assert isinstance(trainer.args, own) and trainer.args.output_dir == str(tmp_path / "run")
+    assert (trainer.args.learning_rate, trainer.args.save_steps) == (0.25, 7)
+    if kind != "raft":
+        assert trainer.args.steps_per_generation == trainer.args.generation_batch_size // 8
 
 
 def test_columns_of_a_streaming_dataset_are_its_first_rows():
@@ -156,3 +182,21 @@ def test_columns_of_a_streaming_dataset_are_its_first_rows():
     assert columns_of(streaming) == ["prompt", "solution", "answer"]
     assert columns_of(streaming.filter(lambda row: False)) == []
     assert columns_of(None) == []
+
+
+@pytest.mark.slow("trains several times")
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_the_training_of_a_saved_adapter_resumes(tmp_path, folders, kind):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    straight = make_trainer(kind, tmp_path / "run", str(folders[1]), **options)
+    straight.train()
+    resumed = make_trainer(kind, tmp_path / "resumed", str(folders[1]), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    for (name, weight), (other, expected) in zip(
+        resumed.model.named_parameters(), straight.model.named_parameters(), strict=True
+    ):
+        assert name == other and torch.equal(weight, expected), name
+    # The reference is the adapter as it was, and the KL to it is not 0 any more.
+    reference = [weight for name, weight in resumed.model.named_parameters() if "lora_B.ref" in name]
+    assert len(reference) == 4 and all((weight == 0.25).all() for weight in reference)
+    assert [log["kl"] for log in resumed.state.log_history if "kl" in log][-1] > 0

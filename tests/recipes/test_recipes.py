@@ -144,6 +144,45 @@ def test_the_policy_recipes_in_miniature(name, tmp_path, monkeypatch):
     assert "erprm-trl" in (tmp_path / "policy" / "README.md").read_text()
 
 
+@pytest.mark.slow("trains three policies")
+@pytest.mark.parametrize("name", sorted(SMALL_POLICY))
+def test_the_policy_recipes_go_on_with_an_adapter_on_questions_in_columns_of_any_name(name, tmp_path, monkeypatch):
+    import zoo
+    from peft import LoraConfig, get_peft_model
+
+    from erprm_trl import dial
+
+    save_base_as_reward_model(tmp_path / "erprm")
+    adapter = get_peft_model(zoo.load_dial_policy()[0], LoraConfig(r=2, target_modules="all-linear"))
+    adapter.save_pretrained(tmp_path / "adapter")  # without a tokenizer
+    rows = [{"text": row["question"], "result": row["answer"]} for row in dial.make_questions(8, seed=1)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = {
+        "model_name_or_path": "~/adapter",
+        "dataset_name": "~/rows.jsonl",
+        "question_column": "text",
+        "answer_column": "result",
+        "reward_model": "~/erprm",
+        "output_dir": "~/policy",
+        "train_questions_kwargs": "null",
+        "eval_questions_kwargs": "null",
+        "save_strategy": "no",
+        "max_steps": "1",
+        "logging_steps": "1",
+        "use_answers": "true",
+    }
+    arguments = [part for key, value in options.items() for part in (f"--{key}", value)]
+    yaml = str(RECIPES / "dial" / f"{name}.yaml")
+    more = ["--use_cpu", "true", "--drop_uniform", "false"] if name == "train_raft" else []
+    recipe, arguments = parse(name, ["--config", yaml, *SMALL_POLICY[name], *more, *arguments])
+    trainer = recipe.main(*arguments)
+    assert [entry["grad_norm"] > 0 for entry in trainer.state.log_history if "grad_norm" in entry] == [True]
+    assert (tmp_path / "policy" / "adapter_model.safetensors").is_file()
+    log = {key for entry in trainer.state.log_history for key in entry}
+    assert log & {"raft/accuracy", "rewards/answer_reward/mean"}
+
+
 @pytest.mark.parametrize("options", [[], ["--method", "beam", "--eta", "null", "--token_budget", "90"]], ids=str)
 def test_guided_search_in_miniature(options, tmp_path, monkeypatch):
     """Two rounds, a step each, for two questions; the shipped base stands for the reward model."""

@@ -1,9 +1,11 @@
 """Collection: rows by hand, crashes at any moment, other configurations, any number of processes."""
 
+import functools
 import json
 import os
 import random
 import re
+import shutil
 import signal
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -17,7 +19,9 @@ from zoo import load_dial_policy
 
 from erprm_trl import dial
 from erprm_trl.rollouts import (
+    CollectConfig,
     Completion,
+    EndpointSampler,
     Prompt,
     PromptFormat,
     Question,
@@ -51,6 +55,23 @@ def test_a_continuation_is_graded_with_the_prefix_that_it_continues(tmp_path):
     data = collect_rollouts([Question("2 + 3?", "5")], Scripted(), tmp_path, **whole)
     assert data.rows[0].prefix_rewards == [[1.0, 0.0, 0.0]]
     assert data.rows[0].question_rewards == [0.0, 0.0, 0.0]
+
+
+def equal_text(completion, answer, strict=True):
+    """A grading with an argument."""
+    return float(completion.endswith(f"answer {answer}"))
+
+
+def test_the_manifest_names_a_partial_function_and_a_resumed_run_needs_the_same(tmp_path):
+    grading = {"grading": functools.partial(equal_text, strict=False)}
+    data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **(SETTINGS | grading))
+    name = f"functools.partial({__name__}:equal_text, strict=False)"
+    assert data.manifest["config"]["grading"] == name
+    before = shard_bytes(tmp_path)
+    collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **(SETTINGS | grading))
+    assert shard_bytes(tmp_path) == before
+    with pytest.raises(ValueError, match="grading"):
+        collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **(SETTINGS | {"grading": equal_text}))
 
 
 class Scripted:
@@ -230,6 +251,20 @@ def test_damage_in_the_middle_is_named(tmp_path):
     shard.write_bytes(b"".join([*lines[:5], *lines[6:]]))
     with pytest.raises(ValueError, match="chunk 1 is incomplete in the middle.*Move the file away"):
         collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
+
+
+def test_paths_may_begin_at_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(dial.BASE_PATH, tmp_path / "policy")
+    (tmp_path / "questions.jsonl").write_text(json.dumps(dial.make_questions(1, seed=0)[0]))
+    settings = {"num_solutions": 1, "num_continuations": 0, "max_new_tokens": 4, "grading": "exact"}
+    CollectConfig("~/policy", "~/questions.jsonl", "~/rollouts", **settings).run()
+    assert len(RolloutDataset("~/rollouts")) == 1 and len(RolloutDataset(tmp_path / "rollouts")) == 1
+    again = CollectConfig(Path("~/policy"), Path("~/questions.jsonl"), Path("~/rollouts"), **settings).run()
+    assert again.path == tmp_path / "rollouts" and again.settings.sampler["model"] == str(tmp_path / "policy")
+    for tokenizer in ("~/policy", Path("~/policy")):
+        assert EndpointSampler("served", "http://localhost:1/v1", tokenizer).tokenizer.eos_token == "</s>"
+    assert not (Path.cwd() / "~").exists()
 
 
 @pytest.mark.slow("collects many times")

@@ -32,7 +32,7 @@ def test_the_bar_moves_within_a_chunk(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress_module, "TERMINAL_INTERVAL", 0)
-    clock = iter(range(0, 1000, 2))  # two seconds between two looks
+    clock = iter(range(0, 1000))  # a call looks when it begins, twice, and at each update
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     settings = CollectionSettings(num_questions=8, num_solutions=2, chunk_size=4, num_continuations=3)
     with CollectionProgress(settings, 0) as bar:
@@ -65,6 +65,20 @@ def test_the_bar_moves_within_a_chunk(monkeypatch):
         bar.update(1, 1)
         assert bar._bar.n == before
     assert any("<" in line for line in shown(terminal.getvalue()))  # the time left
+
+
+def test_the_bar_moves_while_no_text_has_ended(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    settings = CollectionSettings(num_questions=2, num_solutions=2, chunk_size=2, sampler={"max_new_tokens": 100})
+    with CollectionProgress(settings, 0) as bar:
+        bar.begin_chunk(2)
+        bar.begin_call("solutions", 4)
+        bar.update(0, 100)
+        assert bar._bar.n == 0.5  # 100 of at most 400 tokens, 2 questions
+        bar.update(3, 20)
+        assert bar._bar.n == 1.5  # 3 of 4 texts
+        bar.update(0, 1000)
+        assert bar._bar.n == 2.0
 
 
 def test_a_log_file_gets_a_line_a_minute_at_most(monkeypatch):

@@ -216,7 +216,7 @@ OTHER_ROWS = {
     "erprm_trl/selection/evaluation/processbench.py": "rows of ProcessBench",
     "tests/benchmarks/collection_speed.py": "questions",
     "tests/benchmarks/fork_cache.py": "questions",
-    "tests/benchmarks/grading_cases.py": "cases of grading",
+    "tests/benchmarks/grading_cases.py": "rows of public question sets",
     "tests/benchmarks/scoring_server.py": "questions",
     "tests/benchmarks/scoring_speed.py": "questions",
     "tests/benchmarks/kills.py": "lines as they are on disk",

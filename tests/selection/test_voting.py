@@ -69,6 +69,18 @@ def test_group_answers_names_what_is_not_a_string():
         group_answers(["7", 7])
 
 
+def test_votes_are_not_split_by_units_and_marks():
+    answers = ["18", "18 dollars", "$18", "**18**.", r"\text{18 eggs}", "19 eggs", None, r"1\,800", "1,800", "x"]
+    assert group_answers(answers) == [0, 0, 0, 0, 0, 1, -1, 2, 2, 3]
+    # A caller's own equivalence decides alone.
+    assert group_answers(["18", "18 dollars"], lambda left, right: False) == [0, 1]
+
+
+def test_group_answers_refuses_a_text_in_place_of_a_list():
+    with pytest.raises(TypeError, match="`predictions` is a str .*'18'.*a list with the answer of each solution"):
+        group_answers("18")
+
+
 def test_majority_worked_by_hand():
     # Answers a, a, b with a right. Pairs: {a,a} -> a: 1, {a,b} twice: tie, 1/2. Mean (1 + 1/2 + 1/2) / 3 = 2/3.
     # One solution: 2/3. All three: a, 1.

@@ -54,6 +54,10 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             Any other column must exist.
         grading (`str`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*):
             See [`~erprm_trl.rollouts.Grader`].
+        reasoning (`bool`, *optional*):
+            Whether only what follows `</think>` is graded, see [`~erprm_trl.rollouts.Grader`]. By default the
+            delimiters are looked for in each completion, and a completion without any is thinking that is not closed
+            where the first training prompt, or the chat template, ends with `<think>`.
 
         > Parameters that control the tracking
 
@@ -86,6 +90,9 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
     answer_column: str = field(default="answer", metadata={"help": "Column of the reference answers."})
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
     answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the final answer."})
+    reasoning: bool | None = field(
+        default=None, metadata={"help": "Grade what follows </think>. Default: where a text has <think>."}
+    )
 
     def __post_init__(self):
         if self.beta is None:
@@ -117,6 +124,12 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
                 f"multi_objective_aggregation: got {self.multi_objective_aggregation!r}, expected "
                 "'sum_then_normalize'. Step rewards are normalized apart from the others in any case."
             )
+
+    @property
+    def named_columns(self) -> dict[str, str]:
+        """`question_column` and `answer_column`, as far as they are not the defaults. These columns have to exist."""
+        names = ("question_column", "answer_column")
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(type(self), name)}
 
 
 @dataclass

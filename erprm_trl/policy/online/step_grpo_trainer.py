@@ -35,7 +35,7 @@ class StepGRPOTrainer(StepTrainer):
             The process reward model (a path, id or scoring server's address), and any reward functions of TRL beside
             it. Those, and the graded answer that is added where the dataset has answers, make the outcome part.
         args ([`StepGRPOConfig`], *optional*):
-            Configuration.
+            Configuration. A [`~trl.GRPOConfig`] becomes one; its other settings have their defaults.
         train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers,
         quantization_config, peft_config (*optional*):
             As in [`~trl.GRPOTrainer`]. A column `question` holds the bare question if the prompt is not it, a column
@@ -49,7 +49,7 @@ class StepGRPOTrainer(StepTrainer):
     Raises:
         `ValueError`: if there is not exactly one process reward model among `reward_funcs`; if all weights of the
             policy are frozen, or a saved adapter comes with a `peft_config`.
-        `TypeError`: if `args` is the configuration of another trainer.
+        `TypeError`: if `args` has settings that [`StepGRPOConfig`] does not have.
     """
 
     _tag_names = ["trl", "erprm-trl", "step-grpo"]

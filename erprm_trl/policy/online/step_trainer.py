@@ -24,14 +24,17 @@ from ...io.atomic_files import replace_file
 from ...io.paths import local_path
 from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.loading import load_format
+from ...rollouts.grading.grader import Grader
 from ...rollouts.questions import ANSWER_COLUMNS
+from ...training.arguments import as_config
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.trainable import check_trainable
 from ..answer_reward import AnswerReward
-from ..reward_function import StepRewardFunction
+from ..completions import opens_thinking
+from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
-from ..trainer_arguments import check_config, columns_of, policy_model
+from ..trainer_arguments import columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
 from .step_config import StepGRPOConfig
 from .tracking import PolicyTracking
@@ -107,7 +110,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             name = local_path(model) if isinstance(model, (str, PathLike)) else get_config_model_id(model.config)
             suffix = self._config_class.__name__.removesuffix("Config")
             args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
-        check_config(args, self._config_class, subject)
+        # TRL computes the batches of a generation from its size, and takes one of the two.
+        args = as_config(args, self._config_class, subject=subject, derived=("steps_per_generation",))
         funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
@@ -122,15 +126,18 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             )
         self.answer_reward = next((func for func in funcs if isinstance(func, AnswerReward)), None)
         columns = columns_of(train_dataset)
-        # The columns that TRL's users know are optional.
-        needed = {"question_column": self.step_reward.question_column, "answer_column": args.answer_column}
-        needed = {name: column for name, column in needed.items() if column != getattr(type(args), name)}
-        if self.answer_reward is None and args.answer_column in columns:
-            self.answer_reward = AnswerReward(args.answer_column, args.grading, args.answer_pattern)
+        adds_answers = self.answer_reward is None and args.answer_column in columns
+        if adds_answers:
+            self.answer_reward = AnswerReward(
+                args.answer_column, args.grading, args.answer_pattern, reasoning=args.reasoning
+            )
             if args.reward_weights is not None and len(args.reward_weights) == len(funcs):
                 args.reward_weights = [*args.reward_weights, 1.0]
             funcs.append(self.answer_reward)
             classes = [*classes, None] if classes is not None else None
+        needed = args.named_columns
+        if self.step_reward.question_column != QUESTION_COLUMN:
+            needed["question_column"] = self.step_reward.question_column
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
         _check_columns(subject, needed, train_dataset, eval_dataset)
@@ -167,6 +174,10 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.step_reward.accelerator = self.accelerator
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
+        if adds_answers and args.reasoning is None:
+            prompt = next(iter(train_dataset))["prompt"]
+            if opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
+                self.answer_reward.grader = Grader(args.grading, answer_pattern=args.answer_pattern, reasoning=True)
         self._tracking = PolicyTracking(self)
         # From the reward function to `_calculate_rewards`, and from there on: TRL calls both inside its own methods.
         self._handoff: Handoff[ScoredBatch | GlobalSteps] = Handoff()
@@ -334,7 +345,8 @@ def _check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eva
 
 
 def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
-    if isinstance(func, (str, Path)):
+    if isinstance(func, (str, PathLike)):
+        func = local_path(func)
         try:  # any other path or id is left to TRL: a sequence classification model
             load_format(func)
         except FileNotFoundError:

@@ -24,11 +24,12 @@ from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.scorer import StepScorer
 from ...rollouts.questions import fingerprint
 from ...rollouts.sampling.prompt_format import PromptFormat
+from ...training.arguments import as_config
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.tracking.training_tracker import TrainingTracker
 from ...training.trainable import check_trainable
-from ..trainer_arguments import check_config, policy_model
+from ..trainer_arguments import policy_model
 from .policy_sampler import PolicySampler
 from .raft_config import COMPARED, RAFTConfig
 from .rounds import RoundFolder, load_policy_questions, nothing_kept, read_rows, round_seed, training_row
@@ -81,7 +82,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             A model that [`ERPRMTrainer`] saved, loaded onto this process's device, the address of a scoring server, or
             a scorer or backend that is loaded already.
         args ([`RAFTConfig`], *optional*):
-            Configuration. Defaults to `RAFTConfig("<model>-RAFT")`.
+            Configuration. Defaults to `RAFTConfig("<model>-RAFT")`. [`~transformers.TrainingArguments`] and a
+            [`~trl.SFTConfig`] become one; its other settings have their defaults.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Questions: a column `question` or `prompt`, and optionally `answer`. As in TRL's online trainers, the
             policy reads a `prompt` (text, or messages for the chat template) as it stands, and the reward model reads
@@ -98,7 +100,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
     Raises:
         `ValueError`: for questions that cannot be used or settings that exclude each other; if all weights of the
             policy are frozen, or a saved adapter comes with a `peft_config`.
-        `TypeError`: if `args` is the configuration of another trainer.
+        `TypeError`: if `args` has settings that [`RAFTConfig`] does not have.
     """
 
     _tag_names = ["trl", "erprm-trl", "raft"]
@@ -125,7 +127,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         if args is None:
             name = local_path(model) if isinstance(model, (str, PathLike)) else get_config_model_id(model.config)
             args = RAFTConfig(f"{name.rstrip('/').split('/')[-1]}-RAFT")
-        check_config(args, RAFTConfig, "RAFTTrainer")
+        args = as_config(args, RAFTConfig, subject="RAFTTrainer")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
         columns = {"question_column": args.question_column, "answer_column": args.answer_column}
@@ -158,6 +160,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         if args.drop_uniform is None:
             self.drop_uniform = self.has_answers and args.num_generations > 1
         self._check_arguments()
+        if isinstance(reward_model, (str, PathLike)):
+            reward_model = local_path(reward_model)
         self.scorer = load_scorer(reward_model, self.accelerator, args.scoring_batch_size, args.shard_reward_model)
         self.prompt_format = PromptFormat(self._tokenizer, **args.prompt_settings)
         self._first_policy = Path(args.output_dir, "first-policy")
@@ -172,6 +176,13 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
     def _check_arguments(self) -> None:
         if self._is_vlm:
             raise ValueError("RAFTTrainer: got a processor, expected a tokenizer: it samples text only.")
+        if hasattr(self.model, "peft_config") and not hasattr(self.model, "get_base_model"):
+            # transformers saves the adapter of such a model alone, and does not read it back.
+            raise ValueError(
+                f"RAFTTrainer: got a {type(self.model).__name__} into which an adapter was loaded, expected a "
+                "PeftModel. Pass the adapter's folder, or peft.PeftModel.from_pretrained(base_model, path, "
+                "is_trainable=True)."
+            )
         if self.drop_uniform and not self.has_answers:
             raise ValueError(
                 "drop_uniform=True needs to know which solutions are right, and the training questions have no "

@@ -240,10 +240,8 @@ class RoundFolder:
 
     def check_config(self, config: dict[str, Any]) -> None:
         """Raises a `ValueError` that names the differences if the folder holds another configuration's round."""
-        old = dict(self.manifest.get("config", config))
-        if "reward_model_format" in old:  # an older release's has fewer fields
-            old["reward_model_format"] = asdict(PRMFormat(**old["reward_model_format"]))
-        new = json.loads(json.dumps(config))
+        old = _as_compared(self.manifest.get("config", config))
+        new = _as_compared(json.loads(json.dumps(config)))
         changed = [
             f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
             for key in sorted(old | new)
@@ -259,6 +257,16 @@ class RoundFolder:
     def has_checkpoints(self) -> bool:
         """Whether the round's training has begun to save any, whole or not."""
         return any(self.path.glob("checkpoint-*"))
+
+
+def _as_compared(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose reward model's format has all fields, also where an older release wrote it, but those that
+    change no score."""
+    if "reward_model_format" not in config:
+        return config
+    prm_format = asdict(PRMFormat(**config["reward_model_format"]))
+    del prm_format["expected_ids"]
+    return {**config, "reward_model_format": prm_format}
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -156,8 +156,14 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
     if head in ("token", "token_mlp"):
         kwargs["num_labels"] = prm_format.num_labels
     adapter = adapter_config(path_or_id, kwargs["revision"])
-    if head in AUTO_MODELS and adapter is not None:
-        base_of_adapter(path_or_id, adapter)  # PEFT's error does not name the adapter
+    base, revision = path_or_id, kwargs["revision"]
+    if adapter is not None:
+        base, revision = base_of_adapter(path_or_id, adapter), adapter.get("revision")
+    if head in ("token", "token_mlp"):
+        options = {name: kwargs[name] for name in ("trust_remote_code", "num_labels")}
+        config = AutoConfig.from_pretrained(base, revision=revision, **options)
+        check_architecture(base, config, head)
+    if adapter is not None and head in AUTO_MODELS:
         from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
 
         auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
@@ -166,10 +172,6 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
             model = auto.from_pretrained(path_or_id, **kwargs)
         model.config.name_or_path = path_or_id  # PEFT leaves the base model's
         return model
-    if head in ("token", "token_mlp"):
-        names = ("revision", "trust_remote_code", "num_labels")
-        config = AutoConfig.from_pretrained(path_or_id, **{name: kwargs[name] for name in names})
-        check_architecture(path_or_id, config, head)
     if head == "token_mlp":
         cls = token_classifier_with_mlp(config)
         kwargs = {name: kwargs[name] for name in kwargs if name not in ("num_labels", "trust_remote_code")}

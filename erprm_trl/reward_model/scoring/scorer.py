@@ -139,10 +139,14 @@ class StepScorer:
                 Not with `device` and `device_map`. The weights have the training's dtype.
 
         Raises:
-            `FileNotFoundError`: if there is no `prm_format.json` and no `prm_format` is given.
+            `FileNotFoundError`: if there is no `prm_format.json` and no `prm_format` is given, or if an adapter's base
+                model is not at the place that the adapter names.
             `ValueError`: if an accelerator is given that does not train by ZeRO-3, or an address with arguments of
-                loading; if the checkpoint lacks weights, its head for example; if an implicit reward model has no
-                `reference_model` in its format, or is to be split.
+                loading; if the tokenizer does not know the format's tokens, or gives other ids than the model was
+                trained with; if the checkpoint lacks weights, its head for example; if transformers has no model of
+                the architecture with the head; if an adapter puts virtual tokens before the text; if an implicit
+                reward model has no `reference_model` in its format, or is to be split.
+            `ImportError`: if the tokenizer needs the package `sentencepiece`, which is missing.
         """
         return cls.from_backend(
             load_backend(

@@ -109,8 +109,9 @@ class Grader:
         if path is None:
             self._here = FunctionGrader(method, answer_pattern, reasoning)
             logger.warning(
-                f"The grading function {method!r} cannot be imported by name: it runs in this process, without a time "
-                "limit. Move it to a module to have it run in workers."
+                f"The grading function {grading_name(method)!r} cannot be imported by name: it runs in this process, "
+                "without a time limit. Name a plain function of a module, 'package.module:function', to have it run "
+                "in workers."
             )
         settings = {"method": path, "pattern": answer_pattern, "max_chars": max_chars, "time_limit": time_limit}
         settings["reasoning"] = reasoning
@@ -151,8 +152,8 @@ class Grader:
         except CallerError as error:
             index, message = error.args
             raise RuntimeError(
-                f"The grading function {self.method!r} raised on row {pairs.index(unique[index])}: {message}. "
-                "Expected a finite float: return 0.0 for a completion it cannot read."
+                f"The grading function {grading_name(self.method)!r} raised on row {pairs.index(unique[index])}: "
+                f"{message}. Expected a finite float: return 0.0 for a completion it cannot read."
             ) from error.__cause__
         outcome_of = dict(zip(unique, outcomes, strict=True))
         if self.method in METHODS and len(unique) >= 32 and not any(extracted for _, extracted in outcomes):
@@ -208,7 +209,7 @@ def grading_name(method: str | Callable[[str, str], float] | None) -> str | None
         arguments += [f"{name}={_argument_name(value)}" for name, value in sorted(method.keywords.items())]
         return f"functools.partial({', '.join([grading_name(method.func), *arguments])})"
     named = method if hasattr(method, "__qualname__") else type(method)
-    return f"{named.__module__}:{named.__qualname__}"
+    return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"
 
 
 def _argument_name(value) -> str:

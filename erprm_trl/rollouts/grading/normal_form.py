@@ -67,13 +67,13 @@ def strip_marks(text: str) -> str:
     """
     for _ in range(_MAX_ROUNDS):
         before = text
-        text = text.strip(_MARKS).lstrip(":=").lstrip()
+        text = text.strip(_MARKS).lstrip(":=：").lstrip()
         if text.endswith(_LATEX_SPACES):
             text = text[:-2]
         elif text.endswith("\\"):  # of a space that is written with a backslash
             text = text[:-1]
         elif not text.endswith(_ENDS_KEPT):
-            text = text.rstrip(".,;:")
+            text = text.rstrip(".,;:。，；：")
         for left, right in _DELIMITED:
             if text.startswith(left) and text.endswith(right) and len(text) >= len(left + right):
                 inside = text[len(left) : len(text) - len(right)]

@@ -3,9 +3,11 @@ stopping servers, and balancing between them, is left to a router."""
 
 import json
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 from ...io.http_client import EndpointClient, EndpointError, Service
+from ...io.tokenizers import load_tokenizer
 from ...steps import whole_characters
 from .base import Completion, Progress, Prompt, decode_continuation, derived_seed, holds_stop
 from .prompt_format import PromptFormat
@@ -66,7 +68,7 @@ class EndpointSampler:
         base_url (`str`):
             Where, up to `/completions`, e.g. `"http://localhost:8000/v1"`. A `user:password@` is sent as basic
             authentication and shown nowhere.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`] or `str`, *optional*):
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], `str` or `Path`, *optional*):
             The policy's tokenizer, or its Hub id or folder. Defaults to `model`.
         temperature, top_p, top_k, max_new_tokens (*optional*):
             As in [`TransformersSampler`]; 0 for `top_k` sends none.
@@ -283,8 +285,4 @@ def _stop_string(choice: dict[str, Any], stop: Sequence[str], until: Sequence[st
 
 
 def _tokenizer(tokenizer):
-    if not isinstance(tokenizer, str):
-        return tokenizer
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    return load_tokenizer(tokenizer, trust_remote_code=False) if isinstance(tokenizer, (str, PathLike)) else tokenizer

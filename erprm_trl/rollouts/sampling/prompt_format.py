@@ -4,7 +4,7 @@ examples."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .base import Prompt
+from .base import Prompt, decode_continuation
 from .token_cuts import cut_tokens
 
 
@@ -120,13 +120,23 @@ class PromptFormat:
                 Prefixes of the solution's text, each as long as the one before or longer.
 
         Returns:
-            `list[tuple[int, ...] | None]`: For each prefix the tokens that decode to exactly its text, `None` where
-            there are none because a token holds the prefix's end and what follows it.
+            `list[tuple[int, ...] | None]`: For each prefix tokens that decode to exactly its text. Where a token holds
+            the prefix's end and what follows it, its part of the prefix is encoded, and the tokens before it are those
+            that were sampled. `None` where there are no such tokens.
         """
         if not token_ids:
             return [None] * len(prefixes)
-        cuts = cut_tokens(self.tokenizer, self.encode(prompt), token_ids, prefixes)
-        return [tuple(token_ids[:cut]) if exact else None for cut, exact in cuts]
+        opening = self.encode(prompt)
+        cuts = cut_tokens(self.tokenizer, opening, token_ids, prefixes)
+        return [
+            tuple(token_ids[:cut]) if exact else self._with_encoded_end(opening, list(token_ids[: cut - 1]), prefix)
+            for prefix, (cut, exact) in zip(prefixes, cuts, strict=True)
+        ]
+
+    def _with_encoded_end(self, opening: list[int], kept: list[int], prefix: str) -> tuple[int, ...] | None:
+        end = prefix[len(decode_continuation(self.tokenizer, opening, kept)) :]
+        ids = kept + self.tokenizer(end, add_special_tokens=False)["input_ids"]
+        return tuple(ids) if decode_continuation(self.tokenizer, opening, ids) == prefix else None
 
     def _apply_chat_template(self, messages: list[dict[str, str]]) -> str:
         if not self.use_chat_template:

@@ -1,11 +1,15 @@
 """Sampling by transformers' `generate`: any causal language model, in batches across questions and prefixes."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...io.adapters import adapter_config, base_of_adapter
 from ...io.file_checks import check_model_folder
+from ...io.paths import local_path
+from ...io.tokenizers import load_tokenizer
 from .base import Completion, Progress, Prompt, decode_continuation
 from .kv_cache import (
     PromptsNotShared,
@@ -84,27 +88,36 @@ class TransformersSampler:
         self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str, *, model_init_kwargs: dict[str, Any] | None = None, **settings: Any):
+    def from_pretrained(
+        cls, path_or_id: str | Path, *, model_init_kwargs: dict[str, Any] | None = None, **settings: Any
+    ):
         """
         Loads the policy and its tokenizer, a LoRA adapter's folder included, onto this process's device.
 
         Args:
-            path_or_id (`str`):
+            path_or_id (`str` or `Path`):
                 Hub id or folder.
             model_init_kwargs (`dict[str, Any]`, *optional*):
                 Arguments of `AutoModelForCausalLM.from_pretrained`; `dtype` defaults to the checkpoint's,
                 `trust_remote_code` to False.
             settings:
                 The other arguments of the class.
+
+        Raises:
+            `FileNotFoundError`: if an adapter's base model is not at the place that the adapter names.
         """
         from accelerate import PartialState
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
+        path_or_id = local_path(path_or_id)
         check_model_folder(path_or_id)
         # Said outright: left open, transformers asks on the terminal whether to run a repository's code.
         kwargs = {"dtype": "auto", "trust_remote_code": False, **(model_init_kwargs or {})}
         shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(path_or_id, **shared)
+        adapter = adapter_config(path_or_id, kwargs.get("revision"))
+        if adapter is not None:
+            base_of_adapter(path_or_id, adapter)  # transformers' error does not name the adapter
+        tokenizer = load_tokenizer(path_or_id, **shared)
         model = AutoModelForCausalLM.from_pretrained(path_or_id, **kwargs)
         if "device_map" not in kwargs:
             model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)

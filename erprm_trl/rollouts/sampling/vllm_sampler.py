@@ -3,8 +3,10 @@
 import io
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ...io.paths import local_path
 from .base import Completion, Progress, Prompt, decode_continuation
 from .prompt_format import PromptFormat
 from .token_cuts import end_before
@@ -20,7 +22,7 @@ class VLLMSampler:
     `VLLM_BATCH_INVARIANT=1` is set.
 
     Args:
-        model (`str`):
+        model (`str` or `Path`):
             Hub id or folder of the policy.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Defaults to the model's own. For a model without one add `engine_kwargs={"skip_tokenizer_init": True}`.
@@ -35,7 +37,7 @@ class VLLMSampler:
 
     def __init__(
         self,
-        model: str,
+        model: str | Path,
         tokenizer=None,
         *,
         temperature: float = 1.0,
@@ -54,6 +56,7 @@ class VLLMSampler:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise ImportError("VLLMSampler needs vLLM: pip install 'erprm_trl[vllm]'.") from error
+        model = local_path(model)
         # "vllm" generation config: the model's own sampling defaults are not applied.
         defaults: dict[str, Any] = {"enable_prefix_caching": True, "generation_config": "vllm"}
         if current_platform.is_cpu():

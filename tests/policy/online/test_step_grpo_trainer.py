@@ -403,6 +403,30 @@ def test_a_streaming_dataset_whose_columns_only_its_rows_know(tmp_path, answers)
     assert trainer.state.log_history[0].get("steps/accuracy") == (0.5 if answers else None)
 
 
+THINKING_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if not quick %}<think>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("options", "reasoning"),
+    [
+        ({}, True),
+        ({"chat_template_kwargs": {"quick": True}}, None),
+        ({"reasoning": False}, False),
+        ({"conversational": False}, None),
+    ],
+    ids=str,
+)
+def test_an_answer_inside_thinking_that_the_template_opened_is_none(tmp_path, options, reasoning):
+    tokenizer = word_level()
+    tokenizer.chat_template = THINKING_TEMPLATE
+    prompt = [{"role": "user", "content": "Tom dial 3"}] if options.pop("conversational", True) else "Tom dial 3"
+    data = Dataset.from_dict({"prompt": [prompt] * 4, "answer": ["8"] * 4})
+    grading = {"grading": "exact", "answer_pattern": r"(\d+)$"}
+    trainer = make_trainer(tmp_path, dataset=data, tokenizer=tokenizer, **grading, **options)
+    assert trainer.answer_reward.grader.reasoning is reasoning
+    assert trainer.answer_reward([prompt], ["4 ки 8"], answer=["8"]) == [0.0 if reasoning else 1.0]
+
+
 def test_the_logged_advantage_is_the_one_that_is_trained_on(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1, log_completions=True, credit="sum")
     generate_fixed(trainer, encode(trainer.processing_class, A, B, A, B))

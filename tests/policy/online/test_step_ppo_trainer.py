@@ -478,6 +478,8 @@ def test_a_checkpoint_without_a_head_is_an_error(tmp_path):
     assert not (tmp_path / "run/checkpoint-2" / VALUE_HEAD_FILE).exists()
     with pytest.raises(FileNotFoundError, match="expected a checkpoint of StepPPOTrainer with critic='head'"):
         trained(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    anew = trained(tmp_path / "other", model=str(tmp_path / "run/checkpoint-2"), max_steps=1)  # the remedy
+    assert anew.train().global_step == 1
 
 
 @pytest.mark.slow("trains several times")

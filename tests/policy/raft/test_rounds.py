@@ -144,8 +144,10 @@ def test_a_folder_refuses_another_configuration_and_names_the_difference(tmp_pat
 def test_a_reward_model_format_of_an_older_release_has_fewer_fields(tmp_path):
     folder = RoundFolder(tmp_path, 0)
     new = asdict(PRMFormat(splitter="newline"))
-    folder.add(config={"reward_model_format": {name: new[name] for name in new if name != "steps_of"}})
+    added = ("steps_of", "expected_ids")
+    folder.add(config={"reward_model_format": {name: new[name] for name in new if name not in added}})
     folder.check_config({"reward_model_format": new})
+    folder.check_config({"reward_model_format": {**new, "expected_ids": {"separator": 1}}})  # no score is another
     with pytest.raises(ValueError, match="another configuration: reward_model_format was"):
         folder.check_config({"reward_model_format": {**new, "steps_of": "answer"}})
 

@@ -111,6 +111,12 @@ def test_a_head_that_an_architecture_lacks_names_the_one_that_it_has(tmp_path):
         with pytest.raises(ValueError, match=r"gemma3_text\).*no token classification.*Use head='lm'"):
             StepScorer.from_pretrained(tmp_path, prm_format=prm_format)
     assert len(StepScorer.from_pretrained(tmp_path, prm_format=FORMAT).score([QUESTION], [STEPS])[0]) == len(STEPS)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    adapter = tmp_path / "adapter"
+    get_peft_model(base, LoraConfig(task_type="TOKEN_CLS", target_modules=["q_proj"])).save_pretrained(adapter)
+    tokenizer.save_pretrained(adapter)
+    with pytest.raises(ValueError, match=r"gemma3_text\).*no token classification.*Use head='lm'"):
+        StepScorer.from_pretrained(adapter, prm_format="trl-prm")
 
 
 def test_a_tokenizer_without_padding_and_end_tokens():

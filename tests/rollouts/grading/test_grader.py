@@ -1,3 +1,4 @@
+import functools
 import gc
 import importlib.util
 import itertools
@@ -14,12 +15,13 @@ from types import SimpleNamespace
 import pytest
 
 from erprm_trl.rollouts.grading import pool as _grading_pool
-from erprm_trl.rollouts.grading.grader import Grader, extract_answer, grade
+from erprm_trl.rollouts.grading.grader import Grader, grade, grading_name
 
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data"
 PUBLIC_DATA = Path(os.environ.get("ERPRM_TEST_DATA", "nowhere"))
+CASES = Path(os.environ.get("ERPRM_CASES", "nowhere"), "grading.jsonl")
 
 # Stands in for a caller's own module: workers import it by name.
 CALLER = """
@@ -86,49 +88,6 @@ def is_running(pid):
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"so \boxed{\frac{3}{4}}", r"\frac{3}{4}"),
-        (r"\boxed{3}, no: $\boxed {5}$ it is", "5"),  # the last one counts
-        (r"\fbox{7}", "7"),
-        (r"\boxed{\left\{1, 2\right.}", r"\left\{1, 2\right."),  # an escaped brace needs no partner
-        (r"\boxed{3} and then \boxed{4", "3"),  # cut off before its brace closed
-        (r"put it in \boxed{}. \boxed{2}, or \boxed{ }", "2"),
-        ("a } stray brace \\boxed{6}", "6"),
-        ("5 + 13 = 18\n#### 18 \nbye", "18"),
-        ("#### 18\nno:\n#### 19", "19"),
-        (r"\boxed{1} #### 2", "1"),
-        ("the answer is 4. No, the Answer is: 5.", "5"),
-        ("**Answer:** 12\nthanks", "12"),
-        ("The answer is the answer is 9", "9"),
-        ("there is nothing here", None),
-        ("the answer is\n", None),
-        ("", None),
-    ],
-)
-def test_extract_answer(text, answer):
-    assert extract_answer(text) == answer
-
-
-def test_extract_answer_with_a_pattern_takes_group_1_of_the_last_match():
-    assert extract_answer("x=1; x=2; \\boxed{3}", pattern=r"x=(\d)") == "2"
-    assert extract_answer("y=1", pattern=r"x=(\d)") is None
-    assert extract_answer("x=1 x", pattern=r"x(?:=(\d))?") is None  # the last match has no group
-
-
-@pytest.mark.parametrize("size", [3_000, 30_000])
-def test_extract_answer_is_linear_on_hostile_text(size):
-    start = time.process_time()
-    assert extract_answer("\\boxed{" + "{" * size + "1" + "}" * size + "}") == "{" * size + "1" + "}" * size
-    assert extract_answer("\\boxed{" * size) is None
-    assert extract_answer("\\" * size) is None
-    assert extract_answer("answer is " * size) is None
-    assert extract_answer("answer" + " " * size) is None
-    assert extract_answer("\\boxed{" + "7" * size + "}") == "7" * size
-    assert time.process_time() - start < 2.0  # quadratic in 30,000 boxes is minutes
-
-
-@pytest.mark.parametrize(
     ("completion", "answer", "reward", "extracted"),
     [
         (r"\boxed{18}", "18", 1.0, "18"),
@@ -166,6 +125,124 @@ def test_math(math_grader, completion, answer, reward, extracted):
     assert math_grader.num_timeouts == 0
 
 
+@pytest.mark.parametrize(
+    ("completion", "answer", "reward", "extracted"),
+    [
+        ("#### 18 dollars", "18", 1.0, "18"),
+        ("#### 19 dollars", "18", 0.0, "19"),
+        (r"\boxed{\text{1\,234 eggs}}", "1,234", 1.0, "1234"),
+        (r"\boxed{90°}", r"90^\circ", 1.0, "90"),
+        (r"\boxed{18}", "18 dollars", 1.0, "18"),  # the unit of a reference
+        (r"\boxed{18}", r"€18", 1.0, "18"),
+        ("The answer is **18**.", "18", 1.0, "18"),
+        (r"So she has $1\,234$ eggs.", "1234", 1.0, "1234"),
+        (r"so $\text{18 eggs}$", "18", 1.0, "18"),
+        (r"\boxed{18 \text{ dollars and } 50 \text{ cents}}", "18.50", 1.0, "37/2"),
+        (r"\boxed{5xy}", "5", 0.0, "5xy"),  # variables, no unit
+        (r"\boxed{5 or 6}", "5", 0.0, "5, 6"),
+        # A percent sign may be left out, and a percentage of at most 100 is also its share.
+        (r"\boxed{12.5\%}", "12.5", 1.0, "25/2"),
+        (r"\boxed{50}", r"50\%", 1.0, "50"),
+        (r"\boxed{50\%}", r"\frac{1}{2}", 1.0, "50"),
+        (r"\boxed{0.5}", "50 percent", 1.0, "1/2"),
+        ("it is 50%", "0.5", 1.0, "50"),
+        (r"\boxed{5000\%}", "50", 0.0, "5000"),
+        (r"\boxed{0.5}", "50", 0.0, "1/2"),
+        # Units are dropped, not compared, as GSM8K and MATH do. A base may be left out, and two bases must agree.
+        (r"\boxed{18 \text{ cm}}", r"18 \text{ m}", 1.0, "18"),
+        (r"\boxed{7 AM}", "7", 1.0, "7"),
+        (r"\boxed{2516}", "2516_8", 1.0, "2516"),
+        (r"\boxed{1010_3}", "1010_2", 0.0, "1010"),
+        # A choice counts by its letter.
+        (r"\boxed{\textbf{(C)}\ 42}", "C", 1.0, r"\text{(C)} 42"),
+        (r"\boxed{\textbf{(C)}\ 42}", "B", 0.0, r"\text{(C)} 42"),
+        (r"\boxed{(B)}", r"\text{(B)}", 1.0, "B"),
+        # Words are compared as words, and not as products of letters.
+        (r"\boxed{\text{No solution}}", r"\text{no solution}", 1.0, "No solution"),
+        (r"\boxed{even}", "neve", 0.0, "even"),
+        (r"\boxed{2} and \boxed{3}", "3,2", 1.0, "2,3"),
+        # math-verify rounds to six decimals, and leaves out the dots of a sequence.
+        (r"\boxed{\frac{1}{2^{98}}}", r"\frac{1}{2^{99}}", 0.0, r"\frac{1}{2^{98}}"),
+        (r"\boxed{2^{-98}}", r"\frac{1}{2^{98}}", 1.0, "2^{-98}"),
+        (r"\boxed{0.333333}", r"\frac{1}{3}", 1.0, "333333/1000000"),
+        (r"\boxed{1, 3, \ldots, 2n-1}", r"1, 2, \ldots, n", 0.0, r"1, 3, \ldots, 2n-1"),
+        (r"\boxed{1,2,\ldots}", r"1, 2, \ldots", 1.0, r"1,2,\ldots"),
+    ],
+)
+def test_answer_and_reference_are_read_in_one_normal_form(math_grader, completion, answer, reward, extracted):
+    assert math_grader.grade_and_extract([completion], [answer]) == ([reward], [extracted])
+
+
+@pytest.mark.skipif(not CASES.is_file(), reason="set ERPRM_CASES to a folder with grading.jsonl")
+def test_cases(math_grader):
+    cases = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]
+    rewards = math_grader.grade([case["completion"] for case in cases], [case["answer"] for case in cases])
+    wrong = [(case, reward) for case, reward in zip(cases, rewards, strict=True) if reward != case["reward"]]
+    assert len(wrong) <= 0.03 * len(cases)
+    assert not [case for case, reward in wrong if reward > case["reward"]]
+
+
+THOUGHTS = [
+    "<think>48/2 = 24</think><answer>72</answer>",
+    "<think>Is it \\boxed{72}?</think> \\boxed{24}",
+    "<think>maybe \\boxed{72}? Let me check",  # cut off
+    "<think>24</think>\n\nSo it is 72.",
+    "24 or \\boxed{72}, hm </think> \\boxed{24}",
+    "without a thought: \\boxed{72}",
+]
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "rewards", "extracted"),
+    [
+        (None, [1.0, 0.0, 0.0, 1.0, 0.0, 1.0], ["72", "24", None, "72", "24", "72"]),
+        (True, [1.0, 0.0, 0.0, 1.0, 0.0, 0.0], ["72", "24", None, "72", "24", None]),
+        (False, [0.0, 0.0, 1.0, 1.0, 0.0, 1.0], ["24", "24", "72", "72", "24", "72"]),
+    ],
+)
+def test_thinking_earns_no_reward(reasoning, rewards, extracted):
+    with Grader("math", num_workers=1, reasoning=reasoning) as grader:
+        assert grader.grade_and_extract(THOUGHTS, ["72"] * 6) == (rewards, extracted)
+        # A reference may hold the thinking of the model that wrote it.
+        assert grader.grade(["</think> \\boxed{72}"] * 2, ["<think>24</think>\\boxed{72}", "#### 72"]) == [1.0] * 2
+    assert grade(THOUGHTS[1:3], ["72"] * 2, num_workers=1, reasoning=False) == [0.0, 1.0]
+    with Grader("exact", num_workers=1, reasoning=reasoning) as grader:
+        assert grader.grade(["</think> #### 72"], ["#### 72"]) == [1.0]  # no unfinished thought
+        without_marks = [0, 3]  # "exact" needs a marked answer
+        kept = [None if row in without_marks else text for row, text in enumerate(extracted)]
+        kept[0] = None if reasoning is False else "72"
+        assert grader.grade_and_extract(THOUGHTS, ["72"] * 6)[1] == kept
+
+
+def test_all_of_an_answer_delimiter_is_the_answer(math_grader):
+    completions = [
+        "<answer>Evelyn</answer>",
+        r"<think>24</think><answer>1\,234 eggs</answer>",
+        "<answer>She has 18 eggs, or 18 dollars.</answer>",
+        r"<answer>So \boxed{5} it is.</answer> 7",
+    ]
+    assert math_grader.grade_and_extract(completions, ["Evelyn", "1234", "18", "5"]) == (
+        [1.0] * 4,
+        ["Evelyn", "1234", "18", "5"],
+    )
+
+
+def test_a_callers_function_gets_the_whole_completion_unless_reasoning_is_asked_for():
+    seen = []
+
+    def read(completion, answer):
+        seen.append(completion)
+        return 1.0
+
+    with Grader(read) as grader:
+        assert grader.grade_and_extract(THOUGHTS[1:3], ["72"] * 2) == ([1.0, 1.0], ["24", None])
+    with Grader(read, reasoning=True) as grader:
+        assert grader.grade_and_extract(THOUGHTS[1:3], ["72"] * 2) == ([1.0, 0.0], ["24", None])
+    assert seen == [*THOUGHTS[1:3], " \\boxed{24}"]
+    with pytest.raises(ValueError, match="`reasoning` is 'yes'"):
+        Grader("exact", reasoning="yes")
+
+
 def test_math_reads_the_end_of_a_long_completion_and_boxes_anywhere():
     with Grader("math", num_workers=1, max_chars=50) as grader:
         filler = "word " * 100
@@ -193,6 +270,9 @@ def test_exact_compares_spelling_only():
             ["1000", "1000", "1000.0", None, "(1,000)", "1000"],
         )
         assert grader.equivalent("$5", "5.") and not grader.equivalent("5.0", "5")
+        assert not grader.equivalent("3 cats", "3 dogs")  # units count
+        with pytest.raises(TypeError, match="`right` is a int, expected a final answer"):
+            grader.equivalent("3", 3)
 
 
 def test_equivalent_by_mathematics(math_grader):
@@ -200,6 +280,7 @@ def test_equivalent_by_mathematics(math_grader):
     assert math_grader.equivalent("x=5", "5") and math_grader.equivalent("5", "x=5")
     assert math_grader.equivalent("1<x<2", "(1,2)") and math_grader.equivalent("(1,2)", "1<x<2")
     assert math_grader.equivalent("Evelyn", r"\text{Evelyn}")
+    assert math_grader.equivalent("18 dollars", "18") and math_grader.equivalent("50%", "1/2")
     assert not math_grader.equivalent("4", "5")
     assert not math_grader.equivalent("x+1", "x-1")
 
@@ -350,6 +431,42 @@ def test_lambda_runs_in_this_process_and_says_so(caplog):
     with Grader(lambda completion, answer: os.getpid()) as grader:
         assert grader.grade(["a"], ["b"]) == [float(os.getpid())]
     assert "without a time limit" in caplog.text
+
+
+class CloseTo:
+    """A callable object, without a name and without a hash."""
+
+    __hash__ = None
+
+    def __init__(self, tolerance):
+        self.tolerance = tolerance
+
+    def __call__(self, completion, answer):
+        return float(abs(float(completion) - float(answer)) <= self.tolerance)
+
+
+def close_to(completion, answer, tolerance=0.0, reader=None):
+    return CloseTo(tolerance)(completion, answer)
+
+
+@pytest.mark.parametrize("method", [CloseTo(0.1), functools.partial(close_to, tolerance=0.1), CloseTo(0.1).__call__])
+def test_callable_objects_grade(method):
+    assert grade(["1.05", "2"], ["1", "1"], method=method) == [1.0, 0.0]
+    assert grade(["1.05", "2"], ["1", "1"], method=method) == [1.0, 0.0]
+    assert grade(["1.05"], ["1"], method=CloseTo(0.0)) == [0.0]  # another object of the same class
+
+
+def test_gradings_have_stable_names():
+    module = __name__
+    assert [grading_name(name) for name in (None, "math", "rewards:half")] == [None, "math", "rewards:half"]
+    assert grading_name(close_to) == f"{module}:close_to"
+    assert grading_name(CloseTo(0.1)) == f"{module}:CloseTo"
+    assert grading_name(CloseTo(0.1).__call__) == f"{module}:CloseTo.__call__"
+    partial = functools.partial(close_to, tolerance=0.1, reader=CloseTo(0.2))
+    assert grading_name(partial) == f"functools.partial({module}:close_to, reader={module}:CloseTo, tolerance=0.1)"
+    assert grading_name(functools.partial(close_to, "1", reader=object())) == (
+        f"functools.partial({module}:close_to, '1', reader=object)"
+    )
 
 
 def test_function_that_hangs_is_killed_and_counted(caller):
@@ -558,13 +675,17 @@ def test_many_completions_without_an_answer_are_warned_of(caplog):
         ((["a", "b"], ["1", "  "]), r"answers\[1\] is '  '"),
         ((["a"], [18]), r"answers\[0\] is 18"),
         (([["a"]], ["1"]), r"completions\[0\] is a list"),
+        (("18", ["1", "8"]), r"`completions` is a str \('18'\), expected a list of texts"),
+        ((["1", "8"], "18"), r"`answers` is a str \('18'\), expected a list of texts: pass `answers=\[...\]`"),
+        ((iter(["1"]), ["1"]), "`completions` is a list_iterator"),
+        ((["a"], ["1"], 5), "`method` is a int, expected 'math', 'exact', a function"),
         ((["a"], ["1"], "maths"), "'maths', expected one of 'math', 'exact'"),
         ((["a"], ["1"], "math", "x"), "no group"),
         ((["a"], ["1"], "math", None, 0), "num_workers=0"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         grade(*arguments)
 
 

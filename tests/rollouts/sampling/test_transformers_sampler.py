@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from erprm_trl import dial
 from erprm_trl.rollouts import Prompt, PromptFormat, TransformersSampler
@@ -133,6 +134,18 @@ def test_a_prompt_longer_than_the_context_is_an_error(dial_policy):
 def test_from_pretrained():
     loaded = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=4)
     assert loaded.settings["max_new_tokens"] == 4 and loaded.settings["backend"] == "transformers"
+
+
+def test_an_adapter_whose_base_model_has_moved(dial_policy, tmp_path):
+    model, tokenizer = copy.deepcopy(dial_policy[0]), dial_policy[1]
+    model.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    assert TransformersSampler.from_pretrained(tmp_path / "adapter").sample(PROMPTS[:1], 1, seed=0)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="adapter: .*base_model_name_or_path=.*base'.*write its new place"):
+        TransformersSampler.from_pretrained(tmp_path / "adapter")
 
 
 @pytest.mark.slow("samples with many tokenizers")

@@ -212,3 +212,23 @@ def test_collect_rollouts_twice(policy, tmp_path):
         assert [len(rewards) for rewards in row.prefix_rewards] == [3] * max(len(row.steps) - 1, 0)
         assert len(row.question_rewards) == 3
         assert row.sampler["backend"] == "vllm"
+
+
+def test_strings_that_end_a_completion(policy):
+    _, tokenizer, sampler, _ = policy
+    reports = []
+    completions = sum(
+        sampler.sample(PROMPTS, 4, seed=0, until=("=",), progress=lambda *numbers: reports.append(numbers)), []
+    )
+    assert not any("=" in one.text for one in completions)
+    ended = [one for one in completions if one.finished and tokenizer.eos_token_id not in one.token_ids]
+    assert ended and all(one.num_tokens == len(one.token_ids) == len(one.text.split()) for one in ended)
+    assert sum(number for number, _ in reports) == len(completions) and sum(tokens for _, tokens in reports) > 0
+
+
+def test_prefixes_are_read_as_their_tokens(policy):
+    _, _, sampler, _ = policy
+    (whole,) = sampler.sample(PROMPTS[:1], 1, seed=0)[0]
+    ids = whole.token_ids[:4]
+    encode = sampler.prompt_format.encode
+    assert encode(PROMPTS[0]._replace(prefix="other words", prefix_ids=ids)) == encode(PROMPTS[0]) + list(ids)
