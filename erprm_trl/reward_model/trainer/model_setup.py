@@ -47,6 +47,7 @@ def prepare_model(
         `FileNotFoundError`: if the base model of a saved adapter is not at the place that the adapter names.
         `TypeError`: if `peft_config` is no `PeftConfig`.
     """
+    set_seed(args.seed)  # new heads, tokens and adapters are random
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     init_kwargs = dict(args.model_init_kwargs or {}) if isinstance(model, str) else {}
     revision = init_kwargs.get("revision")
@@ -137,7 +138,6 @@ def _load(
         if "skywork-o1-prm" in (args.format_preset, preset_of(path_or_id)):
             init_kwargs.setdefault("key_mapping", VALUE_HEAD_NAMES)
     init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-    set_seed(args.seed)  # a new scalar head is random
 
     def load(name: str, **options: Any) -> "PreTrainedModel":
         if prm_format.head == "token":

@@ -79,6 +79,25 @@ def scores_of(trainer, data=DATA):
 # Adapters
 
 
+@pytest.mark.parametrize("is_path", [True, False], ids=["path", "model"])
+def test_a_new_adapter_starts_from_the_seed(is_path, model_path, tmp_path):
+    adapters = []
+    for global_seed in range(2):
+        model = model_path if is_path else AutoModelForCausalLM.from_pretrained(model_path)
+        torch.manual_seed(global_seed)  # what ran before in the process must not matter
+        trainer = ERPRMTrainer(
+            model,
+            config(tmp_path, **FORMAT),
+            train_dataset=DATA,
+            processing_class=word_level(),
+            peft_config=ADAPTERS["LoRA"],
+        )
+        adapters.append({name: weight for name, weight in trainer.model.named_parameters() if "lora_A" in name})
+    assert adapters[0]
+    for name, weight in adapters[0].items():
+        torch.testing.assert_close(weight, adapters[1][name], atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("head", ["lm", "token"])
 @pytest.mark.parametrize("kind", ["LoRA", "IA3"])
 def test_a_saved_adapter_is_continued(kind, head, model_path, tmp_path):
