@@ -12,6 +12,7 @@ from .reasoning import ANSWER_CLOSE, ANSWER_OPEN, STEPS_OF, THINK_CLOSE, THINK_O
 
 NAMED_SPLITTERS = ("whole_lines", "newline", "blank_line", "step", "raw_lines")
 MIN_CHARACTERS = 12  # A shorter line ("So:", "---", "#### 18") is no step of its own in "whole_lines".
+_LONGEST_START = 1000  # characters that may be joined until the first step is long enough
 
 _TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 
@@ -38,7 +39,7 @@ _ENVIRONMENTS = (
 )
 # A backslash before the opening delimiter makes it a line break (`\\[2pt]`) or a literal dollar.
 _OPENING = re.compile(
-    r"(?P<fence>^[ \t>]*(?:(?:[*+-]|\d+[.)])[ \t]+)?(?P<ticks>`{3,}|~{3,})[^`\n]*$)"
+    r"(?P<fence>^[ \t>]*(?:(?:[*+-]|\d+[.)])[ \t]+)?(?P<ticks>`{3,}(?!`)|~{3,}(?!~))[^`\n]*$)"
     r"|(?<!\\)(?:\\\\)*(?:(?P<bracket>\\\[)|(?P<parenthesis>\\\()|(?P<dollars>\$\$)"
     rf"|(?P<environment>\\begin\s*\{{(?:{_ENVIRONMENTS})\*?\}}))"
     r"|(?P<asy>\[asy\])",
@@ -104,17 +105,18 @@ def split_steps(text: str, splitter: str, steps_of: str = "both") -> list[str]:
 
 def _with_content(pieces: list[str], splitter: str) -> list[str]:
     """Joins pieces without content to the step before them, or to the first step."""
-    steps: list[str] = []
-    leading = ""
+    # Lists of pieces: adding to a string copies it, which is quadratic in a text of many short lines.
+    steps: list[list[str]] = []
+    leading: list[str] = []
     for piece in pieces:
         if clean_step(piece, splitter):
-            steps.append(leading + piece)
-            leading = ""
+            steps.append([*leading, piece])
+            leading = []
         elif steps:
-            steps[-1] += piece
+            steps[-1].append(piece)
         else:
-            leading += piece
-    return steps
+            leading.append(piece)
+    return ["".join(step) for step in steps]
 
 
 def _pieces(text: str, splitter: str) -> list[str]:
@@ -190,16 +192,19 @@ def _step_headings(text: str) -> list[int]:
 
 
 def _whole_lines(text: str) -> list[str]:
-    pieces: list[str] = []
-    is_first_short = True
+    pieces: list[list[str]] = []
+    is_first_short, first_length = True, 0
     for line in _cut(text, _line_cuts(text)):
         # The first piece grows until it is long enough. Later lines that are too short join the piece before them.
         if pieces and (is_first_short or _is_short(line)):
-            pieces[-1] += line
+            pieces[-1].append(line)
         else:
-            pieces.append(line)
-        is_first_short = is_first_short and _is_short(pieces[0])
-    return pieces
+            pieces.append([line])
+        if is_first_short:
+            # The limit keeps the time linear in a text of delimiters, which never becomes long enough.
+            first_length += len(line)
+            is_first_short = first_length < _LONGEST_START and _is_short("".join(pieces[0]))
+    return ["".join(piece) for piece in pieces]
 
 
 def _line_cuts(text: str) -> list[int]:
@@ -258,7 +263,7 @@ def closed_steps(text: str, splitter: str, *, finished: bool = False, steps_of: 
     Returns:
         `list[str]`: the steps, cleaned.
     """
-    if splitter == "step":
+    if splitter == "step" and not finished:
         text = _OPEN_HEADING.sub("", text)
     steps = split_steps(text, splitter, steps_of)
     return clean_steps(steps[:-1] if splitter == "whole_lines" and not finished else steps, splitter)

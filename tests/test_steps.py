@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -299,3 +300,24 @@ def test_lines_keep_their_white_space():
     assert steps == ["So:\n", "  - 2 + 3 = 5. \n\n", "\t5 - 1 = 4."] and "".join(steps) == text
     assert clean_steps(steps, "raw_lines") == ["So:", "  - 2 + 3 = 5. \n", "\t5 - 1 = 4."]
     assert split_steps(" \n\n ", "raw_lines") == [] and step_stops("raw_lines") == ("\n",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["~" * 100_000 + "`", "</think>\n" * 20_000, "<answer>\n" * 20_000],
+    ids=["a fence of tildes", "closed thoughts", "opened answers"],
+)
+def test_hostile_texts_are_split_in_linear_time(text):
+    start = time.process_time()
+
+    steps = split_steps(text, "whole_lines")
+
+    assert time.process_time() - start < 5  # quadratic: minutes
+    assert "".join(steps) == (text if steps else "")
+
+
+def test_a_finished_solution_keeps_a_number_on_its_last_line():
+    text = "Step 1: 9 + 9 = 18.\nStep 2: The answer is\n18."
+
+    assert closed_steps(text, "step") == ["Step 1: 9 + 9 = 18.", "Step 2: The answer is"]
+    assert closed_steps(text, "step", finished=True) == ["Step 1: 9 + 9 = 18.", "Step 2: The answer is\n18."]

@@ -46,9 +46,12 @@ _SMALL_WORDS = set("a an as at by he in is it of on per".split())  # inside a un
 # After a number these are mathematics, not a unit.
 _OPERATIONS = set(
     "and or to plus minus times over divided multiplied squared cubed factorial choose mod modulo base pi sqrt "
-    "sin cos tan cot sec csc log ln exp lim inf infinity max gcd lcm if when where unless not half halves "
-    "third thirds fourth fourths fifth fifths sixth sixths eighth eighths tenth tenths hundred hundredths "
-    "thousand thousandths million billion trillion".split()
+    "sin cos tan cot sec csc sinx cosx tanx log ln exp lim inf infinity max gcd lcm if when where unless not "
+    "half halves "
+    "third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths "
+    "eleventh elevenths twelfth twelfths twentieth twentieths hundred hundreds hundredth hundredths thousand "
+    "thousands thousandth thousandths million millions millionth millionths billion billions trillion trillions "
+    "lakh lakhs crore crores".split()
 )
 _CJK = "\u3000"  # scripts from here on write words of one letter, and no variables
 _BASE = re.compile(r"\d_ ?\{? ?(\d+) ?\}?$")

@@ -142,7 +142,8 @@ class _Math:
 
     def _same(self, gold: _Parsed, final: _Parsed) -> tuple[bool, bool]:
         """Whether the answers agree, and whether the question took too long."""
-        if same_words(gold.text or "", final.text or "") or (choice_letter(final.text or "") or "") == gold.text:
+        letter = choice_letter(final.text or "")
+        if same_words(gold.text or "", final.text or "") or (letter is not None and letter == gold.text):
             return True, False
         bases = {number_base(gold.text or ""), number_base(final.text or "")} - {None}
         if gold.expression is None or final.expression is None or len(bases) == 2:

@@ -282,6 +282,11 @@ def test_equivalent_by_mathematics(math_grader):
     assert math_grader.equivalent("Evelyn", r"\text{Evelyn}")
     assert math_grader.equivalent("18 dollars", "18") and math_grader.equivalent("50%", "1/2")
     assert not math_grader.equivalent("4", "5")
+
+
+def test_no_answer_agrees_with_a_reference_without_content(math_grader):
+    assert math_grader.grade([r"\boxed{5}", "The answer is 7."], ["**", "$$"]) == [0.0, 0.0]
+    assert not math_grader.equivalent("5", "") and not math_grader.equivalent("", "0")
     assert not math_grader.equivalent("x+1", "x-1")
 
 

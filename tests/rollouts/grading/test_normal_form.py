@@ -109,6 +109,7 @@ def test_other_numbers_and_words(text, normal):
         "5x", "5 x", "5xy", "5 xy", "5xyz", "2 abc", "5x^2", "5 x/y", "3/n", "3/pi", "3i", "2 e", "5 sin x",
         "5 sqrt 2", "5 pi", "5!", "5 or 6", "5 and 6", "5 to 6", "5 and x", "5 more than x", "5 out of 6",
         "5 mod 7", "5 choose 2", "2 and a half", "2 thirds", "5 million", "5 hundred", "5 squared", "5 times y",
+        "5 millions", "5 thousands", "3 sevenths", "2 ninths", "3 lakh", "3 cosx",
         r"5 \text{ or } 6", r"12\sin 30^\circ", "30° + 60°", "5, x", "5 m^2", "5 remainder 2", "5 if x > 0",
         "x > 3", r"\{1, 2\}", "[1, 2)", "1010_2", "5 + apples",
     ],
