@@ -158,7 +158,7 @@ def pick_solutions(
     return kept, dict(sorted(Counter(reason for reason in reasons if reason is not None).items()))
 
 
-def pick_row(row: RolloutRow, prompt_ids: list[int], score: float) -> dict[str, Any]:
+def pick_row(row: RolloutRow, prompt_ids: list[int], completion_ids: list[int], score: float) -> dict[str, Any]:
     """A pick as `picks.jsonl` keeps it: texts for people to read, and the tokens that are trained on."""
     return {
         "question_index": row.question_index,
@@ -168,7 +168,7 @@ def pick_row(row: RolloutRow, prompt_ids: list[int], score: float) -> dict[str, 
         "score": score,
         "reward": row.outcome_reward,
         "prompt_ids": prompt_ids,
-        "completion_ids": row.token_ids,
+        "completion_ids": completion_ids,
     }
 
 

@@ -19,7 +19,8 @@ from ...rollouts.collect import collect_rollouts
 from ...rollouts.dataset import RolloutDataset
 from ...rollouts.questions import Question
 from ...rollouts.records import RolloutRow
-from ...rollouts.sampling.base import Prompt
+from ...rollouts.sampling.base import Prompt, decode_continuation
+from ...rollouts.sampling.prompt_format import PromptFormat
 from ...steps import clean_steps
 from ...training.nonfinite import not_finite
 from ...training.tracking.coloured_steps import ColouredSteps, solutions_table
@@ -92,6 +93,20 @@ def unusable_reasons(
         else:
             reasons.append(None)
     return reasons
+
+
+def completion_ids(prompt_format: PromptFormat, prompt: Prompt, row: RolloutRow) -> list[int]:
+    """
+    The tokens of a solution to train on.
+
+    They are those that were sampled, with one exception. Sampling drops a last token that also holds the beginning of
+    a string that ends the solution, such as `}` with line feeds. The part of the solution in it is encoded here.
+    """
+    sampled = list(row.token_ids or [])
+    if decode_continuation(prompt_format.tokenizer, prompt_format.encode(prompt), sampled) == row.text:
+        return sampled
+    (ids,) = prompt_format.prefix_ids(prompt, sampled, [row.text])
+    return sampled if ids is None else list(ids)
 
 
 def score_rows(
@@ -169,7 +184,8 @@ class RoundSampling:
         seed = round_seed(args.seed, folder.index, "samples")
         rows = self.sample(folder.samples, chosen, args.num_generations, seed)
         asked = [chosen[row.question_index] for row in rows]
-        prompt_ids = [self.trainer.prompt_format.encode(Prompt(one.question, prompt=one.prompt)) for one in asked]
+        prompts = [Prompt(question.question, prompt=question.prompt) for question in asked]
+        prompt_ids = [self.trainer.prompt_format.encode(prompt) for prompt in prompts]
         unusable = unusable_reasons(rows, prompt_ids, args.max_length)
         if folder.scores.exists():
             step_scores = [entry["step_scores"] for entry in read_rows(folder.scores)]
@@ -180,18 +196,18 @@ class RoundSampling:
                 raise not_finite(what, bad[2], step, scorer.weights, accelerator)
         if accelerator.is_main_process:
             write_rows(folder.scores, [{"step_scores": scores} for scores in step_scores])
-            self._keep_best(folder, rows, prompt_ids, step_scores, unusable)
+            self._keep_best(folder, rows, prompts, step_scores, unusable)
         accelerator.wait_for_everyone()
 
     def _keep_best(
         self,
         folder: RoundFolder,
         rows: list[RolloutRow],
-        prompt_ids: list[list[int]],
+        prompts: list[Prompt],
         step_scores: list[list[float]],
         unusable: list[str | None],
     ) -> None:
-        args = self.trainer.args
+        args, prompt_format = self.trainer.args, self.trainer.prompt_format
         scores = solution_scores(step_scores, args.aggregation or self.trainer.scorer.prm_format.aggregation)
         for index, score in enumerate(scores):
             if unusable[index] is None and score is None:
@@ -205,7 +221,11 @@ class RoundSampling:
             drop_uniform=self.trainer.drop_uniform,
             deduplicate=args.deduplicate,
         )
-        write_rows(folder.picks, [pick_row(rows[index], prompt_ids[index], scores[index]) for index in kept])
+        picks = []
+        for index in kept:
+            ids = completion_ids(prompt_format, prompts[index], rows[index])
+            picks.append(pick_row(rows[index], prompt_format.encode(prompts[index]), ids, scores[index]))
+        write_rows(folder.picks, picks)
         metrics = round_metrics(rows, scores, kept, dropped)
         folder.add(kept=len(kept), dropped=dropped, metrics={f"raft/{key}": metrics[key] for key in metrics})
 
