@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
+from ..reasoning import answer_start
 from ..steps import NAMED_SPLITTERS, split_steps
 from .allocation import allocate
 from .grading.grader import Grader
@@ -107,7 +108,10 @@ class ChunkWork:
                 "store_token_ids=True: the sampler returned no token ids. For vLLM's server set "
                 "extra_body={'return_token_ids': True}, or leave store_token_ids off."
             )
-        steps = split_steps(solution.text, self.settings.splitter, self.settings.steps_of)
+        # Where the chat template opens the thinking, a text without `</think>` is nothing but thinking.
+        has_answer = answer_start(solution.text, self.settings.reasoning) is not None
+        is_split = has_answer or self.settings.steps_of != "answer"
+        steps = split_steps(solution.text, self.settings.splitter, self.settings.steps_of) if is_split else []
         return RolloutRow(
             chunk=chunk,
             question_index=question_index,

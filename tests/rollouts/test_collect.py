@@ -174,6 +174,15 @@ def test_reasoning_decides_what_is_graded(tmp_path):
         rewards("told", Thinking(), reasoning=True)
 
 
+def test_a_thought_that_the_prompt_opens_and_nothing_closes_has_no_answer_steps(tmp_path):
+    sampler = Thinking(prompt_template="{question}\n<think>\n")
+
+    first, cut_off = collect_thoughts(tmp_path / "answer", sampler, steps_of="answer")
+    assert len(first.steps) == 2 and cut_off.steps == [] and cut_off.unusable == "no steps"
+    data = collect_thoughts(tmp_path / "both", sampler)
+    assert data[1].steps == ["answer 5"] and data[1].unusable is None
+
+
 def test_steps_of_a_part(tmp_path):
     thought = ["Is it answer 7?\n", "No.\n</think>\n"]
     for steps_of, expected in (
