@@ -69,6 +69,9 @@ def processor_time(seconds: float):
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
+_LONGEST_FORMULA = 100  # characters
+# One formula and no words: `(5, 3)`, `2^{10}`, `5x + 1`, but neither `5 apples` nor `5. 2 + 3 = 5`.
+_FORMULA = re.compile(r"(?!.*[.;:?!]\s)(?:\\[A-Za-z]+|[A-Za-z](?![A-Za-z])|[^A-Za-z\\$])+")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _RATIO = re.compile(r"-?\d{1,100}(?:\.\d{1,100}|\s*/\s*[1-9]\d{0,99})?")
 
@@ -123,6 +126,11 @@ class _Math:
         after = after_mark(tail, mark) if mark else None
         if after is not None and _PLAIN_NUMBER.fullmatch(normal_form(after)):
             return self._alone(after)
+        if after is not None and len(after) <= _LONGEST_FORMULA and _FORMULA.fullmatch(after):
+            # In text math-verify reads numbers alone: 10 in `10^{-3}`, and 3 in `(5, 3)`.
+            alone = self._alone(after)
+            if alone.expression is not None:
+                return alone
         if is_answer and not mark:
             alone = self._alone(completion.strip())
             if alone.expression is not None or is_words(alone.text or ""):

@@ -736,3 +736,18 @@ def test_gsm8k_answers_are_right(path):
         assert grader.grade(texts, answers) == [1.0] * len(texts)
     with Grader("exact", num_workers=2) as grader:
         assert grader.grade(texts, answers) == [1.0] * len(texts)
+
+
+@pytest.mark.parametrize(
+    "answer, other",
+    [
+        ("10^{-3}", "10"), ("2^{10}", "2"), ("(5, 3)", "3"), ("5x", "5"), ("2+i", "2"), (r"5\sqrt{2}", "5"),
+        ("[1, 2)", "1"), ("5!", "5"), (r"3 \times 10^5", "3"), ("x^2 - 1", "2"),
+    ],
+)  # fmt: skip
+def test_a_formula_after_the_answer_is_read_whole(math_grader, answer, other):
+    completion = f"So we get it.\nThe answer is {answer}."
+
+    assert math_grader.grade([completion, completion], [answer, other]) == [1.0, 0.0]
+    # Where words or sentences follow, the first number counts, as before.
+    assert math_grader.grade(["The answer is 5. 2 + 3 = 5.", "The answer is 5 apples."], ["5", "5"]) == [1.0, 1.0]
