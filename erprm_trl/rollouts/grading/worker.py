@@ -71,7 +71,8 @@ def processor_time(seconds: float):
 
 _LONGEST_FORMULA = 100  # characters
 # One formula and no words: `(5, 3)`, `2^{10}`, `5x + 1`, but neither `5 apples` nor `5. 2 + 3 = 5`.
-_FORMULA = re.compile(r"(?!.*[.;:?!]\s)(?:\\[A-Za-z]+|[A-Za-z](?![A-Za-z])|[^A-Za-z\\$])+")
+# Each text can be read in one way alone, so that the time is linear.
+_FORMULA = re.compile(r"(?!.*[.;:?!]\s)(?:\\[A-Za-z]+(?![A-Za-z])|(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[^A-Za-z\\$])+")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _RATIO = re.compile(r"-?\d{1,100}(?:\.\d{1,100}|\s*/\s*[1-9]\d{0,99})?")
 

@@ -751,3 +751,12 @@ def test_a_formula_after_the_answer_is_read_whole(math_grader, answer, other):
     assert math_grader.grade([completion, completion], [answer, other]) == [1.0, 0.0]
     # Where words or sentences follow, the first number counts, as before.
     assert math_grader.grade(["The answer is 5. 2 + 3 = 5.", "The answer is 5 apples."], ["5", "5"]) == [1.0, 1.0]
+
+
+def test_hostile_formulas_after_the_answer_end_in_time(math_grader):
+    before = math_grader.num_timeouts
+    start = time.monotonic()
+
+    assert math_grader.grade(["The answer is " + r"\ab" * 30 + "$ 5"], ["6"]) == [0.0]
+
+    assert math_grader.num_timeouts == before and time.monotonic() - start < 5
