@@ -32,6 +32,7 @@ from .shards import (
     append_rows,
     read_manifest,
     repair_shard,
+    shard_lock,
     shard_paths,
     write_manifest,
 )
@@ -183,12 +184,11 @@ def _collect(
 ) -> RolloutDataset:
     """Collects the chunks that the folder does not hold yet, each process its share, and writes the summary."""
     from accelerate import PartialState
-    from filelock import FileLock
 
     sizes = settings.chunk_sizes
     # Without cpu=True a launched process on a machine without accelerator believes itself alone.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    with FileLock(path / f".{SHARD.format(rank=state.process_index)}.lock", timeout=0):
+    with shard_lock(path, state.process_index):
         # The first process repairs all shards before any appends, also those of processes that this run no longer has.
         if state.is_main_process:
             _open_folder(path, settings)
@@ -223,6 +223,14 @@ def _collect(
             "seconds_of_last_run": round(time.monotonic() - started, 1),
         }
         logger.info("%s: %s", path, summary)
+        if summary["unfinished_share"] > 0.5:
+            logger.warning(
+                "%s: %.0f%% of the solutions reached max_new_tokens=%s. They are graded without their end, "
+                "and most labels are 0. Collect into a new folder with a larger max_new_tokens.",
+                path,
+                100 * summary["unfinished_share"],
+                settings.sampler.get("max_new_tokens"),
+            )
         write_manifest(path, {**dataset.manifest, "summary": summary})
     state.wait_for_everyone()
     dataset.manifest = read_manifest(path)
