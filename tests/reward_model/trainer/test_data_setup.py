@@ -43,6 +43,18 @@ def token_ids(rows):
         yield {"input_ids": [*ids, 5, 6], "labels": [*marked, -100.0, -100.0], "attention_mask": [1] * (len(ids) + 2)}
 
 
+@pytest.mark.parametrize("splitter", ["newline", "whole_lines"])
+def test_a_warning_if_rollouts_were_split_otherwise_than_the_format_says(tmp_path, caplog, splitter):
+    (tmp_path / "q.jsonl").write_text('{"question": "Tom 7 ?", "answer": "1"}\n')
+    settings = {"num_continuations": 1, "grading": "exact", "answer_pattern": r"answer (\d+)", "show_progress": False}
+    questions = load_questions(tmp_path / "q.jsonl")
+    rollouts = collect_rollouts(questions, FakeSampler(), tmp_path / "rollouts", splitter=splitter, **settings)
+    prepared(rollouts)
+    message = "rollouts with splitter='whole_lines', but the reward model's format has 'newline'"
+    assert (message in caplog.text) is (splitter == "whole_lines")
+    assert "steps_of" not in caplog.text
+
+
 def test_token_ids_give_the_examples_that_their_texts_give():
     data = Dataset.from_list(list(token_ids(ROWS)))
     assert examples(data) == examples(DATA)
