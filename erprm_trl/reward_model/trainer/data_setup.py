@@ -65,8 +65,7 @@ def prepare_dataset(
         "invalid_rows": args.invalid_rows,
         "label_weighting": args.label_weighting if is_training else "none",
     }
-    if isinstance(dataset, (str, os.PathLike)):
-        dataset = _rollouts(local_path(dataset), name)
+    dataset = open_rollouts(dataset, name)
     if isinstance(dataset, IterableDataset):
         if is_training:
             return PreparedDataset(encode_stream(dataset, tokenizer, prm_format, **options))
@@ -87,9 +86,17 @@ def prepare_dataset(
     return PreparedDataset(*encode_examples(dataset, tokenizer, prm_format, **options))
 
 
-def _rollouts(path: str, name: str) -> RolloutDataset:
+def open_rollouts(dataset: Any, name: str) -> Any:
+    """
+    The rollouts of a folder where the dataset is a path, otherwise the dataset.
+
+    Raises:
+        `FileNotFoundError`: if a path holds no rollouts.
+    """
+    if not isinstance(dataset, (str, os.PathLike)):
+        return dataset
     try:
-        return RolloutDataset(path)
+        return RolloutDataset(local_path(dataset))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The {name} dataset: {error} A dataset that has labels already is loaded first, with "

@@ -51,7 +51,8 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             `"error"` stops at the first row that cannot be used. `"drop"` skips such rows and logs their number.
 
         > Parameters that control the format. Those left unset come from the model's own `prm_format.json` if it has
-        > one, else from [`PRMFormat`]'s defaults.
+        > one, else from [`PRMFormat`]'s defaults. For a model without `prm_format.json`, `splitter` and `steps_of`
+        > come from the rollouts that it is trained on.
 
         format_preset (`str`, *optional*):
             Takes them from a preset instead, to continue the training of a public reward model, see
@@ -222,9 +223,19 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
                 "are) to 1 (all labels one half)."
             )
 
-    def resolve_format(self, saved: PRMFormat | None) -> PRMFormat:
-        """The format to train with: fields set here, else the preset's, else the model's own, else the defaults."""
-        base = PRMFormat.preset(self.format_preset) if self.format_preset is not None else saved or PRMFormat()
+    def resolve_format(self, saved: PRMFormat | None, default: PRMFormat | None = None) -> PRMFormat:
+        """
+        The format to train with: fields set here, else the preset's, else the model's own, else the defaults.
+
+        Args:
+            saved ([`PRMFormat`], *optional*):
+                Format of the model that is trained, from its `prm_format.json`.
+            default ([`PRMFormat`], *optional*):
+                Takes the place of [`PRMFormat`]'s defaults.
+        """
+        base = saved or default or PRMFormat()
+        if self.format_preset is not None:
+            base = PRMFormat.preset(self.format_preset)
         chosen = {name: getattr(self, name) for name in FORMAT_FIELDS if getattr(self, name) is not None}
         if chosen.keys() & {"separator", "good_token", "bad_token"}:
             chosen["expected_ids"] = None  # other tokens have other ids
