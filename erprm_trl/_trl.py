@@ -119,7 +119,7 @@ SEAMS = (
     Seam(
         "transformers.utils.hub.cached_files",  # which `cached_file` passes it on to
         "... revision ... _raise_exceptions_for_missing_entries ...",
-        "reward_model/prm_format.py io/adapters.py io/tokenizers.py policy/trainer_arguments.py",
+        "reward_model/prm_format.py io/adapters.py io/tokenizers.py",
     ),
     # Public methods whose parameters or place in the training matter
     Seam("transformers.TrainerState.save_to_json", "json_path", _CHECKPOINTS),

@@ -73,15 +73,17 @@ def split_steps(text: str, splitter: str, steps_of: str = "both") -> list[str]:
               belongs to the line before it. A line that ends with a colon, and a heading, belong to the line after
               them. Lines of fewer than 12 characters join the step before them.
             - `"newline"`: at the end of every line.
-            - `"raw_lines"`: at the end of every line. A cleaned step keeps the white space at the ends of its line.
+            - `"raw_lines"`: at the end of every line, as `"newline"`. In addition, [`clean_step`] keeps the white
+              space at both ends of the line.
             - `"blank_line"`: at the end of every paragraph.
-            - `"step"`: before a line that begins with `Step 1:`, `step 1 -`, `STEP 1)`, ..., in bold, in a heading, a
-              list or a quotation too, or, as long as there was no such line, with `1.`; not inside code fences.
+            - `"step"`: before a line that begins with `Step 1:`, `step 1 -`, `STEP 1)`, ..., also in bold, in a
+              heading, a list or a quotation. Before the first such line, also before a line that begins with `1.`.
+              Never inside a code fence.
             - any other string: after this string, taken literally.
         steps_of (`str`, *optional*, defaults to `"both"`):
-            Which part of a text with `<think>...</think>` is split. `"both"`: the thinking and the answer; a step
-            never holds parts of both. `"thinking"`: the answer is one step, the last. `"answer"`: the thinking belongs
-            to the answer's first step and is removed by [`clean_step`]; thinking that is not closed has no steps.
+            Which part of a text with `<think>...</think>` is split. `"both"`: the thinking and the answer; no step has
+            parts of both. `"thinking"`: the whole answer is the last step. `"answer"`: the thinking is a part of the
+            answer's first step, and [`clean_step`] removes it; thinking that is not closed has no steps.
 
     Returns:
         `list[str]`: the steps. A piece with nothing but white space and delimiters is joined to its neighbour, so no

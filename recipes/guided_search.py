@@ -26,7 +26,7 @@ class GuidedSearchArguments:
 
     model_name_or_path: str = field(metadata={"help": "The policy: a Hub id or a folder."})
     reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
-    dataset_name: str = field(metadata={"help": "Hub id, .jsonl/.json/.parquet file or package.module:function."})
+    dataset_name: str = field(metadata={"help": "Hub id, .jsonl/.json/.csv/.parquet file or package.module:function."})
     output_dir: str = field(metadata={"help": "solutions.jsonl and summary.json go here."})
     dataset_split: str = field(default="test", metadata={"help": "Split of a Hub dataset."})
     dataset_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "More of the dataset's."})

@@ -23,7 +23,7 @@ class DataArguments:
     """The questions and the reward model."""
 
     reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of a reward model."})
-    dataset_name: str = field(metadata={"help": "Hub id, .jsonl/.json/.parquet file or package.module:function."})
+    dataset_name: str = field(metadata={"help": "Hub id, .jsonl/.json/.csv/.parquet file or package.module:function."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
     dataset_train_split: str = field(default="train", metadata={"help": "Questions to train on."})
     dataset_test_split: str | None = field(default=None, metadata={"help": "Questions to evaluate on."})

@@ -7,13 +7,12 @@ accelerate launch recipes/train_step_ppo.py --config recipes/qwen2.5-math-1.5b-g
 from dataclasses import dataclass, field
 
 import accelerate
-import transformers
 import trl
 
 import erprm_trl
 from erprm_trl import StepPPOConfig
+from erprm_trl.io import load_tokenizer
 from erprm_trl.policy import PromptArguments
-from erprm_trl.policy.trainer_arguments import tokenizer_source
 
 
 @dataclass
@@ -29,9 +28,11 @@ def main(
     prompts: PromptArguments, reward: RewardArguments, training: StepPPOConfig, model: trl.ModelConfig
 ) -> "erprm_trl.StepPPOTrainer":
     """Runs one training and saves the policy."""
-    source, revision = tokenizer_source(model.model_name_or_path, model.model_revision)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        source, revision=revision, padding_side="left", trust_remote_code=training.trust_remote_code
+    tokenizer = load_tokenizer(
+        model.model_name_or_path,
+        revision=model.model_revision,
+        padding_side="left",
+        trust_remote_code=training.trust_remote_code,
     )
     train_dataset, eval_dataset = prompts.datasets(tokenizer, **training.named_columns)
     training.question_column, training.answer_column = "question", "answer"  # those of the datasets that are made

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .adapters import adapter_config, base_of_adapter
 from .paths import local_path
 
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 def load_tokenizer(path_or_id: str | Path, **options: Any) -> "PreTrainedTokenizerBase":
     """
-    Loads a tokenizer with `AutoTokenizer`.
+    Loads a tokenizer with `AutoTokenizer`: that of a model or of an adapter. An adapter that was saved without one has
+    the tokenizer of its base model.
 
     Args:
         path_or_id (`str` or `Path`):
@@ -26,16 +28,32 @@ def load_tokenizer(path_or_id: str | Path, **options: Any) -> "PreTrainedTokeniz
     """
     from transformers import AutoTokenizer
 
-    path_or_id = local_path(path_or_id)
+    path_or_id, revision = tokenizer_source(path_or_id, options.pop("revision", None))
+    if revision is not None:
+        options["revision"] = revision
     try:
         return AutoTokenizer.from_pretrained(path_or_id, **options)
     except Exception as error:  # transformers tries other readers then, whose errors name other packages
-        if find_spec("sentencepiece") is None and _is_sentencepiece_alone(path_or_id, options.get("revision")):
+        if find_spec("sentencepiece") is None and _is_sentencepiece_alone(path_or_id, revision):
             raise ImportError(
                 f"Tokenizer of {path_or_id}: got a SentencePiece model (tokenizer.model) without a tokenizer.json, "
                 "expected the package sentencepiece, which reads it. Install it: pip install sentencepiece protobuf."
             ) from error
         raise
+
+
+def tokenizer_source(path_or_id: str | Path, revision: str | None = None) -> tuple[str, str | None]:
+    """Where a model's tokenizer is, and its revision: with the model, or, for an adapter that was saved without one,
+    with its base model."""
+    from transformers.utils import cached_file
+
+    name = local_path(path_or_id)
+    config = adapter_config(name, revision)
+    if config is None or cached_file(
+        name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    ):
+        return name, revision
+    return base_of_adapter(name, config), config.get("revision")
 
 
 def _is_sentencepiece_alone(path_or_id: str, revision: str | None) -> bool:

@@ -65,7 +65,7 @@ class PromptArguments:
     """
 
     dataset_name: str = field(
-        metadata={"help": "Hub id, .jsonl/.json/.parquet file, folder, or package.module:function."}
+        metadata={"help": "Hub id, .jsonl/.json/.csv/.parquet file, folder, or package.module:function."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
     dataset_train_split: str = field(default="train", metadata={"help": "Its training split."})

@@ -41,12 +41,13 @@ class StepRewardFunction:
     ... )
     ```
 
-    Completions that cannot be scored get `unscorable_reward`: those without steps, those longer than the reward
-    model's context, conversations whose last message is not the policy's (a tool's result, say), and, where the
-    policy's tokenizer is known, those in which a step owns no token. Which parts of a completion with
-    `<think>...</think>` have steps is the `steps_of` of the reward model's format. What TRL's trainers make of `None`:
+    Completions that cannot be scored get `unscorable_reward`. These are completions without steps, completions longer
+    than the reward model's context, conversations whose last message is not the policy's (for example a tool's
+    result), and, if the policy's tokenizer is known, completions with a step that has no token of its own. In a
+    completion with `<think>...</think>`, `steps_of` in the reward model's format says which part is scored. TRL's
+    trainers treat a reward of `None` as follows:
 
-    | trainer | a completion whose every reward is `None` |
+    | trainer | a completion for which every reward function returns `None` |
     |---|---|
     | `GRPOTrainer`, `RLOOTrainer`, `GMPOTrainer`, `AsyncGRPOTrainer` | is left out of its group; its advantage is 0 |
     | `OnlineDPOTrainer`, `SDPOTrainer` | counts as reward 0 |
@@ -54,8 +55,8 @@ class StepRewardFunction:
     | [`StepGRPOTrainer`], [`StepPPOTrainer`] | has no step rewards; they take no number here |
 
     Logged through `log_metric`: `steps/per_answer`, `steps/tokens_per_step`, `steps/mean_score`,
-    `steps/repeated_share` (steps that say what an earlier step of the same answer says), `steps/unscorable_share` and,
-    where the policy's tokenizer is known, `steps/unfinished_share`; through `log_extra`: `step_scores`. With a `name`
+    `steps/repeated_share` (steps that repeat an earlier step of the same completion), `steps/unscorable_share` and,
+    if the policy's tokenizer is known, `steps/unfinished_share`; through `log_extra`: `step_scores`. With a `name`
     these names begin with it, as in `my_prm/steps/per_answer`; the step trainers log them without it.
 
     Args:
@@ -65,8 +66,8 @@ class StepRewardFunction:
         aggregation (`str`, *optional*):
             `"min"`, `"last"`, `"product"` or `"mean"`; defaults to the reward model's own.
         question_column (`str`, *optional*, defaults to `"question"`):
-            Dataset column with the bare question. Without a column `"question"` the question is the prompt: the text,
-            or the last user message of a conversation.
+            Dataset column with the question alone. Without it the prompt is used: the text, or the last user message
+            of a conversation.
         unscorable_reward (`float`, *optional*):
             Reward of completions that cannot be scored. `None` by default; see the table above.
         name (`str`, *optional*, defaults to `"step_reward"`):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoProcessor
 
 from .._trl import create_model_from_path
-from ..io.adapters import adapter_config, base_of_adapter
 from ..io.file_checks import check_model_folder
 from ..io.paths import local_path
+from ..io.tokenizers import tokenizer_source
 from ..training.trainable import load_adapter
 
 
@@ -95,20 +95,6 @@ def policy_model(
             trust_remote_code=init_kwargs["trust_remote_code"],
         )
     return adapter, processing_class, None
-
-
-def tokenizer_source(path_or_id: str | PathLike, revision: str | None = None) -> tuple[str, str | None]:
-    """Where a policy's tokenizer is, and its revision: with the model, or, for an adapter that was saved without one,
-    with its base model."""
-    from transformers.utils import cached_file
-
-    name = local_path(path_or_id)
-    config = adapter_config(name, revision)
-    if config is None or cached_file(
-        name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
-    ):
-        return name, revision
-    return base_of_adapter(name, config), config.get("revision")
 
 
 def columns_of(dataset: "Dataset | IterableDataset | None") -> list[str]:

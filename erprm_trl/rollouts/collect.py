@@ -32,6 +32,7 @@ from .shards import (
     append_rows,
     read_manifest,
     repair_shard,
+    shard_lock,
     shard_paths,
     write_manifest,
 )
@@ -67,13 +68,13 @@ def collect_rollouts(
     r"""
     Samples solutions, splits them into steps, continues every proper prefix, grades everything and stores it.
 
-    A prefix is continued from the tokens of its solution. If a token holds both its end and what follows it, only the
-    end is encoded again. All of it is, which may give other tokens, where the sampler does not return `token_ids`, and
-    in folders that an older release began.
+    A prefix is continued from the sampled tokens of its solution. If one token holds both the end of the prefix and
+    the text after it, only the end is encoded again. The whole prefix is encoded again, which may give other tokens,
+    if the sampler does not return `token_ids` or the folder was begun with an older release.
 
-    Texts that reach `max_new_tokens` are graded as they stand; the manifest says how many there are. Started again in
-    the same folder it continues where it was. Launched by `accelerate launch`, each process takes its share of the
-    chunks and writes its own shard.
+    Texts that reach `max_new_tokens` are graded as they are; the manifest has their share. A call with the same
+    arguments and folder resumes. Launched by `accelerate launch`, each process takes its share of the chunks and
+    writes its own shard.
 
     Args:
         questions (`Sequence[Question]`):
@@ -83,10 +84,10 @@ def collect_rollouts(
         output_dir (`str` or `Path`):
             Folder of this collection: `manifest.json` and shards `rollouts-00000.jsonl`, ...
         num_solutions (`int`, *optional*, defaults to `2`):
-            Solutions a question.
+            Number of solutions per question.
         num_continuations (`int`, *optional*, defaults to `16`):
-            K, continuations a prefix; with `allocation="adaptive"` the most that a prefix gets on average. 0 samples
-            and grades solutions only, as best-of-N needs.
+            K, the number of continuations per prefix; with `allocation="adaptive"` the maximum of the average. With 0
+            solutions are only sampled and graded, as for best-of-N.
         allocation (`str`, *optional*, defaults to `"fixed"`):
             `"fixed"` continues each prefix K times. `"adaptive"` gives more to prefixes whose label is uncertain and
             none to those that are certain, in a few rounds, see [`~erprm_trl.rollouts.allocation.allocate`]; for
@@ -112,23 +113,23 @@ def collect_rollouts(
             Regular expression whose first group is the final answer, see [`Grader`].
         reasoning (`bool`, *optional*):
             Whether the policy thinks in `<think>...</think>` before its answer, see [`Grader`]. By default the
-            delimiters are looked for in each text. Texts without any also count as thinking that is not closed where
-            the prompt ends with `<think>`.
+            delimiters are looked for in each text. If the prompt ends with `<think>`, texts without `</think>` count
+            as unfinished thinking.
         steps_of (`str`, *optional*, defaults to `"both"`):
             Which part of a reasoning text is split into steps: `"both"`, `"thinking"` or `"answer"`, see
             [`split_steps`].
         stop (`str` or `Sequence[str]`, *optional*):
             Strings that end a solution or a continuation, e.g. `"\n\nQuestion:"` for a base model whose prompt has
-            solved examples. The text ends before the first of them, and counts as finished. What follows is neither
-            kept nor graded, and `token_ids` hold no token that reaches into it.
+            solved examples. The text ends before the first of them, and counts as finished. The text after it is
+            neither kept nor graded, and its tokens are not in `token_ids`.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the whole collection.
         chunk_size (`int`, *optional*, defaults to `16`):
-            Questions a chunk: the unit of work that is written, and lost if the process is killed.
+            Number of questions per chunk. A chunk is written at once; a killed process loses its current chunk.
         store_token_ids (`bool`, *optional*, defaults to `False`):
             Keep the sampled tokens of each solution in its row (`token_ids`), for training on exactly them.
         show_progress (`bool`, *optional*, defaults to `True`):
-            A progress bar with rate and time left.
+            Whether to show a progress bar with rate and time left.
 
     Returns:
         [`RolloutDataset`]: all rows of the folder.
@@ -183,12 +184,11 @@ def _collect(
 ) -> RolloutDataset:
     """Collects the chunks that the folder does not hold yet, each process its share, and writes the summary."""
     from accelerate import PartialState
-    from filelock import FileLock
 
     sizes = settings.chunk_sizes
     # Without cpu=True a launched process on a machine without accelerator believes itself alone.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    with FileLock(path / f".{SHARD.format(rank=state.process_index)}.lock", timeout=0):
+    with shard_lock(path, state.process_index):
         # The first process repairs all shards before any appends, also those of processes that this run no longer has.
         if state.is_main_process:
             _open_folder(path, settings)
@@ -223,6 +223,14 @@ def _collect(
             "seconds_of_last_run": round(time.monotonic() - started, 1),
         }
         logger.info("%s: %s", path, summary)
+        if summary["unfinished_share"] > 0.5:
+            logger.warning(
+                "%s: %.0f%% of the solutions reached max_new_tokens=%s. They are graded without their end, "
+                "and most labels are 0. Collect into a new folder with a larger max_new_tokens.",
+                path,
+                100 * summary["unfinished_share"],
+                settings.sampler.get("max_new_tokens"),
+            )
         write_manifest(path, {**dataset.manifest, "summary": summary})
     state.wait_for_everyone()
     dataset.manifest = read_manifest(path)

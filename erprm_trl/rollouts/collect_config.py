@@ -25,12 +25,12 @@ class CollectConfig:
     Configuration of a collection, read by `TrlParser` from YAML and the command line.
 
     The fields are the arguments of [`load_questions`], [`TransformersSampler`], [`VLLMSampler`] or
-    [`EndpointSampler`] and [`collect_rollouts`]; what each means is said there.
+    [`EndpointSampler`] and [`collect_rollouts`], which describe them.
     """
 
     model_name_or_path: str = field(metadata={"help": "The policy: a Hub id or a folder."})
     dataset_name: str = field(
-        metadata={"help": "Hub id, .jsonl/.json/.parquet file, folder, or package.module:function."}
+        metadata={"help": "Hub id, .jsonl/.json/.csv/.parquet file, folder, or package.module:function."}
     )
     output_dir: str = field(metadata={"help": "Folder of the rollouts."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
@@ -45,9 +45,9 @@ class CollectConfig:
         default=None, metadata={"help": "Column of the reference answer; guessed if not given."}
     )
     max_questions: int | None = field(default=None, metadata={"help": "Take the first questions only."})
-    num_solutions: int = field(default=2, metadata={"help": "Solutions a question."})
+    num_solutions: int = field(default=2, metadata={"help": "Solutions per question."})
     num_continuations: int = field(
-        default=16, metadata={"help": "K, continuations a prefix; 0 for best-of-N samples."}
+        default=16, metadata={"help": "K, continuations per prefix; 0 for best-of-N samples."}
     )
     allocation: str = field(
         default="fixed",
@@ -57,30 +57,33 @@ class CollectConfig:
         },
     )
     target_etas: list[float] = field(
-        default_factory=lambda: [0.0, 2.0, 10.0], metadata={"help": "Etas that labels are to be good for (adaptive)."}
+        default_factory=lambda: [0.0, 2.0, 10.0], metadata={"help": "Etas whose labels should be precise (adaptive)."}
     )
     tolerance: float = field(
         default=0.02,
-        metadata={"help": "Stop when more can only change a label by less than this deviation (adaptive)."},
+        metadata={"help": "Standard deviation of a label below which sampling stops (adaptive)."},
     )
     reuse_continuations: bool | None = field(
         default=None, metadata={"help": "Count continuations for longer prefixes too. Default: if adaptive."}
     )
     include_question: bool = field(default=False, metadata={"help": "Also continue the bare question K times."})
     splitter: str = field(
-        default="newline", metadata={"help": "whole_lines, newline, blank_line, step, or a separator string."}
+        default="newline", metadata={"help": "whole_lines, newline, raw_lines, blank_line, step, or a separator."}
     )
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
     answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the final answer."})
     reasoning: bool | None = field(
-        default=None, metadata={"help": "Grade what follows </think>. Default: where a text has <think>."}
+        default=None, metadata={"help": "Grade only the text after </think>. Default: if a text has <think>."}
     )
     steps_of: str = field(
         default="both",
-        metadata={"help": "Part of a text with <think> that has steps.", "choices": ["both", "thinking", "answer"]},
+        metadata={
+            "help": "Part of a text with <think> that is split into steps.",
+            "choices": ["both", "thinking", "answer"],
+        },
     )
     stop: list[str] | None = field(
-        default=None, metadata={"help": "Strings that end a solution; it ends before them. For few-shot prompts."}
+        default=None, metadata={"help": "Strings before which a solution ends. For few-shot prompts."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the whole collection."})
     chunk_size: int = field(default=16, metadata={"help": "Questions written at a time."})
@@ -95,9 +98,9 @@ class CollectConfig:
         default="OPENAI_API_KEY", metadata={"help": "Environment variable with the server's key (endpoint)."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus mass."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling: probability mass kept."})
     top_k: int = field(default=0, metadata={"help": "0 keeps the whole vocabulary."})
-    max_new_tokens: int = field(default=512, metadata={"help": "Longest completion."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Maximum tokens per completion."})
     batch_size: int = field(default=64, metadata={"help": "Sequences generated at a time (transformers)."})
     prompt_template: str | None = field(default=None, metadata={"help": "Text around {question}."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
@@ -111,7 +114,7 @@ class CollectConfig:
         default=None, metadata={"help": "Solved examples before the question, each with question and solution."}
     )
     model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of from_pretrained, of vllm.LLM, or more of EndpointSampler."}
+        default=None, metadata={"help": "Arguments of from_pretrained, vllm.LLM or EndpointSampler."}
     )
 
     def __post_init__(self):

@@ -3,9 +3,12 @@
 import importlib.util
 
 import pytest
-from zoo import byte_level_bpe
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from zoo import byte_level_bpe, save_tiny
 
 from erprm_trl.io import load_tokenizer
+from erprm_trl.rollouts import Prompt, TransformersSampler
 
 
 def test_a_missing_sentencepiece_is_named(tmp_path, monkeypatch):
@@ -32,3 +35,15 @@ def test_a_folder_in_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     byte_level_bpe().save_pretrained(tmp_path / "model")
     assert load_tokenizer("~/model").encode("\n") == byte_level_bpe().encode("\n")
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base_model(tmp_path):
+    save_tiny(tmp_path / "base", byte_level_bpe())
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(target_modules="all-linear")
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "tokenizer_config.json").exists()
+    assert load_tokenizer(tmp_path / "adapter", revision=None).encode("12 + 3") == byte_level_bpe().encode("12 + 3")
+    sampler = TransformersSampler.from_pretrained(tmp_path / "adapter", max_new_tokens=2)
+    assert sampler.sample([Prompt("12")], 1, 0)[0][0].num_tokens in (1, 2)

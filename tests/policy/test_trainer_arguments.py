@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from trl import GRPOConfig, SFTConfig
 
 from erprm_trl import RAFTConfig, RAFTTrainer, StepGRPOConfig, StepGRPOTrainer, StepPPOConfig, StepPPOTrainer
-from erprm_trl.policy.trainer_arguments import columns_of, tokenizer_source
+from erprm_trl.io.tokenizers import tokenizer_source
+from erprm_trl.policy.trainer_arguments import columns_of
 
 
 TRAINERS = {

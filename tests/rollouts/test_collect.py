@@ -353,13 +353,22 @@ def test_bad_numbers_and_missing_folders(tmp_path):
 
 
 def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
-    from filelock import Timeout
-
     def second_run():
-        with pytest.raises(Timeout):
+        with pytest.raises(RuntimeError, match="another run is collecting into this folder"):
             collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
 
     collect_rollouts(QUESTIONS[:2], FakeSampler(on_call=second_run), tmp_path, **SETTINGS)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_warning_if_most_solutions_are_cut_off(tmp_path, caplog, finished):
+    class Sampler(FakeSampler):
+        def _completion(self, rng, prefix):
+            return super()._completion(rng, prefix)._replace(finished=finished)
+
+    sampler = Sampler({"backend": "fake", "temperature": 1.0, "max_new_tokens": 8})
+    collect_rollouts(QUESTIONS, sampler, tmp_path, **SETTINGS)
+    assert ("100% of the solutions reached max_new_tokens=8" in caplog.text) is not finished
 
 
 @pytest.mark.parametrize("shards", [2, 3])

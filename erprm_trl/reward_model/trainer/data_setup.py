@@ -1,5 +1,6 @@
 """Makes what a trainer is given as a dataset into encoded examples: rollouts, labelled steps, token ids, a stream."""
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,6 +14,9 @@ from .erprm_config import ERPRMConfig
 from .preprocessing import ENCODED_COLUMNS, encode_examples, encode_rollouts
 from .row_problems import check_encoded_labels
 from .streaming import encode_stream
+
+
+logger = logging.getLogger(__name__)
 
 
 class PreparedDataset(NamedTuple):
@@ -61,14 +65,14 @@ def prepare_dataset(
         "invalid_rows": args.invalid_rows,
         "label_weighting": args.label_weighting if is_training else "none",
     }
-    if isinstance(dataset, (str, os.PathLike)):
-        dataset = _rollouts(local_path(dataset), name)
+    dataset = open_rollouts(dataset, name)
     if isinstance(dataset, IterableDataset):
         if is_training:
             return PreparedDataset(encode_stream(dataset, tokenizer, prm_format, **options))
         dataset = Dataset.from_list(list(dataset.with_format(None)))
     options["num_proc"] = args.dataset_num_proc
     if isinstance(dataset, RolloutDataset):
+        _warn_of_other_steps(dataset, prm_format, name)
         encoded, counts = encode_rollouts(dataset, args.eta, args.label_estimator, tokenizer, prm_format, **options)
         return PreparedDataset(encoded, counts, dataset.manifest)
     if not isinstance(dataset, Dataset):
@@ -82,14 +86,34 @@ def prepare_dataset(
     return PreparedDataset(*encode_examples(dataset, tokenizer, prm_format, **options))
 
 
-def _rollouts(path: str, name: str) -> RolloutDataset:
+def open_rollouts(dataset: Any, name: str) -> Any:
+    """
+    The rollouts of a folder where the dataset is a path, otherwise the dataset.
+
+    Raises:
+        `FileNotFoundError`: if a path holds no rollouts.
+    """
+    if not isinstance(dataset, (str, os.PathLike)):
+        return dataset
     try:
-        return RolloutDataset(path)
+        return RolloutDataset(local_path(dataset))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The {name} dataset: {error} A dataset that has labels already is loaded first, with "
             "datasets.load_dataset or datasets.load_from_disk, and passed itself."
         ) from error
+
+
+def _warn_of_other_steps(dataset: RolloutDataset, prm_format: PRMFormat, name: str) -> None:
+    """Texts that are scored later are split as the format says, which should be how these solutions were split."""
+    for setting in ("splitter", "steps_of"):
+        of_rollouts, of_format = getattr(dataset.settings, setting), getattr(prm_format, setting)
+        if of_rollouts != of_format:
+            logger.warning(
+                "The %s dataset has rollouts with %s=%r, but the reward model's format has %r: it will score "
+                "other steps than it was trained on. Set %s=%r in ERPRMConfig.",
+                name, setting, of_rollouts, of_format, setting, of_rollouts,
+            )  # fmt: skip
 
 
 def _remedy(dataset: Any) -> str:

@@ -69,10 +69,11 @@ def to_stepwise(dataset):
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            In one of three forms. Stepwise: `prompt`, `completions` (steps), `labels` (booleans or floats, one a
-            step). Math-Shepherd's: `input` (question and steps, each closed by `ки`) and `label` (the same text with
-            `+` or `-` in its place). The paper's: `text` (like `input`) and `value` (one float a step). In the text
-            forms the question ends where `Step 1:` begins; text without it is read as steps without a question.
+            In one of three forms. Stepwise: `prompt`, `completions` (list of steps), `labels` (list of booleans or
+            floats, one per step). Math-Shepherd's: `input` (question and steps, each closed by `ки`) and `label` (the
+            same text with `+` or `-` in its place). The paper's: `text` (like `input`) and `value` (list of floats,
+            one per step). In the text forms the question ends where `Step 1:` begins; text without it is read as steps
+            without a question. `.csv` and `.tsv` files can hold Math-Shepherd's form only.
 
     Returns:
         The stepwise form, of the same type; a dataset that has it already as it is. A row whose text and labels do
@@ -188,7 +189,8 @@ def _numbers(row: Mapping[str, Any], column: str) -> list[float]:
 def _list(row: Mapping[str, Any], column: str, expected: str, fits: Callable[[Any], bool]) -> list:
     values = [] if row[column] is None else row[column]
     if not isinstance(values, list):
-        raise _Unreadable(WRONG_TYPE, f"column '{column}': got {_shown(values)}, expected {expected}")
+        hint = "; .csv and .tsv files cannot hold lists, .jsonl files can" if isinstance(values, str) else ""
+        raise _Unreadable(WRONG_TYPE, f"column '{column}': got {_shown(values)}, expected {expected}{hint}")
     for index, value in enumerate(values):
         if not fits(value):
             raise _Unreadable(WRONG_TYPE, f"column '{column}', step {index}: got {_shown(value)} in {expected}")

@@ -42,24 +42,26 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             ([`~erprm_trl.functional.precision_weights`]), scaled to a mean of 1 over the training steps. Needs labels
             with `label_std`, which the estimator `"posterior"` gives. Evaluation is not weighted.
         label_smoothing_factor (`float`, *optional*, defaults to `0.0`):
-            Draws the labels of the training towards one half: a label v becomes (1 - s) v + s / 2. Evaluation uses
-            the labels as they are.
+            Moves the training labels towards 0.5: a label v becomes (1 - s) v + s / 2. Evaluation labels are not
+            changed.
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
             Trains on the last step's label alone: an outcome reward model. As with TRL's `PRMTrainer`, evaluation uses
             all steps.
         invalid_rows (`str`, *optional*, defaults to `"error"`):
-            `"error"` stops at the first row that cannot be used, `"drop"` leaves such rows out, counted and logged.
+            `"error"` stops at the first row that cannot be used. `"drop"` skips such rows and logs their number.
 
         > Parameters that control the format. Those left unset come from the model's own `prm_format.json` if it has
-        > one, else from [`PRMFormat`]'s defaults.
+        > one, else from [`PRMFormat`]'s defaults. For a model without `prm_format.json`, `splitter` and `steps_of`
+        > come from the rollouts that it is trained on.
 
         format_preset (`str`, *optional*):
-            Takes them from a preset instead, to go on training a public reward model: see [`PRMFormat.preset`].
+            Takes them from a preset instead, to continue the training of a public reward model, see
+            [`PRMFormat.preset`].
         separator, good_token, bad_token, head, prompt_template, splitter, steps_of, aggregation (`str`, *optional*):
             See [`PRMFormat`].
         add_missing_tokens (`bool`, *optional*, defaults to `False`):
-            Adds separator, good and bad token to the vocabulary if the tokenizer does not encode them as one id; they
-            are trained, also with LoRA. White space that the tokenizer knows is not added.
+            Adds separator, good token and bad token to the vocabulary if the tokenizer does not encode them as one
+            id. Added tokens are trained, also with LoRA. White space that the tokenizer knows is not added.
 
         > Parameters that control the model
 
@@ -73,16 +75,16 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         > Parameters that control the data preprocessing
 
         max_length (`int` or `None`, *optional*, defaults to `1024`):
-            Longest sequence in tokens, or the model's context where that is shorter. Whole steps at the end are left
-            out until a solution fits, counted and logged.
+            Maximum sequence length in tokens; the model's context length if that is shorter. Whole steps at the end of
+            a longer solution are dropped until it fits, and their number is logged.
         dataset_num_proc (`int`, *optional*):
-            Processes that prepare the dataset.
+            Number of processes that prepare the dataset.
         pad_to_multiple_of (`int`, *optional*):
             Pads batches to a multiple of this length.
         packing (`bool`, *optional*, defaults to `False`):
-            Lays a batch's short solutions behind one another in a row, as many as fit its longest, instead of padding
-            each; they do not see each other, which the first batch is checked for. A batch still holds
-            `per_device_train_batch_size` solutions. Worth it with `train_sampling_strategy="random"` or lengths that
+            Concatenates short solutions of a batch up to the length of its longest, instead of padding each of them.
+            They do not attend to each other, which is checked on the first batch. A batch still has
+            `per_device_train_batch_size` solutions. Useful with `train_sampling_strategy="random"`, or if the lengths
             differ much.
 
         > Parameters that control the tracking
@@ -133,16 +135,17 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     invalid_rows: str = field(
         default="error",
         metadata={
-            "help": "'error' stops at the first unusable row, 'drop' leaves such rows out, counted and logged.",
+            "help": "'error' stops at the first unusable row, 'drop' skips such rows and logs their number.",
             "choices": ["error", "drop"],
         },
     )
 
     # Parameters that control the format
     format_preset: str | None = field(
-        default=None, metadata={"help": "Format of a public reward model to go on training, e.g. 'math-shepherd'."}
+        default=None,
+        metadata={"help": "Format of a public reward model whose training continues, e.g. 'math-shepherd'."},
     )
-    separator: str | None = field(default=None, metadata={"help": "Closes each step. Default: a newline."})
+    separator: str | None = field(default=None, metadata={"help": "Text after each step. Default: a newline."})
     good_token: str | None = field(
         default=None, metadata={"help": "Predicted after a right step; one token. Default: '+'."}
     )
@@ -183,7 +186,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     )
     add_missing_tokens: bool = field(
         default=False,
-        metadata={"help": "Add separator, good and bad token to the vocabulary where they are not one token."},
+        metadata={"help": "Add separator, good and bad token to the vocabulary if they are not one token each."},
     )
 
     # Parameters that control the model
@@ -199,7 +202,9 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     # Parameters that control the data preprocessing
     max_length: int | None = field(
         default=1024,
-        metadata={"help": "Longest sequence in tokens; whole steps at the end are left out until a solution fits."},
+        metadata={
+            "help": "Maximum sequence length in tokens; whole steps at the end are dropped until a solution fits."
+        },
     )
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare the dataset."})
     pad_to_multiple_of: int | None = field(
@@ -207,7 +212,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     )
     packing: bool = field(
         default=False,
-        metadata={"help": "Lay a batch's short solutions behind one another in a row instead of padding each."},
+        metadata={"help": "Concatenate short solutions of a batch instead of padding each of them."},
     )
 
     def __post_init__(self):
@@ -218,9 +223,19 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
                 "are) to 1 (all labels one half)."
             )
 
-    def resolve_format(self, saved: PRMFormat | None) -> PRMFormat:
-        """The format to train with: fields set here, else the preset's, else the model's own, else the defaults."""
-        base = PRMFormat.preset(self.format_preset) if self.format_preset is not None else saved or PRMFormat()
+    def resolve_format(self, saved: PRMFormat | None, default: PRMFormat | None = None) -> PRMFormat:
+        """
+        The format to train with: fields set here, else the preset's, else the model's own, else the defaults.
+
+        Args:
+            saved ([`PRMFormat`], *optional*):
+                Format of the model that is trained, from its `prm_format.json`.
+            default ([`PRMFormat`], *optional*):
+                Takes the place of [`PRMFormat`]'s defaults.
+        """
+        base = saved or default or PRMFormat()
+        if self.format_preset is not None:
+            base = PRMFormat.preset(self.format_preset)
         chosen = {name: getattr(self, name) for name in FORMAT_FIELDS if getattr(self, name) is not None}
         if chosen.keys() & {"separator", "good_token", "bad_token"}:
             chosen["expected_ids"] = None  # other tokens have other ids

@@ -20,8 +20,9 @@ from ...training.arguments import as_config
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ..collator import DataCollatorForStepLabels, check_packing, padding_id
+from ..prm_format import PRMFormat
 from ..step_logits import step_logits
-from .data_setup import prepare_dataset
+from .data_setup import open_rollouts, prepare_dataset
 from .erprm_config import ERPRMConfig
 from .metrics import StepRecords, padded_logits
 from .model_setup import longest_text, prepare_model
@@ -129,8 +130,12 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             raise ValueError("`train_dataset` is required")
         if isinstance(train_dataset, IterableDataset):
             args.accelerator_config.dispatch_batches = False  # batches of several processes differ in width
+        train_dataset, default_format = open_rollouts(train_dataset, "train"), None
+        if isinstance(train_dataset, RolloutDataset):  # texts that are scored later are split as these were
+            settings = train_dataset.settings
+            default_format = PRMFormat(splitter=settings.splitter, steps_of=settings.steps_of)
         model, processing_class, self.prm_format = prepare_model(
-            model, args, processing_class, quantization_config, peft_config
+            model, args, processing_class, quantization_config, peft_config, default_format
         )
         self.format_token_ids = self.prm_format.token_ids(processing_class)
         self.data_counts: dict[str, dict] = {}

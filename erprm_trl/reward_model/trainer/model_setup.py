@@ -33,9 +33,16 @@ def prepare_model(
     tokenizer: PreTrainedTokenizerBase | None,
     quantization_config: "BitsAndBytesConfig | None",
     peft_config: "PeftConfig | None",
+    default_format: PRMFormat | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, PRMFormat]":
     """
     Everything [`ERPRMTrainer`] does to its model before training.
+
+    Args:
+        model, args, tokenizer, quantization_config, peft_config:
+            Arguments of the trainer.
+        default_format ([`PRMFormat`], *optional*):
+            Default of what neither the arguments nor the model say about the format.
 
     Returns:
         `tuple`: the model (wrapped by PEFT if asked), its tokenizer with a padding token if it has an end-of-text
@@ -53,7 +60,7 @@ def prepare_model(
     revision = init_kwargs.get("revision")
     if isinstance(model, str):
         check_model_folder(model)
-    prm_format = _choose_format(model, name, args, revision)
+    prm_format = _choose_format(model, name, args, revision, default_format)
     if tokenizer is None:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
     added = prm_format.add_missing_tokens(tokenizer) if args.add_missing_tokens else []
@@ -79,10 +86,16 @@ def prepare_model(
     return model, tokenizer, prm_format
 
 
-def _choose_format(model: "str | PreTrainedModel", name: str, args: ERPRMConfig, revision: str | None) -> PRMFormat:
+def _choose_format(
+    model: "str | PreTrainedModel",
+    name: str,
+    args: ERPRMConfig,
+    revision: str | None,
+    default: PRMFormat | None,
+) -> PRMFormat:
     """The format to train with. Where no format is saved or named, a token classification model keeps its head."""
     saved = _saved_format(name, revision)
-    prm_format = args.resolve_format(saved)
+    prm_format = args.resolve_format(saved, default)
     if saved is None and args.format_preset is None and args.head in (None, "token"):
         num_labels = _labels_of_classifier(model, args, revision)
         if num_labels is not None:

@@ -22,7 +22,8 @@ REMEDY = {
     COUNT_MISMATCH: "Give one label per step.",
     BAD_LABEL: "Labels are probabilities that a step is right: rescale rewards to [0, 1].",
     BAD_STD: "Give one standard deviation per step, 0 where the label is exact.",
-    SEPARATOR_INSIDE: "Choose a separator that no step contains, or split the step there.",
+    SEPARATOR_INSIDE: "Choose a separator that no step contains, such as separator='<|step|>' with "
+    "add_missing_tokens=True, or split the step there.",
     UNKNOWN_IDS: "Prepare the dataset with the tokenizer of the model.",
     TOO_LONG: "Raise max_length, up to the model's context, or drop the row.",
 }

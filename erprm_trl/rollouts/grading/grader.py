@@ -44,9 +44,9 @@ class Grader:
             - `"math"`: math-verify, which reads LaTeX and numbers. Takes the last marked answer (see
               [`extract_answer`]); without one, the last number or formula. Both the answer and the reference are read
               without currency, unit and percent sign: `#### 18 dollars`, `\boxed{18\text{ cm}}` and `18` are the same.
-              A percentage of at most 100 also equals its share: `50\%` is `1/2`.
-            - `"exact"`: the extracted answer is spelled as the reference, up to Markdown emphasis, `$`, parentheses,
-              thousands commas and punctuation around it. Units count.
+              A percentage of at most 100 also equals its fraction: `50\%` is `1/2`.
+            - `"exact"`: the extracted answer has the spelling of the reference after Markdown emphasis, `$`,
+              parentheses and punctuation around it and thousands commas are removed from both. Units count.
             - a function `f(completion, answer)` returning the reward as a float, or its import path
               `"package.module:function"`. Any callable object is accepted. One that cannot be imported by name (a
               lambda, a closure, a `functools.partial`, a function defined in the script being run) runs in this
@@ -54,21 +54,21 @@ class Grader:
         answer_pattern (`str`, *optional*):
             Regular expression whose group 1, in its last match, is the final answer. See [`extract_answer`].
         num_workers (`int`, *optional*, defaults to at most 4):
-            Worker processes.
+            Number of worker processes.
         time_limit (`float`, *optional*, defaults to `5.0`):
-            Seconds after which a worker busy with one answer ends: that answer gets reward 0. Of processor time, so
-            that a busy machine changes no reward; for a caller's function by the clock.
+            Maximum seconds per answer. An answer that takes longer gets reward 0. Processor time is counted, so that
+            rewards do not depend on the machine's load. For your own function, elapsed time is counted.
         max_chars (`int`, *optional*, defaults to `2000`):
-            For `"math"`, the longest answer read, and how much of the end of a completion without a marked answer.
+            Maximum length of an answer for `"math"`, in characters. Of a completion without a marked answer, so many
+            characters at the end are read.
         reasoning (`bool`, *optional*):
-            Whether completions are read for reasoning delimiters. By default, only what follows the last `</think>`,
-            and in it the last `<answer>`, is graded in a completion that has these, and a completion whose `<think>`
-            is not closed has no answer. `True` is for completions that begin inside `<think>`: without a `</think>`
-            they have no answer. `False` reads delimiters as ordinary text. A caller's function gets the whole
-            completion, unless this is `True`: then it gets the part that is graded, and is not called where there is
-            none.
+            Whether completions have reasoning delimiters. By default, only the text after the last `</think>` is
+            graded, and in it only the last `<answer>`, if the completion has these. A completion whose `<think>` is
+            not closed has no answer. `True` is for completions that begin inside `<think>`: without a `</think>` they
+            have no answer. `False` reads delimiters as ordinary text. Your own function gets the whole completion,
+            unless this is `True`: then it gets only the part that is graded, and is not called if there is none.
 
-    A method other than a caller's function gives 0 where it finds no answer. `num_timeouts` counts the answers that
+    `"math"` and `"exact"` give 0 if they find no answer. `num_timeouts` counts the answers that
     got 0 because they took too long or ended their worker.
     """
 

@@ -158,7 +158,7 @@ class GradingPool:
             if "error" in message:
                 raise RuntimeError(
                     f"The grading function {self.settings['method']!r} cannot be loaded in a worker process: "
-                    f"{message['error']}. Expected 'package.module:function' importable from `sys.path`."
+                    f"{message['error'].rstrip('.')}. Expected 'package.module:function' importable from `sys.path`."
                 )
             worker.ready = True
             return

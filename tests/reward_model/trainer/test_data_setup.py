@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict, List, Value
 from fake_sampler import FakeSampler
-from zoo import save_tiny, word_level
+from zoo import byte_level_bpe, save_tiny, word_level
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, RolloutDataset, collect_rollouts, load_questions
 from erprm_trl.reward_model import to_stepwise
@@ -41,6 +41,40 @@ def token_ids(rows):
         labels = iter(row["labels"])
         marked = [next(labels) if token == separator else -100.0 for token in ids]
         yield {"input_ids": [*ids, 5, 6], "labels": [*marked, -100.0, -100.0], "attention_mask": [1] * (len(ids) + 2)}
+
+
+@pytest.mark.parametrize("splitter", ["newline", "whole_lines"])
+def test_a_warning_if_rollouts_were_split_otherwise_than_the_format_says(tmp_path, caplog, splitter):
+    (tmp_path / "q.jsonl").write_text('{"question": "Tom 7 ?", "answer": "1"}\n')
+    settings = {"num_continuations": 1, "grading": "exact", "answer_pattern": r"answer (\d+)", "show_progress": False}
+    questions = load_questions(tmp_path / "q.jsonl")
+    rollouts = collect_rollouts(questions, FakeSampler(), tmp_path / "rollouts", splitter=splitter, **settings)
+    prepared(rollouts)
+    message = "rollouts with splitter='whole_lines', but the reward model's format has 'newline'"
+    assert (message in caplog.text) is (splitter == "whole_lines")
+    assert "steps_of" not in caplog.text
+
+
+def test_the_format_takes_the_splitter_of_the_rollouts(tmp_path):
+    """Texts that are scored later are split as those that were trained on, unless an argument or the model says
+    otherwise."""
+    (tmp_path / "q.jsonl").write_text('{"question": "Tom 7 ?", "answer": "1"}\n')
+    settings = {"num_continuations": 1, "grading": "exact", "answer_pattern": r"answer (\d+)", "show_progress": False}
+    collect_rollouts(
+        load_questions(tmp_path / "q.jsonl"), FakeSampler(), tmp_path / "rollouts", splitter="whole_lines", **settings
+    )
+    save_tiny(tmp_path / "model", byte_level_bpe())
+    save_tiny(tmp_path / "reward_model", byte_level_bpe())
+    PRMFormat(splitter="blank_line").save(tmp_path / "reward_model")
+
+    def splitter_of(model, **arguments):
+        tokens = {"separator": "<|step|>", "add_missing_tokens": True}
+        args = ERPRMConfig(str(tmp_path / "out"), bf16=False, report_to="none", use_cpu=True, **tokens, **arguments)
+        return ERPRMTrainer(tmp_path / model, args, train_dataset=tmp_path / "rollouts").prm_format.splitter
+
+    assert splitter_of("model") == "whole_lines"
+    assert splitter_of("model", splitter="newline") == "newline"
+    assert splitter_of("reward_model") == "blank_line"
 
 
 def test_token_ids_give_the_examples_that_their_texts_give():

@@ -495,7 +495,7 @@ def test_function_that_raises_names_its_row_and_the_next_call_is_clean(caller):
 
 def test_function_that_cannot_be_imported_says_so(caller):
     with Grader(f"{caller}:missing", num_workers=1) as grader:
-        with pytest.raises(RuntimeError, match="cannot be loaded in a worker.*missing"):
+        with pytest.raises(RuntimeError, match=r"cannot be loaded in a worker.*missing.*PYTHONPATH\. Expected"):
             grader.grade(["a"], ["1"])
 
 
