@@ -13,6 +13,7 @@ from ._moved import install
 
 if TYPE_CHECKING:
     from .policy import (
+        AnswerReward,
         PolicyGuard,
         RAFTConfig,
         RAFTTrainer,
@@ -41,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "policy": [
+            "AnswerReward",
             "PolicyGuard",
             "RAFTConfig",
             "RAFTTrainer",

@@ -12,6 +12,7 @@ from .reasoning import ANSWER_CLOSE, ANSWER_OPEN, STEPS_OF, THINK_CLOSE, THINK_O
 
 NAMED_SPLITTERS = ("whole_lines", "newline", "blank_line", "step", "raw_lines")
 MIN_CHARACTERS = 12  # A shorter line ("So:", "---", "#### 18") is no step of its own in "whole_lines".
+_FIRST_IDEOGRAPH = "\u2e80"
 _LONGEST_START = 1000  # characters that may be joined until the first step is long enough
 
 _TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
@@ -42,7 +43,8 @@ _OPENING = re.compile(
     r"(?P<fence>^[ \t>]*(?:(?:[*+-]|\d+[.)])[ \t]+)?(?P<ticks>`{3,}(?!`)|~{3,}(?!~))[^`\n]*$)"
     r"|(?<!\\)(?:\\\\)*(?:(?P<bracket>\\\[)|(?P<parenthesis>\\\()|(?P<dollars>\$\$)"
     rf"|(?P<environment>\\begin\s*\{{(?:{_ENVIRONMENTS})\*?\}}))"
-    r"|(?P<asy>\[asy\])",
+    r"|(?P<asy>\[asy\])"
+    r"|(?:^|(?<=\s))(?P<dollar>\$)(?=[ \t]*$)",  # `$` in the middle of a line may be money
     re.MULTILINE,
 )
 _ENVIRONMENT_EDGE = re.compile(rf"\\(begin|end)\s*\{{(?:{_ENVIRONMENTS})\*?\}}")
@@ -50,6 +52,7 @@ _ENVIRONMENT_EDGE = re.compile(rf"\\(begin|end)\s*\{{(?:{_ENVIRONMENTS})\*?\}}")
 _CLOSING = {
     "bracket": re.compile(rf"\\\]|{_PARAGRAPH_END}"),
     "parenthesis": re.compile(rf"\\\)|{_PARAGRAPH_END}"),
+    "dollar": re.compile(rf"\$|{_PARAGRAPH_END}"),
     "dollars": re.compile(rf"\$\$|{_PARAGRAPH_END}"),
     "asy": re.compile(r"\[/asy\]"),
 }
@@ -229,7 +232,9 @@ def _belongs_to_next(line: str) -> bool:
 
 
 def _is_short(piece: str) -> bool:
-    return len("".join(clean_step(piece, "whole_lines").split())) < MIN_CHARACTERS
+    characters = "".join(clean_step(piece, "whole_lines").split())
+    # A Chinese, Japanese or Korean character says as much as a few letters.
+    return len(characters) + 2 * sum(character >= _FIRST_IDEOGRAPH for character in characters) < MIN_CHARACTERS
 
 
 def step_stops(splitter: str) -> tuple[str, ...]:

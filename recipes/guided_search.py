@@ -32,6 +32,7 @@ class GuidedSearchArguments:
     dataset_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "More of the dataset's."})
     max_questions: int | None = field(default=None, metadata={"help": "Take the first questions only."})
     grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
+    reasoning: bool | None = field(default=None, metadata={"help": "Grade what follows </think>; default: if any."})
     answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the answer."})
     backend: str = field(default="transformers", metadata={"help": "Sampler.", "choices": list(SAMPLERS)})
     sampler_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "The sampler's arguments."})
@@ -63,10 +64,10 @@ def main(arguments: GuidedSearchArguments) -> dict[str, float]:
     sampler = make(arguments.model_name_or_path, **(arguments.sampler_kwargs or {}))
     scorer = erprm_trl.StepScorer.from_pretrained(arguments.reward_model, batch_size=arguments.scoring_batch_size)
     settings = {name: getattr(arguments, name) for name in SEARCH}
-    results = selection.guided_search([one.question for one in questions], sampler, scorer, **settings)
-    with rollouts.Grader(arguments.grading, answer_pattern=arguments.answer_pattern) as grader:
-        rewards = grader.grade([one.solutions[0].text for one in results], [one.answer for one in questions])
-    rows = [{**asdict(one), "reward": reward} for one, reward in zip(results, rewards, strict=True)]
+    results = selection.guided_search([row.question for row in questions], sampler, scorer, **settings)
+    texts, gold = [result.solutions[0].text for result in results], [row.answer for row in questions]
+    rewards = rollouts.grade(texts, gold, arguments.grading, arguments.answer_pattern, reasoning=arguments.reasoning)
+    rows = [{**asdict(result), "reward": reward} for result, reward in zip(results, rewards, strict=True)]
     replace_file(folder / "solutions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     means = {name: [row[name] for row in rows] for name in ("reward", "tokens_generated", "steps_scored")}
     summary = {name: sum(values) / len(rows) for name, values in means.items()}

@@ -131,6 +131,13 @@ Three of them are left.""",
             "**Add the two numbers**\n2 + 3 = 5 is the sum.\n**Total = 5 + 5**\nThe answer is 10.",
             ["**Add the two numbers**\n2 + 3 = 5 is the sum.\n", "**Total = 5 + 5**\n", "The answer is 10."],
         ),
+        # A Chinese character counts as three.
+        ("苹果是十二个。\n梨是十个。\n因此共有二十二个。", ["苹果是十二个。\n", "梨是十个。\n", "因此共有二十二个。"]),
+        # A dollar sign at the end of a line opens a formula, one behind a number does not.
+        (
+            "We get $\nx = 5 + 3 + 2\n$ as the sum of them.\nIt costs about 5$\nSo that is the sum.",
+            ["We get $\nx = 5 + 3 + 2\n$ as the sum of them.\n", "It costs about 5$\n", "So that is the sum."],
+        ),
         ("ab", ["ab"]),
         ("", []),
         ("\n \n", []),

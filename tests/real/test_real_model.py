@@ -131,6 +131,7 @@ def test_raft(work):
     options = [*POLICY, *TRAINING, "--reward_model", work / "erprm-lm", "--output_dir", work / "raft"]
     options += ["--dataset_test_split", "null", "--use_answers", "false", "--num_rounds", "1"]
     options += ["--num_generations", "2", "--max_completion_length", "64", "--questions_per_round", "2"]
+    options += ["--stop", "\n\n"]  # the model seldom ends a solution within 64 tokens
     trainer = run("train_raft", *options)
     assert all(norm > 0 for norm in logged(trainer, "grad_norm"))
     assert (work / "raft" / "adapter_model.safetensors").exists()

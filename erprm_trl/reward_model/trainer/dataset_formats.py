@@ -162,6 +162,14 @@ def _read_token_ids(row: Mapping[str, Any]) -> Row:
         raise _Unreadable(
             NOT_ALIGNED, f"column 'labels' has {len(labels)} for {len(input_ids)} token ids in column 'input_ids'"
         )
+    mask = row.get("attention_mask")
+    if mask is not None:
+        if len(mask) != len(input_ids):
+            raise _Unreadable(
+                NOT_ALIGNED, f"column 'attention_mask' has {len(mask)} for {len(input_ids)} token ids in 'input_ids'"
+            )
+        input_ids = [token for token, is_text in zip(input_ids, mask, strict=True) if is_text]
+        labels = [label for label, is_text in zip(labels, mask, strict=True) if is_text]
     positions = [position for position, label in enumerate(labels) if label != NO_LABEL]
     return Row(steps=positions, labels=[labels[position] for position in positions], input_ids=input_ids)
 

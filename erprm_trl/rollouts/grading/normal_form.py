@@ -53,6 +53,13 @@ _OPERATIONS = set(
     "thousands thousandth thousandths million millions millionth millionths billion billions trillion trillions "
     "lakh lakhs crore crores".split()
 )
+# After "the answer is": a number that is not the whole answer.
+_CONTINUED = re.compile(
+    r"[-+$]*\d[\d.,]*\s*(?:(?:hundred|thousand|million|billion|trillion|lakh|crore)s?\b|(?:or|and)\s+[-+$\\(]*\d"
+    r"|_\s?\{?\s?\d|factorial\b)|(?:at least|at most|less than|more than|fewer than|greater than)\s",
+    re.IGNORECASE,
+)
+_MINUS = re.compile(r"(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)
 _CJK = "\u3000"  # scripts from here on write words of one letter, and no variables
 _BASE = re.compile(r"\d_ ?\{? ?(\d+) ?\}?$")
 _CHOICE = re.compile(r"\(?([A-J])(?:\)|[.:](?=\s|$)|$)")
@@ -119,7 +126,7 @@ def normal_form(text: str) -> str:
     Units are dropped, not compared: `18 eggs`, `18 \text{ cm}^2`, `€18` and `18` are the same, as in the answers of
     GSM8K and MATH.
     """
-    text = normalize_answer(text)
+    text = _MINUS.sub("-", normalize_answer(text), count=1) if _MINUS.match(text.strip()) else normalize_answer(text)
     flat = _flat(text)
     amount, unit = _split_unit(flat)
     if amount:
@@ -146,6 +153,11 @@ def same_words(left: str, right: str) -> bool:
 
 def _is_letters(text: str) -> bool:
     return text[:1].isalpha() and all(char.isalpha() or char in " '’.,-" for char in text)
+
+
+def is_continued_number(text: str) -> bool:
+    """Whether a text begins with a number that is only a part of the answer, as in `5 million` and `5 or 6`."""
+    return _CONTINUED.match(text) is not None
 
 
 def number_base(text: str) -> str | None:

@@ -25,6 +25,7 @@ from ...reasoning import graded_text
 from .extraction import after_mark, extract_answer, find_last_mark, find_marked, has_answer_delimiter
 from .normal_form import (
     choice_letter,
+    is_continued_number,
     is_open_sequence,
     is_percentage,
     is_words,
@@ -125,13 +126,15 @@ class _Math:
         tail = plain_characters(completion[-self.max_chars :])  # math-verify drops a Unicode minus
         mark = find_last_mark(tail)
         after = after_mark(tail, mark) if mark else None
-        if after is not None and _PLAIN_NUMBER.fullmatch(normal_form(after)):
-            return self._alone(after)
+        if after is not None and _PLAIN_NUMBER.fullmatch(normal_form(after.rstrip("!"))):
+            return self._alone(after.rstrip("!"))  # in a sentence an exclamation mark, no factorial
         if after is not None and len(after) <= _LONGEST_FORMULA and _FORMULA.fullmatch(after):
             # In text math-verify reads numbers alone: 10 in `10^{-3}`, and 3 in `(5, 3)`.
             alone = self._alone(after)
             if alone.expression is not None:
                 return alone
+        if after is not None and (is_continued_number(after) or choice_letter(after)):
+            return self._alone(after)
         if is_answer and not mark:
             alone = self._alone(completion.strip())
             if alone.expression is not None or is_words(alone.text or ""):

@@ -77,6 +77,22 @@ def test_the_format_takes_the_splitter_of_the_rollouts(tmp_path):
     assert splitter_of("reward_model") == "blank_line"
 
 
+def test_padding_of_token_ids_is_left_out():
+    """TRL's form may be padded, as its `attention_mask` says."""
+    padded = [
+        {
+            "input_ids": [0, 0, *row["input_ids"]],
+            "labels": [-100.0, -100.0, *row["labels"]],
+            "attention_mask": [0, 0, *row["attention_mask"]],
+        }
+        for row in token_ids(ROWS)
+    ]
+    assert examples(Dataset.from_list(padded)) == examples(DATA)
+    padded[1]["attention_mask"].pop()
+    with pytest.raises(ValueError, match="Row 1 .*'attention_mask' has .* 'input_ids'"):
+        prepared(Dataset.from_list(padded))
+
+
 def test_token_ids_give_the_examples_that_their_texts_give():
     data = Dataset.from_list(list(token_ids(ROWS)))
     assert examples(data) == examples(DATA)
