@@ -6,6 +6,7 @@ A mapping arrives from YAML as such, and from the command line as JSON. A functi
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,21 @@ def read_json_fields(config: Any, *names: str) -> None:
 def is_url(path_or_id: Any) -> bool:
     """Whether the name of a model is the address of a server."""
     return isinstance(path_or_id, str) and path_or_id.startswith(("http://", "https://"))
+
+
+def refuse_escapes(name: str, text: str) -> None:
+    """
+    Refuses a text of escape sequences, such as a backslash and an `n`: what `--separator '\\n'` in a shell gives.
+
+    Raises:
+        `ValueError`: if the text is nothing but such sequences. The error names `name`.
+    """
+    if re.fullmatch(r"(?:\\[nrt])+", text):
+        meant = text.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")
+        raise ValueError(
+            f"{name}: got the {len(text)} characters {text!r}, expected {meant!r}. Write $'{text}' in a shell, and "
+            f'"{text}" with double quotes in YAML.'
+        )
 
 
 def import_function(path: str) -> Callable:

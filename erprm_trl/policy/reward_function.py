@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from ..functional.aggregation import AGGREGATIONS
 from ..io.paths import local_path
+from ..io.text_lists import refuse_text
 from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.loading import load_format
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
@@ -109,8 +110,10 @@ class StepRewardFunction:
         self.aggregation = aggregation or self.prm_format.aggregation
         if self.aggregation not in AGGREGATIONS:
             raise ValueError(f"Aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
-        if unscorable_reward is not None and not math.isfinite(unscorable_reward):
-            raise ValueError(f"unscorable_reward: got {unscorable_reward}, expected a finite number, or None.")
+        if unscorable_reward is not None and not (
+            isinstance(unscorable_reward, (int, float)) and math.isfinite(unscorable_reward)
+        ):
+            raise ValueError(f"unscorable_reward: got {unscorable_reward!r}, expected a finite number, or None.")
         self.__name__ = name  # TRL reads it
         self.unscorable_reward = unscorable_reward
         self.question_column = question_column
@@ -213,8 +216,19 @@ class StepRewardFunction:
 
         Raises:
             `FloatingPointError`: if a score is not finite.
-            `ValueError`: if the dataset lacks the `question_column` that was named.
+            `TypeError`: if `prompts` or `completions` is a single text.
+            `ValueError`: if the dataset lacks the `question_column` that was named, or there are more or fewer prompts
+                than completions.
         """
+        for name, values in (("prompts", prompts), ("completions", completions)):
+            refuse_text(name, values, "a list of texts or conversations")
+        if len(prompts) != len(completions):
+            raise ValueError(
+                f"{self.__name__}: got {len(prompts)} prompts and {len(completions)} completions, expected one prompt "
+                "per completion. Repeat a prompt for each of its completions."
+            )
+        if not completions:
+            return ScoredBatch([], {}, {"step_scores": []})
         if self.question_column not in (QUESTION_COLUMN, *columns):
             names = ", ".join(sorted(set(columns) - NO_COLUMNS))
             raise ValueError(

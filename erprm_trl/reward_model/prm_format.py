@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import replace_file
-from ..io.config_values import is_url
+from ..io.config_values import is_url, refuse_escapes
 from ..io.paths import local_path
 from ..reasoning import STEPS_OF
 from .presets import PRESETS, preset_of
@@ -119,6 +119,8 @@ class PRMFormat:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"PRMFormat.{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}.")
+        for name in ("separator", "splitter"):
+            refuse_escapes(f"PRMFormat.{name}", getattr(self, name))
         if self.num_labels not in (1, 2):
             raise ValueError(f"PRMFormat.num_labels: got {self.num_labels!r}, expected 1 (one logit) or 2 classes.")
         if not self.separator and self.head != "implicit":

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import rollouts  # its names are loaded on first use: a command line is read without torch
-from ..io.config_values import read_json_fields
+from ..io.config_values import read_json_fields, refuse_escapes
 
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ class CollectConfig:
 
     def __post_init__(self):
         read_json_fields(self, "dataset_kwargs", "model_init_kwargs", "chat_template_kwargs", "examples")
+        for name, text in [("splitter", self.splitter), *(("stop", text) for text in self.stop or ())]:
+            refuse_escapes(name, text)
         if self.backend == "endpoint" and self.base_url is None:
             raise ValueError("base_url: got none with backend='endpoint', expected e.g. http://localhost:8000/v1.")
 

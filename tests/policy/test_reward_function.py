@@ -242,6 +242,17 @@ def test_the_bare_question_comes_from_its_column_or_else_from_the_prompt():
     assert [questions for questions, _ in scorer.calls] == [["bare", "other"], ["c", "a"], ["template"], ["p"]]
 
 
+def test_texts_in_place_of_lists_and_lists_of_other_lengths_are_errors():
+    reward = StepRewardFunction(FakeScorer(by_last_number))
+    with pytest.raises(TypeError, match="prompts: got the str 'abc', expected a list of texts or conversations"):
+        reward("abc", ["4"])
+    with pytest.raises(TypeError, match="completions: got the str 'def'"):
+        reward(["abc"], "def")
+    with pytest.raises(ValueError, match="step_reward: got 1 prompts and 2 completions, expected one prompt per"):
+        reward(["abc"], ["4", "5"])
+    assert reward([], []) == []
+
+
 def test_a_question_column_that_is_named_and_missing_is_an_error():
     reward = StepRewardFunction(FakeScorer(by_last_number), question_column="problem")
     with pytest.raises(ValueError, match="question_column of step_reward: got 'problem', expected one of .*query"):
@@ -313,6 +324,8 @@ def test_what_trls_trainers_make_of_completions_that_cannot_be_scored(tmp_path, 
 def test_an_unscorable_reward_must_be_finite():
     with pytest.raises(ValueError, match="unscorable_reward: got nan, expected a finite number"):
         StepRewardFunction(FakeScorer(by_text), unscorable_reward=float("nan"))
+    with pytest.raises(ValueError, match="unscorable_reward: got '0', expected a finite number"):
+        StepRewardFunction(FakeScorer(by_text), unscorable_reward="0")
 
 
 def test_two_reward_models_have_names_of_their_own(tmp_path):

@@ -105,6 +105,7 @@ class TransformersSampler:
 
         Raises:
             `FileNotFoundError`: if an adapter's base model is not at the place that the adapter names.
+            `TypeError`: for `model_init_kwargs` that transformers does not know.
         """
         from accelerate import PartialState
         from transformers import AutoModelForCausalLM
@@ -118,7 +119,15 @@ class TransformersSampler:
         if adapter is not None:
             base_of_adapter(path_or_id, adapter)  # transformers' error does not name the adapter
         tokenizer = load_tokenizer(path_or_id, **shared)
-        model = AutoModelForCausalLM.from_pretrained(path_or_id, **kwargs)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(path_or_id, **kwargs)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise TypeError(
+                f"model_init_kwargs: got {sorted(model_init_kwargs or {})}, expected arguments of "
+                f"AutoModelForCausalLM.from_pretrained ({error}). Leave out those of another backend, such as vLLM."
+            ) from error
         if "device_map" not in kwargs:
             model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)
         return cls(model, tokenizer, **settings)

@@ -171,3 +171,11 @@ def test_samples_that_have_ended_leave_the_batch(dial_policy):
     assert sampler(dial_policy, max_new_tokens=64, temperature=0).sample(PROMPTS, 1, seed=0) == [
         sampler(dial_policy, max_new_tokens=64, temperature=0).sample([prompt], 1, seed=0)[0] for prompt in PROMPTS
     ]
+
+
+def test_arguments_of_another_backend_are_named():
+    init_kwargs = {"dtype": "float32", "gpu_memory_utilization": 0.9}
+    with pytest.raises(TypeError, match=r"model_init_kwargs: got \['dtype', 'gpu_memory_utilization'\].*vLLM"):
+        TransformersSampler.from_pretrained(dial.BASE_PATH, model_init_kwargs=init_kwargs)
+    del init_kwargs["gpu_memory_utilization"]
+    assert TransformersSampler.from_pretrained(dial.BASE_PATH, model_init_kwargs=init_kwargs)
