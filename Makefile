@@ -29,7 +29,7 @@ test: install
 test-fast: install
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-# Every stage on a real language model of about 0.5B parameters, in about 10 minutes on two cores:
+# Every stage on a real language model of about 0.5B parameters, in about 6 minutes on two cores:
 # make test-real REAL_MODEL=FOLDER_OR_HUB_ID
 test-real: install
 	REAL_MODEL="$(REAL_MODEL)" HF_HUB_OFFLINE=0 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -x -v tests/real

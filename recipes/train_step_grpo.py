@@ -35,7 +35,7 @@ def main(
         trust_remote_code=training.trust_remote_code,
     )
     train_dataset, eval_dataset = prompts.datasets(tokenizer, **training.named_columns)
-    training.question_column, training.answer_column = "question", "answer"  # those of the datasets that are made
+    training.question_column, training.answer_column = "question", "answer"  # of the prepared datasets
     guard = erprm_trl.PolicyGuard()
     training.model_init_kwargs = {
         "revision": model.model_revision,

@@ -14,7 +14,7 @@ from transformers.data.data_collator import DataCollatorMixin
 
 
 LABEL_PADDING = -100.0
-"""The label where a solution has no step, as everywhere in transformers."""
+"""Label of positions without a step; transformers uses the same number."""
 
 
 @dataclass

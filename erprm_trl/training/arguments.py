@@ -17,7 +17,7 @@ def as_config(
 
     Args:
         args ([`~transformers.TrainingArguments`]):
-            Arguments. Those of `config_class` are returned as they are.
+            Arguments of the training. An instance of `config_class` is returned unchanged.
         config_class (`type`):
             Configuration class of the trainer. Fields that `args` does not have keep their defaults, all others are
             taken over.

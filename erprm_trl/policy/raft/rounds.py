@@ -54,7 +54,7 @@ def load_policy_questions(
 
     Args:
         dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or iterable of mappings):
-            The rows. Those of a streaming dataset are read into memory.
+            The rows. Rows of a streaming dataset are read into memory.
         question_column, answer_column (`str`, *optional*):
             Columns to read; see [`~erprm_trl.rollouts.load_questions`].
         require_answers (`bool`, *optional*, defaults to `True`):

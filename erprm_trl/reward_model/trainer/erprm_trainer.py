@@ -195,7 +195,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
 
     def _prepare_evaluation(self, dataset: Any, name: str = "eval") -> Any:
         if isinstance(dataset, dict):
-            # The counts of a set that is called "train" do not take the place of those of the training.
+            # An evaluation dataset named "train" must not overwrite the counts of the training dataset.
             names = {key: "eval_train" if key == "train" else key for key in dataset}
             return {key: self._prepare_dataset(part, names[key]) for key, part in dataset.items()}
         return self._prepare_dataset(dataset, name)
@@ -245,7 +245,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         self._tracking.forget_solutions()
 
     def _get_eval_sampler(self, eval_dataset):  # seam
-        return None  # in order, so that predictions are those of the rows
+        return None  # dataset order, so that row i of the predictions belongs to row i of the dataset
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of an update, and the number of labelled steps in them over all processes, by which the loss is

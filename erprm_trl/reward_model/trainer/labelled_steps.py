@@ -1,4 +1,4 @@
-"""Labelled steps from wherever they are kept: a file, a folder, the Hub or a function."""
+"""Loads labelled steps from a file, a folder, the Hub or a function."""
 
 import os
 from typing import Any

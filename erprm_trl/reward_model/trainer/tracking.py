@@ -60,7 +60,7 @@ class ERPRMTracking:
             self._solutions.append((question, ColouredSteps(steps, scores, labels)))
 
     def forget_solutions(self) -> None:
-        """Forgets the solutions that were kept: those of a prediction are not an evaluation's."""
+        """Discards the kept solutions after a prediction, so that an evaluation does not log them."""
         self._solutions = []
 
     def log_evaluation(self, name: str, records: StepRecords) -> None:
