@@ -49,6 +49,7 @@ def guided_search(
     token_budget: int | None = None,
     score_budget: int | None = None,
     seed: int = 0,
+    show_progress: bool = True,
 ) -> list[GuidedResult]:
     r"""
     Writes solutions step by step, steered by the values \\( V \\) of prefixes.
@@ -106,6 +107,8 @@ def guided_search(
             ended. The last round may end above the first, by its own tokens.
         seed (`int`, *optional*, defaults to 0):
             Fixes every draw, as far as the sampler does.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            A progress bar of finished questions and steps.
 
     Returns:
         `list[GuidedResult]`: one a question.
@@ -121,6 +124,8 @@ def guided_search(
     >>> results[0].solutions[0].text
     ```
     """
+    from tqdm.auto import tqdm
+
     check_texts("questions", questions)
     expansions = _check_arguments(method, eta, width, expansions, ess_threshold, aggregation)
     _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
@@ -142,19 +147,22 @@ def guided_search(
         # The same question again is another search, with draws of its own.
         searches.append(QuestionSearch(question, width, derived_seed(seed, "choices", seen[question], question)))
         seen[question] += 1
-    for depth in range(max_steps):
-        for search in searches:
-            search.check_budgets(expansions, token_budget, score_budget)
-        live = [search for search in searches if search.frontier]
-        if not live:
-            break
-        round_seed = derived_seed(seed, "proposals", depth)
-        children = _propose(live, draw, expansions, stops, round_seed)
-        if splitter == "whole_lines":
-            _close_steps(children, draw, stops, closed, max_tokens, round_seed)
-        _score(children, scorer, closed, aggregation, max_tokens)
-        for search, proposed in children:
-            search.advance(proposed, method, eta, ess_threshold, depth)
+    with tqdm(total=len(searches), unit="question", desc="Guided search", disable=not show_progress) as bar:
+        for depth in range(max_steps):
+            for search in searches:
+                search.check_budgets(expansions, token_budget, score_budget)
+            live = [search for search in searches if search.frontier]
+            bar.set_postfix(step=depth, refresh=False)
+            bar.update(len(searches) - len(live) - bar.n)
+            if not live:
+                break
+            round_seed = derived_seed(seed, "proposals", depth)
+            children = _propose(live, draw, expansions, stops, round_seed)
+            if splitter == "whole_lines":
+                _close_steps(children, draw, stops, closed, max_tokens, round_seed)
+            _score(children, scorer, closed, aggregation, max_tokens)
+            for search, proposed in children:
+                search.advance(proposed, method, eta, ess_threshold, depth)
     return [search.result(method, splitter, steps_of) for search in searches]
 
 

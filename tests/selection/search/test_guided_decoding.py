@@ -586,3 +586,13 @@ def test_a_policy_that_writes_blank_lines_for_ever_is_cut_off():
 def test_one_question_without_its_list_is_an_error():
     with pytest.raises(TypeError, match="questions: got the str 'Tom', expected a list of strings"):
         search("Tom", eta=ETA)
+
+
+def test_the_progress_bar_counts_finished_questions(capsys):
+    def run(**arguments):
+        script = Script([["0.2\n"], ["0.6."]], [["0.9."]])
+        search(["q", "p"], script, ByText(), method="particles", eta=1.0, width=1, **arguments)
+        return capsys.readouterr().err
+
+    assert "2/2" in run() and "step=2" in run()
+    assert run(show_progress=False) == ""
