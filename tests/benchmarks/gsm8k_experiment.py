@@ -85,7 +85,23 @@ class Experiment:
     def __init__(self, scale: Scale, arguments: argparse.Namespace):
         self.scale, self.arguments = scale, arguments
         self.output = make_folder(arguments.output)
+        self._check_settings()
         self.objectives = {**{f"eta = {eta:g}": eta for eta in scale.etas}, OUTCOME: 0.0}
+
+    def _check_settings(self) -> None:
+        """Writes the settings into a new folder. In an old one, models of other settings would be compared."""
+        names = ("policy", "reward_base", "train_data", "test_data", "dtype", "temperature", "learning_rate")
+        settings = {"scale": dataclasses.asdict(self.scale), **{name: getattr(self.arguments, name) for name in names}}
+        settings = json.loads(json.dumps(settings))
+        path = self.output / "experiment.json"
+        if path.exists() and (before := json.loads(path.read_text())) != settings:
+            changed = {
+                name: (before.get(name), value) for name, value in settings.items() if before.get(name) != value
+            }
+            raise ValueError(
+                f"{path}: got other settings than before ({changed}), expected the same. Choose another --output."
+            )
+        replace_file(path, json.dumps(settings, indent=2))
 
     def run(self) -> None:
         """All stages, in order."""
@@ -363,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset_config", default="main", help="configuration of the Hub dataset")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of policy and reward models")
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--batch_size", type=int, help="sequences sampled at a time; default: the scale's")
     parser.add_argument("--threads", type=int, help="threads of torch on a CPU")
