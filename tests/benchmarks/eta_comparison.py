@@ -6,26 +6,15 @@ samples. Intervals are 95% t-intervals over seeds; differences to eta = 0 are pa
 
 import argparse
 import json
-import math
 import os
 from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from intervals import interval
+
 from erprm_trl.dial.experiments.chain import DialChain
-
-
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
-def interval(values):
-    """Mean and half-width of the 95% t-interval."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, math.nan
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return mean, T_95[len(values) - 1] * deviation / math.sqrt(len(values))
 
 
 def main():

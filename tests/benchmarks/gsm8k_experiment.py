@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from intervals import interval
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, RolloutDataset, report, rollouts, selection
 from erprm_trl.io.atomic_files import make_folder, replace_file
@@ -38,8 +39,6 @@ PROMPT = "{question}\nReason step by step in short lines, one step per line. Put
 SPLITTER = "whole_lines"
 OUTCOME = "outcome only"
 AGGREGATIONS = ("min", "last", "product", "mean")
-# Two-sided 95% quantiles of Student's t, by degrees of freedom.
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 logger = logging.getLogger("gsm8k_experiment")
 
@@ -361,10 +360,8 @@ def results_table(solutions, scores, n: int, curves) -> list[str]:
 
 def over_seeds(values_S: np.ndarray) -> str:
     """Mean over seeds with the half-width of its 95% t-interval."""
-    if len(values_S) < 2:
-        return f"{values_S.mean():+.3f} (one seed)"
-    half_width = T_95[len(values_S) - 1] * values_S.std(ddof=1) / math.sqrt(len(values_S))
-    return f"{values_S.mean():+.3f} ± {half_width:.3f}"
+    mean, half_width = interval(values_S.tolist())
+    return f"{mean:+.3f} (one seed)" if math.isnan(half_width) else f"{mean:+.3f} ± {half_width:.3f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from intervals import interval as t_interval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from erprm_trl import StepScorer, TransformersSampler, dial
@@ -39,7 +40,6 @@ from erprm_trl.rollouts import (
 from erprm_trl.selection import guided_search
 
 
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 NS = (1, 4, 16, 64, 256)
 
 
@@ -304,11 +304,8 @@ def _mean(values) -> float:
 
 def interval(values) -> str:
     """Mean and half-width of the 95% t-interval."""
-    mean = _mean(values)
-    if len(values) == 1:
-        return f"{mean:.3f}"
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{mean:.3f} ± {T_95[len(values) - 1] * deviation / math.sqrt(len(values)):.3f}"
+    mean, half_width = t_interval([float(value) for value in values])
+    return f"{mean:.3f}" if math.isnan(half_width) else f"{mean:.3f} ± {half_width:.3f}"
 
 
 def print_table(runs) -> None:
