@@ -200,6 +200,8 @@ class Experiment:
             add_missing_tokens=True,
             splitter=SPLITTER,
             max_length=1024,
+            # Long solutions are often wrong ones: batches of one length would alternate between low and high labels.
+            train_sampling_strategy="random",
             num_train_epochs=self.scale.num_train_epochs,
             per_device_train_batch_size=4 if on_cpu else 16,
             gradient_accumulation_steps=1,
@@ -376,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset_config", default="main", help="configuration of the Hub dataset")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of policy and reward models")
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--learning_rate", type=float, default=5e-5)
+    parser.add_argument("--learning_rate", type=float, default=2e-5)
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--batch_size", type=int, help="sequences sampled at a time; default: the scale's")
     parser.add_argument("--threads", type=int, help="threads of torch on a CPU")
