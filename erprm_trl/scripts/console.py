@@ -17,6 +17,8 @@ PACKAGE = __name__.split(".")[0]
 MOST_BUFFERED = 10_000  # records that are kept until the log file is known
 # DeepSpeed gives its logger a handler for standard output, and logs, at the moment when it is imported.
 LOGS_AT_IMPORT = "DeepSpeed"
+# vLLM logs in processes of its own, which read its level here.
+ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING"}
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,10 @@ class Console:
         self.log_file, self._file_handler = path, handler
         self._silence_bars()
         self.take_over_loggers()
+        for name, value in ENVIRONMENT.items():
+            if name not in os.environ:
+                os.environ[name] = value
+                self._undo.callback(os.environ.pop, name, None)
         _say(f"Log: {path}")
 
     def take_over_loggers(self) -> None:

@@ -1,6 +1,7 @@
 """What reaches the terminal and what reaches the log file, and that everything is as before afterwards."""
 
 import logging
+import os
 import sys
 import warnings
 
@@ -65,12 +66,14 @@ def state():
         "filters": list(logging.getLogger("DeepSpeed").filters),
         "transformers": (set(logging.getLogger("transformers").handlers), logging.getLogger("transformers").propagate),
         "current": console.current(),
+        "environment": dict(os.environ),
     }
 
 
 @pytest.mark.parametrize("verbose", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
-def test_everything_is_as_before_afterwards(tmp_path, verbose, fails):
+def test_everything_is_as_before_afterwards(tmp_path, caplog, verbose, fails):
+    caplog.set_level(logging.WARNING)
     before = state()
     try:
         with quiet(tmp_path / "log", verbose):
@@ -174,6 +177,16 @@ def test_only_the_main_process_prints(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr() == ("", "ERROR: the disk is full\n")
     assert [path.name for path in tmp_path.iterdir()] == ["_train.rank-1.log"]
     assert "unfinished" in (tmp_path / "_train.rank-1.log").read_text()
+
+
+@pytest.mark.parametrize(("users", "expected"), [(None, "WARNING"), ("DEBUG", "DEBUG")])
+def test_the_level_of_vllm_unless_the_user_sets_it(tmp_path, monkeypatch, users, expected):
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    if users is not None:
+        monkeypatch.setenv("VLLM_LOGGING_LEVEL", users)
+    with quiet(tmp_path / "log"):
+        assert os.environ["VLLM_LOGGING_LEVEL"] == expected
+    assert os.environ.get("VLLM_LOGGING_LEVEL") == users
 
 
 def test_a_log_that_cannot_be_written_is_an_error(tmp_path):
