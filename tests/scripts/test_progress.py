@@ -75,6 +75,7 @@ def test_a_resumed_training_begins_at_its_step(tmp_path, capsys):
         trainer = line_trainer(tmp_path)
         trainer.state.max_steps, trainer.state.global_step, trainer.state.is_world_process_zero = 10, 4, True
         bar.on_train_begin(trainer.args, trainer.state, trainer.control)
+        assert bar._training.n == 4  # steps of the earlier run do not count for the rate
         trainer.state.global_step = 5
         bar.on_step_end(trainer.args, trainer.state, trainer.control)
         # training fails here; the command closes the bar
