@@ -36,13 +36,8 @@ MAY_IMPORT = {
     "policy.online": POLICY,
     "policy.raft": POLICY,
 }
-ON_TOP = {
-    "report",
-    "dial",
-    "scripts",
-    "cli",
-    "__main__",
-}  # they import anything, and are imported by none of the others
+# They import anything, and are imported by none of the others.
+ON_TOP = {"report", "dial", "scripts", "cli", "__main__"}
 EVERYWHERE = {"_lazy", "_moved"}  # how packages export their names
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 450, 60
 

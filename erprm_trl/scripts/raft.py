@@ -13,8 +13,9 @@ import trl
 
 import erprm_trl
 
-from .. import RAFTConfig
+from .. import RAFTConfig, scripts
 from ..io.config_values import read_json_fields
+from .console import stage
 from .outcome import first_and_last, print_outcome
 from .training import model_options, save
 
@@ -60,6 +61,7 @@ class DataArguments:
 
 def main(data: DataArguments, training: RAFTConfig, model: trl.ModelConfig) -> "erprm_trl.RAFTTrainer":
     """Runs the rounds and saves the last policy."""
+    stage(f"RAFT: {training.num_rounds} rounds of {training.questions_per_round} questions")
     columns = {"question_column": training.question_column, "answer_column": training.answer_column}
     training.question_column = training.answer_column = None  # the datasets made here have the usual columns
     train = data.questions(data.dataset_train_split, data.train_questions_kwargs, data.use_answers, **columns)
@@ -70,6 +72,7 @@ def main(data: DataArguments, training: RAFTConfig, model: trl.ModelConfig) -> "
     trainer = erprm_trl.RAFTTrainer(
         reward_model=data.reward_model, train_dataset=train, eval_dataset=evaluation, **model_options(model, training)
     )
+    scripts.show_training(trainer, "Fine-tuning the policy")
     trainer.train()
     save(trainer)
     print_outcome(

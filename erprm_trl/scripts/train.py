@@ -11,6 +11,7 @@ import trl
 import erprm_trl
 
 from .. import ERPRMConfig, scripts
+from .console import stage
 from .outcome import first_and_last, print_outcome
 from .training import model_options, save
 
@@ -51,6 +52,7 @@ class DataArguments:
 
 def main(data: DataArguments, training: ERPRMConfig, model: trl.ModelConfig) -> "erprm_trl.ERPRMTrainer":
     """Trains a reward model and saves it."""
+    stage("Loading the training data and the model")
     train_dataset, eval_dataset = data.rollouts, data.eval_rollouts
     if data.dataset_name is not None:
         load, config = erprm_trl.load_labelled_steps, data.dataset_config

@@ -11,6 +11,7 @@ import erprm_trl
 from .. import scripts
 from ..io import load_tokenizer
 from ..policy import PromptArguments
+from .console import stage
 from .outcome import StoppedByGuard, first_and_last, print_outcome
 
 
@@ -103,6 +104,7 @@ def train_policy(
     Raises:
         [`StoppedByGuard`]: if the guard stopped the training. The policy is not saved then.
     """
+    stage("Loading the questions, the policy and the reward model")
     tokenizer = load_tokenizer(
         model.model_name_or_path,
         revision=model.model_revision,
