@@ -61,7 +61,7 @@ class DataArguments:
 
 def main(data: DataArguments, training: RAFTConfig, model: trl.ModelConfig) -> "erprm_trl.RAFTTrainer":
     """Runs the rounds and saves the last policy."""
-    stage(f"RAFT: {training.num_rounds} rounds of {training.questions_per_round} questions")
+    stage(f"RAFT: {training.num_rounds} rounds")
     columns = {"question_column": training.question_column, "answer_column": training.answer_column}
     training.question_column = training.answer_column = None  # the datasets made here have the usual columns
     train = data.questions(data.dataset_train_split, data.train_questions_kwargs, data.use_answers, **columns)
