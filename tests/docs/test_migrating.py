@@ -1,4 +1,4 @@
-"""The page for people who come from TRL's removed trainers: every old argument is there, and what replaces it exists."""
+"""The page on migrating from TRL names every old argument, and every replacement that it names exists."""
 
 import ast
 import inspect
@@ -14,7 +14,7 @@ from erprm_trl import ERPRMConfig, ERPRMTrainer, StepPPOConfig, StepPPOTrainer
 PAGE = Path(__file__).parents[2] / "docs" / "migrating_from_trl.md"
 REQUIRED = "required"
 
-# The arguments of TRL 1.12 with their defaults. Those of the configurations are the fields that TRL defined itself; the
+# The arguments in TRL 1.12 with their defaults. Of the configurations these are the fields that TRL defined itself. The
 # fields of `TrainingArguments` are the same in our classes.
 COMMON = {
     "logging_steps": 10,
