@@ -14,8 +14,8 @@ from erprm_trl import ERPRMConfig, ERPRMTrainer, StepPPOConfig, StepPPOTrainer
 PAGE = Path(__file__).parents[2] / "docs" / "migrating_from_trl.md"
 REQUIRED = "required"
 
-# The arguments in TRL 1.12 with their defaults. Of the configurations these are the fields that TRL defined itself. The
-# fields of `TrainingArguments` are the same in our classes.
+# The arguments in TRL 1.12 with their defaults. Of the configurations these are the fields that TRL defined itself,
+# because our classes have all fields of `TrainingArguments` too.
 COMMON = {
     "logging_steps": 10,
     "gradient_checkpointing": True,
