@@ -54,6 +54,7 @@ def test_the_pages_quote_what_it_prints(estimate, path):
     commands = COMMAND.findall(text)
     for arguments, stage in commands:
         report = estimate(*shlex.split(arguments))
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{stage}` | ") and "GiB" not in line)
         names = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "other", "total")
+        rows = [line for line in text.splitlines() if line.startswith(f"| `{stage}` | ")]
+        row = next(line for line in rows if line.count("|") == len(names) + 2)
         assert row.split("| ", 2)[2] == " | ".join(f"{report[name] / 2**30:.2f}" for name in names) + " |"
