@@ -7,8 +7,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, StepPPOConfig, StepPPOTrainer
+from erprm_trl.functional import soft_step_cross_entropy, step_log_odds
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "migrating_from_trl.md"
@@ -162,3 +164,17 @@ def test_the_table_of_other_defaults():
     ppo = defaults_of(StepPPOConfig)
     assert (ppo["loss_type"], ppo["disable_dropout"], ppo["remove_unused_columns"]) == ("dapo", False, False)
     assert ppo["logging_nan_inf_filter"] is False and ppo["whiten_advantages"] is True
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_two_classes_move_twice_as_far_as_one_logit(optimizer):
+    """What the page says about the speed of the two heads, for one step from equal logits."""
+    hidden = torch.tensor([[1.0, 2.0], [-1.0, 0.5], [0.3, -0.7]])
+    labels = torch.tensor([0.9, 0.2, 1.0])
+    moved = []
+    for rows in (1, 2):
+        weight = torch.zeros(rows, 2, requires_grad=True)
+        soft_step_cross_entropy(hidden @ weight.T, labels).backward()
+        optimizer([weight], lr=0.1).step()
+        moved.append(step_log_odds(hidden @ weight.T))
+    torch.testing.assert_close(moved[1], 2 * moved[0], rtol=1e-4, atol=1e-6)
