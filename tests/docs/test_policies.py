@@ -12,6 +12,7 @@ from erprm_trl.functional import CREDITS, step_rewards
 
 
 TEXT = Path(__file__).parents[2].joinpath("docs", "policies.md").read_text(encoding="utf-8")
+IN_ONE_LINE = " ".join(TEXT.split())
 
 
 def test_every_credit_has_a_row():
@@ -19,7 +20,7 @@ def test_every_credit_has_a_row():
 
 
 def test_the_example_of_the_credits():
-    sentence = re.search(r"For the scores (.*?)\. \[Concepts\]", TEXT, re.DOTALL)[1].replace("−", "-")
+    sentence = re.search(r"For the scores (.*?)\. \[Concepts\]", IN_ONE_LINE)[1].replace("−", "-")
     *_, values = sentence.partition("these are ")
     shown = {
         name: [float(value) for value in re.findall(r"-?\d+(?:\.\d+)?", part)]
@@ -36,4 +37,4 @@ def test_the_defaults_of_the_guard():
     parameters = inspect.signature(PolicyGuard).parameters
     limits = {name: str(entry.default) for name, entry in parameters.items() if name.startswith(("max_", "min_"))}
     assert dict(re.findall(r"\| `(m[axin]{2}_\w+)=([\d.]+)` \|", TEXT)) == limits
-    assert f"`patience` logs (default {parameters['patience'].default})" in TEXT
+    assert f"`patience` logs (default {parameters['patience'].default})" in IN_ONE_LINE
