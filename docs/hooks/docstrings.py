@@ -80,7 +80,9 @@ def _definitions(body: list[str]) -> list[str]:
             out.append(line and f"    {line.removeprefix('    ')}")
             continue
         names = ", ".join(f"`{name.strip('` ')}`" for name in entry["names"].split(","))
-        if "(" in (entry["type"] or "") and "), " in (entry["type"] or ""):  # several parameters with types of their own
+        if "(" in (entry["type"] or "") and "), " in (
+            entry["type"] or ""
+        ):  # several parameters with types of their own
             names, kind = _several(line), ""
         else:
             kind = f" ({entry['type']})" if entry["type"] else ""

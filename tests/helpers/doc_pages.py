@@ -1,9 +1,13 @@
 """Code blocks of the README and the pages of docs/, and a folder in which they run: tiny models and datasets in the
 place of those that the pages name."""
 
+import importlib
+import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 
 ROOT = Path(__file__).parents[2]
@@ -14,7 +18,9 @@ PAGES = sorted(
         *(ROOT / "recipes").rglob("*.md"),
     ]
 )
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
 _NOT_RUN = re.compile(r"<!-- not run: [^>]+ -->\s*$")
 
 
@@ -67,7 +73,9 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-MODEL_NAME = re.compile(r'"((?!outputs/|recipes/|tests/|docs/|openai/|trl-lib/|HuggingFaceH4/)[A-Za-z][\w-]+/[\w.-]+)"')
+MODEL_NAME = re.compile(
+    r'"((?!outputs/|recipes/|tests/|docs/|openai/|trl-lib/|HuggingFaceH4/)[A-Za-z][\w-]+/[\w.-]+)"'
+)
 
 
 def make_world(folder: Path, code: str) -> None:
@@ -129,7 +137,10 @@ def policy_of_short_lines(tokenizer):
     from zoo import tiny_llama
 
     model = tiny_llama(
-        len(tokenizer), max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
+        len(tokenizer),
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     likely = {"\n": 0.2, **dict.fromkeys("0123456789", 0.06)}
     ids = {tokenizer.encode(text, add_special_tokens=False)[0]: share for text, share in likely.items()}
@@ -196,3 +207,111 @@ def names(folder: Path) -> dict:
         "questions": [row["question"] for row in QUESTIONS],
         "completions": ["2 + 3 = 5\nThe answer is 5."] * len(QUESTIONS),
     }
+
+
+# Commands
+
+_INLINE = re.compile(r"`((?:python|erprm|make|accelerate|torchrun) [^`]+)`")
+
+
+def commands(page: Path) -> list[tuple[list[str], int]]:
+    """The commands of a page, in ```bash blocks and in running text: words and line."""
+    source = page.read_text(encoding="utf-8")
+    texts = [(block.text.replace("\\\n", " "), block.line) for block in blocks(page, "bash") if block.is_run]
+    prose = _FENCE.sub(lambda match: "\n" * match[0].count("\n"), source)
+    texts += [
+        (match[1].replace("\n", " "), prose.count("\n", 0, match.start()) + 1) for match in _INLINE.finditer(prose)
+    ]
+    found = []
+    for text, line in texts:
+        text = re.sub(r"<<'(\w+)'\n.*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)  # a program in a here-document
+        for part in re.split(r"\n|&&|;|\|\|? ", text):
+            words = _words(part)
+            if words:
+                found.append((words, line))
+    return found
+
+
+def _words(command: str) -> list[str]:
+    """The words of a command without comments, variables before it and a process in the background."""
+    words = [word for word in shlex.split(command, comments=True) if word not in ("&", "(", ")")]
+    while words and re.fullmatch(r"[A-Z_0-9]+=.*", words[0]):
+        words = words[1:]
+    return words
+
+
+def command_problems(words: list[str]) -> list[str]:
+    """What is wrong with a command of a page: a file, target, command or option that does not exist."""
+    program, arguments = Path(words[0]).name, words[1:]
+    problems = [
+        f"no file {value}"
+        for option, value in zip(arguments, arguments[1:], strict=False)
+        if option in ("--config", "--config_file") and "." in value.strip(".") and not (ROOT / value).is_file()
+    ]
+    script = next((word for word in arguments if re.fullmatch(r"(recipes|tests)/[\w/]+\.py", word)), None)
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        problems += [f"no target {word}" for word in arguments if "=" not in word and word not in targets]
+    elif program == "erprm":
+        problems += _erprm_problems(arguments)
+    elif script is not None:
+        problems += [] if (ROOT / script).is_file() else [f"no file {script}"]
+        if not problems:
+            problems += _script_problems(script, arguments[arguments.index(script) + 1 :])
+    elif program == "python" and "-m" in arguments:
+        module = arguments[arguments.index("-m") + 1]
+        if module.startswith("erprm_trl") and not (ROOT / f"{module.replace('.', '/')}.py").is_file():
+            problems.append(f"no module {module}")
+    return problems
+
+
+def _erprm_problems(arguments: list[str]) -> list[str]:
+    from erprm_trl import cli
+    from erprm_trl.scripts import outcome, parser
+
+    name = arguments[0]
+    if name.startswith("-") or name == "COMMAND":
+        return []
+    if name not in cli.COMMANDS:
+        return [f"no command erprm {name}"]
+    if "--help" in arguments:
+        return []
+    options, rest = parser.split_options(_without_placeholders(arguments[1:]))
+    if options.config and not (ROOT / options.config).is_file():
+        options = options._replace(config=None)
+    command = cli.COMMANDS[name]
+    stage = importlib.import_module(f"erprm_trl.scripts.{command.module}")
+    stage_parser = parser.StageParser(name, stage.main, command.stage, command.several_processes)
+    try:
+        with mock.patch.dict(os.environ):
+            stage_parser.set_config(options)
+        unknown = [word for word in stage_parser.unknown_words(rest) if word.startswith("--")]
+    except outcome.UsageError as error:
+        return [str(error)]
+    if unknown and command.several_processes:
+        from erprm_trl.scripts import launcher
+
+        unknown = launcher.not_of_accelerate(unknown)
+    return [f"erprm {name} has no option {word}" for word in unknown]
+
+
+def _without_placeholders(words: list[str]) -> list[str]:
+    """Without `...` and the option before it; a shell variable becomes a number."""
+    words = re.sub(r"(--\w+\0)?\.\.\.(\0|$)", "", "\0".join(words)).split("\0")
+    return ["1" if word.startswith("$") else word for word in words if word]
+
+
+def _script_problems(script: str, arguments: list[str]) -> list[str]:
+    """Options of a benchmark must be in its source. Those of a recipe are the ones of its `erprm` command."""
+    options = [word.split("=")[0] for word in arguments if word.startswith("--")]
+    if script.startswith("recipes/"):
+        from erprm_trl import cli
+
+        stem = Path(script).stem
+        stage = {"collect_rollouts": "collect", "serve_scorer": "serve", "estimate_memory": "memory"}.get(stem, stem)
+        name = next(
+            (name for name, command in cli.COMMANDS.items() if stage in (command.module, command.stage, name)), None
+        )
+        return [f"no command for {script}"] if name is None else _erprm_problems([name, *arguments])
+    source = (ROOT / script).read_text(encoding="utf-8")
+    return [f"{script} has no option {option}" for option in options if f'"{option}"' not in source]
