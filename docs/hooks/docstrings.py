@@ -60,6 +60,8 @@ def as_markdown(docstring: str, paths: dict[str, str]) -> str:
 def _section(name: str, rest: str, body: list[str]) -> list[str]:
     if name in PARAMETERS:
         return [f"**{HEADINGS[name]}**", "", *_definitions(body), ""]
+    if name == "Raises" and sum(line.startswith(("`", "[`")) for line in body) > 1:
+        body = [f"- {line}" if line.startswith(("`", "[`")) else line for line in body]
     if rest:  # one paragraph that begins on the same line
         return ["", f"**{name}**: {rest}", *body]
     return ["", f"**{name}**", "", *body, ""]
@@ -73,7 +75,7 @@ def _definitions(body: list[str]) -> list[str]:
             group.append(line[2:])
             continue
         if group:
-            out += ["", f"*{' '.join(group)}*{{ .group }}" if len(group) == 1 else f"*{' '.join(group)}*", ""]
+            out += ["", f"*{' '.join(group)}*", ""]
             group = []
         entry = None if line.startswith(" ") else _ENTRY.match(line)
         if entry is None:
