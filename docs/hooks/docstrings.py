@@ -18,6 +18,7 @@ HEADINGS = {"Args": "Parameters", "Parameters": "Parameters", "Attributes": "Att
 _SECTION = re.compile(r"^(Args|Parameters|Attributes|Returns|Raises|Example|Source|Limits)[^\S\n]*:(.*)$")
 _ENTRY = re.compile(r"^(?P<names>[\w*`][^(:]*?)\s*(?:\((?P<type>.*)\))?:$")
 _LINK = re.compile(r"\[`([~\w.]+)`\](?![\[(])")
+_FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _NOTE = re.compile(r"^> \[!(\w+)\]$")
 
 
@@ -54,7 +55,9 @@ def as_markdown(docstring: str, paths: dict[str, str]) -> str:
         body = inspect.cleandoc("\n" + "\n".join(lines[index + 1 : end])).split("\n")
         out += _section(name, rest, body)
         index = end
-    return _links(_formulas("\n".join(_notes(out))), paths)
+    parts = _FENCE.split("\n".join(_notes(out)))  # prose and fenced code in turn
+    parts[::2] = [_links(_formulas(part), paths) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _section(name: str, rest: str, body: list[str]) -> list[str]:

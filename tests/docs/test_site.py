@@ -104,7 +104,7 @@ def test_several_errors_become_a_list():
 
 def test_code_in_a_docstring_stays_as_it_is():
     pytest.importorskip("griffe")
-    text = 'Says.\n\n```python\n>>> f("""\n... Args:\n...     x:\n... """)\n```'
+    text = "Says.\n\n```text\nArgs:\n    x:\n        [`StepScorer`]\n```"
     assert hook("docstrings").as_markdown(text, {}) == text
 
 
