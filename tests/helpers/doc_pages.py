@@ -182,7 +182,7 @@ def make_results(folder: Path, code: str) -> None:
 
 
 def shrink(arguments) -> None:
-    """Makes the arguments of a training those of one small step on the CPU."""
+    """Changes the arguments of a training to one small step on the CPU."""
     arguments.use_cpu, arguments.bf16, arguments.gradient_checkpointing = True, False, False
     arguments.max_steps, arguments.report_to, arguments.disable_tqdm = 1, "none", True
     for name, most in (("max_completion_length", 16), ("generation_batch_size", 8), ("questions_per_round", 4)):
