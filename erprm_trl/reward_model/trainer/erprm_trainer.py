@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 CITATION = """@article{zhang2025entropy,
-    title  = {{Entropy-Regularized Process Reward Model}}, author = {Hanning Zhang and Pengcheng Wang and Shizhe Diao
-    and Yong Lin and Rui Pan and Hanze Dong and Dylan Zhang and
-              Pavlo Molchanov and Tong Zhang},
+    title  = {{Entropy-Regularized Process Reward Model}},
+    author = {Hanning Zhang and Pengcheng Wang and Shizhe Diao and Yong Lin and Rui Pan and Hanze Dong and
+              Dylan Zhang and Pavlo Molchanov and Tong Zhang},
     year   = 2025,
     eprint = {arXiv:2412.11006}
 }"""
