@@ -1,10 +1,10 @@
-"""How many verdicts of the "math" grading are right, on a file of cases and on public question sets:
+"""Counts the right verdicts of the "math" grading, on a file of cases and on public question sets:
 `python tests/benchmarks/grading_cases.py --cases FOLDER --data FOLDER`.
 
-The cases are rows of `completion`, `answer` and `reward` in `grading.jsonl`. The sets are `gsm8k_train.jsonl`,
-`gsm8k_test.jsonl` and `math500.jsonl`, as published. Each answer of a set is written in one of many spellings after
-the other and must get 1; another question's answer in the same spelling must get 0. `--verdicts FILE` keeps all
-verdicts; `--compare FILE` prints what has changed since another version of the package wrote that file.
+The cases are rows of `completion`, `answer` and `reward` in `grading.jsonl`. The sets are the published files
+`gsm8k_train.jsonl`, `gsm8k_test.jsonl` and `math500.jsonl`. Each answer of a set is written in each of many spellings,
+and must get 1. Another question's answer in the same spelling must get 0. `--verdicts FILE` saves all verdicts.
+`--compare FILE` prints the changes from the verdicts that another version of the package saved.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from erprm_trl.rollouts import Grader
 
 
 class Verdict(NamedTuple):
-    """A completion, its reference, the reward that is right, and the set it counts for."""
+    """A completion, its reference answer, the right reward, and the group that it belongs to."""
 
     completion: str
     answer: str
@@ -26,7 +26,7 @@ class Verdict(NamedTuple):
     group: str
 
 
-# `{0}` is a number without thousands commas, `{1}` the same with them.
+# `{0}` is a number without thousands separators, and `{1}` is the number with them.
 SPELLINGS = [
     "#### {0}", "#### {1}", "#### ${1}", "#### {1} dollars", "#### {0} eggs", "#### **{0}**", "####{0}\n",
     r"\boxed{{{0}}}", r"\boxed{{{1}}}", r"\boxed{{\${1}}}", r"\boxed{{{0}\text{{ cm}}}}",
@@ -60,13 +60,13 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def spell(template: str, number: str) -> str:
-    """A number in one of the spellings."""
+    """Writes a number in one of the spellings."""
     whole, point, decimals = number.partition(".")
     return template.format(number, f"{int(whole):,}{point}{decimals}")
 
 
 def gsm8k_verdicts(path: Path) -> list[Verdict]:
-    """The solutions as they are; their answers in every spelling; the next answer in the same spelling."""
+    """The unchanged solutions, their answers in every spelling, and the next answer in the same spelling."""
     texts = [row["answer"] for row in read_rows(path)]
     numbers = [text.rpartition("####")[2].strip().replace(",", "") for text in texts]
     verdicts = [Verdict(text, number, 1.0, "solutions") for text, number in zip(texts, numbers, strict=True)]
@@ -82,7 +82,7 @@ def gsm8k_verdicts(path: Path) -> list[Verdict]:
 
 
 def math_verdicts(path: Path, others: int) -> list[Verdict]:
-    """Solutions and references against themselves, and references against other questions' references."""
+    """Solutions and references compared with themselves, and references compared with other references."""
     rows = read_rows(path)
     answers = [row["answer"] for row in rows]
     verdicts = []
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=Path)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--others", type=int, default=10, help="How many others each of MATH-500 meets.")
+    parser.add_argument("--others", type=int, default=10, help="Other references per MATH-500 reference.")
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--verdicts", type=Path)
     parser.add_argument("--compare", type=Path)
@@ -136,7 +136,7 @@ def main() -> None:
         before = json.loads(arguments.compare.read_text())
         pairs = list(zip(verdicts, before, rewards, strict=True))
         spoiled = [(one, new) for one, old, new in pairs if old == one.reward != new]
-        print(f"{sum(old != one.reward == new for one, old, new in pairs)} verdicts mended, {len(spoiled)} spoiled")
+        print(f"{sum(old != one.reward == new for one, old, new in pairs)} verdicts fixed, {len(spoiled)} broken")
         for one, reward in spoiled:
             print(f"  {one.group}: {one.completion[-80:]!r} against {one.answer!r} got {reward}")
 

@@ -1,6 +1,6 @@
-"""Ten thousand answers written against the grader, right ones among them, graded in chunks as a collection does:
-`python tests/benchmarks/hostile_answers.py`. Asserts no crash, no hang, no worker left behind and right answers right;
-prints how long it takes.
+"""Grades ten thousand adversarial answers, and some right ones among them, in chunks like a collection:
+`python tests/benchmarks/hostile_answers.py`. It asserts that nothing crashes or hangs, that no worker process remains,
+and that right answers are graded as right. It prints the time.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from erprm_trl.rollouts import Grader
 
 
 class Hostile(NamedTuple):
-    """A completion, the reference it is graded against, what kind it is, and the reward it must get."""
+    """A completion, its reference answer, its kind, and its right reward."""
 
     completion: str
     answer: str
@@ -140,10 +140,11 @@ RIGHT = [
 
 
 def hostile_answers(number: int, seed: int = 0) -> Iterator[Hostile]:
-    """Every fifth is right, spelled in one of several ways; the others are wrong, whatever they mean."""
+    """Yields answers. Every fifth is right, in one of several spellings, and the others are wrong."""
     r = random.Random(seed)
     for index in range(number):
-        value = 1_000_003 + 2 * index  # no hostile answer's value, and another one each: equal pairs are graded once
+        # A different value per answer, because equal pairs are graded once, and never the value of a hostile answer.
+        value = 1_000_003 + 2 * index
         if index % 5 == 0:
             completion = r.choice(RIGHT).format(value, 2 * value, f"{value:,}")
             yield Hostile(completion, str(value), "right", 1.0)
@@ -159,7 +160,7 @@ def children() -> list[str]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # ended meanwhile
+        except OSError:  # the process has ended
             continue
         if int(parent) == os.getpid():
             states.append(state)

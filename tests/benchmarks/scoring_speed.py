@@ -1,8 +1,9 @@
-"""Scoring speed: `StepScorer` against what people write first, one forward pass a step (i) or one question's samples
-padded together (ii), on 1,000 solutions of mixed lengths: `python tests/benchmarks/scoring_speed.py [--model 20m]`.
+"""Scoring speed: `StepScorer` compared with two usual implementations, one forward pass per step (i), and one padded
+batch per question (ii), on 1,000 solutions of mixed lengths: `python tests/benchmarks/scoring_speed.py [--model 20m]`.
 
-All three start from texts and give the same scores, which is checked; they take turns in one process. `--every 20`
-gives (i) each 20th solution, where it takes minutes. As in `scoring_server.py`, glibc keeps freed memory.
+All three start from texts and must give the same scores. They alternate in one process. With `--every 20`, (i) scores
+only every 20th solution, because it can take minutes. glibc is set to keep freed memory, so that page faults do not
+disturb the timings.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 
-if __name__ == "__main__" and not KEEP_MEMORY.items() <= os.environ.items():  # read when a process starts
+if __name__ == "__main__" and not KEEP_MEMORY.items() <= os.environ.items():  # glibc reads them when a process starts
     os.environ.update(KEEP_MEMORY)
     os.execv(sys.executable, [sys.executable, *sys.argv])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,11 +32,11 @@ from erprm_trl.reward_model import EncodedSolution, encode_solution, encode_solu
 from erprm_trl.rollouts import Prompt
 
 
-SAMPLES = 8  # a question
+SAMPLES = 8  # per question
 
 
 def dial_solutions(scorer: StepScorer, number: int) -> tuple[list[str], list[list[str]]]:
-    """Sampled by dial's base model."""
+    """Solutions sampled from dial's base model."""
     questions = [row["question"] for row in make_questions(number // SAMPLES, seed=0)]
     sampler = TransformersSampler.from_pretrained(str(BASE_PATH), max_new_tokens=64, batch_size=256)
     sampled = sampler.sample([Prompt(question) for question in questions], SAMPLES, seed=0)
@@ -44,8 +45,8 @@ def dial_solutions(scorer: StepScorer, number: int) -> tuple[list[str], list[lis
 
 
 def written_solutions(number: int) -> tuple[list[str], list[list[str]]]:
-    """Random words of dial's vocabulary in the lengths of grade-school answers: questions of about 60 tokens, 1 to 14
-    steps of about 24."""
+    """Random words of dial's vocabulary with the lengths of grade-school answers: questions of about 60 tokens, and 1
+    to 14 steps of about 24 tokens."""
     generator = torch.Generator().manual_seed(0)
 
     def words(mean: float) -> str:
@@ -75,7 +76,7 @@ def build(name: str, number: int, device: str, batching: dict):
 
 @torch.no_grad()
 def step_by_step(scorer: StepScorer, questions: list[str], steps: list[list[str]]) -> list[list[float]]:
-    """(i) The text up to each step by itself."""
+    """(i) Scores the text up to each step separately."""
     verdicts = [scorer.token_ids.good, scorer.token_ids.bad]
     scores = []
     for question, some in zip(questions, steps, strict=True):
@@ -88,7 +89,7 @@ def step_by_step(scorer: StepScorer, questions: list[str], steps: list[list[str]
 
 @torch.no_grad()
 def question_by_question(scorer: StepScorer, questions: list[str], steps: list[list[str]]) -> list[list[float]]:
-    """(ii) One question's samples, padded to the longest."""
+    """(ii) Scores the samples of one question at a time, padded to the longest."""
     verdicts, scores = [scorer.token_ids.good, scorer.token_ids.bad], []
     for start in range(0, len(steps), SAMPLES):
         rows = slice(start, start + SAMPLES)
@@ -103,8 +104,8 @@ def question_by_question(scorer: StepScorer, questions: list[str], steps: list[l
 
 
 def tokens_read(encoded: list[EncodedSolution]) -> tuple[int, int, int]:
-    """Tokens that a scorer has to read at least without sharing prefixes, and what (i) and (ii) read, padding
-    included."""
+    """The minimum number of tokens that a scorer must read without sharing prefixes, and the numbers that (i) and (ii)
+    read, including padding."""
     least = sum(map(len, {tuple(one.input_ids) for one in encoded}))
     padded = [max(len(one.input_ids) for one in encoded[i : i + SAMPLES]) for i in range(0, len(encoded), SAMPLES)]
     return least, sum(position + 1 for one in encoded for position in one.step_positions), SAMPLES * sum(padded)
@@ -117,7 +118,7 @@ def largest_gap(left: list[list[float]], right: list[list[float]]) -> float:
 
 
 def main() -> None:
-    """Times the three in turns and prints solutions a second and ratios."""
+    """Times the three alternately, and prints solutions per second and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="dial", choices=["dial", "20m"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -140,16 +141,16 @@ def main() -> None:
         f"{lengths[-1]} tokens, median {lengths[len(lengths) // 2]}"
     )
     least, one_by_one, together = tokens_read(encoded)
-    print(f"tokens read, times the least: (i) {one_by_one / least:.2f}, (ii) {together / least:.2f}")
+    print(f"tokens read, as a multiple of the minimum: (i) {one_by_one / least:.2f}, (ii) {together / least:.2f}")
     some = questions[:: args.every], steps[:: args.every]
     sides = {
         "StepScorer": lambda: scorer.score(questions, steps),
-        "(i) a pass a step": lambda: step_by_step(scorer, *some),
+        "(i) a pass per step": lambda: step_by_step(scorer, *some),
         "(ii) a question at a time": lambda: question_by_question(scorer, questions, steps),
     }
-    scores = {name: side() for name, side in sides.items()}  # a turn to warm up
+    scores = {name: side() for name, side in sides.items()}  # a warm-up turn
     gaps = [
-        largest_gap(scores["StepScorer"][:: args.every], scores["(i) a pass a step"]),
+        largest_gap(scores["StepScorer"][:: args.every], scores["(i) a pass per step"]),
         largest_gap(scores["StepScorer"], scores["(ii) a question at a time"]),
     ]
     print(f"largest difference of scores: {max(gaps):.1e}")
@@ -164,7 +165,7 @@ def main() -> None:
         ratios = [mine / other for mine, other in zip(ours, found, strict=True)]
         measured[name] = (statistics.median(ratios), min(ratios), max(ratios))
         print(
-            f"{name:28}{statistics.median(found):10.1f} solutions a second, StepScorer "
+            f"{name:28}{statistics.median(found):10.1f} solutions per second, StepScorer "
             f"{statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
         )
     if args.output:

@@ -1,8 +1,10 @@
-"""Reward-model training against what people use instead: `python tests/benchmarks/training_speed.py`.
+"""Training speed of reward models, compared with the usual implementations: `python
+tests/benchmarks/training_speed.py`.
 
-All variants train the same model on the same solutions, in one process and in turns, and are counted in real tokens:
-padded to 512 with float32 logits of the whole vocabulary everywhere (as the paper's script does), token classification
-with dynamic padding in random order (as TRL's PRM trainer did up to 1.13), and ours: grouped by length, and packed.
+All variants train the same model on the same solutions, in one process and in alternation, and are measured in real
+tokens: padding to 512 with float32 logits of the whole vocabulary everywhere (like the paper's script), token
+classification with dynamic padding in random order (like TRL's PRM trainer up to 1.13), and this package's training,
+grouped by length and packed.
 """
 
 import argparse
@@ -38,7 +40,7 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
 def model_config(name, attention):
     hidden, intermediate, layers, heads, key_value = SHAPES[name]
     return LlamaConfig(
-        tie_word_embeddings=name == "small",  # as language models of this size are
+        tie_word_embeddings=name == "small",  # as in language models of this size
         vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=key_value, max_position_embeddings=2048,
         attn_implementation=attention, num_labels=1, pad_token_id=0,
@@ -46,7 +48,7 @@ def model_config(name, attention):
 
 
 def solutions(count, generator):
-    """Token ids of question and solution with a separator each ~30 tokens: lengths as GSM8K's, 60 to 512."""
+    """Token ids of questions and solutions with a separator every ~30 tokens and GSM8K's lengths, 60 to 512."""
     lengths = (torch.randn(count, generator=generator) * 0.42 + 5.15).exp().clamp(60, 512).int().tolist()
     return [
         {
@@ -59,7 +61,7 @@ def solutions(count, generator):
 
 
 def batches(examples, size, grouped, collate):
-    """In random order as given, or as group_by_length makes them: sorted within 50 batches."""
+    """Batches in the unchanged random order, or sorted within 50 batches like group_by_length."""
     if grouped:
         mega = 50 * size
         chunks = [examples[start : start + mega] for start in range(0, len(examples), mega)]
@@ -99,7 +101,7 @@ def ours(head):
 
 
 def variants():
-    """Name to (model class, loss, grouped, collator)."""
+    """Returns (model class, loss, grouped, collator) by name."""
     padding, packing = DataCollatorForStepLabels(0), DataCollatorForStepLabels(0, packing=True)
     token = AutoModelForTokenClassification.from_config
     return {
@@ -112,7 +114,7 @@ def variants():
 
 
 class PeakMemory:
-    """Most memory held during a `with`, in bytes: the device's, or this process's where there is none."""
+    """Peak memory inside a `with` block, in bytes, of the device or, without one, of this process."""
 
     def __init__(self, device):
         self.device = device
@@ -128,9 +130,7 @@ class PeakMemory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         else:
-            ctypes.CDLL(None).malloc_trim(
-                0
-            )  # what earlier visits freed goes back, or it would hide what this one takes
+            ctypes.CDLL(None).malloc_trim(0)  # frees memory of earlier visits, which would hide the memory of this one
         self.peak, self.over = self.held(), threading.Event()
         self.watch = threading.Thread(target=self._look, daemon=True)
         self.watch.start()
@@ -148,8 +148,8 @@ class PeakMemory:
 
 
 def measure(options, model_class, loss_of, grouped, collate, device):
-    """One visit: the model is built, warmed up and trained for an epoch. Tokens of real text and FLOPs a second, the
-    share of padding, and the peak of memory beyond the weights."""
+    """One visit: builds the model, warms up and trains an epoch. Returns tokens of real text and FLOPs per second, the
+    share of padding, and the peak memory beyond the weights."""
     torch.manual_seed(0)
     config = model_config(options.model, options.attention)
     with device:
@@ -183,7 +183,7 @@ def measure(options, model_class, loss_of, grouped, collate, device):
 
     with PeakMemory(device) as memory:
         weights = memory.held()
-        # Kernels, compilation, the optimizer's state; on a GPU every shape once.
+        # Warm-up: kernels, compilation, the optimizer's state, and on a GPU every shape once.
         epoch(prepared if device.type == "cuda" else prepared[:2])
         seconds = epoch(prepared)
     lengths = torch.cat([batch["lengths"] for batch in prepared])
@@ -198,7 +198,7 @@ def measure(options, model_class, loss_of, grouped, collate, device):
 
 
 def through_trainer(options, device, peak):
-    """What `ERPRMTrainer` itself reports: its own loop, logging, clipping and metrics."""
+    """The speed that `ERPRMTrainer` reports, with its own loop, logging, clipping and metrics."""
     from datasets import Dataset
 
     from erprm_trl import ERPRMConfig, ERPRMTrainer, dial
@@ -229,7 +229,7 @@ def through_trainer(options, device, peak):
 
 
 def matmul_peak(device, dtype):
-    """FLOP/s of a large product of random matrices, the best of five."""
+    """FLOPs per second of a large product of random matrices, the best of five."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -246,7 +246,7 @@ def matmul_peak(device, dtype):
 
 
 def main():
-    """Prints a table and, if asked, writes it."""
+    """Prints a table and, with `--output`, writes it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=SHAPES, default="small")
     parser.add_argument("--dtype", choices=["float32", "bf16", "autocast"], default="float32")
@@ -254,11 +254,11 @@ def main():
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--batches", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", help="names of variants")
+    parser.add_argument("--only", nargs="*", help="Names of the variants to run.")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--liger", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--trainer", action="store_true", help="through ERPRMTrainer, nothing else")
+    parser.add_argument("--trainer", action="store_true", help="Only measure ERPRMTrainer.")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -296,14 +296,14 @@ def main():
 
 
 def summarize(visits, peak):
-    """Medians, the share of the peak, and the slowest and fastest visit."""
+    """Medians, the share of the peak FLOPs, and the slowest and fastest visit."""
     medians = {key: statistics.median(one[key] for one in visits) for key in visits[0]}
     rates = [one["tokens_per_second"] for one in visits]
     return medians | {"mfu": medians["flops"] / peak, "spread": (min(rates), max(rates))}
 
 
 def compare(visits):
-    """Median, least and most over the rounds of ours (grouped by length) over what people use instead."""
+    """Median, minimum and maximum over turns of this package's speed (grouped by length) relative to the others."""
     padded, token, ours = (visits.get(name) for name in ("padded to 512, full logits", "token classification", OURS))
     pairs = {
         "train_vs_padded_full_logits": (ours, padded, "tokens_per_second"),

@@ -21,16 +21,16 @@ pytestmark = pytest.mark.slow("starts vLLM engines")
 
 ROWS = dial.make_questions(8, seed=3)
 LONGEST = 64
-# The command `vllm serve` itself looks up a package of another name than the CPU build has.
+# The command `vllm serve` looks up a package name that the CPU build does not have.
 COMMAND = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", dial.BASE_PATH]
 OPTIONS = ["--served-model-name", "dial", "--generation-config", "vllm", "--dtype", "float32", "--enforce-eager"]
-# A seeded request whose prompt is prefilled in two parts ends vLLM's CPU engine.
+# A seeded request whose prompt is prefilled in two parts crashes vLLM's CPU engine.
 OPTIONS.append("--no-enable-chunked-prefill")
 
 
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory):
-    """Of a server that answers."""
+    """The address of a running server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,7 +46,7 @@ def base_url(tmp_path_factory):
         _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)  # its engine too
+        os.killpg(server.pid, signal.SIGKILL)  # also kills its engine
         server.wait()
 
 
@@ -69,7 +69,7 @@ def sampler(base_url):
     )
 
 
-def test_greedy_completions_are_those_of_transformers(sampler, dial_policy):
+def test_greedy_completions_equal_those_of_transformers(sampler, dial_policy):
     model, tokenizer = dial_policy
     sampler.temperature = 0
     sampled = sampler.sample([Prompt(row["question"]) for row in ROWS], 1, seed=0)
@@ -80,7 +80,7 @@ def test_greedy_completions_are_those_of_transformers(sampler, dial_policy):
         assert (one.text, one.num_tokens) == (" " + tokenizer.decode(ids, skip_special_tokens=True), len(ids))
 
 
-def test_the_server_says_what_ended_a_text(sampler):
+def test_the_server_returns_the_reason_of_an_end(sampler):
     prompts = [Prompt(row["question"]) for row in ROWS]
     whole = [one for (one,) in sampler.sample(prompts, 1, seed=2)]
     stopped = [one for (one,) in sampler.sample(prompts, 1, seed=2, stop=(dial.SEPARATOR,))]

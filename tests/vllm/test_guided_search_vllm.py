@@ -1,4 +1,4 @@
-"""Stop strings and guided search with a real vLLM, offline and served: the same texts as transformers writes."""
+"""Stop strings and guided search with a real vLLM give the same texts as transformers, offline and on a server."""
 
 import pytest
 
@@ -18,13 +18,13 @@ STOP = (dial.SEPARATOR,)
 
 @pytest.fixture(scope="module")
 def sampler():
-    """The shipped policy in an engine of this process."""
+    """The shipped policy in an engine in this process."""
     sampler = VLLMSampler(dial.BASE_PATH, max_new_tokens=48, engine_kwargs={"dtype": "float32", "enforce_eager": True})
     yield sampler
     sampler.close()
 
 
-def test_stopped_samples(sampler):
+def test_stop_strings_end_samples(sampler):
     stopped = sampler.sample(PROMPTS, 4, seed=1, stop=STOP)
     for one in sum(stopped, []):
         assert one.text.endswith(dial.SEPARATOR) and one.text.count(dial.SEPARATOR) == 1 and not one.finished
@@ -39,7 +39,7 @@ def test_stopped_samples(sampler):
     }
 
 
-def test_greedy_search_is_that_of_transformers(sampler):
+def test_greedy_search_equals_that_of_transformers(sampler):
     scorer = StepScorer.from_pretrained(dial.BASE_PATH, prm_format=FORMAT, device="cpu")
     reference = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=48, temperature=0)
     arguments = {"method": "particles", "eta": 3.0, "width": 2}
