@@ -109,7 +109,11 @@ def reference_rates(folder, rows, sampler, num_samples, seed):
     if not path.exists():
         prompts = [Prompt(*key) for key in prefixes]
         samples = sampler.sample(prompts, num_samples, derived_seed(seed, "reference"))
-        texts = [prompt.prefix + one.text for prompt, some in zip(prompts, samples, strict=True) for one in some]
+        texts = [
+            prompt.prefix + completion.text
+            for prompt, completions in zip(prompts, samples, strict=True)
+            for completion in completions
+        ]
         with Grader("exact", answer_pattern=dial.ANSWER_PATTERN) as grader:
             rewards = grader.grade(texts, [answer for answer in prefixes.values() for _ in range(num_samples)])
         rates = [sum(rewards[i : i + num_samples]) / num_samples for i in range(0, len(rewards), num_samples)]
@@ -139,11 +143,12 @@ def summarize(runs, etas):
         curves = [[(p["rollouts"], p["rms"]) for p in points if p["method"] == "fixed"] for points in by_seed]
         for same in zip(*by_seed, strict=True):
             ratios = [
-                fixed_rollouts(curve, one["rms"]) / one["rollouts"] for curve, one in zip(curves, same, strict=True)
+                fixed_rollouts(curve, entry["rms"]) / entry["rollouts"]
+                for curve, entry in zip(curves, same, strict=True)
             ]
-            point = {name: interval([one[name] for one in same]) for name in ("rollouts", *FIGURES)}
+            point = {name: interval([entry[name] for entry in same]) for name in ("rollouts", *FIGURES)}
             point["ratio"] = interval(ratios)
-            point["beyond_fixed"] = any(one["rms"] < c[-1][1] for c, one in zip(curves, same, strict=True))
+            point["beyond_fixed"] = any(entry["rms"] < c[-1][1] for c, entry in zip(curves, same, strict=True))
             points.setdefault(same[0]["method"], {}).setdefault(f"{eta:g}", []).append(point)
     return points
 
@@ -164,11 +169,11 @@ def print_table(points, etas):
     for method, by_eta in points.items():
         for same in zip(*by_eta.values(), strict=True):
             line = f"{method:<24}{same[0]['rollouts'][0]:>9.2f}"
-            for one in same:
-                more = ">" if one["beyond_fixed"] else " "
+            for entry in same:
+                more = ">" if entry["beyond_fixed"] else " "
                 line += (
-                    f"   {one['rms'][0]:.4f} ± {one['rms'][1]:.4f}  {one['mae'][0]:.4f}  {one['bias'][0]:+.4f}"
-                    f"  {more}{one['ratio'][0]:4.1f} ± {one['ratio'][1]:.1f}"
+                    f"   {entry['rms'][0]:.4f} ± {entry['rms'][1]:.4f}  {entry['mae'][0]:.4f}  {entry['bias'][0]:+.4f}"
+                    f"  {more}{entry['ratio'][0]:4.1f} ± {entry['ratio'][1]:.1f}"
                 )
             print(line)
 

@@ -29,20 +29,20 @@ VOCABULARY = 8192
 ENDS = 160  # a random model ends with probability 160 / 8192 per token, after 51 tokens on average
 
 
-def dial_case(batch_size: int, number: int):
+def dial_case(batch_size: int, count: int):
     """The shipped policy and the prefixes of its own solutions."""
     sampler = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=64, batch_size=batch_size)
-    questions = [row["question"] for row in dial.make_questions(number, seed=0)]
+    questions = [row["question"] for row in dial.make_questions(count, seed=0)]
     prompts = []
     for question, (solution,) in zip(
         questions, sampler.sample([Prompt(question) for question in questions], 1, seed=0), strict=True
     ):
         steps = split_steps(solution.text, dial.SEPARATOR)
         prompts += [Prompt(question, "".join(steps[:length])) for length in range(1, len(steps))]
-    return sampler, prompts[:number]
+    return sampler, prompts[:count]
 
 
-def random_case(batch_size: int, number: int):
+def random_case(batch_size: int, count: int):
     """A random Llama of 20M parameters and random prefixes of 100 to 200 tokens, 150 on average."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
@@ -52,7 +52,7 @@ def random_case(batch_size: int, number: int):
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", pad_token="w1")
     sampler = TransformersSampler(model, tokenizer, max_new_tokens=256, batch_size=batch_size)
-    lengths = torch.randint(100, 201, (number,)).tolist()
+    lengths = torch.randint(100, 201, (count,)).tolist()
     texts = [" ".join(f"w{i}" for i in torch.randint(ENDS, VOCABULARY, (length,)).tolist()) for length in lengths]
     return sampler, [Prompt(text) for text in texts]
 
@@ -103,9 +103,9 @@ def where_time_goes(sampler: TransformersSampler, prompts: list[Prompt], k: int)
     rows: dict[str, int] = {}
     started = time.perf_counter()
     with timed_forwards(sampler.model, seconds, rows):
-        some = sampler.sample(prompts, k, seed=1)
+        samples = sampler.sample(prompts, k, seed=1)
     total = time.perf_counter() - started
-    needed = sum(one.num_tokens for few in some for one in few)
+    needed = sum(completion.num_tokens for completions in samples for completion in completions)
     ended = seconds["decoding"] * max(0.0, 1 - needed / rows["decoding"])
     return {
         "prompts": seconds.get("prompts", 0.0) / total,
@@ -147,9 +147,10 @@ def main() -> dict:
         f"{options.model} on {device}, {torch.get_num_threads()} threads: {len(prompts)} prefixes of "
         f"{statistics.mean(lengths):.0f} tokens, K = {options.k}, batches of {options.batch_size} sequences"
     )
-    for name, found in rates.items():
+    for name, values in rates.items():
         print(
-            f"{name:20}{statistics.median(found):9.1f} completions per second ({min(found):.1f} to {max(found):.1f})"
+            f"{name:20}{statistics.median(values):9.1f} completions per second "
+            f"({min(values):.1f} to {max(values):.1f})"
         )
     print(f"TransformersSampler / loop: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     print("ours: " + ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()))

@@ -59,25 +59,25 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def spell(template: str, number: str) -> str:
+def spell(template: str, value: str) -> str:
     """Writes a number in one of the spellings."""
-    whole, point, decimals = number.partition(".")
-    return template.format(number, f"{int(whole):,}{point}{decimals}")
+    whole, point, decimals = value.partition(".")
+    return template.format(value, f"{int(whole):,}{point}{decimals}")
 
 
 def gsm8k_verdicts(path: Path) -> list[Verdict]:
     """The unchanged solutions, their answers in every spelling, and the next answer in the same spelling."""
     texts = [row["answer"] for row in read_rows(path)]
     numbers = [text.rpartition("####")[2].strip().replace(",", "") for text in texts]
-    verdicts = [Verdict(text, number, 1.0, "solutions") for text, number in zip(texts, numbers, strict=True)]
-    for index, number in enumerate(numbers):
-        other = next(other for other in numbers[index:] + numbers if float(other) != float(number))
+    verdicts = [Verdict(text, value, 1.0, "solutions") for text, value in zip(texts, numbers, strict=True)]
+    for index, value in enumerate(numbers):
+        other = next(other for other in numbers[index:] + numbers if float(other) != float(value))
         completion = SPELLINGS[index % len(SPELLINGS)]
         reference = REFERENCES[index % len(REFERENCES)]
-        verdicts.append(Verdict(spell(completion, number), number, 1.0, "spelled completions"))
-        verdicts.append(Verdict(spell(completion, other), number, 0.0, "another's answer, spelled"))
-        verdicts.append(Verdict(rf"\boxed{{{number}}}", spell(reference, number), 1.0, "spelled references"))
-        verdicts.append(Verdict(rf"\boxed{{{other}}}", spell(reference, number), 0.0, "another's, spelled references"))
+        verdicts.append(Verdict(spell(completion, value), value, 1.0, "spelled completions"))
+        verdicts.append(Verdict(spell(completion, other), value, 0.0, "another's answer, spelled"))
+        verdicts.append(Verdict(rf"\boxed{{{value}}}", spell(reference, value), 1.0, "spelled references"))
+        verdicts.append(Verdict(rf"\boxed{{{other}}}", spell(reference, value), 0.0, "another's, spelled references"))
     return [verdict._replace(group=f"{path.stem}: {verdict.group}") for verdict in verdicts]
 
 
@@ -116,29 +116,31 @@ def main() -> None:
         verdicts += math_verdicts(arguments.data / "math500.jsonl", arguments.others)
     start = time.monotonic()
     with Grader("math", num_workers=arguments.num_workers) as grader:
-        rewards = grader.grade([one.completion for one in verdicts], [one.answer for one in verdicts])
+        rewards = grader.grade([verdict.completion for verdict in verdicts], [verdict.answer for verdict in verdicts])
         print(f"{len(verdicts)} verdicts in {time.monotonic() - start:.0f} s, {grader.num_timeouts} timeouts")
-    total = Counter(one.group for one in verdicts)
-    wrong = [(one, reward) for one, reward in zip(verdicts, rewards, strict=True) if reward != one.reward]
-    missed = Counter(one.group for one, reward in wrong if reward < one.reward)
-    false_positives = Counter(one.group for one, reward in wrong if reward > one.reward)
+    total = Counter(verdict.group for verdict in verdicts)
+    wrong = [(verdict, reward) for verdict, reward in zip(verdicts, rewards, strict=True) if reward != verdict.reward]
+    missed = Counter(verdict.group for verdict, reward in wrong if reward < verdict.reward)
+    false_positives = Counter(verdict.group for verdict, reward in wrong if reward > verdict.reward)
     for group, count in total.items():
         right = count - missed[group] - false_positives[group]
         print(
             f"{group:42} {right:6} of {count:6} right ({right / count:.2%}), {missed[group]} missed, "
             f"{false_positives[group]} false positives"
         )
-    for one, reward in wrong[:60]:
-        print(f"  {one.group}: {one.completion[-80:]!r} against {one.answer!r} got {reward}")
+    for verdict, reward in wrong[:60]:
+        print(f"  {verdict.group}: {verdict.completion[-80:]!r} against {verdict.answer!r} got {reward}")
     if arguments.verdicts:
         arguments.verdicts.write_text(json.dumps(rewards))
     if arguments.compare:
         before = json.loads(arguments.compare.read_text())
         pairs = list(zip(verdicts, before, rewards, strict=True))
-        spoiled = [(one, new) for one, old, new in pairs if old == one.reward != new]
-        print(f"{sum(old != one.reward == new for one, old, new in pairs)} verdicts fixed, {len(spoiled)} broken")
-        for one, reward in spoiled:
-            print(f"  {one.group}: {one.completion[-80:]!r} against {one.answer!r} got {reward}")
+        spoiled = [(verdict, new) for verdict, old, new in pairs if old == verdict.reward != new]
+        print(
+            f"{sum(old != verdict.reward == new for verdict, old, new in pairs)} verdicts fixed, {len(spoiled)} broken"
+        )
+        for verdict, reward in spoiled:
+            print(f"  {verdict.group}: {verdict.completion[-80:]!r} against {verdict.answer!r} got {reward}")
 
 
 if __name__ == "__main__":

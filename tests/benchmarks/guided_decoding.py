@@ -108,7 +108,7 @@ class ExactValues:
 
     def score(self, questions, steps):
         """Returns exact values as scores."""
-        return [[self.values[tuple(one[: n + 1])] for n in range(len(one))] for one in steps]
+        return [[self.values[tuple(solution[: n + 1])] for n in range(len(solution))] for solution in steps]
 
 
 def exact(arguments) -> None:
@@ -151,18 +151,18 @@ def exact(arguments) -> None:
         print(f"{n:>4}  " + "".join(f"{_variation(law, target):<19.4f}" for law in cells), flush=True)
 
 
-def _draw(law, number: int) -> dict[str, float]:
+def _draw(law, num_draws: int) -> dict[str, float]:
     """The distribution of as many exact draws, which shows the smallest measurable total variation."""
-    counts = Counter(random.Random(number).choices(list(law), list(law.values()), k=number))
-    return {text: count / number for text, count in counts.items()}
+    counts = Counter(random.Random(num_draws).choices(list(law), list(law.values()), k=num_draws))
+    return {text: count / num_draws for text, count in counts.items()}
 
 
 def _law(repeats: int, policy, scorer, arguments) -> Counter:
     law = Counter()
     results = guided_search(["the question"] * repeats, policy, scorer, splitter=dial.SEPARATOR, seed=1, **arguments)
     for result in results:
-        for one in result.solutions:
-            law[one.text] += math.exp(one.log_weight) / len(results)
+        for solution in result.solutions:
+            law[solution.text] += math.exp(solution.log_weight) / len(results)
     return law
 
 
@@ -217,11 +217,11 @@ def compare_once(seed: int, arguments) -> dict[str, dict[str, float]]:
         scorer = chain.train(RolloutDataset(Path(chain.output_dir, "rollouts")), eta=arguments.eta)
     questions = load_questions(dial.make_questions(arguments.questions, 2_000_003 + seed))
     sampler = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=64, batch_size=512)
-    samples = sampler.sample([Prompt(one.question) for one in questions], arguments.samples, seed)
+    samples = sampler.sample([Prompt(question.question) for question in questions], arguments.samples, seed)
     with Grader("exact", answer_pattern=dial.ANSWER_PATTERN) as grader:
 
         def graded(texts):
-            return grader.grade(texts, [one.answer for one in questions])
+            return grader.grade(texts, [question.answer for question in questions])
 
         pool = _Pool(questions, samples, scorer, graded)
         rows = {"pass@1": pool.best_of(1, "last")}
@@ -239,11 +239,11 @@ def compare_once(seed: int, arguments) -> dict[str, dict[str, float]]:
 def _row(results, graded) -> dict[str, float]:
     first = graded([result.solutions[0].text for result in results])
     # The theory is about a draw by weight. The first solution has the highest value.
-    texts = [[one.text for one in result.solutions] for result in results]
+    texts = [[solution.text for solution in result.solutions] for result in results]
     width = max(map(len, texts))
     drawn = [0.0] * len(results)
     for place in range(width):
-        rewards = graded([some[min(place, len(some) - 1)] for some in texts])
+        rewards = graded([question_texts[min(place, len(question_texts) - 1)] for question_texts in texts])
         for index, (reward, result) in enumerate(zip(rewards, results, strict=True)):
             if place < len(result.solutions):
                 drawn[index] += reward * math.exp(result.solutions[place].log_weight)
@@ -260,10 +260,12 @@ class _Pool:
     """Whole solutions in the order of sampling, with their scores."""
 
     def __init__(self, questions, samples, scorer, graded):
-        self.tokens = [[one.num_tokens for one in some] for some in samples]
+        self.tokens = [[completion.num_tokens for completion in completions] for completions in samples]
         columns = list(zip(*samples, strict=True))
-        self.rewards = list(zip(*(graded([one.text for one in column]) for column in columns), strict=True))
-        steps = [scorer.split(one.text) or ["?"] for some in samples for one in some]
+        self.rewards = list(
+            zip(*(graded([completion.text for completion in column]) for column in columns), strict=True)
+        )
+        steps = [scorer.split(completion.text) or ["?"] for completions in samples for completion in completions]
         scores = scorer.score([q.question for q in questions for _ in columns], steps)
         self.by = {}
         for method in ("last", "min"):

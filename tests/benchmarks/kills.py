@@ -108,10 +108,10 @@ def parse(module, arguments: list[str]) -> tuple:
     return TrlParser(classes).parse_args_and_config(arguments)
 
 
-def die_at_operation(folder: Path, number: int) -> None:
+def die_at_operation(folder: Path, operation: int) -> None:
     """Kills this process before its `number`-th file operation in the folder: opening a file for writing, or renaming,
     creating or removing one."""
-    left = number
+    left = operation
 
     def hook(event, arguments):
         nonlocal left
@@ -161,15 +161,15 @@ def processor_time(process: int) -> float:
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and modification time of each path of a folder. Paths that disappear meanwhile are skipped."""
-    found = {}
+    sizes = {}
     for root, folders, names in os.walk(folder):
         for name in (*folders, *names):
             try:
                 status = os.stat(os.path.join(root, name))
             except FileNotFoundError:
                 continue
-            found[os.path.join(root, name)] = (status.st_size, status.st_mtime_ns)
-    return found
+            sizes[os.path.join(root, name)] = (status.st_size, status.st_mtime_ns)
+    return sizes
 
 
 def wait(child: int, folder: Path, seconds: float | None = None, changes: int | None = None) -> int:
@@ -222,7 +222,7 @@ def read_whole(file: Path) -> None:
 
 def finished_checkpoints(folder: Path, problems: list[str], unfinished: Counter) -> dict[str, list]:
     """The checkpoints that can be read completely: digests of their files, and their logs."""
-    found = {}
+    checkpoints = {}
     for path in sorted(folder.glob("checkpoint-*")):
         try:
             state = json.loads((path / "trainer_state.json").read_text())
@@ -238,8 +238,8 @@ def finished_checkpoints(folder: Path, problems: list[str], unfinished: Counter)
             problems.append(f"{path} has a trainer state, but {file.name} cannot be read: {error}")
         losses = [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]
         check_steps(path, [step for step, _ in losses][-state["global_step"] :], problems)
-        found[path.name] = [files, losses]
-    return found
+        checkpoints[path.name] = [files, losses]
+    return checkpoints
 
 
 def check_steps(path: Path, steps: list[int], problems: list[str]) -> None:
@@ -257,7 +257,7 @@ def finished(stage: str, folder: Path, problems: list[str], unfinished: Counter)
         return finished_chunks(folder / "rollouts-00000.jsonl", 2, problems)
     if stage != "raft":
         return finished_checkpoints(folder, problems, unfinished)
-    found = {}
+    entries = {}
     for path in sorted(folder.glob("round-*")):
         parts = finished_checkpoints(path, problems, unfinished)
         parts |= finished_chunks(path / "samples" / "rollouts-00000.jsonl", 16, problems)
@@ -265,8 +265,8 @@ def finished(stage: str, folder: Path, problems: list[str], unfinished: Counter)
         files = ["scores.jsonl", "picks.jsonl"] * ("metrics" in manifest)
         files += ["policy/model.safetensors"] * ("training" in manifest)
         parts |= {name: digest(path / name) for name in files}
-        found |= {f"{path.name}: {name}": value for name, value in parts.items()}
-    return found
+        entries |= {f"{path.name}: {name}": value for name, value in parts.items()}
+    return entries
 
 
 def result_of(stage: str, folder: Path, problems: list[str]) -> dict:
@@ -307,11 +307,11 @@ def campaign(recipes: dict, stage: str, work: Path, kills: int, chance: random.R
     expected, result = finished(stage, straight, problems, Counter()), result_of(stage, straight, problems)
     changes = max(4, 2 * len(files_of(straight)))
     ways: Counter = Counter()
-    runs, checks, number, folder, before = 0, 0, 0, work / "killed" / f"{stage}-0", {}
+    runs, checks, run_index, folder, before = 0, 0, 0, work / "killed" / f"{stage}-0", {}
     going = True
     while going:
-        way = WAYS[number % len(WAYS)] if sum(ways.values()) < kills else None
-        number += 1
+        way = WAYS[run_index % len(WAYS)] if sum(ways.values()) < kills else None
+        run_index += 1
         at = {
             "processor time": {"seconds": chance.uniform(0.02, seconds)},
             "file changed": {"changes": chance.randint(1, changes)},
@@ -368,20 +368,20 @@ def main() -> None:
     print(f"{'stage':<12}{'kills':>6}{'runs':>6}{'checked':>9}{'problems':>10}  by way; half-written")
     for index, stage in enumerate(options.stages):
         share = options.kills // len(options.stages) + (index < options.kills % len(options.stages))
-        found = campaign(recipes, stage, work, share, random.Random(f"{options.seed}/{stage}"))
-        results[stage] = found
+        outcome = campaign(recipes, stage, work, share, random.Random(f"{options.seed}/{stage}"))
+        results[stage] = outcome
         print(
-            f"{stage:<12}{found['kills']:>6}{found['runs_to_the_end']:>6}{found['finished_things_checked']:>9}"
-            f"{len(found['problems']):>10}  {found['ways']}; {found['half_written']}",
+            f"{stage:<12}{outcome['kills']:>6}{outcome['runs_to_the_end']:>6}{outcome['finished_things_checked']:>9}"
+            f"{len(outcome['problems']):>10}  {outcome['ways']}; {outcome['half_written']}",
             flush=True,
         )
-        for problem in found["problems"][:5]:
+        for problem in outcome["problems"][:5]:
             print(f"    {problem}")
     summary = {"seed": options.seed, "seconds": round(time.monotonic() - started), "stages": results}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(summary, indent=2) + "\n")
-    kills = sum(one["kills"] for one in results.values())
-    problems = sum(len(one["problems"]) for one in results.values())
+    kills = sum(result["kills"] for result in results.values())
+    problems = sum(len(result["problems"]) for result in results.values())
     print(f"{kills} kills, {problems} problems, {summary['seconds']} s; {options.output}")
     if not problems:
         shutil.rmtree(work)

@@ -20,8 +20,8 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 def memory_mb() -> dict[str, float]:
     """Resident memory of this process in megabytes: its own pages, and pages of files."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    found = dict(line.split(":", 1) for line in lines)
-    return {name: int(found[key].split()[0]) / 1e3 for name, key in (("own", "RssAnon"), ("files", "RssFile"))}
+    values = dict(line.split(":", 1) for line in lines)
+    return {name: int(values[key].split()[0]) / 1e3 for name, key in (("own", "RssAnon"), ("files", "RssFile"))}
 
 
 class Watched:
@@ -32,16 +32,16 @@ class Watched:
         self.started = time.monotonic()
         self.points: list[dict[str, float | str]] = []
 
-    def add(self, number: int) -> None:
-        self.done += number
+    def add(self, count: int) -> None:
+        self.done += count
         while self.tenths < 10 and 10 * self.done >= self.total * (self.tenths + 1):
             self.tenths += 1
             self.point(f"{10 * self.tenths}%")
 
     def point(self, name: str) -> None:
-        found = memory_mb()
-        self.points.append({"at": name, **found, "seconds": time.monotonic() - self.started})
-        print(f"{name:<28}own {found['own']:8.1f} MB   files {found['files']:8.1f} MB   "
+        memory = memory_mb()
+        self.points.append({"at": name, **memory, "seconds": time.monotonic() - self.started})
+        print(f"{name:<28}own {memory['own']:8.1f} MB   files {memory['files']:8.1f} MB   "
               f"{self.points[-1]['seconds']:7.0f} s", flush=True)  # fmt: skip
 
 
@@ -95,21 +95,21 @@ def main() -> None:
     watched.point("summarised")
     rollouts = RolloutDataset(options.output_dir / "rollouts")
     watched.point("opened again")
-    number = sum(len(row.steps) for row in rollouts.rows)
+    num_steps = sum(len(row.steps) for row in rollouts.rows)
     watched.point("rows read")
     labels = rollouts.labels(2.0)
     watched.point("labelled")
-    assert number == 4 * options.questions == rollouts.manifest["summary"]["steps"]
+    assert num_steps == 4 * options.questions == rollouts.manifest["summary"]["steps"]
     assert len(labels) == options.questions == len(rollouts)
     tenths = [point["own"] for point in watched.points if str(point["at"]).endswith("%")]
     size = sum(path.stat().st_size for path in (options.output_dir / "rollouts").iterdir()) / 1e6
     growth = tenths[-1] - tenths[0]
     print(f"{options.questions:,} questions, {size:,.0f} MB of rollouts: own memory from 10% to 100% {growth:+.1f} MB,"
           f" {1e6 * growth / (0.9 * options.questions):+.1f} bytes per question")  # fmt: skip
-    found = {"questions": options.questions, "rollouts_mb": size, "points": watched.points}
+    report = {"questions": options.questions, "rollouts_mb": size, "points": watched.points}
     shutil.rmtree(options.output_dir)
     options.output_dir.mkdir()
-    (options.output_dir / "million_questions.json").write_text(json.dumps(found, indent=1))
+    (options.output_dir / "million_questions.json").write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

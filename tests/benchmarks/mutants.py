@@ -368,7 +368,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=900.0, help="Time limit of a mutant's tests, in seconds.")
     parser.add_argument("--json", default="outputs/bench/mutants.json")
     options = parser.parse_args()
-    found, started = [], time.monotonic()
+    outcomes, started = [], time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "tree")
         copy_tree(folder)
@@ -383,15 +383,15 @@ def main() -> None:
             path.write_text(source.replace(mutant.text, mutant.becomes), encoding="utf-8")
             outcome = run_tests(folder, tests, options.timeout)
             path.write_text(source, encoding="utf-8")
-            found.append({**mutant._asdict(), "outcome": "survived" if outcome == "passed" else outcome})
-            print(f"{found[-1]['outcome']:<9} {mutant.file}: {mutant.text.strip()[:90]}", flush=True)
-    survivors = [one for one in found if one["outcome"] == "survived"]
-    killed = len(found) - len(survivors)
-    print(f"{killed} of {len(found)} killed ({killed / len(found):.0%}), {time.monotonic() - started:.0f} s")
-    for one in survivors:
-        print(f"survived: {one['file']}: {one['text']!r} -> {one['becomes']!r}")
+            outcomes.append({**mutant._asdict(), "outcome": "survived" if outcome == "passed" else outcome})
+            print(f"{outcomes[-1]['outcome']:<9} {mutant.file}: {mutant.text.strip()[:90]}", flush=True)
+    survivors = [entry for entry in outcomes if entry["outcome"] == "survived"]
+    killed = len(outcomes) - len(survivors)
+    print(f"{killed} of {len(outcomes)} killed ({killed / len(outcomes):.0%}), {time.monotonic() - started:.0f} s")
+    for entry in survivors:
+        print(f"survived: {entry['file']}: {entry['text']!r} -> {entry['becomes']!r}")
     Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.json).write_text(json.dumps(found, indent=2))
+    Path(options.json).write_text(json.dumps(outcomes, indent=2))
 
 
 if __name__ == "__main__":

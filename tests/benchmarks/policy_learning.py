@@ -147,15 +147,15 @@ def summarize(seeds):
         runs = [runs[name] for runs in seeds.values() if name in runs]
         if not runs:
             continue
-        gain, half = interval([100 * (one["after"] - one["before"]) for one in runs])
+        gain, half = interval([100 * (result["after"] - result["before"]) for result in runs])
         line = {
-            "before": interval([one["before"] for one in runs])[0],
-            "after": interval([one["after"] for one in runs]),
+            "before": interval([result["before"] for result in runs])[0],
+            "after": interval([result["after"] for result in runs]),
         }
         line["gain_points"] = (gain, half)
         if runs[0]["explained_variance"] is not None:
-            line["explained_variance"] = interval([one["explained_variance"] for one in runs])
-        line["seconds"] = interval([one["seconds"] for one in runs])[0]
+            line["explained_variance"] = interval([result["explained_variance"] for result in runs])
+        line["seconds"] = interval([result["seconds"] for result in runs])[0]
         if name.startswith("sparse"):
             speedups = []
             for those in seeds.values():
@@ -238,9 +238,10 @@ def main():
         for name in RUNS if "all" in arguments.runs else arguments.runs:
             if name not in runs:
                 runs[name] = run(name, seed, Path(arguments.output_dir, f"seed-{seed}"), arguments)
-                one = runs[name]
+                result = runs[name]
                 print(
-                    f"seed {seed}, {name}: {one['before']:.3f} -> {one['after']:.3f}, {one['seconds']} s", flush=True
+                    f"seed {seed}, {name}: {result['before']:.3f} -> {result['after']:.3f}, {result['seconds']} s",
+                    flush=True,
                 )
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps({**summarize(seeds), "by_seed": seeds}))

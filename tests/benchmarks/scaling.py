@@ -197,20 +197,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/scaling.json"))
     options = parser.parse_args()
     logging.getLogger("erprm_trl").setLevel(logging.ERROR)  # hides warnings that graders run in this process
-    found = {}
+    results = {}
     for stage, (prepare, axes) in CASES.items():
         for axis, (least, most) in axes.items() if options.only in stage else ():
             doublings = [least * 2**power for power in range(int(math.log2(most // least)) + 1)]
             held = {"questions": 4, "length": 256, "k": 0} if stage == "training step" else SIZES
             times = [seconds_of(prepare, {**held, axis: size}, options.turns) for size in doublings]
             power = exponent(doublings, times)
-            found[f"{stage} / {axis}"] = {"sizes": doublings, "seconds": times, "exponent": power}
+            results[f"{stage} / {axis}"] = {"sizes": doublings, "seconds": times, "exponent": power}
             why = BY_NATURE.get((stage, axis), "" if power < 1.15 else "ABOVE LINEAR")
             print(f"{stage:<20}{axis:<10}{doublings[0]:>6} to {doublings[-1]:<6}"
                   f"{1e3 * times[0]:9.1f} to {1e3 * times[-1]:9.1f} ms   exponent {power:5.2f}   {why}",
                   flush=True)  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=1))
+    options.output.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

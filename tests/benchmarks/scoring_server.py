@@ -35,13 +35,13 @@ from erprm_trl.rollouts import Prompt
 RECIPE = Path(__file__).parents[2] / "recipes" / "serve_scorer.py"
 
 
-def sample_solutions(number: int, scorer: StepScorer) -> tuple[list[str], list[list[str]]]:
+def sample_solutions(count: int, scorer: StepScorer) -> tuple[list[str], list[list[str]]]:
     """Questions and steps of sampled solutions, four per question."""
-    questions = [row["question"] for row in make_questions(number // 4, seed=0)]
+    questions = [row["question"] for row in make_questions(count // 4, seed=0)]
     sampler = TransformersSampler.from_pretrained(str(BASE_PATH), max_new_tokens=64, batch_size=256)
     sampled = sampler.sample([Prompt(question) for question in questions], 4, seed=0)
     return [question for question in questions for _ in range(4)], [
-        scorer.split(one.text) for some in sampled for one in some
+        scorer.split(completion.text) for completions in sampled for completion in completions
     ]
 
 
@@ -86,7 +86,7 @@ def main():
             server.wait()
     rates = {name: len(steps) / statistics.median(times) for name, times in seconds.items()}
     for name, times in seconds.items():
-        low, _, high = statistics.quantiles([len(steps) / one for one in times], n=4)
+        low, _, high = statistics.quantiles([len(steps) / duration for duration in times], n=4)
         print(f"{name}: {rates[name]:.0f} solutions per second (quartiles {low:.0f} to {high:.0f}, n={len(times)})")
     same = scores["over HTTP"] == scores["in this process"]
     print(f"ratio {rates['over HTTP'] / rates['in this process']:.3f}; the same scores: {same}")

@@ -129,8 +129,8 @@ def heap_in_use() -> dict[str, float]:
     if figures is None:
         return {}
     figures.restype = HeapFigures
-    found = figures()
-    return {"heap_mb": (found.uordblks + found.hblkhd) / 1e6}
+    info = figures()
+    return {"heap_mb": (info.uordblks + info.hblkhd) / 1e6}
 
 
 def held(output_dir: Path) -> dict[str, float]:
@@ -172,17 +172,17 @@ def trend(hours: list[float], values: list[float]) -> dict[str, float | bool]:
 def report(samples: list[dict[str, float]], warm_up: float) -> dict[str, dict]:
     """Prints a line for each resource, and returns the trends."""
     last = samples[-1]["hours"]
-    kept = [one for one in samples if one["hours"] >= warm_up * last]
+    kept = [sample for sample in samples if sample["hours"] >= warm_up * last]
     if len(kept) < 3:
         raise SystemExit(f"{len(samples)} cycles, {len(kept)} after the warm-up: too few. Raise --minutes.")
-    hours = [one["hours"] for one in kept]
+    hours = [sample["hours"] for sample in kept]
     print(f"\n{len(samples)} cycles in {last:.2f} hours, lines over the last {len(kept)}, slopes per hour")
     trends = {}
     for name in [key for key in kept[0] if key not in ("cycle", "hours", "seconds")]:
-        found = trends[name] = trend(hours, [one[name] for one in kept])
+        fitted = trends[name] = trend(hours, [sample[name] for sample in kept])
         print(
-            f"{name:<12}{found['mean']:12.1f}{found['slope']:+12.3f}  [{found['low']:+.3f}, {found['high']:+.3f}]"
-            f"{found['percent']:+9.2f}%  {'flat' if found['flat'] else 'GROWS'}"
+            f"{name:<12}{fitted['mean']:12.1f}{fitted['slope']:+12.3f}  [{fitted['low']:+.3f}, {fitted['high']:+.3f}]"
+            f"{fitted['percent']:+9.2f}%  {'flat' if fitted['flat'] else 'GROWS'}"
         )
     return trends
 
@@ -201,7 +201,7 @@ def main() -> None:
     work = options.output_dir / "work"
     shutil.rmtree(work, ignore_errors=True)
     samples: list[dict[str, float]] = []
-    found = options.output_dir / "soak.json"
+    report_file = options.output_dir / "soak.json"
     started = time.monotonic()
     while time.monotonic() - started < 60 * options.minutes:
         began = time.monotonic()
@@ -212,9 +212,9 @@ def main() -> None:
         sample = {"cycle": cycle, "hours": (now - started) / 3600, "seconds": now - began, **held(work)}
         samples.append(sample)
         print("  ".join(f"{name} {value:.6g}" for name, value in sample.items()), flush=True)
-        found.write_text(json.dumps({"samples": samples}))
+        report_file.write_text(json.dumps({"samples": samples}))
     trends = report(samples, options.warm_up)
-    found.write_text(json.dumps({"samples": samples, "trends": trends}, indent=1))
+    report_file.write_text(json.dumps({"samples": samples, "trends": trends}, indent=1))
 
 
 if __name__ == "__main__":

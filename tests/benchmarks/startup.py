@@ -49,16 +49,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
-    found: dict[str, list[tuple[float, float]]] = {
+    measured: dict[str, list[tuple[float, float]]] = {
         name: [] for name in commands() if name == "pass" or options.only in name
     }
     for turn in range(options.turns + 1):
-        for name, times in found.items():
+        for name, times in measured.items():
             seconds = run(commands()[name])
             if turn:  # the first turn reads from the disk
                 times.append(seconds)
     print(f"{'':<44}{'clock: best':>12}{'median':>9}{'processor: best':>18}{'median':>9}")
-    for name, times in found.items():
+    for name, times in measured.items():
         clock, processor = zip(*times, strict=True)
         bar = BARS.get(name, RECIPE_BAR if name.endswith("--help") else None)
         verdict = "" if bar is None else f"   bar {bar:g}: {'met' if min(clock) <= bar else 'MISSED'}"
@@ -66,7 +66,7 @@ def main() -> None:
               f"{min(processor):18.2f}{statistics.median(processor):9.2f}{verdict}")  # fmt: skip
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(found, indent=1))
+        options.output.write_text(json.dumps(measured, indent=1))
 
 
 if __name__ == "__main__":

@@ -67,11 +67,11 @@ def main():
     ratios = [
         statistics.median(plain) / statistics.median(ours) for plain, ours in zip(*seconds.values(), strict=True)
     ]
-    found = statistics.median(ratios), min(ratios), max(ratios)
-    print("speed relative to GRPOTrainer: {:.3f} ({:.3f} to {:.3f})".format(*found))
+    spread = statistics.median(ratios), min(ratios), max(ratios)
+    print("speed relative to GRPOTrainer: {:.3f} ({:.3f} to {:.3f})".format(*spread))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        report = {"seconds": seconds, "ratios": {"policy_update_vs_scalar_grpo": found}}
+        report = {"seconds": seconds, "ratios": {"policy_update_vs_scalar_grpo": spread}}
         arguments.output.write_text(json.dumps(report, indent=2))
 
 

@@ -43,10 +43,10 @@ def main() -> None:
     for name, (script, arguments, ending) in RUNS.items():
         if options.only and name not in options.only:
             continue
-        found = options.output_dir / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+        result_file = options.output_dir / f"{name.replace(', ', '-').replace(' ', '-')}.json"
         print(f"\n{name}", flush=True)
-        subprocess.run([sys.executable, HERE / script, *arguments, "--output", found], check=True)
-        ratios |= {key + ending: value for key, value in json.loads(found.read_text())["ratios"].items()}
+        subprocess.run([sys.executable, HERE / script, *arguments, "--output", result_file], check=True)
+        ratios |= {key + ending: value for key, value in json.loads(result_file.read_text())["ratios"].items()}
     versions = {package: version(package) for package in ("erprm_trl", "torch", "transformers", "trl")}
     machine = f"{_processor()}, {_cores()} cores, Python {platform.python_version()}"
     # The median of each ratio by its name, so that two runs can be compared, and its spread.

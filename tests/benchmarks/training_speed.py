@@ -65,7 +65,9 @@ def batches(examples, size, grouped, collate):
     if grouped:
         mega = 50 * size
         chunks = [examples[start : start + mega] for start in range(0, len(examples), mega)]
-        examples = [one for chunk in chunks for one in sorted(chunk, key=lambda one: -len(one["input_ids"]))]
+        examples = [
+            example for chunk in chunks for example in sorted(chunk, key=lambda example: -len(example["input_ids"]))
+        ]
     return [collate(examples[start : start + size]) for start in range(0, len(examples) - size + 1, size)]
 
 
@@ -169,9 +171,9 @@ def measure(options, model_class, loss_of, grouped, collate, device):
     prepared = batches(examples, options.batch_size, grouped, collate)
     size = ModelSize.of(model)
 
-    def epoch(some):
+    def epoch(epoch_batches):
         start = time.perf_counter()
-        for batch in some:
+        for batch in epoch_batches:
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "autocast"):
                 loss_of(model, batch).backward()
@@ -208,7 +210,7 @@ def through_trainer(options, device, peak):
         model = LlamaForCausalLM(model_config(options.model, options.attention))
         model = model.to(torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     examples = solutions(options.batch_size * options.batches, torch.Generator().manual_seed(1))
-    data = Dataset.from_list([one | {"length": len(one["input_ids"])} for one in examples])
+    data = Dataset.from_list([example | {"length": len(example["input_ids"])} for example in examples])
     for packing in (False, True):
         args = ERPRMConfig(
             f"outputs/bench/trainer-{packing}", per_device_train_batch_size=options.batch_size, packing=packing,
@@ -268,7 +270,7 @@ def main():
     if options.trainer:
         through_trainer(options, device, peak)
         return
-    chosen = {name: one for name, one in variants().items() if not options.only or name in options.only}
+    chosen = {name: variant for name, variant in variants().items() if not options.only or name in options.only}
     visits = {name: [] for name in chosen}
     for _ in range(options.rounds):
         for name, variant in chosen.items():
@@ -279,26 +281,27 @@ def main():
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    results = {name: summarize(some, peak) for name, some in visits.items() if some}
-    for name, one in results.items():
-        low, high = one["spread"]
+    results = {name: summarize(measured, peak) for name, measured in visits.items() if measured}
+    for name, result in results.items():
+        low, high = result["spread"]
         print(
-            f"{name:<28}{one['tokens_per_second']:>10,.0f} tokens/s ({low:,.0f}-{high:,.0f}) MFU {one['mfu']:.3f}"
-            f"  padding {one['padding']:.2f}  GiB beyond weights {one['memory_gib']:.2f}, peak {one['peak_gib']:.2f}"
+            f"{name:<28}{result['tokens_per_second']:>10,.0f} tokens/s ({low:,.0f}-{high:,.0f}) "
+            f"MFU {result['mfu']:.3f}  padding {result['padding']:.2f}  "
+            f"GiB beyond weights {result['memory_gib']:.2f}, peak {result['peak_gib']:.2f}"
         )
     ratios = compare(visits)
     for name, (middle, low, high) in ratios.items():
         print(f"{name}: {middle:.2f} ({low:.2f} to {high:.2f})")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        found = {"where": where, "peak": peak, "results": results, "ratios": ratios}
-        options.output.write_text(json.dumps(found, indent=2))
+        report = {"where": where, "peak": peak, "results": results, "ratios": ratios}
+        options.output.write_text(json.dumps(report, indent=2))
 
 
 def summarize(visits, peak):
     """Medians, the share of the peak FLOPs, and the slowest and fastest visit."""
-    medians = {key: statistics.median(one[key] for one in visits) for key in visits[0]}
-    rates = [one["tokens_per_second"] for one in visits]
+    medians = {key: statistics.median(visit[key] for visit in visits) for key in visits[0]}
+    rates = [visit["tokens_per_second"] for visit in visits]
     return medians | {"mfu": medians["flops"] / peak, "spread": (min(rates), max(rates))}
 
 
@@ -313,7 +316,7 @@ def compare(visits):
     ratios = {}
     for name, (left, right, key) in pairs.items():
         if left and right:
-            each = [one[key] / other[key] for one, other in zip(left, right, strict=False)]
+            each = [first[key] / second[key] for first, second in zip(left, right, strict=False)]
             ratios[name] = (statistics.median(each), min(each), max(each))
     return ratios
 

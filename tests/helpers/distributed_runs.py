@@ -57,11 +57,11 @@ QUESTIONS = dial.make_questions(9, seed=5, min_moves=1, max_moves=2)
 # Solutions of one to four steps, so that the two processes have different numbers of labels in a batch.
 ROWS = [
     {
-        "prompt": f"Tom dial {number} . right 15 . ?",
-        "completions": [f"{number} + 15 = {step}" for step in range(1 + number % 4)],
-        "labels": [((number + step) % 5) / 4 for step in range(1 + number % 4)],
+        "prompt": f"Tom dial {index} . right 15 . ?",
+        "completions": [f"{index} + 15 = {step}" for step in range(1 + index % 4)],
+        "labels": [((index + step) % 5) / 4 for step in range(1 + index % 4)],
     }
-    for number in range(16)
+    for index in range(16)
 ]
 
 
@@ -319,20 +319,20 @@ def _step_policy(name, folder, common, peft_config, sharded):
     return trainer
 
 
-def _written(tokenizer, prompt, number):
+def _written(tokenizer, prompt, index):
     """The completion that replaces a sample: right, truncated, repeated or wrong, by its index in the group."""
     asked = dial.DialQuestion.parse(prompt)
     steps, position = [], asked.start
     for operator, amount in asked.moves:
         after = {"+": position + amount, "-": position - amount, "*": position * amount}[operator] % 20
-        after = (after + (number == 3)) % 20
+        after = (after + (index == 3)) % 20
         steps.append(f"{position} {operator} {amount} = {after}")
         position = after
     steps = {0: [*steps, f"answer {position}"], 1: steps, 2: [*steps, *steps], 3: [*steps, f"answer {position}"]}[
-        number
+        index
     ]
     ids = tokenizer(" ".join(f"{step} ки" for step in steps))["input_ids"]
-    return ids if number == 2 else [*ids, tokenizer.eos_token_id]
+    return ids if index == 2 else [*ids, tokenizer.eos_token_id]
 
 
 def _saved_against_live(trainer, folder):

@@ -138,8 +138,8 @@ class MathShepherd:
     def score(self, question, steps):
         good, bad = self.tokenizer.convert_tokens_to_ids(["▁+", "▁-"])
         scores = []
-        for number in range(1, len(steps) + 1):
-            text = question + " " + "\n".join(step + " ки" for step in steps[:number])
+        for count in range(1, len(steps) + 1):
+            text = question + " " + "\n".join(step + " ки" for step in steps[:count])
             logits = self.model(torch.tensor([self.tokenizer(text)["input_ids"]])).logits[0, -1]
             scores.append(logits[[good, bad]].softmax(-1)[0].item())
         return scores
@@ -172,8 +172,8 @@ class RLHFlow:
         chat += turn("system", self.system) if self.system else ""
         candidates = [self.tokenizer.convert_tokens_to_ids(token) for token in "+-"]
         scores = []
-        for number, step in enumerate(steps):
-            chat += turn("user", step if number else f"{question} {step}") + turn("assistant", "+")
+        for index, step in enumerate(steps):
+            chat += turn("user", step if index else f"{question} {step}") + turn("assistant", "+")
             ids = self.tokenizer(chat, add_special_tokens=False)["input_ids"]
             logits = self.model(torch.tensor([ids])).logits[
                 0, -3, candidates
@@ -206,8 +206,8 @@ class ERPRM:
     def score(self, question, steps):
         candidates = [self.tokenizer.encode(token, add_special_tokens=False)[0] for token in (" +", " -")]
         scores = []
-        for number in range(1, len(steps) + 1):
-            ids = self.tokenizer.encode(f"{question} " + "".join(f"{step} ки" for step in steps[:number]))
+        for count in range(1, len(steps) + 1):
+            ids = self.tokenizer.encode(f"{question} " + "".join(f"{step} ки" for step in steps[:count]))
             scores.append(self.model(torch.tensor([ids])).logits[0, -1, candidates].softmax(-1)[0].item())
         return scores
 
@@ -230,8 +230,8 @@ class QwenPRM:
     def score(self, question, steps):
         prompt = f"<|im_start|>system\n{QWEN_SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
         scores = []
-        for number in range(1, len(steps) + 1):
-            text = prompt + "<|im_start|>assistant\n" + "".join(step + "<extra_0>" for step in steps[:number])
+        for count in range(1, len(steps) + 1):
+            text = prompt + "<|im_start|>assistant\n" + "".join(step + "<extra_0>" for step in steps[:count])
             hidden = self.trunk(torch.tensor([self.tokenizer(text)["input_ids"]])).last_hidden_state[0, -1]
             hidden = (self.head["score.0.weight"] @ hidden + self.head["score.0.bias"]).clamp(min=0)
             scores.append((self.head["score.2.weight"] @ hidden + self.head["score.2.bias"]).softmax(-1)[1].item())
@@ -289,8 +289,8 @@ class Eurus:
         ends = sizes.cumsum(0)
         prompt_size = len(prompt.encode())
         sums = []
-        for number in range(1, len(steps) + 1):
-            text = unicodedata.normalize("NFC", "\n\n".join(steps[:number]))  # like Qwen's tokenizer
+        for count in range(1, len(steps) + 1):
+            text = unicodedata.normalize("NFC", "\n\n".join(steps[:count]))  # like Qwen's tokenizer
             size = prompt_size + len(text.encode())
             # tokens of the solution that begin before the step's end
             own = (ends - sizes >= prompt_size) & (ends - sizes < size)

@@ -74,21 +74,27 @@ def test_greedy_completions_equal_those_of_transformers(sampler, dial_policy):
     sampler.temperature = 0
     sampled = sampler.sample([Prompt(row["question"]) for row in ROWS], 1, seed=0)
     expected = greedy_ids(model, tokenizer, [row["question"] for row in ROWS], LONGEST)
-    assert [list(one.token_ids) for (one,) in sampled] == expected
-    for (one,), ids in zip(sampled, expected, strict=True):
-        assert one.finished == (ids[-1] == tokenizer.eos_token_id)
-        assert (one.text, one.num_tokens) == (" " + tokenizer.decode(ids, skip_special_tokens=True), len(ids))
+    assert [list(completion.token_ids) for (completion,) in sampled] == expected
+    for (completion,), ids in zip(sampled, expected, strict=True):
+        assert completion.finished == (ids[-1] == tokenizer.eos_token_id)
+        assert (completion.text, completion.num_tokens) == (
+            " " + tokenizer.decode(ids, skip_special_tokens=True),
+            len(ids),
+        )
 
 
 def test_the_server_returns_the_reason_of_an_end(sampler):
     prompts = [Prompt(row["question"]) for row in ROWS]
-    whole = [one for (one,) in sampler.sample(prompts, 1, seed=2)]
-    stopped = [one for (one,) in sampler.sample(prompts, 1, seed=2, stop=(dial.SEPARATOR,))]
-    for one, short in zip(whole, stopped, strict=True):
-        assert short.text == one.text[: one.text.index(dial.SEPARATOR) + len(dial.SEPARATOR)]
+    whole = [completion for (completion,) in sampler.sample(prompts, 1, seed=2)]
+    stopped = [completion for (completion,) in sampler.sample(prompts, 1, seed=2, stop=(dial.SEPARATOR,))]
+    for completion, short in zip(whole, stopped, strict=True):
+        assert short.text == completion.text[: completion.text.index(dial.SEPARATOR) + len(dial.SEPARATOR)]
         assert not short.finished and short.num_tokens == len(short.text.split()) == len(short.token_ids)
-    ended = [prompt._replace(prefix=one.text) for prompt, one in zip(prompts, whole, strict=True)]
-    assert all(one.finished and not one.text.strip() for (one,) in sampler.sample(ended, 1, 0, stop=(dial.SEPARATOR,)))
+    ended = [prompt._replace(prefix=completion.text) for prompt, completion in zip(prompts, whole, strict=True)]
+    assert all(
+        completion.finished and not completion.text.strip()
+        for (completion,) in sampler.sample(ended, 1, 0, stop=(dial.SEPARATOR,))
+    )
 
 
 def test_samples_are_drawn_from_the_softmax(sampler, dial_policy):
@@ -96,7 +102,7 @@ def test_samples_are_drawn_from_the_softmax(sampler, dial_policy):
     sampler.temperature, sampler.max_new_tokens = 2.0, 1
     (completions,) = sampler.sample([Prompt("Tom dial")], 800, seed=1)
     expected = next_token_probabilities(model, tokenizer, "Tom dial", 2.0)
-    assert_drawn_from([one.token_ids[0] for one in completions], expected)
+    assert_drawn_from([completion.token_ids[0] for completion in completions], expected)
 
 
 def test_a_repeated_collection_has_the_same_rows(sampler, tmp_path):
