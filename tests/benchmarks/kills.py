@@ -4,8 +4,8 @@
 
 One process imports everything and forks each run, so that a resumed run needs no imports. A run is killed (SIGKILL)
 after a random share of its processor time, when a file of its folder changes, or at the start of a file operation.
-After each kill, all finished files must be unchanged and present once. At the end, the results must equal those of the
-uninterrupted run.
+After each kill, all finished files must be unchanged and present once. At the end, the results must equal the results
+of the uninterrupted run.
 """
 
 import argparse

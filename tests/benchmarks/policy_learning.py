@@ -220,7 +220,7 @@ def plot(seeds, path):
 
 
 def main():
-    """Runs what is missing, prints the table and plots the curves."""
+    """Runs the missing runs, prints the table and plots the curves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--json", default="outputs/bench/policy_learning.json")

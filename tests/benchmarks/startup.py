@@ -22,7 +22,7 @@ RECIPE_BAR = 3.0
 
 
 def commands() -> dict[str, list[str]]:
-    """What is timed."""
+    """The timed commands."""
     arguments = "from transformers import TrainingArguments"  # the trainers' recipes need it for --help
     imports = ["pass", "import erprm_trl", "import torch", arguments, "from trl import TrlParser"]
     recipes = sorted((ROOT / "recipes").glob("*.py"))

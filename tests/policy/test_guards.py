@@ -483,7 +483,7 @@ torch.distributed.destroy_process_group()
 
 @pytest.mark.slow("starts two processes")
 def test_two_processes_stop_together(tmp_path):
-    # If metrics differ between processes, those of process zero decide, and both processes stop.
+    # If metrics differ between processes, process zero decides, and both processes stop.
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]

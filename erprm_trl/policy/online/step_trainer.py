@@ -1,5 +1,5 @@
-"""Base class of the step trainers: gathers the step scores of a batch, and replaces TRL's advantages by those of the
-subclass.
+"""Base class of the step trainers: gathers the step scores of a batch, and replaces TRL's advantages by the subclass'
+advantages.
 
 TRL samples, forms batches and computes the loss.
 """

@@ -66,7 +66,7 @@ class PolicyTracking:
         logs, num_shown = self._trainer._logs, self._trainer.args.num_logged_solutions
         prm_format = self._trainer.step_reward.prm_format
         solutions = []
-        # The last solutions are shown, because TRL's log at an evaluation begins with those of the training.
+        # The last solutions are shown, because TRL's log at an evaluation still begins with the training's solutions.
         for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[
             -num_shown:
         ]:

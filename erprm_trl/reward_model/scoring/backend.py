@@ -1,6 +1,6 @@
 """Defines the protocol of a scoring backend, and the error for a solution that is too long.
 
-Read this to add a new way to score. Write a class with the protocol's members, and pass an object of it to
+Read this to add a new way to score. Write a class with the protocol's members, and pass an instance to
 `StepScorer.from_backend`, or to any function that takes a scorer.
 """
 

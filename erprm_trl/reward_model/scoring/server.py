@@ -183,7 +183,7 @@ class _ScoringServer:
                         message = f"The body: got more than {most} bytes. Send fewer solutions per request."
                         raise HTTPException(413, message)
         except TimeoutError:
-            message = f"The body: got a part of it in {BODY_SECONDS:g} s, expected all of it. Send it again."
+            message = f"The body: got only a part in {BODY_SECONDS:g} s, expected the whole body. Send it again."
             raise HTTPException(408, message) from None
         return bytes(body)
 

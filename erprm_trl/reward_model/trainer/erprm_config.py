@@ -1,4 +1,4 @@
-"""Configuration of [`ERPRMTrainer`]: the parameters of TRL's configurations and those of process supervision."""
+"""Configuration of [`ERPRMTrainer`]: TRL's parameters and the parameters of process supervision."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -244,7 +244,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             saved ([`PRMFormat`], *optional*):
                 Format of the model that is trained, from its `prm_format.json`.
             default ([`PRMFormat`], *optional*):
-                Defaults to use instead of those of [`PRMFormat`].
+                Format fields to use instead of the defaults of [`PRMFormat`].
         """
         base = saved or default or PRMFormat()
         if self.format_preset is not None:

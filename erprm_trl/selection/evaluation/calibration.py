@@ -243,15 +243,15 @@ def _recalibration(prefixes: _ScoredPrefixes, labels: Tensor, num_bins: int) -> 
     first = torch.tensor([sides[index] for index in prefixes.questions.tolist()]) == 0
     if first.all() or not first.any():
         return {"fits": None, "brier": None, "ece": None}
-    mended, fits = torch.empty_like(prefixes.scores), []
+    recalibrated, fits = torch.empty_like(prefixes.scores), []
     for fitted_on, applied_to in ((first, ~first), (~first, first)):
         scale, shift = fit_recalibration(prefixes.scores[fitted_on], labels[fitted_on])
-        mended[applied_to] = recalibrate(prefixes.scores[applied_to], scale, shift)
+        recalibrated[applied_to] = recalibrate(prefixes.scores[applied_to], scale, shift)
         fits.append({"scale": scale, "shift": shift})
     return {
         "fits": fits,
-        "brier": _mean_and_interval((mended - labels).square(), prefixes.questions),
-        "ece": expected_calibration_error(mended, labels, num_bins).item(),
+        "brier": _mean_and_interval((recalibrated - labels).square(), prefixes.questions),
+        "ece": expected_calibration_error(recalibrated, labels, num_bins).item(),
     }
 
 

@@ -47,7 +47,7 @@ def scorer():
     return StepScorer.from_backend(LengthBackend())
 
 
-# What the facade adds
+# Checks and conversions of the facade
 
 
 def test_duplicate_solutions_reach_the_backend_once(scorer):

@@ -376,7 +376,7 @@ def test_shutdown_waits_for_the_answers_of_all_requests():
 
 
 def test_the_apps_shutdown_waits_for_the_scorer():
-    """The app waits by itself, as a server may not wait for its connections."""
+    """The app must wait, because a server may not wait for its connections."""
     scorer = HeldScorer()
     scorer.go.clear()
     app = scoring_app(scorer, max_batch=1)

@@ -292,7 +292,7 @@ def test_scores_of_other_models_are_refused(tmp_path, monkeypatch):
     score_judged(str(model), [solution(0, -1)], tmp_path / "out")
     with pytest.raises(ValueError, match="got scores of .*model' with files"):
         score_judged("another/model", [solution(0, -1)], tmp_path / "out")
-    (model / "model.safetensors").write_text("weights, trained anew")
+    (model / "model.safetensors").write_text("weights, trained again")
     with pytest.raises(ValueError, match="delete the file to score again"):
         score_judged(str(model), [solution(0, -1)], tmp_path / "out")
     (tmp_path / "out" / "step_scores.json").write_text('{"scores": {')
