@@ -214,8 +214,8 @@ def _count_runs(counted: torch.Tensor, opens_run: torch.Tensor) -> tuple[torch.T
 def _check_probabilities(scores: torch.Tensor, labels: torch.Tensor) -> None:
     if scores.shape != labels.shape or not scores.numel():
         raise ValueError(
-            f"`scores` has shape {tuple(scores.shape)} and `labels` {tuple(labels.shape)}: expected the same shape, and "
-            "not empty. Select the scored positions of both with the same mask."
+            f"`scores` has shape {tuple(scores.shape)} and `labels` {tuple(labels.shape)}: expected the same "
+            "shape, and not empty. Select the scored positions of both with the same mask."
         )
     for subject, values in (("scores", scores), ("labels", labels)):
         inside = (values >= 0) & (values <= 1)  # False for NaN too
