@@ -1,4 +1,5 @@
-"""What a wheel holds: setup.cfg names every data file of the package, and every pattern matches one."""
+"""Tests the contents of the wheel: setup.cfg names every data file of the package, and every pattern matches a
+file."""
 
 import configparser
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_data_files_travel_in_the_wheel():
+def test_the_wheel_contains_all_data_files():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     named = set()

@@ -19,8 +19,8 @@ def as_config(
         args ([`~transformers.TrainingArguments`]):
             Training arguments. An instance of `config_class` is returned unchanged.
         config_class (`type`):
-            Configuration class of the trainer. Fields of `args` are copied. Fields that `args` does not have keep their
-            defaults.
+            Configuration class of the trainer. Fields of `args` are copied. Fields that `args` does not have keep
+            their defaults.
         subject (`str`):
             Name of the trainer, for errors.
         derived (`tuple[str, ...]`, *optional*):

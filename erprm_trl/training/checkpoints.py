@@ -1,8 +1,8 @@
 """Writes checkpoints that survive a crash at any moment, and resumes training from them.
 
-A checkpoint is complete if its `trainer_state.json` exists. This file is written last, after all processes have written
-their files and all files are on the disk. A complete checkpoint is damaged if a file in it cannot be read. Training
-resumes only from checkpoints that are complete and not damaged.
+A checkpoint is complete if its `trainer_state.json` exists. This file is written last, after all processes have
+written their files and all files are on the disk. A complete checkpoint is damaged if a file in it cannot be read.
+Training resumes only from checkpoints that are complete and not damaged.
 """
 
 import errno

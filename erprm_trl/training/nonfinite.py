@@ -1,4 +1,5 @@
-"""Stops training on all processes when a loss, gradient, weight or score becomes NaN or infinite, and names the tensor.
+"""Stops training on all processes when a loss, gradient, weight or score becomes NaN or infinite, and names the
+tensor.
 
 This is a mixin of every trainer. Without it, transformers hides non-finite losses from the log and continues.
 """

@@ -60,8 +60,8 @@ def load_adapter(
     from peft import PeftConfig, PeftModel
     from peft.utils import ModulesToSaveWrapper
 
-    # PEFT does not accept is_trainable=True for prompts and prefixes. It leaves them trainable, but freezes the modules
-    # in `modules_to_save`.
+    # PEFT does not accept is_trainable=True for prompts and prefixes. It leaves them trainable, but freezes the
+    # modules in `modules_to_save`.
     is_prompt = PeftConfig.from_pretrained(path_or_id, revision=revision).is_prompt_learning
     base = load_base(base_of_adapter(path_or_id, config), revision=config.get("revision"))
     model = PeftModel.from_pretrained(

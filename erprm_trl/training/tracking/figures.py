@@ -74,8 +74,8 @@ def reliability_diagram(scores: Tensor, labels: Tensor, title: str = "") -> "Fig
     """
     Draws the mean label against the mean score in ten equal-width bins of the score.
 
-    Calibrated scores are on the diagonal. The figure also shows the expected calibration error, and the number of steps
-    per bin.
+    Calibrated scores are on the diagonal. The figure also shows the expected calibration error, and the number of
+    steps per bin.
 
     Args:
         scores (`torch.Tensor`):

@@ -99,8 +99,8 @@ class ModelSize(NamedTuple):
             `float`: number of floating-point operations.
 
         Limits: if all parameters are trained and logits are computed for all tokens, this is PaLM's
-        `(6 N + 12 L H Q T)` per token, where PaLM's N includes V. A frozen matrix has no weight gradient, so it needs 4
-        FLOPs per parameter and token instead of 6. Adapters are part of N'.
+        `(6 N + 12 L H Q T)` per token, where PaLM's N includes V. A frozen matrix has no weight gradient, so it needs
+        4 FLOPs per parameter and token instead of 6. Adapters are part of N'.
 
         Source: Chowdhery et al. (2022), PaLM, appendix B. As in PaLM, causal attention is not halved.
         """
@@ -116,10 +116,11 @@ class Throughput(TrainerCallback):
     Counts the tokens of the training batches and measures the time: `perf/tokens_per_second` over all processes, and
     `perf/mfu`.
 
-    The time is the time of the training loop between two logs, without evaluation and saving. When a policy is trained,
-    it includes sampling and scoring, but their FLOPs are not counted. `perf/mfu` is therefore the share of the peak that
-    the updates use, and is low if sampling takes long. `perf/peak_tflops` is the peak of one device on which `perf/mfu`
-    is based. It comes from a table of GPUs (dense bf16), or is measured once on other devices. The log states which.
+    The time is the time of the training loop between two logs, without evaluation and saving. When a policy is
+    trained, it includes sampling and scoring, but their FLOPs are not counted. `perf/mfu` is therefore the share of
+    the peak that the updates use, and is low if sampling takes long. `perf/peak_tflops` is the peak of one device on
+    which `perf/mfu` is based. It comes from a table of GPUs (dense bf16), or is measured once on other devices. The
+    log states which.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):

@@ -1,7 +1,7 @@
 """Logs figures, tables, histograms and artifacts to all running trackers with one call.
 
-In training, the callbacks of the trainer start the trackers. Errors while logging are reported once, and never stop the
-run.
+In training, the callbacks of the trainer start the trackers. Errors while logging are reported once, and never stop
+the run.
 """
 
 import io
@@ -96,7 +96,7 @@ class Trackers:
         self._send("table", name, table, step)
 
     def artifact(self, kind: str, files: Callable[[], Mapping[str, str | Path]]) -> None:
-        """Logs files as an artifact. `files` returns them by name: a `str` is the text of a file, a `Path` is copied."""
+        """Logs an artifact. `files` returns its files by name: a `str` is the text of a file, a `Path` is copied."""
         self._send("artifact", kind, files)
 
     def _send(self, method: str, name: str, make: Callable[[], Any], *step: int) -> None:

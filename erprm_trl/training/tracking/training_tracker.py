@@ -84,7 +84,7 @@ class TrainingTracker(TrainerCallback):
         folder = self._last_model()
         if folder is None:
             raise FileNotFoundError(
-                "log_artifacts: no checkpoint was saved, expected one for the artifact 'checkpoint'. Set save_strategy."
+                "log_artifacts: no checkpoint was saved, expected one to log as an artifact. Set save_strategy."
             )
         return {
             path.name: path
