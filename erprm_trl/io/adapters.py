@@ -60,6 +60,6 @@ def base_of_adapter(path_or_id: str, config: dict[str, Any]) -> str:
     raise FileNotFoundError(
         f"{path_or_id}: the adapter's configuration has base_model_name_or_path={base!r}, expected the folder or "
         f"Hub id of the model that the adapter was trained on ({reason}). If that model has moved, write its new "
-        f"path into base_model_name_or_path of {Path(path_or_id, 'adapter_config.json')}, or load both yourself with "
+        f"place into base_model_name_or_path of {Path(path_or_id, 'adapter_config.json')}, or load both yourself with "
         f"peft.PeftModel.from_pretrained(base_model, {str(path_or_id)!r}, is_trainable=True) and pass the result."
     )

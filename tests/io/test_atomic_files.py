@@ -44,7 +44,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.99])
 def test_a_collection_resumes_after_a_full_disk(tmp_path, whole, share):
     size = int(len(whole) * share)
-    with no_file_above(size), pytest.raises(OSError, match="a chunk .*before it are safe"):
+    with no_file_above(size), pytest.raises(OSError, match="a chunk .*All chunks before it are safe"):
         collect(tmp_path)
     assert shard_bytes(tmp_path) == whole[:size]  # a buffered file would write more after the error
     finished = len(RolloutDataset(tmp_path).rows)

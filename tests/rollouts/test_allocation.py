@@ -1,4 +1,4 @@
-"""Where a budget of continuations goes: by hand, and what must hold whatever the numbers."""
+"""Tests the allocation of a budget of continuations, by hand and by properties that always hold."""
 
 import itertools
 
@@ -9,7 +9,8 @@ from erprm_trl.rollouts.allocation import allocate
 
 
 def ask(questions, budget, etas=(0.0,), tolerance=0.0):
-    """Each question: a list of prefixes (successes, failures, labels), and optionally the chances to pass through."""
+    """Allocates a budget. A question is a list of prefixes (successes, failures, labels), and optionally the
+    probabilities that continuations begin with longer prefixes."""
     rewards = [[[1.0] * s + [0.0] * f for s, f, _ in prefixes] for prefixes, *_ in questions]
     weights = [[weight for _, _, weight in prefixes] for prefixes, *_ in questions]
     reach = [np.array(more[0], dtype=float) if more else np.eye(len(prefixes)) for prefixes, *more in questions]
@@ -23,7 +24,7 @@ def variance_after(s, f, m):
     return rate * (1 - rate) / (n + 1) * n / (n + m)
 
 
-def test_at_eta_0_it_is_the_best_of_all_splits():
+def test_the_allocation_at_eta_0_is_the_best_of_all_allocations():
     prefixes = [(2, 2, 1), (9, 0, 1), (1, 5, 2), (0, 1, 1)]
     for budget in (1, 4, 9):
         (counts,) = ask([[prefixes]], budget)
@@ -35,7 +36,7 @@ def test_at_eta_0_it_is_the_best_of_all_splits():
         assert tuple(counts) == best
 
 
-def test_certain_prefixes_get_nothing_and_the_rest_is_saved():
+def test_certain_prefixes_get_no_continuations_and_the_remaining_budget_is_saved():
     certain, open_one = (400, 0, 1), (5, 5, 1)
     assert ask([[[certain, open_one]]], 6, tolerance=0.05) == [[0, 6]]
     # It gets what brings its deviation below 0.05, however much there is to spend.
@@ -49,7 +50,7 @@ def test_unknown_prefixes_come_first():
     assert ask([[[(3, 3, 9), (0, 0, 1)]], [[(0, 0, 1)]]], 2) == [[0, 1], [1]]
 
 
-def test_eta_says_where_uncertainty_is():
+def test_eta_determines_which_prefixes_are_uncertain():
     even, never = (8, 8, 1), (0, 16, 1)
     assert ask([[[even, never]]], 1, etas=(0.0,)) == [[1, 0]]
     assert ask([[[even, never]]], 1, etas=(10.0,)) == [[0, 1]]
@@ -58,7 +59,7 @@ def test_eta_says_where_uncertainty_is():
     assert ask([[[(1, 7, 1), (2, 2, 1)]]], 1, etas=(0.0, 10.0)) == [[0, 1]]
 
 
-def test_a_continuation_that_counts_for_others_is_worth_more():
+def test_continuations_that_count_for_other_prefixes_are_preferred():
     short_and_long = [(3, 3, 1), (3, 3, 1)]
     assert ask([[short_and_long, [[1, 0.9], [0, 1]]]], 4) == [[4, 0]]
     assert ask([[short_and_long, [[1, 0], [0.9, 1]]]], 1) == [[0, 1]]  # already with the first one
@@ -79,7 +80,7 @@ def random_questions(seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_budget_repetition_and_order(seed):
+def test_the_budget_and_the_order_of_questions(seed):
     questions = random_questions(seed)
     settings = {"etas": (0.0, 2.0, 10.0), "tolerance": 0.03}
     counts = ask(questions, 37, **settings)

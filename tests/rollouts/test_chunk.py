@@ -1,4 +1,4 @@
-"""Chunks: from which tokens prefixes are continued."""
+"""Tests from which tokens prefixes are continued."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ SETTINGS = {
 
 
 class Reading(TransformersSampler):
-    """Keeps the token ids of all prompts."""
+    """Records the token ids of all prompts."""
 
     def sample(self, prompts, *args, **kwargs):
         self.read += [(prompt.prefix, self.prompt_format.encode(prompt)) for prompt in prompts]
@@ -33,7 +33,7 @@ class Reading(TransformersSampler):
 
 @pytest.fixture(scope="module")
 def sampler():
-    """A random policy, whose tokens are not those that a tokenizer would give for their text."""
+    """A random policy. Its tokens differ from the tokens that a tokenizer would give for the same text."""
     tokenizer = zoo.byte_level_bpe()
     model = zoo.tiny_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     with torch.no_grad():
@@ -48,7 +48,7 @@ def config_of(folder):
 
 
 def continued(sampler, folder, **settings):
-    """The rows, and what the policy read for each of their prefixes."""
+    """The rows, and the tokens that the policy read for each of their prefixes."""
     sampler.read.clear()
     rows = collect_rollouts(QUESTIONS, sampler, folder, store_token_ids=True, **{**SETTINGS, **settings}).rows
     return rows, [entry for entry in sampler.read if entry[0]]
@@ -82,7 +82,7 @@ def test_prefixes_are_continued_from_the_sampled_tokens(sampler, tmp_path, reuse
         assert read == expected
 
 
-def test_an_older_collection_goes_on_from_texts(sampler, tmp_path):
+def test_a_collection_of_an_older_release_continues_from_texts(sampler, tmp_path):
     continued(sampler, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["config"].pop("continue_from") == "tokens"
@@ -100,7 +100,7 @@ def test_an_older_collection_goes_on_from_texts(sampler, tmp_path):
 
 
 class WithoutIds:
-    """What a server returns that gives no token ids."""
+    """A sampler that returns no token ids, as some servers do."""
 
     settings = {"backend": "fake"}
 

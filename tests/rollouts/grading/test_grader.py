@@ -169,7 +169,7 @@ def test_math(math_grader, completion, answer, reward, extracted):
         (r"\boxed{1,2,\ldots}", r"1, 2, \ldots", 1.0, r"1,2,\ldots"),
     ],
 )
-def test_answer_and_reference_are_read_in_one_normal_form(math_grader, completion, answer, reward, extracted):
+def test_answer_and_reference_have_the_same_normal_form(math_grader, completion, answer, reward, extracted):
     assert math_grader.grade_and_extract([completion], [answer]) == ([reward], [extracted])
 
 
@@ -200,7 +200,7 @@ THOUGHTS = [
         (False, [0.0, 0.0, 1.0, 1.0, 0.0, 1.0], ["24", "24", "72", "72", "24", "72"]),
     ],
 )
-def test_thinking_earns_no_reward(reasoning, rewards, extracted):
+def test_answers_inside_the_thinking_get_no_reward(reasoning, rewards, extracted):
     with Grader("math", num_workers=1, reasoning=reasoning) as grader:
         assert grader.grade_and_extract(THOUGHTS, ["72"] * 6) == (rewards, extracted)
         # A reference may hold the thinking of the model that wrote it.
@@ -227,7 +227,7 @@ def test_all_of_an_answer_delimiter_is_the_answer(math_grader):
     )
 
 
-def test_a_callers_function_gets_the_whole_completion_unless_reasoning_is_asked_for():
+def test_a_callers_function_gets_the_complete_completion_unless_reasoning_is_true():
     seen = []
 
     def read(completion, answer):
@@ -255,7 +255,7 @@ def test_pattern_overrides_the_marks():
         assert grader.grade_and_extract(completions, ["0.5"] * 3) == ([1.0, 1.0, 0.0], ["1/2", "1/2", None])
 
 
-def test_exact_compares_spelling_only():
+def test_exact_compares_only_the_spelling():
     with Grader("exact", num_workers=1) as grader:
         completions = [
             r"\boxed{$1,000.$}",
@@ -284,7 +284,7 @@ def test_equivalent_by_mathematics(math_grader):
     assert not math_grader.equivalent("4", "5")
 
 
-def test_no_answer_agrees_with_a_reference_without_content(math_grader):
+def test_no_answer_equals_a_reference_without_content(math_grader):
     assert math_grader.grade([r"\boxed{5}", "The answer is 7."], ["**", "$$"]) == [0.0, 0.0]
     assert not math_grader.equivalent("5", "") and not math_grader.equivalent("", "0")
     assert not math_grader.equivalent("x+1", "x-1")
@@ -303,26 +303,26 @@ def test_no_answer_agrees_with_a_reference_without_content(math_grader):
     ],
     ids=lambda text: text[:18],
 )
-def test_hostile_answers_leave_their_neighbours_rewards_alone(math_grader, hostile):
+def test_hostile_answers_do_not_affect_other_rewards(math_grader, hostile):
     completions, answers = [r"\boxed{1}", hostile, r"\boxed{2}", r"\boxed{3}"], ["1", "5", "2", "4"]
     assert math_grader.grade(completions, answers) == [1.0, 0.0, 1.0, 0.0]
 
 
-def test_some_of_the_hostile_answers(math_grader):
-    """Those that take no time; all of them, ten thousand, are `benchmarks/hostile_answers.py`'s."""
+def test_a_sample_of_the_hostile_answers(math_grader):
+    """Only kinds that are graded quickly. `benchmarks/hostile_answers.py` grades ten thousand answers of all kinds."""
     path = Path(__file__).parents[2] / "benchmarks" / "hostile_answers.py"
     spec = importlib.util.spec_from_file_location("hostile_answers", path)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     quick = {"right", "unicode", "text", "broken"}
-    answers = [one for one in benchmark.hostile_answers(120, seed=1) if one.kind in quick]
-    rewards = math_grader.grade([one.completion for one in answers], [one.answer for one in answers])
-    assert rewards == [one.reward for one in answers] and 0 < sum(rewards) < len(rewards)
+    answers = [answer for answer in benchmark.hostile_answers(120, seed=1) if answer.kind in quick]
+    rewards = math_grader.grade([answer.completion for answer in answers], [answer.answer for answer in answers])
+    assert rewards == [answer.reward for answer in answers] and 0 < sum(rewards) < len(rewards)
     assert "Z" not in benchmark.children()
 
 
-def test_a_worker_has_built_the_grammar_before_its_first_answer():
-    """Or the first answer would pay for it."""
+def test_a_worker_builds_the_grammar_before_its_first_answer():
+    """Otherwise the time of the first answer would include building the grammar."""
     code = (
         "import sys\n"
         "from erprm_trl.rollouts.grading.worker import _Math\n"
@@ -334,8 +334,8 @@ def test_a_worker_has_built_the_grammar_before_its_first_answer():
     assert out.stdout == "set()\n"
 
 
-def test_limits_are_of_processor_time():
-    """What a busy machine takes away is not held against an answer."""
+def test_time_limits_are_in_processor_time():
+    """The load of the machine does not affect the result."""
     code = (
         "import subprocess, sys\n"
         "from erprm_trl.rollouts.grading.worker import _OutOfTime, processor_time\n"
@@ -356,8 +356,8 @@ def test_limits_are_of_processor_time():
 
 
 @pytest.mark.slow("waits for a stopped process")
-def test_a_process_that_was_stopped_for_long_blames_no_worker(monkeypatch):
-    # Ctrl-Z, and minutes later fg: at every look at the clock a quarter of an hour has passed.
+def test_workers_are_not_killed_after_the_process_was_suspended(monkeypatch):
+    # Simulates Ctrl-Z, and fg minutes later: a quarter of an hour passes between two calls of the clock.
     clock = itertools.count(step=900.0)
     monkeypatch.setattr(_grading_pool, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with Grader("math", num_workers=2, time_limit=10.0) as grader:
@@ -366,7 +366,7 @@ def test_a_process_that_was_stopped_for_long_blames_no_worker(monkeypatch):
 
 
 @pytest.mark.slow("waits for time limits")
-def test_math_answers_that_take_too_long_are_counted_and_warned_of(caplog):
+def test_math_answers_that_take_too_long_are_counted_with_a_warning(caplog):
     with Grader("math", num_workers=1) as grader:
         assert grader.grade([r"\boxed{99999999!}", r"\boxed{1}"], ["5", "1"]) == [0.0, 1.0]
         assert grader.num_timeouts == 1
@@ -379,7 +379,7 @@ def test_math_answers_that_take_too_long_are_counted_and_warned_of(caplog):
 
 
 @pytest.mark.slow("waits for a time limit")
-def test_worker_that_cannot_be_interrupted_is_killed_and_the_rest_of_its_batch_goes_on():
+def test_a_worker_that_cannot_be_interrupted_is_killed_and_the_rest_of_its_batch_is_graded():
     pattern = r"((?:a|aa)+)$"  # exponential in the run of a's before a b
     with Grader("exact", answer_pattern=pattern, num_workers=1, time_limit=1.0) as grader:
         # 400 items over one worker: the overrun happens inside a full batch
@@ -432,7 +432,7 @@ def test_function_by_import_path_and_by_object_run_in_workers(caller):
         assert grader.grade(["18", "19"], ["18", "18"]) == [1.0, 0.0]
 
 
-def test_lambda_runs_in_this_process_and_says_so(caplog):
+def test_a_lambda_runs_in_this_process_with_a_warning(caplog):
     with Grader(lambda completion, answer: os.getpid()) as grader:
         assert grader.grade(["a"], ["b"]) == [float(os.getpid())]
     assert "without a time limit" in caplog.text
@@ -455,7 +455,7 @@ def close_to(completion, answer, tolerance=0.0, reader=None):
 
 
 @pytest.mark.parametrize("method", [CloseTo(0.1), functools.partial(close_to, tolerance=0.1), CloseTo(0.1).__call__])
-def test_callable_objects_grade(method):
+def test_callable_objects_are_accepted(method):
     assert grade(["1.05", "2"], ["1", "1"], method=method) == [1.0, 0.0]
     assert grade(["1.05", "2"], ["1", "1"], method=method) == [1.0, 0.0]
     assert grade(["1.05"], ["1"], method=CloseTo(0.0)) == [0.0]  # another object of the same class
@@ -480,7 +480,7 @@ def test_function_that_hangs_is_killed_and_counted(caller):
         assert grader.num_timeouts == 1
 
 
-def test_function_that_raises_names_its_row_and_the_next_call_is_clean(caller):
+def test_the_error_of_a_function_names_the_row_and_does_not_affect_the_next_call(caller):
     with Grader(f"{caller}:refuse", num_workers=1) as grader:
         with pytest.raises(RuntimeError, match=r"row 2: ZeroDivisionError: division by zero"):
             grader.grade(["aa", "aa", "", "aa"], ["1"] * 4)
@@ -493,19 +493,19 @@ def test_function_that_raises_names_its_row_and_the_next_call_is_clean(caller):
         Grader(lambda completion, answer: 1 / len(completion)).grade(["a", ""], ["1", "1"])
 
 
-def test_function_that_cannot_be_imported_says_so(caller):
+def test_the_error_for_a_function_that_cannot_be_imported(caller):
     with Grader(f"{caller}:missing", num_workers=1) as grader:
         with pytest.raises(RuntimeError, match=r"cannot be loaded in a worker.*missing.*PYTHONPATH\. Expected"):
             grader.grade(["a"], ["1"])
 
 
-def test_item_that_ends_its_worker_twice_gets_zero(caller):
+def test_an_item_that_crashes_its_worker_twice_gets_reward_0(caller):
     with Grader(f"{caller}:die", num_workers=1) as grader:
         assert grader.grade(["a", "die", "b"], ["1"] * 3) == [1.0, 0.0, 1.0]
         assert grader.num_timeouts == 1
 
 
-def test_worker_killed_from_outside_costs_no_reward(caller, tmp_path):
+def test_a_worker_killed_from_outside_does_not_change_rewards(caller, tmp_path):
     pid_file = tmp_path / "pid"
 
     def kill():
@@ -520,7 +520,7 @@ def test_worker_killed_from_outside_costs_no_reward(caller, tmp_path):
     killer.join()
 
 
-def test_workers_that_died_idle_are_replaced():
+def test_workers_that_died_while_idle_are_replaced():
     with Grader("exact", num_workers=2) as grader:
         completions, answers = ["#### 1", "#### 2", "#### 3"], ["1", "0", "3"]
         assert grader.grade(completions, answers) == [1.0, 0.0, 1.0]
@@ -534,7 +534,7 @@ def test_workers_that_died_idle_are_replaced():
 
 
 @pytest.mark.slow("waits for a stuck worker")
-def test_worker_that_stops_reading_does_not_block_the_caller():
+def test_a_worker_that_stops_reading_does_not_block_the_caller():
     with Grader("exact", num_workers=1, time_limit=0.5) as grader:
         assert grader.grade(["#### 1"], ["1"]) == [1.0]
         os.kill(grader._pool._workers[0].process.pid, signal.SIGSTOP)
@@ -660,28 +660,28 @@ def test_a_busy_worker_ends_when_its_caller_is_gone(caller, tmp_path, busy):
         worker.stdout.close()
 
 
-def test_workers_import_neither_torch_nor_math_verify_without_need():
+def test_workers_do_not_import_torch_and_import_math_verify_only_for_math():
     code = "import sys, erprm_trl.rollouts.grading.worker; print({'torch', 'transformers', 'sympy'} & {*sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert out.stdout == "set()\n"
 
 
-def test_many_completions_without_an_answer_are_warned_of(caplog):
+def test_a_warning_if_no_completion_has_an_answer(caplog):
     with Grader("exact", num_workers=1) as grader:
         grader.grade([f"it is {i}" for i in range(40)], ["1"] * 40)
-    assert "None of 40 completions holds a final answer" in caplog.text
+    assert "None of 40 completions has a final answer" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((["a", "b"], ["1"]), "2 completions and 1 answers.*repeat an answer"),
+        ((["a", "b"], ["1"]), "2 completions and 1 answers.*Repeat an answer"),
         ((["a", "b"], ["1", None]), r"answers\[1\] is None"),
         ((["a", "b"], ["1", "  "]), r"answers\[1\] is '  '"),
         ((["a"], [18]), r"answers\[0\] is 18"),
         (([["a"]], ["1"]), r"completions\[0\] is a list"),
         (("18", ["1", "8"]), r"`completions` is a str \('18'\), expected a list of texts"),
-        ((["1", "8"], "18"), r"`answers` is a str \('18'\), expected a list of texts: pass `answers=\[...\]`"),
+        ((["1", "8"], "18"), r"`answers` is a str \('18'\), expected a list of texts. Pass `answers=\[...\]`"),
         ((iter(["1"]), ["1"]), "`completions` is a list_iterator"),
         ((["a"], ["1"], 5), "`method` is a int, expected 'math', 'exact', a function"),
         ((["a"], ["1"], "maths"), "'maths', expected one of 'math', 'exact'"),
@@ -689,13 +689,13 @@ def test_many_completions_without_an_answer_are_warned_of(caplog):
         ((["a"], ["1"], "math", None, 0), "num_workers=0"),
     ],
 )
-def test_bad_input_is_refused(arguments, message):
+def test_errors_name_invalid_input(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         grade(*arguments)
 
 
 def each_set(ours, public):
-    """A parameter for our questions, and for the public set in whose form they are where its folder is known."""
+    """Parameters for our own questions, and for the public dataset in the same format, if its folder is known."""
     return pytest.mark.parametrize(
         "path",
         [
@@ -717,7 +717,7 @@ def read_rows(path):
 
 
 @each_set("math_form.jsonl", "math500.jsonl")
-def test_math_solutions_are_right_and_each_others_are_wrong(path):
+def test_math_solutions_are_right_and_solutions_to_other_questions_are_wrong(path):
     rows = read_rows(path)
     solutions, answers = [row["solution"] for row in rows], [row["answer"] for row in rows]
     with Grader("math", num_workers=2) as grader:
@@ -745,7 +745,7 @@ def test_gsm8k_answers_are_right(path):
         ("[1, 2)", "1"), (r"3 \times 10^5", "3"), ("x^2 - 1", "2"),
     ],
 )  # fmt: skip
-def test_a_formula_after_the_answer_is_read_whole(math_grader, answer, other):
+def test_a_formula_after_the_answer_mark_is_read_completely(math_grader, answer, other):
     completion = f"So we get it.\nThe answer is {answer}."
 
     assert math_grader.grade([completion, completion], [answer, other]) == [1.0, 0.0]
