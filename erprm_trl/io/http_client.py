@@ -43,11 +43,11 @@ class Service(NamedTuple):
         retried (`frozenset[int]`):
             HTTP statuses after which the request is sent again.
         remedies (`dict[int, str]`):
-            What the user can do about other statuses. May contain `{api_key_env}`.
+            Advice for the user about other statuses. May contain `{api_key_env}`.
         other_remedy (`str`):
-            What the user can do about a status that is not in `remedies`.
+            Advice for the user about a status that is not in `remedies`.
         when_down (`str`):
-            What the user can do if all attempts failed, as a full sentence.
+            Advice for the user if all attempts failed, as full sentences.
     """
 
     example: str

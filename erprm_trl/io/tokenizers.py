@@ -46,8 +46,8 @@ def load_tokenizer(path_or_id: str | Path, **options: Any) -> "PreTrainedTokeniz
 
 
 def tokenizer_source(path_or_id: str | Path, revision: str | None = None) -> tuple[str, str | None]:
-    """Folder or Hub id of a model's tokenizer, and its revision. If an adapter was saved without a tokenizer, they are
-    those of its base model."""
+    """Folder or Hub id of a model's tokenizer, and its revision. For an adapter that was saved without a tokenizer,
+    this is its base model."""
     from transformers.utils import cached_file
 
     name = local_path(path_or_id)

@@ -295,7 +295,7 @@ def _check_sharing(
         etas = [float(eta) for eta in target_etas]
         if not etas or not all(map(math.isfinite, etas)):
             raise ValueError(
-                f"target_etas: got {list(target_etas)}, expected at least one finite number. Pass e.g. [0, 2, 10]."
+                f"target_etas: got {list(target_etas)}, expected finite numbers, at least one. Pass e.g. [0, 2]."
             )
         if not tolerance >= 0:
             raise ValueError(

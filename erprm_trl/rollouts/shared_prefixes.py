@@ -1,5 +1,5 @@
-"""The distinct prefixes of a question's solutions with their rewards: those of their own continuations, and those of
-texts that were sampled from shorter prefixes and begin with them."""
+"""The distinct prefixes of a question's solutions with their rewards. Rewards come from their own continuations, and
+from texts that were sampled from shorter prefixes and begin with them."""
 
 import numpy as np
 

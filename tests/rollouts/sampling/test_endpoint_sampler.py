@@ -205,7 +205,7 @@ def test_text_is_read_as_the_same_tokens(chat):
         sampler.sample(PROMPTS[:1], 1, seed=0)
         assert tokenizer(server.bodies[0]["prompt"])["input_ids"] == expected
         closing = EndpointSampler("pseudo", server.url, bos_tokenizer("<s> $A </s>"), send="text")
-        with pytest.raises(ValueError, match=r"the \d+ token ids .*Use send='tokens'"):
+        with pytest.raises(ValueError, match=r"its \d+ token ids.*Use send='tokens'"):
             closing.sample(PROMPTS[:1], 1, seed=0)
 
 
