@@ -195,8 +195,7 @@ def _collect(
     # Without cpu=True, a launched process on a machine without accelerator does not see the other processes.
     state = PartialState(cpu=not torch.accelerator.is_available())
     with shard_lock(path, state.process_index):
-        # The first process repairs all shards before any process appends. This includes the shards of earlier runs
-        # with more processes.
+        # The first process repairs all shards before any append, also shards of earlier runs with more processes.
         if state.is_main_process:
             _open_folder(path, settings)
             done = _finished_chunks(path, sizes)
