@@ -56,14 +56,14 @@ ALLOWED: dict[str, dict[str, str]] = {}
 def paragraphs(text, line):
     """Yields the paragraphs of a text as single lines, with the line number of their beginning."""
     lines, start = [], line
-    for number, content in enumerate([*text.split("\n"), ""], start=line):
+    for index, content in enumerate([*text.split("\n"), ""], start=line):
         # A description that is indented further, a list item and a table row begin a new paragraph.
         is_break = not content.strip() or re.match(r"\s*(?:[-*|] |\|)", content)
         if is_break and lines:
             yield start, " ".join(lines)
             lines = []
         if content.strip():
-            start = start if lines else number
+            start = start if lines else index
             lines.append(content.strip())
 
 

@@ -63,7 +63,7 @@ def test_the_budget_and_the_counts_of_continuations(tmp_path, reuse):
                 elif not reuse:
                     assert len(rewards) == generated
                 seen[text] = rewards
-                # the solutions that begin so are known without sampling
+                # solutions that begin with the prefix count without sampling
                 known = sum("".join(other.steps).startswith(text) for other in rows)
                 assert len(rewards) >= generated + (known if reuse else 0)
     assert shared_by_solutions > 0
@@ -88,7 +88,7 @@ def test_labels_are_posterior_means_with_their_deviation(tmp_path):
         assert example["label_std"][-1] == 0.0 and example["labels"][-1] == plain["labels"][-1] == row.outcome_reward
         for rewards, value in zip(row.prefix_rewards, plain["labels"][:-1], strict=True):
             assert value == pytest.approx(soft_value(torch.tensor(rewards), 2.0).item())
-    # the prior is fitted on each prefix once, however many solutions share it
+    # each distinct prefix counts once for the prior, even if several solutions share it
     distinct = {
         (row.question_index, text): rewards
         for row in usable
@@ -158,7 +158,7 @@ def test_the_mean_of_reused_rewards_is_the_value(tmp_path):
     means, inherited = {}, 0
     for row in data.rows:
         for text, rewards, generated in zip(prefix_texts(row), row.prefix_rewards, row.prefix_generated, strict=True):
-            if generated:  # once a question
+            if generated:  # once per question
                 means.setdefault(text, []).append(sum(rewards) / len(rewards))
                 inherited += len(rewards) - generated
     assert inherited > 1000 and len(means) == 6

@@ -39,7 +39,7 @@ def test_the_allocation_at_eta_0_is_the_best_of_all_allocations():
 def test_certain_prefixes_get_no_continuations_and_the_remaining_budget_is_saved():
     certain, open_one = (400, 0, 1), (5, 5, 1)
     assert ask([[[certain, open_one]]], 6, tolerance=0.05) == [[0, 6]]
-    # It gets what brings its deviation below 0.05, however much there is to spend.
+    # It gets as many as needed for a standard deviation below 0.05, independently of the budget.
     needed = next(m for m in itertools.count() if variance_after(5, 5, m) < 0.05**2)
     assert ask([[[certain, open_one]]], 500, tolerance=0.05) == [[0, needed]]
     assert ask([[[certain, certain]]], 500, tolerance=0.05) == [[0, 0]]
@@ -54,8 +54,8 @@ def test_eta_determines_which_prefixes_are_uncertain():
     even, never = (8, 8, 1), (0, 16, 1)
     assert ask([[[even, never]]], 1, etas=(0.0,)) == [[1, 0]]
     assert ask([[[even, never]]], 1, etas=(10.0,)) == [[0, 1]]
-    assert ask([[[even, never]]], 1, etas=(0.0, 10.0)) == [[0, 1]]  # the worst: there, more is at stake
-    # The second changes by far more at eta = 0, the first by a little more at eta = 10.
+    assert ask([[[even, never]]], 1, etas=(0.0, 10.0)) == [[0, 1]]  # the largest change over the etas counts
+    # The second prefix changes much more at eta = 0, the first prefix changes a little more at eta = 10.
     assert ask([[[(1, 7, 1), (2, 2, 1)]]], 1, etas=(0.0, 10.0)) == [[0, 1]]
 
 
@@ -63,9 +63,10 @@ def test_continuations_that_count_for_other_prefixes_are_preferred():
     short_and_long = [(3, 3, 1), (3, 3, 1)]
     assert ask([[short_and_long, [[1, 0.9], [0, 1]]]], 4) == [[4, 0]]
     assert ask([[short_and_long, [[1, 0], [0.9, 1]]]], 1) == [[0, 1]]  # already with the first one
-    # Without passing through, both ask for the same.
+    # If no continuation counts for the longer prefix, both prefixes have the same gain.
     assert ask([[short_and_long, [[1, 0], [0, 1]]]], 4) == [[2, 2]]
-    # A label more makes the longer one worth more than both together if few pass through.
+    # With one more label, the gain of the longer prefix is larger than both together if few continuations begin with
+    # it.
     assert ask([[[(3, 3, 1), (3, 3, 2)], [[1, 0.1], [0, 1]]]], 1) == [[0, 1]]
 
 

@@ -67,7 +67,9 @@ def test_prefixes_are_continued_from_the_sampled_tokens(sampler, tmp_path, reuse
             beginnings = [row.token_ids[:count] for count in range(len(row.token_ids) + 1)]
             texts = [decode_continuation(tokenizer, opening, ids) for ids in beginnings]
             ids = next((ids for ids, text in zip(beginnings, texts, strict=True) if text == prefix), None)
-            if ids is None:  # a token holds the end: its part of the prefix is encoded, what is before it stays
+            if (
+                ids is None
+            ):  # a token contains the end: its part of the prefix is encoded again, and the tokens before it are kept
                 first = next(count for count, text in enumerate(texts) if text.startswith(prefix))
                 end = prefix[len(texts[first - 1]) :]
                 ids = beginnings[first - 1] + tokenizer(end, add_special_tokens=False)["input_ids"]
@@ -76,7 +78,7 @@ def test_prefixes_are_continued_from_the_sampled_tokens(sampler, tmp_path, reuse
             expected.append((prefix, opening + ids))
             kinds["other than the text's"] += opening + ids != encode(Prompt(row.question, prefix))
     assert len(expected) > kinds["end encoded"] > 2 and kinds["other than the text's"] > len(expected) / 2
-    if reuse:  # each distinct prefix twice, one sample a time
+    if reuse:  # each distinct prefix twice, one sample per call
         assert sorted(read) == sorted(2 * expected)
     else:
         assert read == expected

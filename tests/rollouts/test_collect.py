@@ -50,7 +50,7 @@ def shard_bytes(folder):
 
 
 def test_a_continuation_is_graded_with_the_prefix_that_it_continues(tmp_path):
-    # The answer is read only where the whole solution stands before it.
+    # The answer counts only if the text before it is the complete solution.
     whole = {**SETTINGS, "answer_pattern": r"2 \+ 3 = 5\nanswer (\d+)", "include_question": True}
     data = collect_rollouts([Question("2 + 3?", "5")], Scripted(), tmp_path, **whole)
     assert data.rows[0].prefix_rewards == [[1.0, 0.0, 0.0]]
@@ -102,7 +102,7 @@ def test_rows_worked_by_hand(tmp_path):
     assert first.prefix_rewards == [[1.0, 0.0, 0.0]]  # the one proper prefix
     assert first.question_rewards == second.question_rewards == [1.0, 0.0, 0.0]
     assert (second.steps, second.unusable, second.outcome_reward) == ([], "no steps", 0.0)
-    # the prefix is continued as it stands, line break included
+    # the prefix is continued unchanged, including its line break
     assert sampler.prompts[1:] == [Prompt("2 + 3?"), Prompt("2 + 3?", "2 + 3 = 5\n")]
     assert data.manifest["summary"]["unusable"] == {"no steps": 1}
     assert data.manifest["summary"]["unfinished_share"] == 0.5
@@ -110,7 +110,7 @@ def test_rows_worked_by_hand(tmp_path):
 
 def test_stop_strings_end_solutions_and_continuations(tmp_path, dial_policy):
     questions = [Question(**row) for row in dial.make_questions(3, seed=0)]
-    # The solution is over before its last step: nothing of an answer is left to be graded.
+    # The solution ends before its last step, so it has no answer.
     settings = {
         **SETTINGS, "splitter": dial.SEPARATOR, "answer_pattern": dial.ANSWER_PATTERN, "store_token_ids": True,
     }  # fmt: skip
@@ -158,13 +158,13 @@ def test_the_graded_part_depends_on_reasoning(tmp_path):
         data = collect_thoughts(tmp_path / name, sampler, **settings)
         return [row.outcome_reward for row in data], data.settings.reasoning
 
-    # the second text is a thought that is not closed, if it is known to be one
+    # with reasoning=True, the second text is unclosed thinking
     assert rewards("tags", Thinking("<think>")) == ([1.0, 0.0], None)
     assert rewards("plain", Thinking()) == ([1.0, 1.0], None)
     assert rewards("told", Thinking(), reasoning=True) == ([1.0, 0.0], True)
     assert rewards("prompt", Thinking(prompt_template="{question}\n<think>\n")) == ([1.0, 0.0], True)
     assert rewards("text", Thinking(), reasoning=False)[1] is False
-    # a folder that an older release began is graded as it was
+    # a folder of an older release is graded as before
     manifest = tmp_path / "told" / "manifest.json"
     config = json.loads(manifest.read_text())
     del config["config"]["reasoning"]
@@ -206,7 +206,7 @@ def test_labels_worked_by_hand(tmp_path, caplog):
         assert labels.column_names == ["prompt", "completions", "labels"]
         assert labels[0]["completions"] == ["2 + 3 = 5", "answer 5"]
         assert labels[0]["labels"] == pytest.approx([value, 1.0], abs=1e-5)
-        assert len(labels) == 1  # the solution without steps is left out, and the log says so
+        assert len(labels) == 1  # the solution without steps is left out, which is logged
     assert "1 of 2 solutions get no labels: 1 with no steps" in caplog.text
 
 
@@ -245,7 +245,7 @@ def test_an_incomplete_chunk_at_the_end_is_removed(tmp_path, cut):
     shard = tmp_path / "rollouts-00000.jsonl"
     shard.write_bytes(whole[: len(whole) * cut // 60])
     assert all(len(rows) <= 4 for _, rows, _ in read_chunks(shard))
-    RolloutDataset(tmp_path)  # readable meanwhile, whole chunks only
+    RolloutDataset(tmp_path)  # readable before the repair, complete chunks only
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
     assert shard_bytes(tmp_path) == whole
 
@@ -303,7 +303,7 @@ def test_rows_stay_on_disk_in_the_order_of_the_questions(tmp_path):
     whole = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
     lines = shard_bytes(tmp_path).splitlines(keepends=True)
     expected = [RolloutRow.from_json(json.loads(line)) for line in lines]
-    # As two processes would have left them: chunks in turn, and the second broken off in its last chunk.
+    # Like the shards of two processes with alternating chunks, the second of which died in its last chunk.
     chunks = [[line for line in lines if json.loads(line)["chunk"] == chunk] for chunk in range(4)]
     (tmp_path / "rollouts-00000.jsonl").write_bytes(b"".join(chunks[3] + chunks[0]))
     (tmp_path / "rollouts-00001.jsonl").write_bytes(b"".join(chunks[1] + chunks[2][:3]) + chunks[2][3][:20])
@@ -410,7 +410,7 @@ def small_collection(folder, policy=None):
 def test_a_collection_killed_at_20_random_moments_has_exactly_the_same_rows(tmp_path, dial_policy):
     import torch
 
-    torch.set_num_threads(1)  # a forked child has no other threads to compute with
+    torch.set_num_threads(1)  # a forked child has no other threads
     timer = signal.ITIMER_PROF
     before = sum(os.times()[:2])
     small_collection(tmp_path / "whole", dial_policy)
@@ -421,7 +421,7 @@ def test_a_collection_killed_at_20_random_moments_has_exactly_the_same_rows(tmp_
     while kills < 20:
         child = os.fork()
         if child == 0:
-            signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process at once, without any clean-up
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process immediately, without cleaning up
             signal.setitimer(timer, rng.uniform(0.01, seconds))
             small_collection(folder, dial_policy)
             os._exit(0)

@@ -32,7 +32,7 @@ def test_the_bar_advances_within_a_chunk(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress_module, "TERMINAL_INTERVAL", 0)
-    clock = iter(range(0, 1000))  # a call looks when it begins, twice, and at each update
+    clock = iter(range(0, 1000))  # a call reads the clock twice when it begins, and at each update
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     settings = CollectionSettings(num_questions=8, num_solutions=2, chunk_size=4, num_continuations=3)
     with CollectionProgress(settings, 0) as bar:
@@ -59,7 +59,7 @@ def test_the_bar_advances_within_a_chunk(monkeypatch):
         bar.update(8, 0)
         assert bar._bar.n == pytest.approx(4 + 4 * 8 / 38, abs=0.05)
         bar.end_call()
-        bar.begin_continuations(1000, 3000)  # more than expected: the bar waits
+        bar.begin_continuations(1000, 3000)  # more than expected, so the bar does not move
         before = bar._bar.n
         bar.begin_call("continuations", 3000)
         bar.update(1, 1)
@@ -115,7 +115,7 @@ def test_samplers_report_all_texts_and_tokens(dial_policy):
     sampler = TransformersSampler(*dial_policy, max_new_tokens=48, batch_size=8)
     completions = sampler.sample(PROMPTS, 4, 0, progress=report)
     assert tuple(map(sum, zip(*reports, strict=True))) == expected(completions)
-    assert len(reports) > 2  # more than one each batch
+    assert len(reports) > 2  # more than one update per batch
     assert completions == sampler.sample(PROMPTS, 4, 0)
     reports.clear()
     with FaultyServer() as server:
@@ -157,6 +157,6 @@ def test_a_warning_if_solutions_have_a_single_step(tmp_path, caplog):
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "lines", splitter="newline", **settings)
     assert "two steps" not in caplog.text
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "marks", splitter="|", **settings)
-    (record,) = [record for record in caplog.records if "two steps" in record.message]  # once, not for each chunk
+    (record,) = [record for record in caplog.records if "two steps" in record.message]  # once, and not once per chunk
     assert record.message.startswith("splitter='|': none of 2 solutions has two steps")
     assert "One solution begins with 'line" in record.message and "splitter='newline' would give" in record.message

@@ -124,7 +124,7 @@ def test_json_in_the_forms_that_editors_write(text, suffix, tmp_path):
         (b'{"question": "caf\xe9", "answer": "1"}\n', "line 1: 'utf-8' codec can't decode.*in UTF-8"),
         (ROW.encode("utf-16"), "line 1: 'utf-8' codec"),
         (b'{"question": "q", "answer": ' + b"[" * 9_000 + b"]" * 9_000 + b"}\n", "line 1: maximum recursion"),
-        # It came back as 1.2345678901234568e+29, which no completion equals.
+        # `datasets` would read 1.2345678901234568e+29, which no completion equals.
         (
             b'{"question": "q", "answer": 123456789012345678901234567890}',
             "line 1: got the integer 123456.*write it in quotes",

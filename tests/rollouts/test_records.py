@@ -22,7 +22,7 @@ from erprm_trl.selection import measure_calibration, paired_differences, score_r
 ROOT = Path(__file__).parents[2]
 WARNING = "rows are RolloutRow objects now"
 
-# Lines that release 0.1 wrote: a plain collection, one with samples only and tokens, and an adaptive one.
+# Lines that release 0.1 wrote: a fixed collection, a collection of samples with token ids, and an adaptive collection.
 SAMPLER = (
     '{"backend": "fake", "model": "m", "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 40, "seed": 7}'
 )

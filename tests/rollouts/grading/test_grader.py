@@ -23,7 +23,7 @@ DATA = ROOT / "tests" / "data"
 PUBLIC_DATA = Path(os.environ.get("ERPRM_TEST_DATA", "nowhere"))
 CASES = Path(os.environ.get("ERPRM_CASES", "nowhere"), "grading.jsonl")
 
-# Stands in for a caller's own module: workers import it by name.
+# A module that replaces a caller's own module. Workers import it by name.
 CALLER = """
 import os, sys, time
 
@@ -140,7 +140,7 @@ def test_math(math_grader, completion, answer, reward, extracted):
         (r"\boxed{18 \text{ dollars and } 50 \text{ cents}}", "18.50", 1.0, "37/2"),
         (r"\boxed{5xy}", "5", 0.0, "5xy"),  # variables, no unit
         (r"\boxed{5 or 6}", "5", 0.0, "5, 6"),
-        # A percent sign may be left out, and a percentage of at most 100 is also its share.
+        # A percent sign may be left out, and a percentage of at most 100 also equals its fraction.
         (r"\boxed{12.5\%}", "12.5", 1.0, "25/2"),
         (r"\boxed{50}", r"50\%", 1.0, "50"),
         (r"\boxed{50\%}", r"\frac{1}{2}", 1.0, "50"),
@@ -148,7 +148,8 @@ def test_math(math_grader, completion, answer, reward, extracted):
         ("it is 50%", "0.5", 1.0, "50"),
         (r"\boxed{5000\%}", "50", 0.0, "5000"),
         (r"\boxed{0.5}", "50", 0.0, "1/2"),
-        # Units are dropped, not compared, as GSM8K and MATH do. A base may be left out, and two bases must agree.
+        # Units are dropped and not compared, as in GSM8K and MATH. A base may be left out, but two bases must be
+        # equal.
         (r"\boxed{18 \text{ cm}}", r"18 \text{ m}", 1.0, "18"),
         (r"\boxed{7 AM}", "7", 1.0, "7"),
         (r"\boxed{2516}", "2516_8", 1.0, "2516"),
@@ -157,11 +158,11 @@ def test_math(math_grader, completion, answer, reward, extracted):
         (r"\boxed{\textbf{(C)}\ 42}", "C", 1.0, r"\text{(C)} 42"),
         (r"\boxed{\textbf{(C)}\ 42}", "B", 0.0, r"\text{(C)} 42"),
         (r"\boxed{(B)}", r"\text{(B)}", 1.0, "B"),
-        # Words are compared as words, and not as products of letters.
+        # Words are not parsed as products of letters.
         (r"\boxed{\text{No solution}}", r"\text{no solution}", 1.0, "No solution"),
         (r"\boxed{even}", "neve", 0.0, "even"),
         (r"\boxed{2} and \boxed{3}", "3,2", 1.0, "2,3"),
-        # math-verify rounds to six decimals, and leaves out the dots of a sequence.
+        # math-verify rounds to six decimals, and ignores the dots of a sequence.
         (r"\boxed{\frac{1}{2^{98}}}", r"\frac{1}{2^{99}}", 0.0, r"\frac{1}{2^{98}}"),
         (r"\boxed{2^{-98}}", r"\frac{1}{2^{98}}", 1.0, "2^{-98}"),
         (r"\boxed{0.333333}", r"\frac{1}{3}", 1.0, "333333/1000000"),
@@ -203,11 +204,11 @@ THOUGHTS = [
 def test_answers_inside_the_thinking_get_no_reward(reasoning, rewards, extracted):
     with Grader("math", num_workers=1, reasoning=reasoning) as grader:
         assert grader.grade_and_extract(THOUGHTS, ["72"] * 6) == (rewards, extracted)
-        # A reference may hold the thinking of the model that wrote it.
+        # A reference may contain the thinking of the model that wrote it.
         assert grader.grade(["</think> \\boxed{72}"] * 2, ["<think>24</think>\\boxed{72}", "#### 72"]) == [1.0] * 2
     assert grade(THOUGHTS[1:3], ["72"] * 2, num_workers=1, reasoning=False) == [0.0, 1.0]
     with Grader("exact", num_workers=1, reasoning=reasoning) as grader:
-        assert grader.grade(["</think> #### 72"], ["#### 72"]) == [1.0]  # no unfinished thought
+        assert grader.grade(["</think> #### 72"], ["#### 72"]) == [1.0]  # not unfinished thinking
         without_marks = [0, 3]  # "exact" needs a marked answer
         kept = [None if row in without_marks else text for row, text in enumerate(extracted)]
         kept[0] = None if reasoning is False else "72"
@@ -637,7 +638,7 @@ def processor_ticks(pid):
 def test_a_busy_worker_ends_when_its_caller_is_gone(caller, tmp_path, busy):
     settings = {"method": f"{caller}:hang", "pattern": None, "max_chars": 10, "time_limit": 0.2}
     text = "hang"
-    if busy == "in C":  # one regular expression match, which no thread of the worker outlives
+    if busy == "in C":  # a regular expression match, during which no other thread of the worker runs
         settings, text = settings | {"method": "exact", "pattern": r"((?:a|aa)+)$"}, "a" * 60 + "b"
     worker = subprocess.Popen(
         [sys.executable, "-m", "erprm_trl.rollouts.grading.worker"],
@@ -722,7 +723,7 @@ def test_math_solutions_are_right_and_solutions_to_other_questions_are_wrong(pat
     solutions, answers = [row["solution"] for row in rows], [row["answer"] for row in rows]
     with Grader("math", num_workers=2) as grader:
         assert sum(grader.grade(solutions, answers)) >= 0.99 * len(rows)
-        # Without the box the text differs from the reference's, so math-verify has to read both.
+        # Without the box, the text differs from the reference, so math-verify must parse both.
         assert sum(grader.grade([f"So we get ${answer}$." for answer in answers], answers)) >= 0.99 * len(rows)
         assert sum(grader.grade(solutions, answers[1:] + answers[:1])) <= 0.02 * len(rows)
         assert grader.num_timeouts == 0
@@ -749,7 +750,7 @@ def test_a_formula_after_the_answer_mark_is_read_completely(math_grader, answer,
     completion = f"So we get it.\nThe answer is {answer}."
 
     assert math_grader.grade([completion, completion], [answer, other]) == [1.0, 0.0]
-    # Where words or sentences follow, the first number counts, as before.
+    # If words or sentences follow, the first number counts.
     assert math_grader.grade(["The answer is 5. 2 + 3 = 5.", "The answer is 5 apples."], ["5", "5"]) == [1.0, 1.0]
 
 

@@ -159,7 +159,7 @@ def test_a_completion_ends_before_a_string(dial_policy):
         assert ended.text.rstrip(" ") == kept and ended.finished
         assert ended.token_ids == long.token_ids[: len(kept.split())] and ended.num_tokens == len(ended.token_ids)
         assert sampler.sample([prompt], 1, 0, until=("never said",)) == [[long]]
-        # a step ends inside a solution, the solution ends where its string stands
+        # a step ends inside a solution, and the solution ends at its stop string
         ((step,),) = sampler.sample([prompt], 1, 0, stop=STOP, until=("=",))
         assert step.finished and "=" not in step.text and long.text.startswith(step.text)
 
@@ -192,8 +192,11 @@ def test_servers_that_end_a_text_at_a_string():
     ids = tokenizer("1 + 2 = 3")["input_ids"]
     choices = [
         {"text": " 1 + 2 = 3 ", "finish_reason": "stop", "stop_reason": dial.SEPARATOR},  # vLLM
-        {"text": f" 1 + 2 = 3 {dial.SEPARATOR} 3", "finish_reason": "stop"},  # a server that keeps what follows
-        {"text": " 1 + 2 = 3", "finish_reason": "stop"},  # llama.cpp: it does not say what ended the text
+        {
+            "text": f" 1 + 2 = 3 {dial.SEPARATOR} 3",
+            "finish_reason": "stop",
+        },  # a server that keeps the text after the string
+        {"text": " 1 + 2 = 3", "finish_reason": "stop"},  # llama.cpp, which does not report what ended the text
         {"text": " 1 + 2 = 3", "finish_reason": "stop", "stop_reason": dial.SEPARATOR, "token_ids": [*ids, 4, 5]},
         {"text": " 1 + 2 = 3", "finish_reason": "length", "stop_reason": None},
     ]

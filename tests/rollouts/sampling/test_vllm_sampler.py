@@ -106,7 +106,9 @@ def test_end_tokens_and_tokenizer_that_the_engine_does_not_have(tmp_path):
         for completion in sum(sampled, []):
             assert_end_and_length(completion)
             assert "=" not in completion.text
-        assert len({completion.text for completion in sampled[0]}) > 1  # top_k=1 is not applied: it would leave one
+        assert (
+            len({completion.text for completion in sampled[0]}) > 1
+        )  # top_k=1 of the model is not applied, otherwise all samples would be equal
         sampler.temperature = reference.temperature = 0
         greedy = sampler.sample(PROMPTS, 1, seed=0)
         assert greedy == reference.sample(PROMPTS, 1, seed=0)
@@ -163,7 +165,7 @@ def test_samples_follow_the_model(policy, monkeypatch):
 
 def test_samples_of_neighbouring_prompts_and_seeds_differ(policy):
     _, _, sampler, _ = policy
-    # The same prompt again and again: completions that come back are drawn with the same random numbers.
+    # With the same prompt, equal completions would mean that the same random numbers were used.
     drawn = [*sampler.sample(PROMPTS[:1] * 8, 8, seed=0), *sampler.sample(PROMPTS[:1] * 8, 8, seed=1)]
     long = [completion.text for completions in drawn for completion in completions if completion.num_tokens > 8]
     assert len(long) > 20
