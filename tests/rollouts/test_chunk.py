@@ -67,9 +67,8 @@ def test_prefixes_are_continued_from_the_sampled_tokens(sampler, tmp_path, reuse
             beginnings = [row.token_ids[:count] for count in range(len(row.token_ids) + 1)]
             texts = [decode_continuation(tokenizer, opening, ids) for ids in beginnings]
             ids = next((ids for ids, text in zip(beginnings, texts, strict=True) if text == prefix), None)
-            if (
-                ids is None
-            ):  # a token contains the end: its part of the prefix is encoded again, and the tokens before it are kept
+            # If a token contains the end, its part of the prefix is encoded again, and the tokens before it are kept.
+            if ids is None:
                 first = next(count for count, text in enumerate(texts) if text.startswith(prefix))
                 end = prefix[len(texts[first - 1]) :]
                 ids = beginnings[first - 1] + tokenizer(end, add_special_tokens=False)["input_ids"]

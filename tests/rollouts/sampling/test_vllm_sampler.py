@@ -106,9 +106,8 @@ def test_end_tokens_and_tokenizer_that_the_engine_does_not_have(tmp_path):
         for completion in sum(sampled, []):
             assert_end_and_length(completion)
             assert "=" not in completion.text
-        assert (
-            len({completion.text for completion in sampled[0]}) > 1
-        )  # top_k=1 of the model is not applied, otherwise all samples would be equal
+        # top_k=1 of the model is not applied, otherwise all samples would be equal
+        assert len({completion.text for completion in sampled[0]}) > 1
         sampler.temperature = reference.temperature = 0
         greedy = sampler.sample(PROMPTS, 1, seed=0)
         assert greedy == reference.sample(PROMPTS, 1, seed=0)
