@@ -36,9 +36,12 @@ RULES = {
     "beside": (r"\b[Bb]eside\b", "write 'next to' or 'in addition to'"),
     "whatever": (r"\b(?:[Ww]hatever|[Ww]herever)\b", "name the thing: 'any', 'for every', 'everywhere'"),
     "by itself": (r"\bby itself\b", "write 'alone' or 'automatically'"),
-    "what is": (r"\b[Ww]hat is\b(?![^.?]*\?)", "begin with a noun: 'the value that …'"),
+    "what is": (
+        r"(?<!says )(?<!shows )(?<!lists )(?<!\| )\b[Ww]hat is\b(?![^.?]*\?)",
+        "begin with a noun: 'the value that …'",
+    ),
     "relative clause": (r"(?:^|[.!:] )What (?!is\b)(?![^.?]*\?)", "begin a sentence with its subject"),
-    "of it": (r"(?<!all )(?<!part )(?<!most )(?<!rest )(?<!none )\bof it\b", "name the thing"),
+    "of it": (r"(?<!all )(?<!part )(?<!most )(?<!rest )(?<!none )(?<!half )(?<!multiple )\bof it\b", "name the thing"),
     "none": (r"\b(?:that|which) (?:is|are) none\b", "write 'NaN', 'non-finite' or 'not a …'"),
     "those of": (r"\b[Tt]hose of\b", "repeat the noun"),
     "is told": (r"\b(?:is|are|was|were|be) (?:told|said)\b", "say who receives what: 'the message names …'"),
@@ -177,7 +180,7 @@ PLAIN = [
     "per step", "one score per step", "the labels of a step", "gives a solution no score", "credits a step with it",
     "a step, a token or a row", "the answer of `x`'s author", "if there are none", "a two-step solution",
     "Number of rows. Of a stream, no more are read.", "an answer needs a solution", "a separator inside a step",
-    "lines in a file", "the number of tokens in a step",
+    "lines in a file", "the log says what is finished", "the number of tokens in a step",
 ]  # fmt: skip
 
 
