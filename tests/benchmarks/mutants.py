@@ -95,7 +95,7 @@ MUTANTS = {
             ("terms.sum(dim, keepdim=True)", "terms.sum(0, keepdim=True)"),
             ("sums = all_reduce(sums) if all_reduce else sums", "sums = sums"),
             ("squares = all_reduce(squares) if all_reduce else squares", "squares = squares"),
-            ("torch.where(of_targets > rounding, ", "torch.where(of_targets >= 0, "),
+            ("torch.where(target_variance > rounding, ", "torch.where(target_variance >= 0, "),
         ],
     ),
     "functional/score_metrics.py": (

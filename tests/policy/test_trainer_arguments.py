@@ -163,7 +163,7 @@ def test_the_configuration_of_another_trainer_is_converted_or_refused(tmp_path, 
     args = config_class(str(tmp_path / "run"), use_cpu=True, bf16=False, learning_rate=0.25, max_steps=1, save_steps=7)
     if config_class not in (own, *TAKEN[kind]):
         message = (
-            f"{trainer_class.__name__}: got args of type {config_class.__name__}, whose fields .* Pass {own.__name__}"
+            f"{trainer_class.__name__}: got args of type {config_class.__name__} with fields .* Pass {own.__name__}"
         )
         with pytest.raises(TypeError, match=message):
             make_trainer(kind, tmp_path / "run", tiny_llama(46), args=args, tokenizer=word_level())

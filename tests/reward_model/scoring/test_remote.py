@@ -294,7 +294,7 @@ def test_an_address_of_another_service_is_an_error():
             remote(url)
     with serving(scoring_app(HeldScorer())) as url, pytest.raises(EndpointError, match="404.*without a path after it"):
         remote(f"{url}/v1")
-    with pytest.raises(ValueError, match="base_url: expected something like 'http://localhost:8100'"):
+    with pytest.raises(ValueError, match="base_url: got .*expected an address such as 'http://localhost:8100'"):
         StepScorer.from_pretrained("http://host?token=secret")
 
 

@@ -211,7 +211,7 @@ def test_errors_of_labels_are_raised_unchanged(tmp_path):
         tmp_path, lambda row: {**row, "prefix_rewards": [[2.0 for _ in rewards] for rewards in row["prefix_rewards"]]}
     )
     for make in (lambda: encode(rollouts, **POSTERIOR), lambda: rollouts.labels(**POSTERIOR)):
-        with pytest.raises(ValueError, match="Rewards: got one that is NaN or outside"):
+        with pytest.raises(ValueError, match="Rewards: got a reward that is NaN or outside"):
             make()
     assert arrow_files(tmp_path) == []
     with pytest.raises(ValueError, match="expected 'label_std' among them"):
