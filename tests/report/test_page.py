@@ -218,9 +218,11 @@ def test_every_width_and_scheme(browser, tmp_path, width, scheme):
 @pytest.mark.slow("starts a browser")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_formulas_code_and_folds_in_a_browser(browser, tmp_path, width):
+    from selenium.webdriver.support.ui import WebDriverWait
+
     wide = " + ".join(f"\\frac{{{number}}}{{x_{{{number}}}}}" for number in range(40))
     first = {"steps": [f"Wide: \\[{wide}\\] and \\({wide}\\)\n", f"```\n{'long = code ' * 40}\n```\n"]}
-    second = {"steps": ["A $\\boxed{5}$ for $5\n", "\\(\\text{<img src=x onerror=window.hacked=1>}\\)"]}
+    second = {"steps": ["A $\\boxed{5}$ for $5\n", "\\(\\text{<img src=x onerror=window.hacked=1>}</a></math>\\)"]}
     long = {"steps": [f"step {number}\n" for number in range(20)], "prediction": wide}
     run = write_samples_with(tmp_path / "run", first, second, long)
     scores = [[[0.9] * 2, [0.8] * 2, [0.7] * 10 + [0.1] + [0.7] * 9]]
@@ -232,12 +234,11 @@ def test_formulas_code_and_folds_in_a_browser(browser, tmp_path, width):
     assert len(shown(browser, ".step code.block")) == 1
     (fold,) = shown(browser, ".fold")
     assert fold.text == "More steps: 12 steps, lowest score 0.10" and len(shown(browser, ".step")) == 4 + 8
+    visible = "return [...document.querySelectorAll('.step')].filter((step) => step.checkVisibility()).length"
     fold.find_element("tag name", "summary").click()
-    assert len(shown(browser, ".step")) == 4 + 20
+    WebDriverWait(browser, 10).until(lambda _: browser.execute_script(visible) == 4 + 20)
     browser.find_element("id", "search").send_keys("step 10")
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, 10).until(lambda _: len(shown(browser, ".step")) == 20)  # the fold opens for its match
+    WebDriverWait(browser, 10).until(lambda _: browser.execute_script(visible) == 20)  # the fold opens for its match
     assert browser.execute_script("return window.hacked") is None
     assert browser.get_log("browser") == []
 

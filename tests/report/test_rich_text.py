@@ -75,6 +75,7 @@ def test_money_and_text_are_no_formulas(text):
     [
         ("so $x$, $2x + 3 = 7$ and $109$.", ["$x$", "$2x + 3 = 7$", "$109$"]),
         ("$P_{\\text{total}} = 5000$", ["$P_{\\text{total}} = 5000$"]),
+        ("$\\begin{matrix} a \\end{matrix}$", ["$\\begin{matrix} a \\end{matrix}$"]),
         ("the sides of $ABC$ and $\\angle BAC$", ["$ABC$", "$\\angle BAC$"]),
         ("costs $33 and $B$ costs $66", ["$B$"]),
         ("The total is $33 + 66 = $109$.", ["$109$"]),

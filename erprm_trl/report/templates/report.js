@@ -3,7 +3,7 @@
 (() => {
   const SOLUTIONS_PER_PAGE = 48;
   const SOLUTIONS_AT_FIRST = 32; // of one question
-  const LONG_FORMULA = 40; // characters of a formula that may be wider than a phone
+  const LONG_FORMULA = 18; // a formula with more characters may be wider than a phone
   const find = (id) => document.getElementById(id);
   const make = (tag, className, text) => {
     const element = document.createElement(tag);
@@ -55,10 +55,11 @@
     if (typeof part === "string") return document.createTextNode(part);
     if (part[0] === "code") return make("code", part[1].includes("\n") ? "block" : "", part[1].replace(/\n$/, ""));
     const formula = data.formulas[part[1]];
-    const kind = formula.math[1].display ? " block" : formula.source.length > LONG_FORMULA ? " long" : "";
-    const holder = make("span", `formula${kind}`);
+    const holder = make("span", "formula");
     holder.title = formula.source;
     holder.append(math(formula.math));
+    if (formula.math[1].display) holder.classList.add("block");
+    else if (holder.textContent.length > LONG_FORMULA) holder.classList.add("long");
     return holder;
   }
 
