@@ -33,33 +33,6 @@ ENVIRONMENTS = {name: name for name in "matrix pmatrix bmatrix Bmatrix vmatrix V
 ENVIRONMENTS |= dict.fromkeys("align align* aligned split".split(), "align*")
 ENVIRONMENTS |= dict.fromkeys("gather gather* gathered equation equation* multline multline*".split(), "matrix")
 
-ELEMENTS = 2_000  # per formula
-MAX_DEPTH = 40  # of elements
-MAX_PAGE_CHARACTERS = 400_000  # distinct formulas of a page in all, which bounds the page's size and the time it takes
-
-# Commands with arguments. Left out on purpose: definitions of macros and \sideset, whose result can be exponentially
-# long, and \href, \class, \style, \color, \verb, \unicode, \rule, \hspace, \genfrac and others that models rarely use.
-STRUCTURES = frozenset(
-    r"""
-    \frac \dfrac \tfrac \cfrac \binom \dbinom \tbinom \sqrt \over \choose \overset \underset \stackrel \substack
-    \text \textbf \textit \textrm \textnormal \textup \mbox \hbox \mathrm \mathbf \mathbb \mathcal \mathit \mathsf
-    \mathtt \mathfrak \mathscr \mathnormal \boldsymbol \bm \boxed \fbox \operatorname \phantom
-    \bar \hat \tilde \vec \dot \ddot \overline \underline \overbrace \underbrace \widehat \widetilde
-    \overrightarrow \overleftarrow \xrightarrow \xleftarrow
-    \left \right \middle \big \Big \bigg \Bigg \bigl \Bigl \biggl \Biggl \bigr \Bigr \biggr \Biggr
-    \lim \sup \inf \max \min \gcd \det \Pr \argmax \argmin \limits \mod \pmod \bmod \not \tag \nonumber \notag
-    \begin \end \hline \bold \hphantom \displaystyle \textstyle \quad \qquad \enspace \thinspace \, \; \: \! \> \\
-    """.split()
-) | {"\\ "}
-# Environments, by the one that the converter knows and that looks the same.
-ENVIRONMENTS = {
-    name: name for name in ("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "array", "cases")
-}
-ENVIRONMENTS |= dict.fromkeys(("align", "align*", "aligned", "split"), "align*")
-ENVIRONMENTS |= dict.fromkeys(
-    ("gather", "gather*", "gathered", "equation", "equation*", "multline", "multline*"), "matrix"
-)
-
 ELEMENTS = frozenset(
     "mrow mi mn mo mtext mspace mfrac msqrt mroot msub msup msubsup munder mover munderover mtable mtr mtd mstyle "
     "mpadded mphantom".split()

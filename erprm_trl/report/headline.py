@@ -23,6 +23,11 @@ from .run_folder import RunFolder, shown_names
 from .solutions import Collection
 
 
+FIRST_AND_LAST = "First and last are means over the first and the last fifth of the logged values."
+# Metrics of a reward model, by their names in a sentence.
+REWARD_MODEL = {"loss": "loss", "brier": "Brier score", "auc_within_questions": "AUC within questions"}
+
+
 @dataclass
 class KeyNumber:
     """
@@ -114,11 +119,11 @@ def _of_comparison(compared: Sequence[Comparison], aggregation: str) -> Headline
         }
         result = method_for(curves["models"][best], aggregation)
         chosen, single, majority = result["best_of_n"][most], curves["pass"][fewest], curves["majority"][most]
-        one = "a single solution" if fewest == 1 else f"pass@{fewest}"
+        alone = "a single solution" if fewest == 1 else f"pass@{fewest}"
         numbers = [
             KeyNumber(
                 f"{_percent(single)} → {_percent(chosen)}",
-                f"right answers: {one} → the best of {most}, chosen by {shown[best]}",
+                f"right answers: {alone} → the best of {most}, chosen by {shown[best]}",
                 _intervals(single, chosen),
             ),
             KeyNumber(_percent(majority), f"right answers by a majority vote of {most}", _interval(majority)),
@@ -126,7 +131,7 @@ def _of_comparison(compared: Sequence[Comparison], aggregation: str) -> Headline
         if (auc := result["auc_within_questions"]) is not None:
             detail = "how often a right solution scores above a wrong one of the same question; 0.5 is chance"
             numbers.append(KeyNumber(f"{auc:.2f}", f"AUC within questions of {shown[best]}", detail))
-        verdict = _compared(chosen, single, f"the best of {most} solutions, chosen by {shown[best]}, is right", one)
+        verdict = _compared(chosen, single, f"the best of {most} solutions, chosen by {shown[best]}, is right", alone)
         vote = "more than" if chosen["mean"] > majority["mean"] else "not more than"
         num_trained = sum(map(is_trained, ranking))
         remarks = [f"That is {vote} a majority vote. A perfect choice would reach {_percent(curves['pass'][most])}."]
@@ -167,24 +172,18 @@ def _of_policies(run: RunFolder, trainings: Sequence[Training]) -> Headline | No
 
 def _of_policy_training(run: RunFolder, trainings: Sequence[Training]) -> Headline | None:
     policies = [training for training in trainings if not training.is_reward_model]
-    numbers = _policy_numbers(policies)
-    if not numbers:
+    best = _best_policy(policies)
+    if best is None:
         return None
-    training, gain = max(
-        ((training, gain) for training in policies if (gain := _gain(training)) is not None),
-        key=lambda pair: pair[1].last,
-    )
-    title, _ = title_and_unit(gain.name)
-    verdict = (
-        f"Yes: the {title[0].lower()}{title[1:]} rose"
-        if gain.last > gain.first
-        else f"No: the {title[0].lower()}{title[1:]} did not rise"
-    )
-    verdict = f"{verdict}, {numbers[0].value}."
+    training, gain = best
+    numbers = _policy_numbers(policies)
+    title = title_and_unit(gain.name)[0]
+    answer, verb = ("Yes", "rose") if gain.last > gain.first else ("No", "did not rise")
+    verdict = f"{answer}: the {title[0].lower()}{title[1:]} {verb}, {numbers[0].value}."
     for _, record in run.files(GUARD_FILE):
         if isinstance(record, dict) and record.get("reason"):
             verdict = f"No: the guard stopped the run at step {record.get('step')}. {record['reason']}"
-    remarks = ["First and last are means over the first and the last fifth of the logged values."]
+    remarks = [FIRST_AND_LAST]
     if len(policies) > 1:
         remarks.insert(0, f"Numbers of {training.name}, the training with the highest last value of {len(policies)}.")
     return Headline(verdict, numbers, *_metric_chart(policies, gain.name), remarks)
@@ -192,47 +191,40 @@ def _of_policy_training(run: RunFolder, trainings: Sequence[Training]) -> Headli
 
 def _of_reward_model_training(trainings: Sequence[Training]) -> Headline | None:
     models = [training for training in trainings if training.is_reward_model]
-    changes = [
-        (training, changed)
-        for training in models
-        if (
-            changed := [
-                found for name in ("loss", "brier", "auc_within_questions") if (found := _held_out(training, name))
-            ]
-        )
-    ]
+    changes = [(training, changed) for training in models if (changed := _reward_model_changes(training))]
     if not changes:
         return None
 
-    def quality(pair: tuple[Training, list[Change]]) -> float:
-        last = {found.name.removeprefix("eval_"): found.last for found in pair[1]}
+    def quality(pair: tuple[Training, dict[str, Change]]) -> float:
+        last = {name: metric.last for name, metric in pair[1].items()}
         return last.get("auc_within_questions", -last.get("brier", last.get("loss", 0.0)))
 
     training, best = max(changes, key=quality)
-    improved = [
-        found.last > found.first if found.name.endswith("questions") else found.last < found.first for found in best
-    ]
+    improved = [(metric.last > metric.first) == (name == "auc_within_questions") for name, metric in best.items()]
     answer = "Yes" if all(improved) else "Partly" if any(improved) else "No"
-    names = {"loss": "loss", "brier": "Brier score", "auc_within_questions": "AUC within questions"}
-    parts = [
-        f"the {names[found.name.removeprefix('eval_')]} went from {_shown(found.first)} to {_shown(found.last)}"
-        for found in best
-    ]
-    data = "held-out data" if best[0].name.startswith("eval_") else "the training batches"
+    first = next(iter(best.values())).name
+    data = "held-out data" if first.startswith("eval_") else "the training batches"
+    parts = [f"the {REWARD_MODEL[name]} went from {_shown(m.first)} to {_shown(m.last)}" for name, m in best.items()]
     numbers = [
-        KeyNumber(
-            f"{_shown(found.first)} → {_shown(found.last)}",
-            title_and_unit(found.name.removeprefix("eval_"))[0],
-            f"on {data}, first → last",
-        )
-        for found in best
+        KeyNumber(f"{_shown(m.first)} → {_shown(m.last)}", title_and_unit(name)[0], f"on {data}, first → last")
+        for name, m in best.items()
     ]
-    remarks = ["First and last are means over the first and the last fifth of the logged values."]
-    remarks.append("No solutions were scored yet: best-of-N on fresh questions says more than these curves.")
+    remarks = [
+        FIRST_AND_LAST,
+        "No solutions were scored yet: best-of-N on fresh questions says more than these curves.",
+    ]
     if len(models) > 1:
         remarks.insert(0, f"Numbers of {training.name}, the best of {len(models)} trainings.")
-    verdict = f"{answer}: on {data}, {_listed(parts)}."
-    return Headline(verdict, numbers, *_metric_chart(models, best[0].name), remarks)
+    return Headline(f"{answer}: on {data}, {_listed(parts)}.", numbers, *_metric_chart(models, first), remarks)
+
+
+def _reward_model_changes(training: Training) -> dict[str, Change]:
+    """How the metrics of a reward model changed: on held-out data, or else on the training batches."""
+    for prefix in ("eval_", ""):
+        changes = {name: change(training.history, f"{prefix}{name}") for name in REWARD_MODEL}
+        if changes := {name: metric for name, metric in changes.items() if metric is not None}:
+            return changes
+    return {}
 
 
 def _of_processbench(run: RunFolder) -> Headline | None:
@@ -295,12 +287,20 @@ def _of_rollouts(collections: Sequence[Collection]) -> Headline | None:
     return None
 
 
+def _best_policy(trainings: Sequence[Training]) -> tuple[Training, Change] | None:
+    """The policy with the highest last accuracy or, where no accuracy was logged, reward."""
+    names = ("eval_accuracy", "steps/accuracy", "raft/accuracy", "eval_reward", "reward", "raft/mean_score")
+    gains = [(training, change(training.history, *names)) for training in trainings if not training.is_reward_model]
+    gains = [(training, gain) for training, gain in gains if gain is not None]
+    return max(gains, key=lambda pair: ("accuracy" in pair[1].name, pair[1].last), default=None)
+
+
 def _policy_numbers(trainings: Sequence[Training]) -> list[KeyNumber]:
-    """Right answers or reward, steps per answer, and KL of the policy training with the highest last gain."""
-    gains = [(training, gain) for training in trainings if not training.is_reward_model and (gain := _gain(training))]
-    if not gains:
+    """Right answers or reward, steps per answer, and KL divergence or scores of the best policy."""
+    best = _best_policy(trainings)
+    if best is None:
         return []
-    training, gain = max(gains, key=lambda pair: pair[1].last)
+    training, gain = best
     numbers = [_key_number(gain)]
     if steps := change(training.history, "steps/per_answer", "raft/steps_per_answer"):
         numbers.append(_key_number(steps, "steps per answer"))
@@ -311,22 +311,6 @@ def _policy_numbers(trainings: Sequence[Training]) -> list[KeyNumber]:
     elif score := change(training.history, "raft/picked_score", "raft/mean_score", "steps/mean_score"):
         numbers.append(_key_number(score))
     return numbers
-
-
-def _gain(training: Training) -> Change | None:
-    return change(
-        training.history,
-        "eval_accuracy",
-        "steps/accuracy",
-        "raft/accuracy",
-        "eval_reward",
-        "reward",
-        "raft/mean_score",
-    )
-
-
-def _held_out(training: Training, name: str) -> Change | None:
-    return change(training.history, f"eval_{name}", name)
 
 
 def _metric_chart(trainings: Sequence[Training], name: str) -> tuple[Drawing | None, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", ":")  # for the first six lines, the next six, ...
 MARGINS = {"left": 0.16, "right": 0.98, "bottom": 0.13, "top": 0.97}  # faster than a layout engine
-MOST_LETTERS = 28  # of a name beside a plot
+MOST_LETTERS = 28  # of a name next to an axis
 
 
 def series_style(index: int) -> dict[str, str]:
@@ -128,8 +128,8 @@ def draw_reliability(results: Mapping[str, Mapping[str, Any]], value: str) -> "F
 
     Args:
         results (`Mapping[str, Mapping]`):
-            `bins`, `ece` and `prefixes` by name of a reward model. The scores may be those of prefixes or of whole
-            solutions.
+            `bins`, `ece` and `prefixes` by name of a reward model. The scores may belong to whole solutions instead of
+            prefixes.
         value (`str`):
             Label of the axis with the values that the scores are compared with.
     """

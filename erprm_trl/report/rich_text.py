@@ -13,9 +13,7 @@ from .formulas import ENVIRONMENTS, MAX_CHARACTERS, MAX_DEPTH, MAX_PAGE_CHARACTE
 
 FENCE = re.compile(r"^[ \t]*```[^`\n]*$\n?", re.MULTILINE)
 _OPENING = re.compile(r"\\[(\[]|(?<![\\\w$])\$\$?(?!\$)|\\boxed\s*\{|\\begin\s*\{([A-Za-z]{1,16}\*?)\}|`(?!`)")
-_TEXT_IN_FORMULA = re.compile(
-    r"\\(?:text\w*|mbox|hbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+"
-)
+_TEXT_IN_FORMULA = re.compile(r"\\(?:text\w*|mbox|hbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _WORD = re.compile(r"(?<![A-Za-z])(?![A-Z]+(?![a-z]))[A-Za-z]{3,}")  # but ABC is a triangle
 

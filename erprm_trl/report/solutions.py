@@ -92,7 +92,7 @@ class Collection:
             rich ([`RichText`], *optional*):
                 Collects the formulas of the page.
             ranking (`Sequence[str]`, *optional*):
-                Names of reward models from best to worst. The page shows the first trained one at first.
+                Names of reward models from best to worst. The page selects the first trained one.
         """
         rich = RichText() if rich is None else rich
         sources = dict(zip(shown_names(list(self.scores)), self.scores.values(), strict=True))

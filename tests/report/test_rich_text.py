@@ -137,7 +137,7 @@ def test_money_of_our_questions_is_text():
 
 @pytest.mark.skipif(not PUBLIC_DATA.is_dir(), reason="ERPRM_TEST_DATA names no folder with the public sets")
 def test_money_of_gsm8k_is_text():
-    """GSM8K writes no LaTeX: whatever is read as a formula there is money."""
+    """GSM8K has no LaTeX, so a formula there would be money."""
     lines = (PUBLIC_DATA / "gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()
     wrong = [source for row in map(json.loads, lines) for text in row.values() for source in formulas(text)]
     assert len(lines) == 1319 and wrong == []
@@ -146,5 +146,5 @@ def test_money_of_gsm8k_is_text():
 @pytest.mark.skipif(not CASES.is_file(), reason="set ERPRM_CASES to a folder with real_completions.jsonl")
 def test_no_formula_of_real_completions_holds_a_sentence():
     lines = CASES.read_text(encoding="utf-8").splitlines()
-    found = [source for row in map(json.loads, lines) for source in formulas(row["text"]) if source[0] == "$"]
-    assert found and not [source for source in found if " the " in source or " and " in source]
+    sources = [source for row in map(json.loads, lines) for source in formulas(row["text"]) if source[0] == "$"]
+    assert sources and not [source for source in sources if " the " in source or " and " in source]
