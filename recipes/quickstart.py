@@ -1,17 +1,15 @@
-"""Runs every stage on the embedded task: rollouts, labels at several eta, reward models, best-of-N and three policies.
+"""Runs all stages on the embedded task: `erprm quickstart`.
 
 make quickstart
 """
 
-import os
+import sys
 
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the quickstart needs no network
-
-from trl import TrlParser
-
+from erprm_trl import cli
 from erprm_trl.scripts.quickstart import QuickstartArguments, main
 
 
+__all__ = ["QuickstartArguments", "main"]
+
 if __name__ == "__main__":
-    main(TrlParser(QuickstartArguments).parse_args_and_config()[0])
+    sys.exit(cli.main(["quickstart", *sys.argv[1:]]))

@@ -137,7 +137,7 @@ def test_a_round_of_raft_survives_a_full_disk_and_names_damage(tmp_path, monkeyp
     weights = (folder / "policy" / "model.safetensors").read_bytes()
     for name, found in (("policy/model.safetensors", "model.safetensors is damaged"), ("manifest.json", "damaged")):
         os.truncate(folder / name, (folder / name).stat().st_size // 2)
-        with pytest.raises(ValueError, match=f"{found} .*Move .*round-0 and the rounds after it away"):
+        with pytest.raises(ValueError, match=f"{found} .*Move .*round-0 and all later rounds away"):
             raft(tmp_path, scorer).train()
     shutil.rmtree(folder)
     raft(tmp_path, scorer).train()

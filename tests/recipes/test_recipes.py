@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from recipe_runs import RECIPES, SMALL_POLICY, parse
+from recipe_runs import RECIPES, SMALL_POLICY, parse, save_base_as_reward_model
 
 
 YAML = sorted(RECIPES.glob("*/*.yaml"))
@@ -74,18 +74,6 @@ def test_the_dial_chain_in_miniature(tmp_path, monkeypatch, capsys):
         "step_scores.json",
     }
     assert "best of 2 by" in capsys.readouterr().out
-
-
-def save_base_as_reward_model(folder):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from erprm_trl import dial
-    from erprm_trl.dial.experiments.chain import FORMAT
-
-    AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
-    FORMAT.save(folder)
-    return str(folder)
 
 
 @pytest.mark.slow("runs every evaluation recipe")
@@ -199,6 +187,5 @@ def test_guided_search_in_miniature(options, tmp_path, monkeypatch):
 
 
 def test_arguments_that_do_not_fit():
-    recipe, arguments = parse("train_erprm", ["--output_dir", "x", "--model_name_or_path", "y", *CPU])
     with pytest.raises(ValueError, match="either --rollouts or --dataset_name"):
-        recipe.main(*arguments)
+        parse("train_erprm", ["--output_dir", "x", "--model_name_or_path", "y", *CPU])
