@@ -1,4 +1,4 @@
-"""The memory recipe, and that what the recipes' READMEs quote is what it prints."""
+"""The memory recipe, and that the pages quote what it prints."""
 
 import importlib.util
 import re
@@ -13,8 +13,9 @@ from erprm_trl.functional import Architecture, count_parameters, memory_per_gpu
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-QUOTED = sorted(path for path in RECIPES.glob("*/README.md") if "estimate_memory.py" in path.read_text())
-COMMAND = re.compile(r"^python recipes/estimate_memory\.py (.*?)  # (.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:erprm memory|python recipes/estimate_memory\.py) (.*?)  # (.*)$", re.MULTILINE)
+PAGES = [RECIPES.parent / "docs" / "scaling.md", *sorted(RECIPES.glob("*/README.md"))]
+QUOTED = [path for path in PAGES if COMMAND.search(path.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +49,12 @@ def test_arguments_that_do_not_fit(estimate):
 
 
 @pytest.mark.parametrize("path", QUOTED, ids=lambda path: path.parent.name)
-def test_the_readmes_quote_what_it_prints(estimate, path):
-    text = path.read_text()
+def test_the_pages_quote_what_it_prints(estimate, path):
+    text = path.read_text(encoding="utf-8")
     commands = COMMAND.findall(text)
-    assert commands
     for arguments, stage in commands:
         report = estimate(*shlex.split(arguments))
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{stage}` | ") and "GiB" not in line)
         names = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "other", "total")
+        rows = [line for line in text.splitlines() if line.startswith(f"| `{stage}` | ")]
+        row = next(line for line in rows if line.count("|") == len(names) + 2)
         assert row.split("| ", 2)[2] == " | ".join(f"{report[name] / 2**30:.2f}" for name in names) + " |"
