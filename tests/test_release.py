@@ -1,5 +1,5 @@
-"""A release: one home for the version, metadata, tested bounds of requirements, and the pages for contributors and coding
-assistants."""
+"""A release: one home for the version, metadata, tested bounds of requirements, and the pages for contributors and for
+coding assistants."""
 
 import ast
 import configparser
