@@ -1,5 +1,6 @@
 """Progress bars with the time left, for terminals, notebooks and log files."""
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def progress_bar(total: int | None, title: str, *, unit: str, show: bool = True,
     from tqdm.auto import tqdm
 
     is_log = not sys.stderr.isatty() and "ipykernel" not in sys.modules
-    counts = "{percentage:3.0f}%" if is_log else "{percentage:3.0f}%|{bar:20}|"
+    counts = "{percentage:3.0f}%" if is_log else "{percentage:3.0f}%|{bar:10}|"
     options.setdefault("miniters", 0)  # the time since the last update decides alone
     if total is not None:
         bar = f"{{desc}}: {counts} {{n:.0f}}/{{total}} {unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
@@ -62,5 +63,14 @@ def progress_bar(total: int | None, title: str, *, unit: str, show: bool = True,
         # Any delay above 0 drops the line at the start. A delay below the clock's precision keeps the last line.
         options |= {"file": LineFile(sys.stderr), "mininterval": LOG_INTERVAL, "delay": 1e-9}
     else:
-        options |= {"mininterval": TERMINAL_INTERVAL, "dynamic_ncols": True}
+        # Pseudo-terminals of containers and CI often have the size 0, in which tqdm shows nothing.
+        size = {"dynamic_ncols": True} if _has_size(sys.stderr) else {"ncols": 79, "nrows": 24}
+        options |= {"mininterval": TERMINAL_INTERVAL, **size}
     return tqdm(total=total, desc=title, unit=f" {unit}", disable=not show, **options)
+
+
+def _has_size(terminal) -> bool:
+    try:
+        return 0 not in os.get_terminal_size(terminal.fileno())
+    except (OSError, ValueError):  # a notebook, or a file in memory
+        return True

@@ -1,6 +1,8 @@
 """Progress bars in a terminal and in a log file."""
 
 import io
+import os
+import termios
 
 import pytest
 
@@ -22,6 +24,22 @@ def test_a_terminal_shows_share_counts_and_time_left(monkeypatch):
     text = bar.fp.getvalue()
     assert "Training:  25%|" in text and "1/4 updates [00:00<00:00, loss 0.5]" in text
     assert text.count("\n") == 1 and "it/s" not in text
+
+
+@pytest.mark.parametrize("size", [(0, 0), (120, 40)])
+def test_a_pseudo_terminal_with_and_without_a_size(monkeypatch, size):
+    control, device = os.openpty()
+    termios.tcsetwinsize(device, size[::-1])
+    with open(device, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        with progress_bar(4, "Training", unit="updates") as bar:
+            bar.update(4)
+        terminal.flush()
+        shown = b""
+        while b"\n" not in shown:  # the end of the bar
+            shown += os.read(control, 10_000)
+    os.close(control)
+    assert "Training: 100%|" in shown.decode() and "4/4 updates [" in shown.decode()
 
 
 def test_a_log_file_gets_whole_lines_and_none_at_the_start(monkeypatch):
