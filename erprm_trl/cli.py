@@ -128,6 +128,7 @@ def usage() -> str:
             *lines,
             "",
             "erprm COMMAND --help lists the options of a command. erprm quickstart shows all stages in a few minutes.",
+            "Exit codes: 0 success, 1 failure, 2 wrong arguments, 3 stopped by the guard of a policy, 130 Ctrl-C.",
         ]
     )
 

@@ -230,5 +230,6 @@ def test_commands_run_as_a_module(tmp_path):
     scored = [json.loads(line) for line in (tmp_path / "scores" / "scores.jsonl").read_text().splitlines()]
     assert [row["id"] for row in scored] == [0, 1, 2] and len(scored[0]["step_scores"]) == 2
     lines = result.stdout.splitlines()
-    assert lines[0].startswith(f"{model} scored 3 of 3 solutions. The mean score is 0.")
+    mean = sum(row["score"] for row in scored) / 3
+    assert lines[0] == f"{model} scored 3 of 3 solutions. The mean score is {mean:.3f}."
     assert lines[-1].startswith("Next: erprm ")

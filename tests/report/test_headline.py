@@ -190,8 +190,8 @@ def test_metrics():
 
 def test_names_of_models_and_policies_are_text(tmp_path):
     hostile = "<script>$x_{$\\frac"
-    write_json(tmp_path / "summary.json", {"policies": {hostile: point(0.4), hostile * 9: point(0.5)}})
+    write_json(tmp_path / "b" / "summary.json", {"policies": {hostile: point(0.4), hostile * 9: point(0.5)}})
     write_json(tmp_path / "a" / "curves.json", curves(**{hostile: point(0.7)}))
-    for folder in (tmp_path, tmp_path / "a"):
+    for folder in (tmp_path / "a", tmp_path / "b"):
         page = write_report(folder).read_text(encoding="utf-8")
         assert "<script>$" not in page and "&lt;script&gt;$x" in page

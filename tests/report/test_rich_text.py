@@ -42,6 +42,8 @@ def parts(*steps):
         "It costs $5 and $7.",
         "It costs $5, $7 or $9.",
         "between $5-$7",
+        "for $5,$7 or $9",
+        "He pays $5 for a book, she pays 7$.",
         "He pays $12*5=$60.",
         "She spends 2*$5=$<<2*5=10>>10.",
         "That is $40/2=$20 for each.",

@@ -106,9 +106,11 @@ def test_two_processes_train_one_reward_model(tmp_path):
         for i in range(12)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config.write_text("num_processes: 2\nmain_process_port: 0\n" + (RECIPES / "dial" / "train_erprm.yaml").read_text())
+    lines = (RECIPES / "dial" / "train_erprm.yaml").read_text().splitlines()
+    lines = [line for line in lines if not line.startswith("rollouts:")]
+    config.write_text("\n".join(["num_processes: 2", "main_process_port: 0", *lines]))
     command = [sys.executable, "-m", "erprm_trl", "train", "--config", config, "--accelerate_config", "cpu_ddp"]
-    options = ["--rollouts", "null", "--dataset_name", tmp_path / "rows.jsonl", "--output_dir", tmp_path / "erprm"]
+    options = ["--dataset_name", tmp_path / "rows.jsonl", "--output_dir", tmp_path / "erprm"]
     options += ["--max_steps", "2", "--per_device_train_batch_size", "4"]
     result = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
