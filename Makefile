@@ -7,7 +7,7 @@ VLLM_INSTALLED := .venv-vllm/installed
 
 REAL_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
 
-.PHONY: install quickstart test test-fast test-real test-vllm lint format docs bench clean
+.PHONY: install quickstart test test-fast test-oldest test-newest test-real test-vllm lint format docs bench dist clean
 
 install: $(INSTALLED)
 
@@ -28,6 +28,18 @@ test: install
 # While you work: no launched process, no browser, no long training; at most 90 seconds on two cores.
 test-fast: install
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# The fast tests with the lower bounds of setup.cfg, and with the newest versions that it allows. Each brings its own
+# torch, which on Linux has several GB of CUDA libraries.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e ".[deepspeed,wandb,serve,dev]"
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 .venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[deepspeed,wandb,serve,dev]"
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 .venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # Every stage on a real language model of about 0.5B parameters, in about 6 minutes on two cores:
 # make test-real REAL_MODEL=FOLDER_OR_HUB_ID
@@ -71,5 +83,11 @@ bench: install
 	$(BIN)/python tests/benchmarks/guard_on_dial.py
 	$(BIN)/python tests/benchmarks/policy_learning.py --seeds 0
 
+# The wheel and the sdist. The build folder of an earlier version would add its files to the wheel.
+dist: install
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
-	rm -rf .venv .venv-vllm outputs build *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest .venv-vllm outputs build dist *.egg-info

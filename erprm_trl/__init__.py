@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from .selection import best_of_n
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 install()  # old import paths still work, with a warning
 
 __getattr__, __dir__, __all__ = lazy_exports(

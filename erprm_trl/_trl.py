@@ -159,7 +159,7 @@ SEAM_ATTRIBUTES = (
     SeamAttribute("trl.trainer.base_trainer._BaseTrainer._name", f"{_ERPRM} {_STEP_GRPO} {_STEP_PPO} {_RAFT}"),
     SeamAttribute("trl.trainer.base_trainer._BaseTrainer._paper", f"{_ERPRM} {_RAFT}"),
     SeamAttribute("transformers.TrainingArguments._VALID_DICT_FIELDS", f"{_ERPRM_CONFIG} {_RAFT_CONFIG}"),
-    SeamAttribute("transformers.Trainer.loss_is_scaled_for_ga", _ERPRM),
+    SeamAttribute("trl.trainer.base_trainer._BaseTrainer.loss_is_scaled_for_ga", _ERPRM),
     # Attributes of models and their configurations
     SeamAttribute("transformers.PreTrainedModel._keys_to_ignore_on_save", "policy/online/value_head.py"),
     SeamAttribute("torch.nn.Module._modules", "policy/online/value_head.py"),

@@ -16,6 +16,7 @@ os.environ.update(
     WANDB_MODE="disabled",
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
+    TORCHINDUCTOR_COMPILE_THREADS="1",  # with torch 2.8, `import deepspeed` would start compile workers
     # Processes that tests start must find the package and the helpers, too.
     PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]),
 )

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [
         ROOT / "README.md",
+        ROOT / "erprm_trl" / ".agents" / "skills" / "erprm-trl" / "SKILL.md",
         *(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "api"),
         *(ROOT / "recipes").rglob("*.md"),
     ]

@@ -108,8 +108,11 @@ def test_seeds_of_transformers_serve_one_at_a_time(serve_url):
 
 def test_the_error_names_fields_that_transformers_serve_rejects(serve_url):
     tokens = EndpointSampler(str(dial.BASE_PATH), serve_url)
-    with pytest.raises(EndpointError, match=r"status 400: .*must be a string.*='text'"):
+    with pytest.raises(EndpointError) as refused:
         tokens.sample(PROMPTS, 1, seed=0)
+    if "status 404" in str(refused.value):
+        pytest.skip("`transformers serve` of older versions has no /v1/completions")
+    assert refused.match(r"status 400: .*must be a string.*='text'")
     with pytest.raises(EndpointError, match=r"status 422: .*top_k.*check top_k"):
         serve_sampler(serve_url, top_k=5).sample(PROMPTS, 1, seed=0)
 
