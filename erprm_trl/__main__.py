@@ -1,6 +1,6 @@
 """`python -m erprm_trl` is the command `erprm`.
 
-Processes that accelerate launches start here too, because a module is found wherever the package is installed.
+Processes that accelerate launches start here too: it runs the module by its name, without a path.
 """
 
 import sys

@@ -73,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv (`Sequence[str]`, *optional*):
-            Command and arguments. Defaults to those of this process.
+            Command and arguments. Defaults to the arguments of this process.
 
     Returns:
-        `int`: The exit code.
+        `int`: the exit code.
     """
     try:
         code = dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -184,7 +184,7 @@ def _launch_options(
 
 
 def without(words: Sequence[str], removed: Sequence[str]) -> list[str]:
-    """The words of a command line without some of them, which are in the same order."""
+    """Removes words from a command line. They must be in the order of the command line."""
     left, kept = list(removed), []
     for word in words:
         if left and word == left[0]:

@@ -1,9 +1,9 @@
 """Pretrains the base model of the dial task: `python -m erprm_trl.dial.pretrain --output_dir outputs/dial-base`.
 
 The result is shipped in the package, so this runs again only if the task changes. The corpus is generated from a seed
-and has no end. Half of it are solutions with random and systematic mistakes, so that the policy makes mistakes too.
-The other half are solutions with a verdict after every step, so that the base model can check steps, as a language
-model can whose corpus has texts that check others. No rollouts and no rewards are used.
+and has no end. One half are solutions with random and systematic mistakes, so that the policy makes mistakes too. The
+other half are solutions with a verdict after every step, so that the base model can check steps, as a language model
+can whose corpus has texts that check others. No rollouts and no rewards are used.
 """
 
 import argparse

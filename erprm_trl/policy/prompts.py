@@ -1,4 +1,4 @@
-"""Builds the prompt datasets of TRL's online trainers from questions, and defines the recipes' arguments for them."""
+"""Builds the prompt datasets of TRL's online trainers from questions, and defines their command-line arguments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ def prompt_dataset(
     if system_prompt is not None and not conversational:
         raise ValueError(
             f"system_prompt: got {system_prompt!r} for plain-text prompts, expected a conversation. Set "
-            "conversational=True (use_chat_template in a recipe), or put it into prompt_template."
+            "conversational=True (on the command line: --use_chat_template true), or put it into prompt_template."
         )
     rows: list[dict[str, Any]] = []
     for question in questions:
@@ -89,9 +89,7 @@ class PromptArguments:
         default=True, metadata={"help": "Whether to also train on graded answers, and not only on step scores."}
     )
     prompt_template: str = field(default="{question}", metadata={"help": "Text of a prompt, with {question}."})
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message. It needs prompts with a chat template."}
-    )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message. It needs a chat template."})
     use_chat_template: bool | None = field(
         default=None,
         metadata={"help": "Whether to apply the chat template. Defaults to true if the tokenizer has a template."},

@@ -61,7 +61,7 @@ def first_source(names: Sequence[str], ranking: Sequence[str]) -> int:
             Names from best to worst. Trained models without a place follow, then untrained ones.
 
     Returns:
-        `int`: Position in `names`, 0 if there are none.
+        `int`: position in `names`, 0 if there are none.
     """
     places = {name: place for place, name in reversed(list(enumerate(ranking)))}
     order = [(not is_trained(name), places.get(name, len(ranking)), index) for index, name in enumerate(names)]

@@ -38,7 +38,7 @@ class Drawing:
 
     Attributes:
         draw (`Callable`): Makes the figure.
-        description (`str`): What the plot shows, for readers who cannot see it.
+        description (`str`): Text about the plot, for readers who cannot see it.
         legend (`list[tuple[str, str]]`): Lines of the legend: the class in the style sheet, and the text.
         aggregation (`str`, *optional*): Aggregation of step scores that the plot uses.
     """

@@ -64,7 +64,7 @@ def mathml_tree(latex: str, display: bool = False) -> Tree | None:
             Whether the formula stands on a line of its own.
 
     Returns:
-        `list` or `None`: The `math` element as `[name, attributes, *children]`. Attributes are a dictionary, and a
+        `list` or `None`: the `math` element as `[name, attributes, *children]`. Attributes are a dictionary, and a
         child is an element or, in a token element, the text. `None` if the formula is empty, exceeds a limit, uses a
         command that is not listed, or is not valid LaTeX.
     """

@@ -35,7 +35,7 @@ class KeyNumber:
 
     Attributes:
         value (`str`): The number with its unit.
-        label (`str`): What it measures.
+        label (`str`): Name of the measured quantity.
         detail (`str`): Its interval, or how to read it.
     """
 
@@ -54,7 +54,7 @@ class Headline:
         numbers (`list[KeyNumber]`): At most three.
         drawing (`Drawing`, *optional*): The chart.
         title (`str`): Title of the chart.
-        remarks (`list[str]`): What limits the answer, and the answers of the run's other parts.
+        remarks (`list[str]`): Limits of the answer, and the answers of the run's other parts.
     """
 
     verdict: str
@@ -85,7 +85,7 @@ def make_headline(
             Comparisons that the run wrote, and those that the page made of its scores.
 
     Returns:
-        [`Headline`] or `None`: The first screen, `None` if nothing in the run says how well it went.
+        [`Headline`] or `None`: the first screen, or `None` if nothing in the run says how well it went.
     """
     trainings = find_trainings(run)
     candidates = [

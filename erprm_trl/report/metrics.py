@@ -1,4 +1,4 @@
-"""What the metrics of trainings mean: titles and units for plots, and first and last values for summaries."""
+"""Describes the metrics of training runs: titles and units for plots, and first and last values for summaries."""
 
 import math
 from collections.abc import Mapping, Sequence

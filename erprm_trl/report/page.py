@@ -60,11 +60,11 @@ def write_report(
             Title of the page. Defaults to the folder's name.
 
     Returns:
-        `Path`: Path of the page.
+        `Path`: path of the page.
 
     Raises:
-        `FileNotFoundError`: If the folder does not exist, or holds nothing that a stage has written.
-        `ValueError`: If the aggregation is unknown, or `max_solutions` is below 1.
+        `FileNotFoundError`: if the folder does not exist, or holds nothing that a stage has written.
+        `ValueError`: if the aggregation is unknown, or `max_solutions` is below 1.
 
     Example:
 

@@ -24,7 +24,7 @@ class RichText:
     """
     Splits the texts of a page into parts, and collects its formulas.
 
-    Each distinct formula is converted once. Formulas stay text when those of the page already have
+    Each distinct formula is converted once. A formula stays text if the formulas before it already have
     [`MAX_PAGE_CHARACTERS`] characters in all.
 
     Attributes:
@@ -92,7 +92,7 @@ class RichText:
                 place = end
 
     def _number(self, source: str, latex: str, display: bool) -> int | None:
-        """The number of a formula among those of the page, `None` if it cannot be shown as one."""
+        """Index of a formula in `formulas`, or `None` if it cannot be shown as a formula."""
         key = (source, display)
         if key not in self._numbers:
             tree = mathml_tree(latex, display) if len(latex) <= self._room else None

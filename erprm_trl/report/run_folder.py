@@ -30,7 +30,7 @@ class RunFolder:
         notes (`list[str]`): Files that cannot be shown and why, for the page.
 
     Raises:
-        `FileNotFoundError`: If the folder does not exist.
+        `FileNotFoundError`: if the folder does not exist.
     """
 
     def __init__(self, root: str | Path):

@@ -172,7 +172,7 @@ def gather_collections(run: RunFolder, eta: float, keep_unscored: bool = False) 
             Whether to return collections without scores and labels too.
 
     Returns:
-        `list[Collection]`: Outer folders before inner ones, and scored collections before others at the same depth.
+        `list[Collection]`: outer folders before inner ones, and scored collections before others at the same depth.
     """
     by_path: dict[Path, Collection] = {}
     for folder in [*run.folders, *_linked(run)]:

@@ -35,10 +35,10 @@ def inline_svg(draw: Callable[[], "Figure"], prefix: str, description: str) -> M
         prefix (`str`):
             Beginning of the figure's ids. It must be unique on the page.
         description (`str`):
-            What the figure shows, for readers who cannot see it.
+            Text about the figure, for readers who cannot see it.
 
     Returns:
-        `Markup`: The `<svg>` element.
+        `Markup`: the `<svg>` element.
     """
     import matplotlib
 

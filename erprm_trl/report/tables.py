@@ -15,7 +15,7 @@ def format_selection_table(curves: Mapping[str, Any], n: int) -> str:
             Number of samples. The curves must have this point.
 
     Returns:
-        `str`: One line each for pass@1, majority@n and pass@n, then one per reward model with best-of-n by each
+        `str`: one line each for pass@1, majority@n and pass@n, then one per reward model with best-of-n by each
         aggregation and the AUC within questions.
     """
     methods = list(next(iter(curves["models"].values()), {}))
@@ -45,7 +45,7 @@ def selection_rows(curves: Mapping[str, Any]) -> tuple[list[str], list[list[Any]
             From [`~erprm_trl.selection.selection_curves`].
 
     Returns:
-        `tuple`: Names of the columns, and the rows.
+        `tuple`: names of the columns, and the rows.
     """
     ways = {"pass@n": curves["pass"], "majority@n": curves["majority"]}
     for name, by_method in curves["models"].items():
@@ -67,7 +67,7 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             Results of [`~erprm_trl.selection.measure_calibration`] by name of a reward model.
 
     Returns:
-        `str`: The table. "error" is the squared distance from the value without the noise of K continuations, and
+        `str`: the table. "error" is the squared distance from the value without the noise of K continuations, and
         "n/a" where that noise cannot be estimated.
     """
     first = next(iter(results.values()))

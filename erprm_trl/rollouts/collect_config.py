@@ -1,4 +1,4 @@
-"""The configuration of a collection, for recipes, YAML files and command lines."""
+"""The configuration of a collection, for YAML files and the command line."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,26 +31,26 @@ class CollectConfig:
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of the policy."})
     dataset_name: str = field(
         metadata={
-            "help": "Questions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or a function as "
+            "help": "Source of the questions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or "
             "package.module:function."
         }
     )
     output_dir: str = field(metadata={"help": "Folder to which the rollouts are written."})
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the Hub dataset, e.g. main for GSM8K."}
-    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset."})
     dataset_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Additional arguments of datasets.load_dataset or of the function."}
     )
     question_column: str | None = field(
-        default=None, metadata={"help": "Column with the question. By default, common names are tried."}
+        default=None, metadata={"help": "Column of the question. Defaults to the first column with a usual name."}
     )
     answer_column: str | None = field(
-        default=None, metadata={"help": "Column with the reference answer. By default, common names are tried."}
+        default=None,
+        metadata={"help": "Column of the reference answers. Defaults to the first column with a usual name."},
     )
     max_questions: int | None = field(
-        default=None, metadata={"help": "Number of questions to use, from the start of the dataset. Default: all."}
+        default=None,
+        metadata={"help": "Maximum number of questions, from the start of the dataset. Defaults to all questions."},
     )
     num_solutions: int = field(default=2, metadata={"help": "Number of solutions per question."})
     num_continuations: int = field(
@@ -75,8 +75,8 @@ class CollectConfig:
     reuse_continuations: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether continuations also count for longer prefixes with which they begin. Default: true with "
-            "adaptive allocation."
+            "help": "Whether continuations also count for longer prefixes with which they begin. Defaults to true "
+            "with adaptive allocation."
         },
     )
     include_question: bool = field(
@@ -91,14 +91,14 @@ class CollectConfig:
     )
     grading: str = field(
         default="math",
-        metadata={"help": "How answers are compared: math, exact, or a function as package.module:function."},
+        metadata={"help": "How answers are graded: math, exact, or package.module:function."},
     )
     answer_pattern: str | None = field(
         default=None, metadata={"help": "Regular expression whose first group is the final answer."}
     )
     reasoning: bool | None = field(
         default=None,
-        metadata={"help": "Whether only the text after </think> is graded. Default: true if a text has <think>."},
+        metadata={"help": "Whether to grade only the text after </think>. Defaults to true for texts with <think>."},
     )
     steps_of: str = field(
         default="both",
@@ -135,7 +135,7 @@ class CollectConfig:
         metadata={"help": "Name of the environment variable with the API key of the server (endpoint)."},
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    top_p: float = field(default=1.0, metadata={"help": "Probability mass kept by nucleus sampling."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus probability."})
     top_k: int = field(
         default=0, metadata={"help": "Number of most likely tokens to sample from. 0 keeps the whole vocabulary."}
     )
@@ -143,20 +143,18 @@ class CollectConfig:
     batch_size: int = field(
         default=64, metadata={"help": "Number of sequences generated in one batch (transformers)."}
     )
-    prompt_template: str | None = field(
-        default=None, metadata={"help": "Template of the prompt, which contains {question}."}
-    )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message. Needs a chat template."})
+    prompt_template: str | None = field(default=None, metadata={"help": "Text of a prompt, with {question}."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message. It needs a chat template."})
     use_chat_template: bool | None = field(
         default=None,
-        metadata={"help": "Whether to apply the chat template. Default: true if the tokenizer has a chat template."},
+        metadata={"help": "Whether to apply the chat template. Defaults to true if the tokenizer has a template."},
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Additional arguments of the chat template, e.g. {"enable_thinking": false}.'}
     )
     examples: list[dict[str, str]] | str | None = field(
         default=None,
-        metadata={"help": "Solved examples for a few-shot prompt, each with the keys question and solution."},
+        metadata={"help": "Solved examples before the question, each with question and solution."},
     )
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Additional arguments of from_pretrained, vllm.LLM or EndpointSampler."}

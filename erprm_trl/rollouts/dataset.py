@@ -49,8 +49,8 @@ class RolloutDataset:
         self.manifest = read_manifest(self.path)
         if self.manifest is None:
             raise FileNotFoundError(
-                f"{self.path}: got no {MANIFEST}, so this is not a folder of rollouts, expected a folder that "
-                "collect_rollouts wrote. Collect rollouts first, e.g. with recipes/collect_rollouts.py."
+                f"{self.path}: got no {MANIFEST}, so this is not a rollout folder, expected a folder that "
+                "collect_rollouts wrote. Collect rollouts first, e.g. with erprm collect."
             )
         self._shards = shard_paths(self.path)
         self._reasons: list[str] = []

@@ -1,4 +1,4 @@
-"""Computes the labels of a folder of rollouts in one pass over the rows, and writes them to an Arrow file, which later
+"""Computes the labels of a rollout folder in one pass over the rows, and writes them to an Arrow file, which later
 runs reuse.
 
 A trainer encodes the labels in the same pass, so that only the encoded examples are written.

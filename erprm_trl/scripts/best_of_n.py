@@ -23,16 +23,18 @@ from .scoring import score_with_each
 class BestOfNArguments:
     """The samples and the reward models."""
 
-    samples: str = field(metadata={"help": "Folder of `erprm collect` with several solutions per question."})
+    samples: str = field(metadata={"help": "Rollout folder with several solutions per question."})
     reward_models: list[str] = field(
-        metadata={"help": "Folders or Hub ids of reward models, or addresses of scoring servers."}
+        metadata={"help": "Reward models to compare: folders, Hub ids or scoring servers."}
     )
     output_dir: str = field(metadata={"help": "Folder for the scores, the results and the plot."})
     ns: list[int] | None = field(
-        default=None, metadata={"help": "Numbers of samples to choose from. Default: powers of two."}
+        default=None, metadata={"help": "Numbers of samples to choose from. Defaults to powers of two."}
     )
-    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
-    plot_aggregation: str = field(default="min", metadata={"help": "min, last, product or mean."})
+    batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
+    plot_aggregation: str = field(
+        default="min", metadata={"help": "Aggregation of step scores in the plot: min, last, product or mean."}
+    )
     report_to: list[str] = field(
         default_factory=lambda: ["none"], metadata={"help": "Trackers: wandb, trackio, tensorboard, or none."}
     )

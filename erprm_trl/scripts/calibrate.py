@@ -21,17 +21,18 @@ from .scoring import score_with_each
 class CalibrationArguments:
     """The rollouts, the reward models, and what a score should be."""
 
-    rollouts: str = field(metadata={"help": "Folder of `erprm collect`: held-out questions, with continuations."})
+    rollouts: str = field(metadata={"help": "Rollout folder of held-out questions, with continuations."})
     reward_models: list[str] = field(
-        metadata={"help": "Folders or Hub ids of reward models, or addresses of scoring servers."}
+        metadata={"help": "Reward models to compare: folders, Hub ids or scoring servers."}
     )
     output_dir: str = field(metadata={"help": "Folder for the scores, the results and the plot."})
     eta: float = field(default=0.0, metadata={"help": "Eta that the reward models were trained with."})
     aggregation: str = field(
-        default="last", metadata={"help": "Score of a prefix: of its last step, or min, product, mean of its steps."}
+        default="last",
+        metadata={"help": "How the step scores of a prefix become its score: last, min, product or mean."},
     )
-    num_bins: int = field(default=10, metadata={"help": "Number of bins of the score."})
-    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+    num_bins: int = field(default=10, metadata={"help": "Number of bins of the scores."})
+    batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
 
 
 def main(arguments: CalibrationArguments) -> dict:

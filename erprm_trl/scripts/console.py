@@ -1,5 +1,5 @@
-"""What a command shows on the terminal: titles of stages, progress bars, results and errors. Everything else that the
-libraries log goes to a file."""
+"""Controls the output of a command. The terminal shows titles of stages, progress bars, results and errors. Everything
+else that the libraries log goes to a file."""
 
 import logging
 import os
@@ -79,8 +79,8 @@ class Console:
 
     def write_to(self, log_file: str | Path) -> None:
         """
-        Sends logs to a file from now on, also those that were made before, and prints its path. Of several processes
-        each has a file of its own. With `verbose`, or if there is a file already, this does nothing.
+        Sends log records to a file, including the records so far, and prints its path. Each of several processes has
+        its own file. With `verbose`, or if there is a log file already, this does nothing.
 
         Args:
             log_file (`str` or `Path`):
@@ -112,7 +112,7 @@ class Console:
         _say(f"Log: {path}")
 
     def take_over_loggers(self) -> None:
-        """Takes away the handlers with which libraries that were imported by now log to the terminal themselves."""
+        """Removes the handlers with which the libraries imported so far log to the terminal."""
         if self.verbose:
             return
         loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
@@ -224,7 +224,7 @@ def _log_warning(message, category, filename, lineno, file=None, line=None) -> N
 
 
 def _send_to_root(record: logging.LogRecord) -> bool:
-    """Passes a record to the handlers of the root logger, and keeps it from those of its own."""
+    """Passes a record to the handlers of the root logger, and keeps it from the handlers of its own logger."""
     logging.getLogger().handle(record)
     return False
 

@@ -8,7 +8,7 @@ from .outcome import UsageError
 from .recipes import find_accelerate_config, read_config
 
 
-# What torchrun sets in each process, and what `accelerate launch` sets where it starts a single one.
+# torchrun sets the first variable in each process, and `accelerate launch` the second if it starts only one.
 _SET_BY_LAUNCHERS = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
 # `accelerate launch` sets it for a single process only. Without it, `TrainingArguments` reads no configuration of
 # accelerate, and each of several processes on CPUs trains alone unless `use_cpu` is set as well.
@@ -75,7 +75,7 @@ def launch(options: Sequence[str], command: Sequence[str]) -> int:
             Command and arguments of `erprm`.
 
     Returns:
-        `int`: Exit code of the first process that failed, otherwise 0.
+        `int`: exit code of the first process that failed, otherwise 0.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException

@@ -18,7 +18,9 @@ from .outcome import print_outcome
 class MemoryArguments:
     """The model, and how it is trained."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A Hub id or a folder with config.json."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the model. Only its config.json is read."}
+    )
     sizes: list[int] | None = field(
         default=None,
         metadata={
@@ -26,33 +28,39 @@ class MemoryArguments:
         },
     )
     tie_word_embeddings: bool = field(
-        default=False, metadata={"help": "The output layer shares the embedding's weights (with --sizes)."}
+        default=False, metadata={"help": "Whether the output layer shares the embedding's weights (with --sizes)."}
     )
-    qkv_bias: bool = field(default=False, metadata={"help": "q, k and v have biases, as in Qwen2 (with --sizes)."})
+    qkv_bias: bool = field(
+        default=False, metadata={"help": "Whether q, k and v have biases, as in Qwen2 (with --sizes)."}
+    )
     precision: str | None = field(
-        default=None, metadata={"help": "float32, mixed or bfloat16. Default: bfloat16 with ZeRO, otherwise mixed."}
+        default=None, metadata={"help": "float32, mixed or bfloat16. Defaults to bfloat16 with ZeRO, else to mixed."}
     )
-    zero_stage: int = field(default=0, metadata={"help": "0 (one GPU or DDP), 1, 2 or 3."})
+    zero_stage: int = field(default=0, metadata={"help": "Stage of ZeRO: 0 (one GPU or DDP), 1, 2 or 3."})
     num_gpus: int = field(default=1, metadata={"help": "Number of processes, one per GPU."})
     offload_optimizer: bool = field(
-        default=False, metadata={"help": "Keep optimizer and gradients in the host's memory."}
+        default=False, metadata={"help": "Whether to keep the optimizer state and the gradients in the host's memory."}
     )
-    offload_weights: bool = field(default=False, metadata={"help": "Keep the weights in the host's memory (ZeRO-3)."})
+    offload_weights: bool = field(
+        default=False, metadata={"help": "Whether to keep the weights in the host's memory (ZeRO-3)."}
+    )
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Number of sequences per micro-batch."})
-    max_length: int = field(default=1024, metadata={"help": "Tokens per sequence, prompt included."})
+    max_length: int = field(default=1024, metadata={"help": "Maximum number of tokens per sequence, prompt included."})
     gradient_checkpointing: bool = field(
-        default=True, metadata={"help": "Keep only the input of each layer, and recompute the rest."}
+        default=True, metadata={"help": "Whether to keep only the input of each layer, and recompute the rest."}
     )
-    padded: bool = field(default=True, metadata={"help": "Sequences of a batch differ in length."})
+    padded: bool = field(default=True, metadata={"help": "Whether the sequences of a batch differ in length."})
     head: str = field(
-        default="steps", metadata={"help": "steps (erprm train), fused (erprm raft, grpo, ppo) or full."}
+        default="steps",
+        metadata={"help": "Kind of head: steps (erprm train), fused (erprm raft, grpo, ppo), or full (all logits)."},
     )
     lora_r: int = field(default=0, metadata={"help": "Rank of LoRA. 0 trains all weights."})
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Layers with LoRA. Default: all linear layers."}
+        default=None, metadata={"help": "Layers with LoRA. Defaults to all linear layers."}
     )
     optimizer_values: int = field(
-        default=2, metadata={"help": "Values that the optimizer keeps per parameter: Adam 2, momentum 1, SGD 0."}
+        default=2,
+        metadata={"help": "Number of values that the optimizer keeps per parameter: Adam 2, momentum 1, SGD 0."},
     )
     other_models: list[float] = field(
         default_factory=list,

@@ -41,7 +41,7 @@ def first_and_last(history: list[dict[str, float]], names: dict[str, str]) -> li
         history (`list[dict[str, float]]`):
             `trainer.state.log_history`.
         names (`dict[str, str]`):
-            What each metric is called in the table, by its name in the log. Metrics that were not logged are left out.
+            Title of each metric in the table, by its name in the log. Metrics that were not logged are left out.
     """
     rows = []
     for key, name in names.items():

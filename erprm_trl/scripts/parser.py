@@ -71,7 +71,7 @@ class StageParser(TrlParser):
         )
 
     def _add_dataclass_arguments(self, dtype) -> None:  # seam
-        """Adds one group per class that declares fields of `dtype`: its own first, those of its bases after them."""
+        """Adds one group per class that declares fields of `dtype`: `dtype` first, then its base classes."""
         hints = get_type_hints(dtype)
         groups: dict[type, list[dataclasses.Field]] = {cls: [] for cls in dtype.__mro__}
         for field in filter(lambda field: field.init, dataclasses.fields(dtype)):
@@ -107,7 +107,7 @@ class StageParser(TrlParser):
         Takes defaults from the YAML file of `--config` or `--recipe`.
 
         Returns:
-            `tuple[str | None, list[str]]`: Path of the file, and its keys and values that no dataclass has, as a
+            `tuple[str | None, list[str]]`: path of the file, and its keys and values that no dataclass has, as a
             command line.
         """
         if options.config is not None and options.recipe is not None:

@@ -21,14 +21,17 @@ class ProcessBenchArguments:
     """The judged solutions and the reward models. Give a threshold, or a way to hold out solutions."""
 
     reward_models: list[str] = field(
-        metadata={"help": "Folders or Hub ids of reward models, or addresses of scoring servers."}
+        metadata={"help": "Reward models to compare: folders, Hub ids or scoring servers."}
     )
     output_dir: str = field(metadata={"help": "Folder for the scores and the results."})
     dataset: str = field(
-        default="Qwen/ProcessBench", metadata={"help": "Hub id, file, folder of files, or saved dataset."}
+        default="Qwen/ProcessBench",
+        metadata={"help": "Source of the judged solutions: a Hub id, a file, a folder of files, or a saved dataset."},
     )
-    subsets: list[str] | None = field(default=None, metadata={"help": "Subsets to test on. Default: all."})
-    threshold: float | None = field(default=None, metadata={"help": "A step scored below it is predicted wrong."})
+    subsets: list[str] | None = field(default=None, metadata={"help": "Subsets to test on. Defaults to all subsets."})
+    threshold: float | None = field(
+        default=None, metadata={"help": "Steps with a score below the threshold are predicted to be wrong."}
+    )
     validation_subsets: list[str] | None = field(
         default=None, metadata={"help": "Subsets to choose the thresholds on. They are not tested on."}
     )
@@ -36,10 +39,10 @@ class ProcessBenchArguments:
         default=None, metadata={"help": "Share of the problems of all subsets to choose the thresholds on."}
     )
     validation_dataset: str | None = field(
-        default=None, metadata={"help": "Another dataset to choose the thresholds on."}
+        default=None, metadata={"help": "Source of another dataset to choose the thresholds on."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the share."})
-    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+    seed: int = field(default=0, metadata={"help": "Seed of the validation share."})
+    batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
 
 
 def main(arguments: ProcessBenchArguments) -> dict:

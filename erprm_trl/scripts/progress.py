@@ -14,14 +14,14 @@ from . import console
 
 
 SOLUTIONS_PER_CALL = 512  # a whole number of batches of the usual sizes
-SHOWN = ("loss", "reward", "eval_loss")  # logged values that stand after the bar
+SHOWN = ("loss", "reward", "eval_loss")  # logged values that are shown after the bar
 
 logger = logging.getLogger(__name__)
 
 
 class TrainingBar(TrainerCallback):
     """
-    One bar for a training, with the time left and the last loss. What the trainer logs goes to the log.
+    One bar for a training, with the time left and the last loss. The values that the trainer logs go to the log.
 
     Args:
         title (`str`, *optional*, defaults to `"Training"`):
@@ -34,7 +34,7 @@ class TrainingBar(TrainerCallback):
         self._values: dict[str, str] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Opens the bar, at the step where a resumed training goes on."""
+        """Opens the bar, at the step from which a resumed training continues."""
         self._is_shown = state.is_world_process_zero and not args.disable_tqdm
         self._training = self._open(state.max_steps, self.title, "updates", initial=state.global_step)
 

@@ -33,19 +33,30 @@ METRICS = {
 class DataArguments:
     """The questions and the reward model."""
 
-    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of a reward model."})
-    dataset_name: str = field(metadata={"help": "Hub id, .jsonl/.json/.csv/.parquet file or package.module:function."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
+    dataset_name: str = field(
+        metadata={
+            "help": "Source of the questions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or "
+            "package.module:function."
+        }
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of the training questions."})
-    dataset_test_split: str | None = field(default=None, metadata={"help": "Split of the evaluation questions."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split with the training questions."})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Split with the evaluation questions."})
     train_questions_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "JSON arguments of the dataset, for the training questions."}
+        default=None, metadata={"help": "Additional arguments to load the training questions."}
     )
     eval_questions_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "JSON arguments of the dataset, for the evaluation questions."}
+        default=None,
+        metadata={"help": "Additional arguments to load the evaluation questions from the same dataset_name."},
     )
     max_eval_questions: int | None = field(default=None, metadata={"help": "Maximum number of evaluation questions."})
-    use_answers: bool = field(default=True, metadata={"help": "Drop questions that are always right or wrong."})
+    use_answers: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to read the answers, to drop questions whose solutions are all right or all wrong."
+        },
+    )
 
     def __post_init__(self):
         read_json_fields(self, "train_questions_kwargs", "eval_questions_kwargs")

@@ -19,18 +19,24 @@ from .scoring import load_scorer
 class ReportArguments:
     """The run and the page."""
 
-    folder: str = field(metadata={"help": "Folder of a run. It is searched down to four levels below it."})
-    path: str | None = field(default=None, metadata={"help": "File of the page. Default: report.html in the folder."})
-    eta: float = field(default=2.0, metadata={"help": "Eta of the labels, where there are continuations."})
-    aggregation: str = field(default="min", metadata={"help": "Shown first: min, last, product or mean."})
+    folder: str = field(metadata={"help": "Folder of a run. Its subfolders are searched down to four levels."})
+    path: str | None = field(
+        default=None, metadata={"help": "Path of the page. Defaults to report.html in the folder."}
+    )
+    eta: float = field(default=2.0, metadata={"help": "Eta of the labels of rollouts with continuations."})
+    aggregation: str = field(
+        default="min",
+        metadata={"help": "Aggregation of step scores that the page shows first: min, last, product or mean."},
+    )
     max_solutions: int = field(
-        default=1000, metadata={"help": "Maximum number of solutions. Questions are shown whole."}
+        default=1000, metadata={"help": "Maximum number of solutions on the page. Whole questions are selected."}
     )
-    title: str | None = field(default=None, metadata={"help": "Title of the page. Default: name of the folder."})
+    title: str | None = field(default=None, metadata={"help": "Title of the page. Defaults to the folder's name."})
     reward_models: list[str] | None = field(
-        default=None, metadata={"help": "Also score the page's solutions: folders, Hub ids or scoring servers."}
+        default=None,
+        metadata={"help": "Reward models that score the page's solutions: folders, Hub ids or scoring servers."},
     )
-    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+    batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
 
 
 def main(arguments: ReportArguments) -> Path:

@@ -23,32 +23,42 @@ from .outcome import print_outcome
 class ScoreArguments:
     """The reward model and the solutions."""
 
-    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of a reward model."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
     dataset_name: str = field(
-        metadata={"help": "Solutions: Hub id, .jsonl/.json/.csv/.parquet file, folder, or package.module:function."}
+        metadata={
+            "help": "Source of the solutions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or "
+            "package.module:function."
+        }
     )
     output_dir: str = field(metadata={"help": "Folder for scores.jsonl."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset."})
     dataset_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "JSON arguments of the dataset."}
+        default=None, metadata={"help": "Additional arguments of datasets.load_dataset or of the function."}
     )
-    question_column: str | None = field(default=None, metadata={"help": "Column of the question."})
-    solution_column: str | None = field(default=None, metadata={"help": "Column of the solution or its steps."})
+    question_column: str | None = field(
+        default=None, metadata={"help": "Column of the question. Defaults to the first column with a usual name."}
+    )
+    solution_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the solution or its steps. Defaults to the first column with a usual name."},
+    )
     prm_format: str | None = field(
         default=None, metadata={"help": "Preset of a public reward model, such as qwen2.5-math-prm."}
     )
     aggregation: str | None = field(
         default=None,
         metadata={
-            "help": "Score of a solution, from its steps. Default: as the reward model.",
+            "help": "How step scores become one score per solution. Defaults to the reward model's aggregation.",
             "choices": ["min", "last", "product", "mean"],
         },
     )
-    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
-    chunk_size: int = field(default=256, metadata={"help": "Solutions written at a time."})
-    dtype: str = field(default="auto", metadata={"help": "Dtype of the weights."})
-    device_map: str | None = field(default=None, metadata={"help": "auto places a model on several GPUs."})
+    batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
+    chunk_size: int = field(
+        default=256, metadata={"help": "Number of solutions per chunk. Results are written after each chunk."}
+    )
+    dtype: str = field(default="auto", metadata={"help": "Dtype of the model's weights."})
+    device_map: str | None = field(default=None, metadata={"help": "auto places the model on several GPUs."})
 
     def __post_init__(self):
         read_json_fields(self, "dataset_kwargs")

@@ -1,4 +1,4 @@
-"""What the commands that evaluate have in common: the step scores of several reward models."""
+"""Computes the step scores of several reward models, for the commands that evaluate."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def score_with_each(
             Solutions scored at a time.
 
     Returns:
-        `dict`: What [`~erprm_trl.selection.score_rollouts`] gives, by the model's name without a login.
+        `dict`: the results of [`~erprm_trl.selection.score_rollouts`], by the model's name without a login.
     """
     return {
         without_login(path): selection.score_rollouts(load_scorer(path, batch_size), dataset) for path in reward_models

@@ -24,38 +24,68 @@ SEARCH += ("token_budget", "score_budget", "seed")
 class GuidedSearchArguments:
     """The policy, the reward model, the questions, and the arguments of [`~erprm_trl.selection.guided_search`]."""
 
-    model_name_or_path: str = field(metadata={"help": "The policy: a Hub id or a folder."})
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the policy."})
     reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
-    dataset_name: str = field(metadata={"help": "Hub id, .jsonl/.json/.csv/.parquet file or package.module:function."})
+    dataset_name: str = field(
+        metadata={
+            "help": "Source of the questions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or "
+            "package.module:function."
+        }
+    )
     output_dir: str = field(metadata={"help": "Folder for solutions.jsonl and summary.json."})
-    dataset_split: str = field(default="test", metadata={"help": "Split of a Hub dataset."})
+    dataset_split: str = field(default="test", metadata={"help": "Split of the dataset."})
     dataset_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "JSON arguments of the dataset."}
+        default=None, metadata={"help": "Additional arguments of datasets.load_dataset or of the function."}
     )
     max_questions: int | None = field(default=None, metadata={"help": "Maximum number of questions."})
-    grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
+    grading: str = field(
+        default="math", metadata={"help": "How answers are graded: math, exact, or package.module:function."}
+    )
     reasoning: bool | None = field(
-        default=None, metadata={"help": "Grade only the text after </think>. Default: if a text has <think>."}
+        default=None,
+        metadata={"help": "Whether to grade only the text after </think>. Defaults to true for texts with <think>."},
     )
-    answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the answer."})
-    backend: str = field(default="transformers", metadata={"help": "Sampler.", "choices": list(SAMPLERS)})
+    answer_pattern: str | None = field(
+        default=None, metadata={"help": "Regular expression whose first group is the final answer."}
+    )
+    backend: str = field(
+        default="transformers",
+        metadata={
+            "help": "How the policy is sampled: transformers, vllm (offline engine), or endpoint (server).",
+            "choices": list(SAMPLERS),
+        },
+    )
     sampler_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "JSON arguments of the sampler."}
+        default=None, metadata={"help": "Additional arguments of the sampler."}
     )
-    scoring_batch_size: int = field(default=32, metadata={"help": "Prefixes scored at a time."})
-    method: str = field(default="particles", metadata={"help": "beam, resample or particles."})
-    eta: float | None = field(default=None, metadata={"help": "Inverse reward temperature. Not for beam."})
+    scoring_batch_size: int = field(default=32, metadata={"help": "Maximum number of prefixes per scoring batch."})
+    method: str = field(default="particles", metadata={"help": "Search method: beam, resample or particles."})
+    eta: float | None = field(
+        default=None, metadata={"help": "Inverse reward temperature. It is required, except for beam."}
+    )
     width: int = field(default=8, metadata={"help": "Number of beams, chains or particles per question."})
     expansions: int | None = field(
-        default=None, metadata={"help": "Number of proposals for each of them. Default: 1 for particles, otherwise 4."}
+        default=None,
+        metadata={"help": "Number of proposals per beam, chain or particle. Defaults to 1 for particles, else to 4."},
     )
-    aggregation: str = field(default="last", metadata={"help": "Value of a prefix: last, min, product or mean."})
-    splitter: str | None = field(default=None, metadata={"help": "Where steps end. Default: as the reward model."})
-    stop: list[str] | None = field(default=None, metadata={"help": "Strings before which a solution ends."})
+    aggregation: str = field(
+        default="last",
+        metadata={"help": "How the step scores of a prefix become its value: last, min, product or mean."},
+    )
+    splitter: str | None = field(
+        default=None, metadata={"help": "How solutions are split into steps. Defaults to the reward model's splitter."}
+    )
+    stop: list[str] | None = field(
+        default=None, metadata={"help": "Strings before which a solution ends, for few-shot prompts."}
+    )
     max_steps: int = field(default=64, metadata={"help": "Maximum number of steps per solution."})
     max_tokens: int | None = field(default=None, metadata={"help": "Maximum number of tokens per solution."})
-    token_budget: int | None = field(default=None, metadata={"help": "Tokens to generate per question."})
-    score_budget: int | None = field(default=None, metadata={"help": "Prefixes to score per question."})
+    token_budget: int | None = field(
+        default=None, metadata={"help": "Maximum number of generated tokens per question."}
+    )
+    score_budget: int | None = field(
+        default=None, metadata={"help": "Maximum number of scored prefixes per question."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the search."})
 
     def __post_init__(self):

@@ -23,23 +23,31 @@ logger = logging.getLogger(__name__)
 class ServeArguments:
     """The reward model and the server."""
 
-    reward_model: str = field(metadata={"help": "Folder or Hub id of a reward model."})
-    host: str = field(default="127.0.0.1", metadata={"help": "0.0.0.0 for other machines. Set a token then."})
-    port: int = field(default=8100, metadata={"help": "0 takes a free port, which the log names."})
-    batch_size: int = field(default=32, metadata={"help": "Solutions per forward pass."})
-    dtype: str = field(default="auto", metadata={"help": "Dtype of the weights."})
-    device_map: str | None = field(default=None, metadata={"help": "auto places a model on several GPUs."})
+    reward_model: str = field(metadata={"help": "Folder or Hub id of the reward model."})
+    host: str = field(
+        default="127.0.0.1",
+        metadata={"help": "Address to listen on. Use 0.0.0.0 for other machines, and set a token."},
+    )
+    port: int = field(default=8100, metadata={"help": "Port to listen on. 0 takes a free port, which the log names."})
+    batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
+    dtype: str = field(default="auto", metadata={"help": "Dtype of the model's weights."})
+    device_map: str | None = field(default=None, metadata={"help": "auto places the model on several GPUs."})
     max_body_bytes: int = field(default=8 * 2**20, metadata={"help": "Maximum request body, in bytes."})
     max_solutions: int = field(default=1024, metadata={"help": "Maximum number of solutions per request."})
     max_steps: int | None = field(
-        default=None, metadata={"help": "Maximum number of steps per solution. Default: the model's context length."}
+        default=None,
+        metadata={"help": "Maximum number of steps per solution. Defaults to the model's context length."},
     )
     max_waiting: int = field(
-        default=64, metadata={"help": "Maximum number of accepted requests. Further clients are asked to try again."}
+        default=64, metadata={"help": "Maximum number of accepted requests. Other clients are asked to try again."}
     )
     max_batch: int = field(default=1024, metadata={"help": "Maximum number of solutions scored in one call."})
-    token_env: str = field(default="ERPRM_SCORER_TOKEN", metadata={"help": "Environment variable with the token."})
-    token_file: str | None = field(default=None, metadata={"help": "File with the token, instead of the variable."})
+    token_env: str = field(
+        default="ERPRM_SCORER_TOKEN", metadata={"help": "Name of the environment variable with the token."}
+    )
+    token_file: str | None = field(
+        default=None, metadata={"help": "File with the token, instead of the environment variable."}
+    )
 
     def token(self) -> str | None:
         """The bearer token that clients have to send."""

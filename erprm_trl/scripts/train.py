@@ -29,18 +29,27 @@ METRICS = {
 class DataArguments:
     """The labelled steps."""
 
-    rollouts: str | None = field(default=None, metadata={"help": "Folder of collected rollouts, labelled at --eta."})
-    eval_rollouts: str | None = field(default=None, metadata={"help": "Rollouts of other questions, for evaluation."})
+    rollouts: str | None = field(default=None, metadata={"help": "Rollout folder, labelled at --eta."})
+    eval_rollouts: str | None = field(
+        default=None, metadata={"help": "Rollout folder of other questions, for evaluation."}
+    )
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Labelled steps instead of rollouts: Hub id, file, folder or package.module:function."},
+        metadata={
+            "help": "Source of labelled steps instead of rollouts: a Hub id, a file, a folder, or "
+            "package.module:function."
+        },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Stream the dataset. Needs --max_steps."})
-    eval_dataset_name: str | None = field(default=None, metadata={"help": "Another dataset to evaluate on."})
-    resume: bool = field(default=False, metadata={"help": "Resume from the last checkpoint in output_dir."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split with the training data."})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Split with the evaluation data."})
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Whether to stream the dataset. It needs --max_steps."}
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Source of the evaluation data, if it is another dataset."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Whether to resume from the last checkpoint in output_dir."})
 
     def __post_init__(self):
         if (self.rollouts is None) == (self.dataset_name is None):

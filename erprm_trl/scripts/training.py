@@ -1,4 +1,4 @@
-"""What the commands that train have in common: options of the model, training online, and the end of a training."""
+"""Shared by the commands that train: options of the model, online training, and saving."""
 
 import os
 from dataclasses import dataclass, field
@@ -28,9 +28,11 @@ POLICY_METRICS = {
 class RewardArguments:
     """The reward model, and what happens when the policy exploits it."""
 
-    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of a reward model."})
-    guard: bool = field(default=True, metadata={"help": "Warn when the policy degenerates, and stop the run."})
-    resume: bool = field(default=False, metadata={"help": "Resume from the last checkpoint in output_dir."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
+    guard: bool = field(
+        default=True, metadata={"help": "Whether to warn when the policy degenerates, and to stop the run."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Whether to resume from the last checkpoint in output_dir."})
 
 
 def model_options(model: trl.ModelConfig, training: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ for ((i = 0; i < $#; i++)); do
     if [[ ${arguments[i]} == --output_dir ]]; then output_dir=${arguments[i + 1]}; fi
 done
 
-# train_raft resumes by itself and has no --resume. The others need a complete checkpoint: its trainer_state.json is
+# train_raft resumes automatically and has no --resume. The others need a complete checkpoint: its trainer_state.json is
 # written last.
 resume=()
 if [[ $stage != train_raft ]]; then

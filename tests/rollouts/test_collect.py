@@ -348,7 +348,7 @@ def test_errors_for_invalid_counts_and_missing_folders(tmp_path):
         collect_rollouts([], FakeSampler(), tmp_path)
     with pytest.raises(ValueError, match="num_solutions: got 0, expected at least 1"):
         collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, num_solutions=0)
-    with pytest.raises(FileNotFoundError, match="not a folder of rollouts"):
+    with pytest.raises(FileNotFoundError, match="not a rollout folder"):
         RolloutDataset(tmp_path)
 
 

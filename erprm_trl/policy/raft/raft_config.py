@@ -187,25 +187,23 @@ class RAFTConfig(TrackingConfig, SFTConfig):
         default=64, metadata={"help": "Number of sequences that each process generates at a time."}
     )
     chunk_size: int = field(
-        default=16, metadata={"help": "Number of questions that are sampled before they are written to disk."}
+        default=16, metadata={"help": "Number of questions per chunk. Solutions are written after each chunk."}
     )
     prompt_template: str | None = field(default=None, metadata={"help": "Text of a prompt, with {question}."})
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message. It needs prompts with a chat template."}
-    )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message. It needs a chat template."})
     use_chat_template: bool | None = field(
         default=None,
         metadata={"help": "Whether to apply the chat template. Defaults to true if the tokenizer has a template."},
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Arguments of the chat template, e.g. {"enable_thinking": false}.'}
+        default=None, metadata={"help": 'Additional arguments of the chat template, e.g. {"enable_thinking": false}.'}
     )
     examples: list[dict[str, str]] | str | None = field(
         default=None, metadata={"help": "Solved examples before the question, each with question and solution."}
     )
     stop: list[str] | None = field(
         default=None,
-        metadata={"help": "Strings that end a solution, for few-shot prompts. The solution ends before the string."},
+        metadata={"help": "Strings before which a solution ends, for few-shot prompts."},
     )
     use_vllm: bool = field(
         default=False,

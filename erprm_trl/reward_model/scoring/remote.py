@@ -16,7 +16,7 @@ SCORING = Service(
     remedies={
         401: "set ${api_key_env} to the server's token",
         403: "set ${api_key_env} to a token that has access to this server",
-        404: "check the address: use the one that recipes/serve_scorer.py prints, without a path after it",
+        404: "check the address: use the one that erprm serve prints, without a path after it",
     },
     other_remedy="check the server's log, and check that it runs the same version of erprm_trl",
     when_down="Check the server, then start again.",

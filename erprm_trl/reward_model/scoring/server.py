@@ -1,6 +1,6 @@
 """A scoring server: an ASGI app that returns step scores over HTTP, and the arguments to run it with uvicorn.
 
-Start it with the recipe `serve_scorer`, or run [`scoring_app`] with the arguments `UVICORN`. One thread scores.
+Start it with `erprm serve`, or run [`scoring_app`] with the arguments `UVICORN`. One thread scores.
 Requests that arrive meanwhile are scored together in the next call. Requests are limited in size and time: the
 protocol in `UVICORN` limits headers and idle connections, and the app limits bodies. Logs and errors never contain
 text from a request.

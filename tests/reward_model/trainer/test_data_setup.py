@@ -194,7 +194,7 @@ def test_rollout_folders_are_accepted_in_every_spelling_of_their_path(tmp_path, 
 
 
 def test_other_types_of_datasets_are_errors_with_a_working_fix(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train dataset: .*not a folder of rollouts.*load_from_disk"):
+    with pytest.raises(FileNotFoundError, match=r"train dataset: .*not a rollout folder.*load_from_disk"):
         prepared(str(tmp_path))
     with pytest.raises(TypeError, match=r"is a list, expected .*Dataset.from_list\(rows\)"):
         prepared(ROWS)

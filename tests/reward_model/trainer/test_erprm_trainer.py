@@ -298,7 +298,7 @@ def test_rollout_folders_are_labelled_at_eta(model_path, tmp_path, dial_policy):
         expected = [label for row in rollouts.labels(eta) for label in row["labels"]]
         got = [label for row in trainer.train_dataset for label in row["step_labels"]]
         assert got == pytest.approx(expected)
-    with pytest.raises(FileNotFoundError, match="not a folder of rollouts"):
+    with pytest.raises(FileNotFoundError, match="not a rollout folder"):
         ERPRMTrainer(model_path, config(tmp_path / "out"), train_dataset=str(tmp_path))
 
 
