@@ -141,8 +141,7 @@ def collect_rollouts(
 
     Raises:
         `ValueError`: if there are no questions, an argument is out of range, or the folder contains rollouts with
-        other
-            settings. The message names the differences.
+            other settings. The message names the differences.
     """
     _check_counts(questions, num_solutions, num_continuations, chunk_size)
     split_steps("", splitter, steps_of)  # raises for invalid arguments before the first chunk is sampled

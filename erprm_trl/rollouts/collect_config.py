@@ -135,7 +135,7 @@ class CollectConfig:
         metadata={"help": "Name of the environment variable with the API key of the server (endpoint)."},
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus probability."})
+    top_p: float = field(default=1.0, metadata={"help": "Probability mass kept by nucleus sampling."})
     top_k: int = field(
         default=0, metadata={"help": "Number of most likely tokens to sample from. 0 keeps the whole vocabulary."}
     )

@@ -41,7 +41,7 @@ class RolloutDataset:
 
     Raises:
         `FileNotFoundError`: if the folder has no manifest.
-        `ValueError`: if a shard is damaged. The message names the file, the line and the remedy.
+        `ValueError`: if a shard is damaged. The message names the file, the line and the fix.
     """
 
     def __init__(self, path: str | Path):

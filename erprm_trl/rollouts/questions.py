@@ -112,10 +112,10 @@ def load_questions(
         split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub dataset, of a folder with several splits, or of a `DatasetDict`.
         question_column, answer_column (`str`, *optional*):
-            Columns to read. By default, common names are tried (`question`, `problem`, ...; `answer`, `solution`,
-            ...).
+            Columns to read. They default to the first columns with usual names (`question`, `problem`, ...; `answer`,
+            `solution`, ...).
         max_questions (`int`, *optional*):
-            Number of rows to read, from the start. Of a stream, no more rows than this are read.
+            Number of rows to read, from the start. From a stream, no more rows than this are read.
         dataset_kwargs (`dict[str, Any]`, *optional*):
             Keyword arguments of `datasets.load_dataset` or of the function.
         require_answers (`bool`, *optional*, defaults to `True`):

@@ -1,6 +1,6 @@
 """Scores sampled solutions with reward models, and compares ways to choose among them.
 
-erprm best-of-n --config recipes/dial/best_of_n.yaml
+erprm best-of-n --recipe dial
 
 The samples come from `erprm collect` with num_continuations: 0. Rollouts with continuations can be used as well.
 """

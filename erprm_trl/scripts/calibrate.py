@@ -1,6 +1,6 @@
 """Compares step scores, as probabilities, with the success of continuations of held-out prefixes.
 
-erprm calibrate --config recipes/dial/calibration.yaml
+erprm calibrate --recipe dial
 
 The rollouts come from `erprm collect`, on questions that no model was trained on, with many continuations.
 """

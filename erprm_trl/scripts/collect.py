@@ -1,6 +1,6 @@
 """Collects rollouts: questions, solutions, and graded continuations of every step prefix.
 
-erprm collect --config recipes/dial/collect.yaml
+erprm collect --recipe dial
 erprm collect --recipe qwen2.5-math-1.5b-gsm8k --max_questions 100
 
 After a kill, the same command continues where it was.

@@ -1,6 +1,6 @@
 """Trains a policy with GRPO on step rewards.
 
-erprm grpo --config recipes/dial/train_step_grpo.yaml
+erprm grpo --recipe dial
 erprm grpo --recipe qwen2.5-math-1.5b-gsm8k --accelerate_config zero2
 """
 

@@ -1,6 +1,6 @@
 """Trains a policy with PPO on step rewards.
 
-erprm ppo --config recipes/dial/train_step_ppo.yaml
+erprm ppo --recipe dial
 erprm ppo --recipe qwen2.5-math-1.5b-gsm8k --accelerate_config zero2
 """
 

@@ -1,6 +1,6 @@
 """Tests whether the first step that a reward model scores low is where a solution goes wrong, as ProcessBench does.
 
-erprm processbench --config recipes/dial/processbench.yaml
+erprm processbench --recipe dial
 
 After a kill, the same command continues with the scores that it has written.
 """

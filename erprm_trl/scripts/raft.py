@@ -1,6 +1,6 @@
 """Trains a policy in rounds: sample solutions, select by a process reward model, fine-tune.
 
-erprm raft --config recipes/dial/train_raft.yaml
+erprm raft --recipe dial
 erprm raft --recipe qwen2.5-math-1.5b-gsm8k --accelerate_config zero2
 
 After a kill, the same command continues where it was.

@@ -1,6 +1,6 @@
 """Writes solutions step by step, guided by a reward model. The policy is not trained.
 
-erprm search --config recipes/dial/guided_search.yaml
+erprm search --recipe dial
 """
 
 import json

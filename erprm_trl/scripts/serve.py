@@ -1,6 +1,6 @@
 """Serves the step scores of a reward model over HTTP, for policies that are trained elsewhere.
 
-ERPRM_SCORER_TOKEN=... erprm serve --config recipes/dial/serve_scorer.yaml
+ERPRM_SCORER_TOKEN=... erprm serve --recipe dial
 erprm grpo --config ... --reward_model http://host:8100
 
 SIGTERM or Ctrl-C ends the server after it has answered the requests that it has accepted.

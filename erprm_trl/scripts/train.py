@@ -1,6 +1,6 @@
 """Trains a process reward model on rollouts or on a dataset with step labels.
 
-erprm train --config recipes/dial/train_erprm.yaml
+erprm train --recipe dial
 erprm train --recipe qwen2.5-math-1.5b-gsm8k --eta inf --accelerate_config zero2 --num_processes 8
 """
 

@@ -59,7 +59,7 @@ def writing(folder: str | Path) -> Iterator[None]:
     except WRITE_ERRORS as error:
         raise OSError(
             f"{folder} could not be written ({error}). Earlier checkpoints are intact. Make room, and train with "
-            "resume_from_checkpoint=True (erprm: --resume true; RAFT resumes automatically)."
+            "resume_from_checkpoint=True (--resume true on the command line; RAFT resumes automatically)."
         ) from error
 
 

@@ -82,7 +82,7 @@ class RAFTConfig(TrackingConfig, SFTConfig):
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature of the solutions to select from. Evaluation always uses 1.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Nucleus probability of the solutions to select from. Evaluation always uses 1.
+            Probability mass kept by nucleus sampling of the solutions to select from. Evaluation always uses 1.
         max_completion_length (`int`, *optional*, defaults to `512`):
             Maximum number of tokens per solution. A solution that reaches it is never selected.
         generation_batch_size (`int`, *optional*, defaults to `64`):
@@ -181,7 +181,9 @@ class RAFTConfig(TrackingConfig, SFTConfig):
 
     # Parameters that control the sampling
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the solutions to select from."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus probability of the solutions to select from."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Probability mass kept by nucleus sampling of the solutions to select from."}
+    )
     max_completion_length: int = field(default=512, metadata={"help": "Maximum number of tokens per solution."})
     generation_batch_size: int = field(
         default=64, metadata={"help": "Number of sequences that each process generates at a time."}

@@ -65,8 +65,8 @@ class Grader:
             time, so that rewards do not depend on the load of the machine. For your own function, it is in elapsed
             time.
         max_chars (`int`, *optional*, defaults to `2000`):
-            Maximum length of an answer for `"math"`, in characters. Of a completion without a marked answer, only this
-            many characters at the end are read.
+            Maximum length of an answer for `"math"`, in characters. If a completion has no marked answer, only this
+            many characters at its end are read.
         reasoning (`bool`, *optional*):
             How reasoning delimiters are treated. By default, only the text after the last `</think>` is graded, and in
             it only the last `<answer>`, if the completion has these. A completion whose `<think>` is not closed has no

@@ -1,5 +1,4 @@
-"""Scores the solutions of a dataset row by row into a JSONL file. A run that is killed continues at the chunk where it
-was."""
+"""Scores the solutions of a dataset row by row into a JSONL file. A killed run resumes at its current chunk."""
 
 import json
 import os
@@ -43,7 +42,7 @@ def score_rows(
         folder (`str` or `Path`):
             Folder of `scores.jsonl`. If the file is there, its rows are checked against the given rows and kept.
         question_column, solution_column (`str`, *optional*):
-            Columns to read. Guessed from the usual names if not given.
+            Columns to read. They default to the first columns with usual names.
         aggregation (`str`, *optional*):
             `"min"`, `"last"`, `"product"` or `"mean"` of the step scores. Defaults to the reward model's.
         chunk_size (`int`, *optional*, defaults to `256`):
@@ -52,8 +51,8 @@ def score_rows(
             Further arguments of [`StepScorer.from_pretrained`].
 
     Yields:
-        `dict`: Each row with `steps`, `step_scores` and `score`. A solution without steps, or one that is longer than
-        the model's context, has no `step_scores`, and the `score` `None`.
+        `dict`: each row with `steps`, `step_scores` and `score`. If a solution has no steps or is longer than the
+        model's context, `step_scores` is empty and `score` is `None`.
 
     Raises:
         `ValueError`: if a row has no question or no solution, or the folder holds the scores of other rows, of another
