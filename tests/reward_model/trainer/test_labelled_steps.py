@@ -74,7 +74,7 @@ def test_errors_name_a_missing_source(tmp_path):
         with pytest.raises(ValueError, match=message):
             load_labelled_steps(name)
     (tmp_path / "rows.txt").write_text("7")
-    with pytest.raises(ValueError, match="another kind at .*rows.txt.*Give an existing file: .jsonl"):
+    with pytest.raises(ValueError, match=r"another kind at .*rows.txt.*expected .*\.jsonl.*Pass the path"):
         load_labelled_steps(tmp_path / "rows.txt")
 
 

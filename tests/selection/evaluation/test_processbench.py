@@ -148,7 +148,7 @@ def test_two_models_are_evaluated_and_compared():
     assert "f1_minus_first" not in results["flags all"]
     json.dumps(results, allow_nan=False)
     table = format_processbench_table(results)
-    assert "100.0 [100.0, 100.0]" in table and "40 solutions too long" in table
+    assert "100.0 [100.0, 100.0]" in table and "40 solutions are too long" in table
     chosen = evaluate_processbench(data, {"knows": knows}, validation=data["a"])
     assert chosen["knows"]["threshold"] == pytest.approx(0.5)
 
