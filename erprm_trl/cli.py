@@ -134,7 +134,7 @@ def usage() -> str:
 
 
 def run(name: str, argv: Sequence[str]) -> int:
-    """Parses a command's arguments and runs its `main`, in this process or in those that accelerate launches."""
+    """Parses a command's arguments and runs its `main`, in this process or in new processes of accelerate."""
     command = COMMANDS[name]
     if command.is_offline:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported

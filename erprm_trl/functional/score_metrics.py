@@ -56,7 +56,7 @@ def expected_calibration_error(scores: torch.Tensor, labels: torch.Tensor, num_b
     """
     _check_probabilities(scores, labels)
     if num_bins < 1:
-        raise ValueError(f"`num_bins` is {num_bins}: expected at least 1. Pass 10 or 15.")
+        raise ValueError(f"`num_bins` is {num_bins}, expected at least 1. Pass 10 or 15.")
     gaps = scores.double().flatten() - labels.double().flatten()
     gap_by_bin = torch.zeros(num_bins, dtype=torch.float64, device=scores.device)
     gap_by_bin = gap_by_bin.index_add(0, _score_bins(scores, num_bins), gaps)
@@ -82,7 +82,7 @@ def calibration_bins(
     """
     _check_probabilities(scores, labels)
     if num_bins < 1:
-        raise ValueError(f"`num_bins` is {num_bins}: expected at least 1. Pass 10 or 15.")
+        raise ValueError(f"`num_bins` is {num_bins}, expected at least 1. Pass 10 or 15.")
     bins = _score_bins(scores, num_bins)
     counts = torch.bincount(bins, minlength=num_bins)
     sums = torch.zeros(2, num_bins, dtype=torch.float64, device=scores.device)
@@ -214,7 +214,7 @@ def _count_runs(counted: torch.Tensor, opens_run: torch.Tensor) -> tuple[torch.T
 def _check_probabilities(scores: torch.Tensor, labels: torch.Tensor) -> None:
     if scores.shape != labels.shape or not scores.numel():
         raise ValueError(
-            f"`scores` has shape {tuple(scores.shape)} and `labels` {tuple(labels.shape)}: expected the same "
+            f"`scores` has shape {tuple(scores.shape)} and `labels` {tuple(labels.shape)}, expected the same "
             "shape, and not empty. Select the scored positions of both with the same mask."
         )
     for subject, values in (("scores", scores), ("labels", labels)):
@@ -222,7 +222,7 @@ def _check_probabilities(scores: torch.Tensor, labels: torch.Tensor) -> None:
         if not inside.all():
             index = int((~inside).flatten().nonzero()[0])
             raise ValueError(
-                f"`{subject}` is {values.flatten()[index].item():g} at flat index {index}: expected probabilities in "
+                f"`{subject}` is {values.flatten()[index].item():g} at flat index {index}, expected probabilities in "
                 "[0, 1]. Pass logits through a sigmoid, and leave padding out."
             )
 
@@ -231,19 +231,19 @@ def _check_ranking(scores: torch.Tensor, positive: torch.Tensor, groups: torch.T
     if not scores.shape == positive.shape == groups.shape:
         raise ValueError(
             f"`scores`, `positive` and `groups` have shapes {tuple(scores.shape)}, {tuple(positive.shape)} and "
-            f"{tuple(groups.shape)}: expected the same shape. Repeat the group's id for each of its scores."
+            f"{tuple(groups.shape)}, expected the same shape. Repeat the group's id for each of its scores."
         )
     if scores.isnan().any():
         index = int(scores.isnan().flatten().nonzero()[0])
         raise ValueError(
-            f"`scores` is NaN at flat index {index}: expected numbers. Remove this entry from every argument."
+            f"`scores` is NaN at flat index {index}, expected numbers. Remove this entry from every argument."
         )
     soft = (positive != 0) & (positive != 1)
     if soft.any():
         index = int(soft.flatten().nonzero()[0])
         raise ValueError(
-            f"`positive` is {positive.flatten()[index].item():g} at flat index {index}: expected booleans, or 0 and "
+            f"`positive` is {positive.flatten()[index].item():g} at flat index {index}, expected booleans, or 0 and "
             "1. Threshold soft labels first."
         )
     if groups.is_floating_point():
-        raise ValueError(f"`groups` has dtype {groups.dtype}: expected integers. Convert it with `.long()`.")
+        raise ValueError(f"`groups` has dtype {groups.dtype}, expected integers. Convert it with `.long()`.")

@@ -126,7 +126,7 @@ def implied_success_rate(values: Tensor, eta: float) -> Tensor:
     """
     if not math.isfinite(eta):
         raise ValueError(
-            f"`eta` is {eta}: expected a finite number, because a maximum does not determine the success rate. Pass "
+            f"`eta` is {eta}, expected a finite number, because a maximum does not determine the success rate. Pass "
             "the eta of the labels."
         )
     values = values.double()

@@ -78,11 +78,11 @@ def bootstrap_value_noise(
     rewards = _checked_rewards(rewards[..., 0], rewards)
     if not math.isfinite(eta):
         raise ValueError(
-            f"`eta` is {eta}: expected a finite number, because the noise of a maximum cannot be bootstrapped. Pass a "
+            f"`eta` is {eta}, expected a finite number, because the noise of a maximum cannot be bootstrapped. Pass a "
             "finite eta."
         )
     if num_resamples < 2:
-        raise ValueError(f"`num_resamples` is {num_resamples}: expected at least 2. Pass 200 or more.")
+        raise ValueError(f"`num_resamples` is {num_resamples}, expected at least 2. Pass 200 or more.")
     generator = torch.Generator().manual_seed(seed)
     values = soft_value(rewards, eta)
     sums, squares = torch.zeros_like(values), torch.zeros_like(values)
@@ -162,12 +162,12 @@ def recalibrate(scores: Tensor, scale: float, shift: float) -> Tensor:
 def _checked_rewards(scores: Tensor, rewards: Tensor) -> Tensor:
     if rewards.ndim != 2 or scores.shape != rewards.shape[:1]:
         raise ValueError(
-            f"`scores` has shape {tuple(scores.shape)} and `rewards` {tuple(rewards.shape)}: expected (P,) and "
+            f"`scores` has shape {tuple(scores.shape)} and `rewards` {tuple(rewards.shape)}, expected (P,) and "
             "(P, K). Give one row of rewards per score."
         )
     if rewards.shape[-1] < 2:
         raise ValueError(
-            f"`rewards` has {rewards.shape[-1]} continuations per prefix: expected at least 2 to estimate their "
+            f"`rewards` has {rewards.shape[-1]} continuations per prefix, expected at least 2 to estimate their "
             "noise. Collect with num_continuations >= 2."
         )
     return rewards.double()

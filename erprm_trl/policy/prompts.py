@@ -47,7 +47,7 @@ def prompt_dataset(
     if system_prompt is not None and not conversational:
         raise ValueError(
             f"system_prompt: got {system_prompt!r} for plain-text prompts, expected a conversation. Set "
-            "conversational=True (on the command line: --use_chat_template true), or put it into prompt_template."
+            "conversational=True (--use_chat_template true on the command line), or put it into prompt_template."
         )
     rows: list[dict[str, Any]] = []
     for question in questions:

@@ -28,7 +28,7 @@ STRUCTURES = frozenset(
     \begin \end \hline \bold \hphantom \displaystyle \textstyle \quad \qquad \enspace \thinspace \, \; \: \! \> \\
     """.split()
 ) | {"\\ "}
-# Environments, by the one that the converter knows and that looks the same.
+# Maps each environment to an environment that the converter knows and that looks the same.
 ENVIRONMENTS = {name: name for name in "matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix array cases".split()}
 ENVIRONMENTS |= dict.fromkeys("align align* aligned split".split(), "align*")
 ENVIRONMENTS |= dict.fromkeys("gather gather* gathered equation equation* multline multline*".split(), "matrix")

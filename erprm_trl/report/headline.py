@@ -82,7 +82,7 @@ def make_headline(
         aggregation (`str`):
             Aggregation of step scores that the page shows first.
         written, computed (`Sequence[Comparison]`):
-            Comparisons that the run wrote, and those that the page made of its scores.
+            Comparisons that the run wrote, and comparisons that the page made of its scores.
 
     Returns:
         [`Headline`] or `None`: the first screen, or `None` if nothing in the run says how well it went.

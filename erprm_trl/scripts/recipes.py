@@ -30,7 +30,7 @@ def find_recipe(name: str, stage: str | None) -> Path:
             Name of the stage's file in each folder, without `.yaml`. `None` for a command without recipes.
 
     Raises:
-        [`UsageError`]: if there is no such file. The error lists those that there are.
+        [`UsageError`]: if there is no such file. The error lists the existing files.
     """
     if stage is None:
         raise UsageError(f"--recipe: got {name!r}, but there are no recipes for this command. Use --config FILE.yaml.")

@@ -40,7 +40,7 @@ class ReportArguments:
 
 
 def main(arguments: ReportArguments) -> Path:
-    """Scores if asked to, writes the page and prints where it is."""
+    """Scores the solutions with the given reward models, writes the page and prints its path."""
     scorers = {
         without_login(path): load_scorer(path, arguments.batch_size)
         for path in local_paths("reward_models", arguments.reward_models or ())

@@ -69,7 +69,7 @@ def model_options(model: trl.ModelConfig, training: Any) -> dict[str, Any]:
 
 
 def save(trainer: Any) -> None:
-    """Saves the model, the training's log and a model card, and pushes them to the Hub if asked to."""
+    """Saves the model, the training's log and a model card, and pushes them to the Hub with `push_to_hub`."""
     training = trainer.args
     trainer.save_model(training.output_dir)
     trainer.save_state()  # the log, which the report page shows

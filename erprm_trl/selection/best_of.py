@@ -140,7 +140,7 @@ def aligned_rows(named: dict[str, Sequence]) -> list[list[np.ndarray]]:
     for subject, rows in zip(subjects, columns, strict=True):
         if len(rows) != len(columns[0]):
             raise ValueError(
-                f"`{subject}` has {len(rows)} rows and `{subjects[0]}` has {len(columns[0])}: expected one row per "
+                f"`{subject}` has {len(rows)} rows and `{subjects[0]}` has {len(columns[0])}, expected one row per "
                 "question in both. Pass the same questions in the same order."
             )
         for index, (row, first) in enumerate(zip(rows, columns[0], strict=True)):
@@ -159,17 +159,17 @@ def _as_rows(values: Sequence, subject: str) -> list[np.ndarray]:
         values = values.detach().cpu().tolist()
     rows = [_as_row(row, f"`{subject}` at row {index}") for index, row in enumerate(values)]
     if not rows:
-        raise ValueError(f"`{subject}` is empty: expected one row per question. Check that questions were loaded.")
+        raise ValueError(f"`{subject}` is empty, expected one row per question. Check that questions were loaded.")
     for index, row in enumerate(rows):
         if row.ndim != 1:
             raise ValueError(
-                f"`{subject}` has an entry of {row.ndim} dimensions at row {index}: expected one flat row of values "
+                f"`{subject}` has an entry of {row.ndim} dimensions at row {index}, expected one flat row of values "
                 "per question. Put the values of a single question into a list."
             )
         missing = np.flatnonzero(np.isnan(row))
         if missing.size:
             raise ValueError(
-                f"`{subject}` is NaN or None at row {index}, column {missing[0]}: expected a number for every "
+                f"`{subject}` is NaN or None at row {index}, column {missing[0]}, expected a number for every "
                 "solution. Remove the solution from every argument, or give it the score -inf so that it never wins."
             )
     return rows
@@ -178,14 +178,14 @@ def _as_rows(values: Sequence, subject: str) -> list[np.ndarray]:
 def _as_row(row: Any, subject: str) -> np.ndarray:
     if isinstance(row, str):
         raise TypeError(
-            f"{subject} is the string {row[:60]!r}: expected a list with one number per solution. Convert it first."
+            f"{subject} is the string {row[:60]!r}, expected a list with one number per solution. Convert it first."
         )
     row = row.detach().cpu().tolist() if hasattr(row, "detach") else row
     try:
         return np.asarray(row, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{subject} is {str(row)[:60]}: expected one number per solution ({error}). Convert it first."
+            f"{subject} is {str(row)[:60]}, expected one number per solution ({error}). Convert it first."
         ) from error
 
 
@@ -195,7 +195,7 @@ def check_correct(correct_rows: list[np.ndarray]) -> None:
         outside = np.flatnonzero((row < 0) | (row > 1))
         if outside.size:
             raise ValueError(
-                f"`correct` is {row[outside[0]]:g} at row {index}, column {outside[0]}: expected booleans or numbers "
+                f"`correct` is {row[outside[0]]:g} at row {index}, column {outside[0]}, expected booleans or numbers "
                 "in [0, 1]. Convert the grader's rewards to 1 for right and 0 for wrong."
             )
 
@@ -205,13 +205,13 @@ def check_ns(ns: Sequence[int], rows: list[np.ndarray]) -> list[int]:
     row."""
     ns = [operator.index(n) for n in ns]
     if not ns:
-        raise ValueError("`ns` is empty: expected at least one subset size. Pass for example [1, 2, 4, 8].")
+        raise ValueError("`ns` is empty, expected at least one subset size. Pass for example [1, 2, 4, 8].")
     if min(ns) < 1:
-        raise ValueError(f"`ns` has {min(ns)}: expected subset sizes of at least 1. Remove it.")
+        raise ValueError(f"`ns` has {min(ns)}, expected subset sizes of at least 1. Remove it.")
     shortest = min(range(len(rows)), key=lambda index: len(rows[index]))
     if max(ns) > len(rows[shortest]):
         raise ValueError(
-            f"`ns` has {max(ns)} and row {shortest} has only {len(rows[shortest])} solutions: expected every n to be "
+            f"`ns` has {max(ns)} and row {shortest} has only {len(rows[shortest])} solutions, expected every n to be "
             "at most the length of the shortest row. Remove the larger n, or sample more solutions for that question."
         )
     return ns

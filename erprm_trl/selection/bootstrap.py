@@ -71,7 +71,7 @@ def paired_bootstrap_interval(
     left_Q, right_Q = _finite_vector(left, "left"), _finite_vector(right, "right")
     if len(left_Q) != len(right_Q):
         raise ValueError(
-            f"`left` has {len(left_Q)} values and `right` has {len(right_Q)}: expected one per question in both. "
+            f"`left` has {len(left_Q)} values and `right` has {len(right_Q)}, expected one per question in both. "
             "Pass the same questions in the same order."
         )
     return bootstrap_interval(left_Q - right_Q, level=level, num_resamples=num_resamples, seed=seed)
@@ -89,14 +89,14 @@ def middle_quantiles(level: float) -> tuple[float, float]:
         `tuple[float, float]`: (1 - level) / 2 and (1 + level) / 2.
     """
     if not 0.0 < level < 1.0:
-        raise ValueError(f"`level` is {level}: expected a fraction strictly between 0 and 1. Pass 0.95 for 95%.")
+        raise ValueError(f"`level` is {level}, expected a fraction strictly between 0 and 1. Pass 0.95 for 95%.")
     return (1.0 - level) / 2.0, (1.0 + level) / 2.0
 
 
 def check_num_resamples(num_resamples: int) -> None:
     """Raises a `ValueError` if the number of resamples is below 1."""
     if num_resamples < 1:
-        raise ValueError(f"`num_resamples` is {num_resamples}: expected at least 1. Pass 1000 or more.")
+        raise ValueError(f"`num_resamples` is {num_resamples}, expected at least 1. Pass 1000 or more.")
 
 
 def percentile_interval(resampled: np.ndarray, quantiles: tuple[float, float]) -> tuple[float, float]:
@@ -126,13 +126,13 @@ def _finite_vector(values: Sequence[float], subject: str) -> np.ndarray:
     values_Q = np.asarray(values, dtype=np.float64)
     if values_Q.ndim != 1 or not values_Q.size:
         raise ValueError(
-            f"`{subject}` has shape {values_Q.shape}: expected one value per question, and at least one question. "
+            f"`{subject}` has shape {values_Q.shape}, expected one value per question, and at least one question. "
             "Pass one column at a time."
         )
     bad = np.flatnonzero(~np.isfinite(values_Q))
     if bad.size:
         raise ValueError(
-            f"`{subject}` is {values_Q[bad[0]]} at row {bad[0]}: expected finite numbers. Remove the question from "
+            f"`{subject}` is {values_Q[bad[0]]} at row {bad[0]}, expected finite numbers. Remove the question from "
             "every method that you compare, and report that."
         )
     return values_Q

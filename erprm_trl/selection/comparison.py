@@ -23,7 +23,7 @@ def paired_differences(
     level: float = 0.95,
 ) -> dict[str, Any]:
     """
-    Best-of-n accuracy of every model minus that of the first model, on the same questions and samples.
+    Best-of-n accuracy of every model minus the accuracy of the first model, on the same questions and samples.
 
     Args:
         solutions, step_scores, ns, aggregations:
@@ -87,14 +87,14 @@ def paired_test(
     left_Q, right_Q = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
     if left_Q.shape != right_Q.shape or left_Q.ndim != 1 or not left_Q.size:
         raise ValueError(
-            f"`left` has shape {left_Q.shape} and `right` {right_Q.shape}: expected one value per question in both. "
+            f"`left` has shape {left_Q.shape} and `right` {right_Q.shape}, expected one value per question in both. "
             "Pass the same questions in the same order."
         )
     for subject, values in (("left", left_Q), ("right", right_Q)):
         bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
         if bad.size:
             raise ValueError(
-                f"`{subject}` is {values[bad[0]]} at row {bad[0]}: expected correctness in [0, 1]. Convert it first."
+                f"`{subject}` is {values[bad[0]]} at row {bad[0]}, expected correctness in [0, 1]. Convert it first."
             )
     left_better, right_better = int((left_Q > right_Q).sum()), int((left_Q < right_Q).sum())
     if np.isin(left_Q, (0, 1)).all() and np.isin(right_Q, (0, 1)).all():
@@ -121,7 +121,7 @@ def mcnemar(left_only: int, right_only: int) -> float:
     """
     if min(left_only, right_only) < 0:
         raise ValueError(
-            f"`left_only` and `right_only` are {left_only} and {right_only}: expected counts of at least 0. Pass the "
+            f"`left_only` and `right_only` are {left_only} and {right_only}, expected counts of at least 0. Pass the "
             "numbers of questions."
         )
     total = left_only + right_only

@@ -44,7 +44,7 @@ def group_answers(
     for index, answer in enumerate(predictions):
         if answer is not None and not isinstance(answer, str):
             raise ValueError(
-                f"`predictions` has {answer!r} of type {type(answer).__name__} at index {index}: expected a string, "
+                f"`predictions` has {answer!r} of type {type(answer).__name__} at index {index}, expected a string, "
                 "or None for a missing answer. Format the answer as text first."
             )
     if equivalent is None:
@@ -101,7 +101,7 @@ def majority_at_n_per_question(groups: Sequence, correct: Sequence, ns: Sequence
     for index, (group_row, correct_row) in enumerate(zip(group_rows, correct_rows, strict=True)):
         if len(group_row) > _MAX_EXACT_SOLUTIONS:
             raise ValueError(
-                f"`groups` has {len(group_row)} solutions in row {index}: expected at most {_MAX_EXACT_SOLUTIONS} for "
+                f"`groups` has {len(group_row)} solutions in row {index}, expected at most {_MAX_EXACT_SOLUTIONS} for "
                 "exact majorities. Call `weighted_majority_at_n` with equal weights, which samples subsets."
             )
         membership, group_correct = _answers(group_row, correct_row)
@@ -164,7 +164,7 @@ def weighted_majority_at_n_per_question(
     check_correct(correct_rows)
     ns = check_ns(ns, correct_rows)
     if num_subsets < 1:
-        raise ValueError(f"`num_subsets` is {num_subsets}: expected at least 1. Pass 512 or more.")
+        raise ValueError(f"`num_subsets` is {num_subsets}, expected at least 1. Pass 512 or more.")
     accuracy = np.empty((len(group_rows), len(ns)))
     for index, (group_row, weight_row, correct_row) in enumerate(
         zip(group_rows, weight_rows, correct_rows, strict=True)
@@ -273,7 +273,7 @@ def _check_groups(group_rows: list[np.ndarray]) -> None:
         bad = np.flatnonzero((row < -1) | (row != np.floor(row)) | np.isinf(row))
         if bad.size:
             raise ValueError(
-                f"`groups` is {row[bad[0]]:g} at row {index}, column {bad[0]}: expected integer ids from 0, or -1 for "
+                f"`groups` is {row[bad[0]]:g} at row {index}, column {bad[0]}, expected integer ids from 0, or -1 for "
                 "no answer. Compute the ids with `group_answers`."
             )
 
@@ -283,6 +283,6 @@ def _check_weights(weight_rows: list[np.ndarray]) -> None:
         bad = np.flatnonzero((row < 0) | np.isinf(row))
         if bad.size:
             raise ValueError(
-                f"`weights` is {row[bad[0]]:g} at row {index}, column {bad[0]}: expected finite numbers of at least "
+                f"`weights` is {row[bad[0]]:g} at row {index}, column {bad[0]}, expected finite numbers of at least "
                 "0. Convert the scores to probabilities first, or give the solution the weight 0."
             )

@@ -181,9 +181,9 @@ def test_auc_is_nan_without_both_classes():
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
-        (torch.zeros(3), torch.zeros(2), r"`scores` has shape \(3,\) and `labels` \(2,\): expected the same shape"),
+        (torch.zeros(3), torch.zeros(2), r"`scores` has shape \(3,\) and `labels` \(2,\), expected the same shape"),
         (torch.zeros(0), torch.zeros(0), "not empty"),
-        (torch.tensor([0.1, 1.5]), torch.zeros(2), "`scores` is 1.5 at flat index 1: expected probabilities"),
+        (torch.tensor([0.1, 1.5]), torch.zeros(2), "`scores` is 1.5 at flat index 1, expected probabilities"),
         (torch.tensor([0.1, torch.nan]), torch.zeros(2), "`scores` is nan at flat index 1"),
         (torch.zeros(2, 2), torch.tensor([[0, 1], [-100, 0]]), "`labels` is -100 at flat index 2"),
     ],
@@ -199,14 +199,14 @@ TWO_SCORES, RIGHT_AND_WRONG = torch.tensor([0.1, 0.2]), torch.tensor([True, Fals
 @pytest.mark.parametrize(
     ("measure", "message"),
     [
-        (lambda: auc(TWO_SCORES, RIGHT_AND_WRONG[:1]), r"\(2,\), \(1,\) and \(2,\): expected the same"),
+        (lambda: auc(TWO_SCORES, RIGHT_AND_WRONG[:1]), r"\(2,\), \(1,\) and \(2,\), expected the same"),
         (lambda: auc(torch.tensor([0.1, torch.nan]), RIGHT_AND_WRONG), "`scores` is NaN at flat index 1"),
         (lambda: auc(TWO_SCORES, torch.tensor([0.3, 1.0])), "`positive` is 0.3 .*expected booleans"),
         (
             lambda: auc_within_groups(TWO_SCORES, RIGHT_AND_WRONG, torch.zeros(2)),
-            "`groups` .*float32: expected integers",
+            "`groups` .*float32, expected integers",
         ),
-        (lambda: expected_calibration_error(TWO_SCORES, TWO_SCORES, num_bins=0), "`num_bins` is 0: .*at least 1"),
+        (lambda: expected_calibration_error(TWO_SCORES, TWO_SCORES, num_bins=0), "`num_bins` is 0, .*at least 1"),
     ],
 )
 def test_errors_name_inputs_that_cannot_be_ranked(measure, message):

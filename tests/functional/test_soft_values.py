@@ -157,5 +157,5 @@ def test_the_implied_rate_inverts_the_value(eta):
 
 
 def test_an_infinite_eta_has_no_implied_rate():
-    with pytest.raises(ValueError, match="`eta` is inf: expected a finite number"):
+    with pytest.raises(ValueError, match="`eta` is inf, expected a finite number"):
         implied_success_rate(torch.zeros(2), math.inf)

@@ -75,10 +75,10 @@ def test_equal_rewards_have_no_noise():
             lambda: squared_error_without_noise(torch.zeros(3), torch.zeros(2, 4)),
             r"`scores` .*\(3,\) and `rewards` \(2, 4\)",
         ),
-        (lambda: bootstrap_value_noise(torch.zeros(2, 4), math.inf), "`eta` is inf: expected a finite number"),
+        (lambda: bootstrap_value_noise(torch.zeros(2, 4), math.inf), "`eta` is inf, expected a finite number"),
         (
             lambda: bootstrap_value_noise(torch.zeros(2, 4), 1.0, num_resamples=1),
-            "`num_resamples` is 1: .*at least 2",
+            "`num_resamples` is 1, .*at least 2",
         ),
     ],
 )

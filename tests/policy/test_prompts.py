@@ -22,7 +22,7 @@ def test_plain_and_conversational_prompts_are_built():
 
 
 def test_a_system_prompt_without_a_conversation_is_an_error_with_fixes_that_work():
-    with pytest.raises(ValueError, match="system_prompt: got 'Add.' .* Set conversational=True .use_chat_template"):
+    with pytest.raises(ValueError, match="system_prompt: got 'Add.' .* Set conversational=True .--use_chat_template"):
         prompt_dataset(QUESTIONS, system_prompt="Add.")
     prompt_dataset(QUESTIONS, system_prompt="Add.", conversational=True)
     prompt_dataset(QUESTIONS, prompt_template="Add. {question}")

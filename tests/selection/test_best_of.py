@@ -137,14 +137,14 @@ def test_tensors_of_every_dtype_equal_lists(dtype):
 @pytest.mark.parametrize(
     ("scores", "correct", "ns", "message"),
     [
-        ([[0.1, 0.2]], [[1, 0]], [0, 1], "`ns` has 0: expected subset sizes of at least 1"),
+        ([[0.1, 0.2]], [[1, 0]], [0, 1], "`ns` has 0, expected subset sizes of at least 1"),
         ([[0.1, 0.2]], [[1, 0]], [], "`ns` is empty"),
         ([[0.1, 0.2], [0.1]], [[1, 0], [1]], [1, 2], "`ns` has 2 and row 1 has only 1 solutions"),
         ([[0.1, 0.2], [0.1, 0.3]], [[1, 0], [1]], [1], "`correct` has 1 values in row 1 and `scores` has 2"),
         ([[0.1, 0.2]], [[1, 0], [1, 1]], [1], "`correct` has 2 rows and `scores` has 1"),
         ([[0.1, 0.2], [0.1, float("nan")]], [[1, 0], [1, 1]], [1], "`scores` is NaN or None at row 1, column 1"),
         ([[0.1, 0.2]], [[1, None]], [1], "`correct` is NaN or None at row 0, column 1"),
-        ([[0.1, 0.2]], [[1, -1]], [1], "`correct` is -1 at row 0, column 1: expected booleans or numbers in"),
+        ([[0.1, 0.2]], [[1, -1]], [1], "`correct` is -1 at row 0, column 1, expected booleans or numbers in"),
         ([], [], [1], "`scores` is empty"),
         ([0.1, 0.2], [1, 0], [1], "`scores` has an entry of 0 dimensions at row 0"),
         ([[]], [[]], [1], "`ns` has 1 and row 0 has only 0 solutions"),
@@ -161,10 +161,10 @@ def test_errors_name_invalid_values(scores, correct, ns, message):
         (
             ["0.9", [0.1]],
             TypeError,
-            r"`scores` at row 0 is the string '0.9': expected a list with one number per solution",
+            r"`scores` at row 0 is the string '0.9', expected a list with one number per solution",
         ),
         ("01", TypeError, r"`scores` at row 0 is the string '0'"),
-        ([[0.1], ["high"]], ValueError, r"`scores` at row 1 is \['high'\]: expected one number per solution"),
+        ([[0.1], ["high"]], ValueError, r"`scores` at row 1 is \['high'\], expected one number per solution"),
     ],
 )
 def test_errors_name_text_instead_of_numbers(scores, error, message):

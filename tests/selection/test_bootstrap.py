@@ -73,11 +73,11 @@ def test_pairing_cancels_the_difficulty_of_questions():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"per_question": []}, r"`per_question` has shape \(0,\): expected one value per question"),
+        ({"per_question": []}, r"`per_question` has shape \(0,\), expected one value per question"),
         ({"per_question": [[0.1, 0.2]]}, r"`per_question` has shape \(1, 2\)"),
-        ({"per_question": [0.1, float("nan")]}, "`per_question` is nan at row 1: expected finite numbers"),
-        ({"per_question": [0.1], "level": 95}, "`level` is 95: expected a fraction strictly between 0 and 1"),
-        ({"per_question": [0.1], "num_resamples": 0}, "`num_resamples` is 0: expected at least 1"),
+        ({"per_question": [0.1, float("nan")]}, "`per_question` is nan at row 1, expected finite numbers"),
+        ({"per_question": [0.1], "level": 95}, "`level` is 95, expected a fraction strictly between 0 and 1"),
+        ({"per_question": [0.1], "num_resamples": 0}, "`num_resamples` is 0, expected at least 1"),
     ],
 )
 def test_errors_name_invalid_arguments(arguments, message):

@@ -124,7 +124,7 @@ def test_a_comparison_needs_two_models():
     ("test", "numbers", "message"),
     [
         (paired_test, ([0, 1], [0, 1, 1]), r"`left` .*\(2,\) and `right` \(3,\)"),
-        (paired_test, ([0, 1], [0, 2]), "`right` is 2.0 at row 1: expected"),
+        (paired_test, ([0, 1], [0, 2]), "`right` is 2.0 at row 1, expected"),
         (mcnemar, (-1, 2), "expected counts of at least 0"),
     ],
 )

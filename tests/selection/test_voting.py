@@ -235,10 +235,10 @@ def test_ragged_rows_are_computed_independently_and_tensors_equal_lists():
 @pytest.mark.parametrize(
     ("groups", "weights", "message"),
     [
-        ([[0, -2]], [[1, 1]], "`groups` is -2 at row 0, column 1: expected integer ids"),
+        ([[0, -2]], [[1, 1]], "`groups` is -2 at row 0, column 1, expected integer ids"),
         ([[0.5, 1]], [[1, 1]], "`groups` is 0.5 at row 0, column 0"),
         ([[0, 1], [0, 1, 1]], [[1, 1], [1, 1]], "`weights` has 2 values in row 1 and `groups` has 3"),
-        ([[0, 1]], [[1, -0.5]], "`weights` is -0.5 at row 0, column 1: expected finite numbers of at least 0"),
+        ([[0, 1]], [[1, -0.5]], "`weights` is -0.5 at row 0, column 1, expected finite numbers of at least 0"),
         ([[0, 1]], [[float("inf"), 1]], "`weights` is inf at row 0, column 0"),
         ([[0, 1]], [[float("nan"), 1]], "`weights` is NaN or None at row 0, column 0"),
     ],
@@ -263,5 +263,5 @@ def test_errors_name_violated_limits(groups, correct, n, message):
 
 
 def test_zero_subsets_are_an_error():
-    with pytest.raises(ValueError, match="`num_subsets` is 0: .*at least 1"):
+    with pytest.raises(ValueError, match="`num_subsets` is 0, .*at least 1"):
         weighted_majority_at_n([[0, 1]], [[1, 1]], [[0, 1]], [1], num_subsets=0)

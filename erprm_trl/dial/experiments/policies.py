@@ -1,5 +1,5 @@
-"""Trains policies with RAFT, step GRPO and step PPO on the embedded task, and compares their accuracy with that of the
-first policy. The quickstart and the benchmarks run it."""
+"""Trains policies with RAFT, step GRPO and step PPO on the embedded task, and compares their accuracy with the
+accuracy of the first policy. The quickstart and the benchmarks run it."""
 
 import random
 from pathlib import Path

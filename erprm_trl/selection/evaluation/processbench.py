@@ -77,7 +77,7 @@ def split_by_question(
     """
     if not 0.0 < validation_share < 1.0:
         raise ValueError(
-            f"`validation_share` is {validation_share}: expected a fraction strictly between 0 and 1. Pass e.g. 0.2."
+            f"`validation_share` is {validation_share}, expected a fraction strictly between 0 and 1. Pass e.g. 0.2."
         )
     limit = int(validation_share * 2**64)
     validation: dict[str, list[JudgedSolution]] = {name: [] for name in data}

@@ -227,8 +227,8 @@ def test_metrics_need_solutions_with_and_without_an_error():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"level": 95}, "`level` is 95: expected a fraction"),
-        ({"num_resamples": 0}, "`num_resamples` is 0: .*at least 1"),
+        ({"level": 95}, "`level` is 95, expected a fraction"),
+        ({"num_resamples": 0}, "`num_resamples` is 0, .*at least 1"),
     ],
 )
 def test_errors_name_invalid_bootstrap_arguments(arguments, message):
