@@ -35,7 +35,7 @@ RULES = {
     "anew": (r"\banew\b", "write 'again'"),
     "beside": (r"\b[Bb]eside\b", "write 'next to' or 'in addition to'"),
     "whatever": (r"\b(?:[Ww]hatever|[Ww]herever)\b", "name the thing: 'any', 'for every', 'everywhere'"),
-    "by itself": (r"\bby itself\b", "write 'alone' or 'automatically'"),
+    "by itself": (r"\bby (?:itself|themselves)\b", "write 'alone' or 'automatically'"),
     "what is": (
         r"(?<!says )(?<!shows )(?<!lists )(?<!\| )\b[Ww]hat is\b(?![^.?]*\?)",
         "begin with a noun: 'the value that …'",
@@ -161,7 +161,7 @@ HARD = {
     "anew": ["which begins anew at its end"],
     "beside": ["the adapters beside it"],
     "whatever": ["in the order of the questions, whatever sampled them", "Wherever it stands"],
-    "by itself": ["a text that ended by itself"],
+    "by itself": ["a text that ended by itself", "they resume by themselves"],
     "what is": ["What is not finite ends every training.", "Drops what is missing"],
     "relative clause": ["What a row of data lacks is never passed over.", "It runs. What it reads is data."],
     "of it": ["the end of it", "Two of it are kept"],

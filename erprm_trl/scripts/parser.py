@@ -182,14 +182,20 @@ def _common_parser(several_processes: bool) -> argparse.ArgumentParser:
     """For the help: the words themselves are read by [`split_options`]."""
     parser = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
     group = parser.add_argument_group("options of every command")
-    group.add_argument("--config", metavar="FILE", help="YAML file with values of any field. Options override it.")
-    group.add_argument("--recipe", metavar="NAME", help="Shipped YAML file: a folder of recipes/, or FOLDER/FILE.")
-    group.add_argument("--verbose", action="store_true", help="Show logs and warnings of the libraries too.")
+    group.add_argument("--config", metavar="FILE", help="YAML file with values of any field, which options override.")
+    group.add_argument(
+        "--recipe", metavar="NAME", help="Name of a shipped recipe, or RECIPE/FILE for another of its files."
+    )
+    group.add_argument("--verbose", action="store_true", help="Show the logs and warnings of all libraries.")
     group.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     if several_processes:
-        group = parser.add_argument_group("several processes", "These, or other options of `accelerate launch`.")
+        group = parser.add_argument_group(
+            "several processes", "These options, and all options of `accelerate launch`."
+        )
         group.add_argument(
-            "--accelerate_config", metavar="NAME|FILE", help="Shipped or own configuration, such as zero2."
+            "--accelerate_config",
+            metavar="NAME|FILE",
+            help="Name of a shipped configuration, such as zero2, or a file.",
         )
         group.add_argument("--num_processes", metavar="N", help="Number of processes.")
     return parser
