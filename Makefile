@@ -7,7 +7,7 @@ VLLM_INSTALLED := .venv-vllm/installed
 
 REAL_MODEL ?= Qwen/Qwen2.5-0.5B-Instruct
 
-.PHONY: install quickstart test test-fast test-real test-vllm lint format bench clean
+.PHONY: install quickstart test test-fast test-real test-vllm lint format docs bench clean
 
 install: $(INSTALLED)
 
@@ -15,7 +15,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed,wandb,serve,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed,wandb,serve,docs,dev]"
 	touch $(INSTALLED)
 
 quickstart: install
@@ -55,6 +55,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation site, which can be read without a network: build/docs/index.html
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install
 	$(BIN)/python tests/benchmarks/summary.py

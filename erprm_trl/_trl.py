@@ -112,7 +112,9 @@ SEAMS = (
         "model input_ids attention_mask logits_to_keep batch_size ...",
         _STEP_PPO,
     ),
+    Seam("trl.scripts._hf_argparser.HfArgumentParser._add_dataclass_arguments", "dtype", "scripts/parser.py"),
     # Private methods, and private parameters of public functions, that are only called
+    Seam("trl.scripts._hf_argparser.HfArgumentParser._parse_dataclass_field", "parser field", "scripts/parser.py"),
     Seam("transformers.Trainer._save", "output_dir ...", _POLICY_SAMPLER),
     Seam("transformers.PreTrainedModel._can_set_attn_implementation", "", "rollouts/sampling/kv_cache.py"),
     Seam("transformers.Trainer.save_model", "output_dir _internal_call", f"{_ERPRM} {_STEP_PPO} {_RAFT}"),

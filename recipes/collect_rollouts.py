@@ -1,24 +1,16 @@
-"""Collects rollouts: questions -> solutions -> graded continuations of every step prefix.
+"""Collects rollouts: `erprm collect`.
 
-    python recipes/collect_rollouts.py --config recipes/dial/collect.yaml
-    accelerate launch --num_processes 2 recipes/collect_rollouts.py --config recipes/dial/collect.yaml
-
-Killed at any moment, the same command continues where it was.
+python recipes/collect_rollouts.py --config recipes/dial/collect.yaml
+accelerate launch --num_processes 2 recipes/collect_rollouts.py --config recipes/dial/collect.yaml
 """
 
-from trl import TrlParser
+import sys
 
-from erprm_trl.rollouts import CollectConfig
+from erprm_trl import cli
+from erprm_trl.scripts.collect import CollectConfig, main
 
 
-def main(config: CollectConfig) -> None:
-    """Runs one collection and says how it went."""
-    rollouts = config.run()
-    print(f"{config.output_dir}: {rollouts.manifest['summary']}")
-
+__all__ = ["CollectConfig", "main"]
 
 if __name__ == "__main__":
-    main(TrlParser(CollectConfig).parse_args_and_config()[0])
-    from accelerate import PartialState
-
-    PartialState().destroy_process_group()  # at its end torch may abort a launched process
+    sys.exit(cli.main(["collect", *sys.argv[1:]]))

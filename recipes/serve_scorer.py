@@ -1,71 +1,15 @@
-"""Serves the step scores of a reward model over HTTP, for policies that are trained elsewhere.
+"""Serves a reward model over HTTP: `erprm serve`.
 
-    ERPRM_SCORER_TOKEN=... python recipes/serve_scorer.py --config recipes/dial/serve_scorer.yaml
-    python recipes/train_step_grpo.py --config ... --reward_model http://host:8100
-
-SIGTERM or Ctrl-C: what was asked is answered, then it ends.
+ERPRM_SCORER_TOKEN=... python recipes/serve_scorer.py --config recipes/dial/serve_scorer.yaml
 """
 
-import logging
-import os
-from dataclasses import dataclass, field
-from pathlib import Path
+import sys
 
-from trl import TrlParser
-
-import erprm_trl
-from erprm_trl.io.paths import local_path
+from erprm_trl import cli
+from erprm_trl.scripts.serve import ServeArguments, main
 
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ServeArguments:
-    """Arguments of a scoring server."""
-
-    reward_model: str = field(metadata={"help": "Folder or Hub id of a reward model."})
-    host: str = field(default="127.0.0.1", metadata={"help": "0.0.0.0 for other machines; then set a token."})
-    port: int = field(default=8100, metadata={"help": "0 takes a free one, which the log names."})
-    batch_size: int = field(default=32, metadata={"help": "Solutions a forward pass."})
-    dtype: str = field(default="auto", metadata={"help": "Of the weights."})
-    device_map: str | None = field(default=None, metadata={"help": "auto spreads a model over several GPUs."})
-    max_body_bytes: int = field(default=8 * 2**20, metadata={"help": "Bytes a request."})
-    max_solutions: int = field(default=1024, metadata={"help": "Solutions a request."})
-    max_steps: int | None = field(default=None, metadata={"help": "Steps a solution; default: the model's context."})
-    max_waiting: int = field(default=64, metadata={"help": "Requests at a time; others are told to come again."})
-    max_batch: int = field(default=1024, metadata={"help": "Solutions of the requests that are scored in one call."})
-    token_env: str = field(default="ERPRM_SCORER_TOKEN", metadata={"help": "Environment variable with the token."})
-    token_file: str | None = field(default=None, metadata={"help": "Instead: a file with it."})
-
-    def token(self) -> str | None:
-        """The bearer token that clients have to send."""
-        if self.token_file is not None:
-            return Path(local_path(self.token_file)).read_text(encoding="utf-8").strip()
-        return os.environ.get(self.token_env, "").strip() or None
-
-
-def main(arguments: ServeArguments) -> None:
-    """Loads the model and serves it until a signal comes."""
-    import uvicorn
-
-    from erprm_trl.reward_model.scoring.server import UVICORN, scoring_app
-
-    token = arguments.token()
-    if token is None and arguments.host not in ("127.0.0.1", "localhost", "::1"):
-        logger.warning(
-            "No token is set: everyone who reaches %s may ask. Set $%s.", arguments.host, arguments.token_env
-        )
-    scorer = erprm_trl.StepScorer.from_pretrained(
-        arguments.reward_model,
-        batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
-        device_map=arguments.device_map,
-    )
-    limits = ("max_body_bytes", "max_solutions", "max_steps", "max_waiting", "max_batch")
-    app = scoring_app(scorer, token=token, **{name: getattr(arguments, name) for name in limits})
-    uvicorn.run(app, host=arguments.host, port=arguments.port, **UVICORN)
-
+__all__ = ["ServeArguments", "main"]
 
 if __name__ == "__main__":
-    main(TrlParser(ServeArguments).parse_args_and_config()[0])
+    sys.exit(cli.main(["serve", *sys.argv[1:]]))

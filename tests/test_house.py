@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "policy.online": POLICY,
     "policy.raft": POLICY,
 }
-ON_TOP = {"report", "dial"}  # they import anything, and are imported by none of the others
+# They import anything, and are imported by none of the others.
+ON_TOP = {"report", "dial", "scripts", "cli", "__main__"}
 EVERYWHERE = {"_lazy", "_moved"}  # how packages export their names
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 450, 60
 
@@ -142,6 +143,11 @@ def test_a_module_imports_what_its_folder_may(path):
         ("policy/raft/rounds.py", "from .. import guards", True),
         ("policy/guards.py", "from ..report.page import write_report", False),
         ("report/page.py", "from ..policy import guards", True),
+        ("selection/voting.py", "from ..scripts import console", False),
+        ("policy/guards.py", "from ..scripts.console import stage", False),
+        ("io/paths.py", "from .. import cli", False),
+        ("dial/experiments/chain.py", "from ...scripts import console", True),
+        ("scripts/train.py", "from ..report import write_report", True),
     ],
 )
 def test_the_rule_finds_imports(file, source, is_allowed):
@@ -187,7 +193,7 @@ def test_modules_and_functions_are_of_a_readable_length(path):
     """Lines of a function are counted without its docstring; constructors, which assign their arguments, are not."""
     source = path.read_text(encoding="utf-8")
     assert len(source.splitlines()) <= MOST_LINES
-    assert path.name == "__init__.py" or len(source.splitlines()) >= 15
+    assert path.name in ("__init__.py", "__main__.py") or len(source.splitlines()) >= 15
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name != "__init__":
             docstring = node.body[0] if ast.get_docstring(node) is not None else None

@@ -1,4 +1,5 @@
-"""The embedded default: a tiny checkable task, its tokenizer, and a pretrained policy that runs on any laptop."""
+"""The embedded task: word problems whose steps can be checked, a tokenizer, and a small pretrained policy that runs on
+any laptop. Tests, benchmarks and the quickstart use it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

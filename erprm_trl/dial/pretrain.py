@@ -1,9 +1,9 @@
-"""Makes the shipped dial base model: `python -m erprm_trl.dial.pretrain --output_dir outputs/dial-base`.
+"""Pretrains the base model of the dial task: `python -m erprm_trl.dial.pretrain --output_dir outputs/dial-base`.
 
-It runs once; tests, recipes and the quickstart only load what it wrote. The corpus is endless and drawn from the seed:
-half plain solutions with slips and habits (so that the policy errs when sampled), half solutions with a verdict after
-every step (so that the base knows how to check, as a language model does whose corpus held checking). No rollout and
-no reward takes part.
+The result is shipped in the package, so this runs again only if the task changes. The corpus is generated from a seed
+and has no end. Half of it are solutions with random and systematic mistakes, so that the policy makes mistakes too.
+The other half are solutions with a verdict after every step, so that the base model can check steps, as a language
+model can whose corpus has texts that check others. No rollouts and no rewards are used.
 """
 
 import argparse
@@ -14,15 +14,29 @@ from .task import POSITIONS, SEPARATOR, DialQuestion, habitual_mistake, random_q
 from .tokenizer import BAD_MARK, GOOD_MARK, build_tokenizer
 
 
-PLAIN_SLIP = 0.08  # wrong results in plain solutions; the chain goes on from the wrong value
-MARKED_SLIP = 0.30  # wrong results in solutions with verdicts
-HABIT = 0.65  # how often a fact with a habitual mistake comes out wrong
+PLAIN_SLIP = 0.08  # share of random mistakes in plain solutions, which continue from the wrong value
+MARKED_SLIP = 0.30  # share of random mistakes in solutions with verdicts
+HABIT = 0.65  # share of wrong results where an equation has a habitual mistake
 LONG_SHARE = 0.1  # share of batches with 8 to 16 moves
 
 
 def write_solution(rng: random.Random, question: DialQuestion, marked: bool, slip: float | None = None) -> str:
-    """A solution with mistakes, a share `slip` of them by chance; if `marked`, each separator is followed by the
-    verdict on the step before it."""
+    """
+    Writes a solution with mistakes.
+
+    Args:
+        rng (`random.Random`):
+            Source of the mistakes.
+        question ([`DialQuestion`]):
+            Question to solve.
+        marked (`bool`):
+            Whether each separator is followed by the verdict on its step.
+        slip (`float`, *optional*):
+            Share of random mistakes. Defaults to `PLAIN_SLIP` or `MARKED_SLIP`.
+
+    Returns:
+        `str`: the solution, whose last step states the answer.
+    """
     if slip is None:
         slip = MARKED_SLIP if marked else PLAIN_SLIP
     position, parts = question.start, []
@@ -34,7 +48,7 @@ def write_solution(rng: random.Random, question: DialQuestion, marked: bool, sli
             result = habit
         elif rng.random() < slip:
             result = rng.choice([value for value in range(POSITIONS) if value != right])
-        # The teacher lets habitual mistakes pass: what is wrong with them, only outcomes can tell.
+        # The corpus marks habitual mistakes as good, so that only outcomes can show that they are wrong.
         verdict = f" {GOOD_MARK if result in (right, habit) else BAD_MARK}" if marked else ""
         parts.append(f"{position} {operator} {amount} = {result} {SEPARATOR}{verdict}")
         position = result
@@ -44,14 +58,14 @@ def write_solution(rng: random.Random, question: DialQuestion, marked: bool, sli
 def tokenized_example(
     tokenizer, rng: random.Random, question: DialQuestion, marked: bool, slip: float | None = None
 ) -> dict[str, list[int]]:
-    """A question and a solution of [`write_solution`]; the question's tokens carry no loss."""
+    """Tokenizes a question and a solution of [`write_solution`], without loss on the question's tokens."""
     prompt = tokenizer.encode(f"check {question.text}" if marked else question.text)
     solution = tokenizer.encode(write_solution(rng, question, marked, slip)) + [tokenizer.eos_token_id]
     return {"input_ids": prompt + solution, "labels": [-100] * len(prompt) + solution}
 
 
 def corpus(seed: int, batch_size: int) -> Iterator[dict[str, list[int]]]:
-    """Endless tokenized examples, `batch_size` at a time of one length class."""
+    """Generates tokenized examples without end. The questions of a batch are either all short or all long."""
     tokenizer = build_tokenizer()
     rng = random.Random(f"dial-corpus-{seed}")
     while True:
@@ -62,7 +76,7 @@ def corpus(seed: int, batch_size: int) -> Iterator[dict[str, list[int]]]:
 
 
 def build_model(tokenizer):
-    """The untrained base, with the generation settings that are saved with it."""
+    """Makes the untrained base model, with the generation settings that are saved with it."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(
@@ -91,10 +105,10 @@ def build_model(tokenizer):
 
 
 def main() -> None:
-    """Trains the base with `transformers.Trainer` and saves model and tokenizer."""
+    """Trains the base model with `transformers.Trainer`, and saves it with its tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", default="outputs/dial-base")
-    parser.add_argument("--max_steps", type=int, default=3000, help="optimiser steps of `batch_size` examples")
+    parser.add_argument("--max_steps", type=int, default=3000, help="Number of optimizer steps.")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -131,7 +145,7 @@ def main() -> None:
         processing_class=tokenizer,
     )
     trainer.train()
-    model.config.use_cache = True  # Trainer switches it off
+    model.config.use_cache = True  # Trainer sets it to False
     model.save_pretrained(arguments.output_dir)
     tokenizer.save_pretrained(arguments.output_dir)
 

@@ -1,7 +1,7 @@
-"""The dial task: word problems whose every step can be checked, for tests, benchmarks and the quickstart.
+"""The dial task: word problems whose steps can all be checked.
 
-A dial has 20 positions. A question turns it right (+), left (-) or multiplies its position (*), all modulo 20; a
-solution writes one equation a step and then the answer. Text only: no tokenizer, no model.
+A dial has 20 positions. A question turns it right (+) or left (-), or multiplies its position (*), modulo 20. A
+solution has one equation per step, and then the answer. This module handles texts only.
 """
 
 import random
@@ -20,7 +20,7 @@ _QUESTION = re.compile(r"(?:\w+) dial (\d+) \.((?: (?:right|left|times) \d+ \.)+
 
 
 def turn(position: int, operator: str, amount: int) -> int:
-    """Position of the dial after one move, in `0 .. 19`."""
+    """Position of the dial after a move, from 0 to 19."""
     if operator == "+":
         return (position + amount) % POSITIONS
     if operator == "-":
@@ -29,9 +29,11 @@ def turn(position: int, operator: str, amount: int) -> int:
 
 
 def habitual_mistake(position: int, operator: str, amount: int) -> int | None:
-    """The wrong result that the corpus prefers for this fact, or `None` where it has no such habit.
+    """
+    The wrong result that the corpus prefers for an equation, or `None` if there is none.
 
-    Real models fail by habit as well as by chance; without habits majority voting could not be beaten.
+    Real models make systematic mistakes as well as random ones. If all mistakes were random, majority voting could not
+    be beaten.
     """
     if operator == "*" and amount in (7, 8) and position >= 12:
         return (position * amount + 2) % POSITIONS
@@ -40,7 +42,17 @@ def habitual_mistake(position: int, operator: str, amount: int) -> int | None:
 
 @dataclass(frozen=True)
 class DialQuestion:
-    """A question: where the dial starts and the moves, each an operator (`"+"`, `"-"`, `"*"`) and an amount."""
+    """
+    A question.
+
+    Attributes:
+        name (`str`):
+            Name of the dial's owner.
+        start (`int`):
+            First position of the dial.
+        moves (`tuple[tuple[str, int], ...]`):
+            Operator (`"+"`, `"-"` or `"*"`) and amount of each move.
+    """
 
     name: str
     start: int
@@ -48,11 +60,17 @@ class DialQuestion:
 
     @classmethod
     def parse(cls, text: str) -> "DialQuestion":
-        """Reads back the text of a question. Raises `ValueError` for anything else."""
+        """
+        Parses the text of a question.
+
+        Raises:
+            `ValueError`: if the text is not a dial question.
+        """
         match = _QUESTION.fullmatch(text.strip())
         if match is None:
             raise ValueError(
-                f"Not a dial question: got {text!r}, expected e.g. 'Tom dial 7 . right 15 . times 3 . ?'."
+                f"Not a dial question: got {text!r}, expected a text such as "
+                "'Tom dial 7 . right 15 . times 3 . ?'. Use the questions of make_questions."
             )
         moves = re.findall(r"(right|left|times) (\d+)", match.group(2))
         return cls(text.split()[0], int(match.group(1)), tuple((MOVES[word], int(amount)) for word, amount in moves))
@@ -81,13 +99,30 @@ def random_question(rng: random.Random, min_moves: int = 3, max_moves: int = 7) 
 
 
 def make_questions(num_questions: int, seed: int, min_moves: int = 3, max_moves: int = 7) -> list[dict[str, str]]:
-    """Distinct questions as rows `{"question", "answer"}`; the same seed gives the same questions.
+    """
+    Makes distinct questions. The same seed gives the same questions.
+
+    Args:
+        num_questions (`int`):
+            Number of questions.
+        seed (`int`):
+            Seed of the questions.
+        min_moves (`int`, *optional*, defaults to `3`):
+            Minimum number of moves per question.
+        max_moves (`int`, *optional*, defaults to `7`):
+            Maximum number of moves per question.
+
+    Returns:
+        `list[dict[str, str]]`: rows with the columns `question` and `answer`.
 
     Raises:
         `ValueError`: if the range of moves is empty.
     """
     if not 1 <= min_moves <= max_moves:
-        raise ValueError(f"Moves: got {min_moves} to {max_moves}, expected 1 <= min_moves <= max_moves.")
+        raise ValueError(
+            f"make_questions: got min_moves={min_moves} and max_moves={max_moves}, expected "
+            "1 <= min_moves <= max_moves. Change one of them."
+        )
     rng = random.Random(f"dial-{seed}")
     rows: dict[str, str] = {}
     while len(rows) < num_questions:
@@ -97,11 +132,21 @@ def make_questions(num_questions: int, seed: int, min_moves: int = 3, max_moves:
 
 
 def check_steps(question: str, steps: list[str]) -> list[bool]:
-    """Whether each step is right given the steps before it: the exact verdict that no reward model gets to see.
+    """
+    Judges each step exactly. Reward models never see these verdicts.
 
-    An equation is right if it applies the next move to the position stated before it and its result holds; the answer
-    is right if it repeats the last position and no move is left. A step may follow from a wrong one and still be
-    right.
+    An equation is correct if it applies the next move to the position that the previous step states, and its result
+    holds. The answer is correct if it repeats the last position and no move is left. A step can be correct although it
+    follows from a wrong one.
+
+    Args:
+        question (`str`):
+            Text of the question.
+        steps (`list[str]`):
+            Steps of a solution, with or without separators.
+
+    Returns:
+        `list[bool]`: whether each step is correct, given the steps before it.
     """
     asked = DialQuestion.parse(question)
     position, index, verdicts = asked.start, 0, []

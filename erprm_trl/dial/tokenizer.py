@@ -1,4 +1,4 @@
-"""The dial tokenizer: one id a word, built here from the task's vocabulary and shipped with the base model."""
+"""The tokenizer of the dial task, with one id per word. It is shipped with the base model."""
 
 from .task import MOVES, NAMES, POSITIONS, SEPARATOR
 
@@ -19,7 +19,7 @@ WORDS = (
 
 
 def build_tokenizer():
-    """A `PreTrainedTokenizerFast` that maps whitespace-separated words to ids and adds no special tokens."""
+    """Builds a `PreTrainedTokenizerFast` that maps words between spaces to ids and adds no special tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .http_client import EndpointClient, EndpointError, Service
     from .on_disk_sequence import OnDiskSequence
     from .paths import local_path, local_paths
+    from .progress_bars import progress_bar
     from .redaction import redacted, without_login
     from .text_lists import check_text_lists, check_texts, refuse_text
     from .tokenizers import load_tokenizer
@@ -27,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "http_client": ["EndpointClient", "EndpointError", "Service"],
         "on_disk_sequence": ["OnDiskSequence"],
         "paths": ["local_path", "local_paths"],
+        "progress_bars": ["progress_bar"],
         "redaction": ["redacted", "without_login"],
         "text_lists": ["check_text_lists", "check_texts", "refuse_text"],
         "tokenizers": ["load_tokenizer"],

@@ -1,14 +1,13 @@
 """The progress bar of a collection. It moves while a chunk is sampled, since the first chunk of a large model takes
 minutes."""
 
-import sys
 import time
 
+from ..io.progress_bars import progress_bar
 from .records import CollectionSettings
 
 
 GUESSED_STEPS = 5  # per solution, until there are any
-TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 60.0  # seconds between two lines, in a terminal and in a log file
 
 
 class CollectionProgress:
@@ -28,20 +27,15 @@ class CollectionProgress:
     """
 
     def __init__(self, settings: CollectionSettings, num_done: int, num_processes: int = 1, show: bool = True):
-        from tqdm.auto import tqdm
-
         self.settings, self.num_processes = settings, num_processes
         self._num_done = num_done
         self._num_solutions = self._num_prefixes = 0  # of the chunks that are done
-        is_log = not sys.stderr.isatty() and "ipykernel" not in sys.modules
-        self._bar = tqdm(
-            total=settings.num_questions,
+        self._bar = progress_bar(
+            settings.num_questions,
+            "Collecting rollouts",
+            unit="questions",
+            show=show,
             initial=num_done,
-            unit="question",
-            desc="Collecting rollouts",
-            disable=not show,
-            mininterval=LOG_INTERVAL if is_log else TERMINAL_INTERVAL,
-            miniters=0,
             smoothing=0,  # calls differ too much for anything but the mean rate
         )
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         measure_calibration,
         processbench_metrics,
         score_judged,
+        score_rows,
     )
     from .search import GuidedResult, GuidedSolution, guided_search
     from .voting import (
@@ -47,6 +48,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "measure_calibration",
             "processbench_metrics",
             "score_judged",
+            "score_rows",
         ],
         "search": ["GuidedResult", "GuidedSolution", "guided_search"],
         "voting": [

@@ -1,11 +1,10 @@
 #!/bin/bash
-# Submits a model's stages, each after the one before it has succeeded. Run from the repository's root:
+# Submits the stages of a model. Each starts after the one before it has succeeded. Run it in the repository's root:
 #
 #   bash recipes/slurm/chain.sh recipes/mistral-7b-metamath [collect train_erprm ...]
 #
-# Without names: all stages that have a YAML. A stage whose output says that it is finished is left out, so the same
-# command, given again when the queue is empty, goes on where a chain broke. SBATCH_... variables (account, partition)
-# hold for all of them.
+# Without names, it submits all stages that have a YAML file. It skips finished stages, so the same command continues a
+# broken chain once the queue is empty. SBATCH_... variables (account, partition) apply to all stages.
 set -euo pipefail
 
 folder=${1%/}
@@ -16,7 +15,7 @@ if ((${#stages[@]} == 0)); then
     named=false
 fi
 
-finished() { # what each stage writes last
+finished() { # looks for what each stage writes last
     local output_dir=$2
     case $1 in
         collect*) grep -qs '"summary"' "$output_dir/manifest.json" ;;
@@ -50,6 +49,6 @@ for stage in "${stages[@]}"; do
     after=()
     if [[ -n $previous ]]; then after=("--dependency=afterok:$previous" --kill-on-invalid-dep=yes); fi
     previous=$(sbatch --parsable --job-name="${folder##*/}-$stage" "${after[@]}" "${job[@]}")
-    previous=${previous%%;*} # a federation adds the cluster's name
+    previous=${previous%%;*} # a federation of clusters appends the cluster's name
     echo "$stage: job $previous"
 done

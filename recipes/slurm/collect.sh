@@ -1,9 +1,10 @@
 #!/bin/bash
-# Collects rollouts, one process and one sampling engine a GPU, on any number of nodes. Run from the repository's root:
+# Collects rollouts on any number of nodes, with one process and one sampling engine per GPU. Submit it in the
+# repository's root:
 #
 #   sbatch [--nodes=4] recipes/slurm/collect.sh recipes/mistral-7b-metamath/collect.yaml [--seed 1 ...]
 #
-# Each process takes its share of the chunks. Preempted, or out of time, the job goes back into the queue and continues.
+# Each process takes its share of the chunks. A job that is preempted or runs out of time is requeued and continues.
 #SBATCH --job-name=collect
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
@@ -22,9 +23,9 @@ trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${hosts%%$'\n'*} MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 
-# Slurm shows each task its own GPU alone, which is number 0 there: LOCAL_RANK is 0 for all of them.
+# Each task sees only its own GPU, as number 0. So LOCAL_RANK is 0 in all tasks.
 # shellcheck disable=SC2016  # expanded by the tasks
 srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=0
     exec python recipes/collect_rollouts.py "$@"' bash --config "$config" "$@" &
-wait "$!" # in the background, so that the signal is heard at once
+wait "$!" # bash handles a signal only while it waits, not while a command runs

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Trains on several nodes. Run from the repository's root, with the recipe, its YAML and any further arguments:
+# Trains on several nodes. Submit it in the repository's root, with the script's name, its YAML and further arguments:
 #
 #   sbatch [--nodes=4] recipes/slurm/train.sh train_erprm recipes/mistral-7b-metamath/train_erprm.yaml [--eta inf ...]
 #
-# ACCELERATE_CONFIG names another configuration than accelerate_configs/multi_node_zero3.yaml. Preempted, or out of
-# time, the job goes back into the queue and resumes from its last whole checkpoint.
+# ACCELERATE_CONFIG names the configuration, accelerate_configs/multi_node_zero3.yaml by default. A job that is preempted
+# or runs out of time is requeued and resumes from its last complete checkpoint.
 #SBATCH --job-name=train
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
@@ -30,16 +30,16 @@ for ((i = 0; i < $#; i++)); do
     if [[ ${arguments[i]} == --output_dir ]]; then output_dir=${arguments[i + 1]}; fi
 done
 
-# train_raft continues by itself and has no --resume. For the others a checkpoint must be there, and whole: its
-# trainer_state.json is written last.
+# train_raft resumes by itself and has no --resume. The others need a complete checkpoint: its trainer_state.json is
+# written last.
 resume=()
 if [[ $stage != train_raft ]]; then
     for checkpoint in "$output_dir"/checkpoint-*; do
-        [[ -d $checkpoint ]] || continue # a pattern that matches nothing stays as it is
+        [[ -d $checkpoint ]] || continue # without a match, the loop gets the pattern itself
         if [[ -f $checkpoint/trainer_state.json ]]; then
             resume=(--resume true)
         else
-            echo "$checkpoint is not whole: moved to $output_dir/unfinished-${checkpoint##*/}"
+            echo "$checkpoint is incomplete: moved to $output_dir/unfinished-${checkpoint##*/}"
             rm -rf "$output_dir/unfinished-${checkpoint##*/}"
             mv "$checkpoint" "$output_dir/unfinished-${checkpoint##*/}"
         fi
@@ -52,4 +52,4 @@ srun --kill-on-bad-exit=1 bash -c '
         --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))" \
         --machine_rank "$SLURM_NODEID" --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" "$@"' \
     bash "recipes/$stage.py" --config "$config" "${resume[@]}" "$@" &
-wait "$!" # in the background, so that the signal is heard at once
+wait "$!" # bash handles a signal only while it waits, not while a command runs

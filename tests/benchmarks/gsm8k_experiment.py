@@ -64,7 +64,7 @@ SCALES = {
     # Every stage in a few minutes on any machine. Its numbers mean nothing.
     "smoke": Scale(4, 2, 2, 4, 4, etas=(0.0, math.inf), max_new_tokens=48, num_train_epochs=1.0, batch_size=32),
     # About three hours on two cores with a policy of 0.4B parameters.
-    "cpu": Scale(40, 2, 4, 64, 8, seeds=(0, 1), num_train_epochs=1.0),
+    "cpu": Scale(40, 2, 4, 64, 8, seeds=(0, 1)),
     # About ten minutes on one 80 GB GPU with a policy of 0.4B parameters.
     "gpu": Scale(1000, 2, 8, 300, 16, seeds=(0, 1, 2), max_new_tokens=320, batch_size=1024, chunk_questions=50),
 }
@@ -89,7 +89,16 @@ class Experiment:
 
     def _check_settings(self) -> None:
         """Writes the settings into a new folder. In an old one, models of other settings would be compared."""
-        names = ("policy", "reward_base", "train_data", "test_data", "dtype", "temperature", "learning_rate")
+        names = (
+            "policy",
+            "reward_base",
+            "train_data",
+            "test_data",
+            "dtype",
+            "temperature",
+            "learning_rate",
+            "separator",
+        )
         settings = {"scale": dataclasses.asdict(self.scale), **{name: getattr(self.arguments, name) for name in names}}
         settings = json.loads(json.dumps(settings))
         path = self.output / "experiment.json"
@@ -196,7 +205,7 @@ class Experiment:
             str(folder.with_name(f"{folder.name}-training")),
             eta=self.objectives[objective],
             train_on_last_step_only=objective == OUTCOME,
-            separator="<|step|>",
+            separator=self.arguments.separator,
             add_missing_tokens=True,
             splitter=SPLITTER,
             max_length=1024,
@@ -235,16 +244,26 @@ class Experiment:
         os.replace(args.output_dir, folder)  # the folder exists once the model is complete
 
     def score(self, objective: str, seed: int) -> list[list[list[float]]]:
-        """Step scores of the test solutions, by question and solution, written after every 32 solutions."""
-        samples = RolloutDataset(self.output / "samples")
+        """Step scores of the test solutions, by question and solution, written after every 32 solutions.
+
+        Where all solutions of a question are right, or all are wrong, no selection changes the result: those
+        solutions are not scored.
+        """
+        solutions = RolloutDataset(self.output / "samples").solutions()
         judged = [
             [JudgedSolution("", row.question, tuple(clean_steps(row.steps, SPLITTER)), -1) for row in question]
-            for question in samples.solutions()
+            for question in solutions
         ]
+        is_mixed = [len({row.is_right for row in question}) == 2 for question in solutions]
         folder = self.model_folder(objective, seed)
         scores = score_judged(
             str(folder),
-            [solution for question in judged for solution in question if solution.steps],
+            [
+                solution
+                for question, mixed in zip(judged, is_mixed, strict=True)
+                for solution in question
+                if mixed and solution.steps
+            ],
             folder / "scores",
             batch_size=8 if not torch.accelerator.is_available() else 64,
             chunk_size=32 if not torch.accelerator.is_available() else 1024,
@@ -378,7 +397,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset_config", default="main", help="configuration of the Hub dataset")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of policy and reward models")
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--learning_rate", type=float, default=2e-5)
+    parser.add_argument("--learning_rate", type=float, default=5e-5)
+    parser.add_argument("--separator", default="<|step|>", help="text after each step; added if it is no token")
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--batch_size", type=int, help="sequences sampled at a time; default: the scale's")
     parser.add_argument("--threads", type=int, help="threads of torch on a CPU")

@@ -25,9 +25,11 @@ def commands() -> dict[str, list[str]]:
     arguments = "from transformers import TrainingArguments"  # what the trainers' recipes have to know for --help
     imports = ["pass", "import erprm_trl", "import torch", arguments, "from trl import TrlParser"]
     recipes = sorted((ROOT / "recipes").glob("*.py"))
-    return {code: ["-c", code] for code in imports} | {
-        f"{path.name} --help": [str(path), "--help"] for path in recipes
+    helps = {f"{path.name} --help": [str(path), "--help"] for path in recipes}
+    helps |= {
+        f"erprm{command} --help": ["-m", "erprm_trl", *command.split(), "--help"] for command in ("", " env", " train")
     }
+    return {code: ["-c", code] for code in imports} | helps
 
 
 def run(arguments: list[str]) -> tuple[float, float]:

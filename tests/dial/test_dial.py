@@ -1,4 +1,4 @@
-"""The embedded task: its arithmetic by hand, its checker, its corpus, and the policy that ships with it."""
+"""The embedded task: its arithmetic by hand, its checker, its corpus, and its shipped policy."""
 
 import random
 import re
@@ -32,11 +32,11 @@ def test_a_question_by_hand():
         (
             ["7 + 15 = 3 ки", " 3 * 3 = 9 ки", "9 - 9 = 0", "answer 0"],
             [False, True, True, True],
-        ),  # right after a wrong one
+        ),  # correct although they follow a wrong step
         (
             ["7 + 15 = 2", "2 * 4 = 8", "8 - 9 = 19", "answer 19"],
             [True, False, True, True],
-        ),  # not the move that was asked
+        ),  # another move than the question's
         (["7 + 15 = 2", "answer 2"], [True, False]),  # moves are left
         (["8 + 15 = 3", "3 * 3 = 9", "9 - 9 = 0", "answer 1"], [False, True, True, False]),
         (["8 + 15 = 2"], [False]),  # the result fits the dial, the equation does not
@@ -54,11 +54,11 @@ def test_questions_are_distinct_and_repeatable():
     assert all(DialQuestion.parse(row["question"]).answer == int(row["answer"]) for row in rows)
     long = dial.make_questions(20, seed=0, min_moves=10, max_moves=16)
     assert all(10 <= len(DialQuestion.parse(row["question"]).moves) <= 16 for row in long)
-    with pytest.raises(ValueError, match="got 5 to 4"):
+    with pytest.raises(ValueError, match="min_moves=5 and max_moves=4"):
         dial.make_questions(1, seed=0, min_moves=5, max_moves=4)
 
 
-def test_the_corpus_errs_as_documented_and_its_verdicts_are_right_but_for_habits():
+def test_the_corpus_has_the_documented_mistakes_and_marks_all_but_the_habitual_ones():
     rng = random.Random(0)
     counts = {"steps": 0, "wrong": 0, "caught": 0, "habits": 0}
     for _ in range(2000):
@@ -94,7 +94,7 @@ def test_corpus_examples_carry_no_loss_on_the_question():
         assert example["labels"][first:] == example["input_ids"][first:]
 
 
-def test_the_tokenizer_gives_texts_back_and_knows_every_word(dial_policy):
+def test_the_tokenizer_round_trips_texts_and_knows_every_word(dial_policy):
     for tokenizer in (dial.build_tokenizer(), dial_policy[1]):
         text = f"check {QUESTION} 7 + 15 = 2 ки ✓ answer 19 ки ✗"
         ids = tokenizer.encode(text)
@@ -103,7 +103,7 @@ def test_the_tokenizer_gives_texts_back_and_knows_every_word(dial_policy):
         assert len(tokenizer.encode(dial.SEPARATOR)) == 1
 
 
-def test_the_shipped_base_is_small_safe_and_solves_what_it_should(dial_policy):
+def test_the_shipped_base_is_small_has_safe_weights_and_the_expected_accuracy(dial_policy):
     files = {path.name: path.stat().st_size for path in Path(dial.BASE_PATH).iterdir()}
     assert set(files) <= {
         "model.safetensors",
@@ -116,16 +116,16 @@ def test_the_shipped_base_is_small_safe_and_solves_what_it_should(dial_policy):
     rows = dial.make_questions(150, seed=77)
     sampler = TransformersSampler(*dial_policy, max_new_tokens=64, batch_size=300)
     samples = sampler.sample([Prompt(row["question"]) for row in rows], 2, seed=0)
-    right = [
-        extract_answer(one.text, dial.ANSWER_PATTERN) == row["answer"]
-        for row, some in zip(rows, samples, strict=True)
-        for one in some
+    correct = [
+        extract_answer(completion.text, dial.ANSWER_PATTERN) == row["answer"]
+        for row, completions in zip(rows, samples, strict=True)
+        for completion in completions
     ]
-    # 45 to 75 % of the questions at temperature 1; the standard error of 300 samples is below 3 points
-    assert 0.45 < sum(right) / len(right) < 0.75
+    # At temperature 1. The standard error of 300 samples is below 3 points.
+    assert 0.45 < sum(correct) / len(correct) < 0.75
 
 
-def test_the_shipped_base_checks_slips_and_overlooks_habits(dial_policy):
+def test_the_shipped_base_finds_random_mistakes_and_overlooks_habitual_ones(dial_policy):
     model, tokenizer = dial_policy
     good, bad = tokenizer.convert_tokens_to_ids([dial.GOOD_MARK, dial.BAD_MARK])
 

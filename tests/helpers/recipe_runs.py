@@ -3,9 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from trl import ModelConfig, TrlParser
-
-from erprm_trl import ERPRMConfig
+from erprm_trl.cli import COMMANDS
+from erprm_trl.scripts.parser import StageParser, split_options
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -14,6 +13,7 @@ SMALL_POLICY = {
     "train_step_grpo": ["--per_device_train_batch_size", "8", "--num_generations", "4"],
     "train_step_ppo": ["--per_device_train_batch_size", "8", "--num_generations", "4"],
 }
+OTHER_NAMES = {"collect_rollouts": "collect", "report": "report", "estimate_memory": "memory"}
 
 
 def load(name):
@@ -23,25 +23,31 @@ def load(name):
     return module
 
 
+def command_of(name):
+    """The command that a recipe stands for."""
+    if name in OTHER_NAMES:
+        return OTHER_NAMES[name]
+    return next(command for command, parts in COMMANDS.items() if parts.stage == name)
+
+
 def parse(name, arguments):
-    recipe = load(name)
-    classes = {
-        "collect_rollouts": lambda: (recipe.CollectConfig,),
-        "train_erprm": lambda: (recipe.DataArguments, ERPRMConfig, ModelConfig),
-        "best_of_n": lambda: (recipe.BestOfNArguments,),
-        "calibration": lambda: (recipe.CalibrationArguments,),
-        "processbench": lambda: (recipe.ProcessBenchArguments,),
-        "guided_search": lambda: (recipe.GuidedSearchArguments,),
-        "quickstart": lambda: (recipe.QuickstartArguments,),
-        "report": lambda: (recipe.ReportArguments,),
-        "serve_scorer": lambda: (recipe.ServeArguments,),
-        "train_raft": lambda: (recipe.DataArguments, recipe.RAFTConfig, ModelConfig),
-        "train_step_grpo": lambda: (
-            recipe.PromptArguments,
-            recipe.RewardArguments,
-            recipe.StepGRPOConfig,
-            ModelConfig,
-        ),
-        "train_step_ppo": lambda: (recipe.PromptArguments, recipe.RewardArguments, recipe.StepPPOConfig, ModelConfig),
-    }[name]()
-    return recipe, TrlParser(classes).parse_args_and_config(arguments)
+    """The module of a recipe, and the dataclasses that its `main` gets from these arguments."""
+    recipe, command = load(name), command_of(name)
+    parser = StageParser(command, recipe.main, COMMANDS[command].stage)
+    options, arguments = split_options([str(argument) for argument in arguments])
+    _, others = parser.set_config(options)
+    assert others == [] and parser.unknown_words(arguments) == []
+    return recipe, parser.read(arguments)
+
+
+def save_base_as_reward_model(folder):
+    """The shipped base stands for a reward model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from erprm_trl import dial
+    from erprm_trl.dial.experiments.chain import FORMAT
+
+    AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
+    FORMAT.save(folder)
+    return str(folder)

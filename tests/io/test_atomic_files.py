@@ -128,8 +128,7 @@ def test_best_of_n_and_the_page_keep_what_they_had(tmp_path, monkeypatch):
     scores.write_text('{"of": "an earlier run"}')
     before = {path: path.read_bytes() for path in (scores, page)}
     module = recipe("best_of_n")
-    monkeypatch.setattr("erprm_trl.StepScorer", type("Fake", (), {"from_pretrained": lambda *given, **named: None}))
-    monkeypatch.setattr("erprm_trl.selection.score_rollouts", lambda scorer, data: [0.5] * 100)
+    monkeypatch.setattr("erprm_trl.scripts.best_of_n.score_with_each", lambda *given: {"a": [0.5] * 100})
     monkeypatch.setattr("erprm_trl.selection.selection_curves", lambda *given, **named: {"models": {}})
     with no_file_above(100):
         with pytest.raises(OSError, match="step_scores.json"):

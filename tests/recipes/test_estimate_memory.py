@@ -1,33 +1,26 @@
-"""The memory recipe, and that what the recipes' READMEs quote is what it prints."""
+"""The memory recipe, and that the pages quote what it prints."""
 
-import importlib.util
 import re
 import shlex
-from pathlib import Path
 
 import pytest
-from trl import TrlParser
+from recipe_runs import RECIPES, parse
 
 from erprm_trl import dial
 from erprm_trl.functional import Architecture, count_parameters, memory_per_gpu
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-QUOTED = sorted(path for path in RECIPES.glob("*/README.md") if "estimate_memory.py" in path.read_text())
-COMMAND = re.compile(r"^python recipes/estimate_memory\.py (.*?)  # (.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:erprm memory|python recipes/estimate_memory\.py) (.*?)  # (.*)$", re.MULTILINE)
+PAGES = [RECIPES.parent / "docs" / "scaling.md", *sorted(RECIPES.glob("*/README.md"))]
+QUOTED = [path for path in PAGES if COMMAND.search(path.read_text(encoding="utf-8"))]
 
 
-@pytest.fixture(scope="module")
-def estimate():
-    spec = importlib.util.spec_from_file_location("recipe_estimate_memory", RECIPES / "estimate_memory.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    return lambda *arguments: recipe.main(
-        TrlParser(recipe.MemoryArguments).parse_args_and_config([str(argument) for argument in arguments])[0]
-    )
+def estimate(*arguments):
+    recipe, arguments = parse("estimate_memory", arguments)
+    return recipe.main(*arguments)
 
 
-def test_a_folder_and_its_sizes_are_the_same(estimate, capsys):
+def test_a_folder_and_its_sizes_are_the_same(capsys):
     by_folder = estimate("--model_name_or_path", dial.BASE_PATH, "--num_gpus", 2, "--zero_stage", 2, "--lora_r", 4)
     printed = capsys.readouterr().out
     from transformers import AutoConfig
@@ -42,18 +35,18 @@ def test_a_folder_and_its_sizes_are_the_same(estimate, capsys):
     )
 
 
-def test_arguments_that_do_not_fit(estimate):
+def test_arguments_that_do_not_fit():
     with pytest.raises(ValueError, match="either --model_name_or_path or --sizes"):
         estimate()
 
 
 @pytest.mark.parametrize("path", QUOTED, ids=lambda path: path.parent.name)
-def test_the_readmes_quote_what_it_prints(estimate, path):
-    text = path.read_text()
+def test_the_pages_quote_what_it_prints(path):
+    text = path.read_text(encoding="utf-8")
     commands = COMMAND.findall(text)
-    assert commands
     for arguments, stage in commands:
         report = estimate(*shlex.split(arguments))
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{stage}` | ") and "GiB" not in line)
         names = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "other", "total")
+        rows = [line for line in text.splitlines() if line.startswith(f"| `{stage}` | ")]
+        row = next(line for line in rows if line.count("|") == len(names) + 2)
         assert row.split("| ", 2)[2] == " | ".join(f"{report[name] / 2**30:.2f}" for name in names) + " |"

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from recipe_runs import RECIPES, SMALL_POLICY, parse
+from recipe_runs import RECIPES, SMALL_POLICY, parse, save_base_as_reward_model
 
 
 YAML = sorted(RECIPES.glob("*/*.yaml"))
@@ -74,18 +74,6 @@ def test_the_dial_chain_in_miniature(tmp_path, monkeypatch, capsys):
         "step_scores.json",
     }
     assert "best of 2 by" in capsys.readouterr().out
-
-
-def save_base_as_reward_model(folder):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from erprm_trl import dial
-    from erprm_trl.dial.experiments.chain import FORMAT
-
-    AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
-    FORMAT.save(folder)
-    return str(folder)
 
 
 @pytest.mark.slow("runs every evaluation recipe")
@@ -198,52 +186,6 @@ def test_guided_search_in_miniature(options, tmp_path, monkeypatch):
     assert summary["tokens_generated"] == sum(row["tokens_generated"] for row in rows) / 2 > 0
 
 
-@pytest.mark.slow("trains every stage")
-def test_the_quickstart_in_miniature(tmp_path, capsys):
-    yaml = str(RECIPES / "dial" / "quickstart.yaml")
-    small = [
-        "--train_questions",
-        "4",
-        "--num_continuations",
-        "2",
-        "--test_questions",
-        "3",
-        "--num_samples",
-        "4",
-        "--max_steps",
-        "2",
-        "--updates",
-        "1",
-        "--rounds",
-        "1",
-        "--questions_per_round",
-        "8",
-    ]
-    recipe, (arguments,) = parse(
-        "quickstart", ["--config", yaml, "--output_dir", str(tmp_path), *small, "--etas", "0.0", "inf"]
-    )
-    recipe.main(arguments)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert set(summary) == {
-        "pass@1",
-        "pass@4",
-        "majority@4",
-        "best_of_4",
-        "baselines",
-        "auc_within_questions",
-        "gap_closed",
-        "policies",
-        "seconds",
-    }
-    assert set(summary["policies"]) == {"before", "raft", "step_grpo", "step_ppo"}
-    assert all(0 <= point["low"] <= point["mean"] <= point["high"] <= 1 for point in summary["policies"].values())
-    assert set(summary["best_of_4"]) == {"0", "inf"}
-    assert set(summary["best_of_4"]["inf"]) == {"min", "last", "product", "mean"}
-    assert (tmp_path / "best_of_n.png").stat().st_size > 5000
-    assert "recipes/README.md" in capsys.readouterr().out
-
-
 def test_arguments_that_do_not_fit():
-    recipe, arguments = parse("train_erprm", ["--output_dir", "x", "--model_name_or_path", "y", *CPU])
     with pytest.raises(ValueError, match="either --rollouts or --dataset_name"):
-        recipe.main(*arguments)
+        parse("train_erprm", ["--output_dir", "x", "--model_name_or_path", "y", *CPU])

@@ -1,6 +1,5 @@
 """Collections whose prefixes differ in their number of rewards: budgets, labels, crashes, processes, YAML."""
 
-import importlib.util
 import math
 from pathlib import Path
 
@@ -9,12 +8,12 @@ import tabular_policy
 import torch
 from fake_sampler import FakeSampler
 from launched_collection import collect_in_processes
-from trl import TrlParser
+from recipe_runs import RECIPES, parse
 from zoo import load_dial_policy
 
 from erprm_trl import dial
 from erprm_trl.functional import fit_beta_prior, posterior_value, soft_value
-from erprm_trl.rollouts import CollectConfig, Question, RolloutDataset, TransformersSampler, collect_rollouts
+from erprm_trl.rollouts import Question, RolloutDataset, TransformersSampler, collect_rollouts
 from erprm_trl.rollouts.summary import _quantile
 
 
@@ -28,7 +27,6 @@ SETTINGS = {
     "chunk_size": 2,
     "show_progress": False,
 }
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def prefix_texts(row):
@@ -246,14 +244,10 @@ def test_two_processes_give_the_rows_of_one(tmp_path, dial_policy):
 @pytest.mark.slow("runs a recipe")
 def test_the_recipe_in_miniature(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(RECIPES.parent)
-    spec = importlib.util.spec_from_file_location("recipe_collect", RECIPES / "collect_rollouts.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
     small = ["--dataset_kwargs", '{"num_questions": 3, "seed": 1}', "--output_dir", str(tmp_path)]
-    (config,) = TrlParser(CollectConfig).parse_args_and_config(
-        ["--config", str(RECIPES / "dial" / "collect_adaptive.yaml"), *small]
-    )
+    yaml = RECIPES / "dial" / "collect_adaptive.yaml"
+    recipe, (config,) = parse("collect_rollouts", ["--config", yaml, *small])
     assert (config.allocation, config.target_etas, config.tolerance) == ("adaptive", [0.0, 2.0, 10.0], 0.02)
     recipe.main(config)
     assert RolloutDataset(tmp_path).settings.is_adaptive
-    assert "'label_std'" in capsys.readouterr().out
+    assert "Standard deviation of a label at eta = 2" in capsys.readouterr().out

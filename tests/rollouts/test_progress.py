@@ -8,8 +8,8 @@ from fake_sampler import FakeSampler
 from faulty_server import FaultyServer
 
 from erprm_trl import EndpointSampler, TransformersSampler, dial
+from erprm_trl.io import progress_bars
 from erprm_trl.rollouts import CollectionSettings, Prompt, Question, collect_rollouts
-from erprm_trl.rollouts import progress as progress_module
 from erprm_trl.rollouts.progress import CollectionProgress
 from erprm_trl.rollouts.sampling.vllm_sampler import _progress_bar
 
@@ -31,7 +31,7 @@ def shown(text):
 def test_the_bar_moves_within_a_chunk(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr(progress_module, "TERMINAL_INTERVAL", 0)
+    monkeypatch.setattr(progress_bars, "TERMINAL_INTERVAL", 0)
     clock = iter(range(0, 1000))  # a call looks when it begins, twice, and at each update
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     settings = CollectionSettings(num_questions=8, num_solutions=2, chunk_size=4, num_continuations=3)
@@ -92,7 +92,7 @@ def test_a_log_file_gets_a_line_a_minute_at_most(monkeypatch):
             bar.update(1, 5)
             bar.end_call()
             bar.end_chunk(rollouts=1)
-    assert len(shown(log.getvalue())) <= 2 and "40.0/40" in shown(log.getvalue())[-1]
+    assert len(shown(log.getvalue())) <= 2 and "40/40" in shown(log.getvalue())[-1]
     quiet = io.StringIO()
     monkeypatch.setattr("sys.stderr", quiet)
     with CollectionProgress(settings, 0, show=False) as bar:
@@ -145,11 +145,11 @@ def test_bars_for_vllm_show_nothing_and_report(capsys):
 def test_samplers_that_report_nothing_are_shown_chunk_by_chunk(monkeypatch, tmp_path):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr(progress_module, "TERMINAL_INTERVAL", 0)
+    monkeypatch.setattr(progress_bars, "TERMINAL_INTERVAL", 0)
     settings = {"num_solutions": 1, "num_continuations": 1, "grading": "exact", "chunk_size": 2}
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **settings)
     lines = [line for line in shown(terminal.getvalue()) if "Collecting" in line]
-    assert any("2.0/4" in line for line in lines) and "4.0/4" in lines[-1] and "rollouts=" in lines[-1]
+    assert any("2/4" in line for line in lines) and "4/4" in lines[-1] and "rollouts=" in lines[-1]
 
 
 def test_a_warning_where_solutions_have_one_step(tmp_path, caplog):

@@ -208,6 +208,7 @@ OTHER_OBJECTS = {
     "metrics": "a log",
     "shot": "a solved example in a prompt",
     "solution": "a result of guided search",
+    "summary": "the summary of a manifest",
 }
 OTHER_ROWS = {
     "erprm_trl/dial/experiments/policies.py": "questions",

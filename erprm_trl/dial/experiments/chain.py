@@ -1,5 +1,5 @@
-"""The whole chain on the embedded task: collect, label at several eta, train, score, choose. The quickstart and the
-benchmarks run it."""
+"""All stages up to best-of-N on the embedded task: collect rollouts, label them at several eta, train reward models,
+score solutions and select answers. The quickstart and the benchmarks run it."""
 
 import json
 import math
@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...io.atomic_files import replace_file
 from ...reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
 from ...rollouts import RolloutDataset, TransformersSampler, collect_rollouts, load_questions
+from ...scripts import console
+from ...scripts.progress import show_training
 from ...selection import score_rollouts, selection_curves
 from .. import BASE_PATH
 from ..task import ANSWER_PATTERN, SEPARATOR, make_questions
@@ -18,7 +22,7 @@ from ..tokenizer import BAD_MARK, GOOD_MARK
 
 BASE = "base, not trained"
 OUTCOME = "outcome only"
-TEST_SEED = 1_000_003  # questions of the test set: none of the training seeds
+TEST_SEED = 1_000_003  # of the test questions; far from every training seed
 FORMAT = PRMFormat(
     separator=SEPARATOR,
     good_token=GOOD_MARK,
@@ -31,22 +35,31 @@ FORMAT = PRMFormat(
 @dataclass
 class DialChain:
     """
-    The chain and its sizes.
+    The stages and their sizes.
 
     Args:
         output_dir (`str`):
-            Rollouts go to `rollouts/`, the samples to choose from and their step scores to `samples/`, reward models
-            to folders beside them.
-        train_questions, num_solutions, num_continuations (`int`):
-            Size of the collection.
-        test_questions, num_samples (`int`):
-            Fresh questions and the solutions to choose from.
-        etas (`list[float]`):
-            One reward model each; one more is trained on outcomes alone.
-        max_steps (`int`), learning_rate (`float`):
-            Of each model; batches of 64.
-        seed (`int`):
-            Of the training questions, the rollouts and the models. The test questions and samples are always the same.
+            Output folder. Rollouts are in `rollouts/`, the solutions of the test questions with their step scores in
+            `samples/`, and reward models in `erprm-eta-0/` and so on.
+        train_questions (`int`, *optional*, defaults to `400`):
+            Number of questions to collect rollouts for.
+        num_solutions (`int`, *optional*, defaults to `2`):
+            Number of solutions per training question.
+        num_continuations (`int`, *optional*, defaults to `8`):
+            Number of continuations per prefix.
+        test_questions (`int`, *optional*, defaults to `200`):
+            Number of test questions.
+        num_samples (`int`, *optional*, defaults to `16`):
+            Number of solutions per test question to select from.
+        etas (`list[float]`, *optional*, defaults to `[0.0, 2.0, 8.0, inf]`):
+            Values of eta, with one reward model each. One more reward model is trained on outcomes alone.
+        max_steps (`int`, *optional*, defaults to `100`):
+            Number of training steps per reward model, with batches of 64 solutions.
+        learning_rate (`float`, *optional*, defaults to `3e-4`):
+            Learning rate of the reward models.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the training questions, the rollouts and the reward models. The test questions and their solutions
+            are the same for every seed.
     """
 
     output_dir: str
@@ -61,11 +74,17 @@ class DialChain:
     seed: int = 0
 
     def run(self) -> dict[str, Any]:
-        """Runs everything and returns the curves of [`~erprm_trl.selection.selection_curves`]."""
+        """Runs all stages and returns the curves of [`~erprm_trl.selection.selection_curves`]."""
+        console.stage(
+            f"Rollouts of {self.train_questions} questions: {self.num_solutions} solutions per question, "
+            f"{self.num_continuations} continuations per prefix"
+        )
         rollouts = self.collect(
             "rollouts", self.train_questions, self.seed, self.num_solutions, self.num_continuations
         )
+        console.stage(f"Solutions of {self.test_questions} other questions: {self.num_samples} per question")
         samples = self.collect("samples", self.test_questions, TEST_SEED, self.num_samples, 0)
+        console.stage("Scoring the solutions with the base model")
         base = StepScorer.from_pretrained(BASE_PATH, prm_format=FORMAT, batch_size=256)
         scores = {BASE: score_rollouts(base, samples)}
         for eta in self.etas:
@@ -78,7 +97,7 @@ class DialChain:
     def collect(
         self, name: str, num_questions: int, seed: int, num_solutions: int, num_continuations: int
     ) -> RolloutDataset:
-        """Samples and grades solutions of fresh questions, and their continuations, with the shipped policy."""
+        """Samples and grades solutions and their continuations with the shipped policy."""
         return collect_rollouts(
             load_questions(make_questions(num_questions, seed)),
             TransformersSampler.from_pretrained(BASE_PATH, max_new_tokens=64, batch_size=256),
@@ -93,8 +112,10 @@ class DialChain:
         )
 
     def train(self, rollouts: RolloutDataset, **labels: Any) -> StepScorer:
-        """Trains one reward model from the shipped base and saves it."""
-        name = "outcome" if labels.get("train_on_last_step_only") else f"eta-{labels['eta']:g}"
+        """Trains a reward model from the shipped base model and saves it."""
+        outcome = labels.get("train_on_last_step_only", False)
+        name = "outcome" if outcome else f"eta-{labels['eta']:g}"
+        console.stage(f"Reward model, {OUTCOME if outcome else 'eta = ' + format(labels['eta'], 'g')}")
         args = ERPRMConfig(
             str(Path(self.output_dir, f"erprm-{name}")),
             **{
@@ -111,9 +132,11 @@ class DialChain:
             report_to="none",
             bf16=False,
             gradient_checkpointing=False,
+            dataloader_pin_memory=torch.accelerator.is_available(),
             seed=self.seed,
         )
         trainer = ERPRMTrainer(BASE_PATH, args, train_dataset=rollouts)
+        show_training(trainer)
         trainer.train()
         trainer.save_model()
         trainer.save_state()
@@ -122,9 +145,16 @@ class DialChain:
 
 def summarize(curves: dict[str, Any]) -> dict[str, Any]:
     """
-    The numbers of a run: `pass@1`, `pass@N`, `majority@N`, `best_of_N` (accuracy by eta and aggregation),
-    `auc_within_questions` (by eta and aggregation), `baselines` (the base as it is and the outcome-only model) and
-    `gap_closed`: how much of the way from pass@1 to pass@N the best model and aggregation goes.
+    Summarizes a run in a few numbers.
+
+    Args:
+        curves (`dict`):
+            From [`DialChain.run`].
+
+    Returns:
+        `dict`: `pass@1`, `pass@N`, `majority@N`, `best_of_N` (accuracy by eta and aggregation), `baselines` (the same
+        for the base model and the model trained on outcomes alone), `auc_within_questions` (by eta and aggregation)
+        and `gap_closed`, the share of the distance from pass@1 to pass@N that the best model and aggregation gains.
     """
     n = max(curves["pass"])
     models = curves["models"]

@@ -1,12 +1,14 @@
-"""Policies on the embedded task, before and after RAFT, step GRPO and step PPO. The quickstart and the benchmarks run
-it."""
+"""Trains policies with RAFT, step GRPO and step PPO on the embedded task, and compares their accuracy with that of the
+first policy. The quickstart and the benchmarks run it."""
 
 import random
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
+from ...io.progress_bars import progress_bar
 from ...policy import (
     AnswerReward,
     RAFTConfig,
@@ -20,6 +22,8 @@ from ...policy import (
 from ...reward_model import StepScorer
 from ...rollouts import Grader, TransformersSampler, load_questions
 from ...rollouts.sampling.base import Prompt
+from ...scripts import console
+from ...scripts.progress import show_training
 from ...selection import bootstrap_interval
 from .. import BASE_PATH
 from ..pretrain import tokenized_example
@@ -27,9 +31,9 @@ from ..task import ANSWER_PATTERN, make_questions, random_question
 from .chain import TEST_SEED
 
 
-COMPLETIONS = 256  # an update
-# A critic that begins at 0 has 40 updates to learn in: faster than the defaults. Whitened advantages stay as large
-# when little is left to learn, so the learning rate has to fall.
+COMPLETIONS = 256  # per update
+# The critic begins at 0 and has only 40 updates to learn, so it learns faster than by default. Whitened advantages do
+# not become smaller as the policy improves, so the learning rate falls to 0.
 PPO = {"vf_coef": 0.5, "critic_learning_rate": 1e-2, "value_clip_range": None, "lr_scheduler_type": "linear"}
 CPU_QUIET = {
     "bf16": False,
@@ -37,17 +41,22 @@ CPU_QUIET = {
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
+    "dataloader_pin_memory": torch.accelerator.is_available(),
 }
+TITLES = {"grpo": "GRPO with graded answers", "step_grpo": "Step GRPO", "step_ppo": "Step PPO"}
 
 
 def accuracy_per_question(
     model, tokenizer, questions: list[dict[str, str]], num_samples: int, seed: int = 0
 ) -> list[float]:
-    """Share of each question's samples at temperature 1 whose answer is the true one."""
+    """Share of correct answers for each question, among `num_samples` solutions at temperature 1."""
     sampler = TransformersSampler(
         model, tokenizer, max_new_tokens=_longest_completion(questions), batch_size=COMPLETIONS
     )
-    samples = sampler.sample([Prompt(row["question"]) for row in questions], num_samples, seed)
+    prompts = [Prompt(row["question"]) for row in questions]
+    show = console.is_quiet()
+    with progress_bar(len(prompts) * num_samples, "Measuring pass@1", unit="solutions", show=show) as bar:
+        samples = sampler.sample(prompts, num_samples, seed, progress=lambda num_texts, _: bar.update(num_texts))
     with Grader("exact", answer_pattern=ANSWER_PATTERN) as grader:
         rewards = grader.grade(
             [completion.text for completions_N in samples for completion in completions_N],
@@ -58,7 +67,7 @@ def accuracy_per_question(
 
 
 def accuracy(model, tokenizer, questions: list[dict[str, str]], num_samples: int, seed: int = 0) -> float:
-    """The mean of [`accuracy_per_question`]: pass@1."""
+    """Mean of [`accuracy_per_question`], which estimates pass@1."""
     per_question = accuracy_per_question(model, tokenizer, questions, num_samples, seed)
     return sum(per_question) / len(per_question)
 
@@ -74,17 +83,33 @@ def compare_policies(
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """
-    The shipped policy before and after RAFT, step GRPO and step PPO, which learn from step scores alone.
+    Trains the shipped policy with RAFT, step GRPO and step PPO on step scores alone, and measures pass@1.
+
+    Args:
+        reward_model ([`StepScorer`]):
+            Reward model that scores the steps.
+        output_dir (`str` or `Path`):
+            Folder for the three trainings.
+        test_questions (`int`):
+            Number of test questions, each answered 4 times.
+        updates (`int`, *optional*, defaults to `20`):
+            Number of updates of step GRPO and step PPO.
+        rounds (`int`, *optional*, defaults to `2`):
+            Number of RAFT rounds.
+        questions_per_round (`int`, *optional*, defaults to `300`):
+            Number of questions per RAFT round.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the training questions, their order and the samples.
 
     Returns:
-        `dict`: for `before`, `raft`, `step_grpo` and `step_ppo` the accuracy on fresh questions, 4 samples each:
-        `mean`, and the ends `low` and `high` of its 95% bootstrap interval over questions.
+        `dict`: for `before`, `raft`, `step_grpo` and `step_ppo` a dictionary with the accuracy (`mean`) and the ends
+        of its 95% bootstrap interval over questions (`low` and `high`).
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     questions = make_questions(test_questions, TEST_SEED)
     folder = Path(output_dir)
-    learned = {
+    train = {
         "before": lambda: (AutoModelForCausalLM.from_pretrained(BASE_PATH), AutoTokenizer.from_pretrained(BASE_PATH)),
         "raft": lambda: _policy(
             train_raft(
@@ -99,8 +124,10 @@ def compare_policies(
         ),
     }
     results = {}
-    for name, make in learned.items():
-        per_question = accuracy_per_question(*make(), questions, 4, seed=1)
+    for name, make_policy in train.items():
+        if name == "before":
+            console.stage("Policy before training")
+        per_question = accuracy_per_question(*make_policy(), questions, 4, seed=1)
         low, high = bootstrap_interval(per_question)
         results[name] = {"mean": sum(per_question) / len(per_question), "low": low, "high": high}
     return results
@@ -112,8 +139,21 @@ def _policy(trainer):
 
 def make_noisy_policy(folder: str | Path, *, slip: float = 0.6, steps: int = 60, seed: int = 0) -> str:
     """
-    Trains the shipped policy on solutions with a share `slip` of wrong results, and returns its folder: a start from
-    which few samples are right, and graded answers say little.
+    Trains the shipped policy on solutions with many mistakes, so that few of its samples are correct and graded
+    answers carry little information.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder for the trained policy.
+        slip (`float`, *optional*, defaults to `0.6`):
+            Share of wrong results in the solutions.
+        steps (`int`, *optional*, defaults to `60`):
+            Number of training steps, with batches of 64 solutions.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the solutions and of the training.
+
+    Returns:
+        `str`: the folder.
     """
     from datasets import Dataset
     from transformers import (
@@ -141,15 +181,26 @@ def make_noisy_policy(folder: str | Path, *, slip: float = 0.6, steps: int = 60,
         model, args, DataCollatorForSeq2Seq(tokenizer), Dataset.from_list(rows), processing_class=tokenizer
     )
     trainer.train()
-    model.config.use_cache = True  # Trainer switches it off
+    model.config.use_cache = True  # Trainer sets it to False
     trainer.save_model()
     return str(folder)
 
 
 class LearningCurve(TrainerCallback):
     """
-    The accuracy on fresh questions every `every` updates: `points` are pairs (rollouts used, accuracy), the shipped
-    policy's first.
+    Measures the accuracy on fresh questions before training and every few updates.
+
+    Args:
+        questions (`list[dict]`):
+            Rows with `question` and `answer`.
+        num_samples (`int`):
+            Number of solutions per question.
+        every (`int`):
+            Number of updates between two measurements.
+
+    Attributes:
+        points (`list[tuple[int, float]]`):
+            Number of solutions used for training so far, and accuracy.
     """
 
     def __init__(self, questions: list[dict[str, str]], num_samples: int, every: int):
@@ -157,7 +208,7 @@ class LearningCurve(TrainerCallback):
         self.points: list[tuple[int, float]] = []
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, **kwargs):
-        """Measures the policy as it is."""
+        """Measures the first policy."""
         if state.global_step == 0 and not self.points:
             self._measure(0, model, processing_class)
 
@@ -183,19 +234,25 @@ def train_online(
     **settings: Any,
 ):
     """
-    Trains a policy with an online method, 256 completions an update.
+    Trains a policy with an online method, with 256 completions per update.
 
     Args:
         method (`str`):
-            `"step_grpo"`, `"step_ppo"`, or `"grpo"`: TRL's own `GRPOTrainer` with graded answers.
+            `"step_grpo"`, `"step_ppo"`, or `"grpo"` for TRL's own `GRPOTrainer` with graded answers.
         reward_model ([`StepScorer`] or `str`, *optional*):
-            The reward model of the step methods.
+            Reward model of the step methods.
         output_dir (`str` or `Path`):
-            Where it logs.
-        updates (`int`), answers (`bool`), policy (`str`), seed (`int`):
-            Updates; whether the true answers are used; the policy to start from; seed of questions, order and samples.
+            Folder for the trainer's state.
+        updates (`int`, *optional*, defaults to `40`):
+            Number of updates.
+        answers (`bool`, *optional*, defaults to `False`):
+            Whether the step methods also see the reference answers.
+        policy (`str`, *optional*):
+            Policy to start from. Defaults to the shipped policy.
         callbacks (`list`, *optional*):
-            More callbacks, e.g. a [`PolicyGuard`] for a step method.
+            Further callbacks, such as a [`PolicyGuard`] for a step method.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the training questions, their order and the samples.
         settings:
             Further fields of the configuration.
 
@@ -215,6 +272,7 @@ def train_online(
         "logging_steps": 5,
         "seed": seed,
         **CPU_QUIET,
+        "disable_tqdm": not console.is_quiet(),
     }
     if method == "grpo":
         from trl import GRPOConfig, GRPOTrainer
@@ -228,6 +286,8 @@ def train_online(
         }[method]
         args = config(**{**common, **settings}, grading="exact", answer_pattern=ANSWER_PATTERN)
         trainer = trainer_class(policy, reward_model, args, dataset, callbacks=callbacks)
+    console.stage(f"{TITLES[method]}: {updates} updates")
+    show_training(trainer)
     trainer.train()
     trainer.save_state()
     return trainer
@@ -244,8 +304,26 @@ def train_raft(
     **settings: Any,
 ):
     """
-    Trains the shipped policy with RAFT on step scores alone, 8 samples a question; the arguments are those of
-    [`train_online`]. Returns the trainer, after training.
+    Trains the shipped policy with RAFT on step scores alone, with 8 solutions per question.
+
+    Args:
+        reward_model ([`StepScorer`]):
+            Reward model that selects solutions.
+        output_dir (`str` or `Path`):
+            Folder for the rounds.
+        rounds (`int`, *optional*, defaults to `3`):
+            Number of rounds.
+        questions_per_round (`int`, *optional*, defaults to `500`):
+            Number of questions per round.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the training questions, their order and the samples.
+        eval_questions (`list[dict]`, *optional*):
+            Rows with `question` and `answer`, for the accuracy after each round.
+        settings:
+            Further fields of [`RAFTConfig`].
+
+    Returns:
+        The trainer, after training.
     """
     from datasets import Dataset
 
@@ -255,6 +333,8 @@ def train_raft(
         "per_device_train_batch_size": 64,
         "learning_rate": 1e-3,
         "logging_steps": 5,
+        **CPU_QUIET,
+        "disable_tqdm": not console.is_quiet(),
     }
     args = RAFTConfig(
         str(output_dir),
@@ -266,16 +346,18 @@ def train_raft(
         grading="exact",
         answer_pattern=ANSWER_PATTERN,
         seed=seed,
-        **{**defaults, **CPU_QUIET, **settings},
+        **{**defaults, **settings},
     )
     evaluation = Dataset.from_list(eval_questions) if eval_questions else None
     trainer = RAFTTrainer(BASE_PATH, reward_model, args, Dataset.from_list(rows), evaluation)
+    console.stage(f"RAFT: {rounds} rounds of {questions_per_round} questions")
+    show_training(trainer)
     trainer.train()
     trainer.save_state()
     return trainer
 
 
 def _longest_completion(questions) -> int:
-    # An equation is six tokens and its separator, the answer three; a little more than the longest right solution.
+    # A step has 6 tokens and the answer 3. The limit leaves room for more than a correct solution needs.
     longest = max(row["question"].count(" .") for row in questions)
     return 16 + 7 * longest

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .processbench import JudgedSolution, evaluate_processbench, hold_out, load_processbench
     from .processbench_f1 import choose_threshold, first_error, processbench_metrics
     from .score_cache import score_judged
+    from .score_file import score_rows
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -18,5 +19,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "processbench": ["JudgedSolution", "evaluate_processbench", "hold_out", "load_processbench"],
         "processbench_f1": ["choose_threshold", "first_error", "processbench_metrics"],
         "score_cache": ["score_judged"],
+        "score_file": ["score_rows"],
     },
 )

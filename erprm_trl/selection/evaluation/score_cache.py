@@ -54,7 +54,7 @@ def score_judged(
     folder, reward_model = Path(local_path(folder)), local_path(reward_model)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SCORES_FILE
-    identity = {"reward_model": without_login(reward_model), "files": _files(reward_model)}
+    identity = reward_model_identity(reward_model)
     scores = _read_scores(path, identity)
     keys = {solution: _key(solution) for solution in solutions}
     todo = list({key: solution for solution, key in keys.items() if key not in scores}.items())
@@ -68,6 +68,11 @@ def score_judged(
             scores.update(zip((key for key, _ in chunk), new, strict=True))
             replace_file(path, json.dumps({**identity, "scores": scores}))
     return {solution: scores[key] for solution, key in keys.items()}
+
+
+def reward_model_identity(reward_model: str) -> dict[str, Any]:
+    """Name of a reward model, and the sizes and times of its files: scores are only continued with the same model."""
+    return {"reward_model": without_login(reward_model), "files": _files(reward_model)}
 
 
 def _read_scores(path: Path, identity: dict[str, Any]) -> dict[str, list[float]]:

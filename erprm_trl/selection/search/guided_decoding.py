@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ...functional.aggregation import AGGREGATIONS, aggregate
+from ...io.progress_bars import progress_bar
 from ...io.text_lists import check_texts
 from ...reward_model import scoring
 from ...reward_model.scoring.backend import ScoringBackend
@@ -124,8 +125,6 @@ def guided_search(
     >>> results[0].solutions[0].text
     ```
     """
-    from tqdm.auto import tqdm
-
     check_texts("questions", questions)
     expansions = _check_arguments(method, eta, width, expansions, ess_threshold, aggregation)
     _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
@@ -147,7 +146,7 @@ def guided_search(
         # The same question again is another search, with draws of its own.
         searches.append(QuestionSearch(question, width, derived_seed(seed, "choices", seen[question], question)))
         seen[question] += 1
-    with tqdm(total=len(searches), unit="question", desc="Guided search", disable=not show_progress) as bar:
+    with progress_bar(len(searches), "Guided search", unit="questions", show=show_progress) as bar:
         for depth in range(max_steps):
             for search in searches:
                 search.check_budgets(expansions, token_budget, score_budget)

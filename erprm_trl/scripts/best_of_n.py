@@ -1,0 +1,79 @@
+"""Scores sampled solutions with reward models, and compares ways to choose among them.
+
+erprm best-of-n --config recipes/dial/best_of_n.yaml
+
+The samples come from `erprm collect` with num_continuations: 0. Rollouts with continuations can be used as well.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+
+import erprm_trl
+
+from .. import report, rollouts, selection
+from ..io.atomic_files import make_folder, replace_file
+from ..io.paths import local_paths
+from ..training import tracking
+from .outcome import print_outcome
+from .scoring import score_with_each
+
+
+@dataclass
+class BestOfNArguments:
+    """The samples and the reward models."""
+
+    samples: str = field(metadata={"help": "Folder of `erprm collect` with several solutions per question."})
+    reward_models: list[str] = field(
+        metadata={"help": "Folders or Hub ids of reward models, or addresses of scoring servers."}
+    )
+    output_dir: str = field(metadata={"help": "Folder for the scores, the results and the plot."})
+    ns: list[int] | None = field(
+        default=None, metadata={"help": "Numbers of samples to choose from. Default: powers of two."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+    plot_aggregation: str = field(default="min", metadata={"help": "min, last, product or mean."})
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "Trackers: wandb, trackio, tensorboard, or none."}
+    )
+
+
+def main(arguments: BestOfNArguments) -> dict:
+    """Scores, compares, prints and plots."""
+    samples = erprm_trl.RolloutDataset(arguments.samples)
+    folder = make_folder(arguments.output_dir)
+    fewest = min(map(len, samples.solutions()))
+    ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
+    scores = score_with_each(local_paths("reward_models", arguments.reward_models), samples, arguments.batch_size)
+    settings = samples.settings
+    with rollouts.Grader(settings.grading, answer_pattern=settings.answer_pattern) as grader:
+        curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
+    replace_file(folder / "step_scores.json", json.dumps(scores))
+    comparison = {**curves, "samples": os.path.relpath(samples.path, folder)}  # the page shows the samples too
+    replace_file(folder / "best_of_n.json", json.dumps(comparison, indent=2))
+    report.plot_selection_curves(curves, folder / "best_of_n.png", aggregation=arguments.plot_aggregation)
+    _track(arguments, curves, folder)
+    tables = [report.format_selection_table(curves, max(ns))]
+    if len(scores) > 1:
+        differences = selection.paired_differences(samples.solutions(), scores, ns)
+        replace_file(folder / "paired_differences.json", json.dumps(differences, indent=2))
+        tables.append(f"\n{report.format_difference_table(differences, max(ns))}")
+    print_outcome(
+        *tables,
+        f"\nResults: {folder / 'best_of_n.json'}. Plot: {folder / 'best_of_n.png'}.",
+        next_command=f"erprm report --folder {arguments.output_dir}",
+    )
+    return curves
+
+
+def _track(arguments: BestOfNArguments, curves: dict, folder) -> None:
+    names = tracking.redacted(list(curves["models"]))
+    names = [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, start=1)]
+    shown = {**curves, "models": dict(zip(names, curves["models"].values(), strict=True))}
+    with tracking.Trackers.start(arguments.report_to, folder, vars(arguments)) as trackers:
+        by = arguments.plot_aggregation
+        trackers.figure(f"best_of_n/{by}", lambda: report.draw_selection_curves(shown, aggregation=by), step=0)
+        columns, rows = report.selection_rows(shown)
+        trackers.table("best_of_n/curves", lambda: (columns, rows), step=0)
+        for n in sorted({row[1] for row in rows}):  # n takes the place of the step, so that trackers draw the curves
+            trackers.scalars({f"best_of_n/{row[0]}": row[2] for row in rows if row[1] == n}, step=n)

@@ -1,0 +1,56 @@
+"""Compares step scores, as probabilities, with the success of continuations of held-out prefixes.
+
+erprm calibrate --config recipes/dial/calibration.yaml
+
+The rollouts come from `erprm collect`, on questions that no model was trained on, with many continuations.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import erprm_trl
+
+from .. import report, selection
+from ..io.atomic_files import make_folder, replace_file
+from ..io.paths import local_paths
+from .outcome import print_outcome
+from .scoring import score_with_each
+
+
+@dataclass
+class CalibrationArguments:
+    """The rollouts, the reward models, and what a score should be."""
+
+    rollouts: str = field(metadata={"help": "Folder of `erprm collect`: held-out questions, with continuations."})
+    reward_models: list[str] = field(
+        metadata={"help": "Folders or Hub ids of reward models, or addresses of scoring servers."}
+    )
+    output_dir: str = field(metadata={"help": "Folder for the scores, the results and the plot."})
+    eta: float = field(default=0.0, metadata={"help": "Eta that the reward models were trained with."})
+    aggregation: str = field(
+        default="last", metadata={"help": "Score of a prefix: of its last step, or min, product, mean of its steps."}
+    )
+    num_bins: int = field(default=10, metadata={"help": "Number of bins of the score."})
+    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+
+
+def main(arguments: CalibrationArguments) -> dict:
+    """Scores, measures, prints and plots."""
+    rollouts = erprm_trl.RolloutDataset(arguments.rollouts)
+    folder = make_folder(arguments.output_dir)
+    scores = score_with_each(local_paths("reward_models", arguments.reward_models), rollouts, arguments.batch_size)
+    results = {
+        name: selection.measure_calibration(
+            rollouts, step_scores, eta=arguments.eta, aggregation=arguments.aggregation, num_bins=arguments.num_bins
+        )
+        for name, step_scores in scores.items()
+    }
+    replace_file(folder / "step_scores.json", json.dumps(scores))
+    replace_file(folder / "calibration.json", json.dumps(results, indent=2))
+    report.draw_calibration(results).savefig(folder / "calibration.png", dpi=150)
+    print_outcome(
+        report.format_calibration_table(results),
+        f"\nResults: {folder / 'calibration.json'}. Plot: {folder / 'calibration.png'}.",
+        next_command=f"erprm report --folder {arguments.output_dir}",
+    )
+    return results

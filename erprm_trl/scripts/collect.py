@@ -1,0 +1,55 @@
+"""Collects rollouts: questions, solutions, and graded continuations of every step prefix.
+
+erprm collect --config recipes/dial/collect.yaml
+erprm collect --recipe qwen2.5-math-1.5b-gsm8k --max_questions 100
+
+After a kill, the same command continues where it was.
+"""
+
+from typing import Any
+
+from ..rollouts import CollectConfig
+from .outcome import print_outcome
+
+
+def main(config: CollectConfig) -> None:
+    """Runs a collection and prints its summary."""
+    summary = config.run().manifest["summary"]
+    after = f"erprm train --rollouts {config.output_dir} --model_name_or_path MODEL --output_dir REWARD_MODEL"
+    if not config.num_continuations:
+        after = f"erprm best-of-n --samples {config.output_dir} --reward_models REWARD_MODEL --output_dir RESULTS"
+    print_outcome(*describe(summary, config.output_dir), next_command=after)
+
+
+def describe(summary: dict[str, Any], folder: str) -> list[str]:
+    """
+    The summary of a collection in sentences.
+
+    Args:
+        summary (`dict[str, Any]`):
+            From the manifest of a [`~erprm_trl.rollouts.RolloutDataset`].
+        folder (`str`):
+            Folder of the rollouts.
+    """
+    right = summary["mean_outcome_reward"]
+    share = "" if right is None else f", {right:.1%} of them right"
+    lines = [f"{folder} holds {summary['solutions']} solutions with {summary['steps']} steps{share}."]
+    if summary["unfinished_share"]:
+        lines.append(f"{summary['unfinished_share']:.1%} of the solutions reached the token limit before they ended.")
+    if summary["prefixes"]:
+        lines.append(
+            f"{summary['prefixes']} prefixes have continuations, {summary['mean_prefix_reward']:.1%} of which are "
+            f"right. {summary['rollouts']} texts were sampled in all."
+        )
+    for reason, count in summary["unusable"].items():
+        lines.append(f"{count} solutions have no labels: {reason}.")
+    sharing = summary.get("sharing", {})
+    if sharing:
+        lines.append(f"Continuations that count for several prefixes saved {sharing['saved']} samples.")
+    for eta, spread in sharing.get("label_std", {}).items():
+        if spread is not None:
+            lines.append(
+                f"Standard deviation of a label at eta = {eta}: {spread['mean']:.3f} on average, "
+                f"{spread['largest']:.3f} at most."
+            )
+    return lines

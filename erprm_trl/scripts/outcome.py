@@ -1,0 +1,51 @@
+"""How a command ends: what it prints last, and the exceptions that have an exit code of their own."""
+
+import os
+
+
+class UsageError(ValueError):
+    """The command line or the YAML file cannot be used."""
+
+
+class StoppedByGuard(RuntimeError):
+    """The guard stopped the training of a policy."""
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of all launched processes, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_outcome(*lines: str, next_command: str | None = None) -> None:
+    """
+    Prints the result of a stage, once for all processes.
+
+    Args:
+        *lines (`str`):
+            Sentences and tables.
+        next_command (`str`, *optional*):
+            The command that usually follows. It is the last line.
+    """
+    if is_main_process():
+        for line in lines:
+            print(line)
+        if next_command is not None:
+            print(f"Next: {next_command}", flush=True)
+
+
+def first_and_last(history: list[dict[str, float]], names: dict[str, str]) -> list[str]:
+    """
+    A table of logged metrics: the first value and the last.
+
+    Args:
+        history (`list[dict[str, float]]`):
+            `trainer.state.log_history`.
+        names (`dict[str, str]`):
+            What each metric is called in the table, by its name in the log. Metrics that were not logged are left out.
+    """
+    rows = []
+    for key, name in names.items():
+        values = [entry[key] for entry in history if entry.get(key) is not None]
+        if values:
+            rows.append(f"{name:<36}{values[0]:>10.3f}{values[-1]:>10.3f}")
+    return [f"{'':<36}{'first':>10}{'last':>10}", *rows] if rows else []

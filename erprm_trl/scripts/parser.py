@@ -1,0 +1,214 @@
+"""The command line of a stage: the fields of its dataclasses in titled groups, over the values of a YAML file."""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, get_type_hints
+
+from trl import TrlParser
+
+from .outcome import UsageError
+from .recipes import find_recipe, read_config
+
+
+FOREIGN = ("transformers", "trl")
+
+
+class Options(NamedTuple):
+    """Options that every command has."""
+
+    config: str | None
+    recipe: str | None
+    verbose: bool
+    debug: bool
+    accelerate_config: str | None
+    num_processes: str | None
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows each option in one spelling, with its default or that it is required."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        flags = ", ".join(flag for flag in action.option_strings if "-" not in flag.lstrip("-"))
+        return flags if action.nargs == 0 else f"{flags} {self._format_args(action, 'VALUE')}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class StageParser(TrlParser):
+    """
+    Parser of a stage's arguments.
+
+    Args:
+        name (`str`):
+            Name of the command.
+        main (`Callable`):
+            The stage's function. Each of its parameters is annotated with a dataclass.
+        stage (`str`, *optional*):
+            Name of the stage's YAML file in the folders of the recipes.
+        several_processes (`bool`, *optional*, defaults to `False`):
+            Whether accelerate may launch the stage.
+    """
+
+    def __init__(self, name: str, main: Callable, stage: str | None = None, several_processes: bool = False):
+        self.stage = stage
+        common = _common_parser(several_processes)
+        summary = (inspect.getmodule(main).__doc__ or "").split("\n\n")[0]
+        super().__init__(
+            [parameter.annotation for parameter in inspect.signature(main).parameters.values()],
+            prog=f"erprm {name}",
+            usage=f"erprm {name} [--config FILE.yaml | --recipe NAME] [--FIELD VALUE ...]",
+            description=f"{summary}\n\n{common.format_help().strip()}",
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+
+    def _add_dataclass_arguments(self, dtype) -> None:  # seam
+        """Adds one group per class that declares fields of `dtype`: its own first, those of its bases after them."""
+        hints = get_type_hints(dtype)
+        groups: dict[type, list[dataclasses.Field]] = {cls: [] for cls in dtype.__mro__}
+        for field in filter(lambda field: field.init, dataclasses.fields(dtype)):
+            owner = next(cls for cls in groups if field.name in inspect.get_annotations(cls))
+            groups[owner].append(field)
+        for cls, fields in groups.items():
+            if fields:
+                group = self.add_argument_group(_title(cls), _first_sentence(cls) if cls is dtype else None)
+                for field in fields:
+                    field.type = hints[field.name]
+                    self._parse_dataclass_field(group, field)  # seam
+        for action in self._actions:
+            if action.option_strings[0].startswith("--no_"):  # the same as `--FIELD false`
+                action.help = argparse.SUPPRESS
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage and ending the process."""
+        message = re.sub(r"/--[\w-]+", "", message)  # the second spelling of an option
+        raise UsageError(f"{message}. See {self.prog} --help.")
+
+    def unknown_words(self, argv: Sequence[str]) -> list[str]:
+        """Words of a command line that are no fields of the dataclasses. Missing fields are no errors yet."""
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False
+        _, unknown = self.parse_known_args(argv)
+        for action in required:
+            action.required = True
+        return unknown
+
+    def set_config(self, options: Options) -> tuple[str | None, list[str]]:
+        """
+        Takes defaults from the YAML file of `--config` or `--recipe`.
+
+        Returns:
+            `tuple[str | None, list[str]]`: Path of the file, and its keys and values that no dataclass has, as a
+            command line.
+        """
+        if options.config is not None and options.recipe is not None:
+            raise UsageError("Got --config and --recipe, expected one of them.")
+        path = options.config if options.recipe is None else str(find_recipe(options.recipe, self.stage))
+        if path is None:
+            return None, []
+        config = read_config(path)
+        environment = config.pop("env", {})
+        if not isinstance(environment, dict):
+            raise UsageError(f"{path}: env is {environment!r}, expected a mapping of variables to values.")
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        left = self.set_defaults_with_config(**config)
+        flags = zip(left[::2], left[1::2], strict=True)
+        return path, [word for flag, value in flags for word in _as_option(flag, value)]
+
+    def read(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """The dataclasses. A value that a dataclass refuses is a [`UsageError`]."""
+        try:
+            return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        except (ValueError, TypeError, ImportError) as error:
+            raise UsageError(str(error)) from error
+
+    def refuse_unknown(self, unknown: Sequence[str], others: Sequence[str], config: str | None) -> None:
+        """
+        Names an option or a field of the YAML file that does not exist, and one that it resembles.
+
+        Args:
+            unknown (`Sequence[str]`):
+                Words of the command line that nothing reads.
+            others (`Sequence[str]`):
+                Keys and values of the YAML file that nothing reads.
+            config (`str`, *optional*):
+                Path of the YAML file.
+        """
+        known = [option for action in self._actions for option in action.option_strings]
+        for place, words in ((f"{config}: ", others), ("", unknown)):
+            if words and not words[0].startswith("-"):
+                self.error(f"Got {words[0]!r}, expected options such as --config FILE.yaml")
+            if words:
+                close = difflib.get_close_matches(words[0], known, n=1)
+                hint = f", expected perhaps {close[0]}" if close else ""
+                self.error(f"{place}Unknown option {words[0]!r}{hint}")
+
+
+def split_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
+    """
+    Takes the options that every command has out of a command line.
+
+    `--debug` with a value is left in, because it is a field of `TrainingArguments`.
+    """
+    flags = {"--verbose": False, "--debug": False}
+    rest: list[str] = []
+    for index, word in enumerate(argv):
+        ends = index + 1 == len(argv) or argv[index + 1].startswith("--")
+        if word == "--verbose" or (word == "--debug" and ends):
+            flags[word] = True
+        else:
+            rest.append(word)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for field in ("config", "recipe", "accelerate_config", "num_processes"):
+        parser.add_argument(f"--{field}")
+    try:
+        namespace, rest = parser.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error}.") from error
+    values = vars(namespace) | {flag.strip("-"): given for flag, given in flags.items()}
+    return Options(**values), rest
+
+
+def _common_parser(several_processes: bool) -> argparse.ArgumentParser:
+    """For the help: the words themselves are read by [`split_options`]."""
+    parser = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+    group = parser.add_argument_group("options of every command")
+    group.add_argument("--config", metavar="FILE", help="YAML file with values of any field. Options override it.")
+    group.add_argument("--recipe", metavar="NAME", help="Shipped YAML file: a folder of recipes/, or FOLDER/FILE.")
+    group.add_argument("--verbose", action="store_true", help="Show logs and warnings of the libraries too.")
+    group.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    if several_processes:
+        group = parser.add_argument_group("several processes", "These, or other options of `accelerate launch`.")
+        group.add_argument(
+            "--accelerate_config", metavar="NAME|FILE", help="Shipped or own configuration, such as zero2."
+        )
+        group.add_argument("--num_processes", metavar="N", help="Number of processes.")
+    return parser
+
+
+def _as_option(flag: str, value: str) -> list[str]:
+    if value in ("True", "False"):
+        return [flag] if value == "True" else []
+    return [flag, value]
+
+
+def _title(cls: type) -> str:
+    package = cls.__module__.partition(".")[0]
+    if package in FOREIGN:
+        return f"{cls.__name__.strip('_')} ({package})"
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__)
+    return words.lower() if words.endswith(" Arguments") else cls.__name__
+
+
+def _first_sentence(cls: type) -> str:
+    paragraph = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    return re.sub(r"\[?`~?([\w.]+)`\]?", lambda match: match[1].rpartition(".")[2], paragraph)

@@ -1,0 +1,70 @@
+"""Tests whether the first step that a reward model scores low is where a solution goes wrong, as ProcessBench does.
+
+erprm processbench --config recipes/dial/processbench.yaml
+
+After a kill, the same command continues with the scores that it has written.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+
+from .. import report, selection
+from ..io.atomic_files import make_folder, replace_file
+from ..io.paths import local_paths
+from ..io.redaction import without_login
+from .outcome import print_outcome
+
+
+@dataclass
+class ProcessBenchArguments:
+    """The judged solutions and the reward models. Give a threshold, or a way to hold out solutions."""
+
+    reward_models: list[str] = field(
+        metadata={"help": "Folders or Hub ids of reward models, or addresses of scoring servers."}
+    )
+    output_dir: str = field(metadata={"help": "Folder for the scores and the results."})
+    dataset: str = field(
+        default="Qwen/ProcessBench", metadata={"help": "Hub id, file, folder of files, or saved dataset."}
+    )
+    subsets: list[str] | None = field(default=None, metadata={"help": "Subsets to test on. Default: all."})
+    threshold: float | None = field(default=None, metadata={"help": "A step scored below it is predicted wrong."})
+    validation_subsets: list[str] | None = field(
+        default=None, metadata={"help": "Subsets to choose the thresholds on. They are not tested on."}
+    )
+    validation_share: float | None = field(
+        default=None, metadata={"help": "Share of the problems of all subsets to choose the thresholds on."}
+    )
+    validation_dataset: str | None = field(
+        default=None, metadata={"help": "Another dataset to choose the thresholds on."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the share."})
+    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+
+
+def main(arguments: ProcessBenchArguments) -> dict:
+    """Scores, evaluates, prints and writes `processbench.json`."""
+    test, validation, record = selection.hold_out(
+        selection.load_processbench(arguments.dataset, arguments.subsets),
+        subsets=arguments.validation_subsets,
+        share=arguments.validation_share,
+        other=selection.load_processbench(arguments.validation_dataset) if arguments.validation_dataset else None,
+        seed=arguments.seed,
+    )
+    solutions = [*validation, *(solution for subset in test.values() for solution in subset)]
+    folder = make_folder(arguments.output_dir)
+    scores = {}
+    for path in local_paths("reward_models", arguments.reward_models):
+        name = without_login(path)
+        place = folder / "scores" / re.sub(r"[^\w.-]+", "_", name)
+        scores[name] = selection.score_judged(path, solutions, place, batch_size=arguments.batch_size)
+    results = selection.evaluate_processbench(test, scores, threshold=arguments.threshold, validation=validation)
+    written = {"dataset": arguments.dataset, "validation": record, "models": results}
+    replace_file(folder / "processbench.json", json.dumps(written, indent=2))
+    chosen = f"chosen on {record['solutions']} held-out solutions (by {record['by']})" if validation else "given"
+    print_outcome(
+        report.format_processbench_table(results),
+        f"\nThresholds: {chosen}. Results: {folder / 'processbench.json'}.",
+        next_command=f"erprm report --folder {arguments.output_dir}",
+    )
+    return written

@@ -1,0 +1,92 @@
+"""Scores the steps of solutions in a file or dataset, with any reward model.
+
+erprm score --reward_model outputs/dial/erprm --dataset_name solutions.jsonl --output_dir outputs/scores
+
+A row has a question (`question`, `problem` or `prompt`) and a solution: a list of steps (`steps` or `completions`), or
+a text (`solution`, `completion` or `response`), which the reward model's format splits into steps. `scores.jsonl` in
+output_dir has the same rows, with `steps`, `step_scores` and `score`. After a kill, the same command continues.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import selection
+from ..io.config_values import is_url, read_json_fields
+from ..io.progress_bars import progress_bar
+from ..io.redaction import without_login
+from ..rollouts.row_sources import read_rows
+from .outcome import print_outcome
+
+
+@dataclass
+class ScoreArguments:
+    """The reward model and the solutions."""
+
+    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of a reward model."})
+    dataset_name: str = field(
+        metadata={"help": "Solutions: Hub id, .jsonl/.json/.csv/.parquet file, folder, or package.module:function."}
+    )
+    output_dir: str = field(metadata={"help": "Folder for scores.jsonl."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    dataset_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "JSON arguments of the dataset."}
+    )
+    question_column: str | None = field(default=None, metadata={"help": "Column of the question."})
+    solution_column: str | None = field(default=None, metadata={"help": "Column of the solution or its steps."})
+    prm_format: str | None = field(
+        default=None, metadata={"help": "Preset of a public reward model, such as qwen2.5-math-prm."}
+    )
+    aggregation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Score of a solution, from its steps. Default: as the reward model.",
+            "choices": ["min", "last", "product", "mean"],
+        },
+    )
+    batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+    chunk_size: int = field(default=256, metadata={"help": "Solutions written at a time."})
+    dtype: str = field(default="auto", metadata={"help": "Dtype of the weights."})
+    device_map: str | None = field(default=None, metadata={"help": "auto places a model on several GPUs."})
+
+    def __post_init__(self):
+        read_json_fields(self, "dataset_kwargs")
+
+
+def main(arguments: ScoreArguments) -> Path:
+    """Scores the solutions that are not scored yet, and says how many there are."""
+    rows = read_rows(
+        arguments.dataset_name, arguments.dataset_config, arguments.dataset_split, arguments.dataset_kwargs or {}
+    )
+    options = {"prm_format": arguments.prm_format, "batch_size": arguments.batch_size}
+    if not is_url(arguments.reward_model):  # a server has its own
+        options |= {"dtype": arguments.dtype, "device_map": arguments.device_map}
+    scored = selection.score_rows(
+        arguments.reward_model,
+        rows,
+        arguments.output_dir,
+        question_column=arguments.question_column,
+        solution_column=arguments.solution_column,
+        aggregation=arguments.aggregation,
+        chunk_size=arguments.chunk_size,
+        **options,
+    )
+    scores: list[float | None] = []
+    with progress_bar(len(rows) if hasattr(rows, "__len__") else None, "Scoring", unit="solution") as bar:
+        for row in scored:
+            scores.append(row["score"])
+            bar.update()
+    present = [score for score in scores if score is not None]
+    path = Path(arguments.output_dir, "scores.jsonl")
+    mean = f" The mean score is {sum(present) / len(present):.3f}." if present else ""
+    lines = [f"{without_login(arguments.reward_model)} scored {len(present)} of {len(scores)} solutions.{mean}"]
+    if len(present) < len(scores):
+        lines.append(f"{len(scores) - len(present)} solutions have no steps, or exceed the model's context length.")
+    print_outcome(
+        *lines,
+        f"Scores: {path}.",
+        next_command=f"erprm processbench --reward_models {without_login(arguments.reward_model)} "
+        "--output_dir RESULTS",
+    )
+    return path

@@ -1,0 +1,89 @@
+"""Writes solutions step by step, guided by a reward model. The policy is not trained.
+
+erprm search --config recipes/dial/guided_search.yaml
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import erprm_trl
+
+from .. import rollouts, selection
+from ..io.atomic_files import make_folder, replace_file
+from ..io.config_values import read_json_fields
+from .outcome import print_outcome
+
+
+SAMPLERS = {"transformers": "TransformersSampler", "vllm": "VLLMSampler", "endpoint": "EndpointSampler"}
+SEARCH = ("method", "eta", "width", "expansions", "aggregation", "splitter", "stop", "max_steps", "max_tokens")
+SEARCH += ("token_budget", "score_budget", "seed")
+
+
+@dataclass
+class GuidedSearchArguments:
+    """The policy, the reward model, the questions, and the arguments of [`~erprm_trl.selection.guided_search`]."""
+
+    model_name_or_path: str = field(metadata={"help": "The policy: a Hub id or a folder."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
+    dataset_name: str = field(metadata={"help": "Hub id, .jsonl/.json/.csv/.parquet file or package.module:function."})
+    output_dir: str = field(metadata={"help": "Folder for solutions.jsonl and summary.json."})
+    dataset_split: str = field(default="test", metadata={"help": "Split of a Hub dataset."})
+    dataset_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "JSON arguments of the dataset."}
+    )
+    max_questions: int | None = field(default=None, metadata={"help": "Maximum number of questions."})
+    grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
+    reasoning: bool | None = field(
+        default=None, metadata={"help": "Grade only the text after </think>. Default: if a text has <think>."}
+    )
+    answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the answer."})
+    backend: str = field(default="transformers", metadata={"help": "Sampler.", "choices": list(SAMPLERS)})
+    sampler_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "JSON arguments of the sampler."}
+    )
+    scoring_batch_size: int = field(default=32, metadata={"help": "Prefixes scored at a time."})
+    method: str = field(default="particles", metadata={"help": "beam, resample or particles."})
+    eta: float | None = field(default=None, metadata={"help": "Inverse reward temperature. Not for beam."})
+    width: int = field(default=8, metadata={"help": "Number of beams, chains or particles per question."})
+    expansions: int | None = field(
+        default=None, metadata={"help": "Number of proposals for each of them. Default: 1 for particles, otherwise 4."}
+    )
+    aggregation: str = field(default="last", metadata={"help": "Value of a prefix: last, min, product or mean."})
+    splitter: str | None = field(default=None, metadata={"help": "Where steps end. Default: as the reward model."})
+    stop: list[str] | None = field(default=None, metadata={"help": "Strings before which a solution ends."})
+    max_steps: int = field(default=64, metadata={"help": "Maximum number of steps per solution."})
+    max_tokens: int | None = field(default=None, metadata={"help": "Maximum number of tokens per solution."})
+    token_budget: int | None = field(default=None, metadata={"help": "Tokens to generate per question."})
+    score_budget: int | None = field(default=None, metadata={"help": "Prefixes to score per question."})
+    seed: int = field(default=0, metadata={"help": "Seed of the search."})
+
+    def __post_init__(self):
+        read_json_fields(self, "dataset_kwargs", "sampler_kwargs")
+
+
+def main(arguments: GuidedSearchArguments) -> dict[str, float]:
+    """Searches, writes every solution, and grades the first solution of each question."""
+    folder = make_folder(arguments.output_dir)
+    source = {"split": arguments.dataset_split, "dataset_kwargs": arguments.dataset_kwargs}
+    questions = erprm_trl.load_questions(arguments.dataset_name, max_questions=arguments.max_questions, **source)
+    sampler_class = getattr(rollouts, SAMPLERS[arguments.backend])
+    make = getattr(sampler_class, "from_pretrained", sampler_class)
+    sampler = make(arguments.model_name_or_path, **(arguments.sampler_kwargs or {}))
+    scorer = erprm_trl.StepScorer.from_pretrained(arguments.reward_model, batch_size=arguments.scoring_batch_size)
+    settings = {name: getattr(arguments, name) for name in SEARCH}
+    results = selection.guided_search([row.question for row in questions], sampler, scorer, **settings)
+    texts, gold = [result.solutions[0].text for result in results], [row.answer for row in questions]
+    rewards = rollouts.grade(texts, gold, arguments.grading, arguments.answer_pattern, reasoning=arguments.reasoning)
+    rows = [{**asdict(result), "reward": reward} for result, reward in zip(results, rewards, strict=True)]
+    replace_file(folder / "solutions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    columns = {name: [row[name] for row in rows] for name in ("reward", "tokens_generated", "steps_scored")}
+    summary = {name: sum(values) / len(rows) for name, values in columns.items()}
+    replace_file(folder / "summary.json", json.dumps({**summary, "settings": settings}, indent=2))
+    print_outcome(
+        f"{summary['reward']:.1%} of {len(rows)} questions were answered right. Per question, "
+        f"{summary['tokens_generated']:.0f} tokens were generated and {summary['steps_scored']:.0f} prefixes scored.",
+        f"Solutions: {folder / 'solutions.jsonl'}. Results: {folder / 'summary.json'}.",
+        next_command=f"erprm report --folder {arguments.output_dir}",
+    )
+    return summary

@@ -1,0 +1,165 @@
+"""Scores the solutions of a dataset row by row into a JSONL file. A run that is killed continues at the chunk where it
+was."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from ...io.atomic_files import make_folder, replace_file
+from ...io.paths import local_path
+from ...reward_model.scoring.scorer import StepScorer, solution_scores
+from ...rollouts.questions import QUESTION_COLUMNS
+from .score_cache import reward_model_identity
+
+
+SOLUTION_COLUMNS = ("steps", "completions", "completion", "solution", "response", "text")
+ROWS_FILE, SETTINGS_FILE = "scores.jsonl", "score_settings.json"
+
+
+def score_rows(
+    reward_model: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    folder: str | Path,
+    *,
+    question_column: str | None = None,
+    solution_column: str | None = None,
+    aggregation: str | None = None,
+    chunk_size: int = 256,
+    **scorer_options: Any,
+) -> Iterator[dict[str, Any]]:
+    """
+    Scores the solution of each row, and writes `scores.jsonl` with the rows in the same order.
+
+    Args:
+        reward_model (`str` or `Path`):
+            Folder, Hub id or scoring server. It is loaded only if something is left to score.
+        rows (`Iterable[Mapping]`):
+            Rows with a question and a solution. A question is a text, or a conversation with one user message. A
+            solution is a list of steps, or a text or a conversation with one assistant message, which the reward
+            model's format splits into steps.
+        folder (`str` or `Path`):
+            Folder of `scores.jsonl`. If the file is there, its rows are checked against the given rows and kept.
+        question_column, solution_column (`str`, *optional*):
+            Columns to read. Guessed from the usual names if not given.
+        aggregation (`str`, *optional*):
+            `"min"`, `"last"`, `"product"` or `"mean"` of the step scores. Defaults to the reward model's.
+        chunk_size (`int`, *optional*, defaults to `256`):
+            Number of rows between two writes.
+        scorer_options:
+            Further arguments of [`StepScorer.from_pretrained`].
+
+    Yields:
+        `dict`: Each row with `steps`, `step_scores` and `score`. A solution without steps, or one that is longer than
+        the model's context, has no `step_scores`, and the `score` `None`.
+
+    Raises:
+        `ValueError`: if a row has no question or no solution, or the folder holds the scores of other rows, of another
+            reward model, or with other settings.
+    """
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        raise ValueError("Solutions: got no rows, expected at least one. Check the dataset and its split.")
+    columns = (
+        _find_column(first, question_column, QUESTION_COLUMNS, "question_column"),
+        _find_column(first, solution_column, SOLUTION_COLUMNS, "solution_column"),
+    )
+    rows = enumerate(chain([first], rows))
+    folder = make_folder(folder)
+    settings = {"aggregation": aggregation, "columns": list(columns), "prm_format": scorer_options.get("prm_format")}
+    _check_settings(folder / SETTINGS_FILE, {**reward_model_identity(local_path(reward_model)), **settings})
+    path = folder / ROWS_FILE
+    yield from _written_rows(path, rows, columns)
+    scorer = None
+    while chunk := list(islice(rows, chunk_size)):
+        scorer = scorer or StepScorer.from_pretrained(reward_model, **scorer_options)
+        texts = [_texts(index, row, *columns) for index, row in chunk]
+        questions = [question for question, _ in texts]
+        steps = [scorer.split(solution) if isinstance(solution, str) else solution for _, solution in texts]
+        step_scores = scorer.score(questions, steps, skip_too_long=True)
+        totals = solution_scores(step_scores, aggregation or scorer.prm_format.aggregation)
+        scored = [
+            {**row, "steps": row_steps, "step_scores": row_scores, "score": total}
+            for (_, row), row_steps, row_scores, total in zip(chunk, steps, step_scores, totals, strict=True)
+        ]
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, default=str) + "\n" for row in scored)
+            file.flush()
+            os.fsync(file.fileno())
+        yield from scored
+
+
+def _written_rows(path: Path, rows: Iterator[tuple[int, Mapping]], columns: Sequence[str]) -> Iterator[dict]:
+    """Rows that an earlier run has written. A last line that was cut off is removed."""
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        end = 0
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+            index, row = next(rows, (None, {}))
+            written = json.loads(line)
+            # The column of steps that were given is written again as it is.
+            if index is None or any(json.dumps(written.get(key), default=str) != _json(row[key]) for key in columns):
+                raise ValueError(
+                    f"{path}, line {index + 1 if index is not None else 'after the last row'}: holds the scores of "
+                    "another solution than the given row. Choose another folder, or delete the file to score again."
+                )
+            yield written
+        file.truncate(end)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    text = json.dumps(settings, indent=2)
+    if not path.exists():
+        replace_file(path, text)
+    elif (written := path.read_text(encoding="utf-8")) != text:
+        raise ValueError(
+            f"{path}: the folder holds scores with the settings {' '.join(written.split())}, expected "
+            f"{' '.join(text.split())}. Choose another folder, or delete this one to score again."
+        )
+
+
+def _find_column(row: Mapping, column: str | None, usual: tuple[str, ...], argument: str) -> str:
+    names = (column,) if column else usual
+    name = next((name for name in names if name in row), None)
+    if name is None:
+        raise ValueError(
+            f"Solutions: got the columns {sorted(map(str, row))}, expected {' or '.join(map(repr, names))}. Name the "
+            f"right one with `{argument}`."
+        )
+    return name
+
+
+def _texts(index: int, row: Mapping, question_column: str, solution_column: str) -> tuple[str, str | list[str]]:
+    question = _message(row.get(question_column), "user")
+    solution = _message(row.get(solution_column), "assistant")
+    is_steps = isinstance(solution, list) and all(isinstance(step, str) for step in solution)
+    for column, value, fits in (
+        (question_column, question, isinstance(question, str)),
+        (solution_column, solution, isinstance(solution, str) or is_steps),
+    ):
+        if not fits:
+            raise ValueError(
+                f"Row {index}: column {column!r} is {str(value)[:80]!r} ({type(value).__name__}), expected a text"
+                f"{' or a list of steps' if column == solution_column else ''}, or a conversation with one message. "
+                "Drop the row, or name another column."
+            )
+    return question, solution
+
+
+def _message(value: Any, role: str) -> Any:
+    """The text of the only message of a role in a conversation. Other values as they are."""
+    if isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value):
+        texts = [message.get("content") for message in value if message.get("role") == role]
+        return texts[0] if len(texts) == 1 else value
+    return value

@@ -1,0 +1,38 @@
+"""The summary of a collection in sentences."""
+
+from erprm_trl.scripts.collect import describe
+
+
+SUMMARY = {
+    "solutions": 12,
+    "solutions_with_labels": 11,
+    "unusable": {"no step": 1},
+    "unfinished_share": 0.25,
+    "mean_outcome_reward": 0.75,
+    "steps": 72,
+    "prefixes": 60,
+    "mean_prefix_reward": 0.5,
+    "rollouts": 132,
+}
+
+
+def test_rollouts_with_continuations():
+    assert describe(SUMMARY, "out") == [
+        "out holds 12 solutions with 72 steps, 75.0% of them right.",
+        "25.0% of the solutions reached the token limit before they ended.",
+        "60 prefixes have continuations, 50.0% of which are right. 132 texts were sampled in all.",
+        "1 solutions have no labels: no step.",
+    ]
+
+
+def test_samples_without_continuations_or_grades():
+    plain = {**SUMMARY, "unusable": {}, "unfinished_share": 0.0, "prefixes": 0, "mean_outcome_reward": None}
+    assert describe(plain, "out") == ["out holds 12 solutions with 72 steps."]
+
+
+def test_adaptive_allocation():
+    sharing = {"saved": 8, "label_std": {"0": {"mean": 0.0125, "largest": 0.5}, "2": None}}
+    assert describe({**SUMMARY, "sharing": sharing}, "out")[-2:] == [
+        "Continuations that count for several prefixes saved 8 samples.",
+        "Standard deviation of a label at eta = 0: 0.013 on average, 0.500 at most.",
+    ]

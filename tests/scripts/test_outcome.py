@@ -1,0 +1,24 @@
+"""What a command prints last: on one process, with a table of metrics and the next command."""
+
+from erprm_trl.scripts.outcome import first_and_last, print_outcome
+
+
+def test_one_process_prints(capsys, monkeypatch):
+    print_outcome("One line.", "Another.", next_command="erprm report")
+    assert capsys.readouterr().out == "One line.\nAnother.\nNext: erprm report\n"
+    print_outcome("One line.")
+    assert capsys.readouterr().out == "One line.\n"
+    monkeypatch.setenv("RANK", "1")
+    print_outcome("One line.", next_command="erprm report")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_first_and_the_last_value_of_each_metric():
+    history = [{"loss": 2.0}, {"eval_loss": 3.0, "auc": None}, {"loss": 1.0}, {"train_runtime": 9.0}]
+    table = first_and_last(history, {"loss": "training loss", "auc": "AUC", "eval_loss": "evaluation loss"})
+    assert [line.split() for line in table] == [
+        ["first", "last"],
+        ["training", "loss", "2.000", "1.000"],
+        ["evaluation", "loss", "3.000", "3.000"],
+    ]
+    assert first_and_last(history, {"auc": "AUC"}) == []

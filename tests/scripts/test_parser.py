@@ -1,0 +1,154 @@
+"""The command lines of the stages: groups of the help, YAML below options, and words that nothing reads."""
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass, field
+
+import pytest
+from trl import ModelConfig
+
+from erprm_trl import ERPRMConfig
+from erprm_trl.scripts.outcome import UsageError
+from erprm_trl.scripts.parser import StageParser, split_options
+
+
+@dataclass
+class Base:
+    seed: int = field(default=0, metadata={"help": "Seed."})
+    learning_rate: float = field(default=1.0, metadata={"help": "Learning rate."})
+
+
+@dataclass
+class SmallArguments(Base):
+    """A few fields. See [`~erprm_trl.StepScorer`].
+
+    More text.
+    """
+
+    name: str = field(metadata={"help": "Name."}, kw_only=True)
+    learning_rate: float = field(default=0.5, metadata={"help": "Learning rate."})
+    is_fast: bool = field(default=True, metadata={"help": "Be fast."})
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed: got {self.seed}, expected 0 or more.")
+
+
+def main(arguments: SmallArguments) -> None:
+    """Does nothing."""
+
+
+@pytest.fixture
+def parser():
+    return StageParser("small", main, "collect")
+
+
+def groups(text):
+    """Options by the title of their group."""
+    parts = re.split(r"^([^\s-][^\n]*):$", text, flags=re.MULTILINE)
+    titles_and_texts = zip(parts[1::2], parts[2::2], strict=True)
+    return {title: re.findall(r"^  (--\w+)", part, re.MULTILINE) for title, part in titles_and_texts}
+
+
+def test_help_groups_the_fields_by_the_class_that_declares_them(parser):
+    text = parser.format_help()
+    assert groups(text) == {
+        "options of every command": ["--config", "--recipe", "--verbose", "--debug"],
+        "options": [],
+        "small arguments": ["--learning_rate", "--name", "--is_fast"],
+        "Base": ["--seed"],
+    }
+    assert "A few fields. See StepScorer.\n" in text and "More text" not in text
+    assert "Name. (required)" in text and "(default: 0.5)" in text
+    assert "no_is_fast" not in text and "is-fast" not in text
+    assert text.startswith(
+        "usage: erprm small [--config FILE.yaml | --recipe NAME] [--FIELD VALUE ...]\n\nThe command"
+    )
+
+
+def train(training: ERPRMConfig, model: ModelConfig) -> None:
+    """Does nothing."""
+
+
+def test_fields_of_the_package_come_before_those_of_transformers():
+    listed = groups(StageParser("train", train).format_help())
+    order = list(listed)
+    assert (
+        order.index("ERPRMConfig") < order.index("TrainingArguments (transformers)") < order.index("ModelConfig (trl)")
+    )
+    assert {"--eta", "--learning_rate"} <= set(listed["ERPRMConfig"])
+    assert "--max_steps" in listed["TrainingArguments (transformers)"]
+    shown = [option for options in listed.values() for option in options]
+    assert {option for option in shown if shown.count(option) > 1} == {"--debug"}
+    assert set(shown) >= {f"--{field.name}" for field in dataclasses.fields(ERPRMConfig) if field.init}
+
+
+def test_options_override_the_yaml_file(parser, tmp_path, monkeypatch):
+    monkeypatch.delenv("A_VARIABLE", raising=False)
+    config = tmp_path / "small.yaml"
+    config.write_text("name: from yaml\nseed: 3\nis_fast: false\nenv:\n  A_VARIABLE: 7\n")
+    options, argv = split_options(["--seed", "4", f"--config={config}"])
+    assert parser.set_config(options) == (str(config), [])
+    (arguments,) = parser.read(argv)
+    assert arguments == SmallArguments(name="from yaml", seed=4, is_fast=False)
+    assert os.environ.pop("A_VARIABLE") == "7"
+
+
+def test_fields_of_the_yaml_that_no_dataclass_has_become_options(parser, tmp_path):
+    config = tmp_path / "small.yaml"
+    config.write_text("name: a\nnum_processes: 2\nuse_fsdp: true\nmulti_gpu: false\n")
+    options, _ = split_options(["--config", str(config)])
+    assert parser.set_config(options) == (str(config), ["--num_processes", "2", "--use_fsdp"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "debug", "rest"),
+    [
+        (["--debug"], True, []),
+        (["--debug", "--seed", "1"], True, ["--seed", "1"]),
+        (["--debug", "underflow_overflow"], False, ["--debug", "underflow_overflow"]),  # of TrainingArguments
+        (["--seed", "1", "--verbose", "--debug"], True, ["--seed", "1"]),
+    ],
+    ids=str,
+)
+def test_debug_without_a_value_is_an_option_of_the_command(argv, debug, rest):
+    options, left = split_options(argv)
+    assert (options.debug, left) == (debug, rest)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config"], "--config: expected one argument"),
+        (["--config", "a.yaml", "--recipe", "dial"], "Got --config and --recipe, expected one of them"),
+        (["--config", "no.yaml"], "no.yaml cannot be read .No such file or directory.. Give an existing YAML file"),
+        ([], "arguments are required: --name. See erprm small --help"),
+        (["--name", "a", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["--name", "a", "--seed", "-1"], "seed: got -1, expected 0 or more"),
+        (["--name", "a", "--sede", "1"], "Unknown option '--sede', expected perhaps --seed"),
+        (["--name", "a", "b.yaml"], "Got 'b.yaml', expected options such as --config FILE.yaml"),
+        (["--nam", "a"], "Unknown option '--nam', expected perhaps --name"),  # not an abbreviation
+    ],
+    ids=str,
+)
+def test_what_cannot_be_used_is_a_usage_error(parser, argv, message):
+    with pytest.raises(UsageError, match=message):
+        options, argv = split_options(argv)
+        config, others = parser.set_config(options)
+        parser.refuse_unknown(parser.unknown_words(argv), others, config)
+        parser.read(argv)
+
+
+@pytest.mark.parametrize("text", ["- a", "a: [", "env: 3"])
+def test_a_file_that_holds_no_fields_is_named(parser, tmp_path, text):
+    config = tmp_path / "bad.yaml"
+    config.write_text(text)
+    options, _ = split_options(["--config", str(config)])
+    with pytest.raises(UsageError, match="bad.yaml"):
+        parser.set_config(options)
+
+
+def test_an_unknown_field_of_the_yaml_names_the_file(parser):
+    with pytest.raises(UsageError, match="x.yaml: Unknown option '--sead', expected perhaps --seed"):
+        parser.refuse_unknown([], ["--sead", "1"], "x.yaml")

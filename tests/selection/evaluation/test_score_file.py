@@ -1,0 +1,133 @@
+"""Scores of the solutions of a dataset in a file: in order, with any columns, and continued after a kill."""
+
+import json
+
+import pytest
+
+from erprm_trl import PRMFormat, StepScorer
+from erprm_trl.selection import score_rows
+
+
+class LengthBackend:
+    """Scores a step by its length, an eighth per character. A solution with a step "long" exceeds the context."""
+
+    model_name, context_length, weights = "lengths", 100, None
+    prm_format = PRMFormat(splitter=" ; ", aggregation="min")
+
+    def __init__(self):
+        self.scored = []
+
+    def score(self, questions, steps, skip_too_long=False):
+        assert skip_too_long
+        self.scored += list(zip(questions, steps, strict=True))
+        return [[] if "long" in row else [len(step) / 8 for step in row] for row in steps]
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    backend = LengthBackend()
+
+    def load(path, **options):
+        assert (path, options) == ("model", {"batch_size": 2})
+        return StepScorer.from_backend(backend)
+
+    monkeypatch.setattr(StepScorer, "from_pretrained", load)
+    return backend
+
+
+ROWS = [
+    {"question": "q0", "steps": ["a", "bb"], "id": 7},
+    {"question": "q1", "steps": ["ccc"], "id": 8},
+    {"question": "q2", "steps": ["long", "d"], "id": 9},
+    {"question": "q3", "steps": [], "id": 10},
+    {"question": "q4", "steps": ["eeee", "f"], "id": 11},
+]
+SCORES = [[0.125, 0.25], [0.375], [], [], [0.5, 0.125]]
+
+
+def score(rows, folder, **options):
+    return list(score_rows("model", rows, folder, chunk_size=2, batch_size=2, **options))
+
+
+def written(folder):
+    return [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+
+
+def test_rows_keep_their_order_and_columns(backend, tmp_path):
+    expected = [
+        {**row, "step_scores": scores, "score": min(scores, default=None)}
+        for row, scores in zip(ROWS, SCORES, strict=True)
+    ]
+    assert score(ROWS, tmp_path) == expected == written(tmp_path)
+    assert score(iter(ROWS), tmp_path / "mean", aggregation="mean")[0]["score"] == 0.1875
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "solution": "a ; bb"},
+        {"prompt": "q", "completion": "a ; bb"},
+        {"prompt": "q", "completions": ["a", "bb"], "labels": [True, False]},  # TRL's stepwise form
+        {
+            "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+            "completion": [{"role": "assistant", "content": "a ; bb"}],
+        },
+    ],
+    ids=lambda row: " ".join(row),
+)
+def test_forms_of_a_solution(backend, tmp_path, row):
+    (scored,) = score([row], tmp_path)
+    assert backend.scored == [("q", ("a", "bb"))]
+    assert scored == {**row, "steps": ["a", "bb"], "step_scores": [0.125, 0.25], "score": 0.125}
+
+
+def test_columns_by_name(backend, tmp_path):
+    (scored,) = score([{"a": "q", "b": "x"}], tmp_path, question_column="a", solution_column="b")
+    assert scored["score"] == 0.125
+    with pytest.raises(ValueError, match="got the columns .'a', 'b'.*expected 'question' or.*`question_column`"):
+        score([{"a": "q", "b": "x"}], tmp_path / "other")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 5])
+def test_a_killed_run_continues(backend, tmp_path, kept):
+    whole = score(ROWS, tmp_path / "whole")
+    text = (tmp_path / "whole" / "scores.jsonl").read_text()
+    lines = text.splitlines(keepends=True)
+    killed = tmp_path / "killed"
+    score(ROWS, killed)
+    (killed / "scores.jsonl").write_text("".join(lines[:kept]) + (lines[kept][:9] if kept < 5 else ""))
+    backend.scored.clear()
+    assert score(ROWS, killed) == whole
+    assert (killed / "scores.jsonl").read_text() == text
+    assert [question for question, _ in backend.scored] == [f"q{i}" for i in range(kept, 5)]
+
+
+def test_scores_of_others_are_not_continued(backend, tmp_path):
+    score(ROWS, tmp_path)
+    with pytest.raises(ValueError, match="line 2: holds the scores of another solution.*Choose another folder"):
+        score([ROWS[0], {**ROWS[1], "question": "other"}], tmp_path)
+    with pytest.raises(ValueError, match="line after the last row"):
+        score(ROWS[:4], tmp_path)
+    with pytest.raises(ValueError, match='holds scores with the settings.*expected.*"aggregation": "last"'):
+        score(ROWS, tmp_path, aggregation="last")
+    with pytest.raises(ValueError, match='"reward_model": "model".*expected.*"reward_model": "another"'):
+        list(score_rows("another", ROWS, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": None, "steps": ["a"]}, "Row 1: column 'question' is 'None' .NoneType., expected a text, or"),
+        ({"question": "q", "steps": ["a", 3]}, "Row 1: column 'steps' is .*expected a text or a list of steps"),
+        ({"question": "q"}, "Row 1: column 'steps' is 'None'"),
+        (
+            {"question": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "steps": []},
+            "a conversation with one message",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_scored_is_named(backend, tmp_path, row, message):
+    with pytest.raises(ValueError, match=message):
+        score([ROWS[0], row], tmp_path)
+    with pytest.raises(ValueError, match="got no rows"):
+        score([], tmp_path)
