@@ -1,8 +1,8 @@
 """Entropy-regularised process reward models, and policies that learn from them, for people who train with TRL.
 
-Questions become graded rollouts (`rollouts`), rollouts become soft step labels, labels train a reward model
-(`reward_model`), and its step scores pick answers (`selection`) and train policies (`policy`). The mathematics is in
-`functional`, an embedded task in `dial`.
+Questions become graded rollouts, and rollouts become soft step labels (`rollouts`). Labels train a reward model
+(`reward_model`). Its step scores select answers (`selection`) and train policies (`policy`). The formulas are in
+`functional`, and `dial` is a small built-in task.
 """
 
 from typing import TYPE_CHECKING

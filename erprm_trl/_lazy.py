@@ -1,6 +1,6 @@
-"""Lazy exports: a package names what it offers, and a module is imported when one of its names is first used.
+"""Lazy exports: a module of a package is imported when one of its names is first used (PEP 562).
 
-`import erprm_trl` and the `--help` of a command stay fast, because neither imports torch (PEP 562)."""
+`import erprm_trl` and the `--help` of a command stay fast, because they do not import torch."""
 
 import importlib
 import sys
@@ -8,14 +8,17 @@ import sys
 
 def lazy_exports(package: str, names_by_module: dict[str, list[str]]):
     """
-    `__getattr__`, `__dir__` and `__all__` of a package.
+    Makes `__getattr__`, `__dir__` and `__all__` for a package.
 
     Args:
         package (`str`):
-            The package's `__name__`.
+            `__name__` of the package.
         names_by_module (`dict[str, list[str]]`):
-            Names to export, by the module that defines them: relative to the package (`"collect"`), or with leading
-            dots for a module elsewhere (`"..steps"`).
+            Names to export, by the module that defines them. Modules are relative to the package (`"collect"`), or
+            have leading dots if they are elsewhere (`"..steps"`).
+
+    Returns:
+        `tuple`: `__getattr__`, `__dir__` and `__all__`.
     """
     module_of = {name: module for module, names in names_by_module.items() for name in names}
 

@@ -1,7 +1,7 @@
-"""Import paths of modules and names before the folders were rearranged, kept for this release.
+"""Keeps old import paths working for this release, after the folders were rearranged.
 
-An import of an old path works, gives the same objects, and warns with the new path. `import erprm_trl` installs the
-finder.
+An import of an old path gives the same objects, with a warning that names the new path. `import erprm_trl` installs
+the finder.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-# By old path: the modules that now hold its names. All below `erprm_trl`.
+# The modules that now define the names of an old module, by old path. All paths are relative to `erprm_trl`.
 MODULES: dict[str, tuple[str, ...]] = {
     "dial.chain": ("dial.experiments.chain",),
     "dial.policies": ("dial.experiments.policies",),
@@ -97,14 +97,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "tracking.tracking_config": ("training.tracking.tracking_config",),
     "tracking.training_tracker": ("training.tracking.training_tracker",),
 }
-# Names that changed, by old name.
+# New names of classes, by old name.
 RENAMED = {
     "FiniteTraining": "StopOnNonFinite",
     "WholeCheckpoints": "CrashSafeCheckpoints",
     "LivePolicy": "PolicySampler",
     "LazySequence": "OnDiskSequence",
 }
-# Names that a package still exports although their module is no longer in it, by package.
+# Names that a package still exports although their module is now in another package, by package.
 NAMES = {
     "functional": {
         "Architecture": "memory",
@@ -117,17 +117,17 @@ NAMES = {
 
 
 class MovedModules:
-    """Finder and loader of the old paths (PEP 451)."""
+    """Finder and loader for the old paths (PEP 451)."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        """The spec of an old path, `None` for any other name."""
+        """Returns the spec of an old path, and `None` for any other name."""
         root, _, moved = name.partition(".")
         if root != __package__ or moved not in MODULES:
             return None
         return ModuleSpec(name, self, is_package=any(old.startswith(f"{moved}.") for old in MODULES))
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """A module that takes every name from where it is now."""
+        """Creates a module that looks up every name in the new modules."""
         moved = spec.name.partition(".")[2]
         homes = [f"{__package__}.{home}" for home in MODULES[moved]]
         warnings.warn(f"{spec.name} moved to {' and '.join(homes)}.", FutureWarning, stacklevel=2)
@@ -136,11 +136,11 @@ class MovedModules:
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing: names are looked up when they are used."""
+        """Does nothing, because names are looked up when they are used."""
 
 
 def moved_names(package: str):
-    """`__getattr__` of a package that still exports names whose module is no longer in it."""
+    """Makes `__getattr__` for a package that still exports names of modules that are now in another package."""
 
     def __getattr__(name: str):
         homes = NAMES[package.partition(".")[2]]
@@ -152,7 +152,8 @@ def moved_names(package: str):
 
 
 def install() -> None:
-    """Adds the finder before all others, once: a folder of old byte code would pass for a namespace package."""
+    """Adds the finder once, before all others. Otherwise a leftover folder with old byte code would be imported as a
+    namespace package."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, MovedModules())
 
@@ -164,4 +165,4 @@ def _find(old: str, homes: list[str], name: str):
             for current in (name, RENAMED.get(name, name)):
                 if hasattr(module, current):
                     return getattr(module, current)
-    raise AttributeError(f"module {old!r} has no attribute {name!r}; its names are in {' and '.join(homes)} now")
+    raise AttributeError(f"module {old!r} has no attribute {name!r}. Its names are now in {' and '.join(homes)}")

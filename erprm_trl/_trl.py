@@ -1,8 +1,9 @@
-"""Every private or internal name of TRL, transformers and torch that this package stands on.
+"""All private or internal names of TRL, transformers and torch that this package depends on.
 
-The names that are imported come from here. The methods that are overridden or called, and the attributes that are
-read or written, are listed here. After an upgrade of TRL or transformers, run `pytest -k seams` first: it
-compares these lists with the installed versions and with this package. This module does not import torch.
+Internal names are imported from this module only. Private methods that the package overrides or calls, and private
+attributes that it reads or writes, are listed here. After an upgrade of TRL or transformers, first run `pytest -k
+seams`, which compares these lists with the installed versions and with this package. This module does not import
+torch.
 """
 
 from importlib import import_module
@@ -43,11 +44,12 @@ class Seam(NamedTuple):
 
     Attributes:
         path (`str`):
-            Dotted path of the method, with the class that defines it, or of the function.
+            Dotted path of the method, including the class that defines it, or of the function.
         parameters (`str`):
-            Names of its parameters in order, without `self`; `...` stands for any that this package does not name.
+            Names of its parameters in order, without `self`. `...` stands for any parameters that this package does
+            not use by name.
         files (`str`):
-            Files of this package that override or call it, and break with it.
+            Files of this package that override or call it.
     """
 
     path: str
@@ -61,9 +63,9 @@ class SeamAttribute(NamedTuple):
 
     Attributes:
         path (`str`):
-            Dotted path, with the class that defines it or whose instances have it, or with the module.
+            Dotted path, including the module, or the class that defines it or whose instances have it.
         files (`str`):
-            Files of this package that use it, and break with it.
+            Files of this package that use it.
     """
 
     path: str
@@ -80,11 +82,11 @@ _RAFT, _RAFT_CONFIG, _POLICY_SAMPLER = (
 )
 
 SEAMS = (
-    # Private methods that are overridden; their `def` lines carry the comment "seam"
+    # Private methods that are overridden. Their `def` lines have the comment "seam".
     Seam("transformers.Trainer._get_grad_norm", "model grad_norm", "training/nonfinite.py"),
     Seam("transformers.Trainer._get_train_sampler", "train_dataset", _CHECKPOINTS),
     Seam("trl.GRPOTrainer._get_train_sampler", "dataset", _CHECKPOINTS),
-    Seam("transformers.Trainer._run_epoch", "... epoch ...", _CHECKPOINTS),  # all by keyword
+    Seam("transformers.Trainer._run_epoch", "... epoch ...", _CHECKPOINTS),  # all parameters are passed by keyword
     Seam("transformers.Trainer._save_checkpoint", "model trial", f"{_CHECKPOINTS} {_ERPRM}"),
     Seam("trl.GRPOTrainer._save_checkpoint", "model trial", _CHECKPOINTS),
     Seam("trl.SFTTrainer._save_checkpoint", "model trial", _CHECKPOINTS),
@@ -119,17 +121,17 @@ SEAMS = (
     Seam("transformers.PreTrainedModel._can_set_attn_implementation", "", "rollouts/sampling/kv_cache.py"),
     Seam("transformers.Trainer.save_model", "output_dir _internal_call", f"{_ERPRM} {_STEP_PPO} {_RAFT}"),
     Seam(
-        "transformers.utils.hub.cached_files",  # which `cached_file` passes it on to
+        "transformers.utils.hub.cached_files",  # `cached_file` passes the private parameter on to it
         "... revision ... _raise_exceptions_for_missing_entries ...",
         "reward_model/prm_format.py io/adapters.py io/tokenizers.py",
     ),
-    # Public methods whose parameters or place in the training matter
+    # Public methods whose parameters or order of calls in training matter
     Seam("transformers.TrainerState.save_to_json", "json_path", _CHECKPOINTS),
     Seam("transformers.Trainer.get_batch_samples", "epoch_iterator num_batches device", _ERPRM),
     Seam("transformers.Trainer.compute_loss", "model inputs return_outputs num_items_in_batch", _ERPRM),
     Seam("trl.GRPOTrainer.compute_loss", "model inputs return_outputs num_items_in_batch", _STEP),
     Seam("trl.SFTTrainer.compute_loss", "model inputs return_outputs num_items_in_batch", _RAFT),
-    # Functions of TRL's internal modules, imported here
+    # Functions of TRL's internal modules that are imported here
     Seam("trl.models.utils.prepare_deepspeed", "model accelerator", "_trl.py"),
     Seam(
         "trl.models.utils.unwrap_model_for_generation",
@@ -142,7 +144,7 @@ SEAMS = (
 )
 
 SEAM_ATTRIBUTES = (
-    # Data of a trainer
+    # Attributes of trainers
     SeamAttribute("trl.GRPOTrainer._metrics", _STEP),
     SeamAttribute("trl.GRPOTrainer._logs", f"{_STEP} policy/online/tracking.py"),
     SeamAttribute("trl.GRPOTrainer._step", _STEP),
@@ -152,13 +154,13 @@ SEAM_ATTRIBUTES = (
     SeamAttribute("trl.SFTTrainer._tokenizer", _RAFT),
     SeamAttribute("trl.SFTTrainer._is_vlm", _RAFT),
     SeamAttribute("transformers.Trainer._signature_columns", _ERPRM),
-    # Attributes of a class
+    # Attributes of classes
     SeamAttribute("trl.trainer.base_trainer._BaseTrainer._tag_names", f"{_ERPRM} {_STEP_GRPO} {_STEP_PPO} {_RAFT}"),
     SeamAttribute("trl.trainer.base_trainer._BaseTrainer._name", f"{_ERPRM} {_STEP_GRPO} {_STEP_PPO} {_RAFT}"),
     SeamAttribute("trl.trainer.base_trainer._BaseTrainer._paper", f"{_ERPRM} {_RAFT}"),
     SeamAttribute("transformers.TrainingArguments._VALID_DICT_FIELDS", f"{_ERPRM_CONFIG} {_RAFT_CONFIG}"),
     SeamAttribute("transformers.Trainer.loss_is_scaled_for_ga", _ERPRM),
-    # Data of a model and its configuration
+    # Attributes of models and their configurations
     SeamAttribute("transformers.PreTrainedModel._keys_to_ignore_on_save", "policy/online/value_head.py"),
     SeamAttribute("torch.nn.Module._modules", "policy/online/value_head.py"),
     SeamAttribute("transformers.PreTrainedConfig._attn_implementation", "rollouts/sampling/kv_cache.py"),
@@ -166,7 +168,7 @@ SEAM_ATTRIBUTES = (
         "transformers.PreTrainedConfig._name_or_path",
         "rollouts/sampling/transformers_sampler.py training/tracking/training_tracker.py",
     ),
-    # Of modules
+    # Names in modules
     SeamAttribute(
         "transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", "reward_model/scoring/loading.py"
     ),

@@ -1,7 +1,7 @@
-"""Reasoning delimiters: which part of a completion is thinking, and which part is the answer.
+"""Finds the thinking and the answer in a completion by their delimiters.
 
 Reasoning models write `<think> ... </think>` before their answer, and some put the answer between `<answer>` and
-`</answer>`. Only the answer is graded. Steps can be read in either part.
+`</answer>`. Only the answer is graded. Steps can be split in both parts.
 """
 
 from typing import Literal
@@ -22,13 +22,13 @@ def answer_start(text: str, reasoning: bool | None = None) -> int | None:
         text (`str`):
             A completion, or a prefix of one.
         reasoning (`bool`, *optional*):
-            `None` looks for the delimiters in the text. `True` also counts a text without any delimiter as thinking:
-            chat templates that end with `<think>` leave the opening delimiter out of the completion. `False` reads the
-            delimiters as ordinary text.
+            How to treat the delimiters. `None` looks for them in the text. `True` also counts a text without any
+            delimiter as thinking, because with chat templates that end with `<think>`, completions do not contain the
+            opening delimiter. `False` treats the delimiters as ordinary text.
 
     Returns:
-        `int` or `None`: The index after the last `</think>`, 0 for a text without thinking, `None` if the thinking is
-        not closed, so that there is no answer.
+        `int` or `None`: the index after the last `</think>`, 0 for a text without thinking, or `None` if the thinking
+        is not closed, so that there is no answer.
     """
     if reasoning is False:
         return 0
@@ -40,16 +40,16 @@ def answer_start(text: str, reasoning: bool | None = None) -> int | None:
 
 def graded_text(text: str, reasoning: bool | None = None) -> str | None:
     """
-    The part of a completion that is graded: what follows the thinking, or the last `<answer>` in it.
+    Returns the part of a completion that is graded: the text after the thinking, or the last `<answer>` in it.
 
     Args:
         text (`str`):
-            A whole completion.
+            A complete completion.
         reasoning (`bool`, *optional*):
             See [`answer_start`].
 
     Returns:
-        `str` or `None`: The text, `None` if the thinking is not closed.
+        `str` or `None`: the graded text, or `None` if the thinking is not closed.
     """
     start = answer_start(text, reasoning)
     if start is None:
@@ -61,5 +61,5 @@ def graded_text(text: str, reasoning: bool | None = None) -> str | None:
 
 
 def prompt_opens_thinking(prompt: str) -> bool:
-    """Whether a rendered prompt ends inside `<think>`, so that completions begin with thinking."""
+    """Whether a rendered prompt ends with `<think>`, so that completions begin with thinking."""
     return prompt.rstrip().endswith(THINK_OPEN)

@@ -1,5 +1,4 @@
-"""Splits a solution's text into steps and joins them again. Text only; token positions belong to
-`reward_model.encoding`."""
+"""Splits the text of a solution into steps, and cleans the steps. Works on text only, not on tokens."""
 
 import re
 from bisect import bisect_left
@@ -11,9 +10,9 @@ from .reasoning import ANSWER_CLOSE, ANSWER_OPEN, STEPS_OF, THINK_CLOSE, THINK_O
 
 
 NAMED_SPLITTERS = ("whole_lines", "newline", "blank_line", "step", "raw_lines")
-MIN_CHARACTERS = 12  # A shorter line ("So:", "---", "#### 18") is no step of its own in "whole_lines".
+MIN_CHARACTERS = 12  # with "whole_lines", a shorter line ("So:", "---", "#### 18") is not a separate step
 _FIRST_IDEOGRAPH = "\u2e80"
-_LONGEST_START = 1000  # characters that may be joined until the first step is long enough
+_LONGEST_START = 1000  # largest number of characters that are joined to make the first step long enough
 
 _TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 
@@ -32,7 +31,7 @@ _OPEN_HEADING = re.compile(r"(?:^|(?<=\n))[ \t#*>-]*(?:step[ \t]*\d*|\d{1,3}\.)$
 _STEP_WORDS = tuple(
     f"\n{mark}{word}" for mark in ("", "**", "## ", "### ", "#### ", "> ", "- ") for word in ("Step", "step", "STEP")
 )
-_STEP_NUMBERS = tuple(f"\n{number}." for number in range(1, 31))
+_STEP_NUMBERS = tuple(f"\n{index}." for index in range(1, 31))
 
 _ENVIRONMENTS = (
     "align|aligned|alignat|alignedat|array|bmatrix|cases|dcases|displaymath|eqnarray|equation|flalign|gather|gathered"
@@ -44,11 +43,11 @@ _OPENING = re.compile(
     r"|(?<!\\)(?:\\\\)*(?:(?P<bracket>\\\[)|(?P<parenthesis>\\\()|(?P<dollars>\$\$)"
     rf"|(?P<environment>\\begin\s*\{{(?:{_ENVIRONMENTS})\*?\}}))"
     r"|(?P<asy>\[asy\])"
-    r"|(?:^|(?<=\s))(?P<dollar>\$)(?=[ \t]*$)",  # `$` in the middle of a line may be money
+    r"|(?:^|(?<=\s))(?P<dollar>\$)(?=[ \t]*$)",  # `$` in the middle of a line may be an amount of money
     re.MULTILINE,
 )
 _ENVIRONMENT_EDGE = re.compile(rf"\\(begin|end)\s*\{{(?:{_ENVIRONMENTS})\*?\}}")
-# LaTeX ends a formula at a blank line, so a delimiter that is never closed holds no more than its paragraph.
+# LaTeX ends a formula at a blank line, so a formula that is never closed ends with its paragraph.
 _CLOSING = {
     "bracket": re.compile(rf"\\\]|{_PARAGRAPH_END}"),
     "parenthesis": re.compile(rf"\\\)|{_PARAGRAPH_END}"),
@@ -61,44 +60,48 @@ _HEADING = re.compile(r"#{1,6}[ \t].*|(?:(?:[-*+>]|\d+[.)])[ \t]+)?\*\*[^*=]+[^*
 
 def split_steps(text: str, splitter: str, steps_of: str = "both") -> list[str]:
     r"""
-    Splits a solution into steps that keep their delimiters, so that `"".join(steps)` is the text, byte for byte.
+    Splits a solution into steps. Steps keep their delimiters, so `"".join(steps)` is exactly the text.
 
-    A solution that is cut after any of its steps splits into the same steps.
+    If a solution is cut off after any of its steps, it splits into the same steps.
 
     Args:
         text (`str`):
             A solution.
         splitter (`str`):
-            Where a step ends:
+            Where steps end:
 
-            - `"whole_lines"`: at the end of a line, for text as language models write it. No step begins inside a code
-              fence or a formula (`\[...\]`, `$$...$$`, `\(...\)`, `\begin{align}`, `[asy]`). A display or a fence
-              belongs to the line before it. A line that ends with a colon, and a heading, belong to the line after
-              them. Lines of fewer than 12 characters join the step before them.
+            - `"whole_lines"`: at the end of a line, for text that language models write. No step begins inside a code
+              fence or a formula (`\[...\]`, `$$...$$`, `\(...\)`, `\begin{align}`, `[asy]`). A displayed formula or a
+              fence belongs to the line before it. A line that ends with a colon, and a heading, belong to the line
+              after them. Lines with fewer than 12 characters belong to the step before them.
             - `"newline"`: at the end of every line.
-            - `"raw_lines"`: at the end of every line, as `"newline"`. In addition, [`clean_step`] keeps the white
+            - `"raw_lines"`: at the end of every line, as with `"newline"`. In addition, [`clean_step`] keeps the white
               space at both ends of the line.
             - `"blank_line"`: at the end of every paragraph.
             - `"step"`: before a line that begins with `Step 1:`, `step 1 -`, `STEP 1)`, ..., also in bold, in a
               heading, a list or a quotation. Before the first such line, also before a line that begins with `1.`.
               Never inside a code fence.
-            - any other string: after this string, taken literally.
+            - any other string: after each occurrence of this string.
         steps_of (`str`, *optional*, defaults to `"both"`):
-            Which part of a text with `<think>...</think>` is split. `"both"`: the thinking and the answer; no step has
-            parts of both. `"thinking"`: the whole answer is the last step. `"answer"`: the thinking is a part of the
-            answer's first step, and [`clean_step`] removes it; thinking that is not closed has no steps.
+            Which part of a text with `<think>...</think>` is split. `"both"` splits the thinking and the answer, and
+            no step contains parts of both. With `"thinking"`, the whole answer is the last step. With `"answer"`, the
+            thinking is a part of the first step, and [`clean_step`] removes it. Thinking that is not closed then has
+            no steps.
 
     Returns:
-        `list[str]`: the steps. A piece with nothing but white space and delimiters is joined to its neighbour, so no
-        step is empty; a text without any content has no steps.
+        `list[str]`: the steps. A part that consists of white space and delimiters only is joined to its neighbour, so
+        no step is empty. A text without any content has no steps.
 
     Raises:
-        `ValueError`: if the separator is empty, or for an unknown `steps_of`.
+        `ValueError`: if the splitter is empty, or for an unknown `steps_of`.
     """
     if not splitter:
-        raise ValueError(f"Step splitter: got '', expected one of {', '.join(NAMED_SPLITTERS)} or a separator string.")
+        raise ValueError(
+            f"Step splitter: got '', expected one of {', '.join(NAMED_SPLITTERS)}, or a separator string. Pass e.g. "
+            "'whole_lines'."
+        )
     if steps_of not in STEPS_OF:
-        raise ValueError(f"steps_of: got {steps_of!r}, expected one of {', '.join(STEPS_OF)}.")
+        raise ValueError(f"steps_of: got {steps_of!r}, expected one of {', '.join(STEPS_OF)}. Pass one of these.")
     start = answer_start(text)
     thinking, answer = (text, "") if start is None else (text[:start], text[start:])
     if steps_of == "answer":
@@ -110,7 +113,8 @@ def split_steps(text: str, splitter: str, steps_of: str = "both") -> list[str]:
 
 def _with_content(pieces: list[str], splitter: str) -> list[str]:
     """Joins pieces without content to the step before them, or to the first step."""
-    # Lists of pieces: adding to a string copies it, which is quadratic in a text of many short lines.
+    # Lists of pieces are used because appending to a string copies it, which takes quadratic time with many short
+    # lines.
     steps: list[list[str]] = []
     leading: list[str] = []
     for piece in pieces:
@@ -125,7 +129,7 @@ def _with_content(pieces: list[str], splitter: str) -> list[str]:
 
 
 def _pieces(text: str, splitter: str) -> list[str]:
-    """The text cut at the splitter's boundaries. Pieces may be empty."""
+    """Cuts the text at the boundaries of the splitter. Pieces may be empty."""
     if splitter == "whole_lines":
         return _whole_lines(text)
     if splitter == "step":
@@ -143,7 +147,7 @@ def _cut(text: str, cuts: list[int]) -> list[str]:
 
 
 class _Span(NamedTuple):
-    """A formula or a code fence, one that the text leaves open included."""
+    """A formula or a code fence. It may be unclosed."""
 
     start: int
     end: int
@@ -151,7 +155,7 @@ class _Span(NamedTuple):
 
 
 def _formulas_and_fences(text: str) -> list[_Span]:
-    """All formulas and fences in order, the outermost of those that are nested."""
+    """All formulas and fences in order. Of nested spans, only the outermost is returned."""
     spans: list[_Span] = []
     position = 0
     while opening := _OPENING.search(text, position):
@@ -170,7 +174,7 @@ def _formulas_and_fences(text: str) -> list[_Span]:
 
 
 def _environment_end(text: str, position: int) -> re.Match | None:
-    # Models close `align*` with `align`: only the depth counts.
+    # Only the depth is counted, because models may close `align*` with `align`.
     depth = 1
     for match in _ENVIRONMENT_EDGE.finditer(text, position):
         depth += 1 if match[1] == "begin" else -1
@@ -200,20 +204,21 @@ def _whole_lines(text: str) -> list[str]:
     pieces: list[list[str]] = []
     is_first_short, first_length = True, 0
     for line in _cut(text, _line_cuts(text)):
-        # The first piece grows until it is long enough. Later lines that are too short join the piece before them.
+        # The first piece grows until it is long enough. Later lines that are too short are added to the piece before.
         if pieces and (is_first_short or _is_short(line)):
             pieces[-1].append(line)
         else:
             pieces.append([line])
         if is_first_short:
-            # The limit keeps the time linear in a text of delimiters, which never becomes long enough.
+            # Without the limit, a text of delimiters would take quadratic time, because it never becomes long enough.
             first_length += len(line)
             is_first_short = first_length < _LONGEST_START and _is_short("".join(pieces[0]))
     return ["".join(piece) for piece in pieces]
 
 
 def _line_cuts(text: str) -> list[int]:
-    """Line ends at which a step may end: outside formulas and fences, not before a display, not after a heading."""
+    """Line ends at which a step may end: outside formulas and fences, not before a displayed formula, and not after a
+    heading."""
     spans = _formulas_and_fences(text)
     displays = [span.start for span in spans if span.kind != "parenthesis"]
     cuts, line_start = [], 0
@@ -233,17 +238,24 @@ def _belongs_to_next(line: str) -> bool:
 
 def _is_short(piece: str) -> bool:
     characters = "".join(clean_step(piece, "whole_lines").split())
-    # A Chinese, Japanese or Korean character says as much as a few letters.
+    # A Chinese, Japanese or Korean character carries about as much text as three letters.
     return len(characters) + 2 * sum(character >= _FIRST_IDEOGRAPH for character in characters) < MIN_CHARACTERS
 
 
 def step_stops(splitter: str) -> tuple[str, ...]:
     """
-    The strings at which to stop a policy so that it writes one step.
+    Strings at which sampling stops so that the policy writes one step.
 
-    A step that ends in another way (a blank line with white space in it, an unusual heading) is not stopped at, and
-    comes together with the next. `"step"` closes a step by the heading of the next, which then is begun already, and
-    `"whole_lines"` by the line after it: see [`closed_steps`].
+    If a step ends in another way (a blank line with white space in it, an unusual heading), sampling does not stop
+    there, and returns this step together with the next. With `"step"`, a step ends where the heading of the next step
+    begins, and with `"whole_lines"`, it ends where the next line begins. See [`closed_steps`].
+
+    Args:
+        splitter (`str`):
+            See [`split_steps`].
+
+    Returns:
+        `tuple[str, ...]`: the stop strings.
     """
     if splitter == "step":
         return (*_STEP_WORDS, *_STEP_NUMBERS)
@@ -254,21 +266,21 @@ def step_stops(splitter: str) -> tuple[str, ...]:
 
 def closed_steps(text: str, splitter: str, *, finished: bool = False, steps_of: str = "both") -> list[str]:
     """
-    The cleaned steps of a solution that is being written: those that no further text can change.
+    Returns the cleaned steps of an unfinished solution that further text cannot change.
 
     Args:
         text (`str`):
             The solution so far.
         splitter (`str`):
-            See [`split_steps`]. With `"step"` the begun heading at the end is left out. With `"whole_lines"` the last
-            step is left out, since the next line may belong to it.
+            See [`split_steps`]. With `"step"`, an incomplete heading at the end is left out. With `"whole_lines"`, the
+            last step is left out, because the next line may belong to it.
         finished (`bool`, *optional*, defaults to `False`):
-            Whether the solution is complete. All of its steps are closed then.
+            Whether the solution is complete. If so, all its steps are returned.
         steps_of (`str`, *optional*, defaults to `"both"`):
             See [`split_steps`].
 
     Returns:
-        `list[str]`: the steps, cleaned.
+        `list[str]`: the cleaned steps.
     """
     if splitter == "step" and not finished:
         text = _OPEN_HEADING.sub("", text)
@@ -277,13 +289,27 @@ def closed_steps(text: str, splitter: str, *, finished: bool = False, steps_of: 
 
 
 def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which JSON can hold and no tokenizer takes."""
+    """Replaces each lone half of a surrogate pair by U+FFFD. JSON may contain such halves, but tokenizers reject
+    them."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def clean_step(step: str, splitter: str) -> str:
-    """The step's content in whole characters: without thinking that precedes an answer, and without delimiters and
-    white space at either end (of `"raw_lines"`, without its last line feed). This is what a reward model reads."""
+    """
+    Returns the content of a step, as a reward model reads it.
+
+    Thinking before an answer is removed, and delimiters and white space at both ends are removed. With `"raw_lines"`,
+    only the last line feed is removed. Lone halves of surrogate pairs are replaced, see [`whole_characters`].
+
+    Args:
+        step (`str`):
+            A step from [`split_steps`].
+        splitter (`str`):
+            See [`split_steps`].
+
+    Returns:
+        `str`: the content of the step.
+    """
     step = whole_characters(step)
     thinking, close, answer = step.rpartition(THINK_CLOSE)
     if close and (content := _stripped(answer, splitter)):
@@ -305,5 +331,5 @@ def _stripped(text: str, splitter: str) -> str:
 
 
 def clean_steps(steps: Iterable[str], splitter: str) -> list[str]:
-    """[`clean_step`] of each of a solution's steps."""
+    """Applies [`clean_step`] to each step of a solution."""
     return [clean_step(step, splitter) for step in steps]

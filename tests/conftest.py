@@ -1,4 +1,5 @@
-"""Offline, quiet, one thread: set before anything imports transformers or torch. Unmarked tests start no process."""
+"""Sets the environment of all tests (offline, quiet, one thread) before transformers and torch are imported. Fails
+tests without the marker `slow` that start processes."""
 
 import gc
 import os
@@ -15,7 +16,7 @@ os.environ.update(
     WANDB_MODE="disabled",
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
-    # Processes that tests start find the package and the helpers as the tests do.
+    # Processes that tests start must find the package and the helpers, too.
     PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]),
 )
 
@@ -23,7 +24,7 @@ import pytest
 from hypothesis import settings
 
 
-# An example may take its time on a busy machine.
+# No deadline, because an example may take long on a busy machine.
 settings.register_profile("tests", deadline=None, derandomize=True)  # the same examples on every machine
 settings.load_profile("tests")
 # For a long run by hand: `pytest --hypothesis-profile=thorough FILE`.
@@ -35,7 +36,7 @@ LAUNCHERS = ("python", "torchrun", "accelerate", "deepspeed", "chrom")
 
 
 class NoProcess(subprocess.Popen):
-    """Stands for `subprocess.Popen` in tests without the marker `slow`: only grading workers may start."""
+    """Replaces `subprocess.Popen` in tests without the marker `slow`. Only grading workers may start."""
 
     def __init__(self, args, *rest, **options):
         command = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
@@ -47,7 +48,7 @@ class NoProcess(subprocess.Popen):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Around a test and the fixtures that are set up for it."""
+    """Replaces `subprocess.Popen` during an unmarked test and the setup of its fixtures."""
     if item.get_closest_marker("slow"):
         return (yield)
     with mock.patch.object(subprocess, "Popen", NoProcess):
@@ -56,7 +57,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.hookimpl
 def pytest_collection_modifyitems(items):
-    """Every marker `slow` says why."""
+    """Checks that every marker `slow` has a reason."""
     for item in items:
         marker = item.get_closest_marker("slow")
         if marker and not (len(marker.args) == 1 and isinstance(marker.args[0], str)):
@@ -65,7 +66,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl
 def pytest_collection_finish():
-    """What torch and transformers keep for good is not searched for garbage again and again: a seventh of the time."""
+    """Excludes the permanent objects of torch and transformers from garbage collection, which saves a seventh of the
+    time."""
     gc.collect()
     gc.freeze()
 
@@ -80,7 +82,7 @@ def dial_policy():
 
 @pytest.fixture(scope="session")
 def dial_format():
-    """The reward model's format on dial."""
+    """The format of the reward model for dial."""
     from erprm_trl import PRMFormat, dial
 
     return PRMFormat(

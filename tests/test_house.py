@@ -1,4 +1,4 @@
-"""Rules for every file: who imports whom, lengths, lazy imports, tests in their place, no code from data."""
+"""Checks rules for all files: imports between folders, lengths, lazy imports, places of tests, no code from data."""
 
 import ast
 import importlib.util
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "erprm_trl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Who may import whom, by folder. A folder that is named here with its parent has rules of its own.
+# The folders that each folder may import. A subfolder in this table has its own rule.
 BASE = {"io", "functional", "steps", "reasoning"}
 CONTRACT = {"reward_model", *BASE}
 POLICY = {"policy", "reward_model.scoring", "training", "rollouts", "_trl", *CONTRACT}
@@ -36,9 +36,9 @@ MAY_IMPORT = {
     "policy.online": POLICY,
     "policy.raft": POLICY,
 }
-# They import anything, and are imported by none of the others.
+# These may import anything, and no other folder imports them.
 ON_TOP = {"report", "dial", "scripts", "cli", "__main__"}
-EVERYWHERE = {"_lazy", "_moved"}  # how packages export their names
+EVERYWHERE = {"_lazy", "_moved"}  # every package needs these to export its names
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 450, 60
 
 
@@ -51,14 +51,14 @@ PATHS = {module_name(path): path for path in MODULES}
 
 
 class Import(NamedTuple):
-    module: str  # below erprm_trl, "" for itself
+    module: str  # relative to erprm_trl, "" for erprm_trl itself
     line: int
     in_function: bool
     relative: bool
 
 
 def own_imports(path, *, source=None):
-    """What a module imports of the package, without what only type checkers see."""
+    """The imports of this package in a module, except imports for type checkers only."""
     package = list(path.relative_to(PACKAGE).parts[:-1])
 
     def imported(node, in_function):
@@ -90,21 +90,21 @@ def own_imports(path, *, source=None):
 
 
 def folder(module):
-    """The key of [`MAY_IMPORT`] that a module falls under."""
+    """The key of [`MAY_IMPORT`] that applies to a module."""
     parts = module.split(".")
     return ".".join(parts[:2]) if ".".join(parts[:2]) in MAY_IMPORT else parts[0]
 
 
 def forbidden(path, *, source=None):
-    """The imports of a module that its folder may not make."""
+    """The imports of a module that the rule of its folder does not allow."""
     own = folder(module_name(path))
     if own in ON_TOP or own == "":
         return []
     allowed = MAY_IMPORT.get(own, set()) | EVERYWHERE | {own}
     return [
-        f"line {one.line}: {one.module}"
-        for one in own_imports(path, source=source)
-        if folder(one.module) not in allowed
+        f"line {entry.line}: {entry.module}"
+        for entry in own_imports(path, source=source)
+        if folder(entry.module) not in allowed
     ]
 
 
@@ -117,7 +117,7 @@ def test_every_folder_has_a_rule():
 
 
 @each_module
-def test_a_module_imports_what_its_folder_may(path):
+def test_a_module_only_imports_what_its_folder_may_import(path):
     assert not forbidden(path)
 
 
@@ -155,7 +155,7 @@ def test_the_rule_finds_imports(file, source, is_allowed):
 
 
 def circles(graph):
-    """The groups of modules that import one another, over any number of steps."""
+    """The modules that import themselves, directly or through other modules."""
     reach = {module: set(others) for module, others in graph.items()}
     changed = True
     while changed:
@@ -171,26 +171,32 @@ def circles(graph):
 def test_no_circle_between_files():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
     graph = {
-        module: {one.module for one in own_imports(path) if one.module in PATHS} for module, path in PATHS.items()
+        module: {entry.module for entry in own_imports(path) if entry.module in PATHS}
+        for module, path in PATHS.items()
     }
     assert not circles(graph)
 
 
 @each_module
 def test_no_relative_import_is_inside_a_function(path):
-    """Third-party imports may be lazy; `from .. import rollouts` at the top is, because packages export lazily."""
-    assert not [f"line {one.line}: {one.module}" for one in own_imports(path) if one.in_function and one.relative]
+    """Third-party imports may be inside functions. Imports of this package need not be, because packages export their
+    names lazily."""
+    lines = [
+        f"line {entry.line}: {entry.module}" for entry in own_imports(path) if entry.in_function and entry.relative
+    ]
+    assert not lines
 
 
 @each_module
-def test_a_module_docstring_explains_the_module_alone(path):
+def test_a_module_docstring_names_no_sibling_file(path):
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert not re.findall(r"[\w/]+\.py\b", docstring), "names a sibling file"
 
 
 @each_module
-def test_modules_and_functions_are_of_a_readable_length(path):
-    """Lines of a function are counted without its docstring; constructors, which assign their arguments, are not."""
+def test_modules_and_functions_have_a_readable_length(path):
+    """Docstrings do not count for the length of a function. Constructors, which assign their arguments, may be
+    longer."""
     source = path.read_text(encoding="utf-8")
     assert len(source.splitlines()) <= MOST_LINES
     assert path.name in ("__init__.py", "__main__.py") or len(source.splitlines()) >= 15
@@ -203,7 +209,7 @@ def test_modules_and_functions_are_of_a_readable_length(path):
 
 
 def modules_tested_elsewhere():
-    """From the table in tests/README.md: the modules whose tests are in another place, and that place."""
+    """The modules whose tests are in another file, and these files, from the table in tests/README.md."""
     text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| (`[^|]*`) \| (`[^|]*`)[^|]* \|$", text, re.MULTILINE)
     return {
@@ -266,11 +272,11 @@ def test_public_things_have_docstrings(path):
 
 UNPICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 RUNS_TEXT = {"eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system"}
-SAID = {"trust_remote_code": True, "allow_pickle": True, "weights_only": False, "shell": True}
+UNSAFE = {"trust_remote_code": True, "allow_pickle": True, "weights_only": False, "shell": True}
 
 
 def code_from_data(source):
-    """Where a module could run what it reads: unpickling, evaluating, loading YAML objects or a repository's code."""
+    """Lines at which a module could run data as code: unpickling, evaluating, loading YAML objects or remote code."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             module = getattr(node, "module", None) or ""
@@ -279,20 +285,24 @@ def code_from_data(source):
                 yield node.lineno
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            said = {one.arg: one.value.value for one in node.keywords if isinstance(one.value, ast.Constant)}
-            if name in RUNS_TEXT or any(said.get(key, not value) is value for key, value in SAID.items()):
+            options = {
+                option.arg: option.value.value for option in node.keywords if isinstance(option.value, ast.Constant)
+            }
+            if name in RUNS_TEXT or any(options.get(key, not value) is value for key, value in UNSAFE.items()):
                 yield node.lineno
-            if name == "torch.load" and said.get("weights_only") is not True:
+            if name == "torch.load" and options.get("weights_only") is not True:
                 yield node.lineno
-        elif isinstance(node, ast.Dict):  # settings that are passed on
+        elif isinstance(node, ast.Dict):  # options that are passed on
             for key, value in zip(node.keys, node.values, strict=True):
-                pair = [one.value if isinstance(one, ast.Constant) else None for one in (key, value)]
-                if pair[0] in SAID and pair[1] is SAID[pair[0]]:
+                pair = [item.value if isinstance(item, ast.Constant) else None for item in (key, value)]
+                if pair[0] in UNSAFE and pair[1] is UNSAFE[pair[0]]:
                     yield node.lineno
         elif isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(
-                SAID.get(ast.unparse(target)) is node.value.value for target in targets if node.value.value is not None
+                UNSAFE.get(ast.unparse(target)) is node.value.value
+                for target in targets
+                if node.value.value is not None
             ):
                 yield node.lineno
 
@@ -320,12 +330,12 @@ def test_code_from_data_is_found(source):
 
 
 def test_nothing_runs_code_from_data():
-    allowed = "torch.load(path, weights_only=True)\nmodel.eval()\nre.compile(x)\nf(trust_remote_code=given)"
+    allowed = "torch.load(path, weights_only=True)\nmodel.eval()\nre.compile(x)\nf(trust_remote_code=value)"
     assert not list(code_from_data("from pickle import UnpicklingError"))
     assert not list(code_from_data(allowed))
     files = [*MODULES, *(ROOT / "recipes").rglob("*.py"), *(ROOT / "tests" / "benchmarks").glob("*.py")]
-    found = {str(file.relative_to(ROOT)): list(code_from_data(file.read_text(encoding="utf-8"))) for file in files}
-    assert len(files) > 100 and not {name: lines for name, lines in found.items() if lines}
+    unsafe = {str(file.relative_to(ROOT)): list(code_from_data(file.read_text(encoding="utf-8"))) for file in files}
+    assert len(files) > 100 and not {name: lines for name, lines in unsafe.items() if lines}
 
 
 @pytest.mark.slow("starts a process")
@@ -366,7 +376,7 @@ def test_everything_offered_can_be_imported():
     for package in (erprm_trl, tracking, rollouts, reward_model, selection, policy, report, dial):
         for name in package.__all__:
             assert getattr(package, name) is not None
-            # Imported by its own name, a module would take the place of what is offered.
+            # A module with the same name would replace the exported object when it is imported.
             assert importlib.util.find_spec(f"{package.__name__}.{name}") is None, f"{name} is a module's name too"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = erprm_trl.nothing
@@ -390,7 +400,7 @@ def test_the_dependency_ranges_hold_the_tested_versions():
 
 
 def test_every_mutant_is_a_text_that_stands_once_in_its_module():
-    """`benchmarks/mutants.py` takes hours: a text that a change has removed is found here."""
+    """Finds mutants that no longer apply, because running `benchmarks/mutants.py` takes hours."""
     spec = importlib.util.spec_from_file_location("mutants", ROOT / "tests" / "benchmarks" / "mutants.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)

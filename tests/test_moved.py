@@ -1,4 +1,4 @@
-"""Old import paths: each still works, says where its names are now, and gives the same objects."""
+"""Tests that old import paths still work, give the same objects, and warn with the new path."""
 
 import importlib
 import inspect
@@ -18,14 +18,14 @@ PACKAGE = Path(erprm_trl.__file__).parent
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """Old modules are imported again, so that they warn again."""
+    """Removes old modules from `sys.modules`, so that they are imported again and warn again."""
     for name in list(sys.modules):
         if name.removeprefix("erprm_trl.") in _moved.MODULES:
             monkeypatch.delitem(sys.modules, name)
 
 
 def own_names(module):
-    """Public classes and functions that a module defines itself, or what a package exports."""
+    """Public classes and functions that a module defines, or the names that a package exports."""
     if hasattr(module, "__all__"):
         return list(module.__all__)
     return [
@@ -40,8 +40,8 @@ def test_an_old_path_imports_warns_and_gives_the_same_objects(old, fresh):
     homes = [f"erprm_trl.{home}" for home in _moved.MODULES[old]]
     with pytest.warns(FutureWarning) as caught:
         module = importlib.import_module(f"erprm_trl.{old}")
-    said = [str(warning.message) for warning in caught if f"erprm_trl.{old} " in str(warning.message)]
-    assert len(said) == 1 and all(home in said[0] for home in homes)
+    messages = [str(warning.message) for warning in caught if f"erprm_trl.{old} " in str(warning.message)]
+    assert len(messages) == 1 and all(home in messages[0] for home in homes)
     names = {name: home for home in reversed(homes) for name in own_names(importlib.import_module(home))}
     assert names
     for name, home in names.items():
@@ -59,7 +59,7 @@ def test_an_old_path_imports_warns_and_gives_the_same_objects(old, fresh):
         ("rollouts.lazy_sequence", "LazySequence", "io.on_disk_sequence.OnDiskSequence"),
     ],
 )
-def test_a_class_that_was_renamed_keeps_its_old_name_at_its_old_path(old, former, current):
+def test_a_renamed_class_has_its_old_name_at_its_old_path(old, former, current):
     assert _moved.RENAMED[former] == current.rpartition(".")[2]
     module, _, name = current.rpartition(".")
     with warnings.catch_warnings():
@@ -68,7 +68,7 @@ def test_a_class_that_was_renamed_keeps_its_old_name_at_its_old_path(old, former
     assert getattr(old_module, former) is getattr(importlib.import_module(f"erprm_trl.{module}"), name)
 
 
-def test_a_module_below_a_folder_that_moved_too(fresh):
+def test_a_module_in_a_folder_that_moved(fresh):
     with pytest.warns(FutureWarning, match="training.tracking.trackers"):
         import erprm_trl.tracking.trackers
     from erprm_trl.training.tracking import trackers
@@ -77,7 +77,7 @@ def test_a_module_below_a_folder_that_moved_too(fresh):
 
 
 @pytest.mark.parametrize("package", _moved.NAMES)
-def test_a_package_still_exports_names_that_left_it(package):
+def test_a_package_still_exports_names_that_moved_to_another_package(package):
     for name, home in _moved.NAMES[package].items():
         exported = getattr(importlib.import_module(f"erprm_trl.{package}"), name)
         assert exported is getattr(importlib.import_module(f"erprm_trl.{home}"), name)
@@ -85,7 +85,7 @@ def test_a_package_still_exports_names_that_left_it(package):
         _ = importlib.import_module(f"erprm_trl.{package}").no_such_name
 
 
-def test_no_old_path_is_a_module_and_every_new_one_is():
+def test_no_old_path_exists_and_every_new_path_exists():
     for old, homes in _moved.MODULES.items():
         for home in homes:
             assert inspect.ismodule(importlib.import_module(f"erprm_trl.{home}"))
@@ -99,7 +99,7 @@ def test_the_package_itself_imports_no_old_path():
         ".".join(["erprm_trl", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
         for path in sorted(PACKAGE.rglob("*.py"))
     ]
-    # Other packages have warnings of their own, for their own reasons.
+    # Only warnings of this package are errors, because other packages may warn too.
     code = f"""
 import importlib, warnings
 warnings.filterwarnings("error", message=r"erprm_trl\\..* moved to", category=FutureWarning)

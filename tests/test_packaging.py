@@ -1,5 +1,5 @@
-"""What a wheel holds: setup.cfg names every data file of the package, and every pattern matches one; the recipes and
-the configurations of accelerate travel inside the package."""
+"""Tests the contents of the wheel: setup.cfg names every data file of the package, every pattern matches a file, and
+the recipes and the configurations of accelerate are inside the package."""
 
 import configparser
 import runpy
@@ -29,7 +29,7 @@ def folder_of(package):
     return ROOT.joinpath(OUTSIDE[package]) if package in OUTSIDE else ROOT.joinpath(*package.split("."))
 
 
-def test_data_files_travel_in_the_wheel():
+def test_the_wheel_contains_all_data_files():
     assert lines_of(read_setup()["options"]["package_dir"]) == OUTSIDE
     named = set()
     for package, patterns in read_setup()["options.package_data"].items():

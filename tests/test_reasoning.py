@@ -1,3 +1,5 @@
+"""Tests the parts of completions with reasoning delimiters."""
+
 import pytest
 
 from erprm_trl.reasoning import answer_start, graded_text, prompt_opens_thinking
@@ -24,11 +26,11 @@ from erprm_trl.reasoning import answer_start, graded_text, prompt_opens_thinking
         ("", True, None),
     ],
 )
-def test_what_is_graded(text, reasoning, expected):
+def test_the_graded_part_of_a_completion(text, reasoning, expected):
     assert graded_text(text, reasoning) == expected
 
 
-def test_where_the_answer_begins():
+def test_the_start_of_the_answer():
     assert answer_start("<think>a</think>b") == len("<think>a</think>")
     assert answer_start("b") == 0
     assert answer_start("<think>a") is None

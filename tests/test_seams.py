@@ -1,4 +1,4 @@
-"""The private names of TRL and transformers that this package stands on: all are listed, marked, and still there."""
+"""Tests that all private names of TRL and transformers that this package depends on are listed, marked, and exist."""
 
 import ast
 import importlib
@@ -20,7 +20,7 @@ from erprm_trl._trl import SEAM_ATTRIBUTES, SEAMS, BaseConfig, BaseTrainer
 PACKAGE = Path(erprm_trl.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FOREIGN = ("trl", "transformers", "accelerate", "torch.nn")
-# Foreign classes whose instances are used by objects of ours that do not inherit from them.
+# Foreign classes whose instances are used by classes of this package that do not inherit from them.
 MET = (
     "transformers.Trainer",
     "trl.GRPOTrainer",
@@ -45,12 +45,12 @@ def resolve(path):
     parts = path.split(".")
     for length in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:length]))
+            value = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
             continue
         for name in parts[length:]:
-            found = getattr(found, name)
-        return found
+            value = getattr(value, name)
+        return value
     raise ModuleNotFoundError(path)
 
 
@@ -64,11 +64,11 @@ def is_private(name):
 
 @cache
 def data_of_instances(cls):
-    """Names that a class assigns to or annotates on `self`, or annotates in its body."""
+    """Names that a class assigns or annotates on `self`, or annotates in its body."""
     names = set(inspect.get_annotations(cls))
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError, SyntaxError):  # made at run time
+    except (OSError, TypeError, SyntaxError):  # a class that was made at run time has no source
         return names
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
@@ -78,13 +78,13 @@ def data_of_instances(cls):
 
 @cache
 def owners(cls, name):
-    """Foreign classes among the bases of a class, and itself, that define a name."""
+    """Foreign classes that define a name, among a class and its bases."""
     bases = [base for base in cls.__mro__ if is_foreign(base.__module__)]
     return [base for base in bases if name in vars(base) or name in data_of_instances(base)]
 
 
 def lacks(path):
-    """What is wrong with an attribute, or `None`."""
+    """Describes why an attribute does not exist, or returns `None` if it exists."""
     owner, _, name = path.rpartition(".")
     try:
         owner = resolve(owner)
@@ -95,13 +95,13 @@ def lacks(path):
 
 
 def changed(seam):
-    """What is wrong with a method or function, or `None`."""
-    if found := lacks(seam.path):
-        return found
+    """Describes how a method or function has changed, or returns `None` if it has not."""
+    if problem := lacks(seam.path):
+        return problem
     owner, _, name = seam.path.rpartition(".")
     owner, function = resolve(owner), resolve(seam.path)
     if inspect.isclass(owner) and name not in vars(owner):
-        return f"{seam.path} is inherited from another class now"
+        return f"{seam.path} is now inherited from another class"
     names = [parameter for parameter in inspect.signature(function).parameters if parameter != "self"]
     pattern = "".join(r"(\w+ )*" if part == "..." else f"{part} " for part in seam.parameters.split())
     if re.fullmatch(pattern, "".join(f"{parameter} " for parameter in names)):
@@ -110,19 +110,19 @@ def changed(seam):
 
 
 def advice(seam):
-    return f"This package stands on it in {seam.files.replace(' ', ', ')}: read these files, then mend _trl.py."
+    return f"This package uses it in {seam.files.replace(' ', ', ')}. Adapt these files first, and then _trl.py."
 
 
 @pytest.mark.parametrize("seam", SEAMS, ids=lambda seam: seam.path)
-def test_canary_the_method_is_there_with_its_parameters(seam):
-    found = changed(seam)
-    assert found is None, f"{found}. {advice(seam)}"
+def test_canary_the_method_exists_with_its_parameters(seam):
+    problem = changed(seam)
+    assert problem is None, f"{problem}. {advice(seam)}"
 
 
 @pytest.mark.parametrize("seam", SEAM_ATTRIBUTES, ids=lambda seam: seam.path)
-def test_canary_the_attribute_is_there(seam):
-    found = lacks(seam.path)
-    assert found is None, f"{found}. {advice(seam)}"
+def test_canary_the_attribute_exists(seam):
+    problem = lacks(seam.path)
+    assert problem is None, f"{problem}. {advice(seam)}"
 
 
 def test_canary_base_classes():
@@ -132,7 +132,7 @@ def test_canary_base_classes():
     assert "model_init_kwargs" not in BaseConfig._VALID_DICT_FIELDS  # ERPRMConfig adds it
 
 
-def test_canaries_tell_what_is_wrong():
+def test_canaries_describe_the_change():
     seam = SEAMS[0]._replace(path="transformers.Trainer._save_checkpoint", parameters="model trial", files="a.py b.py")
     assert changed(seam) is None and changed(seam._replace(parameters="model ...")) is None
     assert "got the parameters (model, trial), expected (trial, model)" in changed(
@@ -143,24 +143,25 @@ def test_canaries_tell_what_is_wrong():
     assert "inherited" in changed(seam._replace(path="trl.trainer.base_trainer._BaseTrainer._save_checkpoint"))
     assert "no_such_name" in lacks("transformers.no_such_name._x") and lacks("trl.GRPOTrainer._metrics") is None
     assert lacks("trl.GRPOTrainer._no_such_data") == "trl.GRPOTrainer._no_such_data is no longer there"
-    assert "stands on it in a.py, b.py" in advice(seam)
+    assert "uses it in a.py, b.py" in advice(seam)
 
 
-# What this package uses
+# Private names that this package uses
 
 
 class Use(NamedTuple):
-    """Where a module uses a private foreign name: `owners` has the foreign classes or modules that define it."""
+    """A use of a private foreign name in a module. `owners` are the foreign classes or modules that define the
+    name."""
 
     line: int
     name: str
     owners: list
-    call: bool  # an override or a call of a method, which has to be marked
+    call: bool  # whether it is an override or a call of a method, which must be marked
 
 
 @cache
 def our_classes():
-    """All classes of this package by module and name, and for each the foreign classes that they are mixed with."""
+    """All classes of this package by module and name, and the foreign classes with which each is combined."""
     modules = [
         importlib.import_module(info.name)
         for info in pkgutil.walk_packages(erprm_trl.__path__, "erprm_trl.")
@@ -175,7 +176,7 @@ def our_classes():
     mixed = {cls: set() for cls in classes.values()}
     for cls in mixed:
         for base in cls.__mro__:
-            if base in mixed:  # a mixin meets the bases of all classes that it is mixed into
+            if base in mixed:  # a mixin is combined with the bases of all classes that use it
                 mixed[base] |= {other for other in cls.__mro__ if is_foreign(other.__module__)}
     return classes, mixed
 
@@ -186,7 +187,7 @@ def module_name(path):
 
 
 def foreign_aliases(tree):
-    """Local names of what a module imports from foreign ones."""
+    """Local names of a module's imports from foreign modules, with their dotted paths."""
     aliases = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not node.level and is_foreign(node.module):
@@ -198,12 +199,12 @@ def foreign_aliases(tree):
 
 @cache
 def uses(path, source):
-    """Every private foreign name in a module: overrides, calls, data, imports, and private parameters."""
+    """All uses of private foreign names in a module: overrides, calls, attributes, imports, and private parameters."""
     tree = ast.parse(source)
     classes, mixed = our_classes()
     aliases = foreign_aliases(tree)
     met = [resolve(name) for name in MET]
-    found = []
+    results = []
 
     def defined_in(bases, name):
         return list(dict.fromkeys(owner for base in bases for owner in owners(base, name)))
@@ -224,38 +225,39 @@ def uses(path, source):
                 targets = getattr(statement, "targets", [getattr(statement, "target", None)])
                 for target in targets:
                     if isinstance(target, ast.Name) and is_private(target.id):
-                        found.append(Use(target.lineno, target.id, defined_in(mixed.get(cls, ()), target.id), False))
+                        owned = defined_in(mixed.get(cls, ()), target.id)
+                        results.append(Use(target.lineno, target.id, owned, False))
         elif isinstance(node, ast.FunctionDef):
             if function is None and cls is not None and is_private(node.name):
-                found.append(Use(node.lineno, node.name, defined_in(mixed.get(cls, ()), node.name), True))
+                results.append(Use(node.lineno, node.name, defined_in(mixed.get(cls, ()), node.name), True))
             function = function or node.name
         elif isinstance(node, ast.ImportFrom) and not node.level and is_foreign(node.module):
             for alias in node.names:
                 if is_private(alias.name):
-                    found.append(Use(node.lineno, alias.name, [resolve(node.module)], False))
+                    results.append(Use(node.lineno, alias.name, [resolve(node.module)], False))
         elif isinstance(node, ast.Call):
             names = [keyword.arg for keyword in node.keywords if keyword.arg and is_private(keyword.arg)]
-            found.extend(Use(node.lineno, name, [inspect.Parameter], False) for name in names)
+            results.extend(Use(node.lineno, name, [inspect.Parameter], False) for name in names)
             if ast.unparse(node.func) in ("getattr", "hasattr", "setattr") and isinstance(node.args[1], ast.Constant):
                 name = node.args[1].value
                 if is_private(name):
                     owned = of_receiver(ast.unparse(node.args[0]), cls, name)
-                    found.append(Use(node.lineno, name, owned, False))
+                    results.append(Use(node.lineno, name, owned, False))
         elif isinstance(node, ast.Attribute) and is_private(node.attr):
             receiver = ast.unparse(node.value)
             if not (receiver == "super()" and node.attr == function):
                 owned = of_receiver(receiver, cls, node.attr)
                 method = any(callable(getattr(owner, node.attr, None)) for owner in owned if inspect.isclass(owner))
-                found.append(Use(node.lineno, node.attr, owned, method))
+                results.append(Use(node.lineno, node.attr, owned, method))
         for child in ast.iter_child_nodes(node):
             visit(child, cls, function)
 
     visit(tree)
-    return [use for use in found if use.owners]
+    return [use for use in results if use.owners]
 
 
 def problems(path, seams=SEAMS, attributes=SEAM_ATTRIBUTES, source=None):
-    """Private foreign names of a module that are in no table or, where they are methods, not marked."""
+    """Private foreign names of a module that are in no table, or are methods without the mark."""
     text = path.read_text(encoding="utf-8") if source is None else source
     file, lines = path.relative_to(PACKAGE).as_posix(), text.splitlines()
     here = [seam for seam in (*seams, *attributes) if file in seam.files.split()]
@@ -270,11 +272,11 @@ def problems(path, seams=SEAMS, attributes=SEAM_ATTRIBUTES, source=None):
             continue
         names = ", ".join(getattr(owner, "__name__", str(owner)) for owner in use.owners)
         in_tables = [(owner, use.name) in methods for owner in use.owners]
-        # A method may be defined again by each of the parents: the parameters of all of them matter.
+        # Several parents may define a method, and the parameters of all of them matter.
         if not (all(in_tables) if use.call else any(in_tables)):
             yield f"{where} of {names} is not in SEAMS or SEAM_ATTRIBUTES with this file"
         if use.call and MARK not in lines[use.line - 1]:
-            yield f"{where} of {names} lacks the comment {MARK!r}"
+            yield f"{where} of {names} has no comment {MARK!r}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -282,13 +284,13 @@ def test_private_names_are_listed_and_marked(path):
     assert not list(problems(path))
 
 
-def test_the_tables_list_no_file_that_does_not_use_the_name():
+def test_the_tables_list_only_files_that_use_the_name():
     used = {
         path.relative_to(PACKAGE).as_posix(): {use.name for use in uses(path, path.read_text(encoding="utf-8"))}
         for path in MODULES
     }
     for seam in (*SEAMS, *SEAM_ATTRIBUTES):
-        if lacks(seam.path):  # a canary says so
+        if lacks(seam.path):  # a canary reports it
             continue
         name = seam.path.rpartition(".")[2]
         private = [part for part in (name, *getattr(seam, "parameters", "").split()) if is_private(part)]
@@ -305,7 +307,7 @@ PRIVATE_SEAMS = [seam for seam in (*SEAMS, *SEAM_ATTRIBUTES) if is_private(seam.
 @pytest.mark.parametrize("seam", PRIVATE_SEAMS, ids=lambda seam: seam.path)
 def test_a_missing_entry_is_found(seam):
     if lacks(seam.path):
-        pytest.skip("a canary says that it is gone")
+        pytest.skip("it no longer exists, and a canary reports it")
     without = [[entry for entry in table if entry is not seam] for table in (SEAMS, SEAM_ATTRIBUTES)]
     name = seam.path.rpartition(".")[2]
     for file in seam.files.split():
@@ -316,17 +318,17 @@ def test_every_missing_mark_is_found():
     marked = 0
     for path in MODULES:
         source = path.read_text(encoding="utf-8")
-        lines = [number for number, line in enumerate(source.splitlines()) if line.endswith(MARK)]
-        for number in lines:
+        lines = [index for index, line in enumerate(source.splitlines()) if line.endswith(MARK)]
+        for index in lines:
             text = source.splitlines()
-            text[number] = text[number].removesuffix(MARK)
-            found = list(problems(path, source="\n".join(text)))
-            assert found and all(f":{number + 1}: " in problem and MARK in problem for problem in found), path
+            text[index] = text[index].removesuffix(MARK)
+            reported = list(problems(path, source="\n".join(text)))
+            assert reported and all(f":{index + 1}: " in problem and MARK in problem for problem in reported), path
         marked += len(lines)
     assert marked > 20
 
 
-def test_new_overrides_calls_and_data_are_found():
+def test_new_overrides_calls_and_attributes_are_found():
     path = PACKAGE / "policy/online/step_trainer.py"
     source = path.read_text(encoding="utf-8")
     start = source.index("    def compute_loss(")
@@ -340,6 +342,6 @@ def test_new_overrides_calls_and_data_are_found():
         "    def sample(self):\n        from trl.trainer.utils import _private\n\n": "_private",
         "    def sample(self):\n        self.log(_quiet=True)\n\n": "_quiet",
     }.items():
-        found = list(problems(path, source=source[:start] + text + source[start:]))
-        assert any(f": {name}" in problem and "is not in SEAMS" in problem for problem in found), (name, found)
+        reported = list(problems(path, source=source[:start] + text + source[start:]))
+        assert any(f": {name}" in problem and "is not in SEAMS" in problem for problem in reported), (name, reported)
     assert torch.nn.Module in owners(resolve("transformers.PreTrainedModel"), "_modules")

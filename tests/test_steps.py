@@ -1,4 +1,5 @@
-"""Step splitting: real-style texts by hand, and the byte-for-byte identity on anything."""
+"""Tests step splitting on realistic texts with hand-written steps, and on random texts that must be restored
+exactly."""
 
 import json
 import os
@@ -37,7 +38,7 @@ NUMBERED = (
             ],
         ),
         (" 7 + 1 = 8 ки 8 * 2 = 16 ки answer 16 ки", "ки", ["7 + 1 = 8", "8 * 2 = 16", "answer 16"]),
-        ("a ки ки b", "ки", ["a", "b"]),  # nothing between two separators is no step
+        ("a ки ки b", "ки", ["a", "b"]),  # there is no step between two adjacent separators
         ("\n\n a", "newline", ["a"]),
         ("one step", "newline", ["one step"]),
         ("", "newline", []),
@@ -45,7 +46,7 @@ NUMBERED = (
         ("ки ки", "ки", []),
     ],
 )
-def test_by_hand(text, splitter, steps):
+def test_steps_worked_by_hand(text, splitter, steps):
     pieces = split_steps(text, splitter)
     assert [clean_step(piece, splitter) for piece in pieces] == steps
     assert "".join(pieces) == (text if steps else "")
@@ -89,7 +90,7 @@ Janet makes $18 every day.
                 "### Answer\nJanet makes $18 every day.\n#### 18",
             ],
         ),
-        # Lines that end at a carriage return, and blank lines with a no-break space.
+        # Lines that end with a carriage return, and blank lines with a no-break space.
         (
             "Add two and three.\r\n\u00a0\r\nDouble the result.",
             ["Add two and three.\r\n\u00a0\r\n", "Double the result."],
@@ -99,12 +100,12 @@ Janet makes $18 every day.
             "It costs $$5 for\none of the books.\n\nTwo cost 10 dollars.",
             ["It costs $$5 for\none of the books.\n\n", "Two cost 10 dollars."],
         ),
-        # A fence that is never closed holds the rest.
+        # A fence that is never closed contains the rest of the text.
         (
             "We run this code:\n```\nprint('hello')\n\nprint('world')",
             ["We run this code:\n```\nprint('hello')\n\nprint('world')"],
         ),
-        # `\\\\[2pt]` is a line break, not a formula.
+        # `\\[2pt]` is a line break, not a formula.
         (
             r"""\begin{cases} 1 \\[2pt]
 2 \end{cases}
@@ -118,7 +119,7 @@ Three of them are left.""",
                 "Three of them are left.",
             ],
         ),
-        # Models close `align*` with `align`.
+        # Models may close `align*` with `align`.
         (
             "Thus\n\\begin{align*}\na &= 1\n\\end{align}\nwhich is the answer.",
             ["Thus\n\\begin{align*}\na &= 1\n\\end{align}\n", "which is the answer."],
@@ -133,7 +134,7 @@ Three of them are left.""",
         ),
         # A Chinese character counts as three.
         ("苹果是十二个。\n梨是十个。\n因此共有二十二个。", ["苹果是十二个。\n", "梨是十个。\n", "因此共有二十二个。"]),
-        # A dollar sign at the end of a line opens a formula, one behind a number does not.
+        # A dollar sign alone at the end of a line opens a formula. A dollar sign after a number does not.
         (
             "We get $\nx = 5 + 3 + 2\n$ as the sum of them.\nIt costs about 5$\nSo that is the sum.",
             ["We get $\nx = 5 + 3 + 2\n$ as the sum of them.\n", "It costs about 5$\n", "So that is the sum."],
@@ -143,7 +144,7 @@ Three of them are left.""",
         ("\n \n", []),
     ],
 )
-def test_whole_lines_by_hand(text, steps):
+def test_whole_lines_worked_by_hand(text, steps):
     assert split_steps(text, "whole_lines") == steps
 
 
@@ -155,7 +156,7 @@ def test_headings_of_steps(heading):
     assert split_steps(first + heading + "double.", "step") == [first, heading + "double."]
 
 
-def test_a_heading_in_a_fence_or_a_numbered_line_within_named_steps_is_no_step():
+def test_headings_in_fences_and_numbered_lines_within_named_steps_do_not_start_a_step():
     text = "Step 1: run\n```\nStep 2: no\n1. no\n```\n1. still the first\nStep 2: done"
     assert split_steps(text, "step") == [text[: text.rindex("Step 2")], "Step 2: done"]
 
@@ -177,7 +178,7 @@ def test_thinking_and_answer(steps_of, steps):
     assert clean_steps(pieces, "newline") == steps
 
 
-def test_an_answer_that_is_short_is_a_step_of_its_own_after_the_thinking():
+def test_a_short_answer_after_the_thinking_is_a_separate_step():
     pieces = split_steps("<think>Two and three are five.</think>5", "whole_lines")
     assert pieces == ["<think>Two and three are five.</think>", "5"]
 
@@ -205,7 +206,7 @@ real_texts = st.lists(st.sampled_from(REAL_PIECES), max_size=25).map("".join)
     st.sampled_from(["whole_lines", "newline", "blank_line", "step"]),
     st.sampled_from(["both", "thinking", "answer"]),
 )
-def test_real_text_joins_to_itself(text, splitter, steps_of):
+def test_the_steps_of_realistic_text_join_to_the_text(text, splitter, steps_of):
     steps = split_steps(text, splitter, steps_of)
     assert "".join(steps) == text or not steps
     assert all(clean_steps(steps, splitter))
@@ -226,7 +227,7 @@ def test_a_solution_cut_after_any_step_splits_into_the_same_steps(text, splitter
         lambda pieces: not {"<think>", "</think>"} & {*pieces}
     )
 )
-def test_closed_steps_stay_as_they_are_while_lines_are_added(pieces):
+def test_closed_steps_do_not_change_when_lines_are_added(pieces):
     lines = "".join(pieces).splitlines(keepends=True)
     whole = clean_steps(split_steps("".join(lines), "whole_lines"), "whole_lines")
     for count in range(len(lines)):
@@ -239,7 +240,8 @@ cases = Path(os.environ.get("ERPRM_CASES", "no such folder"), "real_completions.
 
 @pytest.mark.skipif(not cases.is_file(), reason="set ERPRM_CASES to a folder with real_completions.jsonl")
 def test_real_completions():
-    """No step of text that a language model wrote begins inside a formula or a fence, and none is a bare delimiter."""
+    """Real completions of a language model. No step begins inside a formula or a fence, and no step is only a
+    delimiter."""
     for line in cases.read_text(encoding="utf-8").splitlines():
         text = json.loads(line)["text"]
         steps = split_steps(text, "whole_lines")
@@ -268,36 +270,36 @@ def test_joining_restores_the_text_and_no_step_is_empty(text, splitter):
 
 
 @given(st.text("ab \n\u0301\ud800", max_size=20), st.text("ab \n\u0301", min_size=1, max_size=4))
-def test_any_separator_anywhere(text, splitter):
-    """At the start, doubled, overlapping itself, white space alone."""
+def test_any_separator_at_any_place(text, splitter):
+    """Separators may be at the start, repeated, overlapping, or white space only."""
     steps = split_steps(text, splitter)
     assert "".join(steps) == text or (not steps and not clean_step(text, splitter))
     cleaned = clean_steps(steps, splitter)
     assert all(cleaned) and clean_steps(cleaned, splitter) == cleaned
     for step in cleaned:
         assert not step.startswith(splitter) and not step.endswith(splitter) and step.encode()
-    # No step's end is lost and none is made: a separator closes a step wherever it follows something.
+    # Without the separator in the text, there is at most one step.
     assert splitter in text or len(steps) <= 1
 
 
 @pytest.mark.parametrize("splitter", ["newline", "blank_line", "step", "ки"])
-@pytest.mark.parametrize("number", [0, 1, 10_000])
-def test_many_steps(splitter, number):
+@pytest.mark.parametrize("num_steps", [0, 1, 10_000])
+def test_many_steps(splitter, num_steps):
     close = {"newline": "\n", "blank_line": "\n \n", "step": "\n", "ки": " ки"}[splitter]
-    text = "".join(f"Step {index}: \u202e{index} é😀{close}" for index in range(number))
+    text = "".join(f"Step {index}: \u202e{index} é😀{close}" for index in range(num_steps))
     steps = split_steps(text, splitter)
-    assert "".join(steps) == text and len(steps) == number
-    assert clean_steps(steps, splitter) == [f"Step {index}: \u202e{index} é😀" for index in range(number)]
+    assert "".join(steps) == text and len(steps) == num_steps
+    assert clean_steps(steps, splitter) == [f"Step {index}: \u202e{index} é😀" for index in range(num_steps)]
     assert split_steps(close * 10_000, splitter) == []
 
 
-def test_empty_separator_is_an_error():
+def test_an_empty_separator_raises():
     with pytest.raises(ValueError, match="got ''.*newline, blank_line, step"):
         split_steps("a", "")
 
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character():
-    """JSON can hold it, as an endpoint sends it; datasets and tokenizers cannot."""
+    """An endpoint may send it in JSON, but datasets and tokenizers reject it."""
     assert clean_steps(["a \ud800 b\n", "\udc00", "🙂 é\n"], "newline") == ["a \ufffd b", "\ufffd", "🙂 é"]
 
 
@@ -319,7 +321,7 @@ def test_hostile_texts_are_split_in_linear_time(text):
 
     steps = split_steps(text, "whole_lines")
 
-    assert time.process_time() - start < 5  # quadratic: minutes
+    assert time.process_time() - start < 5  # quadratic time would take minutes
     assert "".join(steps) == (text if steps else "")
 
 

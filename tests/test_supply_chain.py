@@ -1,4 +1,4 @@
-"""What comes with a model is data: no file of its folder or of a checkpoint runs code, unless the caller says so."""
+"""Tests that no file of a model folder or a checkpoint runs code, unless the caller sets `trust_remote_code`."""
 
 import json
 import pickle
@@ -39,7 +39,7 @@ ROWS = [{"prompt": "Tom dial 7 . right 15 . ?", "completions": ["7 + 15 = 2", "a
 
 
 class Trap:
-    """What creates a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -54,7 +54,7 @@ def marker(tmp_path):
 
 
 def set_trap(path, marker, as_saved):
-    """A file that creates the marker: as torch saves it (a zip), or a bare pickle."""
+    """Writes a file that creates the marker when it is unpickled, in torch's format (a zip) or as a plain pickle."""
     path.unlink(missing_ok=True)
     content = {"model.norm.weight": Trap(marker), "step": 1}
     if as_saved:
@@ -63,14 +63,16 @@ def set_trap(path, marker, as_saved):
         path.write_bytes(pickle.dumps(content))
 
 
-def cpu(folder, **others):
-    return {key: value for key, value in settings(folder, **others).items() if key != "num_generations"}
+def cpu(folder, **options):
+    return {key: value for key, value in settings(folder, **options).items() if key != "num_generations"}
 
 
 def train_erprm(model, folder, **options):
-    own = {name: getattr(DIAL_FORMAT, name) for name in ("separator", "good_token", "bad_token", "prompt_template")}
+    formatted = {
+        name: getattr(DIAL_FORMAT, name) for name in ("separator", "good_token", "bad_token", "prompt_template")
+    }
     options = {key: value for key, value in cpu(folder, **options).items() if key != "max_completion_length"}
-    return ERPRMTrainer(str(model), ERPRMConfig(**options, **own), train_dataset=Dataset.from_list(ROWS))
+    return ERPRMTrainer(str(model), ERPRMConfig(**options, **formatted), train_dataset=Dataset.from_list(ROWS))
 
 
 def train_policy(trainer_class, config_class, model, folder, **options):
@@ -85,7 +87,7 @@ def train_raft(model, folder):
     return RAFTTrainer(str(model), scorer, args, data, processing_class=word_level())
 
 
-# Every way from a folder to a model: of policies, of reward models, of what is trained.
+# All ways to load a model from a folder: as a policy, as a reward model, and for training.
 LOADERS = {
     "scorer": lambda model, folder: StepScorer.from_pretrained(model),
     "scorer, token head": lambda model, folder: StepScorer.from_pretrained(
@@ -128,7 +130,7 @@ def test_the_trap_works(marker, tmp_path):
 
 @pytest.mark.parametrize("as_saved", [True, False], ids=["zip", "pickle"])
 @pytest.mark.parametrize("loader", LOADERS)
-def test_pickled_weights_run_nothing(loader, as_saved, model_path, marker, tmp_path):
+def test_pickled_weights_run_no_code(loader, as_saved, model_path, marker, tmp_path):
     model = copied(model_path, tmp_path / "model")
     (model / "model.safetensors").unlink()
     set_trap(model / "pytorch_model.bin", marker, as_saved)
@@ -138,7 +140,7 @@ def test_pickled_weights_run_nothing(loader, as_saved, model_path, marker, tmp_p
 
 
 @pytest.mark.parametrize("loader", ["scorer", "sampler"])
-def test_pickled_adapters_run_nothing(loader, model_path, marker, tmp_path):
+def test_pickled_adapters_run_no_code(loader, model_path, marker, tmp_path):
     adapter = copied(model_path, tmp_path / "adapter")
     for name in ("config.json", "model.safetensors"):
         (adapter / name).unlink()
@@ -151,13 +153,13 @@ def test_pickled_adapters_run_nothing(loader, model_path, marker, tmp_path):
     assert not marker.exists()
 
 
-# What a checkpoint holds beside the weights, and the weights.
+# The files of a checkpoint in addition to the weights, and the weights as a pickle.
 FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin", "training_args.bin"]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(model_path, tmp_path_factory):
-    """Of each trainer that resumes, one with the files above."""
+    """One checkpoint per trainer that can resume, with the files above."""
     folder, saving = (
         tmp_path_factory.mktemp("checkpoints"),
         {"save_strategy": "steps", "save_steps": 1, "max_steps": 1},
@@ -178,7 +180,7 @@ def resumable(name, model, folder, **options):
     ("trainer", "file"),
     [*(("erprm", file) for file in FILES), ("ppo", "optimizer.pt"), ("ppo", "value_head.safetensors")],
 )
-def test_a_resumed_checkpoint_runs_nothing(trainer, file, checkpoints, model_path, marker, tmp_path):
+def test_a_resumed_checkpoint_runs_no_code(trainer, file, checkpoints, model_path, marker, tmp_path):
     checkpoint = copied(checkpoints[trainer], tmp_path / "checkpoint-1")
     assert (checkpoint / file).exists() or file == "pytorch_model.bin"
     if file == "pytorch_model.bin":
@@ -186,7 +188,7 @@ def test_a_resumed_checkpoint_runs_nothing(trainer, file, checkpoints, model_pat
     set_trap(checkpoint / file, marker, True)
     resumed = resumable(trainer, model_path, tmp_path / "run", max_steps=2)
     if file == "training_args.bin":
-        resumed.train(resume_from_checkpoint=str(checkpoint))  # nobody reads it
+        resumed.train(resume_from_checkpoint=str(checkpoint))  # this file is not read
     else:
         with pytest.raises(ValueError, match="(?i)weights.only|pickle|header"):
             resumed.train(resume_from_checkpoint=str(checkpoint))
@@ -207,7 +209,7 @@ class OwnTokenizer(PreTrainedTokenizerFast):
 
 
 def with_code(model_path, folder, marker, model_type):
-    """A model's folder that names Python code beside it."""
+    """A model folder with Python code that its configuration names."""
     model = copied(model_path, folder)
     (model / "own.py").write_text(CODE.format(marker=str(marker), model_type=model_type))
     for file, auto in (
@@ -223,14 +225,14 @@ def with_code(model_path, folder, marker, model_type):
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("model_type", ["llama", "unheard-of"])
 def test_code_of_a_repository_is_not_run(model_type, loader, model_path, marker, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "y")  # nor is somebody at a terminal asked
+    prompts = []
+    monkeypatch.setattr("builtins.input", lambda *_: prompts.append(1) or "y")  # the user is not asked either
     model = with_code(model_path, tmp_path / "model", marker, model_type)
     try:
         LOADERS[loader](model, tmp_path / "run")
     except (ValueError, OSError) as error:
         assert "trust_remote_code" in str(error) or "lacks" in str(error) or "num_labels" in str(error)
-    assert not marker.exists() and not asked
+    assert not marker.exists() and not prompts
 
 
 TRUSTING = {
@@ -243,7 +245,7 @@ TRUSTING = {
 
 
 @pytest.mark.parametrize("loader", TRUSTING)
-def test_it_is_run_when_the_caller_says_so(loader, model_path, marker, tmp_path, monkeypatch):
+def test_code_of_a_repository_is_run_with_trust_remote_code(loader, model_path, marker, tmp_path, monkeypatch):
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     model = with_code(model_path, tmp_path / "model", marker, "unheard-of")
@@ -251,7 +253,7 @@ def test_it_is_run_when_the_caller_says_so(loader, model_path, marker, tmp_path,
     assert marker.exists()
 
 
-def test_an_adapter_does_not_bring_a_base_with_code(model_path, marker, tmp_path):
+def test_the_code_of_an_adapters_base_model_is_not_run(model_path, marker, tmp_path):
     base = with_code(model_path, tmp_path / "base", marker, "unheard-of")
     adapter = copied(model_path, tmp_path / "adapter")
     for name in ("config.json", "model.safetensors"):

@@ -1,4 +1,4 @@
-"""Pure tensor functions: the mathematics of the project, each written once. Imports torch only."""
+"""The mathematics of the project as pure tensor functions. Each formula is written once. Imports torch only."""
 
 from .._moved import moved_names
 from .advantages import (
@@ -81,4 +81,4 @@ __all__ = [
     "success_counts",
 ]
 
-__getattr__ = moved_names(__name__)  # memory estimates, which are in `erprm_trl.memory` now
+__getattr__ = moved_names(__name__)  # for the memory estimates, which moved to `erprm_trl.memory`

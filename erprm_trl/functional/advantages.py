@@ -1,7 +1,8 @@
-"""From step scores to token advantages: step rewards, group-relative advantages, GAE. Pure tensor functions.
+"""Turns step scores into step rewards, and step rewards into advantages: group-relative, or by GAE. Pure tensor
+functions.
 
-Steps of a solution lie on a padded axis S with a mask, tokens of a completion on a padded axis T with a mask; a step
-is tied to the tokens by the index of its last one.
+The steps of a solution are on a padded axis S with a mask, the tokens of a completion on a padded axis T with a mask.
+Each step is located by the index of its last token.
 """
 
 import torch
@@ -12,21 +13,21 @@ from .masked import masked_moments
 from .precision import at_least_float32
 
 
-# A new credit is a name here and a branch in `step_rewards` (with its row in the table). Contracts that tests hold for
-# every credit: a solution of one step is paid its score (from 0), padding and solutions without steps are paid 0, and
-# no two credits pay the same. Then look at `StepGRPOTrainer._token_advantages` (how the rewards are normalised) and at
-# `StepPPOConfig.critic` (whether the reward model's values can be the critic). Configurations and command lines take
-# their choices from this list.
+# To add a credit, add its name here, a branch in `step_rewards` and a row in the table of its docstring. Tests check
+# for every credit that the reward of a one-step solution is its score (with initial value 0), that padding and
+# solutions without steps get reward 0, and that no two credits give the same rewards. Then check
+# `StepGRPOTrainer._token_advantages` (how the rewards are normalised) and `StepPPOConfig.critic` (whether the reward
+# model can serve as the critic). Configurations and command lines take their choices from this list.
 CREDITS = ("difference", "min_form", "sum", "outcome")
 
 
 def prefix_values(scores: Tensor, mask: Tensor, aggregation: str) -> Tensor:
     r"""
-    Value of each prefix of a solution: the aggregate of the steps so far, \\( v_l = \mathrm{agg}(s_1 \dots s_l) \\).
+    Value of each prefix of a solution, aggregated from its step scores: \\( v_l = \mathrm{agg}(s_1 \dots s_l) \\).
 
-    With `"last"` a step's score is the prefix's value itself, as the definition of V has it. With `"min"` a prefix is
-    worth its worst step: a mistake once made is not forgiven, which suits a reward model whose scores judge the step
-    more than the prefix.
+    With `"last"`, the value of a prefix is the score of its last step, as in the definition of V. With `"min"`, it is
+    the score of its worst step, so the value never recovers after a mistake. Use `"min"` if the scores of the reward
+    model judge single steps rather than whole prefixes.
 
     Args:
         scores (`torch.Tensor`):
@@ -37,11 +38,16 @@ def prefix_values(scores: Tensor, mask: Tensor, aggregation: str) -> Tensor:
             One of `"min"`, `"last"`, `"product"`, `"mean"`.
 
     Returns:
-        `torch.Tensor`: values (N, S), 0 at padding; float32, or float64 where the input is. The last real one is
-        [`aggregate`] of the solution.
+        `torch.Tensor`: values (N, S), 0 at padding, in float32, or in float64 if the input is. The value of the last
+        real step equals [`aggregate`] of the solution.
+
+    Raises:
+        `ValueError`: for an unknown aggregation.
     """
     if aggregation not in AGGREGATIONS:
-        raise ValueError(f"Aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
+        raise ValueError(
+            f"Aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}. Pass one of these."
+        )
     scores, mask = _clean(scores, mask)
     if aggregation == "min":
         values = scores.masked_fill(~mask, torch.inf).cummin(-1).values
@@ -64,14 +70,14 @@ def step_rewards(
     temperature: float = 0.1,
 ) -> Tensor:
     r"""
-    Reward of each step from the scores of a solution's steps.
+    Computes the reward of each step from the step scores of a solution.
 
     | credit | step reward \\( r_l \\) | note |
     |---|---|---|
-    | `"difference"` | \\( v_l - v_{l-1} \\) | sums to \\( v_L - v_0 \\): nothing to gain by adding steps |
-    | `"min_form"` | \\( \mathrm{softmax}(-s / T)_l \, s_l \\) | sums to a soft minimum (PURE) |
-    | `"sum"` | \\( s_l \\) | more steps, more reward: normalise within the group |
-    | `"outcome"` | \\( 0, \dots, 0, \mathrm{agg}(s) \\) | what ordinary trainers do |
+    | `"difference"` | \\( v_l - v_{l-1} \\) | sums to \\( v_L - v_0 \\), so more steps do not increase the sum |
+    | `"min_form"` | \\( \mathrm{softmax}(-s / T)_l \, s_l \\) | sums to a soft minimum of the scores (PURE) |
+    | `"sum"` | \\( s_l \\) | more steps give a larger sum, so normalise within the group |
+    | `"outcome"` | \\( 0, \dots, 0, \mathrm{agg}(s) \\) | one reward per solution, as in ordinary trainers |
 
     Args:
         scores (`torch.Tensor`):
@@ -81,16 +87,16 @@ def step_rewards(
         credit (`str`):
             One of `"difference"`, `"min_form"`, `"sum"`, `"outcome"`.
         aggregation (`str`, *optional*, defaults to `"last"`):
-            For `"difference"` what makes \\( v_l \\) of the first l scores, see [`prefix_values`] (`"last"`: the score
-            itself); for `"outcome"` what makes the solution's score.
+            Aggregation agg. For `"difference"`, it computes \\( v_l \\) from the first l scores, see
+            [`prefix_values`]. For `"outcome"`, it computes the score of the solution. The other credits do not use it.
         initial_value (`torch.Tensor` or `float`, *optional*, defaults to `0.0`):
-            \\( v_0 \\) of `"difference"`, the question's own value: a number or (N,).
+            Value \\( v_0 \\) of the question, for `"difference"`: a float, or a tensor (N,).
         temperature (`float`, *optional*, defaults to `0.1`):
-            T > 0 of `"min_form"`.
+            Temperature T > 0, for `"min_form"`.
 
     Returns:
-        `torch.Tensor`: rewards (N, S), 0 at padding; float32, or float64 where the input is. A solution without steps
-        has none.
+        `torch.Tensor`: rewards (N, S), 0 at padding, in float32, or in float64 if the input is. All rewards of a
+        solution without steps are 0.
 
     Raises:
         `ValueError`: for an unknown credit or aggregation, or a temperature that is not positive.
@@ -99,15 +105,15 @@ def step_rewards(
     (2402.03300), section 4.1.3.
     """
     if credit not in CREDITS:
-        raise ValueError(f"Credit: got {credit!r}, expected one of {', '.join(CREDITS)}.")
+        raise ValueError(f"Credit: got {credit!r}, expected one of {', '.join(CREDITS)}. Pass one of these.")
     if temperature <= 0:
-        raise ValueError(f"Temperature of min_form: got {temperature}, expected a positive number.")
+        raise ValueError(f"Temperature of min_form: got {temperature}, expected a positive number. Pass e.g. 0.1.")
     scores, mask = _clean(scores, mask)
     if credit == "sum":
         return scores
     if credit == "min_form":
         weights = (-scores / temperature).masked_fill(~mask, -torch.inf).softmax(-1)
-        return (weights * scores).masked_fill(~mask, 0.0)  # the weights of a row without steps are NaN
+        return (weights * scores).masked_fill(~mask, 0.0)  # without steps, the weights of a row are NaN
     if credit == "outcome":
         rewards = torch.zeros_like(scores)
         with_steps = mask.any(-1)
@@ -121,13 +127,13 @@ def step_rewards(
         values = prefix_values(scores, mask, aggregation)
         before = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=-1)
         return subtract_initial_value((values - before).masked_fill(~mask, 0.0), mask, initial_value)
-    raise ValueError(f"Credit: got {credit!r}, expected one with a rule in step_rewards. Add the rule.")
+    raise ValueError(f"Credit: got {credit!r}, expected a credit with a branch in step_rewards. Add the branch.")
 
 
 def subtract_initial_value(rewards: Tensor, mask: Tensor, initial_value: Tensor | float) -> Tensor:
     r"""
-    Difference rewards counted from a question's own value: \\( r_1 - v_0 \\) for the first step, the others as they
-    are.
+    Subtracts the value of the question from the first step's difference reward, \\( r_1 - v_0 \\). The other rewards
+    do not change.
 
     Args:
         rewards (`torch.Tensor`):
@@ -135,7 +141,7 @@ def subtract_initial_value(rewards: Tensor, mask: Tensor, initial_value: Tensor 
         mask (`torch.Tensor`):
             Booleans (N, S), True at real steps, which come first.
         initial_value (`torch.Tensor` or `float`):
-            \\( v_0 \\): a number or (N,).
+            Value \\( v_0 \\) of the question: a float, or a tensor (N,).
 
     Returns:
         `torch.Tensor`: rewards (N, S), 0 at padding.
@@ -148,8 +154,18 @@ def subtract_initial_value(rewards: Tensor, mask: Tensor, initial_value: Tensor 
 
 def group_mean(values: Tensor, mask: Tensor, group_size: int) -> Tensor:
     """
-    Mean over each group of `group_size` consecutive rows of those values (N,) where the mask (N,) is True, given back
-    to every row of the group; 0 where a group has none.
+    Mean over each group of consecutive rows, repeated for every row of the group.
+
+    Args:
+        values (`torch.Tensor`):
+            One value per row, (N,).
+        mask (`torch.Tensor`):
+            Booleans (N,), True where the value counts.
+        group_size (`int`):
+            Number of rows per group.
+
+    Returns:
+        `torch.Tensor`: means (N,). A group without values gets 0.
     """
     _, means, _ = masked_moments(values.reshape(-1, group_size), mask.reshape(-1, group_size), dim=-1)
     return means.squeeze(-1).repeat_interleave(group_size)
@@ -159,45 +175,50 @@ def group_step_advantages(
     rewards: Tensor, mask: Tensor, group_size: int, *, scale: str = "group", gamma: float = 1.0, eps: float = 1e-4
 ) -> Tensor:
     r"""
-    Group-relative advantages of steps: all step rewards of a question's solutions are normalised together, and a step
-    gets the sum of the normalised rewards from it on.
+    Group-relative advantages of steps. All step rewards of a question's solutions are normalised together. The
+    advantage of a step is the discounted sum of the normalised rewards of this step and all later steps.
 
     $$ \hat r_{il} = \frac{r_{il} - \mathrm{mean}(R)}{\mathrm{std}(R) + \epsilon}, \qquad A_{il} = \sum_{j \ge l}
     \gamma^{j - l} \hat r_{ij}, \qquad R = \{ r_{il} \text{ of the group} \} $$
 
-    With one step a solution this is GRPO's outcome advantage.
+    With one step per solution, this is GRPO's outcome advantage.
 
     Args:
         rewards (`torch.Tensor`):
-            Step rewards (N, S); each run of `group_size` rows answers one question.
+            Step rewards (N, S). Every `group_size` consecutive rows are solutions of the same question.
         mask (`torch.Tensor`):
-            Booleans (N, S), True where there is a reward; steps come first. With a mask that is True at one position a
-            row, the reward of that position is the whole solution's: outcome supervision.
+            Booleans (N, S), True where there is a reward. Steps come first. If the mask is True at a single position
+            per row, the reward there is the reward of the whole solution (outcome supervision).
         group_size (`int`):
-            Solutions a question.
+            Number of solutions per question.
         scale (`str`, *optional*, defaults to `"group"`):
-            `"group"` divides by the group's standard deviation (n - 1), `"batch"` by that of all rewards, `"none"` by
-            nothing.
+            `"group"` divides by the standard deviation of the group (with n - 1), `"batch"` by the standard deviation
+            of all rewards. `"none"` does not divide.
         gamma (`float`, *optional*, defaults to `1.0`):
-            Discount a step, counted from the step itself. 0 gives each step its own reward alone.
+            Discount per step. With 0, the advantage of a step contains its own reward only.
         eps (`float`, *optional*, defaults to `1e-4`):
-            As in TRL.
+            Constant added to the standard deviation, as in TRL.
 
     Returns:
-        `torch.Tensor`: advantages of steps (N, S), 0 at padding. Rows without steps take no part; a group in which no
-        row has one gets zeros.
+        `torch.Tensor`: advantages of steps (N, S), 0 at padding. Rows without steps are left out of the mean and the
+        standard deviation. In a group without any step, all advantages are 0.
 
     Raises:
-        `ValueError`: for another scale, or rows that are no multiple of `group_size`.
+        `ValueError`: for an unknown scale, or if the number of rows is not a multiple of `group_size`.
 
     Source: Shao et al., DeepSeekMath (2402.03300), section 4.1.3.
     """
     if scale not in ("group", "batch", "none"):
-        raise ValueError(f"Scale of rewards: got {scale!r}, expected 'group', 'batch' or 'none'.")
+        raise ValueError(
+            f"Scale of rewards: got {scale!r}, expected 'group', 'batch' or 'none'. Pass one of these three."
+        )
     if rewards.shape[0] % group_size:
-        raise ValueError(f"Groups: got {rewards.shape[0]} rows, expected a multiple of group_size = {group_size}.")
+        raise ValueError(
+            f"Groups: got {rewards.shape[0]} rows, expected a multiple of group_size = {group_size}. Pass all "
+            "solutions of each question."
+        )
     rewards, mask = _clean(rewards, mask)
-    shape = (rewards.shape[0] // group_size, group_size * rewards.shape[-1])  # no -1: S may be 0
+    shape = (rewards.shape[0] // group_size, group_size * rewards.shape[-1])  # not -1, because S may be 0
     grouped, grouped_mask = rewards.reshape(shape), mask.reshape(shape)
     _, means, variances = masked_moments(grouped, grouped_mask, dim=-1)
     if scale == "batch":
@@ -208,8 +229,19 @@ def group_step_advantages(
 
 def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     r"""
-    Discounted sum of the rewards from each position on: \\( G_l = \sum_{j \ge l} \gamma^{j - l} r_j \\). Positions
-    that the mask hides are skipped, not counted, and get 0.
+    Discounted sum of the reward at each position and all later rewards: \\( G_l = \sum_{j \ge l} \gamma^{j - l} r_j
+    \\). Masked positions do not count in \\( j - l \\), and their sum is 0.
+
+    Args:
+        rewards (`torch.Tensor`):
+            Rewards (B, T).
+        mask (`torch.Tensor`):
+            Booleans (B, T), True where there is a reward.
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount per position.
+
+    Returns:
+        `torch.Tensor`: sums (B, T), in float32, or in float64 if the input is.
     """
     return generalized_advantages(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
 
@@ -218,7 +250,7 @@ def generalized_advantages(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, gae_lambda: float = 0.95
 ) -> Tensor:
     r"""
-    Generalised advantage estimation over ragged sequences.
+    Generalised advantage estimation (GAE) over ragged sequences.
 
     $$ \delta_t = r_t + \gamma V_{t+1} - V_t, \qquad A_t = \delta_t + \gamma \lambda A_{t+1}, \qquad V_{T} = A_{T} = 0
     $$
@@ -227,17 +259,17 @@ def generalized_advantages(
         rewards (`torch.Tensor`):
             Rewards (B, T).
         values (`torch.Tensor`):
-            The critic's values of the states before each token, (B, T).
+            Values (B, T) that the critic assigns to the state before each token.
         mask (`torch.Tensor`):
-            Booleans (B, T). The recursion runs over the True positions of a row as if the others were not there,
-            wherever padding or foreign tokens lie.
+            Booleans (B, T). The recursion runs over the True positions of a row as if the others did not exist.
+            Padding, and tokens that the policy did not sample, may therefore be anywhere in a row.
         gamma (`float`, *optional*, defaults to `1.0`), gae_lambda (`float`, *optional*, defaults to `0.95`):
-            Discount a token and \\( \lambda \\), in [0, 1].
+            Discount per token, and \\( \lambda \\), both in [0, 1].
 
     Returns:
-        `torch.Tensor`: advantages (B, T), 0 where the mask is False; float32, or float64 where the input is. The
-        returns that the critic learns are `advantages + values`. For \\( \gamma = \lambda = 1 \\) it is the sum of the
-        rewards from t on minus \\( V_t \\).
+        `torch.Tensor`: advantages (B, T), 0 where the mask is False, in float32, or in float64 if the input is. The
+        critic's targets (returns) are `advantages + values`. For \\( \gamma = \lambda = 1 \\), the advantage is the
+        sum of the reward at t and all later rewards, minus \\( V_t \\).
 
     Source: Schulman et al., 1506.02438, equation 16.
     """
@@ -257,20 +289,20 @@ def generalized_advantages(
 
 def place_at_step_ends(step_values: Tensor, step_ends: Tensor, mask: Tensor, num_tokens: int) -> Tensor:
     """
-    Puts each step's value on its last token.
+    Places the value of each step on its last token.
 
     Args:
         step_values (`torch.Tensor`):
             Values of steps (B, S).
         step_ends (`torch.Tensor`):
-            Index of each step's last token (B, S), increasing along a row.
+            Index (B, S) of the last token of each step, increasing along a row.
         mask (`torch.Tensor`):
             Booleans (B, S), True at real steps.
         num_tokens (`int`):
-            T.
+            Length T of the token axis.
 
     Returns:
-        `torch.Tensor`: (B, T), 0 everywhere else.
+        `torch.Tensor`: token values (B, T), 0 at all other tokens.
     """
     step_values, mask = _clean(step_values, mask)
     placed = step_values.new_zeros(step_values.shape[0], num_tokens)
@@ -279,23 +311,23 @@ def place_at_step_ends(step_values: Tensor, step_ends: Tensor, mask: Tensor, num
 
 def spread_over_steps(step_values: Tensor, step_ends: Tensor, mask: Tensor, num_tokens: int) -> Tensor:
     """
-    Gives every token the value of the step that it belongs to, the first that ends at or after it.
+    Gives every token the value of its step. A token belongs to the first step that ends at or after it.
 
     Args:
         step_values, step_ends, mask, num_tokens:
             See [`place_at_step_ends`].
 
     Returns:
-        `torch.Tensor`: (B, T); 0 after the last step's end and in rows without steps.
+        `torch.Tensor`: token values (B, T), 0 after the end of the last step and in rows without steps.
     """
     step_values, mask = _clean(step_values, mask)
     ends = step_ends.masked_fill(~mask, num_tokens).contiguous()
     tokens = torch.arange(num_tokens, device=ends.device).expand(ends.shape[0], num_tokens).contiguous()
-    owner = torch.searchsorted(ends, tokens)  # of S where no step ends at or after the token
+    owner = torch.searchsorted(ends, tokens)  # S, the index of the extra zero, if no step ends at or after the token
     padded = torch.cat([step_values, step_values.new_zeros(step_values.shape[0], 1)], dim=-1)
     return padded.gather(1, owner)
 
 
 def _clean(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    # Values that the mask hides may be anything, NaN included: they are zero from here on.
+    # Masked values may be anything, including NaN, so they are set to 0.
     return at_least_float32(values).masked_fill(~mask.bool(), 0.0), mask.bool()

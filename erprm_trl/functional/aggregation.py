@@ -1,4 +1,4 @@
-"""From step scores to one score a solution: min, last, product and mean over ragged steps. Pure tensor functions."""
+"""Aggregates step scores into one score per solution: min, last, product or mean. Pure tensor functions."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ AGGREGATIONS = ("min", "last", "product", "mean")
 
 def aggregate(scores: Tensor | Sequence[Sequence[float] | Tensor], method: str, mask: Tensor | None = None) -> Tensor:
     r"""
-    Score of each solution from the scores of its steps.
+    Computes the score of each solution from the scores of its steps.
 
     | method | score of a solution with step scores \\( s_1 \dots s_L \\) |
     |---|---|
@@ -24,30 +24,34 @@ def aggregate(scores: Tensor | Sequence[Sequence[float] | Tensor], method: str, 
 
     Args:
         scores (`torch.Tensor` or sequence of sequences):
-            Step scores: a tensor (..., S), padded where solutions differ in length, or one sequence of scores a
-            solution.
+            Step scores, either as one tensor (..., S), padded if solutions differ in length, or as one sequence of
+            scores per solution.
         method (`str`):
             One of `"min"`, `"last"`, `"product"`, `"mean"`.
         mask (`torch.Tensor`, *optional*):
-            Booleans of the shape of `scores`, True at real steps. Needed only with padding; padded values are never
-            read.
+            Booleans of the shape of `scores`, True at real steps. Needed only if there is padding. Padded values are
+            never read.
 
     Returns:
-        `torch.Tensor`: scores of shape (...), or (N,) for N sequences; float32, or float64 where the input is.
+        `torch.Tensor`: scores of shape (...), or (N,) for N sequences, in float32, or in float64 if the input is.
 
     Raises:
-        `ValueError`: for an unknown method, a mask of another shape, or a solution without steps (its row is named).
+        `ValueError`: for an unknown method, a mask of another shape, or a solution without steps. The message names
+        the row of that solution.
 
     Source: arXiv 2412.11006, section 4 (min); Wang et al., Math-Shepherd (2312.08935), section 3.4.
     """
     if method not in AGGREGATIONS:
-        raise ValueError(f"Aggregation: got {method!r}, expected one of {', '.join(AGGREGATIONS)}.")
+        raise ValueError(f"Aggregation: got {method!r}, expected one of {', '.join(AGGREGATIONS)}. Pass one of these.")
     if not isinstance(scores, Tensor):
         scores, mask = _pad(scores)
     scores = at_least_float32(scores)
     mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
     if mask.shape != scores.shape:
-        raise ValueError(f"Mask: got shape {tuple(mask.shape)}, expected that of the scores, {tuple(scores.shape)}.")
+        raise ValueError(
+            f"Mask: got shape {tuple(mask.shape)}, expected the shape of the scores, {tuple(scores.shape)}. Give one "
+            "boolean per score."
+        )
     num_steps = mask.sum(-1)
     if not bool((num_steps > 0).all()):
         row = (num_steps.reshape(-1) == 0).nonzero()[0].item()

@@ -1,4 +1,4 @@
-"""The precision that tensor functions compute in: float32 at least, and float64 where the caller has it."""
+"""The precision in which tensor functions compute: at least float32, and float64 if the input is float64."""
 
 import torch
 from torch import Tensor
@@ -6,16 +6,16 @@ from torch import Tensor
 
 def at_least_float32(values: Tensor) -> Tensor:
     """
-    Values in float32, or in float64 where they already are.
+    Converts values to float32. float64 stays float64.
 
-    Half precision is widened because sums and differences of log-probabilities lose their digits in it; integers and
-    booleans are read as numbers.
+    Half precision is widened because sums and differences of log-probabilities lose their digits in it. Integers and
+    booleans are converted too.
 
     Args:
         values (`torch.Tensor`):
             Values of any shape and dtype.
 
     Returns:
-        `torch.Tensor`: the same values; the input itself where its dtype is float32 or float64.
+        `torch.Tensor`: the same values. If the dtype is float32 or float64, this is the input tensor itself.
     """
     return values if values.dtype == torch.float64 else values.to(torch.float32)

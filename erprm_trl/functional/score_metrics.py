@@ -1,7 +1,7 @@
-"""How good scores are as probabilities (Brier, calibration error) and as a ranking (AUC, pooled or within questions).
+"""Metrics of scores as probabilities (Brier score, calibration error) and as a ranking (AUC, pooled or per question).
 
-Pure tensor functions in float64 over flat sets of scores. The caller selects the steps or solutions that count, and
-leaves out padding.
+Pure tensor functions in float64 that treat their inputs as flat lists of scores. The caller selects the steps or
+solutions, and leaves out padding.
 """
 
 import torch
@@ -9,21 +9,21 @@ import torch
 
 def brier_score(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    Mean squared error of predicted probabilities.
+    Brier score: the mean squared error of predicted probabilities.
 
     `mean_i (scores_i - labels_i)^2`
 
     Args:
         scores (`torch.Tensor`):
-            Probabilities in [0, 1], any shape and dtype.
+            Probabilities in [0, 1], of any shape and dtype.
         labels (`torch.Tensor`):
             Soft or hard labels in [0, 1], of the same shape.
 
     Returns:
         `torch.Tensor`: float64 scalar in [0, 1].
 
-    Limits: 0 when `scores == labels`; `labels.var(correction=0)` for the constant score `labels.mean()`. With soft
-    labels that are estimates themselves, their noise adds to the score.
+    Limits: 0 if `scores == labels`, and `labels.var(correction=0)` for the constant score `labels.mean()`. If soft
+    labels are estimates, their noise increases the Brier score.
 
     Source: Brier (1950), "Verification of forecasts expressed in terms of probability", halved for two classes.
     """
@@ -33,23 +33,24 @@ def brier_score(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def expected_calibration_error(scores: torch.Tensor, labels: torch.Tensor, num_bins: int = 10) -> torch.Tensor:
     """
-    Gap between mean score and mean label over equal-width bins of the score, weighted by the bins' shares.
+    Expected calibration error: the gap between mean score and mean label, averaged over equal-width bins of the score.
 
-    `sum_b (n_b / n) |mean_{i in b} scores_i - mean_{i in b} labels_i|`, bin b holding `b/B <= score < (b+1)/B`
+    `sum_b (n_b / n) |mean_{i in b} scores_i - mean_{i in b} labels_i|`, where bin b contains the `n_b` scores with
+    `b/B <= score < (b+1)/B`
 
     Args:
         scores (`torch.Tensor`):
-            Probabilities in [0, 1], any shape and dtype. 1.0 falls in the last bin.
+            Probabilities in [0, 1], of any shape and dtype. A score of 1.0 is in the last bin.
         labels (`torch.Tensor`):
             Soft or hard labels in [0, 1], of the same shape.
         num_bins (`int`, *optional*, defaults to `10`):
-            The number of bins, `B`.
+            Number of bins, `B`.
 
     Returns:
         `torch.Tensor`: float64 scalar in [0, 1].
 
-    Limits: one bin gives `|scores.mean() - labels.mean()|`; the constant score `labels.mean()` gives 0, so read it
-    beside a ranking metric. Few scores a bin bias it upwards.
+    Limits: one bin gives `|scores.mean() - labels.mean()|`. The constant score `labels.mean()` gives 0, so report a
+    ranking metric in addition. The error is biased upwards if there are few scores per bin.
 
     Source: Guo et al. (2017), "On calibration of modern neural networks", eq. 3.
     """
@@ -66,18 +67,18 @@ def calibration_bins(
     scores: torch.Tensor, labels: torch.Tensor, num_bins: int = 10
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    What a reliability diagram shows: the bins of [`expected_calibration_error`].
+    Computes the bins of [`expected_calibration_error`], for a reliability diagram.
 
     Args:
         scores, labels, num_bins:
-            As there.
+            See [`expected_calibration_error`].
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: of each bin the number of scores (int64), their mean and the
-        mean label (float64, NaN in an empty bin).
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: the number of scores (int64), the mean score and the mean
+        label (float64, NaN if the bin is empty) of each bin.
 
-    Limits: the error is `sum_b counts_b |mean_scores_b - mean_labels_b| / sum_b counts_b` over bins that are not
-    empty.
+    Limits: the calibration error is `sum_b counts_b |mean_scores_b - mean_labels_b| / sum_b counts_b` over the bins
+    that are not empty.
     """
     _check_probabilities(scores, labels)
     if num_bins < 1:
@@ -91,27 +92,28 @@ def calibration_bins(
 
 def brier_decomposition(scores: torch.Tensor, labels: torch.Tensor, num_bins: int = 10) -> dict[str, torch.Tensor]:
     """
-    What the Brier score is made of, over the bins of [`expected_calibration_error`].
+    Decomposes the Brier score over the bins of [`expected_calibration_error`].
 
-    `brier = reliability - resolution + uncertainty + within_bin_variance - within_bin_covariance`, with bin b of share
-    `w_b`, mean score `f_b` and mean label `y_b`, and all labels' mean `y`:
+    `brier = reliability - resolution + uncertainty + within_bin_variance - within_bin_covariance`, where bin b has the
+    share `w_b` of the scores, mean score `f_b` and mean label `y_b`, and `y` is the mean of all labels:
 
     `reliability = sum_b w_b (f_b - y_b)^2`, `resolution = sum_b w_b (y_b - y)^2`, `uncertainty = mean_i (y_i - y)^2`,
     `within_bin_variance = mean_i (f_i - f_b(i))^2`, `within_bin_covariance = 2 mean_i (f_i - f_b(i)) (y_i - y_b(i))`
 
     Args:
         scores, labels, num_bins:
-            As there.
+            See [`expected_calibration_error`].
 
     Returns:
-        `dict[str, torch.Tensor]`: the five parts, float64 scalars; all but the covariance are at least 0.
+        `dict[str, torch.Tensor]`: the five terms, float64 scalars. All except the covariance are at least 0.
 
-    Limits: the sum is exact for every number of bins. Scores that are constant inside each bin have no within-bin
-    parts (Murphy's three remain); hard labels of mean y have uncertainty `y (1 - y)`, one bin has no resolution.
+    Limits: the sum is exact for every number of bins. If scores are constant within each bin, the two within-bin terms
+    are 0, and Murphy's three terms remain. Hard labels with mean y have uncertainty `y (1 - y)`. With one bin, the
+    resolution is 0.
 
-    Source: Murphy (1973), "A new vector partition of the probability score", for the first three; Stephenson, Coelho &
-    Jolliffe (2008), "Two extra components in the Brier score decomposition", for the others. Soft labels add nothing
-    but their own variance to the uncertainty.
+    Source: Murphy (1973), "A new vector partition of the probability score", for the first three terms; Stephenson,
+    Coelho & Jolliffe (2008), "Two extra components in the Brier score decomposition", for the other two. The formulas
+    hold for soft labels too: only the uncertainty changes, to the variance of the labels.
     """
     counts, mean_scores, mean_labels = calibration_bins(scores, labels, num_bins)
     bins = _score_bins(scores, num_bins)
@@ -134,27 +136,27 @@ def brier_decomposition(scores: torch.Tensor, labels: torch.Tensor, num_bins: in
 def _score_bins(scores: torch.Tensor, num_bins: int) -> torch.Tensor:
     edges = torch.arange(1, num_bins, dtype=torch.float64, device=scores.device) / num_bins
     if scores.is_floating_point():
-        # A score written 0.7 is the nearest number of its own dtype; rounded alike, the edge 0.7 still meets it.
+        # The edges are rounded to the dtype of the scores, so that a score of 0.7 equals the edge 0.7.
         edges = edges.to(scores.dtype).double()
     return torch.bucketize(scores.double().flatten().contiguous(), edges, right=True)
 
 
 def auc(scores: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     """
-    Area under the ROC curve: the probability that a random positive outscores a random negative.
+    Area under the ROC curve: the probability that a random positive has a higher score than a random negative.
 
     `mean_{i positive, j negative} [scores_i > scores_j] + [scores_i = scores_j] / 2`
 
     Args:
         scores (`torch.Tensor`):
-            Any real numbers, infinities included, of any shape. Only their order matters.
+            Scores of any shape, any real numbers or infinite. Only their order matters.
         positive (`torch.Tensor`):
-            Boolean, or exactly 0 and 1, of the same shape.
+            Class of each score, of the same shape: booleans, or exactly 0 and 1.
 
     Returns:
-        `torch.Tensor`: float64 scalar in [0, 1], NaN when there is no positive or no negative.
+        `torch.Tensor`: float64 scalar in [0, 1]. It is NaN if there is no positive or no negative.
 
-    Limits: 1/2 for constant scores; `1 - auc` for negated scores.
+    Limits: 1/2 for constant scores, and `1 - auc` for negated scores.
 
     Source: Hanley & McNeil (1982), "The meaning and use of the area under a ROC curve" (the Mann-Whitney statistic).
     """
@@ -163,26 +165,27 @@ def auc(scores: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
 
 def auc_within_groups(scores: torch.Tensor, positive: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """
-    AUC over the pairs inside the same group only, pooled: does the score rank the solutions of one question, whatever
-    it says about which questions are easy?
+    AUC over the pairs of the same group, pooled over groups. With one group per question, it measures how well scores
+    rank the solutions of a question, independently of how they rank questions by difficulty.
 
-    `sum_g sum_{i positive, j negative in g} ([scores_i > scores_j] + [scores_i = scores_j] / 2) / sum_g P_g N_g`, with
-    `P_g` positives and `N_g` negatives in group g
+    `sum_g sum_{i positive, j negative in g} ([scores_i > scores_j] + [scores_i = scores_j] / 2) / sum_g P_g N_g`,
+    where group g has `P_g` positives and `N_g` negatives
 
     Args:
         scores (`torch.Tensor`):
-            Any real numbers, infinities included, of any shape. Only their order inside a group matters.
+            Scores of any shape, any real numbers or infinite. Only their order within a group matters.
         positive (`torch.Tensor`):
-            Boolean, or exactly 0 and 1, of the same shape.
+            Class of each score, of the same shape: booleans, or exactly 0 and 1.
         groups (`torch.Tensor`):
-            Integers of any value, of the same shape.
+            Group of each score, of the same shape: integers of any value.
 
     Returns:
-        `torch.Tensor`: float64 scalar in [0, 1], NaN when no group has both a positive and a negative.
+        `torch.Tensor`: float64 scalar in [0, 1]. It is NaN if no group has both a positive and a negative.
 
-    Limits: one group gives [`auc`]; a score that depends on the group alone gives 1/2. Groups weigh as their pairs.
+    Limits: a single group gives [`auc`]. A score that depends on the group only gives 1/2. The weight of a group is
+    its number of pairs.
 
-    Source: Hanley & McNeil (1982), its pairs summed over strata.
+    Source: Hanley & McNeil (1982), with pairs summed over strata.
     """
     _check_ranking(scores, positive, groups)
     scores, is_positive, groups = scores.detach().flatten(), positive.flatten().bool(), groups.flatten()
@@ -194,7 +197,7 @@ def auc_within_groups(scores: torch.Tensor, positive: torch.Tensor, groups: torc
     opens_group[1:] = groups[1:] != groups[:-1]
     opens_tie = opens_group.clone()
     opens_tie[1:] |= scores[1:] != scores[:-1]
-    # Counts and halves of counts, exact in float64 up to 2^53 pairs.
+    # Counts and half counts are exact in float64 up to 2^53 pairs.
     negatives_in_tie, negatives_before_tie = _count_runs(~is_positive, opens_tie)
     negatives_in_group, negatives_before_group = _count_runs(~is_positive, opens_group)
     beaten = negatives_before_tie - negatives_before_group + negatives_in_tie / 2
@@ -202,7 +205,7 @@ def auc_within_groups(scores: torch.Tensor, positive: torch.Tensor, groups: torc
 
 
 def _count_runs(counted: torch.Tensor, opens_run: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every element, how many counted elements its run holds, and how many come before that run."""
+    """For every element, the number of counted elements in its run, and the number before that run."""
     run = opens_run.cumsum(0) - 1
     inside = torch.zeros_like(run, dtype=torch.float64).index_add(0, run, counted.double())
     return inside[run], (inside.cumsum(0) - inside)[run]
@@ -211,8 +214,8 @@ def _count_runs(counted: torch.Tensor, opens_run: torch.Tensor) -> tuple[torch.T
 def _check_probabilities(scores: torch.Tensor, labels: torch.Tensor) -> None:
     if scores.shape != labels.shape or not scores.numel():
         raise ValueError(
-            f"`scores` has shape {tuple(scores.shape)} and `labels` {tuple(labels.shape)}: expected one shape, not "
-            "empty. Select the scored positions of both with the same mask."
+            f"`scores` has shape {tuple(scores.shape)} and `labels` {tuple(labels.shape)}: expected the same "
+            "shape, and not empty. Select the scored positions of both with the same mask."
         )
     for subject, values in (("scores", scores), ("labels", labels)):
         inside = (values >= 0) & (values <= 1)  # False for NaN too
@@ -228,11 +231,13 @@ def _check_ranking(scores: torch.Tensor, positive: torch.Tensor, groups: torch.T
     if not scores.shape == positive.shape == groups.shape:
         raise ValueError(
             f"`scores`, `positive` and `groups` have shapes {tuple(scores.shape)}, {tuple(positive.shape)} and "
-            f"{tuple(groups.shape)}: expected one shape. Repeat a group's id for each of its scores."
+            f"{tuple(groups.shape)}: expected the same shape. Repeat the group's id for each of its scores."
         )
     if scores.isnan().any():
         index = int(scores.isnan().flatten().nonzero()[0])
-        raise ValueError(f"`scores` is NaN at flat index {index}: expected numbers. Leave it out of every argument.")
+        raise ValueError(
+            f"`scores` is NaN at flat index {index}: expected numbers. Remove this entry from every argument."
+        )
     soft = (positive != 0) & (positive != 1)
     if soft.any():
         index = int(soft.flatten().nonzero()[0])
@@ -241,4 +246,4 @@ def _check_ranking(scores: torch.Tensor, positive: torch.Tensor, groups: torch.T
             "1. Threshold soft labels first."
         )
     if groups.is_floating_point():
-        raise ValueError(f"`groups` has dtype {groups.dtype}: expected integers. Cast it with `.long()`.")
+        raise ValueError(f"`groups` has dtype {groups.dtype}: expected integers. Convert it with `.long()`.")

@@ -1,8 +1,5 @@
-"""The entropy-regularised (ER) value of a prefix and its limits: rewards of sampled continuations become soft step
-labels.
-
-Pure tensor functions. `erprm_trl.rollouts.labels` applies them to the rewards of sampled continuations.
-"""
+"""The entropy-regularised (ER) value of a prefix, which turns the rewards of sampled continuations into a soft label.
+Pure tensor functions."""
 
 import math
 
@@ -12,8 +9,8 @@ from torch import Tensor
 from .precision import at_least_float32
 
 
-# Beyond these |eta| the value and its limit differ by less than float32 can show for rewards of any practical size,
-# while eta itself would overflow or turn subnormal in float32.
+# For |eta| below the first or above the second bound, the value equals its limit in float32 for rewards of any
+# practical size, while eta itself would become subnormal or overflow.
 _SMALLEST_ETA = 1e-30
 _LARGEST_ETA = 1e30
 
@@ -25,27 +22,27 @@ def soft_value(rewards: Tensor, eta: float, dim: int = -1) -> Tensor:
 
     $$ V_\eta = \frac{1}{\eta} \log \frac{1}{K} \sum_{k=1}^{K} e^{\eta r_k} $$
 
-    computed as \\( m + \log(1 + \mathrm{mean}(\mathrm{expm1}(\eta (r - m)))) / \eta \\) with the pivot \\( m = \max r
-    \\) (\\( \min r \\) for negative eta), which keeps float32 accuracy where `logsumexp(eta * r) / eta - log(K) / eta`
-    loses all of it.
+    It is computed as \\( m + \log(1 + \mathrm{mean}(\mathrm{expm1}(\eta (r - m)))) / \eta \\) with the pivot \\( m =
+    \max r \\) (\\( \min r \\) for negative eta). This is accurate in float32 for small eta, where
+    `logsumexp(eta * r) / eta - log(K) / eta` loses all digits.
 
     Args:
         rewards (`torch.Tensor`):
-            Rewards of the K continuations along `dim`, any shape and any finite range. Integers and booleans are read
-            as float32; half precision is computed and returned in float32; float64 stays float64.
+            Rewards of the K continuations along `dim`, of any shape and any finite range. Integers, booleans and half
+            precision are converted to float32. float64 stays float64.
         eta (`float`):
-            Inverse reward temperature, in 1/reward, any float. 0 gives the mean (Math-Shepherd's soft estimation),
-            `inf` the maximum (its hard estimation), `-inf` the minimum.
+            Inverse reward temperature, in 1/reward. May be any float: 0 gives the mean (Math-Shepherd's soft
+            estimation), `inf` the maximum (its hard estimation), `-inf` the minimum.
         dim (`int`, *optional*, defaults to `-1`):
-            Axis of the continuations; it is reduced away.
+            Axis of the continuations. The result does not have it.
 
     Returns:
-        `torch.Tensor`: values, the shape of `rewards` without `dim`. For eta >= 0: mean <= V <= max, increasing in
-        eta. With finite K the estimate is biased low by about Var(e^{eta r}) / (2 eta K E[e^{eta r}]^2). NaN rewards
-        give NaN.
+        `torch.Tensor`: values, with the shape of `rewards` without `dim`. For eta >= 0, the value is between the mean
+        and the maximum, and increases with eta. For eta > 0 and finite K, the estimate is too low on average, by about
+        Var(e^{eta r}) / (2 eta K E[e^{eta r}]^2). NaN rewards give NaN.
 
     Raises:
-        `ValueError`: if eta is NaN or there are no continuations along `dim`.
+        `ValueError`: if eta is NaN, or there are no continuations along `dim`.
 
     Source: Zhang et al., Entropy-Regularized Process Reward Model (arXiv 2412.11006), the process reward of section 3.
     """
@@ -53,16 +50,15 @@ def soft_value(rewards: Tensor, eta: float, dim: int = -1) -> Tensor:
     rewards = at_least_float32(rewards)
     if rewards.shape[dim] == 0:
         raise ValueError(
-            f"Continuations: got a rewards tensor of shape {tuple(rewards.shape)} with none along dim={dim}, expected "
-            "at least one reward per prefix. Sample continuations first (num_continuations >= 1)."
+            f"Continuations: got a rewards tensor of shape {tuple(rewards.shape)} without rewards along dim={dim}, "
+            "expected at least one reward per prefix. Sample continuations first (num_continuations >= 1)."
         )
     if eta == 0:
         return rewards.mean(dim)
     if math.isinf(eta):
         return rewards.amax(dim) if eta > 0 else rewards.amin(dim)
 
-    # V(r + c) = V(r) + c, so the pivot carries no gradient of its own: the rest sums to softmax(eta r), the whole
-    # gradient.
+    # The pivot is detached because V(r + c) = V(r) + c: the gradient of the other terms is already softmax(eta r).
     pivot = (rewards.amax(dim, keepdim=True) if eta > 0 else rewards.amin(dim, keepdim=True)).detach()
     exponents = eta * (rewards - pivot)
     return pivot.squeeze(dim) + _log_of_one_plus(exponents.expm1().mean(dim), exponents.exp().mean(dim)) / eta
@@ -76,16 +72,16 @@ def soft_value_from_rate(p: Tensor, eta: float) -> Tensor:
 
     Args:
         p (`torch.Tensor`):
-            Success rates, any shape, in [0, 1].
+            Success rates in [0, 1], of any shape.
         eta (`float`):
-            Inverse reward temperature, any float. 0 gives `p`; `inf` gives 1 where p > 0 and 0 elsewhere; `-inf` gives
-            1 where p = 1 and 0 elsewhere.
+            Inverse reward temperature. May be any float: 0 gives `p`, `inf` gives 1 where p > 0 and 0 elsewhere,
+            `-inf` gives 1 where p = 1 and 0 elsewhere.
 
     Returns:
-        `torch.Tensor`: values in [0, 1], the shape of `p`, a monotone map of it.
+        `torch.Tensor`: values in [0, 1] of the same shape. They increase with `p`.
 
     Raises:
-        `ValueError`: if eta is NaN or a rate lies outside [0, 1].
+        `ValueError`: if eta is NaN, or a rate is NaN or outside [0, 1].
 
     Source: arXiv 2412.11006, the process reward of section 3 for 0/1 rewards.
     """
@@ -101,7 +97,7 @@ def soft_value_from_rate(p: Tensor, eta: float) -> Tensor:
         return 1 - soft_value_from_rate(1 - p, -eta)
     if math.isinf(eta):
         return (p > 0).to(p.dtype)
-    # Pivot 1, the best reward: p e^0 + (1 - p) e^{-eta}.
+    # With the pivot 1, the best reward, the mean is p e^0 + (1 - p) e^{-eta}.
     mean_expm1 = (1 - p) * math.expm1(-eta)
     log_mean_exp = torch.logaddexp(_log(p), _log(1 - p) - eta)
     return 1 + torch.where(mean_expm1 > -0.5, mean_expm1.clamp_min(-0.5).log1p(), log_mean_exp) / eta
@@ -109,51 +105,59 @@ def soft_value_from_rate(p: Tensor, eta: float) -> Tensor:
 
 def implied_success_rate(values: Tensor, eta: float) -> Tensor:
     r"""
-    The success rate whose entropy-regularised value is given: undoes [`soft_value_from_rate`].
+    Computes the success rate that has a given entropy-regularised value. The inverse of [`soft_value_from_rate`].
 
     $$ p = \frac{e^{\eta V} - 1}{e^{\eta} - 1} $$
 
     Args:
         values (`torch.Tensor`):
-            Values, or scores that are to be values, in [0, 1], any shape.
+            Values, or scores that estimate values, in [0, 1], of any shape.
         eta (`float`):
-            Inverse reward temperature, finite. 0 gives the values themselves.
+            Inverse reward temperature, finite. 0 returns the values themselves.
 
     Returns:
-        `torch.Tensor`: float64 of the same shape, in [0, 1]; 0 and 1 stay what they are.
+        `torch.Tensor`: success rates in [0, 1] of the same shape, in float64. 0 and 1 do not change.
 
-    Limits: `exp(eta V)` is a mean over continuations, which V is not: distances between rates can be freed of the
-    noise of K exactly ([`squared_error_without_noise`]) at every eta.
+    Raises:
+        `ValueError`: if eta is infinite or NaN.
+
+    Note: unlike V, `exp(eta V)` is a mean over continuations. For rates, the noise of K continuations can therefore be
+    removed exactly at every eta, see [`squared_error_without_noise`].
     """
     if not math.isfinite(eta):
-        raise ValueError(f"`eta` is {eta}: expected a finite number. A maximum stands for no success rate.")
+        raise ValueError(
+            f"`eta` is {eta}: expected a finite number, because a maximum does not determine the success rate. Pass "
+            "the eta of the labels."
+        )
     values = values.double()
     if eta == 0:
         return values
     if eta < 500:
-        # The two expm1 need not round alike, and a rate of 1 + 2e-16 leaves a failure count below 0.
+        # The two expm1 may round differently, and a rate of 1 + 2e-16 would make a failure count negative.
         rates = (eta * values).expm1() / math.expm1(eta)
         return torch.where(values == 1, values, rates.clamp(0, 1))
-    # exp(eta) is about to leave float64's range: both halves of the fraction over it.
+    # exp(eta) would overflow in float64, so numerator and denominator are divided by it.
     return (eta * (values - 1)).exp() - math.exp(-eta)
 
 
 def _log_of_one_plus(mean_expm1: Tensor, mean_exp: Tensor) -> Tensor:
-    # log1p is exact near 0 but cancels near -1, where most continuations are far from the pivot; the plain log is the
-    # reverse. The branch not taken is clamped, so that its gradient stays finite.
+    # log1p is accurate near 0 but loses digits near -1, where most continuations are far from the pivot. The plain log
+    # has the opposite behaviour. The clamp keeps the gradient finite in the branch that is not selected.
     near_one = mean_expm1 > -0.5
     return torch.where(near_one, mean_expm1.clamp_min(-0.5).log1p(), mean_exp.log())
 
 
 def _log(p: Tensor) -> Tensor:
-    # log(0) is -inf, with a gradient of zero instead of NaN.
+    # The clamp makes the gradient at p = 0 zero instead of NaN; log(0) stays -inf.
     return torch.where(p > 0, p.clamp_min(torch.finfo(p.dtype).tiny).log(), -torch.inf)
 
 
 def _checked_eta(eta: float) -> float:
     eta = float(eta)
     if math.isnan(eta):
-        raise ValueError("eta: got NaN, expected any float from -inf to inf (0 is the mean, inf the maximum).")
+        raise ValueError(
+            "eta: got NaN, expected a float from -inf to inf. Pass 0 for the mean of the rewards, inf for the maximum."
+        )
     if abs(eta) < _SMALLEST_ETA:
         return 0.0
     return math.copysign(math.inf, eta) if abs(eta) > _LARGEST_ETA else eta

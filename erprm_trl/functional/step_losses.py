@@ -1,4 +1,5 @@
-"""Soft-label losses at separators: what a process reward model minimises. Pure tensor functions."""
+"""The loss that a process reward model minimises: cross-entropy with soft labels at the step separators. Pure tensor
+functions."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,19 +9,19 @@ from .precision import at_least_float32
 
 def step_log_odds(logits: Tensor) -> Tensor:
     r"""
-    Log-odds that a step is good, in float32 or better: \\( z = \log p(+) - \log p(-) \\), so that the step's score is
-    sigmoid(z).
+    Log-odds that a step is good: \\( z = \log p(+) - \log p(-) \\). The step's score is sigmoid(z).
 
     Args:
         logits (`torch.Tensor`):
-            Either (..., 2), the good and the bad token's logits in this order, or (..., 1), one logit of a scalar
-            head.
+            Either the logits of the good and the bad token, in this order and of shape (..., 2), or the single logit
+            of a scalar head, of shape (..., 1).
 
     Returns:
-        `torch.Tensor`: log-odds of shape (...). A softmax over two logits is the sigmoid of their difference.
+        `torch.Tensor`: log-odds of shape (...), in float32, or in float64 if the input is. For two logits, the sigmoid
+        of their difference is the softmax probability of the good token.
 
     Raises:
-        `ValueError`: if the last axis holds neither one logit nor two.
+        `ValueError`: if the length of the last axis is neither 1 nor 2.
     """
     if logits.ndim == 0 or logits.shape[-1] not in (1, 2):
         raise ValueError(
@@ -39,20 +40,20 @@ def soft_step_cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "me
 
     Args:
         logits (`torch.Tensor`):
-            Logits at the separators, (..., 2) good and bad token or (..., 1) scalar head (see [`step_log_odds`]).
+            Logits at the separators, of shape (..., 2) or (..., 1), see [`step_log_odds`].
         labels (`torch.Tensor`):
-            Soft labels v, shape (...), in [0, 1]. The range is not checked here: that would make an accelerator wait
-            for the CPU in every step of the training. Check labels once, when they are made.
+            Soft labels v in [0, 1], of shape (...). The range is not checked here, because the check would make the
+            accelerator wait for the CPU in every training step. Check labels once, when they are made.
         reduction (`str`, *optional*, defaults to `"mean"`):
-            `"mean"` or `"sum"` over all steps, or `"none"`.
+            `"mean"` or `"sum"` over all steps, or `"none"` to return the loss of each step.
 
     Returns:
-        `torch.Tensor`: the loss in nats, a scalar, or shape (...) with `reduction="none"`; float32 whatever the
-        logits' dtype (float64 stays float64). It is at least the labels' own entropy, and equals it where the score is
-        the label.
+        `torch.Tensor`: the loss in nats, a scalar, or of shape (...) with `reduction="none"`. It is float32, or
+        float64 if the logits are. The loss is at least the entropy of the label, and equals it if the score equals the
+        label.
 
     Raises:
-        `ValueError`: if shapes do not match.
+        `ValueError`: if the shapes do not match.
 
     Source: arXiv 2412.11006, the training objective (cross-entropy with the soft process reward as target).
     """
@@ -67,7 +68,7 @@ def soft_step_cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "me
 
 def smoothed_labels(labels: Tensor, smoothing: float) -> Tensor:
     r"""
-    Labels drawn towards one half.
+    Label smoothing: moves labels towards one half.
 
     $$ v' = (1 - s) v + \frac{s}{2} $$
 
@@ -75,10 +76,10 @@ def smoothed_labels(labels: Tensor, smoothing: float) -> Tensor:
         labels (`torch.Tensor`):
             Soft labels v in [0, 1], of any shape.
         smoothing (`float`):
-            s in [0, 1]: 0 leaves labels as they are, 1 makes all of them one half.
+            Strength s in [0, 1]. 0 does not change the labels, 1 sets all of them to one half.
 
     Returns:
-        `torch.Tensor`: Labels of the same shape, in [s / 2, 1 - s / 2].
+        `torch.Tensor`: labels of the same shape, in [s / 2, 1 - s / 2].
 
     Source: arXiv 1512.00567, section 7, for two classes.
     """

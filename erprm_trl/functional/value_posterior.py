@@ -1,9 +1,9 @@
-"""How certain the value of a prefix is after a few graded continuations, and how much one more would change it. Pure
-tensor functions in float64.
+"""The posterior of a prefix's value after a few graded continuations, and the expected effect of one more
+continuation. Pure tensor functions in float64.
 
-Everything rests on one number per prefix, the success rate that stands for its value at eta
-([`~erprm_trl.functional.implied_success_rate`]), and on a Beta prior of it. A posterior depends on what was seen, not
-on why sampling stopped: it stays right where the mean of a sample that was stopped early would be biased.
+The success rate of each prefix has a Beta prior. A reward between 0 and 1 counts as a success in part
+([`~erprm_trl.functional.implied_success_rate`]). The posterior depends on the observed rewards, and not on the rule
+that stopped the sampling. It therefore stays unbiased when sampling stops early, unlike the mean of the sample.
 """
 
 import math
@@ -17,8 +17,8 @@ from .precision import at_least_float32
 from .soft_values import implied_success_rate, soft_value_from_rate
 
 
-# Integrals over the rate run over its log-odds, where integrands are smooth and fall off exponentially: there sums on
-# an even grid converge faster than any power of its step.
+# Integrals over the success rate are computed over its log-odds. There the integrands are smooth and fall off
+# exponentially, so a sum over an even grid converges faster than any power of the grid step.
 _STEP = 0.25
 _GRID = torch.arange(-40, 40 + _STEP / 2, _STEP, dtype=torch.float64)
 _WEAKEST, _STRONGEST = 0.02, 1000.0
@@ -26,32 +26,33 @@ _WEAKEST, _STRONGEST = 0.02, 1000.0
 
 def success_counts(rewards: Sequence[Sequence[float]], eta: float) -> tuple[Tensor, Tensor]:
     r"""
-    Successes and failures among the continuations of each prefix, as the value at eta sees them.
+    Counts successes and failures among the continuations of each prefix, such that the value at eta is preserved.
 
     $$ s = \sum_{k=1}^{K} \frac{e^{\eta r_k} - 1}{e^{\eta} - 1}, \qquad f = K - s $$
 
     Args:
         rewards (`Sequence[Sequence[float]]`):
-            Rewards in [0, 1] of the continuations of each of P prefixes, which may differ in their number K; K may be
+            Rewards in [0, 1], one list per prefix. Prefixes may have different numbers K of continuations, including
             0.
         eta (`float`):
             Inverse reward temperature, finite. Rewards of 0 and 1 count the same at every eta.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: s and f, float64 of shape (P,): whole numbers for rewards of 0 and 1.
+        `tuple[torch.Tensor, torch.Tensor]`: s and f, float64 of shape (P,). They are whole numbers if all rewards are
+        0 or 1.
 
     Raises:
         `ValueError`: for a reward that is NaN or outside [0, 1], or an infinite eta.
 
-    Limits: a reward between 0 and 1 counts as a success in part. Its variance is then taken for that of a coin with
-    the same mean, the largest that there is: the posterior is too wide, never too narrow.
+    Limits: a reward between 0 and 1 counts as a success in part. The posterior then assumes the variance of a 0/1
+    reward with the same mean, which is the largest possible. It may be too wide, but never too narrow.
 
     Source: the inverse of the process reward of arXiv 2412.11006, section 3, for 0/1 rewards.
     """
     flat = torch.tensor([reward for rewards_K in rewards for reward in rewards_K], dtype=torch.float64)
     if not bool(((flat >= 0) & (flat <= 1)).all()):
         raise ValueError(
-            "Rewards: got one that is NaN or outside [0, 1], where success rates have no posterior. Rescale the "
+            "Rewards: got a reward that is NaN or outside [0, 1], expected all of them in [0, 1]. Rescale the "
             "grader's rewards to [0, 1], or collect with allocation='fixed' and label with estimator='sample'."
         )
     counts = torch.tensor([len(rewards_K) for rewards_K in rewards])
@@ -63,26 +64,26 @@ def success_counts(rewards: Sequence[Sequence[float]], eta: float) -> tuple[Tens
 
 def fit_beta_prior(successes: Tensor, failures: Tensor, counts: Tensor | None = None) -> tuple[float, float]:
     r"""
-    The Beta prior of success rates that a collection itself tells: the most probable one given all its prefixes.
+    Fits the Beta prior of the success rates to all prefixes of a collection (maximum a posteriori).
 
     $$ \max_{\alpha, \beta} \; \sum_i \log \frac{B(\alpha + s_i, \beta + f_i)}{B(\alpha, \beta)}
     - \tfrac{1}{2} (\log^2 \alpha + \log^2 \beta) $$
 
     Args:
         successes, failures (`torch.Tensor`):
-            Of each prefix, shape (P,), not negative; P may be 0.
+            Successes and failures of each prefix, of shape (P,), not negative. P may be 0.
         counts (`torch.Tensor`, *optional*):
-            How many prefixes each of these stands for, shape (P,). Defaults to one each.
+            Number of prefixes that have these successes and failures, of shape (P,). Defaults to 1 for each.
 
     Returns:
-        `tuple[float, float]`: alpha and beta, in [0.02, 1000]. The second term, a prior of alpha and beta around the
-        uniform distribution, is worth about one prefix: without prefixes, both are 1.
+        `tuple[float, float]`: alpha and beta, in [0.02, 1000]. The second term of the objective is a prior of alpha
+        and beta around the uniform distribution. It weighs about as much as one prefix: without prefixes, both are 1.
 
-    Source: Robbins (1956), "An empirical Bayes approach to statistics"; the beta-binomial likelihood leaves out the
-    number of ways to order what was seen, which hangs on why sampling stopped and not on alpha or beta.
+    Source: Robbins (1956), "An empirical Bayes approach to statistics". The beta-binomial likelihood omits the number
+    of possible orders of the outcomes, which depends on the stopping rule but not on alpha or beta.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        # Of the few outcomes that there are, each is computed once.
+        # Many prefixes share the same outcome, so the likelihood is computed once per distinct outcome.
         outcomes = torch.stack([successes.double().cpu(), failures.double().cpu()]).clone()
         (successes, failures), outcome_of = outcomes.unique(dim=1, return_inverse=True)
         counts = torch.ones(len(outcome_of)) if counts is None else counts
@@ -107,30 +108,33 @@ def posterior_value(
     successes: Tensor, failures: Tensor, eta: float, prior: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
     r"""
-    Mean and standard deviation of a prefix's entropy-regularised value, given its successes and failures.
+    Posterior mean and standard deviation of a prefix's entropy-regularised value, given its successes and failures.
 
     $$ \mathbb{E}[V_\eta(p)], \; \mathrm{sd}[V_\eta(p)] \quad \text{with} \quad
     p \sim \mathrm{Beta}(\alpha + s, \beta + f) $$
 
     Args:
         successes, failures (`torch.Tensor`):
-            See [`success_counts`]; any shape.
+            Successes s and failures f of each prefix, of any shape, see [`success_counts`].
         eta (`float`):
             Inverse reward temperature, finite.
         prior (`tuple[float, float]`):
-            alpha and beta, see [`fit_beta_prior`].
+            alpha and beta of the Beta prior, see [`fit_beta_prior`].
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: mean and standard deviation, float64, the shape of `successes`. The mean
-        is the estimate with the least squared error on average over prefixes, and free of the bias that the logarithm
-        of a finite mean has; of one prefix, it is drawn towards the others'. With many continuations it tends to the
-        plain estimate, and the deviation to 0.
+        `tuple[torch.Tensor, torch.Tensor]`: mean and standard deviation, in float64, with the shape of `successes`. On
+        average over prefixes, the mean has the smallest squared error of all estimates and no bias, unlike the
+        logarithm of a finite mean. For a single prefix, it is shrunk towards the mean of the prior. With many
+        continuations it converges to the plain estimate, and the standard deviation to 0.
 
     Raises:
-        `ValueError`: if eta is infinite: a maximum has no such posterior.
+        `ValueError`: if eta is infinite or NaN.
     """
     if not math.isfinite(eta):
-        raise ValueError(f"eta: got {eta}, expected a finite number. A maximum has no posterior.")
+        raise ValueError(
+            f"eta: got {eta}, expected a finite number, because a maximum has no posterior. Pass a finite eta, or "
+            "label with estimator='sample'."
+        )
     a, b = successes.double() + prior[0], failures.double() + prior[1]
     means, deviations = [], []
     for part_a, part_b in zip(a.flatten().split(4096), b.flatten().split(4096), strict=True):
@@ -143,8 +147,8 @@ def posterior_value(
 
 def expected_change(successes: Tensor, failures: Tensor, eta: float, prior: tuple[float, float]) -> Tensor:
     r"""
-    By how much one more continuation is expected to change the posterior mean of a value, squared: equally, by how
-    much it is expected to reduce the posterior variance.
+    Expected squared change of a value's posterior mean by one more continuation. It equals the expected reduction of
+    the posterior variance.
 
     $$ \bar p (1 - \bar p) \left( \mathbb{E}[V_\eta \mid s + 1, f] - \mathbb{E}[V_\eta \mid s, f + 1] \right)^2,
     \qquad \bar p = \frac{\alpha + s}{\alpha + \beta + s + f} $$
@@ -154,7 +158,7 @@ def expected_change(successes: Tensor, failures: Tensor, eta: float, prior: tupl
             See [`posterior_value`].
 
     Returns:
-        `torch.Tensor`: float64, the shape of `successes`. At eta = 0 it is the posterior variance over
+        `torch.Tensor`: float64, with the shape of `successes`. At eta = 0 it is the posterior variance divided by
         \\( \alpha + \beta + s + f + 1 \\).
 
     Source: the law of total variance; Frazier, Powell and Dayanik (2008), "A knowledge-gradient policy for sequential
@@ -170,33 +174,37 @@ def expected_change(successes: Tensor, failures: Tensor, eta: float, prior: tupl
 
 def precision_weights(label_std: Tensor, residual: float = 0.05) -> Tensor:
     r"""
-    Weights of labels in a loss by how certain they are.
+    Weights labels in a loss by their precision.
 
     $$ w = \frac{c}{c + \sigma^2} $$
 
     Args:
         label_std (`torch.Tensor`):
-            Standard deviation of each label, any shape, not negative.
+            Standard deviation sigma of each label, of any shape, not negative.
         residual (`float`, *optional*, defaults to `0.05`):
-            c, the squared error that the model would make with labels free of noise. Large c weights all alike.
+            Squared error c that the model would have with labels free of noise. With large c, all labels have nearly
+            the same weight.
 
     Returns:
-        `torch.Tensor`: weights in (0, 1], the shape of `label_std`, float32 or better; 1 where a label is exact.
+        `torch.Tensor`: weights in (0, 1] with the shape of `label_std`, in float32, or in float64 if the input is. An
+        exact label has weight 1.
 
-    Source: generalised least squares (Aitken, 1935): a target with variance sigma^2 around a model that misses by c
-    has the precision 1 / (c + sigma^2); times c, so that an exact label weighs 1.
+    Source: generalised least squares (Aitken, 1935). A target with variance sigma^2, predicted by a model with squared
+    error c, has the precision 1 / (c + sigma^2). The factor c gives an exact label weight 1.
     """
     return residual / (residual + at_least_float32(label_std).square())
 
 
 def _beta_on_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Rates and their probabilities that stand for Beta(a, b), a and b of shape (P,): two tensors (P, G)."""
+    """Approximates Beta(a, b), with a and b of shape (P,), by success rates and their probabilities, two tensors of
+    shape (P, G)."""
     a, b = a[:, None], b[:, None]
-    # Around the mode of the log-odds, and finer where the distribution is narrow: it is about as wide as this.
+    # The grid is centred on the mode of the log-odds. Its step follows the approximate width of the distribution.
     width = (1 / a + 1 / b).sqrt().clamp_max(1)
     log_odds = a.log() - b.log() + width * _GRID
     log = a * F.logsigmoid(log_odds) + b * F.logsigmoid(-log_odds)  # p^a q^b: the density of the log-odds
-    # Beyond the ends it falls off as e^(-a |t|) and e^(-b t): the last term stands for the geometric sum of all.
+    # Beyond the ends the density falls off as e^(-a |t|) and e^(-b t), so the end points get the geometric sum of the
+    # tails.
     log[:, :1] -= (-torch.expm1(-a * width * _STEP)).log()
     log[:, -1:] -= (-torch.expm1(-b * width * _STEP)).log()
     return log_odds.sigmoid(), log.softmax(-1)

@@ -1,4 +1,4 @@
-"""Files, HTTP and configuration values: what every stage reads and writes with. Imports nothing of ours."""
+"""Files, HTTP requests and configuration values, for every stage. Imports no other part of the package."""
 
 from typing import TYPE_CHECKING
 

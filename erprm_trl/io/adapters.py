@@ -1,5 +1,4 @@
-"""What a folder or Hub repository says about the PEFT adapter in it: its configuration, and the base model that it
-needs."""
+"""Reads the configuration of a saved PEFT adapter, and finds its base model."""
 
 import json
 from pathlib import Path
@@ -10,7 +9,18 @@ from .paths import local_path
 
 
 def adapter_config(path_or_id: str | Path, revision: str | None = None) -> dict[str, Any] | None:
-    """PEFT's configuration of an adapter, `None` where the folder or Hub id holds a whole model."""
+    """
+    Reads the PEFT configuration of an adapter.
+
+    Args:
+        path_or_id (`str` or `Path`):
+            Folder or Hub id of an adapter or a model.
+        revision (`str`, *optional*):
+            Revision on the Hub.
+
+    Returns:
+        `dict[str, Any]` or `None`: the configuration, or `None` if the folder or Hub id contains a full model.
+    """
     from peft.utils import CONFIG_NAME
     from transformers.utils import cached_file
 
@@ -21,16 +31,19 @@ def adapter_config(path_or_id: str | Path, revision: str | None = None) -> dict[
 
 def base_of_adapter(path_or_id: str, config: dict[str, Any]) -> str:
     """
-    The folder or Hub id of an adapter's base model.
+    Finds the base model of an adapter.
 
     Args:
         path_or_id (`str`):
-            Folder or Hub id of the adapter, named in errors.
+            Folder or Hub id of the adapter, for errors.
         config (`dict[str, Any]`):
-            Its [`adapter_config`].
+            Configuration of the adapter, see [`adapter_config`].
+
+    Returns:
+        `str`: folder or Hub id of the base model.
 
     Raises:
-        `FileNotFoundError`: if the adapter names no base model, or the base model is not at the place that it names.
+        `FileNotFoundError`: if the configuration names no base model, or the base model does not exist there.
         `ValueError`: if a file of the base model is damaged.
     """
     from transformers.utils import CONFIG_NAME, cached_file
@@ -45,7 +58,7 @@ def base_of_adapter(path_or_id: str, config: dict[str, Any]) -> str:
     except OSError as error:
         reason = str(error).splitlines()[0]
     raise FileNotFoundError(
-        f"{path_or_id}: the adapter's configuration gives base_model_name_or_path={base!r}, expected the folder or "
+        f"{path_or_id}: the adapter's configuration has base_model_name_or_path={base!r}, expected the folder or "
         f"Hub id of the model that the adapter was trained on ({reason}). If that model has moved, write its new "
         f"place into base_model_name_or_path of {Path(path_or_id, 'adapter_config.json')}, or load both yourself with "
         f"peft.PeftModel.from_pretrained(base_model, {str(path_or_id)!r}, is_trainable=True) and pass the result."

@@ -1,5 +1,4 @@
-"""Folders and files of results, for every stage: a folder is tried before the work, a file is there whole or as it
-was."""
+"""Folders and files for results. Folders are checked before the work starts, and files are replaced atomically."""
 
 import errno
 import os
@@ -11,10 +10,17 @@ from .paths import local_path
 
 def make_folder(path: str | Path) -> Path:
     """
-    Makes a folder for results, before work is done that would have no place.
+    Creates a folder for results. Call it before long work starts, so that an unusable folder is reported early.
+
+    Args:
+        path (`str` or `Path`):
+            Path of the folder. Missing parent folders are created too.
+
+    Returns:
+        `Path`: the folder.
 
     Raises:
-        `OSError`: if it cannot be made or written to.
+        `OSError`: if the folder cannot be created or written to.
     """
     path = Path(local_path(path))
     path.mkdir(parents=True, exist_ok=True)
@@ -24,7 +30,18 @@ def make_folder(path: str | Path) -> Path:
 
 
 def replace_file(path: str | Path, text: str) -> None:
-    """Writes a file in one move: whatever happens, it holds the old text or the new one, whole."""
+    """
+    Replaces a file atomically. After an error or a crash, the file contains either the old text or the new text.
+
+    Args:
+        path (`str` or `Path`):
+            Path of the file.
+        text (`str`):
+            New contents of the file.
+
+    Raises:
+        `OSError`: if the file cannot be written. The old file is unchanged.
+    """
     path = Path(local_path(path))
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -36,5 +53,5 @@ def replace_file(path: str | Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        what = f"{error.strerror}: not written, and as it was before. Make room or choose another folder"
-        raise OSError(error.errno, what, str(path)) from error
+        message = f"{error.strerror}: the file was not changed. Make room or choose another folder"
+        raise OSError(error.errno, message, str(path)) from error

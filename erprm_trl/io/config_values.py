@@ -1,7 +1,7 @@
-"""Values of configuration files and command lines that stand for something else.
+"""Converts values of configuration files and command lines.
 
-A mapping arrives from YAML as such, and from the command line as JSON. A function is named by its import path,
-`"package.module:function"`. The name of a model may be the address of a server.
+A mapping is a mapping in YAML, and JSON text on the command line. A function is given by its import path,
+`"package.module:function"`. A model may be given by the address of a server.
 """
 
 import importlib
@@ -13,13 +13,13 @@ from typing import Any
 
 def read_json_fields(config: Any, *names: str) -> None:
     """
-    Parses fields of a configuration that hold JSON text, in place. Other values stay as they are.
+    Parses the JSON text in fields of a configuration, in place. Values that are not strings do not change.
 
     Args:
         config (`Any`):
-            Configuration, changed in place.
+            Configuration, which is changed in place.
         *names (`str`):
-            Names of the fields.
+            Names of the fields to parse.
 
     Raises:
         `ValueError`: if a string is not JSON.
@@ -30,20 +30,30 @@ def read_json_fields(config: Any, *names: str) -> None:
             try:
                 setattr(config, name, json.loads(value))
             except json.JSONDecodeError as error:
-                raise ValueError(f"{name}: got {value!r}, expected a JSON object ({error}).") from error
+                raise ValueError(
+                    f"{name}: got {value!r}, expected a JSON object ({error}). Write a mapping in YAML, or JSON such "
+                    "as '{\"key\": 1}' on the command line."
+                ) from error
 
 
 def is_url(path_or_id: Any) -> bool:
-    """Whether the name of a model is the address of a server."""
+    """Whether a model is given by the address of a server."""
     return isinstance(path_or_id, str) and path_or_id.startswith(("http://", "https://"))
 
 
 def refuse_escapes(name: str, text: str) -> None:
     """
-    Refuses a text of escape sequences, such as a backslash and an `n`: what `--separator '\\n'` in a shell gives.
+    Raises an error if a text consists of escape sequences only, such as a backslash and an `n`. A shell passes this
+    text for `--separator '\\n'`, where the user meant a line feed.
+
+    Args:
+        name (`str`):
+            Name of the argument, for errors.
+        text (`str`):
+            Value of the argument.
 
     Raises:
-        `ValueError`: if the text is nothing but such sequences. The error names `name`.
+        `ValueError`: if the text consists of escape sequences only.
     """
     if re.fullmatch(r"(?:\\[nrt])+", text):
         meant = text.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")
@@ -55,18 +65,21 @@ def refuse_escapes(name: str, text: str) -> None:
 
 def import_function(path: str) -> Callable:
     """
-    Imports the function that `"package.module:function"` names.
+    Imports a function from a path of the form `"package.module:function"`.
 
     Args:
         path (`str`):
             Import path of a function or class.
 
+    Returns:
+        `Callable`: the function or class.
+
     Raises:
-        `ValueError`: if the path has another form, or names nothing that can be imported and called.
+        `ValueError`: if the path has another form, or cannot be imported, or is not callable.
     """
     module_name, _, function_name = path.partition(":")
     if not module_name or not function_name:
-        raise ValueError(f"Function: got {path!r}, expected 'package.module:function'.")
+        raise ValueError(f"Function: got {path!r}, expected 'package.module:function'. Write e.g. 'my_rewards:grade'.")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:

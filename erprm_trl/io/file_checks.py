@@ -1,6 +1,6 @@
-"""Tells files of models and checkpoints that were cut off or overwritten from whole ones, without reading a tensor.
+"""Finds damaged files of models and checkpoints, such as truncated or overwritten files, without reading tensors.
 
-Garbage of the right length inside a tensor is not found: no reader of these formats compares checksums.
+Wrong bytes inside a tensor are not found, because these file formats have no checksums.
 """
 
 import json
@@ -11,13 +11,22 @@ from pathlib import Path
 from .paths import local_path
 
 
-# What a loader reads; a run's logs, which may lie beside it, are not among it.
+# The files that a loader reads. Logs of a training run may be in the same folder, and are not checked.
 LOADED = ("*.safetensors", "*.index.json", "config.json", "adapter_config.json", "prm_format.json", "tokenizer*.json")
 
 
 def damaged_file(paths: Iterable[Path]) -> str | None:
-    """The first of the files that is damaged, and how, or `None`: JSON, safetensors, and what torch saved (`.pt`,
-    `.pth`)."""
+    """
+    Finds the first damaged file.
+
+    Args:
+        paths (`Iterable[Path]`):
+            Files to check. JSON, safetensors and torch files (`.pt`, `.pth`) are checked, others are ignored.
+
+    Returns:
+        `str` or `None`: the name of the first damaged file and a description of the damage, or `None` if there is
+        none.
+    """
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(paths):
@@ -28,7 +37,7 @@ def damaged_file(paths: Iterable[Path]) -> str | None:
                 with safe_open(path, "pt"):
                     pass
             elif path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
-                return f"{path.name} is damaged (cut off, or nothing that torch saved)"
+                return f"{path.name} is damaged (truncated, or not a file that torch saved)"
         except (ValueError, SafetensorError) as error:
             return f"{path.name} is damaged ({error})"
     return None
@@ -36,10 +45,14 @@ def damaged_file(paths: Iterable[Path]) -> str | None:
 
 def check_model_folder(path_or_id: str | Path) -> None:
     """
-    Looks at a model's files before others read them: their errors name none.
+    Checks the files of a model before they are loaded, because the errors of the loaders do not name the file.
+
+    Args:
+        path_or_id (`str` or `Path`):
+            Folder or Hub id of the model. A Hub id is not checked.
 
     Raises:
-        `ValueError`: if it is a folder and a file in it is damaged.
+        `ValueError`: if a file in the folder is damaged.
     """
     folder = Path(local_path(path_or_id))
     if not folder.is_dir():
@@ -47,6 +60,6 @@ def check_model_folder(path_or_id: str | Path) -> None:
     damage = damaged_file(path for pattern in LOADED for path in folder.glob(pattern))
     if damage is not None:
         raise ValueError(
-            f"{folder}: {damage}, expected a saved model. Resume the training that saved it (it saves it again), or "
+            f"{folder}: {damage}, expected a saved model. Resume the training that saved it, which saves it again, or "
             "copy the folder again."
         )

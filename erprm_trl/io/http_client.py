@@ -1,6 +1,8 @@
-"""Sends many requests to one server and gets every answer: bounded in number, retried, cancelled together.
+"""Sends many requests to one server, with a bounded number at a time and with retries. If a request fails for good,
+the others are cancelled.
 
-The client knows nothing of what is asked: samplers and remote scorers build requests and read answers.
+The client does not depend on the kind of request: samplers and remote scorers build the requests and parse the
+answers.
 """
 
 import asyncio
@@ -23,15 +25,29 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 30.0
 LONGEST_WAIT = 60.0
-SECONDS_BETWEEN_WARNINGS = 10.0  # many requests fail at once
-# What reading JSON and taking it apart may raise; the last two: nested too deeply, an integer beyond all floats.
+SECONDS_BETWEEN_WARNINGS = 10.0  # many requests may fail at the same time
+# Errors that parsing an answer may raise. RecursionError: JSON that is nested too deeply. OverflowError: an integer
+# that is too large for a float.
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 class Service(NamedTuple):
     """
-    A kind of server: an `example` of its address, what is `asked` of it, the statuses that are `retried`, what to do
-    about others (`remedies`, with `{api_key_env}` in them, and `other_remedy`) and about a server that stays down.
+    A kind of server.
+
+    Args:
+        example (`str`):
+            Example of its address, for errors.
+        asked (`str`):
+            Contents of its answers, for errors, e.g. `"scores"`.
+        retried (`frozenset[int]`):
+            HTTP statuses after which the request is sent again.
+        remedies (`dict[int, str]`):
+            Advice for the user about other statuses. May contain `{api_key_env}`.
+        other_remedy (`str`):
+            Advice for the user about a status that is not in `remedies`.
+        when_down (`str`):
+            Advice for the user if all attempts failed, as full sentences.
     """
 
     example: str
@@ -43,11 +59,11 @@ class Service(NamedTuple):
 
 
 class EndpointError(RuntimeError):
-    """What was asked could not be had: refused by the server, or not answered after all attempts."""
+    """A request failed: the server refused it, or did not answer it after all attempts."""
 
 
 class _Retryable(Exception):
-    """A failure that another attempt may not meet; the server may say how long to wait."""
+    """A failure after which the request is sent again, after `retry_after` seconds if the server asked for a delay."""
 
     def __init__(self, reason: str, retry_after: float = 0.0):
         super().__init__(reason)
@@ -56,7 +72,7 @@ class _Retryable(Exception):
 
 class EndpointClient:
     """
-    A client of one server; connections live as long as a call. See [`EndpointSampler`] for the arguments.
+    A client of one server. Its connections are open during a call only. See [`EndpointSampler`] for the arguments.
     """
 
     def __init__(
@@ -72,7 +88,8 @@ class EndpointClient:
     ):
         if max_concurrency < 1 or max_attempts < 1:
             raise ValueError(
-                f"max_concurrency and max_attempts: got {max_concurrency} and {max_attempts}, expected at least 1."
+                f"max_concurrency and max_attempts: got {max_concurrency} and {max_attempts}, expected at least 1. "
+                "Pass 1 or more for both."
             )
         self.service = service
         self.base_url, self._login = _without_login(base_url, service.example)
@@ -82,24 +99,34 @@ class EndpointClient:
         self._last_warning = -SECONDS_BETWEEN_WARNINGS
 
     def get(self, path: str, parse: Callable[[str], Any]) -> Any:
-        """What `parse` makes of the text at a path; see [`EndpointClient.post_all`]."""
+        """Gets the text at a path, and returns the result of `parse` on it. See [`EndpointClient.post_all`]."""
         return self._ask("GET", path, [None], parse)[0]
 
     def post_all(self, path: str, bodies: list[dict[str, Any]], parse: Callable[[str], Any]) -> list:
         """
-        What `parse` makes of the text that answers each body, in order. A body whose answer `parse` rejects with an
-        error of `UNREADABLE` is posted again.
+        Posts every body, and parses the answers.
+
+        Args:
+            path (`str`):
+                Path below the base URL.
+            bodies (`list[dict[str, Any]]`):
+                Bodies of the requests.
+            parse (`Callable[[str], Any]`):
+                Parses the text of an answer. If it raises one of the errors in `UNREADABLE`, the body is posted again.
+
+        Returns:
+            `list`: the parsed answers, in the order of the bodies.
 
         Raises:
-            [`EndpointError`]: at the first body that cannot be had; the others are cancelled.
+            [`EndpointError`]: if a request fails for good. The other requests are cancelled.
         """
         return self._ask("POST", path, bodies, parse)
 
     def _ask(self, method: str, path: str, bodies: list, parse: Callable[[str], Any]) -> list:
         from anyio.from_thread import start_blocking_portal
 
-        # The event loop has a thread of its own, for one may be running in this one (a notebook). Whatever ends this
-        # block, an interrupt too, ends the requests and closes the connections.
+        # The event loop runs in a new thread, because this thread may already run an event loop (in a notebook).
+        # Leaving the block ends all requests and closes the connections, also after an interrupt.
         with start_blocking_portal() as portal:
             return portal.call(self._ask_all, method, self.base_url + path, bodies, parse)
 
@@ -119,7 +146,7 @@ class EndpointClient:
         }
 
         async def work() -> None:
-            # A client for each: one client's pool looks at all of its connections at every request.
+            # One client per worker, because the pool of a shared client checks all its connections at every request.
             async with httpx.AsyncClient(**options) as client:
                 for index, body in todo:
                     request = client.build_request(method, url, json=body)
@@ -137,7 +164,7 @@ class EndpointClient:
     async def _answer(self, client, request, parse: Callable[[str], Any], key: str) -> Any:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
-        # One object a request: it keeps its state between attempts.
+        # One object per request, because it keeps its state between attempts.
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_Retryable),
             wait=self._wait,
@@ -157,7 +184,7 @@ class EndpointClient:
             raise _Retryable(f"no answer within {self.request_timeout:g} s") from error
         except httpx.ProxyError as error:
             reason = f"the proxy did not connect to the server ({error})"
-            if str(error).startswith("4"):  # a proxy that refuses a host or a login does so again
+            if str(error).startswith("4"):  # a refused host or login would be refused again
                 raise EndpointError(f"{request.url}: {reason}.{self._about_proxy()}") from error
             raise _Retryable(reason) from error
         except httpx.RequestError as error:
@@ -180,12 +207,15 @@ class EndpointClient:
     def _api_key(self) -> str:
         key = os.environ.get(self.api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise ValueError(f"${self.api_key_env} holds characters that no HTTP header may have: set it anew.")
+            raise ValueError(
+                f"${self.api_key_env}: got characters that an HTTP header must not contain, expected printable "
+                "ASCII characters. Set it again."
+            )
         return key
 
     def _wait(self, state) -> float:
         backoff = min(LONGEST_WAIT, self.retry_wait * 2 ** (state.attempt_number - 1))
-        # Not from the global random state, which is the caller's.
+        # The global random state is not used, because it belongs to the caller.
         jitter = random.SystemRandom().uniform(0.5, 1.0)
         return state.outcome.exception().retry_after + backoff * jitter
 
@@ -195,7 +225,7 @@ class EndpointClient:
             self._last_warning = monotonic()
         logger.log(
             logging.WARNING if visible else logging.INFO,
-            "%s: attempt %d of %d failed (%s), the next in %.1f s.%s",
+            "%s: attempt %d of %d failed (%s). The next attempt is in %.1f s.%s",
             state.args[1].url,
             state.attempt_number,
             self.max_attempts,
@@ -208,7 +238,8 @@ class EndpointClient:
         error = state.outcome.exception()
         raise EndpointError(
             f"{state.args[1].url} gave no {self.service.asked} in {state.attempt_number} attempts "
-            f"({state.seconds_since_start:.0f} s); the last: {error}. {self.service.when_down}{self._about_proxy()}"
+            f"({state.seconds_since_start:.0f} s). The last attempt: {error}. "
+            f"{self.service.when_down}{self._about_proxy()}"
         ) from error
 
     def _about_proxy(self) -> str:
@@ -216,21 +247,22 @@ class EndpointClient:
         if proxy is None:
             return ""
         return (
-            f" Requests go through the proxy {without_login(proxy)}, which the environment names. If it is the proxy "
-            f"that refuses them, add {urlsplit(self.base_url).hostname} to NO_PROXY."
+            f" Requests go through the proxy {without_login(proxy)}, which the environment sets. If the proxy refuses "
+            f"them, add {urlsplit(self.base_url).hostname} to NO_PROXY."
         )
 
 
 def proxy_of(url: str) -> str | None:
     """
-    The proxy for an address, from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+    Finds the proxy for an address in `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
 
     Args:
         url (`str`):
             Address of a server.
 
     Returns:
-        `str` or `None`: The proxy's address. `None` for a server on this machine, which no proxy can reach.
+        `str` or `None`: the address of the proxy, or `None` for a direct connection. The result is always `None` for a
+        server on this machine, because a proxy cannot reach it.
     """
     parts, proxies = urlsplit(url), getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
@@ -240,7 +272,7 @@ def proxy_of(url: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine: `localhost`, or an address such as 127.0.0.1, ::1 or 0.0.0.0."""
+    """Whether a host is this machine, i.e. `localhost`, or an address such as 127.0.0.1, ::1 or 0.0.0.0."""
     if host.lower().rstrip(".") == "localhost" or host.lower().endswith(".localhost"):
         return True
     try:
@@ -252,30 +284,30 @@ def is_loopback(host: str) -> bool:
 
 @cache
 def _tls_context():
-    # Once a process: it takes longer than a request.
+    # Cached per process, because creating the context takes longer than a request.
     import httpx
 
     return httpx.create_ssl_context()
 
 
 def _without_login(base_url: str, example: str) -> tuple[str, tuple[str, str] | None]:
-    """The address, free of credentials, and the credentials."""
+    """The address without its credentials, and the credentials."""
     import httpx
 
-    # What was got is not shown: it may hold a password.
-    expected = f"base_url: expected something like {example!r}, without a query"
+    # The messages do not show the address, because it may contain a password.
+    expected = f"expected an address such as {example!r}, without a query. Pass the address of the server"
     try:
         url = httpx.URL(base_url)
     except (httpx.InvalidURL, TypeError):
-        raise ValueError(f"{expected}, got something else.") from None
+        raise ValueError(f"base_url: got an invalid URL, {expected}.") from None
     if url.scheme not in ("http", "https") or not url.host or url.query:
-        raise ValueError(f"{expected}, got scheme {url.scheme!r} and host {url.host!r}.")
+        raise ValueError(f"base_url: got scheme {url.scheme!r} and host {url.host!r}, {expected}.")
     login = (url.username, url.password) if url.userinfo else None
     return str(url.copy_with(userinfo=b"", path=url.path.rstrip("/"))).rstrip("/"), login
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that the header `Retry-After` asks for, given as a number or a date; 0 for what cannot be read."""
+    """Seconds to wait according to the header `Retry-After`, a number or a date. 0 if it cannot be parsed."""
     try:
         return max(0.0, float(int(value)))
     except (TypeError, ValueError, OverflowError):
@@ -287,6 +319,6 @@ def _retry_after(value: str | None) -> float:
 
 
 def _shortened(message: str, key: str) -> str:
-    # Some servers repeat the key that they refuse.
+    # Some servers repeat the refused key in their message.
     message = message.replace(key, "<key>") if key else message
     return " ".join(message.split())[:300]

@@ -1,4 +1,4 @@
-"""Sequences whose items stay on disk: each is read when it is asked for. A subclass says how."""
+"""A base class for sequences whose items stay on disk and are read on access."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -7,10 +7,11 @@ from operator import eq
 
 class OnDiskSequence(Sequence):
     """
-    Equal to any sequence of equal items; a slice is a list.
+    A sequence that reads its items from disk on access. A slice is a list. The sequence is equal to any other sequence
+    with equal items.
 
-    A subclass has `__len__`, `_read(index)`, which reads the item at an index in range, and an `__iter__` where all
-    are read faster one after the other.
+    A subclass defines `__len__` and `_read(index)`, which reads the item at a valid index. It overrides `__iter__` if
+    it can read all items faster in order.
     """
 
     def __getitem__(self, index):

@@ -1,5 +1,5 @@
-"""Paths as people write them: a string or a `Path`, with `~` for the home directory. Every argument that takes a path
-is read here."""
+"""Reads paths as users write them: a string or a `Path`, with `~` for the home directory. Every argument that takes a
+path goes through these functions."""
 
 import os
 from collections.abc import Iterable
@@ -9,15 +9,14 @@ from .text_lists import refuse_text
 
 def local_path(path: str | os.PathLike) -> str:
     """
-    Reads the name of a file or folder.
+    Replaces `~` and `~user` at the start of a path by the home directory.
 
     Args:
         path (`str` or `os.PathLike`):
-            A path, where `~` and `~user` stand for a home directory. The name of a model or dataset may be one: Hub
-            ids and addresses of servers are returned as they are.
+            Path of a file or folder. Hub ids and addresses of servers are accepted too, and returned unchanged.
 
     Returns:
-        `str`: The same path without `~`. A name whose user does not exist stays as it is.
+        `str`: the path with the home directory filled in. If the user does not exist, the path is returned unchanged.
 
     Example:
 
@@ -34,16 +33,19 @@ def local_path(path: str | os.PathLike) -> str:
 
 def local_paths(name: str, paths: Iterable[str | os.PathLike]) -> list[str]:
     """
-    Reads the names of several files or folders, each as [`local_path`] does.
+    Applies [`local_path`] to several paths.
 
     Args:
         name (`str`):
             Name of the argument, for errors.
         paths (`Iterable[str | os.PathLike]`):
-            Its value.
+            Value of the argument: paths of files or folders, Hub ids, or addresses of servers.
+
+    Returns:
+        `list[str]`: the paths with the home directory filled in.
 
     Raises:
-        `TypeError`: for a single string.
+        `TypeError`: if `paths` is a single string.
     """
     refuse_text(name, paths, "a list of folders, Hub ids or addresses")
     return [local_path(path) for path in paths]

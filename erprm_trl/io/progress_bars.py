@@ -13,7 +13,7 @@ TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 60.0  # seconds between two updates, in a
 
 class LineFile:
     """
-    Writes each state of a progress bar as a line of its own, instead of over the previous state.
+    Writes each state of a progress bar on a new line, instead of overwriting the previous state.
 
     Args:
         file (`TextIO`):
@@ -24,7 +24,7 @@ class LineFile:
         self._file = file
 
     def write(self, text: str) -> None:
-        """Writes the text without carriage returns, unless nothing is left of it."""
+        """Writes the text without carriage returns, unless it is blank."""
         if line := text.strip():
             self._file.write(f"{line}\n")
 
@@ -34,7 +34,8 @@ class LineFile:
 
 def progress_bar(total: int | None, title: str, *, unit: str, show: bool = True, **options: Any) -> "tqdm":
     """
-    A bar on standard error. If standard error is not a terminal, the bar is a line per minute and a line at its end.
+    Makes a progress bar on standard error. If standard error is not a terminal, it prints one line per minute and a
+    line at the end.
 
     Args:
         total (`int`, *optional*):
@@ -42,11 +43,11 @@ def progress_bar(total: int | None, title: str, *, unit: str, show: bool = True,
         title (`str`):
             Text before the bar.
         unit (`str`):
-            What is counted, in the plural.
+            Name of the counted units, in the plural.
         show (`bool`, *optional*, defaults to `True`):
-            Whether to show the bar. A bar that is not shown can be used as one that is.
+            Whether to show the bar. A hidden bar has the same methods.
         options:
-            Further arguments of `tqdm`.
+            Additional arguments of `tqdm`.
 
     Returns:
         `tqdm`: the bar. Close it at the end.
@@ -55,7 +56,7 @@ def progress_bar(total: int | None, title: str, *, unit: str, show: bool = True,
 
     is_log = not sys.stderr.isatty() and "ipykernel" not in sys.modules
     counts = "{percentage:3.0f}%" if is_log else "{percentage:3.0f}%|{bar:10}|"
-    options.setdefault("miniters", 0)  # the time since the last update decides alone
+    options.setdefault("miniters", 0)  # only the time since the last update decides when to print
     if total is not None:
         bar = f"{{desc}}: {counts} {{n:.0f}}/{{total}} {unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
         options.setdefault("bar_format", bar)

@@ -1,4 +1,4 @@
-"""What leaves the machine in a configuration: no secret, no absolute path."""
+"""Removes secrets and absolute paths from configurations before they are published, e.g. to a tracker."""
 
 import os
 import re
@@ -8,28 +8,28 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
-# Names of secrets; `good_token` and `eos_token` are none.
+# Names of settings that hold secrets. `good_token` and `eos_token` do not match.
 SECRET_NAME = re.compile(
     r"(^|_)(api_?keys?|access_keys?|secrets?|secret_keys?|passwords?|passwd|credentials?|authorization|"
     r"(hub|auth|api|access|bearer|hf|write)_tokens?)$|^(token|key|cookie)$",
     re.IGNORECASE,
 )
-# What providers' tokens look like, wherever they stand.
+# The form of access tokens of common providers, anywhere in a text.
 SECRET_TEXT = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|glpat-|xox[bp]-)[A-Za-z0-9_-]{8,}|\bBearer\s+\S+")
 MASK = "<redacted>"
 
 
 def redacted(value: Any) -> Any:
     """
-    A configuration that may be shown: secrets masked, absolute paths made relative to the working directory, or cut
-    down to their last part where they lie outside it.
+    Masks the secrets in a configuration and shortens its absolute paths. Paths inside the working directory become
+    relative to it. Of other absolute paths, only the last part is kept.
 
     Args:
         value (`Any`):
-            What JSON holds: mappings, lists, strings, numbers. Other things are returned as they are.
+            Configuration, made of mappings, lists, strings and numbers. Values of other types do not change.
 
     Returns:
-        `Any`: a copy; mappings become `dict`, tuples and sets `list`.
+        `Any`: a redacted copy. Mappings become `dict`, tuples and sets become `list`.
     """
     if isinstance(value, Mapping):
         return {
@@ -44,7 +44,7 @@ def redacted(value: Any) -> Any:
 
 
 def _relative(text: str) -> str:
-    # One part below the root may be a command ("/think {question}"), not a path.
+    # A text with one part below the root may be a command ("/think {question}") instead of a path.
     path = os.path.expanduser(text.removeprefix("file://"))
     if not os.path.isabs(path) or "\n" in path or (len(Path(path).parts) < 3 and not os.path.exists(path)):
         return text
@@ -53,7 +53,7 @@ def _relative(text: str) -> str:
 
 
 def without_login(text: str) -> str:
-    """A text; if it is a URL, without the `user:password@` in it."""
+    """Removes `user:password@` from a URL. Other texts do not change."""
     if "://" not in text or "@" not in text:
         return text
     try:

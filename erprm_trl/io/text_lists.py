@@ -1,5 +1,5 @@
-"""Checks of arguments that are lists of texts. A string is a sequence of letters in Python: where a list of texts
-belongs, it would be read letter by letter, without an error."""
+"""Checks arguments that must be lists of texts. Without these checks, a single string would be read letter by letter,
+because a Python string is a sequence of characters."""
 
 from typing import Any
 
@@ -12,19 +12,33 @@ def check_texts(name: str, texts: Any) -> None:
         name (`str`):
             Name of the argument, for errors.
         texts (`Any`):
-            Its value.
+            Value of the argument.
 
     Raises:
-        `TypeError`: for a single string, or for a row that is not a string; the error names the argument and the row.
+        `TypeError`: for a single string, or if an item is not a string. The message names the argument and the row.
     """
     refuse_text(name, texts, "a list of strings")
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"{name}[{row}]: got {type(text).__name__} {str(text)[:60]!r}, expected a string.")
+            raise TypeError(
+                f"{name}[{row}]: got {type(text).__name__} {str(text)[:60]!r}, expected a string. Convert it, or drop "
+                "this row."
+            )
 
 
 def check_text_lists(name: str, rows: Any) -> None:
-    """Checks that an argument is a list of lists of strings; see [`check_texts`]."""
+    """
+    Checks that an argument is a list of lists of strings.
+
+    Args:
+        name (`str`):
+            Name of the argument, for errors.
+        rows (`Any`):
+            Value of the argument.
+
+    Raises:
+        `TypeError`: see [`check_texts`].
+    """
     refuse_text(name, rows, "a list of lists of strings")
     for row, texts in enumerate(rows):
         check_texts(f"{name}[{row}]", texts)
@@ -32,16 +46,18 @@ def check_text_lists(name: str, rows: Any) -> None:
 
 def refuse_text(name: str, value: Any, expected: str) -> None:
     """
-    Checks that an argument is a list of anything.
+    Checks that an argument is iterable and not a single string. The type of its items is not checked.
 
     Args:
-        name (`str`), value (`Any`):
-            See [`check_texts`].
+        name (`str`):
+            Name of the argument, for errors.
+        value (`Any`):
+            Value of the argument.
         expected (`str`):
-            What the error says was expected, e.g. `"a list of folders"`.
+            Description of the expected value for the message, e.g. `"a list of folders"`.
 
     Raises:
-        `TypeError`: for a single string, and for what is not a list.
+        `TypeError`: for a single string, and for a value that is not iterable.
     """
     if isinstance(value, (str, bytes)):
         raise TypeError(
@@ -49,4 +65,4 @@ def refuse_text(name: str, value: Any, expected: str) -> None:
             "split it first."
         )
     if value is None or not hasattr(value, "__iter__"):
-        raise TypeError(f"{name}: got {type(value).__name__} {str(value)[:60]!r}, expected {expected}.")
+        raise TypeError(f"{name}: got {type(value).__name__} {str(value)[:60]!r}, expected {expected}. Pass a list.")

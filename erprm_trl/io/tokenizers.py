@@ -1,4 +1,4 @@
-"""Loads tokenizers, and names what is missing when one cannot be loaded."""
+"""Loads tokenizers, with an error that names the missing package."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,17 +14,20 @@ if TYPE_CHECKING:
 
 def load_tokenizer(path_or_id: str | Path, **options: Any) -> "PreTrainedTokenizerBase":
     """
-    Loads a tokenizer with `AutoTokenizer`: that of a model or of an adapter. An adapter that was saved without one has
-    the tokenizer of its base model.
+    Loads the tokenizer of a model or an adapter with `AutoTokenizer`. If an adapter was saved without a tokenizer, the
+    tokenizer of its base model is loaded.
 
     Args:
         path_or_id (`str` or `Path`):
-            Folder or Hub id.
+            Folder or Hub id of the model or adapter.
         **options:
-            For `AutoTokenizer.from_pretrained`, e.g. `revision` and `trust_remote_code`.
+            Options of `AutoTokenizer.from_pretrained`, e.g. `revision` and `trust_remote_code`.
+
+    Returns:
+        `PreTrainedTokenizerBase`: the tokenizer.
 
     Raises:
-        `ImportError`: if the tokenizer is a SentencePiece model alone, and the package `sentencepiece` is missing.
+        `ImportError`: if there is only a SentencePiece model, and the package `sentencepiece` is not installed.
     """
     from transformers import AutoTokenizer
 
@@ -33,7 +36,7 @@ def load_tokenizer(path_or_id: str | Path, **options: Any) -> "PreTrainedTokeniz
         options["revision"] = revision
     try:
         return AutoTokenizer.from_pretrained(path_or_id, **options)
-    except Exception as error:  # transformers tries other readers then, whose errors name other packages
+    except Exception as error:  # without sentencepiece, transformers tries other readers and names other packages
         if find_spec("sentencepiece") is None and _is_sentencepiece_alone(path_or_id, revision):
             raise ImportError(
                 f"Tokenizer of {path_or_id}: got a SentencePiece model (tokenizer.model) without a tokenizer.json, "
@@ -43,8 +46,8 @@ def load_tokenizer(path_or_id: str | Path, **options: Any) -> "PreTrainedTokeniz
 
 
 def tokenizer_source(path_or_id: str | Path, revision: str | None = None) -> tuple[str, str | None]:
-    """Where a model's tokenizer is, and its revision: with the model, or, for an adapter that was saved without one,
-    with its base model."""
+    """Folder or Hub id of a model's tokenizer, and its revision. For an adapter that was saved without a tokenizer,
+    this is its base model."""
     from transformers.utils import cached_file
 
     name = local_path(path_or_id)

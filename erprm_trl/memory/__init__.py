@@ -1,4 +1,4 @@
-"""Memory that a training takes on each GPU, estimated from the sizes of the model. Arithmetic only: no tensors."""
+"""Estimates the memory that training needs on each GPU, from the sizes of the model. Pure arithmetic, no tensors."""
 
 from typing import TYPE_CHECKING
 

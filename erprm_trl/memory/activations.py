@@ -1,10 +1,10 @@
-"""How many bytes autograd keeps of a Llama-style model's forward pass, layer by layer and at its head: arithmetic over
-the sizes, counted tensor by tensor."""
+"""Counts the bytes that autograd saves in the forward pass of a Llama-style model, tensor by tensor, for its layers
+and its head. Pure arithmetic over the sizes of the model."""
 
 from .architecture import LINEARS, Architecture
 
 
-# TRL's fused head computes tiles of this many tokens and vocabulary entries.
+# Number of tokens and of vocabulary entries per tile of TRL's fused head.
 HEAD_TILE = (4096, 32768)
 
 
@@ -19,45 +19,45 @@ def layer_activation_bytes(
     lora_targets=LINEARS,
 ) -> int:
     r"""
-    Bytes that autograd keeps of one layer between its forward and its backward pass.
+    Bytes that autograd saves for one layer between its forward and its backward pass.
 
-    With c bytes a value (4 for `"float32"`, else 2), h hidden, i inner, q and k the sizes of all queries and of all
-    keys, a heads, each token keeps:
+    The bytes per token are listed below. c is the number of bytes per value (4 for `"float32"`, else 2), h the hidden
+    size, i the intermediate size, q and k the sizes of all queries and of all keys, a the number of heads:
 
-    | | trained whole | with LoRA |
+    | saved tensors | full training | LoRA |
     |---|---|---|
     | two RMSNorms: float32 input, inverse root | 2 (4 h + 4) | the same |
-    | their normalised input, for the weight's gradient | 2 c h, mixed 8 h | 0: frozen |
-    | inputs of q, k, v and of gate, up | 2 c h, mixed 5 c h: each casts its own | in the line below |
+    | two RMSNorms: normalised input, for the gradient of the weight | 2 c h, mixed 8 h | 0, as they are frozen |
+    | inputs of q, k, v and of gate, up | 2 c h, mixed 5 c h (one cast each) | in the last row |
     | rotated queries and keys, values, output | c (2 q + 2 k) | the same |
     | logsumexp of each head | 4 a | the same |
     | gate, its SiLU, up | 3 c i | the same |
-    | input of down: their product | c i | in the line below |
-    | each adapter's input and inner value | | c (inputs + r) a target |
+    | input of down | c i | in the last row |
+    | input and inner value of each adapter | | c (inputs + r) per target |
 
-    The attention is SDPA's fused one: no (T, T) matrix of scores. `padded` batches have a mask, c T bytes a token, and
-    keys and values repeated for every head: k becomes q. Adapters whose dtype is that of their input share it; counted
-    here is a copy each, which autocast makes.
+    The attention is SDPA's fused attention, which stores no (T, T) matrix of scores. `padded` batches have a mask of
+    c T bytes per token, and keys and values are repeated for every head, so k equals q. Each adapter is counted with
+    its own copy of the input, which autocast makes. Adapters with the dtype of their input share it, and need less.
 
     Args:
         architecture ([`Architecture`]):
-            The sizes.
+            Sizes of the model.
         batch_size, length (`int`):
-            B sequences of T tokens.
+            Number B of sequences, and number T of tokens per sequence.
         precision (`str`, *optional*, defaults to `"mixed"`):
             `"float32"`, `"mixed"` or `"bfloat16"`, see [`state_bytes`].
         padded (`bool`, *optional*, defaults to `True`):
             Whether the sequences differ in length.
         lora_rank (`int`, *optional*, defaults to `0`):
-            r; 0 trains the layer whole.
+            Rank r of the LoRA adapters. 0 means full training.
         lora_targets (`Sequence[str]`, *optional*, defaults to all seven):
-            See [`count_lora_parameters`].
+            Names of the linear layers with adapters, see [`count_lora_parameters`].
 
     Returns:
-        `int`: bytes. Autocast's copies of weights are [`buffer_bytes`]'s.
+        `int`: number of bytes. Autocast's copies of the weights are not included, see [`buffer_bytes`].
 
-    Source: counted as in Korthikanti et al. (2205.05198), section 4.1, and derived anew for SDPA, RMSNorm, the gated
-    MLP and grouped keys; without dropout.
+    Source: counted as in Korthikanti et al. (2205.05198), section 4.1, but for SDPA, RMSNorm, a gated MLP and grouped
+    keys, without dropout.
     """
     a, size = architecture, 4 if precision == "float32" else 2
     linears = a.linears()
@@ -85,19 +85,20 @@ def saved_activation_bytes(
     lora_targets=LINEARS,
 ) -> int:
     """
-    Bytes that autograd holds of the whole trunk when its forward pass is done.
+    Bytes that autograd has saved for all layers at the end of the forward pass, without the head.
 
-    `L * layer + last norm`, or, with gradient checkpointing, `L * (input of a layer) + last norm`: the backward pass
-    then holds one layer's [`layer_activation_bytes`] beside them.
+    `L * layer + last norm`, or `L * (input of a layer) + last norm` with gradient checkpointing. With gradient
+    checkpointing, the backward pass needs the [`layer_activation_bytes`] of one layer in addition.
 
     Args:
         gradient_checkpointing (`bool`, *optional*, defaults to `True`):
-            Whether each layer keeps its input alone and is computed again.
+            Whether only the input of each layer is saved, and the layer is computed again in the backward pass.
         architecture, batch_size, length, precision, padded, lora_rank, lora_targets:
             See [`layer_activation_bytes`].
 
     Returns:
-        `int`: bytes. The head's are [`logit_bytes`]; the rotary tables and the token ids, kilobytes, are left out.
+        `int`: number of bytes. The head is counted by [`logit_bytes`]. The rotary tables and the token ids, a few
+        kilobytes, are not counted.
 
     Source: Korthikanti et al. (2205.05198), section 5.
     """
@@ -116,24 +117,24 @@ def logit_bytes(
     architecture: Architecture, batch_size: int, length: int, *, head: str, steps: int = 16, precision: str = "mixed"
 ) -> int:
     """
-    Bytes of a head's inputs and outputs.
+    Bytes of the inputs and outputs of the language-model head.
 
     Args:
         architecture, batch_size, length, precision:
             See [`layer_activation_bytes`].
         head (`str`):
-            `"steps"`: good and bad column at separators, in float32
-            ([`~erprm_trl.reward_model.step_logits.step_logits`]). `"fused"`: TRL's, by tiles of the vocabulary, with
-            the float32 gradients that it accumulates. `"full"`: every logit, its log-softmax and their gradient, in
-            float32.
+            Kind of head. `"steps"` computes the logits of the good and the bad token at the separators, in float32
+            ([`~erprm_trl.reward_model.step_logits.step_logits`]). `"fused"` is TRL's head, which computes tiles of the
+            vocabulary and accumulates float32 gradients. `"full"` stores all logits, their log-softmax and its
+            gradient, in float32.
         steps (`int`, *optional*, defaults to `16`):
-            Steps a sequence, for `"steps"`.
+            Number of steps per sequence, for `"steps"`.
 
     Returns:
-        `int`: bytes.
+        `int`: number of bytes.
 
     Raises:
-        `ValueError`: for another head.
+        `ValueError`: for an unknown head.
     """
     a, size, tokens = architecture, 4 if precision == "float32" else 2, batch_size * length
     if head == "steps":
@@ -143,4 +144,4 @@ def logit_bytes(
         return size * (tile + tokens * a.hidden_size) + 4 * (tokens + a.vocab_size) * a.hidden_size
     if head == "full":
         return tokens * (3 * 4 * a.vocab_size + size * a.hidden_size)
-    raise ValueError(f"head: got {head!r}, expected steps, fused or full.")
+    raise ValueError(f"head: got {head!r}, expected 'steps', 'fused' or 'full'. Pass one of these three.")

@@ -1,4 +1,4 @@
-"""Sizes of Llama-style models and their parameters, counted. Pure arithmetic: no model is built."""
+"""Sizes of Llama-style models, and the number of their parameters. Pure arithmetic: no model is built."""
 
 from collections import namedtuple
 
@@ -21,11 +21,12 @@ class Architecture(
 
     Args:
         vocab_size, hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size (`int`):
-            As in the model's configuration, at least 1.
+            Sizes as in the configuration of the model, at least 1.
         tied_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether the head is the embedding.
+            Whether the head shares its weight with the embedding.
         qkv_bias, output_bias, mlp_bias (`bool`, *optional*, defaults to `False`):
-            Whether the projections to queries, keys and values, that from the attention, and the MLP's have biases.
+            Whether there are biases in the projections to queries, keys and values, in the output projection of the
+            attention, and in the MLP.
     """
 
     __slots__ = ()
@@ -33,15 +34,22 @@ class Architecture(
     @classmethod
     def from_config(cls, config) -> "Architecture":
         """
-        The sizes in a transformers configuration.
+        Reads the sizes from a transformers configuration.
+
+        Args:
+            config (`PretrainedConfig`):
+                Configuration of a Llama, Mistral or Qwen2 model.
+
+        Returns:
+            [`Architecture`]: the sizes.
 
         Raises:
-            `ValueError`: for a model type that is built otherwise.
+            `ValueError`: for another model type.
         """
         if config.model_type not in ("llama", "mistral", "qwen2"):
             raise ValueError(
-                f"Architecture: got a {config.model_type!r} model, expected llama, mistral or qwen2. Give the sizes "
-                "themselves if it is built like one of them."
+                f"Architecture: got a {config.model_type!r} model, expected llama, mistral or qwen2. If it is built "
+                "like one of them, pass the sizes to Architecture yourself."
             )
         attention_bias = getattr(config, "attention_bias", False)
         return cls(
@@ -59,7 +67,7 @@ class Architecture(
         )
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of each linear map of a layer, by its name."""
+        """Number of inputs and outputs of each linear layer in a transformer layer, by name."""
         hidden, inner = self.hidden_size, self.intermediate_size
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         sizes = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)]
@@ -67,23 +75,22 @@ class Architecture(
 
 
 def count_linear_weights(architecture: Architecture) -> int:
-    """Weights of all layers' linear maps, without biases: what autocast copies and an optimizer's matrix methods
-    see."""
+    """Number of weights in the linear layers of all transformer layers, without biases."""
     return architecture.num_layers * sum(inputs * outputs for inputs, outputs in architecture.linears().values())
 
 
 def count_parameters(architecture: Architecture) -> int:
     """
-    Parameters of a causal language model.
+    Number of parameters of a causal language model.
 
-    `P = V h (1 or 2) + L (sum of linear maps + biases + 2 h) + h`
+    `P = V h (1 or 2) + L (weights of linear layers + biases + 2 h) + h`
 
     Args:
         architecture ([`Architecture`]):
-            The sizes.
+            Sizes of the model.
 
     Returns:
-        `int`: at least 1. A tied head is counted once.
+        `int`: number of parameters. A tied head is counted once.
     """
     a, linears = architecture, architecture.linears()
     biases = a.qkv_bias * sum(linears[name][1] for name in ATTENTION_LINEARS[:3]) + a.output_bias * a.hidden_size
@@ -94,28 +101,30 @@ def count_parameters(architecture: Architecture) -> int:
 
 def count_lora_parameters(architecture: Architecture, rank: int, targets=LINEARS) -> int:
     """
-    Parameters of LoRA adapters on each layer's linear maps.
+    Number of parameters of LoRA adapters on the linear layers.
 
     `L * sum over targets of r (inputs + outputs)`
 
     Args:
         architecture ([`Architecture`]):
-            The sizes.
+            Sizes of the model.
         rank (`int`):
-            LoRA's r, at least 1.
+            Rank r of the adapters, at least 1.
         targets (`Sequence[str]`, *optional*, defaults to all seven, which is PEFT's `"all-linear"`):
-            Names of the linear maps, from `LINEARS`.
+            Names of the linear layers with adapters, from `LINEARS`.
 
     Returns:
-        `int`: trainable parameters.
+        `int`: number of trainable parameters.
 
     Raises:
-        `ValueError`: for a name that is none of them.
+        `ValueError`: for an unknown name.
 
     Source: Hu et al., LoRA (2106.09685), section 4.1.
     """
     linears = architecture.linears()
     unknown = sorted(set(targets) - set(linears))
     if unknown:
-        raise ValueError(f"LoRA targets: got {', '.join(unknown)}, expected some of {', '.join(linears)}.")
+        raise ValueError(
+            f"LoRA targets: got {', '.join(unknown)}, expected names among {', '.join(linears)}. Correct the names."
+        )
     return architecture.num_layers * sum(rank * sum(linears[name]) for name in set(targets))

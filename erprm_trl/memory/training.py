@@ -1,7 +1,7 @@
-"""How many bytes a training holds on each GPU: weights, gradients, optimizer, buffers, activations and logits.
+"""Estimates the bytes that training needs on each GPU, for weights, gradients, optimizer, buffers, activations and
+logits.
 
-Pure arithmetic over the sizes of a Llama-style model. Memory that the allocator adds (CUDA's context, fragments) is
-not included.
+Pure arithmetic over the sizes of a Llama-style model. The CUDA context and fragmentation are not included.
 """
 
 from .activations import layer_activation_bytes, logit_bytes, saved_activation_bytes
@@ -10,8 +10,8 @@ from .architecture import LINEARS, Architecture, count_linear_weights, count_lor
 
 PRECISIONS = ("float32", "mixed", "bfloat16")
 
-# DeepSpeed's defaults, in elements: a bucket of gradients, and the weights that ZeRO-3 keeps gathered with the next
-# ones under way.
+# DeepSpeed's defaults, in elements: the size of a gradient bucket, and the weights that ZeRO-3 keeps gathered plus the
+# weights that it prefetches.
 REDUCE_BUCKET = 500_000_000
 LIVE_WEIGHTS = 1_000_000_000 + 50_000_000
 
@@ -26,39 +26,40 @@ def state_bytes(
     optimizer_values: int = 2,
 ) -> dict[str, int]:
     r"""
-    Bytes of weights, gradients and optimizer on each of N GPUs.
+    Bytes of weights, gradients and optimizer states on each of N GPUs.
 
-    | | weights | gradients | optimizer |
+    | stage | weights | gradients | optimizer |
     |---|---|---|---|
     | stage 0 (one GPU, DDP) | w P | w T | k w T |
     | ZeRO-1 | w P | w T | (4 + 4 k) T / N |
     | ZeRO-2 | w P | w T / N | (4 + 4 k) T / N |
     | ZeRO-3 | w P / N | w T / N | (4 + 4 k) T / N |
 
-    with P all and T the trainable parameters, k values an optimizer keeps of each (Adam: 2) and w bytes a weight: 2
-    with `"bfloat16"`, else 4. DeepSpeed trains a float32 copy, the 4 in (4 + 4 k), whatever the weights are. Adapters
-    (`frozen` > 0) on bfloat16 weights are float32 at stage 0, as PEFT makes them.
+    P is the number of all parameters, T the number of trainable parameters, k the number of optimizer values per
+    trainable parameter, and w the number of bytes per weight (2 for `"bfloat16"`, else 4). DeepSpeed always trains a
+    float32 copy, which is the 4 in (4 + 4 k). At stage 0, adapters (`frozen` > 0) on bfloat16 weights are float32, as
+    in PEFT.
 
     Args:
         trainable (`int`):
-            T, at least 0.
+            Number T of trainable parameters, at least 0.
         frozen (`int`, *optional*, defaults to `0`):
-            P - T.
+            Number P - T of frozen parameters.
         precision (`str`, *optional*, defaults to `"mixed"`):
-            `"float32"`; `"mixed"`, float32 weights under bfloat16 autocast; `"bfloat16"` weights, which is also what
-            `mixed_precision: bf16` means to DeepSpeed.
+            `"float32"`, `"mixed"` (float32 weights under bfloat16 autocast) or `"bfloat16"` (bfloat16 weights). With
+            DeepSpeed, `mixed_precision: bf16` is `"bfloat16"`.
         zero_stage (`int`, *optional*, defaults to `0`):
-            0, 1, 2 or 3.
+            ZeRO stage: 0, 1, 2 or 3.
         num_gpus (`int`, *optional*, defaults to `1`):
-            N, processes of the data parallelism.
+            Number N of data-parallel processes.
         optimizer_values (`int`, *optional*, defaults to `2`):
-            k: 2 for Adam, 1 for momentum, 0 for plain SGD.
+            Number k of optimizer values per trainable parameter: 2 for Adam, 1 for momentum, 0 for plain SGD.
 
     Returns:
-        `dict[str, int]`: `parameters`, `gradients` (held between the micro-batches of an update) and `optimizer`.
+        `dict[str, int]`: `parameters`, `gradients` (kept between the micro-batches of an update) and `optimizer`.
 
-    Limits: for T = P in bfloat16 the paper's 16 P at stage 0 with a float32 copy is `zero_stage=1, num_gpus=1`; its
-    per-GPU 4P + 12P/N, 2P + 14P/N and 16P/N are stages 1, 2 and 3.
+    Limits: for T = P in bfloat16, the paper's 16P without ZeRO, which includes a float32 copy, is `zero_stage=1,
+    num_gpus=1`. The paper's 4P + 12P/N, 2P + 14P/N and 16P/N per GPU are stages 1, 2 and 3.
 
     Raises:
         `ValueError`: for an unknown precision or stage.
@@ -66,9 +67,9 @@ def state_bytes(
     Source: Rajbhandari et al., ZeRO (1910.02054), sections 3.1 and 5, figure 1.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}.")
+        raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}. Pass one of these.")
     if zero_stage not in (0, 1, 2, 3):
-        raise ValueError(f"zero_stage: got {zero_stage}, expected 0, 1, 2 or 3.")
+        raise ValueError(f"zero_stage: got {zero_stage}, expected 0, 1, 2 or 3. Pass one of these.")
     size = 2 if precision == "bfloat16" else 4
     own = 4 if zero_stage == 0 and frozen else size
     optimizer = optimizer_values * own if zero_stage == 0 else 4 + 4 * optimizer_values
@@ -95,7 +96,7 @@ def buffer_bytes(
     num_gpus: int = 1,
 ) -> dict[str, int]:
     """
-    Bytes of what comes and goes during an update, each at its largest.
+    Bytes of temporary buffers during an update, each at its largest.
 
     Args:
         architecture, batch_size, length, precision:
@@ -104,10 +105,11 @@ def buffer_bytes(
             See [`state_bytes`].
 
     Returns:
-        `dict[str, int]`: `weight_copies` (autocast's, of all linear weights), `gathered_weights` (ZeRO-3), `reduction`
-        (DDP's buckets; DeepSpeed's bucket, two of them where ZeRO-3 overlaps), `step_gradients` (DeepSpeed's float32
-        share at the step), `backward` (gradients of the MLP's three products, and of the embedding before it is added
-        to what there is).
+        `dict[str, int]`: `weight_copies` (autocast's copies of all linear weights), `gathered_weights` (ZeRO-3),
+        `reduction` (DDP's buckets, or one bucket of DeepSpeed, or two with ZeRO-3, which overlaps them),
+        `step_gradients` (each process's part of DeepSpeed's float32 gradients in the optimizer step) and `backward`
+        (gradients of the three intermediate values of an MLP, and the gradient of the embedding before it is
+        accumulated).
     """
     a, size = architecture, 2 if precision == "bfloat16" else 4
     compute = 4 if precision == "float32" else 2
@@ -143,7 +145,7 @@ def memory_per_gpu(
     other_bytes: int = 0,
 ) -> dict[str, int]:
     """
-    Everything that a training holds on each GPU.
+    Estimates all memory that training needs on each GPU.
 
     Args:
         architecture, batch_size, length, precision, padded, lora_rank, lora_targets:
@@ -151,30 +153,32 @@ def memory_per_gpu(
         zero_stage, num_gpus, optimizer_values:
             See [`state_bytes`].
         offload_optimizer, offload_weights (`bool`, *optional*, defaults to `False`):
-            DeepSpeed's: optimizer and gradients (from stage 2) or the shares of weights (stage 3) are the host's.
+            Whether DeepSpeed keeps the optimizer states and gradients (from stage 2), or the weights (stage 3), in the
+            memory of the host.
         gradient_checkpointing (`bool`, *optional*, defaults to `True`):
             See [`saved_activation_bytes`].
         head (`str`, *optional*, defaults to `"steps"`):
             See [`logit_bytes`].
         other_bytes (`int`, *optional*, defaults to `0`):
-            Other models on the GPU, a policy's reward model say.
+            Bytes of other models on the GPU, e.g. the reward model of a policy.
 
     Returns:
-        `dict[str, int]`: `parameters`, `gradients`, `optimizer`, `activations`, `logits`, `buffers`, `other`, `total`,
-        the sum of these, and `host`, bytes in the host's memory for each GPU. The total is an upper bound: activations
-        are gone before the step's buffers come.
+        `dict[str, int]`: `parameters`, `gradients`, `optimizer`, `activations`, `logits`, `buffers`, `other`, their
+        sum `total`, and `host`, the bytes in the memory of the host per GPU. The total is an upper bound, because the
+        activations are freed before the buffers of the optimizer step are allocated.
 
     Raises:
-        `ValueError`: for an offload that the stage does not have.
+        `ValueError`: if the ZeRO stage does not support the offload.
     """
     if offload_optimizer and zero_stage < 2 or offload_weights and zero_stage < 3:
         raise ValueError(
-            f"zero_stage: got {zero_stage}, expected 2 or 3 to offload the optimizer and 3 to offload weights."
+            f"zero_stage: got {zero_stage}, expected 2 or 3 to offload the optimizer, and 3 to offload weights. Raise "
+            "the stage, or do not offload."
         )
-    everything = count_parameters(architecture)
-    trainable = count_lora_parameters(architecture, lora_rank, lora_targets) if lora_rank else everything
+    num_parameters = count_parameters(architecture)
+    trainable = count_lora_parameters(architecture, lora_rank, lora_targets) if lora_rank else num_parameters
     sizes = {"precision": precision, "zero_stage": zero_stage, "num_gpus": num_gpus}
-    frozen = everything if lora_rank else 0
+    frozen = num_parameters if lora_rank else 0
     report = state_bytes(trainable, frozen, optimizer_values=optimizer_values, **sizes)
     layer = {"precision": precision, "padded": padded, "lora_rank": lora_rank, "lora_targets": lora_targets}
     report["activations"] = saved_activation_bytes(

@@ -1,4 +1,5 @@
-"""Step scores train a policy: a reward function for any TRL trainer, RAFT, step GRPO, step PPO, and their guard."""
+"""Trains policies with step scores: a reward function for any TRL trainer, RAFT, step GRPO and step PPO, and a guard
+that stops a run when the policy exploits the reward model."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Graded answers as a TRL reward function: `GRPOTrainer(reward_funcs=[AnswerReward()])`."""
+"""A TRL reward function that grades final answers: `GRPOTrainer(reward_funcs=[AnswerReward()])`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +11,14 @@ from .completions import NO_COLUMNS, completion_text
 
 class AnswerReward:
     """
-    A graded answer as a reward function: 1.0 right, 0.0 wrong, `None` where the dataset has no answer.
+    A reward function that grades the final answer: 1.0 for a right answer, 0.0 for a wrong answer, and `None` if the
+    dataset has no answer.
 
     Args:
         answer_column (`str`, *optional*, defaults to `"answer"`):
-            Dataset column of the reference answers: bare, in a `\\boxed{}`, or after `####`. Numbers are read as
-            [`~erprm_trl.rollouts.load_questions`] reads them. Rows may lack an answer: `None`, NaN, or blank text.
-        grading (`str` or `Callable`, *optional*, defaults to `"math"`), answer_pattern (`str`, *optional*), \\
-        reasoning (`bool`, *optional*):
+            Dataset column of the reference answers, which are bare, in a `\\boxed{}`, or after `####`. Numbers are
+            read as in [`~erprm_trl.rollouts.load_questions`]. A missing answer is `None`, NaN, or blank text.
+        grading, answer_pattern, reasoning (*optional*):
             See [`~erprm_trl.rollouts.Grader`].
     """
 
@@ -36,26 +36,28 @@ class AnswerReward:
 
     def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float | None]:
         """
-        Grades a batch; TRL calls it.
+        Grades a batch. TRL calls this method.
 
         Args:
-            prompts, completions (`list`):
-                Texts, or conversations.
+            prompts (`list`):
+                Prompts, as texts or conversations.
+            completions (`list`):
+                Completions, as texts or conversations.
             columns:
-                The dataset's other columns.
+                Other columns of the dataset.
 
         Returns:
-            `list[float | None]`: one reward per completion, `None` where there is no answer.
+            `list[float | None]`: one reward per completion, `None` for a row without an answer.
 
         Raises:
-            `ValueError`: if there is no such column, or a row holds something that is no answer.
+            `ValueError`: if the column does not exist, or if a value is not an answer.
         """
         if self.answer_column not in columns:
             names = sorted(set(columns) - NO_COLUMNS)
             usual = [name for name in ANSWER_COLUMNS if name in names]
             fix = f"AnswerReward({usual[0]!r})" if usual else "AnswerReward(answer_column=...)"
             raise ValueError(
-                f"AnswerReward: got the columns {names}, expected {self.answer_column!r} among them. Name the column "
+                f"AnswerReward: got the columns {names}, expected {self.answer_column!r} among them. Set the column "
                 f"of the reference answers with `{fix}`."
             )
         answers, column = columns[self.answer_column], self.answer_column
@@ -63,7 +65,7 @@ class AnswerReward:
             if isinstance(values, str) or len(values) != len(completions):
                 raise ValueError(
                     f"AnswerReward: got {str(values)[:60]!r} ({type(values).__name__}) as `{name}`, expected a list "
-                    f"with a value for each of {len(completions)} completions."
+                    f"with one value for each of {len(completions)} completions. Repeat a value per completion."
                 )
         texts = [reference_text(answer, f"{column}[{row}]") for row, answer in enumerate(answers)]
         known = [row for row, text in enumerate(texts) if text is not None]

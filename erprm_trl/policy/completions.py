@@ -1,5 +1,5 @@
-"""What the completions and prompts of TRL's trainers say: texts or conversations, thinking in a field of its own or
-between `<think>` and `</think>`, and the steps in them."""
+"""Reads the prompts and completions of TRL's trainers, which are texts or conversations: the question, the answer, the
+thinking (in `<think>...</think>` or in a separate field), and the steps."""
 
 from itertools import accumulate
 from typing import Any
@@ -10,21 +10,21 @@ from ..steps import clean_steps, split_steps
 from .step_alignment import step_token_ends
 
 
-# What TRL passes to a reward function in addition to the columns of the dataset.
+# Arguments that TRL passes to a reward function in addition to the dataset's columns.
 NO_COLUMNS = {"completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
-# Names that the response parsers of transformers give to the thinking of a message.
+# Fields of a message where the response parsers of transformers store the thinking.
 THINKING = ("reasoning_content", "thinking", "reasoning")
 
 
 def completion_text(completion: "str | list[dict[str, Any]]") -> str:
-    """The text with which the policy answers: the completion itself, or the last message of a conversation. It is
-    empty where that message is not the policy's: a tool's result that the policy did not go on from is no answer."""
+    """The text of the policy's answer: the completion itself, or the last message of a conversation. It is empty if
+    the last message is not from the policy, for example the result of a tool."""
     message = _last_message(completion)
     return message if isinstance(message, str) else _content(message)
 
 
 def question_text(prompt: "str | list[dict[str, Any]]") -> str:
-    """The question of a prompt: itself, or what the last user message of a conversation says."""
+    """The question of a prompt: the prompt itself, or the last user message of a conversation."""
     if isinstance(prompt, str):
         return prompt
     asked = [message for message in prompt if message.get("role") == "user"]
@@ -33,13 +33,14 @@ def question_text(prompt: "str | list[dict[str, Any]]") -> str:
 
 def opens_thinking(prompt: "str | list[dict[str, Any]]", tokenizer=None, chat_template_kwargs=None) -> bool:
     """
-    Whether completions of a prompt begin inside `<think>`, because the prompt or the chat template opens it.
+    Whether completions of a prompt begin inside `<think>`, because the prompt or the chat template ends with it.
 
     Args:
         prompt (`str` or `list[dict[str, Any]]`):
-            A text, or a conversation.
+            Prompt, as a text or a conversation.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The policy's tokenizer, whose chat template is applied to conversations. Nothing is known without it.
+            The policy's tokenizer. Its chat template is applied to conversations. Without it, the result is `False`
+            for conversations.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Arguments of the chat template.
     """
@@ -61,28 +62,30 @@ def completion_steps(
     token_ids: list[int] | None = None,
 ) -> tuple[list[str], list[int] | None]:
     """
-    The steps of a completion.
+    Splits a completion into steps.
 
     Args:
         completion (`str` or `list[dict[str, Any]]`):
-            A text, or a conversation, of which the last message is read. Thinking that a response parser has put into
-            a field of its own is read as if it were in the text.
+            Completion, as a text or a conversation. Only the last message of a conversation is read. Thinking that a
+            response parser has moved to a separate field is read as if it were in the text.
         prm_format ([`PRMFormat`]):
             The reward model's format.
         is_thinking (`bool`, *optional*, defaults to `False`):
-            Whether the completion begins inside `<think>`; see [`opens_thinking`].
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*), token_ids (`list[int]`, *optional*):
-            The policy's tokenizer, and its tokens of the completion.
+            Whether the completion begins inside `<think>`, see [`opens_thinking`].
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The policy's tokenizer.
+        token_ids (`list[int]`, *optional*):
+            The policy's tokens of the completion.
 
     Returns:
-        `tuple[list[str], list[int] | None]`: the text of each step, and the index of each step's last token, as
-        [`step_token_ends`] gives it; no indices without the tokens.
+        `tuple[list[str], list[int] | None]`: the text of each step, and the index of each step's last token from
+        [`step_token_ends`]. The indices are empty without `tokenizer` and `token_ids`.
     """
     message = _last_message(completion)
     text = completion_text(completion)
     thinking = next((message[name] for name in THINKING if message.get(name)), "") if isinstance(message, dict) else ""
     if thinking and prm_format.steps_of == "answer":
-        is_thinking = False  # the parser has left the answer alone
+        is_thinking = False  # the parser has moved the thinking out of the text
     elif thinking and tokenizer is not None and token_ids is not None and len(completion) == 1:
         text = tokenizer.decode(token_ids, skip_special_tokens=True)
     elif thinking:

@@ -1,6 +1,6 @@
-"""A callback that watches a policy learn from a reward model and stops the run where the two part.
+"""A callback that monitors a policy's training on a reward model, and stops the run if the policy exploits the model.
 
-It reads the metrics that the trainers of this folder log (and TRL's, as far as they have them); it computes none.
+It only reads metrics that the policy trainers of this package log. TRL's trainers log some of them.
 """
 
 import json
@@ -25,16 +25,17 @@ FILE_NAME = "guard.json"
 RATIOS = ("steps/per_answer", "steps/tokens_per_step")
 SHARES = ("steps/unfinished_share", "steps/repeated_share", "steps/unscorable_share")
 KL, AGREEMENT, SCORE, ACCURACY = "kl", "steps/agreement", "steps/mean_score", "steps/accuracy"
-DIVERGENCE = "score_and_accuracy"  # made of the last two
+DIVERGENCE = "score_and_accuracy"  # computed from SCORE and ACCURACY
 ADVICE = {
-    "steps/per_answer": "Steps collapse or are farmed: read completions, use the credit `difference`, grade answers.",
-    "steps/tokens_per_step": "Steps empty or swell: read completions and mix in graded answers.",
-    "steps/unfinished_share": "Answers no longer end: mask truncated completions, or allow more tokens.",
-    "steps/repeated_share": "Steps are repeated for their reward: use the credit `difference` and grade answers.",
-    "steps/unscorable_share": "Answers leave the form that the reward model reads: read completions.",
-    KL: "The policy has left the text that the reward model knows: raise beta or lower the learning rate.",
-    AGREEMENT: "The reward model prefers wrong answers: train it on solutions of this policy.",
-    DIVERGENCE: "Accuracy falls and the score does not show it: grade more answers, or train the reward model on "
+    "steps/per_answer": "The number of steps collapses, or grows for its reward. Read completions, use the credit "
+    "`difference`, and grade answers.",
+    "steps/tokens_per_step": "The length of steps changes. Read completions, and grade answers.",
+    "steps/unfinished_share": "More answers are unfinished. Mask truncated completions, or allow more tokens.",
+    "steps/repeated_share": "Steps are repeated for their reward. Use the credit `difference`, and grade answers.",
+    "steps/unscorable_share": "More answers cannot be split and scored. Read completions.",
+    KL: "The policy writes text that the reward model was not trained on. Raise beta, or lower the learning rate.",
+    AGREEMENT: "The reward model prefers wrong answers. Train it on solutions of this policy.",
+    DIVERGENCE: "The accuracy falls, but the score does not. Grade more answers, or train the reward model on "
     "solutions of this policy.",
 }
 
@@ -48,57 +49,60 @@ class _Standing(NamedTuple):
 
 class PolicyGuard(TrainerCallback):
     r"""
-    Warns when a signal leaves its band, saves no checkpoint while one is outside, and stops the run when one stays
-    outside.
+    Warns when a signal is outside its limits, saves no checkpoint in the meantime, and stops the run if the signal
+    stays outside.
 
-    A signal's reference is the median of its first `warmup` logged values, its value the median of its last `window`:
-    a single log, however wild (estimates of the KL have long tails), moves neither. `NaN` and `None` are skipped, and
-    a signal that is not logged is not watched.
+    The reference of a signal is the median of its first `warmup` logged values. Its value is the median of its last
+    `window` logged values, so that a single outlier has no effect (estimates of the KL have long tails). `NaN` and
+    `None` are skipped, and signals that are not logged are ignored.
 
-    | signal | outside where | what it shows |
+    | signal | outside its limits if | possible cause |
     |---|---|---|
-    | `steps/per_answer`, `steps/tokens_per_step` | beyond reference × or ÷ `max_ratio` | steps collapse, are farmed |
-    | `steps/unfinished_share`, or TRL's `completions/clipped_ratio` | above reference + `max_increase` | no end |
+    | `steps/per_answer`, `steps/tokens_per_step` | more than `max_ratio` × or ÷ the reference | reward hacking |
+    | `steps/unfinished_share` (TRL: `completions/clipped_ratio`) | above reference + `max_increase` | endless text |
     | `steps/repeated_share`, `steps/unscorable_share` | above reference + `max_increase` | degenerate text |
-    | `kl` | above `max_kl` | text that the reward model never saw |
-    | `steps/agreement` | below `min_agreement` | wrong answers score higher than right ones |
+    | `kl` | above `max_kl` | text that the reward model was not trained on |
+    | `steps/agreement` | below `min_agreement` | wrong answers have higher scores than right answers |
     | `score_and_accuracy` | above `max_divergence` | the reward model is exploited |
 
-    `steps/agreement` is the AUC within questions of the score against the graded answer, 0.5 being chance; it is not
-    read where fewer than 5% of the answers are right or wrong, as it is noise then. `score_and_accuracy` is how far
-    `steps/accuracy` fell from its reference, less the fall of `steps/mean_score` where that fell too.
+    `steps/agreement` is the AUC within questions of the score for right answers, where 0.5 is chance. It is ignored
+    if fewer than 5% of the answers are right, or fewer than 5% are wrong, because it is too noisy then.
+    `score_and_accuracy` is the decrease of `steps/accuracy` from its reference minus the decrease of
+    `steps/mean_score`, which counts as 0 if the score did not decrease.
 
     Args:
         warmup (`int`, *optional*, defaults to `5`):
-            Logged values that make a signal's reference; nothing is judged before.
+            Number of logged values for the reference of a signal. Signals are checked after that.
         window (`int`, *optional*, defaults to `5`):
-            Logged values whose median is judged.
+            Number of logged values for the current value of a signal.
         patience (`int`, *optional*, defaults to `10`):
-            Logs in a row with a signal outside that stop the run. Waiting costs time only: nothing is saved meanwhile.
+            Number of consecutive logs with a signal outside its limits after which the run stops.
         max_ratio (`float`, *optional*, defaults to `2.0`):
-            More than 1. Healthy runs do change the length of answers, mostly by less than this.
+            Maximum ratio to the reference, above 1. The length of answers also changes in healthy runs, but mostly by
+            less than this.
         max_increase (`float`, *optional*, defaults to `0.2`):
-            Of shares.
+            Maximum increase of a share.
         max_kl (`float`, *optional*, defaults to `2.0`):
-            Per token, as TRL logs it. At 2 the reference finds the policy's tokens e² times less likely than the
-            policy does: text it would hardly write.
+            Maximum KL per token, as TRL logs it. At 2, the reference model gives the policy's tokens a probability
+            that is e² times smaller than the policy's.
         min_agreement (`float`, *optional*, defaults to `0.45`):
-            Clearly below chance, not a fall from the reference: when a policy improves, the wrong answers that are
-            left look right, and a healthy AUC falls too.
+            Minimum agreement, slightly below chance. It is not relative to the reference, because the agreement also
+            falls in healthy runs: when a policy improves, the remaining wrong answers look right.
         max_divergence (`float`, *optional*, defaults to `0.2`):
-            Of accuracy.
+            Maximum decrease of the accuracy that the score does not show.
 
-    A limit that is `None` is not watched.
+    A limit of `None` disables its check.
 
     Attributes:
         stopped_because (`str`, *optional*):
-            Why the run was stopped; written to `guard.json` in the output folder with every signal and its history.
+            Reason why the run was stopped. It is also written to `guard.json` in the output folder, with every signal
+            and its history.
         last_good_checkpoint (`str`, *optional*):
-            Folder of the last checkpoint that was saved with every signal inside.
+            Folder of the last checkpoint that was saved while every signal was within its limits.
 
-    Only logs of the training loop, those with a `loss`, are read; process zero's values decide for all. After a resume
-    the state is rebuilt from the trainer's log history. With `save_strategy="best"` the trainer saves whatever the
-    callback says; such a checkpoint does not count as good while a signal is outside.
+    Only logs of the training loop, which have a `loss`, are read. The values of process zero are used on all
+    processes. After a resume, the state is rebuilt from the trainer's log history. With `save_strategy="best"` the
+    trainer also saves while a signal is outside its limits, but such a checkpoint does not count as good.
     """
 
     def __init__(
@@ -115,9 +119,9 @@ class PolicyGuard(TrainerCallback):
     ):
         for name, count in {"warmup": warmup, "window": window, "patience": patience}.items():
             if count < 1:
-                raise ValueError(f"`{name}` of the guard: got {count}, expected at least 1.")
+                raise ValueError(f"`{name}` of the guard: got {count}, expected at least 1. Raise it.")
         if max_ratio is not None and max_ratio <= 1:
-            raise ValueError(f"`max_ratio` of the guard: got {max_ratio}, expected more than 1, or None.")
+            raise ValueError(f"`max_ratio` of the guard: got {max_ratio}, expected more than 1, or None. Raise it.")
         self.warmup, self.window, self.patience = warmup, window, patience
         self.max_ratio = math.inf if max_ratio is None else max_ratio
         self.max_increase = math.inf if max_increase is None else max_increase
@@ -128,17 +132,18 @@ class PolicyGuard(TrainerCallback):
 
     @property
     def outside(self) -> list[str]:
-        """Signals that are outside their band now."""
+        """Signals that are currently outside their limits."""
         return [signal for signal, count in self._logs_outside.items() if count]
 
     def signals(self) -> dict[str, float]:
-        """What is judged now, for plots: each signal's value without its `steps/`, and how many are `outside`."""
+        """The current value of each signal, by its name without `steps/`, and the number of signals `outside` their
+        limits. For plots."""
         standings = {signal.removeprefix("steps/"): self._standing(signal) for signal in ADVICE}
         values = {name: standing.value for name, standing in standings.items() if standing is not None}
         return {**values, "outside": float(len(self.outside))} if values else {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Starts anew, or where the resumed run was."""
+        """Resets the state, or rebuilds it from the log history of a resumed run."""
         self._reset()
         for entry in state.log_history:
             if "loss" in entry:
@@ -148,34 +153,34 @@ class PolicyGuard(TrainerCallback):
             self.last_good_checkpoint = checkpoint
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Reads a log of the training loop: warns, stops."""
+        """Checks the signals of a log of the training loop. Warns and stops the run."""
         if logs and "loss" in logs and self.stopped_because is None:
-            # Metrics are gathered, but one that is not must not stop one process and leave the others waiting.
+            # If a metric differs between processes, all processes must still stop together.
             (values,) = broadcast_object_list([_watched(logs)])
             for signal in self._observe(values, state.global_step):
-                self._warn(state, f"{self._describe(signal)} No checkpoint is saved until it is back.")
+                self._warn(state, f"{self._describe(signal)} No checkpoint is saved until it is within its limits.")
             if any(count >= self.patience for count in self._logs_outside.values()):
                 self._stop(args, state, control)
-        return self._hold_back(state, control)  # the loop saves after it logs
+        return self._hold_back(state, control)  # the training loop saves after it logs
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Holds a checkpoint back while a signal is outside."""
+        """Prevents a checkpoint while a signal is outside its limits."""
         return self._hold_back(state, control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """Holds a checkpoint back while a signal is outside."""
+        """Prevents a checkpoint while a signal is outside its limits."""
         return self._hold_back(state, control)
 
     def on_save(self, args, state, control, **kwargs):
-        """Notes the last good checkpoint."""
+        """Records the last good checkpoint."""
         if not self.outside:
             self.last_good_checkpoint = _checkpoint(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Says so where a run that was not stopped ends outside."""
+        """Warns if a run that was not stopped ends with a signal outside its limits."""
         if self.outside and self.stopped_because is None:
             described = " ".join(self._describe(signal) for signal in self.outside)
-            self._warn(state, f"The run ended so and was not saved: {described} {self._last_good()}")
+            self._warn(state, f"The last state of the run was not saved: {described} {self._last_good()}")
 
     def _reset(self) -> None:
         self.stopped_because: str | None = None
@@ -185,7 +190,7 @@ class PolicyGuard(TrainerCallback):
         self._held_at: int | None = None  # step whose checkpoint was held back
 
     def _observe(self, values: dict[str, float], step: int) -> list[str]:
-        # Takes in one log and returns the signals that it found outside and the log before did not.
+        # Records a log, and returns the signals that have just left their limits.
         if not 0.05 <= values.get(ACCURACY, 0.5) <= 0.95:
             values = {name: value for name, value in values.items() if name != AGREEMENT}
             self._logs_outside[AGREEMENT] = 0
@@ -211,7 +216,7 @@ class PolicyGuard(TrainerCallback):
         return medians and _Standing(medians[1], medians[0], *self._band(signal, medians[0]))
 
     def _medians(self, name: str) -> tuple[float, float] | None:
-        # Reference and value.
+        # Returns the reference and the current value.
         history = self._history[name]
         if len(history) < self.warmup:
             return None
@@ -219,7 +224,7 @@ class PolicyGuard(TrainerCallback):
         return tuple(statistics.median(value for _, value in part) for part in parts)
 
     def _band(self, signal: str, reference: float) -> tuple[float, float]:
-        if signal in RATIOS:  # nothing is a multiple of 0
+        if signal in RATIOS:  # a reference of 0 has no multiples, so nothing is checked
             return (reference / self.max_ratio, reference * self.max_ratio) if reference > 0 else (0.0, math.inf)
         if signal in SHARES:
             return -math.inf, reference + self.max_increase
@@ -239,19 +244,19 @@ class PolicyGuard(TrainerCallback):
         if self.outside:
             self._held_at = state.global_step if control.should_save else self._held_at
             control.should_save = False
-        elif self._held_at == state.global_step:  # the log of this very step brought all signals back
+        elif self._held_at == state.global_step:  # the log of this step brought all signals back within their limits
             control.should_save, self._held_at = True, None
         return control
 
     def _warn(self, state, message: str) -> None:
         if state.is_world_process_zero:
-            logger.warning(f"Guard, step {state.global_step}: {message}")
+            logger.warning(f"PolicyGuard, step {state.global_step}: {message}")
 
     def _stop(self, args, state, control) -> None:
         control.should_training_stop = True
         lasting = [signal for signal, count in self._logs_outside.items() if count >= self.patience]
         described = " ".join(self._describe(signal) for signal in lasting)
-        self.stopped_because = f"Outside for {self.patience} logs in a row: {described}"
+        self.stopped_because = f"Outside the limits for {self.patience} consecutive logs: {described}"
         self._warn(state, f"The run is stopped. {self.stopped_because} {self._last_good()}")
         if state.is_world_process_zero:
             self._write(args.output_dir, state.global_step)
@@ -277,7 +282,7 @@ class PolicyGuard(TrainerCallback):
 
 
 def _watched(logs: dict) -> dict[str, float]:
-    # What is read of a log. The score counts only beside an accuracy, so that both are of the same logs.
+    # The signals of a log. The score is only used together with an accuracy, so that both are from the same logs.
     names = (*RATIOS, *SHARES, KL, AGREEMENT, SCORE, ACCURACY)
     values = {name: logs.get(name) for name in names}
     if "steps/unfinished_share" not in logs:
@@ -293,4 +298,4 @@ def _checkpoint(args, state) -> str:
 
 
 def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON knows no infinity
+    return value if math.isfinite(value) else None  # JSON has no infinity

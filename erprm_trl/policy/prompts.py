@@ -1,4 +1,4 @@
-"""Questions as the datasets that TRL's online trainers read, and the arguments by which recipes name them."""
+"""Builds the prompt datasets of TRL's online trainers from questions, and defines the recipes' arguments for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,22 +17,22 @@ def prompt_dataset(
     answers: bool = True,
 ):
     """
-    Turns questions into a prompt-only dataset.
+    Builds a prompt-only dataset from questions.
 
     Args:
         questions (`Sequence[Question]`):
-            From [`~erprm_trl.rollouts.load_questions`].
+            Questions from [`~erprm_trl.rollouts.load_questions`].
         prompt_template (`str`, *optional*, defaults to `"{question}"`):
-            Text around the question.
+            Text of a prompt, with `{question}`.
         system_prompt (`str`, *optional*):
-            A system message, in a conversation.
+            System message of a conversation.
         conversational (`bool`, *optional*, defaults to `False`):
-            Messages instead of a plain text; the trainer then applies the policy's chat template.
+            Whether prompts are conversations, to which the trainer applies the policy's chat template.
         answers (`bool`, *optional*, defaults to `True`):
-            Keep the reference answers. Without them the step trainers learn from step scores alone.
+            Whether to include the reference answers. Without them the step trainers use only step scores.
 
     Returns:
-        `datasets.Dataset`: columns `prompt`, `question` and, if asked, `answer`.
+        `datasets.Dataset`: dataset with the columns `prompt`, `question` and, if `answers` is true, `answer`.
 
     Raises:
         `ValueError`: for a template without `{question}`, or a system prompt without a conversation.
@@ -40,7 +40,10 @@ def prompt_dataset(
     from datasets import Dataset
 
     if "{question}" not in prompt_template:
-        raise ValueError(f"Prompt template: got {prompt_template!r}, expected it to contain '{{question}}'.")
+        raise ValueError(
+            f"prompt_template: got {prompt_template!r}, expected a text with '{{question}}'. Mark the place of the "
+            "question."
+        )
     if system_prompt is not None and not conversational:
         raise ValueError(
             f"system_prompt: got {system_prompt!r} for plain-text prompts, expected a conversation. Set "
@@ -60,31 +63,38 @@ def prompt_dataset(
 @dataclass
 class PromptArguments:
     """
-    Where a policy's questions are, read by `TrlParser` from YAML and the command line; see
+    Arguments for a policy's questions, which `TrlParser` reads from YAML and the command line. See
     [`~erprm_trl.rollouts.load_questions`] and [`prompt_dataset`].
     """
 
     dataset_name: str = field(
-        metadata={"help": "Hub id, .jsonl/.json/.csv/.parquet file, folder, or package.module:function."}
+        metadata={
+            "help": "Source of the questions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or "
+            "package.module:function."
+        }
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Its training split."})
-    dataset_test_split: str | None = field(default=None, metadata={"help": "Its evaluation split, if any."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split with the training questions."})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Split with the evaluation questions."})
     train_questions_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "More arguments of the dataset."}
+        default=None, metadata={"help": "Additional arguments to load the training questions."}
     )
     eval_questions_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments that give the evaluation questions of the same dataset_name."}
+        default=None,
+        metadata={"help": "Additional arguments to load the evaluation questions from the same dataset_name."},
     )
-    max_questions: int | None = field(default=None, metadata={"help": "Take the first questions only."})
-    max_eval_questions: int | None = field(default=None, metadata={"help": "The same of the evaluation questions."})
+    max_questions: int | None = field(default=None, metadata={"help": "Maximum number of training questions."})
+    max_eval_questions: int | None = field(default=None, metadata={"help": "Maximum number of evaluation questions."})
     use_answers: bool = field(
-        default=True, metadata={"help": "Learn from graded answers too; false: from step scores alone."}
+        default=True, metadata={"help": "Whether to also train on graded answers, and not only on step scores."}
     )
-    prompt_template: str = field(default="{question}", metadata={"help": "Text around {question}."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
+    prompt_template: str = field(default="{question}", metadata={"help": "Text of a prompt, with {question}."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message. It needs prompts with a chat template."}
+    )
     use_chat_template: bool | None = field(
-        default=None, metadata={"help": "Conversational prompts; default: whether the tokenizer has a template."}
+        default=None,
+        metadata={"help": "Whether to apply the chat template. Defaults to true if the tokenizer has a template."},
     )
 
     def __post_init__(self):
@@ -92,14 +102,16 @@ class PromptArguments:
 
     def datasets(self, tokenizer, *, question_column: str | None = None, answer_column: str | None = None):
         """
-        The training and the evaluation dataset (`None` if there is none) for a policy with this tokenizer.
+        Loads the training dataset and the evaluation dataset (`None` if there is none).
 
         Args:
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
                 The policy's tokenizer.
-            question_column, answer_column (`str`, *optional*):
-                Columns of the source, see [`~erprm_trl.rollouts.load_questions`]. The columns of the datasets are
-                `prompt`, `question` and `answer` in any case.
+            question_column (`str`, *optional*):
+                Column of the questions in the source, see [`~erprm_trl.rollouts.load_questions`]. The columns of the
+                returned datasets are always `prompt`, `question` and `answer`.
+            answer_column (`str`, *optional*):
+                Column of the reference answers in the source.
         """
         conversational = self.use_chat_template
         if conversational is None:

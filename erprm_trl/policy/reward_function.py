@@ -1,6 +1,6 @@
-"""Step scores as a TRL reward function: `GRPOTrainer(reward_funcs=[StepRewardFunction(...)])`.
+"""A TRL reward function from step scores: `GRPOTrainer(reward_funcs=[StepRewardFunction(...)])`.
 
-It returns one number per completion, as TRL expects. [`StepRewardFunction.score_batch`] returns every step's score.
+It returns one reward per completion, as TRL expects. [`StepRewardFunction.score_batch`] returns all step scores.
 """
 
 import math
@@ -27,7 +27,8 @@ NAME, QUESTION_COLUMN = "step_reward", "question"
 
 class StepRewardFunction:
     """
-    A process reward model as a reward function of any TRL trainer: the aggregate of a completion's step scores.
+    A reward function for TRL's trainers that scores completions with a process reward model. The reward is the
+    aggregate of the completion's step scores.
 
     Example:
 
@@ -42,48 +43,53 @@ class StepRewardFunction:
     ... )
     ```
 
-    Completions that cannot be scored get `unscorable_reward`. These are completions without steps, completions longer
-    than the reward model's context, conversations whose last message is not the policy's (for example a tool's
-    result), and, if the policy's tokenizer is known, completions with a step that has no token of its own. In a
-    completion with `<think>...</think>`, `steps_of` in the reward model's format says which part is scored. TRL's
-    trainers treat a reward of `None` as follows:
+    Completions that cannot be scored get `unscorable_reward`. These are:
 
-    | trainer | a completion for which every reward function returns `None` |
+    - completions without steps,
+    - completions longer than the reward model's context,
+    - conversations whose last message is not from the policy, for example the result of a tool, and
+    - completions with a step that has no token of its own, if the policy's tokenizer is known.
+
+    For completions with `<think>...</think>`, `steps_of` in the reward model's format selects the part that is scored.
+    TRL's trainers treat a reward of `None` as follows:
+
+    | trainer | effect if every reward function returns `None` for a completion |
     |---|---|
-    | `GRPOTrainer`, `RLOOTrainer`, `GMPOTrainer`, `AsyncGRPOTrainer` | is left out of its group; its advantage is 0 |
-    | `OnlineDPOTrainer`, `SDPOTrainer` | counts as reward 0 |
-    | `A2POTrainer` | is a `TypeError`: give a number |
-    | [`StepGRPOTrainer`], [`StepPPOTrainer`] | has no step rewards; they take no number here |
+    | `GRPOTrainer`, `RLOOTrainer`, `GMPOTrainer`, `AsyncGRPOTrainer` | The group ignores it, and its advantage is 0. |
+    | `OnlineDPOTrainer`, `SDPOTrainer` | Its reward is 0. |
+    | `A2POTrainer` | A `TypeError` is raised. Set a number. |
+    | [`StepGRPOTrainer`], [`StepPPOTrainer`] | It has no step rewards. A number is not allowed. |
 
-    Logged through `log_metric`: `steps/per_answer`, `steps/tokens_per_step`, `steps/mean_score`,
-    `steps/repeated_share` (steps that repeat an earlier step of the same completion), `steps/unscorable_share` and,
-    if the policy's tokenizer is known, `steps/unfinished_share`; through `log_extra`: `step_scores`. With a `name`
-    these names begin with it, as in `my_prm/steps/per_answer`; the step trainers log them without it.
+    These metrics are logged with TRL's `log_metric`: `steps/per_answer`, `steps/tokens_per_step`, `steps/mean_score`,
+    `steps/repeated_share` (steps that repeat an earlier step of the same completion), `steps/unscorable_share` and, if
+    the policy's tokenizer is known, `steps/unfinished_share`. `step_scores` is logged with `log_extra`. If `name` is
+    set, it is a prefix of these names, as in `my_prm/steps/per_answer`, except in the step trainers.
 
     Args:
         scorer ([`StepScorer`], [`~erprm_trl.reward_model.ScoringBackend`], `str` or `Path`):
-            The reward model: a scorer or a backend of one, a folder or Hub id that is loaded at the first call, on the
-            process's own device, or the address of a scoring server, `"http://host:8100"`.
+            The reward model: a scorer or backend, a folder or Hub id (it is loaded at the first call, on the device of
+            the process), or the address of a scoring server such as `"http://host:8100"`.
         aggregation (`str`, *optional*):
-            `"min"`, `"last"`, `"product"` or `"mean"`; defaults to the reward model's own.
+            How step scores become a reward: `"min"`, `"last"`, `"product"` or `"mean"`. Defaults to the aggregation of
+            the reward model's format.
         question_column (`str`, *optional*, defaults to `"question"`):
-            Dataset column with the question alone. Without it the prompt is used: the text, or the last user message
-            of a conversation.
+            Dataset column with the bare question. If there is no column `"question"`, the prompt is used: the text, or
+            the last user message of a conversation.
         unscorable_reward (`float`, *optional*):
-            Reward of completions that cannot be scored. `None` by default; see the table above.
+            Reward of completions that cannot be scored. Defaults to `None`, see the table above.
         name (`str`, *optional*, defaults to `"step_reward"`):
-            Name in TRL's metrics, as in `rewards/step_reward/mean`. Two reward functions of one trainer need two
+            Name in TRL's metrics, as in `rewards/step_reward/mean`. Two reward functions of one trainer need different
             names.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The policy's tokenizer; the step trainers set it themselves.
+            The policy's tokenizer. The step trainers set it.
         eos_token_ids (`list[int]`, *optional*):
-            Ids that end a completion; defaults to the tokenizer's.
+            Token ids that end a completion. Defaults to the tokenizer's.
         scorer_kwargs (`dict[str, Any]`, *optional*):
-            Arguments of [`StepScorer.from_pretrained`], with a path or id.
+            Arguments of [`StepScorer.from_pretrained`], if `scorer` is a path or id.
 
     Raises:
-        `FileNotFoundError`: if a path or id is no reward model. `ValueError`: for an unknown aggregation or an
-            `unscorable_reward` that is not finite.
+        `FileNotFoundError`: if a path or id is not a reward model.
+        `ValueError`: for an unknown aggregation, or an `unscorable_reward` that is not finite.
     """
 
     def __init__(
@@ -99,7 +105,7 @@ class StepRewardFunction:
         scorer_kwargs: dict[str, Any] | None = None,
     ):
         self._scorer_kwargs = scorer_kwargs or {}
-        if isinstance(scorer, (str, PathLike)):  # an error here is cheap, later it would cost a rollout
+        if isinstance(scorer, (str, PathLike)):  # raises errors before the first generation
             self._scorer = local_path(scorer)
             self.prm_format = load_format(
                 self._scorer, self._scorer_kwargs.get("prm_format"), self._scorer_kwargs.get("revision")
@@ -109,33 +115,38 @@ class StepRewardFunction:
             self.prm_format = self._scorer.prm_format
         self.aggregation = aggregation or self.prm_format.aggregation
         if self.aggregation not in AGGREGATIONS:
-            raise ValueError(f"Aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
+            raise ValueError(
+                f"aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}. Choose one."
+            )
         if unscorable_reward is not None and not (
             isinstance(unscorable_reward, (int, float)) and math.isfinite(unscorable_reward)
         ):
-            raise ValueError(f"unscorable_reward: got {unscorable_reward!r}, expected a finite number, or None.")
-        self.__name__ = name  # TRL reads it
+            raise ValueError(
+                f"unscorable_reward: got {unscorable_reward!r}, expected a finite number, or None. Set for example 0."
+            )
+        self.__name__ = name  # the name in TRL's metrics
         self.unscorable_reward = unscorable_reward
         self.question_column = question_column
         self.processing_class = processing_class
         self.eos_token_ids = eos_token_ids
-        self.chat_template_kwargs: dict[str, Any] | None = None  # of a step trainer
-        self.accelerator = None  # of a step trainer: its processes then stop together
-        self.handoff: Handoff[ScoredBatch] | None = None  # of the step trainer that calls
+        # The next three are set by a step trainer. The accelerator lets its processes stop together.
+        self.chat_template_kwargs: dict[str, Any] | None = None
+        self.accelerator = None
+        self.handoff: Handoff[ScoredBatch] | None = None
         self._loading = Lock()  # some of TRL's trainers call from several threads
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the lock, for trainers that send reward functions to other processes."""
+        """Returns all attributes except the lock, for trainers that send reward functions to other processes."""
         return {name: value for name, value in vars(self).items() if name != "_loading"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes what [`~StepRewardFunction.__getstate__`] gave."""
+        """Restores the attributes from [`~StepRewardFunction.__getstate__`]."""
         vars(self).update(state)
         self._loading = Lock()
 
     @property
     def scorer(self) -> StepScorer:
-        """The reward model, loaded when it is first needed."""
+        """The reward model. It is loaded at the first access."""
         with self._loading:
             if isinstance(self._scorer, str):
                 self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
@@ -143,14 +154,14 @@ class StepRewardFunction:
 
     def shard(self, accelerator) -> None:
         """
-        Splits a reward model that is not loaded yet over the processes of a ZeRO-3 training.
+        Shards a reward model that is not loaded yet over the processes of a ZeRO-3 training run.
 
         Args:
             accelerator ([`~accelerate.Accelerator`]):
-                Of the training.
+                Accelerator of the training run.
 
         Raises:
-            `ValueError`: if the scorer was given, or is loaded already, or the training is not by ZeRO-3.
+            `ValueError`: if the reward model is already loaded, or if the training run does not use ZeRO-3.
         """
         check_sharding(self._scorer, accelerator)
         self._scorer_kwargs = {**self._scorer_kwargs, "accelerator": accelerator}
@@ -165,20 +176,22 @@ class StepRewardFunction:
         **columns: Any,
     ) -> list[float | None]:
         """
-        Scores a batch and logs it; TRL calls this.
+        Scores and logs a batch. TRL calls this method.
 
         Args:
             prompts, completions, completion_ids, columns:
                 See [`~StepRewardFunction.score_batch`].
-            log_metric, log_extra (`Callable`, *optional*):
-                TRL's functions for logging from a reward function.
+            log_metric (`Callable`, *optional*):
+                TRL's function to log a metric.
+            log_extra (`Callable`, *optional*):
+                TRL's function to log a column of values.
 
         Returns:
-            `list[float | None]`: one reward in [0, 1] per completion, `unscorable_reward` where it is unscorable.
+            `list[float | None]`: one reward in [0, 1] per completion, or `unscorable_reward`.
 
         Raises:
-            `FloatingPointError`: if a score is not finite. TRL would take it for a completion without a reward.
-            `ValueError`: if the dataset lacks the `question_column` that was named.
+            `FloatingPointError`: if a score is not finite. TRL would treat NaN as a missing reward.
+            `ValueError`: if the dataset has no column `question_column`, except for the default `"question"`.
         """
         batch = self.score_batch(prompts, completions, completion_ids, **columns)
         if self.handoff is not None:
@@ -200,16 +213,18 @@ class StepRewardFunction:
         **columns: Any,
     ) -> ScoredBatch:
         """
-        Scores every step of a batch. It logs nothing and changes no attribute, except that a reward model given by its
-        path or id is loaded at the first call. The processes of a step trainer call it together.
+        Scores every step of a batch. It logs nothing and has no side effects, except that a reward model from a path
+        or id is loaded at the first call. The processes of a step trainer must call it together.
 
         Args:
-            prompts (`list`), completions (`list`):
-                Texts, or conversations.
+            prompts (`list`):
+                Prompts, as texts or conversations.
+            completions (`list`):
+                Completions, as texts or conversations.
             completion_ids (`list[list[int]]`, *optional*):
                 The policy's tokens of each completion.
             columns:
-                The dataset's other columns, and TRL's `trainer_state`.
+                Other columns of the dataset, and TRL's `trainer_state`.
 
         Returns:
             [`ScoredBatch`]: step scores, rewards, and values to log.
@@ -217,8 +232,8 @@ class StepRewardFunction:
         Raises:
             `FloatingPointError`: if a score is not finite.
             `TypeError`: if `prompts` or `completions` is a single text.
-            `ValueError`: if the dataset lacks the `question_column` that was named, or there are more or fewer prompts
-                than completions.
+            `ValueError`: if the dataset has no column `question_column` (except for the default `"question"`), or if
+                the numbers of prompts and completions differ.
         """
         for name, values in (("prompts", prompts), ("completions", completions)):
             refuse_text(name, values, "a list of texts or conversations")
@@ -233,14 +248,14 @@ class StepRewardFunction:
             names = ", ".join(sorted(set(columns) - NO_COLUMNS))
             raise ValueError(
                 f"question_column of {self.__name__}: got {self.question_column!r}, expected one of the dataset's "
-                f"columns ({names}). Name another, or leave it out to read the question from the prompt."
+                f"columns ({names}). Choose one of them, or do not set it to read the question from the prompt."
             )
         bare_questions = columns.get(self.question_column) or [None] * len(prompts)
         questions = [
             question or question_text(prompt) for question, prompt in zip(bare_questions, prompts, strict=True)
         ]
         tokenizer = self.processing_class
-        # The chat template opens the thinking of all prompts or of none.
+        # The chat template adds `<think>` to all prompts or to none, so the first prompt is enough.
         template_opens = opens_thinking(prompts[0], tokenizer, self.chat_template_kwargs)
         are_thinking = [opens_thinking(prompt) if isinstance(prompt, str) else template_opens for prompt in prompts]
         parts = [
@@ -265,7 +280,7 @@ class StepRewardFunction:
 
     def _check(self, scores: list[list[float]], global_step: int | None) -> None:
         first_bad = [first_not_finite(scores)]
-        if self.accelerator is not None:  # what is wrong on one process is wrong on all
+        if self.accelerator is not None:  # an error on one process must be raised on all processes
             first_bad = gather_object(first_bad)
         for process, bad in enumerate(first_bad):
             if bad is None:
@@ -297,6 +312,6 @@ class StepRewardFunction:
 
 
 def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None:
-    """Row, step and value of the first step score that is not finite."""
+    """Row, step and value of the first step score that is not finite, or `None`."""
     flat = ((row, step, score) for row, values in enumerate(scores) for step, score in enumerate(values))
     return next((place for place in flat if not math.isfinite(place[2])), None)

@@ -1,7 +1,7 @@
-"""The step scores of a batch of completions, and how they get from the reward function to the trainer.
+"""The step scores of a batch of completions, and a slot that passes them from the reward function to the trainer.
 
-TRL takes one number per completion from a reward function. The step trainers need every step's score, so the reward
-function puts the whole batch into a slot, and the trainer takes it from there once.
+TRL takes one reward per completion from a reward function, but the step trainers need the score of every step.
+Therefore the reward function puts the scored batch into the slot, and the trainer takes it from there.
 """
 
 from collections.abc import Mapping, Sized
@@ -14,14 +14,14 @@ BatchT = TypeVar("BatchT", bound=Sized)
 
 class ScoredCompletion(NamedTuple):
     """
-    A completion after scoring. An unscorable one has steps, no scores, no token ends and no reward.
+    A scored completion. An unscorable completion has steps, but no scores, no token ends and no reward.
 
     Attributes:
         scores (`list[float]`):
             Score of each step, in [0, 1].
         token_ends (`list[int]`):
-            Index of each step's last token among the policy's `completion_ids`. Empty where the reward function does
-            not know the policy's tokenizer.
+            Index of each step's last token in the policy's `completion_ids`. Empty if the reward function does not
+            know the policy's tokenizer.
         steps (`list[str]`):
             Text of each step.
         reward (`float`, *optional*):
@@ -37,7 +37,7 @@ class ScoredCompletion(NamedTuple):
 @dataclass(frozen=True)
 class ScoredBatch:
     """
-    A batch of completions after scoring.
+    A batch of scored completions.
 
     Args:
         completions (`list[ScoredCompletion]`):
@@ -57,21 +57,20 @@ class ScoredBatch:
 
     @property
     def rewards(self) -> list[float | None]:
-        """One reward per completion, `None` where it is unscorable."""
+        """One reward per completion, `None` for an unscorable completion."""
         return [completion.reward for completion in self.completions]
 
 
 class Handoff(Generic[BatchT]):
     """
-    A slot for one batch. It carries a batch past TRL's code between them, from the function that made it to the one
-    that uses it.
+    A slot for one batch. It passes the batch from one function to another if only TRL's code is between them.
     """
 
     def __init__(self):
         self._batch: BatchT | None = None
 
     def put(self, batch: BatchT) -> None:
-        """Fills the slot. A batch that nobody took is replaced: it comes from a call that failed."""
+        """Fills the slot. A remaining batch is replaced, because it comes from a failed call."""
         self._batch = batch
 
     def take(self, length: int) -> BatchT:
@@ -80,21 +79,22 @@ class Handoff(Generic[BatchT]):
 
         Args:
             length (`int`):
-                Number of completions that the batch must have.
+                Expected number of completions in the batch.
 
         Raises:
-            `RuntimeError`: if the slot is empty, or the batch has another number of completions.
+            `RuntimeError`: if the slot is empty, or if the batch has another number of completions.
         """
         batch, self._batch = self._batch, None
         if batch is None:
             raise RuntimeError(
-                f"Step scores: got no batch, expected one of {length} completions. Each batch is taken once, after "
-                "the trainer has called its StepRewardFunction. Do not replace that function in `reward_funcs`. If "
-                "you did not, TRL no longer calls `_calculate_rewards`: install the version of TRL in constraints.txt."
+                f"Step scores: got no batch, expected a batch of {length} completions from the trainer's "
+                "StepRewardFunction. Do not replace this function in `reward_funcs` after the trainer is constructed. "
+                "If you did not, this version of TRL no longer calls `_calculate_rewards`. Install the version of TRL "
+                "in constraints.txt."
             )
         if len(batch) != length:
             raise RuntimeError(
-                f"Step scores: got a batch of {len(batch)} completions, expected {length}. The StepRewardFunction "
-                "was called with other completions than the trainer's. Do not call it from another reward function."
+                f"Step scores: got a batch of {len(batch)} completions, expected {length}. The trainer's "
+                "StepRewardFunction was called with other completions. Do not call it from another reward function."
             )
         return batch

@@ -1,4 +1,5 @@
-"""Ties the steps of a completion to the policy's own tokens by character offsets; the text is never encoded again."""
+"""Aligns the steps of a completion with the policy's own tokens by character offsets, without encoding the text
+again."""
 
 from itertools import accumulate
 from os.path import commonprefix
@@ -7,27 +8,28 @@ from typing import Any
 
 def token_starts(tokenizer, token_ids: list[int]) -> tuple[str, list[int]]:
     """
-    Decodes token by token.
+    Decodes a completion, and finds the character at which each token begins.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         token_ids (`list[int]`):
-            A completion, special tokens included.
+            Tokens of a completion, including special tokens.
 
     Returns:
-        `tuple[str, list[int]]`: the text without special tokens, as `decode` gives it, and for each token the
-        character at which it begins. Tokens without text of their own (special ones, the first bytes of a character)
-        begin where the next text does.
+        `tuple[str, list[int]]`: the decoded text without special tokens, and the first character of each token. A
+        token without text (a special token, or the first bytes of a character) begins at the next token's text.
     """
     text = tokenizer.decode(token_ids, skip_special_tokens=True)
     pieces = _stream(tokenizer, token_ids)
-    if "".join(pieces) != text:  # a decoder that looks back, or a tokenizer without a stream: decode every prefix
+    # If the decoder changes earlier text, or there is no decode stream, every prefix is decoded instead.
+    if "".join(pieces) != text:
         ends, unknown = [len(text)] * len(token_ids), range(len(token_ids) - 1)
     else:
         ends, unknown = list(accumulate(map(len, pieces))), _kept_back(pieces)
     for index in reversed(unknown):
-        # Half a character decodes to a mark that its last byte replaces: only what stays is that token's text.
+        # An incomplete character decodes to a replacement character, which is not part of the final text. So the
+        # token's text ends at the common prefix.
         decoded = tokenizer.decode(token_ids[: index + 1], skip_special_tokens=True)
         ends[index] = min(len(commonprefix([text, decoded])), ends[index + 1])
     return text, [0, *ends[:-1]]
@@ -35,23 +37,23 @@ def token_starts(tokenizer, token_ids: list[int]) -> tuple[str, list[int]]:
 
 def step_token_ends(tokenizer, token_ids: list[int], text: str, step_ends: list[int]) -> list[int] | None:
     """
-    The last token of each step. A token belongs to the step in which it begins; those after the last step, the end
-    token among them, to the last one.
+    Finds the last token of each step. A token belongs to the step in which it begins. Tokens after the last step, such
+    as the end-of-text token, belong to the last step.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         token_ids (`list[int]`):
-            The completion.
+            Tokens of the completion.
         text (`str`):
-            The completion's text, or the part of it that was split into steps. Of several places where the completion
-            has this part, the last one counts: an answer may repeat what the thinking says.
+            The text of the completion, or the part of it that was split into steps. If this part occurs several times,
+            the last occurrence is used, because an answer may repeat a part of the thinking.
         step_ends (`list[int]`):
-            For each step the character of `text` at which it ends, increasing.
+            End of each step as a character index in `text`, increasing.
 
     Returns:
-        `list[int]` or `None`: one index a step, increasing; `None` if a step owns no token (two steps end inside one
-        token), or `text` is not found in what the tokens decode to.
+        `list[int]` or `None`: the index of each step's last token, increasing. `None` if a step has no token of its
+        own (two steps end inside one token), or if the decoded tokens do not contain `text`.
     """
     decoded, starts = token_starts(tokenizer, token_ids)
     offset = decoded.rfind(text)
@@ -67,8 +69,8 @@ def step_token_ends(tokenizer, token_ids: list[int], text: str, step_ends: list[
 
 
 def _kept_back(pieces: list[str]) -> list[int]:
-    """Tokens whose text may have come with a later one: the stream keeps a letter that shares its token with half a
-    character until it knows the character."""
+    """Indices of tokens whose text the stream may have returned with a later token. The stream delays the text of a
+    token that ends in an incomplete character until the character is complete."""
     kept_back, coming = [], 0
     for index in reversed(range(len(pieces))):
         if not pieces[index] and coming > 1:
@@ -86,5 +88,5 @@ def _stream(tokenizer, token_ids: list[int]) -> list[str]:
     stream = DecodeStream(skip_special_tokens=True)
     try:
         return [stream.step(backend, token) or "" for token in token_ids]
-    except Exception:  # no narrower class: bytes that make no character change text that the stream gave out before
+    except Exception:  # the library's error, raised if invalid bytes change earlier text, has no narrower class
         return []

@@ -1,4 +1,4 @@
-"""Reads the arguments that the trainers of policies share: model, tokenizer, columns of the dataset."""
+"""Reads the arguments that all policy trainers share: the model, the tokenizer, and the columns of the dataset."""
 
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -29,34 +29,34 @@ def policy_model(
     peft_config: "PeftConfig | None" = None,
 ) -> "tuple[str | PreTrainedModel | PeftModel, PreTrainedTokenizerBase | None, BitsAndBytesConfig | None]":
     """
-    Reads the `model` argument of a policy's trainer.
+    Reads the `model` argument of a policy trainer.
 
-    A saved adapter is loaded with its base model and with the tokenizer that was saved with it, to go on training the
-    adapter. TRL's trainers take care of the rest, and of everything where the model is not a saved adapter.
+    A saved adapter is loaded with its base model and its saved tokenizer, to continue its training. TRL's trainers
+    load all other models.
 
     Args:
         model (`str` or `PathLike` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A model, or the folder or Hub id of a model or an adapter.
+            A loaded model, or the folder or Hub id of a model or an adapter.
         args ([`~trl.GRPOConfig`] or [`~trl.SFTConfig`]):
-            The trainer's configuration. Its `model_init_kwargs` become `None` where an adapter was loaded with them.
+            The trainer's configuration. Its `model_init_kwargs` are set to `None` if they were used for an adapter.
         subject (`str`):
-            Name of the trainer, for errors.
+            Name of the trainer, for error messages.
         processing_class, quantization_config, peft_config (*optional*):
-            The trainer's arguments.
+            Arguments of the trainer.
 
     Returns:
         `tuple`: `model`, `processing_class` and `quantization_config` for TRL's trainer.
 
     Raises:
-        `ValueError`: if there is a `peft_config`, and the model has an adapter; if a file of the model is damaged.
-        `FileNotFoundError`: if the base model of an adapter is not at the place that the adapter names.
+        `ValueError`: if `peft_config` is set for a model with an adapter, or if a file of the model is damaged.
+        `FileNotFoundError`: if the base model of an adapter is not at the path that the adapter records.
     """
     if not isinstance(model, (str, PathLike)):
         if peft_config is not None and hasattr(model, "peft_config"):
             raise ValueError(
-                f"{subject}: got a {type(model).__name__} with an adapter together with `peft_config`, expected one "
-                "of them. Leave out `peft_config` to go on training the adapter. To train a new one, pass the base "
-                "model, or the result of merge_and_unload()."
+                f"{subject}: got a {type(model).__name__} with an adapter together with `peft_config`, expected only "
+                "one of them. Remove `peft_config` to continue training the adapter. To train a new adapter, pass the "
+                "base model, or the result of merge_and_unload()."
             )
         return model, processing_class, quantization_config
     name = local_path(model)
@@ -79,12 +79,12 @@ def policy_model(
         subject=subject,
         peft_config=peft_config,
         revision=revision,
-        # ZeRO-3 gathers parameters in one dtype, so adapters keep the base model's.
+        # ZeRO-3 gathers parameters in one dtype, so adapters keep the base model's dtype.
         autocast_adapter_dtype=not zero3 or "quantization_config" in init_kwargs,
     )
     if adapter is None:
         return name, processing_class, quantization_config
-    args.model_init_kwargs = None  # TRL would warn that it ignores them, as it does with a model that it is given
+    args.model_init_kwargs = None  # otherwise TRL warns that it ignores them for a loaded model
     if processing_class is None:
         source, revision = tokenizer_source(name, revision)
         processing_class = AutoProcessor.from_pretrained(
@@ -98,7 +98,8 @@ def policy_model(
 
 
 def columns_of(dataset: "Dataset | IterableDataset | None") -> list[str]:
-    """Names of a dataset's columns. A streaming dataset may not know them (after `.map`), but its first row does."""
+    """Names of a dataset's columns. They are read from the first row of a streaming dataset that does not know them
+    (after `.map`)."""
     if dataset is None:
         return []
     names = getattr(dataset, "column_names", None)

@@ -1,4 +1,4 @@
-"""What people look at: plots and tables of a run."""
+"""Plots, tables and the report page of a run."""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,4 @@
-"""The figures of the page, each with its legend and, where it depends on it, one for every aggregation of step
-scores."""
+"""The figures of the page with their legends. Figures of solution scores exist once per aggregation of step scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,17 @@ from ..functional.aggregation import AGGREGATIONS
 from ..functional.score_metrics import calibration_bins, expected_calibration_error
 from ..reward_model.scoring.scorer import solution_scores
 from ..training.tracking.figures import label_histogram
-from .plots import COLOURS, LINES, draw_calibration_by_position, draw_metric, draw_reliability, draw_selection_curves
+from .metrics import title_and_unit
+from .plots import (
+    COLOURS,
+    LINES,
+    MARGINS,
+    draw_calibration_by_position,
+    draw_intervals,
+    draw_metric,
+    draw_reliability,
+    draw_selection_curves,
+)
 from .run_folder import shown_names
 from .solutions import Collection
 from .svg import inline_svg
@@ -25,13 +34,13 @@ if TYPE_CHECKING:
 @dataclass
 class Drawing:
     """
-    A plot that the page draws when it is put together.
+    A plot that is drawn when the page is written.
 
     Attributes:
-        draw (`Callable`): makes the figure.
-        description (`str`): what the plot shows, for readers who cannot see it.
-        legend (`list[tuple[str, str]]`): lines of the legend: class of the style sheet, text.
-        aggregation (`str`, *optional*): the aggregation of step scores that the plot is for.
+        draw (`Callable`): Makes the figure.
+        description (`str`): What the plot shows, for readers who cannot see it.
+        legend (`list[tuple[str, str]]`): Lines of the legend: the class in the style sheet, and the text.
+        aggregation (`str`, *optional*): Aggregation of step scores that the plot uses.
     """
 
     draw: Callable[[], "Figure"]
@@ -40,34 +49,53 @@ class Drawing:
     aggregation: str | None = None
 
     def svg(self, prefix: str) -> Markup:
-        """The plot as an `<svg>` element whose ids begin with `prefix`, which each plot of a page has for itself."""
+        """The plot as an `<svg>` element. Its ids begin with `prefix`, which must be unique on the page."""
         return inline_svg(self.draw, prefix, self.description)
 
 
 def selection_drawings(curves: Mapping[str, Any]) -> list[Drawing]:
-    """Best-of-n by every aggregation that the curves have."""
-    names = shown_names(list(curves["models"]))
-    legend = [("ink dotted", "pass@n, a perfect choice"), ("ink dashed", "majority vote"), *_legend(names)]
+    """Best-of-N of all reward models, once per aggregation that the curves have."""
+    methods = next(iter(curves["models"].values()), {})
+    return [selection_drawing(curves, by, list(curves["models"])) for by in AGGREGATIONS if by in methods]
 
-    def draw(aggregation: str) -> "Figure":
+
+def selection_drawing(curves: Mapping[str, Any], aggregation: str, names: Sequence[str]) -> Drawing:
+    """
+    Best-of-N by an aggregation.
+
+    Args:
+        curves (`Mapping`):
+            From [`~erprm_trl.selection.selection_curves`].
+        aggregation (`str`):
+            The aggregation of step scores. If the curves lack it, their first one is drawn.
+        names (`Sequence[str]`):
+            Reward models to draw. Each keeps the colour that it has among all of them.
+    """
+    all_names = list(curves["models"])
+    methods = next(iter(curves["models"].values()), {})
+    aggregation = aggregation if aggregation in methods else next(iter(methods), aggregation)
+    legend = [("ink dotted", "pass@n, a perfect choice"), ("ink dashed", "majority vote")]
+    legend += [entry for name, entry in zip(all_names, _legend(shown_names(all_names)), strict=True) if name in names]
+
+    def draw() -> "Figure":
         figure = draw_selection_curves(curves, aggregation=aggregation)
-        figure.axes[0].get_legend().remove()  # names may be long and are anybody's: the page writes them
+        axes = figure.axes[0]
+        axes.get_legend().remove()  # names may be long and may hold markup: the page writes them
         figure.set_size_inches(4.8, 3.5)
-        if len(names) > 2:  # bands hide each other, and a table has their ends
-            for band in figure.axes[0].collections[2:]:
-                band.remove()
+        figure.set_layout_engine(None)
+        figure.subplots_adjust(**MARGINS)
+        hidden = [place for place, name in enumerate(all_names, start=2) if name not in names]
+        # With more models, their bands hide each other. The table has the ends of the intervals.
+        without_band = hidden if len(names) <= 2 else range(2, len(all_names) + 2)
+        for artist in [axes.lines[place] for place in hidden] + [axes.collections[place] for place in without_band]:
+            artist.remove()
         return figure
 
-    methods = next(iter(curves["models"].values()), {})
-    return [
-        Drawing(lambda by=by: draw(by), f"Accuracy against samples a question, best of n by {by}", legend, by)
-        for by in AGGREGATIONS
-        if by in methods
-    ]
+    return Drawing(draw, f"Accuracy against samples per question, best of n by {aggregation}", legend, aggregation)
 
 
 def calibration_drawings(results: Mapping[str, Mapping[str, Any]]) -> list[Drawing]:
-    """The two halves of a calibration: reliability, and scores by position."""
+    """The two plots of a calibration: reliability, and scores by position."""
     names = shown_names(list(results))
     eces = [f"{name} (ECE {result['ece']:.3f})" for name, result in zip(names, results.values(), strict=True)]
     eta = next(iter(results.values()))["eta"]
@@ -86,7 +114,7 @@ def calibration_drawings(results: Mapping[str, Mapping[str, Any]]) -> list[Drawi
 
 
 def reliability_drawings(collection: Collection) -> list[Drawing]:
-    """Are scores of whole solutions right as probabilities of a right answer? By every aggregation."""
+    """Share of right answers against the scores of whole solutions, once per aggregation."""
     rows = [row for rows in collection.questions for row in rows]
     if not collection.scores or not any(row.is_graded for row in rows):
         return []
@@ -118,13 +146,13 @@ def reliability_drawings(collection: Collection) -> list[Drawing]:
 
 
 def label_drawing(labels: Sequence[Sequence[float]]) -> Drawing:
-    """Labels by the position of the step."""
+    """Histogram of labels by the position of the step."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patheffects import Normal
 
     def draw() -> "Figure":
         figure = label_histogram(labels)
-        # Cells from clear to blue and a line without its white outline: right on any background.
+        # Transparent to blue cells, and a line without its white outline, fit light and dark backgrounds.
         clear_to_blue = [(0.15, 0.5, 0.8, level / 99) for level in range(100)]
         figure.axes[1].images[0].set_cmap(ListedColormap(clear_to_blue))
         figure.axes[1].lines[0].set_path_effects([Normal()])
@@ -133,9 +161,17 @@ def label_drawing(labels: Sequence[Sequence[float]]) -> Drawing:
     return Drawing(draw, "Histogram of labels by the position of the step", [])
 
 
-def metric_drawing(name: str, lines: Mapping[int, Sequence[tuple[float, float]]]) -> Drawing:
-    """A metric of trainings, by the training's number; its legend is the section's."""
-    return Drawing(lambda: draw_metric(lines), f"{name} against training steps", [])
+def metric_drawing(
+    name: str, lines: Mapping[int, Sequence[tuple[float, float]]], size: tuple[float, float] = (3.4, 2.1)
+) -> Drawing:
+    """A metric of trainings, by the training's number. The section that shows it has the legend."""
+    title, unit = title_and_unit(name)
+    return Drawing(lambda: draw_metric(lines, unit=unit, size=size), f"{title} against training steps", [])
+
+
+def interval_drawing(points: Mapping[str, Mapping[str, float]], unit: str, description: str) -> Drawing:
+    """Means with their intervals, one row per name."""
+    return Drawing(lambda: draw_intervals(points, unit), description, [])
 
 
 def _legend(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -143,7 +179,7 @@ def _legend(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def series_class(index: int) -> str:
-    """Class of the style sheet for the line number `index`, as [`~erprm_trl.report.plots.series_style`] draws it."""
+    """Class in the style sheet for line `index`, which looks as [`~erprm_trl.report.plots.series_style`] draws it."""
     line = {"-": "solid", "--": "dashed", ":": "dotted"}[LINES[index // len(COLOURS) % len(LINES)]]
     return f"series-{index % len(COLOURS)} {line}"
 

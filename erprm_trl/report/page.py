@@ -1,7 +1,6 @@
-"""One HTML file about a run's folder: solutions with the scores and raw rewards of their steps, comparisons, curves,
-manifests.
+"""Writes one HTML file about a run: whether it worked, solutions with step scores, comparisons, curves and manifests.
 
-The file needs no other file and no network. Text that a model wrote is shown as text and never as markup.
+The file needs no other file and no network. Text that a model wrote becomes text, code and formulas, never markup.
 """
 
 import base64
@@ -16,8 +15,11 @@ from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_path
 from . import sections as page_sections
+from .comparisons import Comparison, comparisons, ranked_models
+from .headline import make_headline
+from .rich_text import RichText
 from .run_folder import RunFolder
-from .solutions import choose_questions, gather_collections, score_collections
+from .solutions import Collection, choose_questions, compare_collections, gather_collections, score_collections
 
 
 if TYPE_CHECKING:
@@ -38,30 +40,31 @@ def write_report(
     title: str | None = None,
 ) -> Path:
     """
-    Writes a page about whatever the library's stages have left in a folder and the folders below it.
+    Writes a page about everything that the library's stages have written in a folder and the folders below it.
 
     Args:
         folder (`str` or `Path`):
             A run: rollouts, trainings, comparisons, or a folder of such folders (four levels are searched).
         path (`str` or `Path`, *optional*):
-            The page. Defaults to `report.html` in the folder.
+            Name of the page. Defaults to `report.html` in the folder.
         eta (`float`, *optional*, defaults to `2.0`):
-            Of the labels, where there are continuations.
+            Value of eta for the labels of rollouts with continuations.
         aggregation (`str`, *optional*, defaults to `"min"`):
-            What the page shows first of `"min"`, `"last"`, `"product"` and `"mean"`.
+            Aggregation of step scores that the page shows first: `"min"`, `"last"`, `"product"` or `"mean"`.
         max_solutions (`int`, *optional*, defaults to `1000`):
-            Solutions in the page, of all collections together: whole questions, evenly spread. Figures are of all.
+            Maximum number of solutions in the page, in all collections together. Whole questions, evenly spread, are
+            selected. Figures use all solutions.
         reward_models (`Mapping[str, StepScorer]`, *optional*):
-            Scorers, or backends of scorers, that score the page's solutions now, by the name to show.
+            Scorers, or backends of scorers, by the name to show. They score the page's solutions now.
         title (`str`, *optional*):
-            Defaults to the folder's name.
+            Title of the page. Defaults to the folder's name.
 
     Returns:
-        `Path`: the page.
+        `Path`: Path of the page.
 
     Raises:
-        `FileNotFoundError`: if the folder is none, or holds nothing that a stage has written.
-        `ValueError`: for an unknown aggregation, or fewer than one solution.
+        `FileNotFoundError`: If the folder does not exist, or holds nothing that a stage has written.
+        `ValueError`: If the aggregation is unknown, or `max_solutions` is below 1.
 
     Example:
 
@@ -81,8 +84,41 @@ def write_report(
     chosen = choose_questions(collections, max_solutions)
     if reward_models:
         score_collections(collections, chosen, reward_models)
-    sections = {
-        "selections": page_sections.selections(run),
+    written = list(comparisons(run))
+    computed = [] if written else compare_collections(collections)
+    content = {
+        "headline": make_headline(run, collections, aggregation, written, computed),
+        **_sections(run, collections, written or computed, aggregation),
+    }
+    if not collections and not any(content.values()):
+        raise FileNotFoundError(
+            f"The report's folder: got {run.root}, which holds nothing to show. Expected files that a stage writes, "
+            "in it or at most four folders below: rollouts (manifest.json and rollouts-*.jsonl), trainer_state.json, "
+            "best_of_n.json, curves.json, calibration.json, processbench.json, guard.json or solutions.jsonl. "
+            "Pass the output_dir of the run."
+        )
+    rich = RichText()
+    ranking = [model for _, curves in written or computed for model in ranked_models(curves, aggregation)]
+    data = {
+        "aggregations": AGGREGATIONS,
+        "aggregation": aggregation,
+        "collections": [
+            collection.to_json(questions, eta, rich, ranking)
+            for collection, questions in zip(collections, chosen, strict=True)
+        ],
+        "formulas": rich.formulas,
+    }
+    about = [{"name": collection.name, "about": collection.about()} for collection in collections]
+    title = title or run.name(run.root)
+    replace_file(path, _render(data, collections=about, eta=eta, title=title, notes=run.notes, **content))
+    return path
+
+
+def _sections(
+    run: RunFolder, collections: list[Collection], compared: list[Comparison], aggregation: str
+) -> dict[str, list]:
+    return {
+        "selections": page_sections.selections(compared, aggregation),
         "reliabilities": page_sections.reliabilities(run, collections),
         "labels": page_sections.label_histograms(collections),
         "policies": page_sections.policies(run),
@@ -92,23 +128,6 @@ def write_report(
         "processbench": page_sections.processbench(run),
         "manifests": page_sections.manifests(run),
     }
-    if not collections and not any(sections.values()):
-        raise FileNotFoundError(
-            f"Report: {run.root} holds nothing to show, expected what a recipe writes: rollouts (manifest.json and "
-            "rollouts-*.jsonl), trainer_state.json, best_of_n.json, curves.json, calibration.json, processbench.json, "
-            "guard.json or solutions.jsonl, here or at most four folders below. Name the run's output_dir."
-        )
-    data = {
-        "aggregations": AGGREGATIONS,
-        "aggregation": aggregation,
-        "collections": [
-            collection.to_json(questions, eta) for collection, questions in zip(collections, chosen, strict=True)
-        ],
-    }
-    about = [{"name": collection.name, "about": collection.about()} for collection in collections]
-    page = _render(data, collections=about, eta=eta, title=title or run.name(run.root), notes=run.notes, **sections)
-    replace_file(path, page)
-    return path
 
 
 def _render(data: dict[str, Any], **content: Any) -> str:
@@ -131,15 +150,15 @@ def _render(data: dict[str, Any], **content: Any) -> str:
         data=Markup(script_json(data)),
         aggregations=data["aggregations"],
         aggregation=data["aggregation"],
-        next_prefix=map("f{}".format, itertools.count()).__next__,  # of the ids of each figure of this page
+        next_prefix=map("f{}".format, itertools.count()).__next__,  # for the ids of each figure
         **content,
     )
-    # A lone surrogate outside the data, in a name for example, has no bytes.
+    # A lone surrogate outside the data, in a name for example, cannot be encoded.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def script_json(value: Any) -> str:
-    """JSON that no HTML parser takes for anything but text: ASCII, without `<`, `>` and `&`."""
+    """JSON that an HTML parser reads as plain text: ASCII, without `<`, `>` and `&`."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,6 +1,6 @@
 """Plots of selection curves, calibration and training metrics, drawn by matplotlib without a display.
 
-The functions take numbers that other stages have computed, and import matplotlib when they are called.
+The functions take results that other stages have computed. They import matplotlib when they are called.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe-Ito: told apart by most readers, also those who are colour-blind.
+# The Okabe-Ito palette, which most colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES = ("-", "--", ":")  # of the first six lines, the next six, ...
+LINES = ("-", "--", ":")  # for the first six lines, the next six, ...
+MARGINS = {"left": 0.16, "right": 0.98, "bottom": 0.13, "top": 0.97}  # faster than a layout engine
+MOST_LETTERS = 28  # of a name next to an axis
 
 
 def series_style(index: int) -> dict[str, str]:
-    """Colour and line style of a plot's line: reward model number `index` has the same ones in every plot."""
+    """Colour and line style of line `index`. A reward model has the same ones in every plot."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
 
 
@@ -33,12 +35,12 @@ def draw_selection_curves(curves: Mapping[str, Any], *, title: str = "", aggrega
         curves (`Mapping`):
             From [`~erprm_trl.selection.selection_curves`].
         title (`str`, *optional*):
-            Above the plot.
+            Title of the plot.
         aggregation (`str`, *optional*, defaults to `"min"`):
-            Which aggregation of step scores is drawn.
+            The aggregation of step scores that is drawn.
 
     Returns:
-        [`~matplotlib.figure.Figure`]: the figure.
+        [`~matplotlib.figure.Figure`]: The figure.
     """
     from matplotlib.figure import Figure
 
@@ -56,7 +58,7 @@ def draw_selection_curves(curves: Mapping[str, Any], *, title: str = "", aggrega
             markersize=3.5,
         )
     ns = sorted(curves["pass"])
-    axes.set(xscale="log", xlabel="samples a question (n)", ylabel="accuracy of the chosen answer", title=title)
+    axes.set(xscale="log", xlabel="samples per question (n)", ylabel="accuracy of the chosen answer", title=title)
     axes.set_xticks(ns, [str(n) for n in ns])
     axes.minorticks_off()
     _open_axes(axes)
@@ -75,31 +77,33 @@ def plot_selection_curves(
     curves: Mapping[str, Any], path: str | Path, *, title: str = "", aggregation: str = "min"
 ) -> None:
     """
-    Saves the picture of [`draw_selection_curves`].
+    Saves the figure of [`draw_selection_curves`].
 
     Args:
         curves, title, aggregation:
-            As there.
+            Arguments of [`draw_selection_curves`].
         path (`str` or `Path`):
-            The picture, e.g. `.png` or `.svg`.
+            Name of the file. Its ending sets the format, e.g. `.png` or `.svg`.
     """
     draw_selection_curves(curves, title=title, aggregation=aggregation).savefig(local_path(path), dpi=150)
 
 
 def draw_calibration(results: Mapping[str, Mapping[str, Any]], *, title: str = "") -> "Figure":
     """
-    Left: mean value against mean score in bins of the score, a line a reward model, and below it where the scores
-    lie; on the diagonal scores are right as probabilities. Right: mean score by the position of the step beside the
-    mean value, and below it how well scores tell which prefixes can still succeed.
+    Draws the calibration of reward models.
+
+    Left: mean value against mean score in bins of the score, with one line per reward model, and below it the
+    distribution of the scores. On the diagonal, scores are calibrated. Right: mean score and mean value by the
+    position of the step, and below it how well the scores tell which prefixes can still succeed.
 
     Args:
         results (`Mapping[str, Mapping]`):
-            By name of a reward model, from [`~erprm_trl.selection.measure_calibration`] on the same rollouts.
+            Results of [`~erprm_trl.selection.measure_calibration`] on the same rollouts, by name of a reward model.
         title (`str`, *optional*):
-            Above the plot.
+            Title of the plot.
 
     Returns:
-        [`~matplotlib.figure.Figure`]: the figure.
+        [`~matplotlib.figure.Figure`]: The figure.
     """
     from matplotlib.figure import Figure
 
@@ -120,53 +124,93 @@ def draw_calibration(results: Mapping[str, Mapping[str, Any]], *, title: str = "
 
 def draw_reliability(results: Mapping[str, Mapping[str, Any]], value: str) -> "Figure":
     """
-    The left half of [`draw_calibration`] alone, without a legend.
+    Draws the left half of [`draw_calibration`], without a legend.
 
     Args:
         results (`Mapping[str, Mapping]`):
-            By name of a reward model: `bins`, `ece` and `prefixes` as there, of prefixes or of anything else that has
-            scores.
+            `bins`, `ece` and `prefixes` by name of a reward model. The scores may belong to whole solutions instead of
+            prefixes.
         value (`str`):
-            What scores are compared with.
+            Label of the axis with the values that the scores are compared with.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(4.4, 4.4))
     _draw_diagram(*figure.subplots(2, 1, height_ratios=[2.6, 1], sharex=True), results, value)
+    figure.subplots_adjust(**MARGINS, hspace=0.12)
     return figure
 
 
 def draw_calibration_by_position(results: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    """The right half of [`draw_calibration`] alone."""
+    """Draws the right half of [`draw_calibration`], without a legend."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(4.4, 4.4))
     _draw_positions(*figure.subplots(2, 1, height_ratios=[2.2, 1]), results)
+    figure.subplots_adjust(**MARGINS, hspace=0.2)
     return figure
 
 
-def draw_metric(lines: Mapping[int, Sequence[tuple[float, float]]]) -> "Figure":
+def draw_metric(
+    lines: Mapping[int, Sequence[tuple[float, float]]], *, unit: str = "value", size: tuple[float, float] = (3.4, 2.1)
+) -> "Figure":
     """
-    A metric of trainings against their steps, small.
+    Draws a metric of trainings against their steps.
 
     Args:
         lines (`Mapping[int, Sequence]`):
-            Points (step, value) by the training's number.
+            Points (step, value) by the number of the training.
+        unit (`str`, *optional*, defaults to `"value"`):
+            Label of the vertical axis.
+        size (`tuple[float, float]`, *optional*):
+            Width and height in inches.
 
     Returns:
-        [`~matplotlib.figure.Figure`]: the figure, without title and legend.
+        [`~matplotlib.figure.Figure`]: The figure, without title and legend.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.4, 1.9))
-    axes = figure.add_axes((0.17, 0.16, 0.8, 0.78))
-    for index, points in lines.items():
-        xs, ys = zip(*points, strict=True)
-        # A few points are shown as such.
-        marker = {"marker": "o", "markersize": 3} if len(points) <= 12 else {}
-        axes.plot(xs, ys, **series_style(index), **marker, linewidth=1.3)
+    width, height = size
+    figure = Figure(figsize=size)
+    # Fixed margins, in inches, are faster than a layout engine.
+    axes = figure.add_axes((0.7 / width, 0.45 / height, 1 - 0.8 / width, 1 - 0.55 / height))
+    for index, line in lines.items():
+        steps, values = zip(*line, strict=True)
+        marker = {"marker": "o", "markersize": 3} if len(line) <= 12 else {}
+        axes.plot(steps, values, **series_style(index), **marker, linewidth=1.3)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(unit, parse_math=False)
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     axes.yaxis.get_major_locator().set_params(nbins=4)
+    _open_axes(axes)
+    return figure
+
+
+def draw_intervals(points: Mapping[str, Mapping[str, float]], unit: str) -> "Figure":
+    """
+    Draws means with their intervals, one row per name.
+
+    Args:
+        points (`Mapping[str, Mapping]`):
+            `mean`, `low` and `high` by name.
+        unit (`str`):
+            Label of the horizontal axis.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: The figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 1.2 + 0.4 * len(points)), layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(points))
+    means = [point["mean"] for point in points.values()]
+    ends = [[point["mean"] - point["low"] for point in points.values()]]
+    ends.append([point["high"] - point["mean"] for point in points.values()])
+    axes.errorbar(means, rows, xerr=ends, fmt="o", color=COLOURS[0], capsize=3)
+    names = [name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…" for name in points]
+    axes.set_yticks(rows, names, parse_math=False)
+    axes.set(xlabel=unit, ylim=(len(points) - 0.5, -0.5))
     _open_axes(axes)
     return figure
 
@@ -190,7 +234,7 @@ def _draw_diagram(diagram: "Axes", histogram: "Axes", results: Mapping[str, Mapp
         )
         label = f"{name} (ECE {result['ece']:.3f})"
         diagram.plot(scores, values, **style, linewidth=1.2, label=label)
-        # As large as their share: a bin of few prefixes is mostly noise.
+        # The area shows the share, because a bin with few prefixes is mostly noise.
         sizes = [4 + 120 * score_bin["count"] / result["prefixes"] for score_bin in filled]
         diagram.scatter(scores, values, s=sizes, color=style["color"], alpha=0.7, zorder=3)
         edges = [edge / len(result["bins"]) for edge in range(len(result["bins"]) + 1)]
@@ -225,7 +269,7 @@ def _draw_positions(by_position: "Axes", ranking: "Axes", results: Mapping[str, 
 
 
 def _open_axes(*all_axes: "Axes") -> None:
-    """A faint grid, and no frame at the top and on the right."""
+    """Adds a faint grid, and removes the frame at the top and on the right."""
     for axes in all_axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Finds what the library's stages have written in a folder and below it. What is shown of it is decided elsewhere."""
+"""Finds the files that the library's stages have written in a folder and in the folders below it."""
 
 import json
 import logging
@@ -13,60 +13,62 @@ from ..io.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
-DEPTH = 4  # a round of RAFT in the quickstart's folder: policies/raft/round-0/samples
+DEPTH = 4  # enough for a RAFT round in the folder of the quickstart: policies/raft/round-0/samples
 
 
 class RunFolder:
     """
-    A folder, its folders down to four levels below it, and the JSON files in them. Hidden folders, checkpoints and
-    links are not entered.
+    A folder, the folders down to four levels below it, and their JSON files. Hidden folders, checkpoints and symbolic
+    links are skipped.
 
     Args:
         root (`str` or `Path`):
             The folder.
 
     Attributes:
-        folders (`list[Path]`): all of them, the outer ones first.
-        notes (`list[str]`): what was found and cannot be shown, for the page.
+        folders (`list[Path]`): All folders, outer ones first.
+        notes (`list[str]`): Files that cannot be shown and why, for the page.
 
     Raises:
-        `FileNotFoundError`: if it is no folder.
+        `FileNotFoundError`: If the folder does not exist.
     """
 
     def __init__(self, root: str | Path):
         self.root = Path(local_path(root))
         if not self.root.is_dir():
-            raise FileNotFoundError(f"Report: got {self.root}, expected a run's folder. Check the path.")
+            raise FileNotFoundError(
+                f"The report's folder: got {self.root}, expected an existing folder of a run. Check the path."
+            )
         self.folders = list(_folders(self.root))
         self.notes: list[str] = []
-        self._held: dict[Path, Any] = {}
+        self._contents: dict[Path, Any] = {}
 
     def name(self, path: Path) -> str:
-        """A folder as the page names it: relative to the root, which has its own name."""
+        """The path of a folder relative to the root, or the name of the root itself."""
         relative = Path(os.path.relpath(path.resolve(), self.root.resolve()))
         return self.root.resolve().name if relative == Path() else relative.as_posix()
 
     def files(self, name: str) -> Iterator[tuple[Path, Any]]:
-        """The folders that have a JSON file of this name, and what it holds. Damaged files are noted."""
+        """The folders with a JSON file of this name, and its content. Damaged files are noted."""
         for folder in self.folders:
             content = self.read(folder / name)
             if content is not None:
                 yield folder, content
 
     def read(self, path: Path) -> Any:
-        """What a JSON file holds, `None` where it is missing or damaged."""
-        if path not in self._held:
-            self._held[path] = self._parsed(path, json.loads)
-        return self._held[path]
+        """The content of a JSON file, `None` if it is missing or damaged."""
+        if path not in self._contents:
+            self._contents[path] = self._parsed(path, json.loads)
+        return self._contents[path]
 
     def lines(self, path: Path) -> list[Any] | None:
-        """Likewise of a file of JSON lines."""
+        """The rows of a file of JSON lines, `None` if it is missing or damaged."""
         return self._parsed(path, lambda content: [json.loads(line) for line in content.splitlines()])
 
-    def note(self, path: Path, what: str, error: Exception | None = None) -> None:
-        """Says on the page, without absolute paths, and in the log, with them, why something is not shown."""
-        logger.warning("%s: %s%s", path, what, "" if error is None else f" ({error})")
-        self.notes.append(f"{self.name(path)}: {what}.")
+    def note(self, path: Path, reason: str, error: Exception | None = None) -> None:
+        """Records why a file is not shown: with its absolute path in the log, and without it on the page."""
+        logger.warning("%s: %s%s", path, reason, "" if error is None else f" ({error})")
+        self.notes.append(f"{self.name(path)}: {reason}.")
 
     def _parsed(self, path: Path, parse: Callable[[bytes], Any]) -> Any:
         try:
@@ -74,12 +76,12 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            self.note(path, "damaged, left out", error)
+            self.note(path, "skipped, because the file is damaged", error)
             return None
 
 
 def shown_names(names: list[str]) -> list[str]:
-    """Names of reward models without secrets and absolute paths, still told apart."""
+    """Names of reward models without secrets and absolute paths. Equal names get a number."""
     shown = [str(name) for name in redacted(list(names))]
     return [f"{name} ({index})" if shown.count(name) > 1 else name for index, name in enumerate(shown, start=1)]
 

@@ -1,15 +1,17 @@
-"""What the page shows beside the solutions: comparisons, curves, guards and manifests of a run's folder, gathered for
-the template. A section without content does not exist."""
+"""Gathers the sections of the page from a run's folder: comparisons, curves, guards and manifests.
+
+Each function returns one entry per folder that has something to show. The page omits sections without entries.
+"""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..io.redaction import redacted
-from ..policy.guards import AGREEMENT, RATIOS, SHARES
 from ..policy.guards import FILE_NAME as GUARD_FILE
+from .comparisons import Comparison, method_for, ranked_models
 from .figures import (
     calibration_drawings,
     label_drawing,
@@ -18,70 +20,49 @@ from .figures import (
     selection_drawings,
     series_class,
 )
+from .metrics import GUARD, MAIN, find_trainings, history_of, is_shown, points, title_and_unit
 from .run_folder import RunFolder, shown_names
-from .solutions import CURVES, Collection
+from .solutions import Collection
 
 
-STATE = "trainer_state.json"
-# Shown at first, in this order; a prefix `eval_` counts as none.
-MAIN_METRICS = (
-    "loss",
-    "brier",
-    "auc_within_questions",
-    "ece",
-    "accuracy",
-    "reward",
-    "kl",
-    "entropy",
-    "value/explained_variance",
-    "raft/mean_score",
-    "raft/picked_score",
-    "raft/accuracy",
-    "raft/picked_accuracy",
-)
-GUARD_METRICS = {*RATIOS, *SHARES, AGREEMENT, "kl", "steps/mean_score", "steps/accuracy", "completions/clipped_ratio"}
-NOT_CURVES = {"epoch", "step", "total_flos", "num_tokens", "num_input_tokens_seen", "raft/round"}
-MOST_POINTS = 400  # of a line
+MOST_POINTS = 400  # per line of a plot
 
 
-def selections(run: RunFolder) -> list[dict[str, Any]]:
-    """Best-of-n curves: plots, and a table at the largest n."""
+def selections(compared: Sequence[Comparison], aggregation: str) -> list[dict[str, Any]]:
+    """Best-of-N curves: plots, and a table at the largest N with the best reward models first."""
     content = []
-    for file in CURVES:
-        for folder, comparison in run.files(file):
-            if not isinstance(comparison, dict) or not {"pass", "majority", "models"} <= set(comparison):
-                continue
-            curves = _by_int(comparison)
-            n = max(curves["pass"])
-            models = zip(shown_names(list(curves["models"])), curves["models"].values(), strict=True)
-            rows = [
-                [name, *(interval(result["best_of_n"][n]) for result in by_method.values()), number(_auc(by_method))]
-                for name, by_method in models
-            ]
-            methods = list(next(iter(curves["models"].values()), {}))
-            content.append(
-                {
-                    "name": run.name(folder),
-                    "drawings": selection_drawings(curves),
-                    "facts": [
-                        ("pass@1", interval(curves["pass"][1]) if 1 in curves["pass"] else None),
-                        (f"majority@{n}", interval(curves["majority"][n])),
-                        (f"pass@{n}", interval(curves["pass"][n])),
-                    ],
-                    "columns": [f"best of {n} by", *methods, "AUC within questions"],
-                    "rows": rows,
-                }
-            )
+    for title, curves in compared:
+        n = max(curves["pass"])
+        methods = list(next(iter(curves["models"].values()), {}))
+        shown = dict(zip(curves["models"], shown_names(list(curves["models"])), strict=True))
+        rows = []
+        for name in ranked_models(curves, aggregation):
+            by_method = curves["models"][name]
+            cells = [interval(result["best_of_n"][n]) for result in by_method.values()]
+            rows.append([shown[name], *cells, number(method_for(by_method, "min")["auc_within_questions"])])
+        content.append(
+            {
+                "name": title,
+                "drawings": selection_drawings(curves),
+                "facts": [
+                    ("pass@1", interval(curves["pass"][1]) if 1 in curves["pass"] else None),
+                    (f"majority@{n}", interval(curves["majority"][n])),
+                    (f"pass@{n}", interval(curves["pass"][n])),
+                ],
+                "columns": [f"best of {n} by", *methods, "AUC within questions"],
+                "rows": rows,
+            }
+        )
     return content
 
 
 def reliabilities(run: RunFolder, collections: list[Collection]) -> list[dict[str, Any]]:
-    """Calibrations that were measured, and the reliability of the solutions' scores."""
+    """Measured calibrations, and the reliability of the solutions' scores."""
     content = [
         {
             "name": run.name(folder),
-            "about": f"Scores of prefixes by {first['aggregation']} against what {first['prefixes']:,} held-out "
-            "prefixes' continuations earn.",
+            "about": f"Scores of {first['prefixes']:,} held-out prefixes by {first['aggregation']} against the mean "
+            "reward of their continuations.",
             "drawings": calibration_drawings(results),
         }
         for folder, results in run.files("calibration.json")
@@ -89,13 +70,15 @@ def reliabilities(run: RunFolder, collections: list[Collection]) -> list[dict[st
     ]
     for collection in collections:
         if drawings := reliability_drawings(collection):
-            about = "Scores of whole solutions against the share of right answers among those with such a score."
+            about = (
+                "Scores of whole solutions against the share of right answers among solutions with a similar score."
+            )
             content.append({"name": collection.name, "about": about, "drawings": drawings})
     return content
 
 
 def label_histograms(collections: list[Collection]) -> list[dict[str, Any]]:
-    """Of each collection with continuations."""
+    """Histograms of the labels of each collection that has continuations."""
     content = []
     for collection in collections:
         labels = [labels_S for labels_N in collection.labels or [] for labels_S in labels_N if labels_S]
@@ -105,20 +88,17 @@ def label_histograms(collections: list[Collection]) -> list[dict[str, Any]]:
 
 
 def trainings(run: RunFolder) -> list[dict[str, Any]]:
-    """Curves of reward models and of policies, a plot a metric with a line a training."""
+    """Curves of reward models and of policies: one plot per metric, with one line per training."""
     kinds: dict[str, dict[str, list[dict]]] = {}
-    for folder in run.folders:
-        # A round of RAFT is in the state of the whole run, if that was saved.
-        if folder.name.startswith("round-") and (folder.parent / STATE).exists():
-            continue
-        if history := _history(run, folder):
-            kind = "Reward models" if (folder / "prm_format.json").exists() else "Policies"
-            kinds.setdefault(kind, {})[run.name(folder)] = history
-    return [_training(kind, histories) for kind, histories in kinds.items()]
+    for training in find_trainings(run):
+        kind = "Reward models" if training.is_reward_model else "Policies"
+        kinds.setdefault(kind, {})[training.name] = training.history
+    sections = [_training(kind, histories) for kind, histories in kinds.items()]
+    return [section for section in sections if section["main"] or section["guard"] or section["rest"]]
 
 
 def guards(run: RunFolder) -> list[dict[str, Any]]:
-    """Why runs were stopped, and each signal beside its band."""
+    """Why runs were stopped, and each signal with its band."""
     content = []
     for folder, record in run.files(GUARD_FILE):
         if not isinstance(record, dict) or "signals" not in record:
@@ -129,7 +109,7 @@ def guards(run: RunFolder) -> list[dict[str, Any]]:
             for name, standing in record["signals"].items()
         ]
         history = {name: [tuple(point) for point in points] for name, points in record.get("history", {}).items()}
-        logged = _history(run, folder) is not None
+        is_logged = history_of(run, folder) is not None
         content.append(
             {
                 "name": run.name(folder),
@@ -138,7 +118,7 @@ def guards(run: RunFolder) -> list[dict[str, Any]]:
                 "checkpoint": redacted(record.get("last_good_checkpoint")),
                 "columns": ["signal", *(column.replace("_", " ") for column in columns)],
                 "rows": rows,
-                "plots": [] if logged else _plots({name: {0: points} for name, points in history.items()}),
+                "plots": [] if is_logged else _plots({name: {0: points} for name, points in history.items()}),
             }
         )
     return content
@@ -154,7 +134,7 @@ def policies(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def raft_rounds(run: RunFolder) -> list[dict[str, Any]]:
-    """The numbers of RAFT's rounds, a row a round."""
+    """Results of RAFT's rounds, one row per round."""
     by_run: dict[Path, list[dict[str, Any]]] = {}
     for folder, manifest in run.files("manifest.json"):
         if isinstance(manifest, dict) and "metrics" in manifest and "kept" in manifest:
@@ -170,7 +150,7 @@ def raft_rounds(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def processbench(run: RunFolder) -> list[dict[str, Any]]:
-    """F1 by subset, in percent."""
+    """F1 by subset of ProcessBench, in percent."""
     content = []
     for folder, record in run.files("processbench.json"):
         if not isinstance(record, dict) or not record.get("models"):
@@ -200,32 +180,32 @@ def manifests(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def interval(point: Mapping[str, float], percent: bool = False) -> str:
-    """A mean and the ends of its interval."""
+    """A mean with the ends of its interval."""
     scale, digits = (100, 1) if percent else (1, 3)
     mean, low, high = (f"{scale * point[name]:.{digits}f}" for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 
 def number(value: Any) -> str:
-    """A number of a table: few digits, a dash where there is none."""
+    """A number for a table, with few digits. A missing or non-finite one becomes a dash."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return "–" if value is None or isinstance(value, float) else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if 1e-3 <= abs(value) < 1e3 else f"{value:.4g}"
 
 
 def _training(kind: str, histories: dict[str, list[dict]]) -> dict[str, Any]:
-    by_metric: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    for index, history in enumerate(histories.values()):
-        for entry in history:
-            for name, value in entry.items():
-                if isinstance(value, (int, float)) and math.isfinite(value) and not _is_no_curve(name):
-                    by_metric.setdefault(name, {}).setdefault(index, []).append((entry.get("step", 0), value))
-    main = {name: lines for name, lines in by_metric.items() if name.removeprefix("eval_") in MAIN_METRICS}
-    main = dict(sorted(main.items(), key=lambda item: MAIN_METRICS.index(item[0].removeprefix("eval_"))))
+    names = dict.fromkeys(name for history in histories.values() for entry in history for name in entry)
+    by_metric = {
+        name: {index: line for index, history in enumerate(histories.values()) if (line := points(history, name))}
+        for name in names
+        if is_shown(name)
+    }
+    main = {name: lines for name, lines in by_metric.items() if name.removeprefix("eval_") in MAIN}
+    main = dict(sorted(main.items(), key=lambda item: MAIN.index(item[0].removeprefix("eval_"))))
     guard = {
         name: lines
         for name, lines in by_metric.items()
-        if kind == "Policies" and (name in GUARD_METRICS or name.startswith("guard/")) and name not in main
+        if kind == "Policies" and (name in GUARD or name.startswith("guard/")) and name not in main
     }
     rest = {name: lines for name, lines in sorted(by_metric.items()) if name not in main and name not in guard}
     return {
@@ -240,37 +220,11 @@ def _training(kind: str, histories: dict[str, list[dict]]) -> dict[str, Any]:
 def _plots(metrics: dict[str, dict[int, list[tuple[float, float]]]]) -> list[dict[str, Any]]:
     plots = []
     for name, lines in metrics.items():
-        if max(map(len, lines.values())) > 1:
-            thin = {index: points[:: -(-len(points) // MOST_POINTS)] for index, points in lines.items()}
-            plots.append({"name": name, "svg": metric_drawing(name, thin).svg})
+        if max(map(len, lines.values()), default=0) > 1:
+            thin = {index: line[:: -(-len(line) // MOST_POINTS)] for index, line in lines.items()}
+            title, _ = title_and_unit(name)
+            plots.append({"name": name, "title": title, "svg": metric_drawing(name, thin).svg})
     return plots
-
-
-def _is_no_curve(name: str) -> bool:
-    return name in NOT_CURVES or name.startswith("train_") or name.endswith(("_runtime", "_per_second"))
-
-
-def _history(run: RunFolder, folder: Path) -> list[dict] | None:
-    """The longest log of a training: the folder's own, or that of its newest checkpoint."""
-    states = [run.read(path) for path in (folder / STATE, *sorted(folder.glob(f"checkpoint-*/{STATE}")))]
-    histories = [state["log_history"] for state in states if isinstance(state, dict) and state.get("log_history")]
-    return max(histories, key=lambda history: history[-1].get("step", 0), default=None)
-
-
-def _auc(by_method: Mapping[str, Any]) -> float | None:
-    return by_method.get("min", next(iter(by_method.values())))["auc_within_questions"]
-
-
-def _by_int(curves: Mapping[str, Any]) -> dict[str, Any]:
-    # JSON has made the numbers of samples strings.
-    def curve(points):
-        return {int(n): point for n, point in points.items()}
-
-    models = {
-        name: {method: {**result, "best_of_n": curve(result["best_of_n"])} for method, result in methods.items()}
-        for name, methods in curves["models"].items()
-    }
-    return {"pass": curve(curves["pass"]), "majority": curve(curves["majority"]), "models": models}
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -1,6 +1,9 @@
-"""The solutions of a run with all that is known of their steps: scores by every reward model, labels, raw rewards.
-Also which of them a page of limited size shows."""
+"""Gathers the solutions of a run with the scores, labels and raw rewards of their steps, for the page.
 
+A page has a limited size. [`choose_questions`] selects the questions that it shows.
+"""
+
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from ..functional.aggregation import AGGREGATIONS
+from ..reasoning import answer_start
 from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..rollouts.dataset import RolloutDataset
 from ..rollouts.records import RolloutRow
 from ..rollouts.shards import shard_paths
+from ..selection.curves import selection_curves
 from ..steps import clean_steps
+from .comparisons import CURVES, Comparison, first_source
+from .rich_text import RichText
 from .run_folder import RunFolder, shown_names
 
 
-CURVES = ("best_of_n.json", "curves.json")
 DIGITS = 4
-StepScores = list[list[list[float]]]  # by question and solution; a solution that was not scored has none
+StepScores = list[list[list[float]]]  # by question and solution; empty for a solution that was not scored
+FOLD_FROM, FOLD_ENDS = 16, 4  # longer solutions show so many steps at each end, and fold the others
 
 
 @dataclass
@@ -33,7 +40,7 @@ class Collection:
         questions (`list[list[RolloutRow]]`):
             Rows grouped by question.
         splitter (`str`):
-            How the solutions were split.
+            Splitter of the solutions.
         scores (`dict[str, StepScores]`, *optional*):
             Step scores by name of a reward model.
         labels (`StepScores`, *optional*):
@@ -51,17 +58,17 @@ class Collection:
 
     @property
     def num_solutions(self) -> int:
-        """How many there are in all."""
+        """Number of solutions."""
         return sum(map(len, self.questions))
 
     def about(self) -> str:
-        """How many there are and how many are right, in words."""
+        """The number of solutions and the share of right ones, in words."""
         graded = [row.is_right for rows_N in self.questions for row in rows_N if row.is_graded]
         right = f", {sum(graded) / len(graded):.1%} right" if graded else ""
         return f"{self.num_solutions:,} solutions of {len(self.questions):,} questions{right}"
 
     def fits(self, scores: Any) -> bool:
-        """Whether scores are those of these solutions: as many for each as it has steps, or none."""
+        """Whether each solution has as many scores as steps, or no scores."""
         try:
             return [len(scores_N) for scores_N in scores] == [len(rows_N) for rows_N in self.questions] and all(
                 len(step_scores) in (0, len(row.steps))
@@ -71,8 +78,23 @@ class Collection:
         except TypeError:
             return False
 
-    def to_json(self, chosen: Sequence[int], eta: float) -> dict[str, Any]:
-        """What the page's script reads, of the chosen questions."""
+    def to_json(
+        self, chosen: Sequence[int], eta: float, rich: RichText | None = None, ranking: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """
+        The chosen questions as the page's script reads them.
+
+        Args:
+            chosen (`Sequence[int]`):
+                Positions of the questions.
+            eta (`float`):
+                Value of eta that the labels were computed at.
+            rich ([`RichText`], *optional*):
+                Collects the formulas of the page.
+            ranking (`Sequence[str]`, *optional*):
+                Names of reward models from best to worst. The page selects the first trained one.
+        """
+        rich = RichText() if rich is None else rich
         sources = dict(zip(shown_names(list(self.scores)), self.scores.values(), strict=True))
         kinds = ["model"] * len(sources)
         if self.labels is not None:
@@ -85,10 +107,10 @@ class Collection:
             questions.append(
                 {
                     "index": rows[0].question_index,
-                    "question": rows[0].question,
-                    "answer": rows[0].answer,
+                    "question": rich.text(rows[0].question),
+                    "answer": rich.answer(rows[0].answer),
                     "rewards": _numbers(rows[0].question_rewards or []),
-                    "solutions": [self._solution(row) for row in rows],
+                    "solutions": [self._solution(row, rich) for row in rows],
                     "scores": [[_numbers(step_scores) for step_scores in scores_N] for scores_N in scores],
                     "aggregates": [
                         {method: _numbers(solution_scores(scores_N, method)) for method in AGGREGATIONS}
@@ -99,17 +121,21 @@ class Collection:
         return {
             "name": self.name,
             "sources": [{"name": name, "kind": kind} for name, kind in zip(sources, kinds, strict=True)],
+            "first": first_source(list(self.scores), ranking),
             "numQuestions": len(self.questions),
             "numSolutions": self.num_solutions,
             "questions": questions,
         }
 
-    def _solution(self, row: RolloutRow) -> dict[str, Any]:
+    def _solution(self, row: RolloutRow, rich: RichText) -> dict[str, Any]:
+        num_thinking = num_thinking_steps(row.steps)
         return {
             "index": row.solution_index,
-            "steps": clean_steps(row.steps, self.splitter),
+            "steps": rich.steps(clean_steps(row.steps, self.splitter)),
+            "thinking": num_thinking,
+            "fold": folded_steps(len(row.steps), num_thinking),
             "outcome": _number(row.outcome_reward),
-            "prediction": row.prediction,
+            "prediction": rich.answer(row.prediction),
             "finished": row.finished,
             "unusable": row.unusable,
             "rewards": [_numbers(rewards_K) for rewards_K in row.prefix_rewards],
@@ -117,20 +143,36 @@ class Collection:
         }
 
 
+def num_thinking_steps(steps: Sequence[str]) -> int:
+    """How many steps of a solution begin before its answer, 0 without `<think>` and `</think>`."""
+    start = answer_start("".join(steps))
+    if start is None:
+        return len(steps)
+    ends = itertools.accumulate(map(len, steps), initial=0)
+    return sum(place < start for place in itertools.islice(ends, len(steps)))
+
+
+def folded_steps(num_steps: int, num_thinking: int) -> list[int] | None:
+    """The range of steps that a page folds: the thinking before an answer, or else the middle of a long solution."""
+    if 1 < num_thinking < num_steps:
+        return [0, num_thinking]
+    return [FOLD_ENDS, num_steps - FOLD_ENDS] if num_steps > FOLD_FROM else None
+
+
 def gather_collections(run: RunFolder, eta: float, keep_unscored: bool = False) -> list[Collection]:
     """
-    All collections in a run's folder that have scores or labels; if none has, those without.
+    Reads all collections in a run's folder that have scores or labels. If none has, reads the others.
 
     Args:
         run ([`RunFolder`]):
-            The folder. What cannot be shown is noted there.
+            The folder. Files that cannot be shown are noted there.
         eta (`float`):
-            Of the labels.
+            Value of eta for the labels.
         keep_unscored (`bool`, *optional*, defaults to `False`):
-            All collections, whatever they have.
+            Whether to return collections without scores and labels too.
 
     Returns:
-        `list[Collection]`: outer folders before inner ones, among them scored ones first.
+        `list[Collection]`: Outer folders before inner ones, and scored collections before others at the same depth.
     """
     by_path: dict[Path, Collection] = {}
     for folder in [*run.folders, *_linked(run)]:
@@ -139,7 +181,7 @@ def gather_collections(run: RunFolder, eta: float, keep_unscored: bool = False) 
             by_path[path] = collection
     collections = list(by_path.values())
     for folder, scores in run.files("step_scores.json"):
-        # ProcessBench's file of the same name has its scores by solution, not by model.
+        # The files of this name that cache scores (for ProcessBench, for example) are by solution, not by model.
         if isinstance(scores, dict) and "files" not in scores:
             _assign(run, folder, scores, by_path)
     for folder in run.folders:
@@ -149,14 +191,14 @@ def gather_collections(run: RunFolder, eta: float, keep_unscored: bool = False) 
     for collection in collections:
         if kept and not any(collection is other for other in kept):
             count = f"{collection.num_solutions:,} solutions"
-            run.notes.append(f"{collection.name}: {count} without scores and labels, left out.")
+            run.notes.append(f"{collection.name}: skipped {count} without scores and labels.")
     return sorted(kept or collections, key=lambda collection: (collection.name.count("/"), not collection.scores))
 
 
 def score_collections(
     collections: list[Collection], chosen: list[list[int]], scorers: Mapping[str, StepScorer | ScoringBackend]
 ) -> None:
-    """Adds the scores of further reward models, of the chosen questions alone."""
+    """Adds scores by more reward models, for the chosen questions only."""
     for collection, indices in zip(collections, chosen, strict=True):
         rows = [row for index in indices for row in collection.questions[index]]
         questions = [row.question for row in rows]
@@ -169,10 +211,34 @@ def score_collections(
             collection.scores[name] = scores
 
 
+def compare_collections(collections: Sequence[Collection]) -> list[Comparison]:
+    """Compares the reward models of each collection of graded solutions, on the questions that all of them scored."""
+    compared = []
+    for collection in collections:
+        questions = [
+            index
+            for index, rows_N in enumerate(collection.questions)
+            if len(rows_N) > 1
+            and all(row.is_graded for row in rows_N)
+            and all(
+                bool(step_scores) == bool(row.steps)
+                for scores in collection.scores.values()
+                for step_scores, row in zip(scores[index], rows_N, strict=True)
+            )
+        ]
+        if collection.scores and questions:
+            rows = [collection.questions[index] for index in questions]
+            scores = {name: [scores[index] for index in questions] for name, scores in collection.scores.items()}
+            ns = [2**power for power in range(min(map(len, rows)).bit_length())]
+            curves = selection_curves(rows, scores, ns, num_subsets=1)  # the page does not show weighted votes
+            compared.append(Comparison(collection.name, curves))
+    return compared
+
+
 def choose_questions(collections: list[Collection], most: int) -> list[list[int]]:
     """
-    Which questions of each collection are shown: whole ones, evenly spread over it, with at most `most` solutions in
-    all (one question of each at least). Small collections are whole; the others share what is left equally.
+    Selects questions of each collection, evenly spread over it, with at most `most` solutions in all. Each collection
+    keeps at least one question. Small collections are shown whole, and the others share the rest equally.
     """
     chosen: list[list[int]] = [[] for _ in collections]
     order = sorted(range(len(collections)), key=lambda index: collections[index].num_solutions)
@@ -200,12 +266,12 @@ def _read_rollouts(run: RunFolder, folder: Path, eta: float) -> Collection | Non
     try:
         rollouts = RolloutDataset(folder)
         if not rollouts.rows:
-            run.note(folder, "no finished chunk of rollouts yet")
+            run.note(folder, "skipped, because no chunk of rollouts is finished yet")
             return None
         questions = rollouts.solutions()
         labels = _labels(rollouts, questions, eta) if rollouts.settings.num_continuations else None
     except (ValueError, KeyError) as error:
-        run.note(folder, "its rollouts cannot be read, left out", error)
+        run.note(folder, "skipped, because its rollouts cannot be read", error)
         return None
     return Collection(run.name(folder), questions, rollouts.settings.splitter, labels=labels, path=folder)
 
@@ -218,7 +284,7 @@ def _labels(rollouts: RolloutDataset, questions: list[list[RolloutRow]], eta: fl
 
 
 def _linked(run: RunFolder) -> list[Path]:
-    """Folders of samples that a comparison elsewhere names."""
+    """Folders of samples that a comparison in another folder names."""
     links = []
     for name in CURVES:
         for folder, curves in run.files(name):
@@ -227,13 +293,13 @@ def _linked(run: RunFolder) -> list[Path]:
                 if path.is_dir():
                     links.append(path)
                 else:
-                    run.note(folder / name, "the samples that it compares are no longer where they were")
+                    run.note(folder / name, "the folder of the compared samples no longer exists")
     return links
 
 
 def _assign(run: RunFolder, folder: Path, scores: dict[str, StepScores], collections: dict[Path, Collection]) -> None:
-    """Gives a file's scores to the solutions in its folder, else to those that its comparison names, else to the only
-    ones that have as many solutions and steps."""
+    """Assigns the scores of a file to the solutions in its folder, else to the samples that its comparison names, else
+    to the only collection with the same numbers of solutions and steps."""
     curves = next((content for name in CURVES if (content := run.read(folder / name))), {})
     linked = collections.get((folder / curves["samples"]).resolve()) if "samples" in curves else None
     first = collections.get(folder.resolve()) or linked
@@ -242,8 +308,8 @@ def _assign(run: RunFolder, folder: Path, scores: dict[str, StepScores], collect
     if len(fitting) == 1:
         fitting[0].scores |= scores
     else:
-        what = "several collections" if fitting else "no solutions in the folder"
-        run.note(folder / "step_scores.json", f"left out, for {what} fit these scores")
+        reason = "several collections fit" if fitting else "no solutions in the folder fit"
+        run.note(folder / "step_scores.json", f"skipped, because {reason} these scores")
 
 
 def _add_raft_scores(run: RunFolder, folder: Path, collections: dict[Path, Collection]) -> None:
@@ -257,7 +323,7 @@ def _add_raft_scores(run: RunFolder, folder: Path, collections: dict[Path, Colle
     if collection.fits(nested) and next(scores, None) is None:
         collection.scores[str(manifest.get("config", {}).get("reward_model", "reward model"))] = nested
     else:
-        run.note(folder / "scores.jsonl", "left out, for it does not fit the samples")
+        run.note(folder / "scores.jsonl", "skipped, because the scores do not fit the samples")
 
 
 def _add_searched(run: RunFolder, folder: Path, collections: list[Collection]) -> None:
@@ -287,7 +353,7 @@ def _add_searched(run: RunFolder, folder: Path, collections: list[Collection]) -
 
 def _number(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
-        return None  # JSON has no other numbers
+        return None  # JSON has no non-finite numbers
     return int(value) if value == int(value) else round(float(value), DIGITS)
 
 

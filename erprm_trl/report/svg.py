@@ -1,5 +1,8 @@
-"""Figures of matplotlib as SVG inside a page: no style attribute, which its policy forbids, and colours that its style
-sheet changes in dark mode."""
+"""Draws matplotlib figures as SVG for a page.
+
+The page's security policy forbids style attributes, so styles become plain attributes. The page's style sheet changes
+their colours in dark mode.
+"""
 
 import io
 import re
@@ -14,9 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-_GEOMETRY, _LONG_NUMBER = {"d", "x", "y", "transform"}, re.compile(r"-?\d+\.\d{3,}")  # pages need no more digits
+_GEOMETRY, _LONG_NUMBER = (
+    {"d", "x", "y", "transform"},
+    re.compile(r"-?\d+\.\d{3,}"),
+)  # two digits are enough for a page
 WIDE = 400  # points; wider plots scroll on a phone
-INK = {"#000000", "#404040"}  # drawn in the colour of the text around the figure
+INK = {"#000000", "#404040"}  # drawn in the colour of the surrounding text
 
 
 def inline_svg(draw: Callable[[], "Figure"], prefix: str, description: str) -> Markup:
@@ -27,14 +33,17 @@ def inline_svg(draw: Callable[[], "Figure"], prefix: str, description: str) -> M
         draw (`Callable`):
             Makes the figure.
         prefix (`str`):
-            What its ids begin with; no other figure of the page may have the same.
+            Beginning of the figure's ids. It must be unique on the page.
         description (`str`):
-            What it shows, for those who cannot see it.
+            What the figure shows, for readers who cannot see it.
+
+    Returns:
+        `Markup`: The `<svg>` element.
     """
     import matplotlib
 
     buffer = io.StringIO()
-    # Without a salt, matplotlib draws the ids of shared shapes at random: a page would differ from its repetition.
+    # Without a salt, matplotlib chooses the ids of shared shapes at random, and two pages of a run would differ.
     style = {"svg.hashsalt": "erprm_trl", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
     with matplotlib.rc_context(style):
         draw().savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -50,7 +59,7 @@ def inline_svg(draw: Callable[[], "Figure"], prefix: str, description: str) -> M
     wide = float(root.attrib["viewBox"].split()[2]) > WIDE
     root.attrib |= {"class": "plot wide" if wide else "plot", "role": "img", "aria-label": description}
     ElementTree.register_namespace("", SVG.strip("{}"))
-    # Serialised by ElementTree, every text is escaped.
+    # ElementTree escapes every text.
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
@@ -58,7 +67,7 @@ def _restyle(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
     style = element.attrib.pop("style", "")
     for name, _, value in (part.partition(":") for part in style.split(";") if ":" in part):
         name, value = name.strip(), value.strip()
-        if name == "font":  # a shorthand; only its size is ours to say
+        if name == "font":  # a shorthand; the page sets the font itself
             name, value = "font-size", re.search(r"[\d.]+px", value).group()
         element.set(name, value)
     if (identity := element.attrib.pop("id", None)) in used:

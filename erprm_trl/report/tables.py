@@ -1,4 +1,4 @@
-"""Results as plain-text tables for a terminal: selection, calibration, ProcessBench and paired differences."""
+"""Formats results as plain-text tables for a terminal: selection, calibration, ProcessBench, paired differences."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 
 def format_selection_table(curves: Mapping[str, Any], n: int) -> str:
     """
-    Ways to choose one of n solutions with their intervals, one per line.
+    Formats the accuracy of each way to choose one of n solutions, with intervals.
 
     Args:
         curves (`Mapping`):
             From [`~erprm_trl.selection.selection_curves`].
         n (`int`):
-            Number of samples; one of the curves' points.
+            Number of samples. The curves must have this point.
 
     Returns:
-        `str`: pass@1, majority@n, pass@n, then for each reward model best-of-n by each aggregation and the
-        within-question AUC.
+        `str`: One line each for pass@1, majority@n and pass@n, then one per reward model with best-of-n by each
+        aggregation and the AUC within questions.
     """
     methods = list(next(iter(curves["models"].values()), {}))
     width = _width(curves["models"])
@@ -38,11 +38,14 @@ def format_selection_table(curves: Mapping[str, Any], n: int) -> str:
 
 def selection_rows(curves: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """
-    Columns and rows of all points of the curves: the way to choose, n, accuracy and its interval.
+    Lists all points of the curves: the way to choose, n, the accuracy and its interval.
 
     Args:
         curves (`Mapping`):
             From [`~erprm_trl.selection.selection_curves`].
+
+    Returns:
+        `tuple`: Names of the columns, and the rows.
     """
     ways = {"pass@n": curves["pass"], "majority@n": curves["majority"]}
     for name, by_method in curves["models"].items():
@@ -57,15 +60,15 @@ def selection_rows(curves: Mapping[str, Any]) -> tuple[list[str], list[list[Any]
 
 def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """
-    One line per reward model; then the parts of each one's Brier score.
+    Formats the calibration of reward models, one line per model, followed by the parts of their Brier scores.
 
     Args:
         results (`Mapping[str, Mapping]`):
-            By name of a reward model, from [`~erprm_trl.selection.measure_calibration`].
+            Results of [`~erprm_trl.selection.measure_calibration`] by name of a reward model.
 
     Returns:
-        `str`: the table. "error" is the squared distance from the value with the noise of K taken off, "n/a" where it
-        cannot be.
+        `str`: The table. "error" is the squared distance from the value without the noise of K continuations, and
+        "n/a" where that noise cannot be estimated.
     """
     first = next(iter(results.values()))
     few, many = first["continuations"]["fewest"], first["continuations"]["most"]
@@ -98,7 +101,7 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def format_processbench_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """
-    F1 by subset and its average, in percent with intervals, one block per reward model.
+    Formats F1 by subset and its average, in percent with intervals, one block per reward model.
 
     Args:
         results (`Mapping[str, Mapping]`):
@@ -108,7 +111,9 @@ def format_processbench_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for name, result in results.items():
         lines += [f"{name}, threshold {result['threshold']:.3f}"]
-        lines += [f"{result['too_long']} solutions too long for it: counted as wrong"] * bool(result["too_long"])
+        lines += [f"{result['too_long']} solutions are too long for the model and count as wrong"] * bool(
+            result["too_long"]
+        )
         lines.append(_line(width, "", ["erroneous", "correct", "F1"]))
         for subset, figures in [*result["subsets"].items(), ("average", result["average"])]:
             lines.append(_line(width, subset, [_percent(figures[key]) for key in ("erroneous", "correct", "f1")]))
@@ -120,13 +125,13 @@ def format_processbench_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def format_difference_table(differences: Mapping[str, Any], n: int) -> str:
     """
-    Best of n of each model minus that of the first, with paired intervals, and p-values at the largest n.
+    Formats best-of-n of each model minus best-of-n of the first, with paired intervals and p-values.
 
     Args:
         differences (`Mapping`):
             From [`~erprm_trl.selection.paired_differences`].
         n (`int`):
-            One of its points.
+            Number of samples. The differences must have this point.
     """
     models = differences["models"]
     methods = list(next(iter(models.values())))
@@ -146,7 +151,7 @@ def _line(width: int, name: str, cells: list[str]) -> str:
 
 
 def _width(names) -> int:
-    """Of the first column; names are often long paths."""
+    """Width of the first column. Names are often long paths."""
     return max(24, 2 + max(map(len, names), default=0))
 
 

@@ -1,4 +1,4 @@
-"""Rollouts and an eta become a trained ER-PRM, and the ER-PRM gives step scores."""
+"""Trains process reward models on step labels, and scores the steps of solutions with them."""
 
 from typing import TYPE_CHECKING
 

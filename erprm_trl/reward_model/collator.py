@@ -1,7 +1,7 @@
-"""Lays encoded examples out as a batch: one example per row, or several packed behind one another.
+"""Collates encoded solutions into a batch: one solution per row, or several solutions packed into each row.
 
-Examples of a packed row must not see one another. Transformers' attention keeps them apart by their position ids;
-[`check_packing`] verifies this for a model, on a batch.
+Solutions in a packed row must not attend to each other. Transformers separates them by their position ids.
+[`check_packing`] verifies this for a model on a batch.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from transformers.data.data_collator import DataCollatorMixin
 
 
 LABEL_PADDING = -100.0
-"""Label of positions without a step; transformers uses the same number."""
+"""Label of padded step positions. Transformers uses the same value."""
 
 
 @dataclass
@@ -24,19 +24,24 @@ class DataCollatorForStepLabels(DataCollatorMixin):
 
     Args:
         pad_token_id (`int`):
-            Fills `input_ids` on the right.
+            Token id that pads `input_ids` on the right.
         pad_to_multiple_of (`int`, *optional*):
-            Pads to a multiple of this length.
+            Pads rows to a multiple of this length.
         packing (`bool`, *optional*, defaults to `False`):
-            Lays short examples behind one another in a row, as many as fit the batch's longest, instead of padding
-            each. `position_ids` start again with every example, by which transformers keeps their attention apart.
-            There is no `attention_mask`: it would mark each packed row as a single text.
+            Concatenates short examples in one row, up to the length of the batch's longest example, instead of padding
+            each of them. `position_ids` restart with every example, and transformers uses them to separate the
+            examples' attention. There is no `attention_mask`, because it would mark each packed row as a single text.
 
-    Returns, for B examples in R rows (B without packing): `input_ids` and `attention_mask` or `position_ids` (R, T);
-    `rows`, `starts` and `lengths` (B,), where each example lies; `step_positions` (B, S), indices into its row,
-    `step_labels` (B, S, float32, -100 where there is no step) and `step_mask` (B, S, True at real steps),
-    `step_weights` (B, S, float32) if examples have them; `question_ids` and `prompt_lengths` (B,), the latter 0 where
-    it is not known.
+    A batch of B examples in R rows (R = B without packing) holds:
+
+    - `input_ids` (R, T), with `attention_mask` (R, T) without packing and `position_ids` (R, T) with it.
+    - `rows`, `starts` and `lengths` (B,): the row of each example, its first index in the row, and its length.
+    - `step_positions` (B, S): index of each step's score in its row.
+    - `step_labels` (B, S, float32): -100 where there is no step.
+    - `step_mask` (B, S, bool): True at real steps.
+    - `step_weights` (B, S, float32), if the examples have them.
+    - `question_ids` (B,).
+    - `prompt_lengths` (B,): 0 where the length is not known.
     """
 
     pad_token_id: int
@@ -78,7 +83,7 @@ class DataCollatorForStepLabels(DataCollatorMixin):
         shape = (max(row_of) + 1, length)
         input_ids = torch.full(shape, self.pad_token_id)
         real = torch.zeros(shape, dtype=torch.long)
-        # Padding gets positions of its own, like an example: attention keeps it apart from the last example too.
+        # Positions restart at the padding, too, so that attention separates it from the last example.
         position_ids = torch.arange(length).repeat(shape[0], 1)
         for start, row, text in sorted(zip(start_of, row_of, texts, strict=True), key=lambda placed: placed[0]):
             end = start + len(text)
@@ -94,22 +99,22 @@ class DataCollatorForStepLabels(DataCollatorMixin):
 
 
 def padding_id(tokenizer) -> int:
-    """An id to pad with. Padding follows a text, whose tokens do not see it: where a tokenizer has no padding and no
-    end-of-text token, any id will do."""
+    """The id of the padding token, else of the end-of-text token, else 0. Any id works, because padding is on the
+    right and causal attention hides it from the text."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(token_id for token_id in ids if token_id is not None)
 
 
 def pack_rows(lengths: list[int]) -> tuple[list[int], list[int]]:
     """
-    Puts each length into the first row that has room, the longest first; a row holds the longest length.
+    Packs examples into rows by first-fit decreasing. A row is as long as the longest example.
 
     Args:
         lengths (`list[int]`):
             Lengths of the examples, in any order.
 
     Returns:
-        `tuple[list[int], list[int]]`: the row of each example, and where in it the example starts.
+        `tuple[list[int], list[int]]`: the row of each example, and the example's first index in that row.
     """
     longest = max(lengths)
     filled: list[int] = []
@@ -124,7 +129,7 @@ def pack_rows(lengths: list[int]) -> tuple[list[int], list[int]]:
 
 
 def unpacked(inputs: dict[str, Tensor], index: int) -> tuple[list[int], list[int]]:
-    """Token ids of one solution of a batch of [`DataCollatorForStepLabels`], and its separators' positions in them."""
+    """Token ids of one solution in a batch of [`DataCollatorForStepLabels`], and the positions of its step scores."""
     start, length = int(inputs["starts"][index]), int(inputs["lengths"][index])
     ids = inputs["input_ids"][int(inputs["rows"][index]), start : start + length].tolist()
     ends = inputs["step_positions"][index][inputs["step_mask"][index]] - start
@@ -134,22 +139,21 @@ def unpacked(inputs: dict[str, Tensor], index: int) -> tuple[list[int], list[int
 @torch.no_grad()
 def check_packing(inputs: dict[str, Tensor], step_logits: Callable[[dict[str, Tensor]], Tensor]) -> None:
     """
-    Checks on a batch that a model keeps the solutions of a row apart.
+    Checks that a model scores a packed solution independently of the other solutions in its row.
 
-    A copy of a solution follows two different texts in two rows; what the model says of the copies must be the same.
-    Every process of a distributed run calls it with its own batch.
+    Two rows hold the same solution after two different texts. The model must give both copies the same logits. Every
+    process of a distributed run calls this function with its own batch.
 
     Args:
         inputs (`dict[str, torch.Tensor]`):
             A batch of [`DataCollatorForStepLabels`].
         step_logits (`Callable`):
-            From a batch to the logits of all its steps, one row a step.
+            Function from a batch to the logits of all its steps, one row per step.
 
     Raises:
-        `ValueError`: if the texts before make a difference: the model's layers or its attention read past the start
-        of a text.
+        `ValueError`: if the logits depend on the text before the solution.
     """
-    ids, ends = unpacked(inputs, int(inputs["step_mask"].sum(-1).argmax()))  # one with steps, where there is any
+    ids, ends = unpacked(inputs, int(inputs["step_mask"].sum(-1).argmax()))  # the solution with the most steps
     ids = torch.tensor(ids, device=inputs["input_ids"].device)
     ends = torch.tensor(ends, device=ids.device)
     positions = torch.arange(len(ids), device=ids.device).repeat(2)
@@ -168,7 +172,7 @@ def check_packing(inputs: dict[str, Tensor], step_logits: Callable[[dict[str, Te
     gap, size = (first - second).abs().max().item(), first.abs().max().item()
     if not gap <= 1e-3 * max(size, 1.0):
         raise ValueError(
-            f"packing=True: the model's answer about a solution changes by {gap:.3g} with the solution before it in "
-            "the row, expected no change. Its layers do not keep texts apart by position_ids (recurrent layers and "
-            "models with code of their own do not). Set packing=False."
+            f"packing=True: got step logits that change by {gap:.3g} with the solution before them in the row, "
+            "expected no change. The model does not separate texts by position_ids, for example because it has "
+            "recurrent layers or custom code. Set packing=False."
         )

@@ -1,8 +1,8 @@
-"""The one encoder: a question and its steps become token ids and the positions where scores are read.
+"""Encodes a question and its steps as token ids, with the positions where step scores are read.
 
-Training, scoring and reinforcement learning all call it. A step's position is known without searching for its
-separator: either pieces are encoded one by one and joined as ids, or the whole text is encoded and the steps are found
-by their characters' offsets.
+Training, scoring and reinforcement learning all use this encoder. It never searches for separators in the token ids.
+Either the pieces are encoded one by one and their ids are joined, or the whole text is encoded and the steps are
+located by their character offsets.
 """
 
 from bisect import bisect_left, bisect_right
@@ -15,12 +15,19 @@ from .prm_format import PRMFormat
 
 class EncodedSolution(NamedTuple):
     """
-    A solution as a reward model reads it.
+    An encoded solution.
 
-    `input_ids` are the token ids; `step_positions` the index where each step's score is read (the last token of the
-    separator that closes it), one a step that was kept; `num_dropped_steps` how many whole steps at the end did not
-    fit `max_length`; `separator_inside` the first step whose own text contains the separator's ids, or `None`;
-    `prompt_length` how many ids the prompt has.
+    Attributes:
+        input_ids (`list[int]`):
+            Token ids of the prompt, the steps and the separators.
+        step_positions (`list[int]`):
+            Index in `input_ids` where the score of each kept step is read: the last token of the separator after it.
+        num_dropped_steps (`int`):
+            Number of whole steps at the end that did not fit `max_length`.
+        separator_inside (`int` or `None`):
+            Index of the first step whose own text contains the separator's ids.
+        prompt_length (`int`):
+            Number of token ids of the prompt.
     """
 
     input_ids: list[int]
@@ -45,27 +52,28 @@ def encode_solutions(
     max_length: int | None = None,
 ) -> list[EncodedSolution]:
     """
-    Encodes solutions: prompt, step 1, separator, what stands between steps, step 2, separator, ...
+    Encodes solutions as: prompt, step 1, separator, text between steps, step 2, separator, ...
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The reward model's tokenizer. The special tokens that it puts before a text (BOS) are kept, those that it
-            puts after one (EOS) are not: the steps follow.
+            The reward model's tokenizer. Special tokens that it adds before a text (BOS) are kept. Special tokens that
+            it adds after a text (EOS) are left out.
         prm_format ([`PRMFormat`]):
-            The format.
+            The reward model's format.
         questions (`Sequence[str]`):
-            One question a solution.
+            One question per solution.
         steps (`Sequence[Sequence[str]]`):
             Steps of each solution, without separators.
         max_length (`int`, *optional*):
-            Longest sequence in tokens. Whole steps at the end are left out, and counted, until it fits.
+            Maximum length in tokens. Whole steps at the end of a longer solution are dropped and counted until it
+            fits.
 
     Returns:
-        `list[EncodedSolution]`: one a solution.
+        `list[EncodedSolution]`: one encoded solution per solution.
 
     Raises:
-        `ValueError`: if the tokenizer does not know the separator, or knows no offsets where they are needed.
-        `TypeError`: if a string is given where a list belongs.
+        `ValueError`: if the tokenizer does not know the separator, or has no offsets although the format needs them.
+        `TypeError`: if an argument is a string instead of a list.
     """
     check_texts("questions", questions)
     check_text_lists("steps", steps)
@@ -91,7 +99,7 @@ def _encode_pieces(tokenizer, prm_format, leading, prompts, steps, max_length) -
             piece = [*(between if step_index else []), *step_ids, *separator]
             if max_length is not None and len(ids) + len(piece) > max_length:
                 break
-            # A separator of several ids can be encoded in another way within a text.
+            # Inside a step's text, a separator of several ids may be encoded as other ids.
             in_text = len(separator) > 1 and prm_format.separator in step
             if inside is None and (in_text or _contains(step_ids, separator)):
                 inside = step_index
@@ -103,8 +111,8 @@ def _encode_pieces(tokenizer, prm_format, leading, prompts, steps, max_length) -
 def _encode_texts(tokenizer, prm_format, leading, prompts, steps, max_length) -> Iterable[EncodedSolution]:
     if not tokenizer.is_fast:
         raise ValueError(
-            f'PRMFormat.tokenization="text": got {type(tokenizer).__name__}, which knows no offsets, expected a fast '
-            "tokenizer. Load it with AutoTokenizer and use_fast=True."
+            f'PRMFormat.tokenization="text": got {type(tokenizer).__name__}, which has no character offsets, expected '
+            "a fast tokenizer. Load it with AutoTokenizer and use_fast=True."
         )
     laid_out = [_lay_out(prm_format, prompt, solution) for prompt, solution in zip(prompts, steps, strict=True)]
     tokens = tokenizer([text for text, _ in laid_out], add_special_tokens=False, return_offsets_mapping=True)
@@ -113,7 +121,7 @@ def _encode_texts(tokenizer, prm_format, leading, prompts, steps, max_length) ->
         encoded = _locate(leading, ids, offsets, prompt, laid_out[index])
         kept = len(solution)
         while max_length is not None and kept and len(encoded.input_ids) > max_length:
-            # What follows a step may have been merged with its end: the shorter text is encoded again.
+            # A token may span the end of a step and the text after it, so the shorter text is encoded again.
             kept = min(kept - 1, bisect_left(encoded.step_positions, max_length))
             shorter = _lay_out(prm_format, prompt, solution[:kept])
             again = tokenizer(shorter[0], add_special_tokens=False, return_offsets_mapping=True)
@@ -122,7 +130,7 @@ def _encode_texts(tokenizer, prm_format, leading, prompts, steps, max_length) ->
 
 
 def _lay_out(prm_format: PRMFormat, prompt: str, steps: Sequence[str]) -> tuple[str, list[tuple[int, int, int]]]:
-    """The whole text, and where in it each step starts, ends and is closed."""
+    """The whole text, and per step the character offsets of its start, its end and the end of its separator."""
     text, spans = prompt, []
     for index, step in enumerate(steps):
         start = len(text) + (len(prm_format.between_steps) if index else 0)
@@ -135,8 +143,8 @@ def _locate(leading, ids, offsets, prompt: str, laid_out) -> EncodedSolution:
     starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
 
     def count(end: int) -> int:
-        # Tokens that begin before a character. Some tokenizers leave white space out of offsets: a token of nothing
-        # else then has no width.
+        # Number of tokens that begin before a character. Some tokenizers leave white space out of the offsets, so a
+        # token of white space has zero width.
         return max(bisect_left(starts, end), bisect_right(ends, end))
 
     positions, inside = [], None
@@ -154,8 +162,8 @@ def _contains(ids: list[int], part: list[int]) -> bool:
 
 
 def _leading_ids(tokenizer, separator: str) -> list[int]:
-    # A tokenizer's special tokens stand before and after the plain ids of a text. One that has no token for "a" and no
-    # unknown one leaves it out.
+    # Finds the special tokens before a text by locating the text's plain ids. The separator is the second try, because
+    # a tokenizer without a token for "a" and without an unknown token encodes "a" as nothing.
     for text in ("a", separator):
         with_special = tokenizer(text)["input_ids"]
         plain = tokenizer(text, add_special_tokens=False)["input_ids"]

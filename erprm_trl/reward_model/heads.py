@@ -1,5 +1,5 @@
-"""What training and scoring both know about the heads of reward models: which model class has which head, the MLP head
-that transformers lacks, and the old name of a value head.
+"""The heads of reward models, for training and scoring: the model class of each head, the MLP head that transformers
+does not have, and the checks that a model fits its head.
 """
 
 from torch import nn
@@ -13,63 +13,64 @@ from transformers import (
 )
 
 
-# Heads that can be trained. The others of `prm_format.HEADS` are for scoring public models.
+# Heads that can be trained. The other heads of `PRMFormat` are for scoring public models.
 AUTO_MODELS = {"lm": AutoModelForCausalLM, "token": AutoModelForTokenClassification}
-# A value head as TRL once saved it is a linear head of one logit under another name.
+# Earlier versions of TRL saved a linear head of one logit under this name.
 VALUE_HEAD_NAMES = {r"^v_head\.summary\.": "score."}
 
 
 def check_architecture(path_or_id: str, config: PreTrainedConfig, head: str) -> None:
     """
-    Checks that transformers has a model of the architecture with a token classification head, if that is the head.
+    Checks that transformers has a token classification model of the architecture, if the head needs one.
 
     Args:
         path_or_id (`str`):
-            Folder or Hub id of the model, named in the error.
+            Folder or Hub id of the model, for the error message.
         config ([`~transformers.PreTrainedConfig`]):
-            Its configuration.
+            Configuration of the model.
         head (`str`):
             Head of the format.
 
     Raises:
-        `ValueError`: if there is no such class.
+        `ValueError`: if the head needs token classification and transformers has no such class.
     """
     remote = "AutoModelForTokenClassification" in (getattr(config, "auto_map", None) or {})
     if head in ("token", "token_mlp") and type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING and not remote:
         raise ValueError(
-            f"{path_or_id}: got an architecture ({config.model_type}) that transformers has no token classification "
-            f"for, expected one with it for head={head!r}. Use head='lm', which every causal language model has."
+            f"{path_or_id}: got the architecture {config.model_type!r}, for which transformers has no token "
+            f"classification model, expected one that has it for head={head!r}. Use head='lm', which works with every "
+            "causal language model."
         )
 
 
 def refuse_virtual_tokens(model: nn.Module, subject: str) -> None:
     """
-    Refuses adapters that put virtual tokens before the text. The model's answers are then later than its input ids
-    say, so that a score would be read too early. Prefix tuning adds keys and values instead, and is right.
+    Refuses adapters that insert virtual tokens before the text. Virtual tokens shift the logits, so scores would be
+    read at the wrong positions. Prefix tuning is accepted, because it adds keys and values instead of tokens.
 
     Args:
         model (`torch.nn.Module`):
-            The model; one without adapters passes.
+            The model, with or without adapters.
         subject (`str`):
-            What needs the positions, for the error.
+            Name of the caller, for the error message.
 
     Raises:
-        `ValueError`: for prompt tuning, p-tuning and their like.
+        `ValueError`: for prompt tuning, p-tuning and similar adapters.
     """
     for config in getattr(model, "peft_config", {}).values():
         kind = getattr(config.peft_type, "value", config.peft_type)
         if config.is_prompt_learning and kind != "PREFIX_TUNING":
             raise ValueError(
-                f"{subject}: got an adapter of PEFT's type {kind}, which puts {config.num_virtual_tokens} virtual "
-                "tokens before the text, expected one that leaves the positions of tokens as they are. Train the "
-                "reward model with LoRA, IA3 or prefix tuning."
+                f"{subject}: got an adapter of PEFT's type {kind}, which inserts {config.num_virtual_tokens} virtual "
+                "tokens before the text, expected an adapter that does not shift token positions. Train the reward "
+                "model with LoRA, IA3 or prefix tuning."
             )
 
 
 def token_classifier_with_mlp(config: AutoConfig) -> type[PreTrainedModel]:
     """
-    The class of a token classification model whose head is two linear layers with a ReLU between them, for the
-    architecture of a configuration.
+    The class of a token classification model of this architecture, with two linear layers and a ReLU between them as
+    its head.
     """
     base = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
 

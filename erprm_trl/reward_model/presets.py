@@ -1,20 +1,20 @@
-"""The formats of public process reward models, as values of the fields of `PRMFormat`, and the names of those models.
+"""The formats of public process reward models, as fields of `PRMFormat`, and the names of these models.
 
-`PRMFormat.preset(name)` reads them. `expected_ids` are the ids of the tokenizer that each model was trained with.
+`PRMFormat.preset(name)` reads them. `expected_ids` are token ids of the tokenizer that the model was trained with.
 """
 
 from pathlib import Path
 from typing import Any
 
 
-# Qwen2.5-Math's chat with the system prompt that its template has by default.
+# The chat template of Qwen2.5-Math with its default system prompt.
 _QWEN_MATH_CHAT = (
     "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
     "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 )
 
-# RLHFlow's chat. Each step is a user's turn, the first behind the question; the score is read where the assistant's
-# answer is predicted, after a "+" for every step before.
+# RLHFlow's chat template. Each step is a user turn, and the first turn is the question and step 1. Every earlier step
+# has the answer "+". The score of a step is read where the assistant's answer to it is predicted.
 _RLHFLOW: dict[str, Any] = {
     "separator": "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     "between_steps": "+<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
@@ -34,8 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tokenization": "text",
         "expected_ids": {"separator": 12902, "good_token": 648, "bad_token": 387},
     },
-    # HanningZhang/Llama3.1-Math-PRM, the paper's. A step follows its separator without a line feed, and the two tokens
-    # have a space in front. Established from an independent evaluation of the model, compute-optimal-tts.
+    # HanningZhang/Llama3.1-Math-PRM, the paper's model. No newline follows the separator, and the good and the bad
+    # token begin with a space. Taken from an independent evaluation of the model, compute-optimal-tts.
     "er-prm": {
         "separator": " ки",
         "good_token": " +",
@@ -44,9 +44,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tokenization": "text",
         "expected_ids": {"separator": 116624, "good_token": 489, "bad_token": 482},
     },
-    # RLHFlow/Llama3.1-8B-PRM-Mistral-Data: Llama 3.1's first chat template, which has no system turn.
+    # RLHFlow/Llama3.1-8B-PRM-Mistral-Data: the first chat template of Llama 3.1, which has no system turn.
     "rlhflow-mistral": _RLHFLOW,
-    # RLHFlow/Llama3.1-8B-PRM-Deepseek-Data: the later template, whose system turn has two dates.
+    # RLHFlow/Llama3.1-8B-PRM-Deepseek-Data: the later template, which has two dates in its system turn.
     "rlhflow": {
         **_RLHFLOW,
         "prompt_template": (
@@ -66,8 +66,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "aggregation": "product",
         "expected_ids": {"separator": 151651},
     },
-    # Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B and -7B. Lines keep the white space at their ends. The published code
-    # also scores blank lines; here a blank line belongs to the step before it.
+    # Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B and -7B. Lines keep their leading and trailing white space. The
+    # published code also scores blank lines. Here a blank line belongs to the step before it.
     "skywork-o1-prm": {
         "separator": "\n",
         "prompt_template": "{bos_token}{question}\n",
@@ -76,8 +76,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "aggregation": "mean",
         "expected_ids": {"separator": 198},
     },
-    # jinachris/PURE-PRM-7B, as its model card describes it; trained by TRL. The published reward of a step is
-    # 2 * score - 1, and its aggregate a soft minimum.
+    # jinachris/PURE-PRM-7B, trained with TRL. The format is from its model card. The published reward of a step is
+    # 2 * score - 1, and the published aggregation is a soft minimum.
     "pure-prm": {
         "separator": "\n",
         "prompt_template": "{question}",
@@ -86,8 +86,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "splitter": "blank_line",
         "expected_ids": {"separator": 198},
     },
-    # PRIME-RL/EurusPRM-Stage1 and -Stage2. Steps begin with "Step 1: ", "Step 2: ", ... The published example reads a
-    # step's sum a token or two behind its end; here it is read at its end.
+    # PRIME-RL/EurusPRM-Stage1 and -Stage2. Steps begin with "Step 1: ", "Step 2: ", ... The published example sums one
+    # or two tokens beyond the end of a step. Here the sum stops at the end of the step.
     "eurus-prm": {
         "separator": "",
         "between_steps": "\n\n",
@@ -98,11 +98,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tokenization": "text",
         "splitter": "blank_line",
     },
-    # What TRL's PRMTrainer saved (until 1.13), with its default separator.
+    # Models of TRL's PRMTrainer (until TRL 1.13), with its default separator.
     "trl-prm": {"separator": "\n", "prompt_template": "{bos_token}{question}", "head": "token", "num_labels": 2},
 }
 
-# The names under which these models are known, without their owner.
+# Preset of each public model, by the model's name on the Hub without its owner.
 MODELS = {
     "math-shepherd-mistral-7b-prm": "math-shepherd",
     "Llama3.1-Math-PRM": "er-prm",
@@ -120,5 +120,5 @@ MODELS = {
 
 
 def preset_of(path_or_id: str | Path) -> str | None:
-    """The preset of a public model, by the last part of its id or of the folder that it was downloaded to."""
+    """The preset of a public model, found by the last part of its Hub id or folder."""
     return MODELS.get(Path(path_or_id).name)

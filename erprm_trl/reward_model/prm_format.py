@@ -1,6 +1,6 @@
 """The format of a process reward model: separator, good and bad token, head, prompt template, splitter, aggregation.
 
-It is saved next to the weights as `prm_format.json`. Training and scoring read it from there.
+The trainer saves it next to the weights as `prm_format.json`, and scoring reads it from there.
 """
 
 import copy
@@ -25,17 +25,17 @@ FORMAT_FILE = "prm_format.json"
 HEADS = ("lm", "token", "token_mlp", "implicit")
 TOKENIZATIONS = ("pieces", "text")
 
-# What JSON may say for a field, by the type of its default, or by its name.
+# Types that a field may have in JSON, by the type of the field's default, or by its name.
 _JSON_TYPES = {str: (str,), bool: (bool,), int: (int,), float: (int, float), type(None): (str, type(None))}
 _JSON_TYPES_OF = {"expected_ids": (dict, type(None))}
 _TOKENS = ("separator", "good_token", "bad_token")
-# Tried in this order when an error proposes another separator.
+# Separators that an error message proposes if the tokenizer encodes them as one id.
 _USUAL_SEPARATORS = ("\n\n", "\n", "ки", " ки", "<|step|>", "<extra_0>", "[SEP]", "<|reserved_special_token_0|>")
 
 
 class FormatTokenIds(NamedTuple):
-    """The separator's last id, at which a step's score is read, where the separator is encoded by itself; and, with a
-    language-model head, the ids of the good and the bad token."""
+    """Token ids of a format. `separator` is the separator's last id, where a step's score is read. It is `None` if the
+    separator is not encoded separately. `good` and `bad` are `None` without a language-model head."""
 
     separator: int | None
     good: int | None
@@ -49,46 +49,53 @@ class PRMFormat:
 
     Args:
         separator (`str`, *optional*, defaults to `"\\n"`):
-            Closes each step; the step's score is read at its last token. It may be several ids. May be empty with
-            `head="implicit"`: a score is then read at a step's own last token.
-        good_token (`str`, *optional*, defaults to `"+"`), bad_token (`str`, *optional*, defaults to `"-"`):
-            What the `"lm"` head predicts after a right and after a wrong step; one id each.
+            Text after each step. The step's score is read at the separator's last token. The separator may be several
+            tokens. It may be empty with `head="implicit"`, where a score is read at the step's own last token.
+        good_token (`str`, *optional*, defaults to `"+"`):
+            Token that the `"lm"` head predicts after a right step. It must be one token.
+        bad_token (`str`, *optional*, defaults to `"-"`):
+            Token that the `"lm"` head predicts after a wrong step. It must be one token.
         head (`str`, *optional*, defaults to `"lm"`):
-            `"lm"`: a causal language model, score = softmax over the two tokens' logits (the paper). `"token"`: a
-            token classification model, score = the sigmoid of its one logit or the probability of the second of its
-            two classes (see `num_labels`). `"token_mlp"`: the same with two linear layers and a ReLU between them as
-            head. `"implicit"`: a causal language model and a reference model, score = sigmoid of `beta` times the
-            log-ratio of what the two make of the steps' tokens. Those trained here are `"lm"` and `"token"`.
+            How the model gives a score. Only `"lm"` and `"token"` can be trained.
+
+            - `"lm"`: a causal language model. The score is the softmax over the logits of the good and the bad token
+              (the paper).
+            - `"token"`: a token classification model. The score is the sigmoid of its one logit, or the probability of
+              the second of its two classes (see `num_labels`).
+            - `"token_mlp"`: as `"token"`, with two linear layers and a ReLU between them as the head.
+            - `"implicit"`: a causal language model and a reference model. The score is the sigmoid of `beta` times the
+              log-ratio of the probabilities that the two models give to the steps' tokens.
         prompt_template (`str`, *optional*, defaults to `"{question}\\n"`):
-            Text before the first step; contains `{question}`. Where it contains `{bos_token}`, the tokenizer's own
+            Text before the first step. It must contain `{question}`. If it contains `{bos_token}`, the tokenizer's own
             special tokens are not added.
         splitter (`str`, *optional*, defaults to `"newline"`):
             How raw text is split into steps ([`~erprm_trl.rollouts.split_steps`]).
         aggregation (`str`, *optional*, defaults to `"min"`):
-            From step scores to one score ([`~erprm_trl.functional.aggregate`]).
+            How step scores become one score per solution ([`~erprm_trl.functional.aggregate`]).
         between_steps (`str`, *optional*, defaults to `""`):
-            Text between a separator and the next step, e.g. the answer `+` and the head of the next turn in a chat.
+            Text between a separator and the next step, e.g. the answer `+` and the header of the next turn in a chat.
         tokenization (`str`, *optional*, defaults to `"pieces"`):
-            `"pieces"`: prompt, steps and separators are encoded one by one. `"text"`: the whole text at once, the
-            steps found by their characters' offsets.
+            `"pieces"` encodes the prompt, the steps and the separators one by one. `"text"` encodes the whole text at
+            once and locates the steps by their character offsets.
         num_labels (`int`, *optional*, defaults to `1`):
-            Classes of a token classification head, 1 or 2.
+            Number of classes of a token classification head, 1 or 2.
         reference_model (`str`, *optional*):
             Folder or Hub id of the reference model of `"implicit"`.
         beta (`float`, *optional*, defaults to `0.001`):
             Coefficient of the log-ratio of `"implicit"`.
         cumulative (`bool`, *optional*, defaults to `True`):
-            Whether the log-ratio of a step is that of the solution up to its end, or of the step alone.
+            Whether the log-ratio of `"implicit"` covers all tokens of the solution up to the step's end, or the step's
+            tokens alone.
         steps_of (`str`, *optional*, defaults to `"both"`):
             Which part of a text with `<think>...</think>` is split into steps and scored: `"both"`, `"thinking"` or
             `"answer"` ([`~erprm_trl.rollouts.split_steps`]).
         expected_ids (`dict[str, int]`, *optional*):
-            Ids that the model was trained with: of `"good_token"` and `"bad_token"`, and the last one of
-            `"separator"`. A tokenizer that gives others is refused, because the model's scores would mean nothing.
+            Token ids that the model was trained with: of `"good_token"`, of `"bad_token"`, and the last id of
+            `"separator"`. A tokenizer with other ids is refused, because it would make the model's scores meaningless.
 
     Raises:
         `ValueError`: for an unknown head, aggregation or tokenization, an empty separator, equal good and bad tokens,
-            a template without `{question}`, a number of labels other than 1 and 2, or expected ids of something else.
+            a template without `{question}`, a number of labels other than 1 and 2, or invalid expected ids.
 
     Example:
 
@@ -124,31 +131,36 @@ class PRMFormat:
         if self.num_labels not in (1, 2):
             raise ValueError(f"PRMFormat.num_labels: got {self.num_labels!r}, expected 1 (one logit) or 2 classes.")
         if not self.separator and self.head != "implicit":
-            raise ValueError("PRMFormat.separator: got '', expected a string that the tokenizer knows.")
+            raise ValueError(
+                "PRMFormat.separator: got '', expected a string that the tokenizer knows. Set it to a text that no "
+                "step contains, such as a newline."
+            )
         if self.head == "lm" and self.good_token == self.bad_token:
             raise ValueError(
-                f"PRMFormat: good_token and bad_token are both {self.good_token!r}, expected two different tokens."
+                f"PRMFormat: good_token and bad_token are both {self.good_token!r}, expected two different tokens. "
+                "Change one of them."
             )
         if self.prompt_template.count("{question}") != 1:
             raise ValueError(
-                f"PRMFormat.prompt_template: got {self.prompt_template!r}, expected '{{question}}' in it once."
+                f"PRMFormat.prompt_template: got {self.prompt_template!r}, expected a text with '{{question}}' once. "
+                "Mark the place of the question."
             )
         ids = self.expected_ids or {}
         if not ids.keys() <= set(_TOKENS) or not all(type(token_id) is int for token_id in ids.values()):
             raise ValueError(
-                f"PRMFormat.expected_ids: got {self.expected_ids!r}, expected an integer for each of {_TOKENS}, or "
-                "for some of them."
+                f"PRMFormat.expected_ids: got {self.expected_ids!r}, expected integer ids for some or all of "
+                f"{_TOKENS}. Remove the other entries."
             )
 
     @classmethod
     def preset(cls, name: str) -> "PRMFormat":
         """
         The format of a public reward model: `"math-shepherd"`, `"er-prm"`, `"rlhflow-mistral"`, `"rlhflow"`,
-        `"qwen2.5-math-prm"`, `"skywork-o1-prm"`, `"pure-prm"`, `"eurus-prm"` or `"trl-prm"` (what TRL's `PRMTrainer`
-        saved).
+        `"qwen2.5-math-prm"`, `"skywork-o1-prm"`, `"pure-prm"`, `"eurus-prm"` or `"trl-prm"` (models of TRL's
+        `PRMTrainer`).
 
         Raises:
-            `ValueError`: for another name.
+            `ValueError`: for an unknown name.
         """
         if name not in PRESETS:
             raise ValueError(f"PRMFormat.preset: got {name!r}, expected one of {', '.join(PRESETS)}.")
@@ -160,18 +172,18 @@ class PRMFormat:
 
     @property
     def tokens(self) -> dict[str, str]:
-        """The strings that are encoded by themselves, by field name."""
+        """The strings that are encoded separately, by field name."""
         names = ["separator"] if self.tokenization == "pieces" and self.separator else []
         names += ["good_token", "bad_token"] if self.head == "lm" else []
         return {name: getattr(self, name) for name in names}
 
     def token_ids(self, tokenizer) -> FormatTokenIds:
         """
-        Ids of the format's tokens in `tokenizer`.
+        The ids of the format's tokens in `tokenizer`.
 
         Raises:
-            `ValueError`: if the good or the bad token is not encoded as exactly one known id, the separator as one or
-                more (the message proposes what would be), or as other ids than the model was trained with.
+            `ValueError`: if the good or the bad token is not exactly one known id, if the separator has an unknown id
+                (the message proposes other separators), or if the ids differ from `expected_ids`.
         """
         self._check_expected_ids(tokenizer)
         ids = {name: tokenizer.encode(token, add_special_tokens=False) for name, token in self.tokens.items()}
@@ -182,7 +194,7 @@ class PRMFormat:
             expected = "known ids" if name == "separator" else "exactly one known id"
             raise ValueError(
                 f"PRMFormat.{name}: the tokenizer encodes {token!r} as {len(ids[name])} ids {ids[name]} "
-                f"({pieces}), expected {expected}. Choose a token it knows"
+                f"({pieces}), expected {expected}. Choose a token that it knows"
                 f"{_proposals(tokenizer) if name == 'separator' else ''}, or set add_missing_tokens=True to add "
                 "it as a new token that is trained."
             )
@@ -200,13 +212,14 @@ class PRMFormat:
             if ids[-1:] != [expected]:
                 raise ValueError(
                     f"PRMFormat.{name}: the tokenizer encodes {token!r} as {ids}, expected {expected}, the id that "
-                    "the model was trained with. Load the tokenizer of the model's own repository. If your model was "
+                    "the model was trained with. Load the tokenizer from the model's repository. If your model was "
                     "trained with this tokenizer, pass the format with expected_ids=None."
                 )
 
     def add_missing_tokens(self, tokenizer) -> list[str]:
-        """Adds to `tokenizer` those of the format's tokens that are not one known id, and returns them. The model must
-        be resized. White space that the tokenizer knows is never added: every text would be encoded in another way."""
+        """Adds the format's tokens that are not one known id to `tokenizer`, and returns them. The model's embeddings
+        must then be resized. White space that the tokenizer knows is never added, because a new token of white space
+        would change how every text is encoded."""
         from transformers import AddedToken
 
         missing = [token for token in self.tokens.values() if not _is_one_token(tokenizer, token)]
@@ -221,10 +234,10 @@ class PRMFormat:
     @classmethod
     def from_json(cls, text: str) -> "PRMFormat":
         """
-        The format from its JSON.
+        Reads a format from JSON.
 
         Raises:
-            `ValueError`: if it is no JSON object, or has unknown fields or fields of another type.
+            `ValueError`: if the text is not a JSON object, or if it has unknown fields or fields of a wrong type.
         """
         try:
             fields = json.loads(text)
@@ -236,7 +249,8 @@ class PRMFormat:
         }
         if not isinstance(fields, dict) or not known.keys() >= fields.keys():
             raise ValueError(
-                f"PRMFormat: got {text[:200]!r}, expected a JSON object with fields from {sorted(known)}."
+                f"PRMFormat: got {text[:200]!r}, expected a JSON object with fields from {sorted(known)}. Copy "
+                "prm_format.json from a saved model."
             )
         for name, value in fields.items():
             if not isinstance(value, known[name]):
@@ -255,10 +269,10 @@ class PRMFormat:
         `"Qwen/Qwen2.5-Math-PRM-7B"`, have the format of their preset.
 
         Raises:
-            `FileNotFoundError`: if there is none: the model was not trained with [`ERPRMTrainer`].
+            `FileNotFoundError`: if there is no such file, because the model was not trained with [`ERPRMTrainer`].
             `ValueError`: if the file is damaged, or for the address of a scoring server.
         """
-        if is_url(path_or_id):  # the address is not shown: it may hold a password
+        if is_url(path_or_id):  # the message does not show the address, which may hold a password
             raise ValueError(
                 "PRMFormat.load: got the address of a scoring server, expected a folder or Hub id. Ask the server "
                 "with StepScorer.from_pretrained(url).prm_format."
@@ -269,18 +283,18 @@ class PRMFormat:
         file = cached_file(path_or_id, FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
         if file is None:
             if preset := preset_of(path_or_id):
-                logger.warning("%s has no %s: its format is the preset %r.", path_or_id, FORMAT_FILE, preset)
+                logger.warning("%s has no %s. Its format is the preset %r.", path_or_id, FORMAT_FILE, preset)
                 return cls.preset(preset)
             raise FileNotFoundError(
-                f"{path_or_id} has no {FORMAT_FILE}: it was not saved by ERPRMTrainer. Write one with "
-                "PRMFormat(...).save(folder), or pass prm_format: public models have PRMFormat.preset(name), and "
-                'models of TRL\'s PRMTrainer PRMFormat.preset("trl-prm").'
+                f"{path_or_id}: got no {FORMAT_FILE}, expected the file that ERPRMTrainer saves. Write it with "
+                "PRMFormat(...).save(folder), or pass prm_format: PRMFormat.preset(name) for a public model, "
+                'PRMFormat.preset("trl-prm") for a model of TRL\'s PRMTrainer.'
             )
         try:
             return cls.from_json(Path(file).read_text(encoding="utf-8"))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{file}: damaged ({error}), expected what PRMFormat.save wrote. Write it anew with "
+                f"{file}: got a damaged file ({error}), expected a file of PRMFormat.save. Write it again with "
                 "PRMFormat(...).save(folder), or copy it from another checkpoint of the training."
             ) from error
 
@@ -289,8 +303,8 @@ def resolve_format(
     prm_format: PRMFormat | str | None, path_or_id: str | Path, revision: str | None = None
 ) -> PRMFormat:
     """
-    The format itself, the preset of that name, or, without one, the model's own `prm_format.json`; see
-    [`PRMFormat.preset`] and [`PRMFormat.load`].
+    Returns `prm_format` itself if it is a format, the preset of that name if it is a string
+    ([`PRMFormat.preset`]), and the model's own `prm_format.json` if it is `None` ([`PRMFormat.load`]).
     """
     if isinstance(prm_format, str):
         return PRMFormat.preset(prm_format)

@@ -1,7 +1,7 @@
-"""Logits at separators, and nowhere else: one function for training and scoring, any head, any wrapper.
+"""Computes logits only at the positions of step scores, for training and scoring, with any head and any wrapper.
 
-The model runs through its own forward, so DDP, DeepSpeed, PEFT and the model's post-processing of logits work as ever;
-only what its language-model head computes is narrowed for the call.
+The model runs through its own forward, so that DDP, DeepSpeed, PEFT and the model's post-processing of logits keep
+working. Only the computation of the language-model head is restricted during the call.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .prm_format import FormatTokenIds
 
 
-_locks = WeakKeyDictionary()  # a head is narrowed for one thread at a time
+_locks = WeakKeyDictionary()  # one lock per head: only one thread at a time may replace its forward
 
 
 def step_logits(
@@ -31,30 +31,33 @@ def step_logits(
     position_ids: Tensor | None = None,
 ) -> Tensor:
     """
-    Logits of all steps of a batch.
+    Computes the logits of all steps of a batch. The memory does not depend on the size of the vocabulary.
 
     Args:
         model (`torch.nn.Module`):
-            The model, or what DDP or DeepSpeed made of it.
+            The model, possibly wrapped by DDP or DeepSpeed.
         head (`str`):
             `"lm"`, `"token"` or `"token_mlp"`.
         token_ids ([`FormatTokenIds`]):
             Ids of the good and the bad token, for `"lm"`.
-        input_ids, attention_mask (`torch.Tensor`):
-            (R, T), padded on the right. `attention_mask` is `None` where rows hold several solutions.
-        step_positions, step_mask (`torch.Tensor`):
-            (B, S): index of each step's separator in its row, and True at real steps.
+        input_ids (`torch.Tensor`):
+            Token ids of shape (R, T), padded on the right.
+        attention_mask (`torch.Tensor` or `None`):
+            Mask of shape (R, T), or `None` if rows hold several solutions.
+        step_positions (`torch.Tensor`):
+            Index of each step's score in its row, of shape (B, S).
+        step_mask (`torch.Tensor`):
+            Mask of shape (B, S), True at real steps.
         unwrapped (`torch.nn.Module`, *optional*):
             The transformers or PEFT model inside `model`. Defaults to `model`.
         rows (`torch.Tensor`, *optional*):
-            (B,): the row of each solution. Defaults to a row each.
+            Row of each solution, of shape (B,). Defaults to one row per solution.
         position_ids (`torch.Tensor`, *optional*):
-            (R, T): where rows hold several solutions, starting anew with each.
+            Position ids of shape (R, T) for rows that hold several solutions. They restart at 0 with each solution.
 
     Returns:
-        `torch.Tensor`: float32, (number of steps, 2) as (good, bad) for `"lm"` and a head with two classes, (number of
-        steps, 1) for one with one, in the order of `step_positions[step_mask]`. Memory does not depend on the
-        vocabulary.
+        `torch.Tensor`: float32 logits in the order of `step_positions[step_mask]`. The shape is (number of steps, 2)
+        as (good, bad) for `"lm"` and heads with two classes, and (number of steps, 1) for heads with one logit.
     """
     if rows is None:
         rows = torch.arange(len(input_ids), device=input_ids.device)
@@ -63,7 +66,9 @@ def step_logits(
     if position_ids is not None:
         inputs["position_ids"] = position_ids
     if head not in ("lm", "token", "token_mlp"):
-        raise ValueError(f"step_logits: got head={head!r}, expected 'lm', 'token' or 'token_mlp'.")
+        raise ValueError(
+            f"step_logits: got head={head!r}, expected 'lm', 'token' or 'token_mlp'. Use StepScorer for other heads."
+        )
     if head != "lm":
         return model(**inputs).logits[at_steps].float().flip(-1)  # the second of two classes is "good"
     language_head = (unwrapped if unwrapped is not None else model).get_output_embeddings()
@@ -75,18 +80,19 @@ def step_logits(
 def narrowed_head(
     language_head: nn.Module, at: tuple[Tensor, Tensor], token_ids: list[int] | None = None
 ) -> Iterator[None]:
-    """For the length of a call the head computes the columns `token_ids` (all, without them) at the positions `at`
-    instead of the vocabulary everywhere. Another thread that narrows it waits."""
+    """Inside this context the head computes logits only at the positions `at`, and only of `token_ids` if they are
+    not `None`. Other threads that enter with the same head wait."""
     with _locks.setdefault(language_head, RLock()):
         own_forward = language_head.forward
-        had_forward = "forward" in vars(language_head)  # accelerate's hooks put one there
+        had_forward = "forward" in vars(language_head)  # accelerate's hooks set it on the instance
 
         def forward(hidden: Tensor) -> Tensor:
             hidden = hidden[at]
             if token_ids is None:
                 return own_forward(hidden)
             if type(language_head) is not nn.Linear or had_forward:
-                return own_forward(hidden)[:, token_ids]  # LoRA on the head, quantised or offloaded weights
+                # LoRA on the head, quantised or offloaded weights: only the head's own forward is right.
+                return own_forward(hidden)[:, token_ids]
             bias = language_head.bias
             with torch.autocast(hidden.device.type, enabled=False):
                 return nn.functional.linear(

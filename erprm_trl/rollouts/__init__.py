@@ -1,6 +1,5 @@
-"""Questions become graded rollouts: solutions from a policy, and continuations of each of their prefixes.
-
-Rewards become labels in `labels.labelled_example`."""
+"""Turns questions into graded rollouts: solutions of a policy, and continuations of each of their prefixes. The
+rewards of the continuations become soft step labels."""
 
 from typing import TYPE_CHECKING
 

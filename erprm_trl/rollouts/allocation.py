@@ -1,4 +1,4 @@
-"""Which prefixes get how many more continuations: decisions on numbers alone, nothing is sampled here."""
+"""Decides how many more continuations each prefix gets in adaptive collection. Works on rewards only."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ import torch
 from ..functional.value_posterior import expected_change, success_counts
 
 
-# Jeffreys' prior of a success rate. One chunk is too little to fit a prior, and labels do not hang on this one: it
-# decides where to sample, no more.
+# Jeffreys' prior of a success rate. A chunk is too small to fit a prior. This prior only decides where to sample; the
+# labels do not depend on it.
 PRIOR = (0.5, 0.5)
 
 
@@ -23,40 +23,42 @@ def allocate(
     tolerance: float,
 ) -> list[list[int]]:
     """
-    Spends a budget of continuations where it is expected to reduce the labels' variance most.
+    Allocates a budget of continuations such that the expected variance of the labels decreases most.
 
-    The next continuation goes to the prefix where one more reduces the posterior variance most, summed over the labels
-    that it counts for: those of the prefix itself and, by the chance that it passes through them, of longer ones. Of
-    the target etas the worst decides. What a prefix was given counts at once, with the variance falling as it does for
-    a mean. Where more could only change a label by less than the tolerance, that label asks for no more. A prefix of
-    which nothing is known comes first.
+    Each continuation goes to the prefix where it is expected to reduce the posterior variance most. The reduction is
+    summed over all labels for which the continuation may count: the label of the prefix itself, and the labels of
+    longer prefixes, weighted by the probability that the continuation begins with them. The largest reduction over the
+    target etas counts. Allocated continuations are taken into account immediately, with a variance that decreases as
+    for a mean. A label whose possible change is below the tolerance does not count. Prefixes without any reward come
+    first.
 
     Args:
-        rewards (`Sequence`):
-            Of each question, of each of its P prefixes: the rewards known so far, in [0, 1].
-        weights (`Sequence`):
-            Likewise, how many labels the prefix is for.
+        rewards (`Sequence[Sequence[Sequence[float]]]`):
+            Rewards in [0, 1] known so far, for each of the P prefixes of each question.
+        weights (`Sequence[Sequence[int]]`):
+            Number of labels that each prefix determines, for each of the P prefixes of each question.
         reach (`Sequence[np.ndarray]`):
-            Of each question (P, P): the chance that a continuation of the row's prefix is one of the column's too, 1
-            on the diagonal.
+            For each question an array (P, P): the probability that a continuation of the row's prefix begins with the
+            column's prefix, 1 on the diagonal.
         budget (`int`):
-            Continuations to spend.
+            Number of continuations to allocate.
         target_etas (`Sequence[float]`):
-            The etas that labels are to be good for, finite.
+            Finite etas for which labels should be precise.
         tolerance (`float`):
-            Standard deviation of a change of the label that is not worth having.
+            Standard deviation of a change of a label below which the change does not matter.
 
     Returns:
-        `list[list[int]]`: how many continuations each prefix gets, together at most the budget.
+        `list[list[int]]`: number of continuations for each prefix of each question. Their sum is at most the budget.
     """
     sizes = [len(weights_of_question) for weights_of_question in weights]
     rewards_P = [rewards_of_prefix for rewards_of_question in rewards for rewards_of_prefix in rewards_of_question]
     known = np.array([len(rewards_of_prefix) for rewards_of_prefix in rewards_P], dtype=float)
     change = _expected_change(rewards_P, target_etas)
-    # With m more, one more reduces the variance by change * n (n + 1) / ((n + m) (n + m + 1)), n = all that is known,
-    # the prior included. That is exact at eta = 0; all that ever can be reduced from there is the sum over m.
+    # After m more continuations, the next one reduces the variance by change * n (n + 1) / ((n + m) (n + m + 1)),
+    # where n is the number of known rewards plus the prior. This is exact at eta = 0. The sum over all later m is the
+    # largest possible reduction (`left` below).
     n = known + sum(PRIOR)
-    more = np.zeros_like(n)  # expected, so not whole numbers
+    more = np.zeros_like(n)  # expected numbers, which need not be integers
     worth = np.array([float(weight) for weights_of_question in weights for weight in weights_of_question])
 
     def gain(index: slice) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The work on one chunk of a collection: samples solutions, continues their prefixes and grades everything."""
+"""Processes one chunk of a collection: samples solutions, continues their prefixes and grades all texts."""
 
 import inspect
 import logging
@@ -19,11 +19,12 @@ from .shared_prefixes import SharedPrefixes
 
 logger = logging.getLogger(__name__)
 
-ROUNDS = 4  # Rounds of adaptive collection. More rounds gained nothing on the dial task.
+ROUNDS = 4  # number of rounds of adaptive collection; more rounds did not improve labels on the dial task
 
 
 class _Target(NamedTuple):
-    """A prefix that is continued: the row that its rewards go to, its number of steps, and what the policy reads."""
+    """A prefix to continue: the row to which its rewards are added, its number of steps, and the prompt of the
+    policy."""
 
     row: RolloutRow
     num_steps: int
@@ -32,21 +33,22 @@ class _Target(NamedTuple):
 
 class ChunkWork:
     """
-    Samples and grades chunk after chunk. The rows of a chunk depend on its questions, its index and the settings only.
+    Samples and grades one chunk after the other. The rows of a chunk depend only on its questions, its index and the
+    settings.
 
     Args:
         questions (`Sequence[Question]`):
             All questions of the collection.
         sampler ([`Sampler`]):
-            The policy.
+            Sampler of the policy.
         settings ([`CollectionSettings`]):
             Settings of the collection.
         progress ([`CollectionProgress`]):
-            The progress bar.
+            Progress bar.
 
     Attributes:
-        num_rollouts, num_saved (`int`): texts sampled so far, and continuations that a fixed number per prefix would
-            have sampled in addition.
+        num_rollouts (`int`): number of texts sampled so far.
+        num_saved (`int`): number of continuations saved so far, compared with a fixed number per prefix.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class ChunkWork:
     ):
         self.questions, self.sampler, self.settings = questions, sampler, settings
         self.progress = progress
-        self._has_warned = False  # of solutions of a single step
+        self._has_warned = False  # about solutions with a single step
         self._reports = "progress" in inspect.signature(sampler.sample).parameters
         self.num_rollouts = self.num_saved = 0
         self._prompt_format = sampler.prompt_format if settings.continue_from == "tokens" else None
@@ -66,10 +68,10 @@ class ChunkWork:
         self.sampler_settings = {name: value for name, value in sampler.settings.items() if name in in_rows}
 
     def run_chunk(self, chunk: int, grader: Grader | None) -> list[RolloutRow]:
-        """All rows of a chunk, in the order of its questions and solutions."""
+        """Processes a chunk, and returns its rows in the order of its questions and solutions."""
         settings = self.settings
         first = chunk * settings.chunk_size
-        questions = self.questions[first : first + settings.chunk_size]  # read once: they may be on disk
+        questions = self.questions[first : first + settings.chunk_size]  # read once, because they may be on disk
         prompts = [Prompt(question.question, prompt=question.prompt) for question in questions]
         self.progress.begin_chunk(len(questions))
         solutions = self._sample(prompts, settings.num_solutions, chunk, "solutions")
@@ -105,10 +107,10 @@ class ChunkWork:
     ) -> RolloutRow:
         if self.settings.store_token_ids and not solution.token_ids and (solution.text or not self.settings.stop):
             raise ValueError(
-                "store_token_ids=True: the sampler returned no token ids. For vLLM's server set "
-                "extra_body={'return_token_ids': True}, or leave store_token_ids off."
+                "store_token_ids: got True with a sampler that returned no token ids, expected token ids. With vLLM's "
+                "server, set extra_body={'return_token_ids': True}. Otherwise, set store_token_ids=False."
             )
-        # Where the chat template opens the thinking, a text without `</think>` is nothing but thinking.
+        # If the chat template opens the thinking, a text without `</think>` consists of thinking only.
         has_answer = answer_start(solution.text, self.settings.reasoning) is not None
         is_split = has_answer or self.settings.steps_of != "answer"
         steps = split_steps(solution.text, self.settings.splitter, self.settings.steps_of) if is_split else []
@@ -127,8 +129,8 @@ class ChunkWork:
         )
 
     def _targets(self, row: RolloutRow, prompt: Prompt, solution: Completion) -> list[_Target]:
-        """The proper prefixes of a solution. 0 steps is the bare question, which the first solution continues for
-        all."""
+        """The proper prefixes of a solution. The bare question has 0 steps, and is a target of the first solution
+        only."""
         prefixes = [row.prefix(num_steps) for num_steps in range(1, len(row.steps))]
         ids_of_prefix = [None] * len(prefixes)
         if self._prompt_format is not None:
@@ -159,11 +161,11 @@ class ChunkWork:
         _share_question_rewards(rows)
 
     def _continue_shared(self, chunk: int, rows: list[RolloutRow], targets: list[_Target], grader: Grader) -> None:
-        """Continues each distinct prefix as often as its label is uncertain, and counts each text for all prefixes
-        that it passes through."""
+        """Continues each distinct prefix, more often if its label is uncertain, and counts each text for all prefixes
+        with which it begins."""
         shared = {row.question_index: SharedPrefixes(self.settings.reuse_continuations) for row in rows}
         prefix_of_target = [shared[row.question_index].add_prefix(prompt.prefix) for row, _, prompt in targets]
-        # Solutions that begin with the same text continue it from the tokens of the first of them.
+        # If several solutions begin with the same prefix, it is continued from the tokens of the first of them.
         prompt_of_prefix: dict[tuple[int, int], Prompt] = {}
         for target, prefix in zip(targets, prefix_of_target, strict=True):
             prompt_of_prefix.setdefault((target.row.question_index, prefix), target.prompt)
@@ -198,13 +200,13 @@ class ChunkWork:
         _share_question_rewards(rows)
 
     def _rounds(self) -> list[str]:
-        """What each round of sampling draws its seed for."""
+        """Name of each round of sampling, from which its seed is derived."""
         if not self.settings.is_adaptive:
             return ["continuations"]
         return [f"continuations-{index}" for index in range(ROUNDS)]
 
     def _counts(self, shared: list[SharedPrefixes], budget: int) -> list[list[int]]:
-        """Number of continuations to sample now, for each distinct prefix of each question."""
+        """Number of continuations to sample in this round, for each distinct prefix of each question."""
         if not self.settings.is_adaptive:
             return [[self.settings.num_continuations] * len(prefixes.texts) for prefixes in shared]
         return allocate(
@@ -235,7 +237,7 @@ def _write_shared(targets: list[_Target], prefix_of_target: list[int], shared: d
     for (row, num_steps, _), prefix in zip(targets, prefix_of_target, strict=True):
         prefixes = shared[row.question_index]
         rewards = prefixes.generated[prefix] + prefixes.inherited[prefix]
-        # A prefix that two solutions share was sampled once. The first of them counts its continuations.
+        # A prefix that several solutions share was sampled once. Its continuations are counted for the first of them.
         is_first = (row.question_index, prefix) not in seen
         seen.add((row.question_index, prefix))
         num_generated = len(prefixes.generated[prefix]) if is_first else 0
@@ -253,7 +255,7 @@ def _share_question_rewards(rows: list[RolloutRow]) -> None:
 
 
 def _single_steps(rows: list[RolloutRow], settings: CollectionSettings) -> str:
-    """The warning about a chunk in which no solution has two steps."""
+    """The warning for a chunk in which every solution has a single step."""
     remedy = "Set splitter to the string that separates their steps, or ask for steps in the prompt"
     for splitter in NAMED_SPLITTERS:
         num_steps = [len(split_steps(row.text, splitter, settings.steps_of)) for row in rows]
@@ -262,6 +264,6 @@ def _single_steps(rows: list[RolloutRow], settings: CollectionSettings) -> str:
             break
     text = max((row.text for row in rows), key=len)
     return (
-        f"splitter={settings.splitter!r}: none of {len(rows)} solutions has two steps, so there is nothing to learn "
-        f"about single steps. One begins {text[:200]!r}. {remedy}."
+        f"splitter={settings.splitter!r}: none of {len(rows)} solutions has two steps, so there are no labels for "
+        f"steps within a solution. One solution begins with {text[:200]!r}. {remedy}."
     )

@@ -1,8 +1,9 @@
-"""Collects rollouts: solutions of every question and graded continuations of each of their prefixes, streamed to disk.
+"""Collects rollouts, i.e. solutions to every question and graded continuations of each of their prefixes, and writes
+them to disk as they are sampled.
 
-The work is cut into chunks of consecutive questions. A chunk's questions, batches and seed do not depend on how many
-processes there are or on what ran before, so any number of processes, killed and restarted at any moment, write the
-same rows.
+The work is divided into chunks of consecutive questions. The questions, batches and seed of a chunk do not depend on
+the number of processes or on earlier runs. Any number of processes, killed and restarted at any moment, therefore
+write the same rows.
 """
 
 import logging
@@ -66,85 +67,90 @@ def collect_rollouts(
     show_progress: bool = True,
 ) -> RolloutDataset:
     r"""
-    Samples solutions, splits them into steps, continues every proper prefix, grades everything and stores it.
+    Samples solutions, splits them into steps, continues every proper prefix, grades all texts and stores the rewards.
 
-    A prefix is continued from the sampled tokens of its solution. If one token holds both the end of the prefix and
+    A prefix is continued from the sampled tokens of its solution. If a token contains both the end of the prefix and
     the text after it, only the end is encoded again. The whole prefix is encoded again, which may give other tokens,
-    if the sampler does not return `token_ids` or the folder was begun with an older release.
+    if the sampler does not return `token_ids`, or if an older release created the folder.
 
-    Texts that reach `max_new_tokens` are graded as they are; the manifest has their share. A call with the same
-    arguments and folder resumes. Launched by `accelerate launch`, each process takes its share of the chunks and
-    writes its own shard.
+    Texts that reach `max_new_tokens` are graded without their end. The manifest has the share of such solutions. A
+    call with the same arguments and folder resumes the collection. With `accelerate launch`, each process works on a
+    part of the chunks and writes its own shard.
 
     Args:
         questions (`Sequence[Question]`):
             Questions with reference answers, from [`load_questions`].
         sampler ([`Sampler`]):
-            The policy that values are estimated from.
+            Sampler of the policy.
         output_dir (`str` or `Path`):
-            Folder of this collection: `manifest.json` and shards `rollouts-00000.jsonl`, ...
+            Folder of the collection, with `manifest.json` and the shards `rollouts-00000.jsonl`, ...
         num_solutions (`int`, *optional*, defaults to `2`):
             Number of solutions per question.
         num_continuations (`int`, *optional*, defaults to `16`):
-            K, the number of continuations per prefix; with `allocation="adaptive"` the maximum of the average. With 0
+            Number K of continuations per prefix. With `allocation="adaptive"`, the largest average number. With 0,
             solutions are only sampled and graded, as for best-of-N.
         allocation (`str`, *optional*, defaults to `"fixed"`):
-            `"fixed"` continues each prefix K times. `"adaptive"` gives more to prefixes whose label is uncertain and
-            none to those that are certain, in a few rounds, see [`~erprm_trl.rollouts.allocation.allocate`]; for
-            rewards in [0, 1]. Prefer chunks of many questions, whose rounds are large batches. Labels are then
-            posterior means with their standard deviation, see [`RolloutDataset.labels`].
+            How continuations are allocated to prefixes. `"fixed"` continues each prefix K times. `"adaptive"` works in
+            a few rounds: it continues prefixes with uncertain labels more often, and prefixes with certain labels not
+            at all, see [`~erprm_trl.rollouts.allocation.allocate`]. It needs rewards in [0, 1]. Use a large
+            `chunk_size` with it, so that each round is a large batch. Labels are then posterior means with standard
+            deviations, see [`RolloutDataset.labels`].
         target_etas (`Sequence[float]`, *optional*, defaults to `(0.0, 2.0, 10.0)`):
-            Finite etas that labels are to be good for (adaptive). Labels can be made for any other.
+            Finite etas for which labels should be precise (adaptive allocation). Labels can be computed for other etas
+            too.
         tolerance (`float`, *optional*, defaults to `0.02`):
-            Sampling for a prefix ends when all further continuations could only change its label by less than this
-            standard deviation, at each of the target etas (adaptive).
+            Standard deviation at which sampling stops (adaptive allocation). A prefix gets no more continuations if
+            any number of them could change its label only by less than this, at each of the target etas.
         reuse_continuations (`bool`, *optional*):
-            Counts a continuation, and a solution, also for longer prefixes of the question's solutions that it passes
-            through, and samples once for solutions that begin alike; see
-            [`~erprm_trl.rollouts.shared_prefixes.SharedPrefixes`]. Defaults to whether the allocation is adaptive.
+            Whether a continuation (or a solution) also counts for longer prefixes with which it begins. Solutions that
+            begin with the same prefix then share the continuations of this prefix, see
+            [`~erprm_trl.rollouts.shared_prefixes.SharedPrefixes`]. Defaults to `True` with adaptive allocation.
         include_question (`bool`, *optional*, defaults to `False`):
-            Also continue the bare question K times (the value before the first step).
+            Whether the bare question is also continued K times, which estimates the value before the first step.
         splitter (`str`, *optional*, defaults to `"newline"`):
-            How solutions are split, see [`split_steps`].
+            How solutions are split into steps, see [`split_steps`].
         grading (`str` or `Callable`, *optional*, defaults to `"math"`):
-            `"math"`, `"exact"`, a function or its import path, see [`Grader`]. `None` grades nothing, for questions
-            without answers: rewards and predictions are `None`, and there can be no continuations.
+            `"math"`, `"exact"`, a function or its import path, see [`Grader`]. With `None`, for questions without
+            answers, nothing is graded: rewards and predictions are `None`, and `num_continuations` must be 0.
         answer_pattern (`str`, *optional*):
             Regular expression whose first group is the final answer, see [`Grader`].
         reasoning (`bool`, *optional*):
-            Whether the policy thinks in `<think>...</think>` before its answer, see [`Grader`]. By default the
-            delimiters are looked for in each text. If the prompt ends with `<think>`, texts without `</think>` count
-            as unfinished thinking.
+            Whether the policy thinks in `<think>...</think>` before its answer, see [`Grader`]. By default, each text
+            is searched for the delimiters. If the prompt ends with `<think>`, a text without `</think>` counts as
+            unfinished thinking.
         steps_of (`str`, *optional*, defaults to `"both"`):
             Which part of a reasoning text is split into steps: `"both"`, `"thinking"` or `"answer"`, see
             [`split_steps`].
         stop (`str` or `Sequence[str]`, *optional*):
             Strings that end a solution or a continuation, e.g. `"\n\nQuestion:"` for a base model whose prompt has
             solved examples. The text ends before the first of them, and counts as finished. The text after it is
-            neither kept nor graded, and its tokens are not in `token_ids`.
+            dropped, and its tokens are not in `token_ids`.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the whole collection.
+            Seed of the collection.
         chunk_size (`int`, *optional*, defaults to `16`):
-            Number of questions per chunk. A chunk is written at once; a killed process loses its current chunk.
+            Number of questions per chunk. A chunk is written when it is complete. A killed process loses its current
+            chunk.
         store_token_ids (`bool`, *optional*, defaults to `False`):
-            Keep the sampled tokens of each solution in its row (`token_ids`), for training on exactly them.
+            Whether to store the sampled tokens of each solution in its row (`token_ids`), for training on exactly
+            these tokens.
         show_progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar with rate and time left.
+            Whether to show a progress bar with the rate and the time left.
 
     Returns:
         [`RolloutDataset`]: all rows of the folder.
 
     Raises:
-        `ValueError`: if there are no questions, a number is out of range, or the folder holds another configuration's
-            rollouts (the differences are named).
+        `ValueError`: if there are no questions, an argument is out of range, or the folder contains rollouts with
+        other
+            settings. The message names the differences.
     """
-    _check_numbers(questions, num_solutions, num_continuations, chunk_size)
-    split_steps("", splitter, steps_of)  # an error now, not after the first chunk is sampled
+    _check_counts(questions, num_solutions, num_continuations, chunk_size)
+    split_steps("", splitter, steps_of)  # raises for invalid arguments before the first chunk is sampled
     reuse = _check_sharing(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
     if grading is None and num_continuations > 0:
         raise ValueError(
-            f"grading: got None with num_continuations={num_continuations}: continuations are nothing but their "
-            "rewards. Name a grading, or set num_continuations=0."
+            f"grading: got None with num_continuations={num_continuations}, expected a grading, because only the "
+            "rewards of continuations are stored. Choose a grading, or set num_continuations=0."
         )
     path = make_folder(output_dir)
     reasoning, continue_from = _modes(path, questions[0], sampler, reasoning, num_continuations)
@@ -182,14 +188,14 @@ def _collect(
     grading: str | Callable[[str, str], float] | None,
     show_progress: bool,
 ) -> RolloutDataset:
-    """Collects the chunks that the folder does not hold yet, each process its share, and writes the summary."""
+    """Collects the missing chunks, distributed over the processes, and writes the summary."""
     from accelerate import PartialState
 
     sizes = settings.chunk_sizes
-    # Without cpu=True a launched process on a machine without accelerator believes itself alone.
+    # Without cpu=True, a launched process on a machine without accelerator does not see the other processes.
     state = PartialState(cpu=not torch.accelerator.is_available())
     with shard_lock(path, state.process_index):
-        # The first process repairs all shards before any appends, also those of processes that this run no longer has.
+        # The first process repairs all shards before any append, also shards of earlier runs with more processes.
         if state.is_main_process:
             _open_folder(path, settings)
             done = _finished_chunks(path, sizes)
@@ -226,7 +232,7 @@ def _collect(
         if summary["unfinished_share"] > 0.5:
             logger.warning(
                 "%s: %.0f%% of the solutions reached max_new_tokens=%s. They are graded without their end, "
-                "and most labels are 0. Collect into a new folder with a larger max_new_tokens.",
+                "so most labels are 0. Collect into a new folder with a larger max_new_tokens.",
                 path,
                 100 * summary["unfinished_share"],
                 settings.sampler.get("max_new_tokens"),
@@ -237,27 +243,27 @@ def _collect(
     return dataset
 
 
-def _check_numbers(questions, num_solutions: int, num_continuations: int, chunk_size: int) -> None:
+def _check_counts(questions, num_solutions: int, num_continuations: int, chunk_size: int) -> None:
     if not questions:
-        raise ValueError("Questions: got none, expected at least one.")
+        raise ValueError("Questions: got an empty sequence, expected at least one. Pass the result of load_questions.")
     for name, value, least in (
         ("num_solutions", num_solutions, 1),
         ("num_continuations", num_continuations, 0),
         ("chunk_size", chunk_size, 1),
     ):
         if value < least:
-            raise ValueError(f"{name}: got {value}, expected at least {least}.")
+            raise ValueError(f"{name}: got {value}, expected at least {least}. Pass a larger number.")
 
 
 def _modes(
     path: Path, question: Question, sampler: Sampler, reasoning: bool | None, num_continuations: int
 ) -> tuple[bool | None, str]:
-    """How texts are graded and prefixes are continued. Where it is not said, a collection that an older release began
-    goes on as it began."""
+    """Chooses how texts are graded and how prefixes are continued. A collection that an older release started
+    continues in the same way, unless `reasoning` is set."""
     manifest = read_manifest(path)
     if manifest is not None:
-        begun = CollectionSettings.from_json(manifest["config"])
-        return begun.reasoning if reasoning is None else reasoning, begun.continue_from
+        stored = CollectionSettings.from_json(manifest["config"])
+        return stored.reasoning if reasoning is None else reasoning, stored.continue_from
     prompt_format = getattr(sampler, "prompt_format", None)
     if prompt_format is None:
         return reasoning, "text"
@@ -274,22 +280,26 @@ def _check_sharing(
     reuse_continuations: bool | None,
     num_continuations: int,
 ) -> bool:
-    """Checks how continuations are shared, and returns whether they are reused."""
+    """Checks the arguments of the allocation, and returns whether continuations are reused."""
     if allocation not in ("fixed", "adaptive"):
-        raise ValueError(f"allocation: got {allocation!r}, expected 'fixed' or 'adaptive'.")
+        raise ValueError(f"allocation: got {allocation!r}, expected 'fixed' or 'adaptive'. Pass one of these two.")
     adaptive = allocation == "adaptive"
     reuse = adaptive if reuse_continuations is None else reuse_continuations
     if (adaptive or reuse) and num_continuations == 0:
         raise ValueError(
             "num_continuations: got 0 with allocation='adaptive' or reuse_continuations=True, expected at least 1. "
-            "Samples without continuations need neither."
+            "Leave these two out to collect samples without continuations."
         )
     if adaptive:
         etas = [float(eta) for eta in target_etas]
         if not etas or not all(map(math.isfinite, etas)):
-            raise ValueError(f"target_etas: got {list(target_etas)}, expected finite numbers, at least one.")
+            raise ValueError(
+                f"target_etas: got {list(target_etas)}, expected finite numbers, at least one. Pass e.g. [0, 2]."
+            )
         if not tolerance >= 0:
-            raise ValueError(f"tolerance: got {tolerance}, expected a standard deviation of labels, 0 or more.")
+            raise ValueError(
+                f"tolerance: got {tolerance}, expected a standard deviation of labels, 0 or more. Pass e.g. 0.02."
+            )
     return reuse
 
 
@@ -298,15 +308,15 @@ def _open_folder(path: Path, settings: CollectionSettings) -> None:
     manifest = read_manifest(path)
     if manifest is None:
         if shard_paths(path):
-            raise ValueError(f"{path} holds rollouts but no {MANIFEST}. {RESTORE}")
+            raise ValueError(f"{path}: got rollouts without {MANIFEST}, expected a manifest. {RESTORE}")
         versions = {name: version(name) for name in ("erprm_trl", "torch", "transformers", "trl")}
         write_manifest(path, {"config": settings.to_json(), "versions": versions})
         return
     changed = settings.differences(manifest["config"])
     if changed:
         raise ValueError(
-            f"{path} holds rollouts of another configuration: {'; '.join(changed)}. Choose another output_dir, or "
-            "use the old settings to continue."
+            f"{path}: got rollouts with other settings ({'; '.join(changed)}), expected the settings of this call. "
+            "Choose another output_dir, or use the old settings to resume."
         )
 
 

@@ -1,9 +1,9 @@
-"""Everything a collection is made of, as one configuration: what the recipe and its YAML name."""
+"""The configuration of a collection, for recipes, YAML files and command lines."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .. import rollouts  # its names are loaded on first use: a command line is read without torch
+from .. import rollouts  # its names are loaded on first use, so that a command line is parsed without torch
 from ..io.config_values import read_json_fields, refuse_escapes
 
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .sampling.base import Sampler
 
 
-# Arguments of every sampler.
+# Arguments that all samplers have.
 SAMPLER_SETTINGS = (
     "temperature top_p top_k max_new_tokens "
     "prompt_template system_prompt use_chat_template chat_template_kwargs examples"
@@ -24,97 +24,142 @@ class CollectConfig:
     """
     Configuration of a collection, read by `TrlParser` from YAML and the command line.
 
-    The fields are the arguments of [`load_questions`], [`TransformersSampler`], [`VLLMSampler`] or
-    [`EndpointSampler`] and [`collect_rollouts`], which describe them.
+    The fields are the arguments of [`load_questions`], of [`TransformersSampler`], [`VLLMSampler`] or
+    [`EndpointSampler`], and of [`collect_rollouts`]. They are described there.
     """
 
-    model_name_or_path: str = field(metadata={"help": "The policy: a Hub id or a folder."})
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the policy."})
     dataset_name: str = field(
-        metadata={"help": "Hub id, .jsonl/.json/.csv/.parquet file, folder, or package.module:function."}
+        metadata={
+            "help": "Questions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or a function as "
+            "package.module:function."
+        }
     )
-    output_dir: str = field(metadata={"help": "Folder of the rollouts."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    output_dir: str = field(metadata={"help": "Folder to which the rollouts are written."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the Hub dataset, e.g. main for GSM8K."}
+    )
+    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset."})
     dataset_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "More arguments of the dataset."}
+        default=None, metadata={"help": "Additional arguments of datasets.load_dataset or of the function."}
     )
     question_column: str | None = field(
-        default=None, metadata={"help": "Column of the question; guessed if not given."}
+        default=None, metadata={"help": "Column with the question. By default, common names are tried."}
     )
     answer_column: str | None = field(
-        default=None, metadata={"help": "Column of the reference answer; guessed if not given."}
+        default=None, metadata={"help": "Column with the reference answer. By default, common names are tried."}
     )
-    max_questions: int | None = field(default=None, metadata={"help": "Take the first questions only."})
-    num_solutions: int = field(default=2, metadata={"help": "Solutions per question."})
+    max_questions: int | None = field(
+        default=None, metadata={"help": "Number of questions to use, from the start of the dataset. Default: all."}
+    )
+    num_solutions: int = field(default=2, metadata={"help": "Number of solutions per question."})
     num_continuations: int = field(
-        default=16, metadata={"help": "K, continuations per prefix; 0 for best-of-N samples."}
+        default=16, metadata={"help": "Number K of continuations per prefix. Use 0 for best-of-N samples."}
     )
     allocation: str = field(
         default="fixed",
         metadata={
-            "help": "fixed: K for each prefix. adaptive: at most K on average, more where labels are uncertain.",
+            "help": "How continuations are allocated to prefixes. fixed: K per prefix. adaptive: at most K on "
+            "average, and more for prefixes with uncertain labels.",
             "choices": ["fixed", "adaptive"],
         },
     )
     target_etas: list[float] = field(
-        default_factory=lambda: [0.0, 2.0, 10.0], metadata={"help": "Etas whose labels should be precise (adaptive)."}
+        default_factory=lambda: [0.0, 2.0, 10.0],
+        metadata={"help": "Etas for which labels should be precise (adaptive allocation)."},
     )
     tolerance: float = field(
         default=0.02,
-        metadata={"help": "Standard deviation of a label below which sampling stops (adaptive)."},
+        metadata={"help": "Standard deviation of a label at which sampling stops (adaptive allocation)."},
     )
     reuse_continuations: bool | None = field(
-        default=None, metadata={"help": "Count continuations for longer prefixes too. Default: if adaptive."}
+        default=None,
+        metadata={
+            "help": "Whether continuations also count for longer prefixes with which they begin. Default: true with "
+            "adaptive allocation."
+        },
     )
-    include_question: bool = field(default=False, metadata={"help": "Also continue the bare question K times."})
+    include_question: bool = field(
+        default=False, metadata={"help": "Whether the bare question is also continued K times."}
+    )
     splitter: str = field(
-        default="newline", metadata={"help": "whole_lines, newline, raw_lines, blank_line, step, or a separator."}
+        default="newline",
+        metadata={
+            "help": "How solutions are split into steps: whole_lines, newline, raw_lines, blank_line, step, or a "
+            "separator string."
+        },
     )
-    grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
-    answer_pattern: str | None = field(default=None, metadata={"help": "Regex whose first group is the final answer."})
+    grading: str = field(
+        default="math",
+        metadata={"help": "How answers are compared: math, exact, or a function as package.module:function."},
+    )
+    answer_pattern: str | None = field(
+        default=None, metadata={"help": "Regular expression whose first group is the final answer."}
+    )
     reasoning: bool | None = field(
-        default=None, metadata={"help": "Grade only the text after </think>. Default: if a text has <think>."}
+        default=None,
+        metadata={"help": "Whether only the text after </think> is graded. Default: true if a text has <think>."},
     )
     steps_of: str = field(
         default="both",
         metadata={
-            "help": "Part of a text with <think> that is split into steps.",
+            "help": "Which part of a text with <think> is split into steps.",
             "choices": ["both", "thinking", "answer"],
         },
     )
     stop: list[str] | None = field(
-        default=None, metadata={"help": "Strings before which a solution ends. For few-shot prompts."}
+        default=None, metadata={"help": "Strings before which a solution ends, for few-shot prompts."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the whole collection."})
-    chunk_size: int = field(default=16, metadata={"help": "Questions written at a time."})
+    seed: int = field(default=0, metadata={"help": "Seed of the collection."})
+    chunk_size: int = field(
+        default=16, metadata={"help": "Number of questions per chunk. Results are written after each chunk."}
+    )
     backend: str = field(
         default="transformers",
-        metadata={"help": "transformers, vllm or endpoint.", "choices": ["transformers", "vllm", "endpoint"]},
+        metadata={
+            "help": "How the policy is sampled: transformers, vllm (offline engine), or endpoint (server).",
+            "choices": ["transformers", "vllm", "endpoint"],
+        },
     )
-    base_url: str | None = field(default=None, metadata={"help": "Server, e.g. http://localhost:8000/v1 (endpoint)."})
-    max_concurrency: int = field(default=64, metadata={"help": "Requests at a time (endpoint)."})
-    request_timeout: float = field(default=600.0, metadata={"help": "Seconds for one attempt (endpoint)."})
+    base_url: str | None = field(
+        default=None, metadata={"help": "Address of the server, e.g. http://localhost:8000/v1 (endpoint)."}
+    )
+    max_concurrency: int = field(
+        default=64, metadata={"help": "Maximum number of simultaneous requests per process (endpoint)."}
+    )
+    request_timeout: float = field(
+        default=600.0, metadata={"help": "Timeout of one attempt of a request, in seconds (endpoint)."}
+    )
     api_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "Environment variable with the server's key (endpoint)."}
+        default="OPENAI_API_KEY",
+        metadata={"help": "Name of the environment variable with the API key of the server (endpoint)."},
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling: probability mass kept."})
-    top_k: int = field(default=0, metadata={"help": "0 keeps the whole vocabulary."})
-    max_new_tokens: int = field(default=512, metadata={"help": "Maximum tokens per completion."})
-    batch_size: int = field(default=64, metadata={"help": "Sequences generated at a time (transformers)."})
-    prompt_template: str | None = field(default=None, metadata={"help": "Text around {question}."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
+    top_p: float = field(default=1.0, metadata={"help": "Probability mass kept by nucleus sampling."})
+    top_k: int = field(
+        default=0, metadata={"help": "Number of most likely tokens to sample from. 0 keeps the whole vocabulary."}
+    )
+    max_new_tokens: int = field(default=512, metadata={"help": "Maximum number of tokens per completion."})
+    batch_size: int = field(
+        default=64, metadata={"help": "Number of sequences generated in one batch (transformers)."}
+    )
+    prompt_template: str | None = field(
+        default=None, metadata={"help": "Template of the prompt, which contains {question}."}
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message. Needs a chat template."})
     use_chat_template: bool | None = field(
-        default=None, metadata={"help": "Apply the chat template. Default: whether the tokenizer has one."}
+        default=None,
+        metadata={"help": "Whether to apply the chat template. Default: true if the tokenizer has a chat template."},
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Arguments of the chat template, e.g. {"enable_thinking": false}.'}
+        default=None, metadata={"help": 'Additional arguments of the chat template, e.g. {"enable_thinking": false}.'}
     )
     examples: list[dict[str, str]] | str | None = field(
-        default=None, metadata={"help": "Solved examples before the question, each with question and solution."}
+        default=None,
+        metadata={"help": "Solved examples for a few-shot prompt, each with the keys question and solution."},
     )
     model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of from_pretrained, vllm.LLM or EndpointSampler."}
+        default=None, metadata={"help": "Additional arguments of from_pretrained, vllm.LLM or EndpointSampler."}
     )
 
     def __post_init__(self):
@@ -122,10 +167,13 @@ class CollectConfig:
         for name, text in [("splitter", self.splitter), *(("stop", text) for text in self.stop or ())]:
             refuse_escapes(name, text)
         if self.backend == "endpoint" and self.base_url is None:
-            raise ValueError("base_url: got none with backend='endpoint', expected e.g. http://localhost:8000/v1.")
+            raise ValueError(
+                "base_url: got None with backend='endpoint', expected the address of a server. Pass e.g. "
+                "http://localhost:8000/v1."
+            )
 
     def run(self) -> "RolloutDataset":
-        """Loads questions and policy, and collects."""
+        """Loads the questions and the policy, and collects rollouts."""
         questions = rollouts.load_questions(
             self.dataset_name,
             config_name=self.dataset_config,

@@ -1,6 +1,6 @@
-"""The rollouts of a folder as a dataset: rows, solutions by question, and soft step labels for any eta.
+"""Reads the rollouts of a folder as a dataset: rows, solutions by question, and soft step labels for any eta.
 
-A folder holds raw rewards. Labels are computed from them when they are asked for, and cached.
+A folder contains raw rewards. Labels are computed from them on request, and cached.
 """
 
 import logging
@@ -22,27 +22,26 @@ from .shards import MANIFEST, RolloutRows, read_chunks, read_manifest, shard_pat
 logger = logging.getLogger(__name__)
 
 LABELS = "labels"
-_USABLE, _LACKS_CONTINUATIONS = 0, 1  # states of rows; each reason of unusable rows gets the next number
+_USABLE, _LACKS_CONTINUATIONS = 0, 1  # states of rows; each reason for unusable rows gets the next number
 
 
 class RolloutDataset:
     """
-    The rollouts of a folder that [`collect_rollouts`] wrote, in the order of the questions, whichever processes
-    sampled them.
+    The rollouts of a folder that [`collect_rollouts`] wrote. The rows are in the order of the questions, for any
+    number of processes that sampled them.
 
     Args:
         path (`str` or `Path`):
-            The folder.
+            Folder of the collection.
 
     Attributes:
-        rows (`Sequence[RolloutRow]`): one row per solution, see [`RolloutRow`]. A row is read from disk when it is
-            asked for.
-        manifest (`dict`): settings, versions, and counts of what was kept and dropped.
-        settings ([`CollectionSettings`]): the settings in the manifest, typed.
+        rows (`Sequence[RolloutRow]`): one row per solution, see [`RolloutRow`]. Rows are read from disk on access.
+        manifest (`dict`): settings and versions of the collection, and its summary.
+        settings ([`CollectionSettings`]): the settings in the manifest.
 
     Raises:
-        `FileNotFoundError`: if the folder holds no manifest.
-        `ValueError`: if a shard is damaged (file, line and remedy are named).
+        `FileNotFoundError`: if the folder has no manifest.
+        `ValueError`: if a shard is damaged. The message names the file, the line and the remedy.
     """
 
     def __init__(self, path: str | Path):
@@ -50,7 +49,8 @@ class RolloutDataset:
         self.manifest = read_manifest(self.path)
         if self.manifest is None:
             raise FileNotFoundError(
-                f"No {MANIFEST} in {self.path}: not a folder of rollouts. Run recipes/collect_rollouts.py."
+                f"{self.path}: got no {MANIFEST}, so this is not a folder of rollouts, expected a folder that "
+                "collect_rollouts wrote. Collect rollouts first, e.g. with recipes/collect_rollouts.py."
             )
         self._shards = shard_paths(self.path)
         self._reasons: list[str] = []
@@ -59,13 +59,13 @@ class RolloutDataset:
 
     @property
     def settings(self) -> CollectionSettings:
-        """Settings of the collection."""
+        """The settings of the collection."""
         return CollectionSettings.from_json(self.manifest["config"])
 
     def _index_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """
-        Where the rows of complete chunks begin, in the order of the questions, and the state of each: whether it has
-        labels, and if not, why. These 18 bytes per row are all that is kept in memory.
+        Reads the byte offsets of all rows in complete chunks, in the order of the questions, and the state of each
+        row: whether it has labels, and if not, why. Only these 18 bytes per row are kept in memory.
         """
         settings = self.settings
         rows_in_chunk = settings.chunk_sizes
@@ -100,67 +100,79 @@ class RolloutDataset:
 
     def labels(self, eta: float, estimator: str | None = None):
         r"""
-        Soft step labels for any eta, in TRL's stepwise form; nothing is sampled again.
+        Computes soft step labels for any eta from the stored rewards, in TRL's stepwise format.
 
-        The label of a proper prefix is its entropy-regularised value, estimated from its continuations in one of two
-        ways; the last step has no continuation, its label is the solution's own reward.
+        The label of a step is the entropy-regularised value of the prefix that ends with it, estimated from the
+        continuations of this prefix. The label of the last step is the reward of the solution itself.
 
         Args:
             eta (`float`):
-                Inverse reward temperature: 0 gives Math-Shepherd's soft labels, `inf` its hard labels.
+                Inverse reward temperature. 0 gives Math-Shepherd's soft labels, `inf` its hard labels.
             estimator (`str`, *optional*):
-                `"sample"`: the value of the rewards as they are ([`~erprm_trl.functional.soft_value`]); for finite eta
-                > 0 too low on average. `"posterior"`: the mean of the value's posterior
-                ([`~erprm_trl.functional.posterior_value`]), with a prior that is fitted on the whole collection: free
-                of that bias and of the one of stopping early, for rewards in [0, 1] and finite eta. Defaults to
-                `"posterior"` for adaptive collections at finite eta, else to `"sample"`.
+                Estimator of the value. `"sample"` is the value of the rewards
+                ([`~erprm_trl.functional.soft_value`]), which is too low on average for finite eta > 0. `"posterior"`
+                is the posterior mean of the value ([`~erprm_trl.functional.posterior_value`]), with a prior that is
+                fitted to the whole collection. It has neither this bias nor the bias of adaptive stopping, but needs
+                rewards in [0, 1] and a finite eta. Defaults to `"posterior"` for adaptive collections at finite eta,
+                else to `"sample"`.
 
         Returns:
-            `datasets.Dataset`: on the disk, in the folder's `labels` (in the cache of `datasets` if the folder cannot
-            be written to), where they are found again. Columns `prompt` (`str`), `completions` (`list[str]`, steps
-            without delimiters) and `labels` (`list[float]`, one a step), and with `"posterior"` also `label_std`
-            (`list[float]`, the labels' standard deviations, 0 for the last step). Solutions marked `unusable` are left
-            out; the log says how many.
+            `datasets.Dataset`: the labels, stored in the subfolder `labels` (or in the cache of `datasets` if the
+            folder cannot be written to), from where later calls read them. The columns are `prompt` (`str`),
+            `completions` (`list[str]`, steps without delimiters) and `labels` (`list[float]`, one per step). With
+            `"posterior"` there is also `label_std` (`list[float]`, the standard deviations of the labels, 0 for the
+            last step). Solutions marked `unusable` are left out, and their number is logged.
 
         Raises:
             `ValueError`: if the rollouts were collected without continuations, eta is NaN, the estimator is unknown,
-                or there is no posterior (eta infinite, rewards outside [0, 1]).
+                or `"posterior"` is used with an infinite eta or rewards outside [0, 1].
         """
         return self.label_source(eta, estimator).labels()
 
     def label_source(self, eta: float, estimator: str | None = None) -> LabelSource:
         """
-        The labels of [`labels`] before they are computed: a trainer encodes them in the same pass over the rows.
+        Prepares the labels of [`labels`] without computing them, so that a trainer can compute and encode them in one
+        pass over the rows.
 
-        The checks of [`labels`] that need no computation are done here, and solutions without labels are logged.
+        This method runs the checks of [`labels`] that need no computation, and logs the number of solutions without
+        labels.
+
+        Args:
+            eta, estimator:
+                See [`labels`].
+
+        Returns:
+            [`LabelSource`]: the labels, not computed yet.
         """
         settings = self.settings
         if estimator is None:
             estimator = "posterior" if settings.is_adaptive and math.isfinite(eta) else "sample"
         if estimator not in ("sample", "posterior"):
-            raise ValueError(f"estimator: got {estimator!r}, expected 'sample', 'posterior' or None.")
+            raise ValueError(
+                f"estimator: got {estimator!r}, expected 'sample', 'posterior' or None. Pass one of these."
+            )
         self._check_continuations()
         if estimator == "sample":
-            sample_values([[0.0]], eta)  # raises for an eta that has no labels
+            sample_values([[0.0]], eta)  # raises for an invalid eta
         return LabelSource(
             _UsableRows(self.rows),
             settings.splitter,
             eta,
             estimator,
-            # Another name as soon as a shard changes, or the version of the code that makes labels.
+            # The key changes with the shards, and with the version of the code that computes labels.
             key=label_key(LABEL_VERSION, self._shards, estimator, eta),
             cache_dir=str(self.path / LABELS) if os.access(self.path, os.W_OK) else None,
         )
 
     def _check_continuations(self) -> None:
-        # Opening the folder has read every row: nothing is read again.
+        # Opening the folder has read the state of every row, so no row is read again here.
         lacking = np.flatnonzero(self._states == _LACKS_CONTINUATIONS)
         if lacking.size:
             row = self.rows[int(lacking[0])]
             raise ValueError(
                 f"{self.path}: {row.name} has {len(row.steps)} steps and rewards for {len(row.prefix_rewards)} "
-                "prefixes: it was collected with num_continuations=0. Collect with num_continuations >= 1 to get "
-                "labels."
+                f"prefixes, expected rewards for {len(row.steps) - 1}. It was collected with num_continuations=0. "
+                "Collect with num_continuations >= 1 to get labels."
             )
         unusable = Counter(self._states[self._states > _LACKS_CONTINUATIONS].tolist())
         if unusable:
@@ -169,7 +181,7 @@ class RolloutDataset:
             logger.warning("%s: %d of %d solutions get no labels: %s.", self.path, unusable.total(), len(self), shown)
 
     def solutions(self) -> list[list[RolloutRow]]:
-        """The rows grouped by question, as best-of-N takes them."""
+        """The rows grouped by question, as best-of-N needs them."""
         rows_of_question: dict[int, list[RolloutRow]] = {}
         for row in self.rows:
             rows_of_question.setdefault(row.question_index, []).append(row)
@@ -177,7 +189,7 @@ class RolloutDataset:
 
 
 class _UsableRows:
-    """The rows with labels. Can be iterated over again and again."""
+    """The rows with labels. They can be iterated over several times."""
 
     def __init__(self, rows: RolloutRows):
         self._rows = rows

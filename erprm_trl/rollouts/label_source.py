@@ -1,7 +1,7 @@
-"""Labels of a folder of rollouts, computed in one pass over the rows and written to one Arrow file, which is found
-again the next time.
+"""Computes the labels of a folder of rollouts in one pass over the rows, and writes them to an Arrow file, which later
+runs reuse.
 
-A trainer that encodes the labels does so in the same pass, so that only the encoded examples are written.
+A trainer encodes the labels in the same pass, so that only the encoded examples are written.
 """
 
 import hashlib
@@ -14,26 +14,27 @@ from .labels import PosteriorValues, labelled_example
 from .records import RolloutRow
 
 
-BATCH_SIZE = 1000  # examples that are encoded together, and rows that the Arrow file is written in
+BATCH_SIZE = 1000  # number of examples that are encoded together
 
 Columns = dict[str, list[Any]]
 
 
 class LabelSource:
     """
-    Labels at one eta that have not been computed yet.
+    Labels at one eta that are not computed yet.
 
     Args:
         rows (`Iterable[RolloutRow]`):
-            Rows with labels. They are iterated over once, and once more before that for the posterior's prior.
+            Rows with labels. They are iterated over once, and twice for `"posterior"`, where the first pass fits the
+            prior.
         splitter (`str`):
-            How their solutions were split.
+            Splitter of the solutions.
         eta (`float`):
             Inverse reward temperature.
         estimator (`str`):
             `"sample"` or `"posterior"`, see [`RolloutDataset.labels`].
         key (`Sequence`):
-            Everything that the labels depend on. Its `repr` names the file.
+            Everything on which the labels depend. The name of the file is made from its `repr`.
         cache_dir (`str`, *optional*):
             Folder of the files. Defaults to the cache of `datasets`.
     """
@@ -57,11 +58,11 @@ class LabelSource:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the labels."""
+        """A hash that identifies the labels."""
         return hashlib.sha256(repr(self._key).encode()).hexdigest()[:16]
 
     def labels(self):
-        """The labelled examples as a `datasets.Dataset`, in the stepwise form."""
+        """The labelled examples as a `datasets.Dataset`, in TRL's stepwise format."""
         from datasets import Features, List, Value
 
         types = {
@@ -75,15 +76,19 @@ class LabelSource:
 
     def encoded(self, encode: Callable[[Columns], Columns], features, fingerprint: str):
         """
-        What `encode` makes of the labelled examples, as a `datasets.Dataset`. The labels themselves are not written.
+        The encoded labelled examples as a `datasets.Dataset`. The labels themselves are not written.
 
         Args:
             encode (`Callable`):
-                From the columns of a batch of labelled examples to the columns of `features`, one value per example.
+                Function from the columns of a batch of labelled examples to the columns of `features`, with one value
+                per example.
             features (`datasets.Features`):
                 Columns of the encoded examples.
             fingerprint (`str`):
-                Identifies these labels encoded in this way.
+                Hash that identifies the labels and the encoding.
+
+        Returns:
+            `datasets.Dataset`: the encoded examples.
         """
 
         def encoded_examples() -> Iterator[dict[str, Any]]:
@@ -104,16 +109,18 @@ class LabelSource:
         from datasets import Dataset
         from datasets.exceptions import DatasetGenerationError
 
-        # A file of this name is used as it is. Of several processes the first writes it, and the others wait.
+        # An existing file with this fingerprint is reused. With several processes, the first writes it while the
+        # others wait.
         try:
             return Dataset.from_generator(
                 generator, features=features, fingerprint=fingerprint, cache_dir=self._cache_dir
             )
         except DatasetGenerationError as error:
-            raise (error.__cause__ or error) from None  # what is wrong with the labels, not that `datasets` failed
+            raise (error.__cause__ or error) from None  # show the error of the labels instead of that of `datasets`
 
 
 def label_key(version: int, shards: Sequence[Path], estimator: str, eta: float) -> tuple[Any, ...]:
-    """What labels depend on: the version of the code that makes them, each shard's size and time, and the estimate."""
+    """Everything on which labels depend: the version of the code that computes them, the size and time of each shard,
+    the estimator and eta."""
     states = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
     return version, states, f"{estimator} {eta!r}"

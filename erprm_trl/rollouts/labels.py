@@ -1,6 +1,7 @@
-"""Step labels from the rewards in rows: the values of prefixes, or their posterior means with standard deviations.
+"""Computes step labels from the rewards in rows: the values of prefixes, or their posterior means with standard
+deviations.
 
-Rows are read one after the other and are not kept. The prior of a collection is fitted on counts.
+Rows are read one after the other and are not kept in memory. The prior of a collection is fitted to counts.
 """
 
 from collections import Counter
@@ -17,11 +18,12 @@ from .records import RolloutRow
 
 
 LABEL_VERSION = 2
-"""Version of the labels: part of the name of cached ones. Raise it when a change of code changes labels."""
+"""Version of the labels, which is part of the file name of cached labels. Raise it if a change of code changes
+labels."""
 
 
 def sample_values(prefix_rewards: list[list[float]], eta: float) -> list[float]:
-    """The value of each prefix's rewards as they are ([`~erprm_trl.functional.soft_value`])."""
+    """The value of each prefix, computed from its rewards without a prior ([`~erprm_trl.functional.soft_value`])."""
     return [_sample_value(ascending(rewards), eta) for rewards in prefix_rewards]
 
 
@@ -32,17 +34,17 @@ def _sample_value(rewards: tuple[float, ...], eta: float) -> float:
 
 class PosteriorValues:
     """
-    Mean and standard deviation of a prefix's value, given its rewards and a Beta prior fitted on all of a collection
-    ([`~erprm_trl.functional.posterior_value`]).
+    Posterior mean and standard deviation of the value of a prefix, given its rewards and a Beta prior that is fitted
+    to the whole collection ([`~erprm_trl.functional.posterior_value`]).
 
     Args:
         counts (`Counter`):
-            How many of the collection's distinct prefixes have the same rewards, by [`ascending`].
+            Number of distinct prefixes in the collection, by their rewards in the form of [`ascending`].
         eta (`float`):
             Inverse reward temperature, finite.
 
     Raises:
-        `ValueError`: if eta is infinite or a reward lies outside [0, 1].
+        `ValueError`: if eta is infinite, or a reward is outside [0, 1].
     """
 
     def __init__(self, counts: Counter[tuple[float, ...]], eta: float):
@@ -53,11 +55,11 @@ class PosteriorValues:
 
     @classmethod
     def fit(cls, rows: Iterable[RolloutRow], eta: float) -> "PosteriorValues":
-        """Fits the prior on the rows of a collection, in which the rows of each question follow one another."""
+        """Fits the prior to the rows of a collection. The rows of each question must be consecutive."""
         return cls(Counter(ascending(row.prefix_rewards[place]) for row, place in distinct_prefixes(rows)), eta)
 
     def __call__(self, prefix_rewards: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
-        """Mean and standard deviation of each prefix of a row that was counted."""
+        """Posterior mean and standard deviation of each prefix of a row of the collection."""
         return [self._values[ascending(rewards_K)] for rewards_K in prefix_rewards]
 
 
@@ -65,17 +67,17 @@ def ascending(rewards_K: Sequence[float]) -> tuple[float, ...]:
     """
     The rewards of a prefix in ascending order.
 
-    Prefixes with the same rewards in any order have the same value. With rewards of 0 and 1 there are few distinct
-    tuples, however many prefixes there are, and each value is computed once.
+    Prefixes with the same rewards in a different order have the same value. With rewards of 0 and 1 there are few
+    distinct tuples for any number of prefixes, so each value is computed only once.
     """
     return tuple(sorted(rewards_K))
 
 
 def distinct_prefixes(rows: Iterable[RolloutRow]) -> Iterator[tuple[RolloutRow, int]]:
     """
-    The first occurrence of each distinct prefix with its own rewards, as (row, index into its `prefix_rewards`).
+    Yields the first occurrence of each distinct prefix as a row and an index into its `prefix_rewards`.
 
-    Solutions that share a prefix and its rewards count once. The rows of each question must follow one another.
+    Prefixes with the same text and the same rewards count once. The rows of each question must be consecutive.
     """
     question_index, seen = None, set()
     for row in rows:
@@ -92,18 +94,22 @@ def labelled_example(
     row: RolloutRow, splitter: str, eta: float, posterior: PosteriorValues | None = None
 ) -> dict[str, Any]:
     """
-    A row in TRL's stepwise form. The label of each step is the value of the prefix that it ends, and the label of the
-    last step is the solution's own reward.
+    Converts a row to TRL's stepwise format. The label of a step is the value of the prefix that ends with it. The
+    label of the last step is the reward of the solution itself.
 
     Args:
         row ([`RolloutRow`]):
             A row with labels (`is_usable`).
         splitter (`str`):
-            How its solution was split.
+            Splitter of its solution.
         eta (`float`):
             Inverse reward temperature.
         posterior ([`PosteriorValues`], *optional*):
-            Makes the labels posterior means at its eta, with their standard deviations in `label_std`.
+            Posterior values at this eta. With them, the labels are posterior means, and `label_std` has their standard
+            deviations.
+
+    Returns:
+        `dict[str, Any]`: `prompt`, `completions` and `labels`, and with a posterior also `label_std`.
     """
     example = {"prompt": row.question, "completions": clean_steps(row.steps, splitter)}
     outcome = float(row.outcome_reward)

@@ -1,4 +1,4 @@
-"""Questions with reference answers, from wherever they are kept. The first stage of a run: nothing is sampled here."""
+"""Loads questions with reference answers from files, folders, the Hub, functions or datasets."""
 
 import hashlib
 import json
@@ -22,10 +22,15 @@ ANSWER_COLUMNS = ("answer", "final_answer", "reference_answer", "ground_truth", 
 
 class Question(NamedTuple):
     """
-    A question and its reference answer (the final answer alone, e.g. `"18"`, not the worked solution), if known.
+    A question with its reference answer.
 
-    `prompt` is what the policy reads where that is not the sampler's template around the question: a text, or a
-    conversation.
+    Args:
+        question (`str`):
+            Text of the question.
+        answer (`str`, *optional*):
+            Reference answer, if known. Only the final answer, e.g. `"18"`, without the worked solution.
+        prompt (`str` or `list[dict[str, str]]`, *optional*):
+            Text or conversation that the policy reads instead of the question in the sampler's template.
     """
 
     question: str
@@ -35,18 +40,18 @@ class Question(NamedTuple):
 
 class Questions(OnDiskSequence):
     """
-    Questions as [`load_questions`] gives them: checked, and read from their rows each time they are asked for, so that
-    those of a `datasets.Dataset` stay on the disk.
+    A sequence of questions, as returned by [`load_questions`]. Questions are read from their rows on access, so the
+    rows of a `datasets.Dataset` stay on disk.
 
     Args:
         rows (`Sequence[Mapping[str, Any]]`):
-            A list, or a `datasets.Dataset`.
+            Rows of the questions, as a list or a `datasets.Dataset`.
         name (`str`):
-            Where the rows come from, for errors.
+            Source of the rows, for errors.
         question_column (`str`):
-            Column of the question.
+            Column with the question.
         answer_column (`str`, *optional*):
-            Column of the reference answer; without it answers are `None`.
+            Column with the reference answer. Without it, answers are `None`.
     """
 
     def __init__(self, rows, name: str, question_column: str, answer_column: str | None = None):
@@ -77,8 +82,7 @@ class Questions(OnDiskSequence):
         if answer is None:
             raise ValueError(
                 f"{place} holds no reference answer (got {str(value)[:80]!r}, {type(value).__name__}, expected a text "
-                "or a number). Rollouts are graded against it: fill it in, drop the row, or name another column with "
-                "`answer_column`."
+                "or a number). Fill it in, drop the row, or choose another column with `answer_column`."
             )
         return Question(question, (extract_answer(answer) or answer).strip())
 
@@ -95,12 +99,12 @@ def load_questions(
     require_answers: bool = True,
 ) -> Questions:
     r"""
-    Loads questions and recognises the final answer in each reference.
+    Loads questions, and extracts the final answer from each reference.
 
     Args:
         source (`str`, `PathLike` or iterable of mappings):
-            A dataset id on the Hub, a local `.jsonl`, `.json`, `.csv`, `.tsv` (each also with `.gz`) or `.parquet`
-            file, a folder written by `save_to_disk` or one with files of data, a function as
+            Dataset id on the Hub, a local `.jsonl`, `.json`, `.csv`, `.tsv` (each also with `.gz`) or `.parquet` file,
+            a folder that was written by `save_to_disk` or contains data files, a function as
             `"package.module:function"` that returns rows, or the rows themselves: a list, a `datasets.Dataset`, an
             `IterableDataset`, or a `DatasetDict`.
         config_name (`str`, *optional*):
@@ -108,36 +112,36 @@ def load_questions(
         split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub dataset, of a folder with several splits, or of a `DatasetDict`.
         question_column, answer_column (`str`, *optional*):
-            Columns to read; guessed from the usual names (`question`, `problem`, ...; `answer`, `solution`, ...) if
-            not given.
+            Columns to read. By default, common names are tried (`question`, `problem`, ...; `answer`, `solution`,
+            ...).
         max_questions (`int`, *optional*):
-            Takes the first rows only. No more rows of a stream are read.
+            Number of rows to read, from the start. Of a stream, no more rows than this are read.
         dataset_kwargs (`dict[str, Any]`, *optional*):
-            Keyword arguments for `datasets.load_dataset` or for the function.
+            Keyword arguments of `datasets.load_dataset` or of the function.
         require_answers (`bool`, *optional*, defaults to `True`):
-            If `False`, rows without any answer column give questions whose answer is `None`.
+            Whether an answer column is required. If `False`, and the rows have no answer column, answers are `None`.
 
     Returns:
-        [`Questions`]: in the source's order, a sequence of [`Question`]. GSM8K references (`... #### 18`) and MATH
-        references (`... \boxed{18}`) are reduced to the final answer; others are taken whole.
+        [`Questions`]: a sequence of [`Question`], in the order of the source. GSM8K references (`... #### 18`) and
+        MATH references (`... \boxed{18}`) are reduced to the final answer. Other references are used unchanged.
 
     Raises:
-        `ValueError`: if there are no rows, no such file, split or column, or a row has an empty question or no
-        reference answer.
+        `ValueError`: if there are no rows, if the file, split or column does not exist, or if a row has an empty
+        question or no reference answer.
     """
     rows = read_rows(source, config_name, split, dataset_kwargs or {})
-    is_table = hasattr(rows, "select_columns") and hasattr(rows, "__len__")  # of `datasets`: its rows stay on the disk
+    is_table = hasattr(rows, "select_columns") and hasattr(rows, "__len__")  # a `datasets.Dataset`, kept on disk
     if hasattr(rows, "with_format"):
         rows = rows.with_format(None)
     rows = rows if is_table else list(islice(rows, max_questions))
     name = str(source) if isinstance(source, (str, PathLike)) else "the given rows"
     if not len(rows):
-        raise ValueError(f"Questions: got no rows from {name}, expected at least one.")
+        raise ValueError(f"Questions: got no rows from {name}, expected at least one. Check the file and `split`.")
     first = rows[0]
     if not isinstance(first, Mapping):
         raise ValueError(
             f"Questions: got {str(first)[:80]!r} as the first row of {name}, expected a mapping of columns to "
-            "values, such as {'question': ..., 'answer': ...}."
+            "values. Pass rows such as {'question': ..., 'answer': ...}."
         )
     question_column = _find_column(first, question_column, QUESTION_COLUMNS, "question_column", name)
     if require_answers or answer_column is not None or any(column in first for column in ANSWER_COLUMNS):
@@ -151,16 +155,17 @@ def load_questions(
         rows = rows.select_columns([question_column, *([answer_column] if answer_column else [])])
         rows = rows.select(range(len(rows))[:max_questions])
     questions = Questions(rows, name, question_column, answer_column)
-    for _ in questions:  # all are read once: a row that cannot be used is an error now, not after hours of sampling
+    for _ in questions:  # read all rows once, so that an unusable row raises now and not after hours of sampling
         pass
     return questions
 
 
 def fingerprint(questions: Iterable[Question]) -> str:
-    """A hash of all questions, answers and prompts in order: what makes two collections the same work."""
+    """A hash of all questions, answers and prompts in order. It identifies the questions of a collection."""
     digest = hashlib.sha256()
     for question in questions:
-        # Without a prompt as before there were any: old folders have to be recognised.
+        # Without a prompt, the hash is the same as in releases that had no prompts, so that old folders can be
+        # resumed.
         digest.update(json.dumps(question[:2] if question.prompt is None else question).encode() + b"\n")
     return digest.hexdigest()[:16]
 
@@ -177,12 +182,12 @@ def _find_column(row: Mapping, column_name: str | None, usual: tuple[str, ...], 
 
 
 def _question_text(value: Any, index: int, column: str) -> str:
-    # TRL's conversational prompts: one user message is a question, anything longer is not.
+    # In TRL's conversational format, a single user message is a question. A longer conversation is not.
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         value = value[0].get("content")
     if not is_text(value):
         raise ValueError(
             f"Row {index}: column {column!r} got {str(value)[:80]!r}, expected a non-empty string of Unicode text, or "
-            "a list of one user message. Drop the row or name another column with `question_column`."
+            "a list of one user message. Drop the row, or choose another column with `question_column`."
         )
     return value

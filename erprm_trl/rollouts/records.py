@@ -1,7 +1,7 @@
-"""What a collection stores, as types: a row (one solution with its rewards) and the settings of the collection.
+"""The data types of a collection: a row, which is one solution with its rewards, and the settings of the collection.
 
-Both are dataclasses with `to_json` and `from_json`, which write and read plain dictionaries, the JSON objects on disk.
-This module is the only one that knows the keys of these objects.
+Both are dataclasses with `to_json` and `from_json`, which convert to and from the JSON objects on disk. No other
+module uses the keys of these objects.
 """
 
 import operator
@@ -12,7 +12,8 @@ from typing import Any
 
 
 class _RowAsMapping(Mapping):
-    """Rows were dictionaries before: `row["steps"]` still works in this release, with a warning."""
+    """Access by key, for backwards compatibility: rows used to be dictionaries. `row["steps"]` works with a
+    warning."""
 
     __slots__ = ()
 
@@ -41,12 +42,12 @@ class RolloutRow(_RowAsMapping):
     """
     One solution to a question, with the graded continuations of its prefixes.
 
-    `S` is the number of steps of the solution. `K` is the number of continuations per prefix. It is the same for all
+    `S` is the number of steps of the solution, and `K` the number of continuations per prefix. `K` is the same for all
     prefixes, except in collections that share continuations ([`CollectionSettings.shares_continuations`]).
 
     Args:
         chunk (`int`):
-            Index of the chunk that the row was written in. A chunk is a run of consecutive questions.
+            Index of the chunk that contains the row. A chunk is a group of consecutive questions.
         question_index (`int`):
             Index of the question in the collection.
         solution_index (`int`):
@@ -54,13 +55,13 @@ class RolloutRow(_RowAsMapping):
         question (`str`):
             Text of the question.
         steps (`list[str]`):
-            Steps of the solution with their delimiters, length S. Joined they are the solution, byte for byte.
+            Steps of the solution with their delimiters, length S. Joined, they are exactly the text of the solution.
         answer (`str`, *optional*):
             Reference answer of the question, `None` if the question has no answer.
         outcome_reward (`float`, *optional*):
             Reward of the whole solution, `None` if the collection is not graded.
         prediction (`str`, *optional*):
-            Final answer that the grader found in the solution, `None` if it found none.
+            Final answer that the grader found in the solution, `None` if it found no answer.
         finished (`bool`, *optional*, defaults to `True`):
             Whether the solution ended before `max_new_tokens`.
         num_tokens (`int`, *optional*, defaults to `0`):
@@ -69,23 +70,23 @@ class RolloutRow(_RowAsMapping):
             Raw rewards of the continuations of each proper prefix, shape (S - 1, K). Entry `i` belongs to the prefix
             of `i + 1` steps. Empty if the collection has no continuations.
         question_rewards (`list[float]`, *optional*):
-            Raw rewards of the continuations of the bare question, shape (K,). All solutions to a question have the
-            same. `None` if the question was not continued.
+            Raw rewards of the continuations of the bare question, shape (K,). They are the same for all solutions to a
+            question. `None` if the question was not continued.
         unusable (`str`, *optional*):
-            Reason why the solution has no labels, `None` if it has.
+            Reason why the solution has no labels, `None` if it has labels.
         sampler (`dict[str, Any]`, *optional*):
-            Backend, model, sampling parameters and seed that the solution was sampled with.
+            Backend, model, sampling parameters and seed of the solution.
         token_ids (`list[int]`, *optional*):
             Sampled tokens of the solution, shape (`num_tokens`,). `None` unless the collection stores them.
         prefix_generated (`list[int]`, *optional*):
-            Number of rewards of each proper prefix that were sampled for it, shape (S - 1,). These rewards come first
-            in `prefix_rewards`. 0 where an earlier solution has the same prefix and shares its rewards. `None` unless
-            the collection shares continuations.
+            Number of rewards of each proper prefix that come from continuations of this prefix, shape (S - 1,). These
+            rewards come first in `prefix_rewards`. 0 if an earlier solution has the same prefix, whose rewards are
+            shared. `None` unless the collection shares continuations.
         question_generated (`int`, *optional*):
-            Number of rewards in `question_rewards` that were sampled for the bare question. Only on the first solution
-            to each question of a collection that shares continuations, else `None`.
+            Number of rewards in `question_rewards` that come from continuations of the bare question. Set only for the
+            first solution to each question of a collection that shares continuations, else `None`.
         extra (`dict[str, Any]`, *optional*):
-            Entries of the JSON object with other names. They are written back as they were read.
+            Entries of the JSON object with other names. They are written back unchanged.
     """
 
     chunk: int
@@ -110,7 +111,11 @@ class RolloutRow(_RowAsMapping):
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "RolloutRow":
         """
-        Reads a JSON object.
+        Makes a row from a JSON object.
+
+        Args:
+            row (`Mapping[str, Any]`):
+                The JSON object.
 
         Raises:
             `KeyError`: if one of `chunk`, `question_index`, `solution_index`, `question` and `steps` is missing. Other
@@ -130,7 +135,7 @@ class RolloutRow(_RowAsMapping):
         return cls(**known, extra={name: value for name, value in row.items() if name not in known})
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object on disk: optional entries are present only where they have a value."""
+        """The JSON object on disk. Optional entries without a value are left out."""
         row = {name: getattr(self, name) for name in _ROW_FIELDS}
         for name in _OPTIONAL_ROW_FIELDS:
             if row[name] is None:
@@ -139,7 +144,7 @@ class RolloutRow(_RowAsMapping):
 
     @property
     def text(self) -> str:
-        """The whole solution, byte for byte."""
+        """The text of the solution."""
         return "".join(self.steps)
 
     def prefix(self, num_steps: int) -> str:
@@ -172,12 +177,12 @@ class RolloutRow(_RowAsMapping):
 
     @property
     def lacks_continuations(self) -> bool:
-        """Whether the solution is usable and yet does not have rewards for each of its proper prefixes."""
+        """Whether the solution is usable, but rewards of some of its proper prefixes are missing."""
         return self.is_usable and len(self.prefix_rewards) != len(self.steps) - 1
 
     @property
     def name(self) -> str:
-        """How errors name the row."""
+        """Name of the row in error messages."""
         return f"question {self.question_index}, solution {self.solution_index}"
 
 
@@ -188,14 +193,14 @@ _OPTIONAL_ROW_FIELDS = ("token_ids", "prefix_generated", "question_generated")
 
 def as_rows(solutions: Sequence[Sequence[RolloutRow | Mapping[str, Any]]], *needed: str) -> list[list[RolloutRow]]:
     """
-    Rows of public functions, which take rows and mappings alike.
+    Converts the solutions that a public function received, rows or mappings, to rows.
 
     Args:
         solutions (`Sequence[Sequence[RolloutRow | Mapping]]`):
-            Solutions of each question, as [`~erprm_trl.rollouts.RolloutDataset.solutions`] gives them, or mappings
+            Solutions of each question, as returned by [`~erprm_trl.rollouts.RolloutDataset.solutions`], or as mappings
             with the same names.
         needed (`str`):
-            Entries that each mapping must have. Others may be missing.
+            Entries that each mapping must have. Other entries may be missing.
 
     Returns:
         `list[list[RolloutRow]]`: the same solutions as rows.
@@ -226,7 +231,7 @@ def _as_row(
 @dataclass(kw_only=True, frozen=True)
 class CollectionSettings:
     """
-    Settings of a collection, the `config` of its manifest. Two collections with equal settings have the same rows.
+    Settings of a collection, stored as `config` in its manifest. Collections with equal settings have equal rows.
 
     Args:
         num_questions (`int`):
@@ -238,10 +243,10 @@ class CollectionSettings:
         questions (`str`, *optional*, defaults to `""`):
             Fingerprint of the questions and answers.
         num_continuations (`int`, *optional*, defaults to `0`):
-            K, the number of continuations per prefix; with adaptive allocation the maximum on average. 0 if solutions
+            Number K of continuations per prefix. With adaptive allocation, the largest average number. 0 if solutions
             are not continued.
         include_question (`bool`, *optional*, defaults to `False`):
-            Whether the bare question is continued too.
+            Whether the bare question is also continued.
         splitter (`str`, *optional*, defaults to `"newline"`):
             How solutions are split into steps, see [`split_steps`].
         grading (`str`, *optional*):
@@ -249,8 +254,7 @@ class CollectionSettings:
         answer_pattern (`str`, *optional*):
             Regular expression whose first group is the final answer.
         reasoning (`bool`, *optional*, defaults to `False`):
-            Whether texts are graded with reasoning delimiters in mind, see [`Grader`]; `None` looks for them in each
-            text.
+            How the grader treats reasoning delimiters, see [`Grader`].
         steps_of (`str`, *optional*, defaults to `"both"`):
             Which part of a reasoning text is split into steps, see [`split_steps`].
         seed (`int`, *optional*, defaults to `0`):
@@ -260,20 +264,20 @@ class CollectionSettings:
         store_token_ids (`bool`, *optional*, defaults to `False`):
             Whether rows have `token_ids`.
         stop (`list[str]`, *optional*):
-            Strings that end a solution or continuation, which ends before them.
+            Strings before which a solution or continuation ends.
         continue_from (`str`, *optional*, defaults to `"text"`):
-            `"tokens"` if a prefix is continued from its tokens in the solution, `"text"` if from its text, encoded
-            again, as older releases did.
+            `"tokens"` if prefixes are continued from their sampled tokens, `"text"` if they are continued from their
+            text, which is encoded again, as in older releases.
         allocation (`str`, *optional*, defaults to `"fixed"`):
-            `"fixed"` or `"adaptive"`.
+            `"fixed"` or `"adaptive"`, see [`collect_rollouts`].
         reuse_continuations (`bool`, *optional*, defaults to `False`):
-            Whether continuations count for the longer prefixes that they pass through.
+            Whether a continuation also counts for longer prefixes with which it begins.
         target_etas (`list[float]`, *optional*):
-            Etas that the labels are meant for. Only with adaptive allocation.
+            Etas for which the labels should be precise. Only with adaptive allocation.
         tolerance (`float`, *optional*):
             Standard deviation of labels at which sampling stops. Only with adaptive allocation.
         extra (`dict[str, Any]`, *optional*):
-            Entries of the JSON object with other names. They are written back as they were read.
+            Entries of the JSON object with other names. They are written back unchanged.
     """
 
     num_questions: int
@@ -301,10 +305,14 @@ class CollectionSettings:
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "CollectionSettings":
         """
-        Reads the `config` of a manifest. Entries that older releases did not write get their defaults.
+        Makes settings from the `config` of a manifest. Entries that older releases did not write get their defaults.
+
+        Args:
+            config (`Mapping[str, Any]`):
+                The `config` of a manifest.
 
         Raises:
-            `ValueError`: if the number of questions, solutions or questions per chunk is missing.
+            `ValueError`: if `num_questions`, `num_solutions` or `chunk_size` is missing.
         """
         missing = [name for name in ("num_questions", "num_solutions", "chunk_size") if name not in config]
         if missing:
@@ -317,8 +325,8 @@ class CollectionSettings:
 
     def to_json(self) -> dict[str, Any]:
         """
-        The `config` of a manifest. Settings that older releases did not have are present only where they differ from
-        what these releases did, so that the manifests of plain collections stay as they were.
+        The `config` of a manifest. Settings that older releases did not have are left out if they equal the behaviour
+        of these releases, so that the manifests of simple collections do not change.
         """
         config = {name: getattr(self, name) for name in _SETTINGS_FIELDS}
         for name, before in _ADDED.items():
@@ -337,21 +345,27 @@ class CollectionSettings:
 
     @property
     def shares_continuations(self) -> bool:
-        """Whether prefixes may differ in their number of rewards, and have rewards that were sampled for others."""
+        """Whether prefixes may have different numbers of rewards, and rewards from continuations of other prefixes."""
         return self.is_adaptive or self.reuse_continuations
 
     @property
     def chunk_sizes(self) -> list[int]:
-        """Number of rows of each chunk: its questions times the solutions per question."""
+        """Number of rows of each chunk, i.e. its number of questions times the number of solutions per question."""
         starts = range(0, self.num_questions, self.chunk_size)
         return [min(self.chunk_size, self.num_questions - start) * self.num_solutions for start in starts]
 
     def differences(self, old: Mapping[str, Any]) -> list[str]:
         """
-        How the settings differ from the `config` of a manifest, one text per entry.
+        Describes the differences between these settings and the `config` of a manifest, one text per entry.
 
-        Entries that an older release did not write count as their defaults, and others that one of the two does not
-        have count as `None`.
+        Entries that older releases did not write count as their defaults. Other missing entries count as `None`.
+
+        Args:
+            old (`Mapping[str, Any]`):
+                The `config` of a manifest.
+
+        Returns:
+            `list[str]`: the differences.
         """
         old_entries, new_entries = _flatten({**_ADDED, **old}), _flatten({**_ADDED, **self.to_json()})
         return [
@@ -362,7 +376,7 @@ class CollectionSettings:
 
 
 _SETTINGS_FIELDS = tuple(item.name for item in fields(CollectionSettings) if item.name != "extra")
-# Settings that older releases did not have, with what these releases did.
+# Settings that older releases did not have, with values that describe the behaviour of these releases.
 _ADDED = {"store_token_ids": False, "reasoning": False, "steps_of": "both", "stop": [], "continue_from": "text"}
 
 

@@ -1,4 +1,4 @@
-"""Reads a reference answer from the value of a column, for questions and for rewards: text, numbers, and messages."""
+"""Reads reference answers from the values of a column: texts, numbers, or messages."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -8,20 +8,20 @@ from typing import Any
 
 def reference_text(value: Any, place: str) -> str | None:
     """
-    Reads a reference answer.
+    Converts the value of a column to a reference answer.
 
     Args:
         value (`Any`):
-            A text; a number, which is written without an exponent or trailing zeros (18.0 is `18`); or a conversation
-            of one message, whose content is the answer. Scalars of NumPy and torch are numbers.
+            A text, a number, or a conversation of one message, whose content is the answer. Numbers are written
+            without an exponent and without trailing zeros (18.0 becomes `18`). They may be scalars of NumPy or torch.
         place (`str`):
-            Where the value stands, such as `"answer[3]"`, for errors.
+            Place of the value, such as `"answer[3]"`, for errors.
 
     Returns:
-        `str` or `None`: The answer as text, `None` where it is missing: for `None`, NaN, and blank text.
+        `str` or `None`: the answer as text, or `None` for a missing answer (`None`, NaN, or blank text).
 
     Raises:
-        `ValueError`: if the value is something else, such as a list of answers, or text that is not Unicode.
+        `ValueError`: if the value has another type, such as a list of answers, or is not Unicode text.
     """
     answer = _content(value)
     if not isinstance(answer, Number) and getattr(answer, "shape", None) == ():  # a tensor
@@ -35,20 +35,20 @@ def reference_text(value: Any, place: str) -> str | None:
     if not is_text(answer):
         raise ValueError(
             f"{place} holds no reference answer (got {str(value)[:80]!r}, {type(value).__name__}, expected a text or "
-            "a number). Write it as one text, e.g. with `dataset.map`, or name another column."
+            "a number). Convert it to one text, e.g. with `dataset.map`, or choose another column."
         )
     return answer
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is text with something in it that every tokenizer takes: JSON can say half of a character."""
+    """Whether a value is non-blank text without lone surrogates. JSON may contain them, but tokenizers reject them."""
     if not isinstance(value, str) or not value.strip():
         return False
     return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _content(value: Any) -> Any:
-    # TRL's conversational form: `[{"role": "assistant", "content": "18"}]`.
+    # TRL's conversational format is `[{"role": "assistant", "content": "18"}]`.
     message = value[0] if isinstance(value, list) and len(value) == 1 else value
     return message["content"] if isinstance(message, Mapping) and isinstance(message.get("content"), str) else value
 
@@ -60,7 +60,7 @@ def _spelled(value: Number) -> str:
         return text
     try:
         digits = format(Decimal(text), "f")
-    except ArithmeticError:  # a complex number, say
+    except ArithmeticError:  # e.g. a complex number
         return text
     digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
     return "0" if digits == "-0" else digits

@@ -1,4 +1,4 @@
-"""Rows of a data set, from a file, a folder, the Hub, a function, or an object of `datasets`."""
+"""Reads the rows of a dataset from a file, a folder, the Hub, a function, or a `datasets` object."""
 
 import csv
 import gzip
@@ -15,7 +15,7 @@ from ..io.paths import local_path
 
 
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz", ".parquet")
-_BLANK = b"\xef\xbb\xbf \t\r\n"  # a byte order mark too
+_BLANK = b"\xef\xbb\xbf \t\r\n"  # includes the byte order mark
 
 
 def read_rows(
@@ -25,23 +25,23 @@ def read_rows(
     dataset_kwargs: dict[str, Any],
 ) -> Iterable[Mapping[str, Any]]:
     """
-    Finds the rows of a data set.
+    Reads the rows of a dataset.
 
     Args:
         source (`str`, `PathLike` or iterable of mappings):
-            A file, a folder, a function as `"package.module:function"`, a dataset id on the Hub, or rows.
+            A file, a folder, a function as `"package.module:function"`, a dataset id on the Hub, or the rows.
         config_name (`str`, *optional*):
             Configuration of a Hub dataset.
         split (`str`):
             Split of a Hub dataset, of a folder with several splits, or of a `DatasetDict`.
         dataset_kwargs (`dict[str, Any]`):
-            Keyword arguments for `datasets.load_dataset` or for the function.
+            Keyword arguments of `datasets.load_dataset` or of the function.
 
     Returns:
-        Iterable of mappings: A `datasets.Dataset` or `IterableDataset`, or the rows as they are.
+        Iterable of mappings: a `datasets.Dataset`, an `IterableDataset`, or the rows unchanged.
 
     Raises:
-        `ValueError`: if there is no such file, folder, split or function, or a file holds no table.
+        `ValueError`: if the file, folder, split or function does not exist, or a file does not contain a table.
     """
     if not isinstance(source, (str, PathLike)):
         return _one_split(source, split, "the given rows")
@@ -49,12 +49,18 @@ def read_rows(
     if path.endswith(FILES) or Path(path).is_file():
         if not (Path(path).is_file() and path.endswith(FILES)):
             problem = "a file of another kind" if Path(path).is_file() else "no file"
-            raise ValueError(f"Dataset: {problem} at {path!r}. Give an existing file: {', '.join(FILES)}.")
+            raise ValueError(
+                f"Dataset: got {problem} at {path!r}, expected one of the kinds {', '.join(FILES)}. Pass the path of "
+                "an existing file."
+            )
         return _read_table(path)
     if Path(path).is_dir():
         return _one_split(_read_folder(path, config_name, split, dataset_kwargs), split, path)
     if isinstance(source, PathLike) or path.startswith(("/", "./", "../", "~")):
-        raise ValueError(f"Dataset: no file or folder at {path!r}. Give an existing one, or a dataset id on the Hub.")
+        raise ValueError(
+            f"Dataset: got no file or folder at {path!r}, expected an existing one. Pass its path, or a dataset id on "
+            "the Hub."
+        )
     if ":" in path:
         return _one_split(import_function(path)(**dataset_kwargs), split, path)
     from datasets import load_dataset
@@ -63,7 +69,7 @@ def read_rows(
 
 
 def has_splits(source: str | PathLike) -> bool:
-    """Whether a source may have several splits: a file, a folder of one dataset and a function have none."""
+    """Whether a source may have several splits. A file, the folder of a single dataset and a function have none."""
     path = local_path(source)
     return not (
         Path(path).is_file() or Path(path, "state.json").is_file() or (":" in path and not Path(path).exists())
@@ -71,14 +77,14 @@ def has_splits(source: str | PathLike) -> bool:
 
 
 def _one_split(rows: Any, split: str, name: str) -> Iterable[Mapping[str, Any]]:
-    """The rows of one split of a `DatasetDict`; rows as they are."""
+    """Selects one split of a `DatasetDict`. Other rows are returned unchanged."""
     if not isinstance(rows, Mapping):
         return rows
     if split in rows and not isinstance(rows[split], str):
         return rows[split]
     if all(hasattr(value, "with_format") for value in rows.values()):
         raise ValueError(
-            f"Dataset: got the splits {sorted(rows)} of {name}, expected {split!r} among them. Name one of "
+            f"Dataset: got the splits {sorted(rows)} of {name}, expected {split!r} among them. Choose one of "
             "them with `split`."
         )
     raise ValueError(
@@ -96,13 +102,13 @@ def _read_folder(path: str, config_name: str | None, split: str, dataset_kwargs:
         return load_dataset(path, config_name, split=split, **dataset_kwargs)
     except (FileNotFoundError, ValueError) as error:  # no data, no such split, or no such configuration
         raise ValueError(
-            f"Dataset: the folder {path} cannot be read ({error}). Expected one written by `save_to_disk`, or files "
-            f"of data with the split {split!r}; name another with `split`."
+            f"Dataset: the folder {path} cannot be read ({error}), expected a folder that `save_to_disk` wrote, or "
+            f"data files with the split {split!r}. Choose another split with `split`."
         ) from error
 
 
 def _read_table(path: str):
-    """The rows of a file, on the disk."""
+    """The rows of a file. They stay on disk."""
     from datasets import Dataset, Features, Value
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowInvalid
@@ -113,19 +119,21 @@ def _read_table(path: str):
             return Dataset.from_parquet(path)
         if name.endswith((".csv", ".tsv")):
             delimiter = "\t" if name.endswith(".tsv") else ","
-            columns, number_of_rows = _check_csv(path, delimiter)
-            # As text: pandas would round large numbers, and read an answer "None" as missing.
+            columns, num_rows = _check_csv(path, delimiter)
+            # All columns are read as text, because pandas would round large numbers and read "None" as missing.
             features = Features({column: Value("string") for column in columns})
             options = {"features": features, "delimiter": delimiter, "keep_default_na": False, "index_col": False}
-            return Dataset.from_csv(path, **options) if number_of_rows else []
+            return Dataset.from_csv(path, **options) if num_rows else []
         return Dataset.from_json(path) if _count_rows(path) else []
     except (DatasetGenerationError, ArrowInvalid) as error:
         raise ValueError(
-            f"Dataset: {path} is no table ({error.__cause__ or error}). Expected rows of the same columns, "
-            "each named once, in Unicode text."
+            f"Dataset: {path} is not a table ({error.__cause__ or error}), expected rows with the same columns and "
+            "distinct column names, in Unicode text. Correct the file."
         ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"Dataset: {path} cannot be decompressed ({error}). Write it again with gzip.") from error
+        raise ValueError(
+            f"Dataset: {path} cannot be decompressed ({error}), expected a gzip file. Compress it again with gzip."
+        ) from error
 
 
 def _open(path: str):
@@ -133,36 +141,36 @@ def _open(path: str):
 
 
 def _check_csv(path: str, delimiter: str) -> tuple[list[str], int]:
-    """Columns and number of rows of a CSV file, read before pandas does: that drops or shifts fields where a row has
-    too many of them."""
-    columns, number_of_rows = [], 0
+    """Checks a CSV file, and returns its columns and its number of rows. Pandas alone would drop or shift fields of
+    rows with too many fields."""
+    columns, num_rows = [], 0
     with _open(path) as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             columns = next(reader, [])
             if not columns or len(set(columns)) < len(columns):
-                raise ValueError(f"got {columns}, expected the name of each column once")
+                raise ValueError(f"got the columns {columns}, which are not distinct names")
             for row in reader:
                 if row and len(row) != len(columns):
                     raise ValueError(
-                        f"{len(row)} fields in {len(columns)} columns: put quotes around text with commas"
+                        f"got {len(row)} fields for {len(columns)} columns (put quotes around text with commas)"
                     )
-                number_of_rows += bool(row)
+                num_rows += bool(row)
         except (csv.Error, ValueError) as error:
             raise ValueError(
-                f"Dataset: {path}, line {max(reader.line_num, 1)}: {error}. Expected a table in UTF-8 whose first "
-                "line names the columns."
+                f"Dataset: {path}, line {max(reader.line_num, 1)}: {error}, expected a table in UTF-8 with distinct "
+                "column names in its first line. Correct the file."
             ) from None
-    return columns, number_of_rows
+    return columns, num_rows
 
 
 def _count_rows(path: str) -> int:
-    """Rows of a file of JSON, read before `datasets` does: that names no line, rounds integers of more than 64 bits
-    and ends the process at a line `null`."""
+    """Checks a JSON file, and counts its rows. `datasets` alone would not name the line of an error, round integers
+    with more than 64 bits, and end the process at a line `null`."""
     with _open(path) as file:
         whole = _is_one_value(path, file.read(1024))
         file.seek(0)
-        number_of_rows = 0
+        num_rows = 0
         for line_number, text in enumerate([file.read()] if whole else file, start=1):
             if not text.strip(_BLANK):
                 continue
@@ -170,23 +178,24 @@ def _count_rows(path: str) -> int:
                 value = json.loads(text.decode("utf-8-sig"), parse_int=_exact_int)
                 rows = value if whole and isinstance(value, list) else [value]
                 if not all(isinstance(row, dict) for row in rows):
-                    raise ValueError("a row that is no JSON object")
+                    raise ValueError("got a row that is not a JSON object")
             except (ValueError, RecursionError) as error:
                 where = path if whole else f"{path}, line {line_number}"
                 raise ValueError(
-                    f"Dataset: {where}: {error}. Expected JSON objects in UTF-8, one a line or all in one list."
+                    f"Dataset: {where}: {error}, expected JSON objects in UTF-8, one per line or all in one list. "
+                    "Correct the file."
                 ) from None
-            number_of_rows += len(rows)
-    return number_of_rows
+            num_rows += len(rows)
+    return num_rows
 
 
 def _is_one_value(path: str, start: bytes) -> bool:
-    # A list, or one object over several lines.
+    # Whether the file is one list, or one object over several lines, instead of one object per line.
     first_line = start.lstrip(_BLANK).split(b"\n")[0].strip()
     return first_line.startswith(b"[") or (path.removesuffix(".gz").endswith(".json") and first_line == b"{")
 
 
 def _exact_int(digits: str) -> int:
     if len(digits) > 18 and not -(2**63) <= int(digits[:21]) < 2**63:
-        raise ValueError(f"the integer {digits[:40]} has more than 64 bits and would be rounded: write it in quotes")
-    return 0  # nobody reads it
+        raise ValueError(f"got the integer {digits[:40]}, which has more than 64 bits (write it in quotes)")
+    return 0  # the value is not used

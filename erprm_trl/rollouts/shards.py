@@ -1,8 +1,8 @@
-"""A collection on disk: its manifest, its shards of JSON lines, and random access to their rows.
+"""The files of a collection: its manifest, its shards of JSON lines, and random access to their rows.
 
-Each process appends to a shard of its own. A chunk (a run of consecutive questions) is written by one call and is
-complete if all its rows are there; the incomplete chunk that a crash left at the end of a shard is cut off before
-the next one is appended. Only the byte offsets of rows are kept in memory.
+Each process appends to its own shard. A chunk (a group of consecutive questions) is written by one call, and is
+complete if all its rows exist. After a crash, the incomplete chunk at the end of a shard is removed before the next
+chunk is appended. Only the byte offsets of rows are kept in memory.
 """
 
 import json
@@ -26,20 +26,21 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 SHARD = "rollouts-{rank:05d}.jsonl"
 RESTORE = (
-    "Restore it (the same command writes the same one at its start, into an empty folder), or choose another folder."
+    "Restore it (the same command with an empty folder writes the same manifest at its start), or choose another "
+    "folder."
 )
 
 
 class RolloutRows(OnDiskSequence):
     """
-    Rows in files of JSON lines, read when they are asked for. The files may grow meanwhile, as collections do, but the
-    rows that are there must not move.
+    Random access to rows in files of JSON lines. The files may grow, as in a running collection, but existing rows
+    must not move.
 
     Args:
         shards (`Sequence[Path]`):
-            The files.
+            Paths of the files.
         places (`numpy.ndarray`):
-            For each row the index of its file and the byte at which it begins, shape (rows, 2).
+            Index of the file, and byte offset in it, for each row, shape (rows, 2).
     """
 
     def __init__(self, shards: Sequence[Path], places: np.ndarray):
@@ -67,7 +68,7 @@ def _row_at(file, start: int) -> RolloutRow:
 
 @contextmanager
 def shard_lock(path: Path, rank: int) -> Iterator[None]:
-    """Holds the shard of a process, so that no other run appends to it."""
+    """Locks the shard of a process, so that no other run appends to it."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path / f".{SHARD.format(rank=rank)}.lock", timeout=0)
@@ -91,11 +92,20 @@ def shard_paths(path: Path) -> list[Path]:
 
 def read_chunks(shard: Path, num_chunks: float = math.inf) -> Iterator[tuple[int, list[RolloutRow], list[int]]]:
     """
-    Yields each chunk's index, its rows and the bytes at which they begin, followed by the byte at which the chunk
-    ends. A last line without its newline is incomplete and is not read.
+    Yields the chunks of a shard. A last line without a newline is incomplete, and is not read.
+
+    Args:
+        shard (`Path`):
+            Path of the shard.
+        num_chunks (`float`, *optional*, defaults to infinity):
+            Number of chunks of the collection.
+
+    Yields:
+        `tuple[int, list[RolloutRow], list[int]]`: the index of the chunk, its rows, and their byte offsets, followed
+        by the byte offset of the end of the chunk.
 
     Raises:
-        `ValueError`: for a complete line that is not a row of one of `num_chunks` chunks.
+        `ValueError`: for a complete line that is not a row of one of the chunks.
     """
     rows: list[RolloutRow] = []
     starts = [0]
@@ -110,8 +120,8 @@ def read_chunks(shard: Path, num_chunks: float = math.inf) -> Iterator[tuple[int
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{shard}, line {line_number}: damaged ({error!r}), expected a row of rollouts. Cut the file off "
-                    "before this line, or delete it and the other lines of its chunk: what is missing then is sampled "
-                    "again by the next run."
+                    "before this line, or delete this line and the other lines of its chunk. The next run samples the "
+                    "missing rows again."
                 ) from error
             if rows and row.chunk != rows[-1].chunk:
                 yield rows[-1].chunk, rows, starts
@@ -123,15 +133,16 @@ def read_chunks(shard: Path, num_chunks: float = math.inf) -> Iterator[tuple[int
 
 
 def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
-    """Cuts off what a crash left unfinished at a shard's end and returns the numbers of the chunks that are done."""
+    """Removes an incomplete chunk at the end of a shard, and returns the indices of its complete chunks."""
     done: set[int] = set()
     end = 0
     unfinished = None
     for chunk, rows, starts in read_chunks(shard, len(rows_in_chunk)):
         if unfinished is not None:
             raise ValueError(
-                f"{shard}: chunk {unfinished} is incomplete in the middle of the file: it belongs to another run or "
-                "was edited. Move the file away: its questions are sampled again by the next run."
+                f"{shard}: chunk {unfinished} is incomplete in the middle of the file, expected complete chunks. The "
+                "file belongs to another run, or was edited. Move the file away. The next run samples its questions "
+                "again."
             )
         if len(rows) == rows_in_chunk[chunk]:
             done.add(chunk)
@@ -140,27 +151,31 @@ def repair_shard(shard: Path, rows_in_chunk: list[int]) -> set[int]:
             unfinished = chunk
     size = shard.stat().st_size
     if end < size:
-        logger.warning("%s: cutting off %d bytes of an unfinished chunk.", shard, size - end)
+        logger.warning("%s: removing %d bytes of an incomplete chunk.", shard, size - end)
         os.truncate(shard, end)
     return done
 
 
 def append_rows(file, rows: list[RolloutRow]) -> None:
-    """Appends a chunk's rows by one write and waits until the disk has them."""
-    # ASCII escapes: model output with lone surrogates or line separators stays one line and reads back the same.
+    """Appends the rows of a chunk with one write, and waits until they are on the disk."""
+    # With ASCII escapes, model output with lone surrogates or line separators stays on one line and is read unchanged.
     lines = memoryview("".join(json.dumps(row.to_json()) + "\n" for row in rows).encode("ascii"))
     try:
-        # Past the file's buffer, which would try again when it is closed.
+        # The file's buffer is bypassed, because it would write again when it is closed after an error.
         while lines:
             lines = lines[os.write(file.fileno(), lines) :]
         os.fsync(file.fileno())
     except OSError as error:
-        what = f"{error.strerror}: a chunk could not be written, those before it are safe. Run the same command again"
-        raise OSError(error.errno, what, file.name) from error
+        message = (
+            f"{error.strerror}: a chunk could not be written. All chunks before it are safe. Make room, and run the "
+            "same command again"
+        )
+        raise OSError(error.errno, message, file.name) from error
 
 
 def read_manifest(path: Path, remedy: str = RESTORE) -> dict[str, Any] | None:
-    """The folder's manifest, or `None` if it has none; `remedy` is what to do about a damaged one."""
+    """Reads the manifest of a folder. `None` if it does not exist. `remedy` is the last part of the error for a
+    damaged manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         manifest["config"]
@@ -172,5 +187,5 @@ def read_manifest(path: Path, remedy: str = RESTORE) -> dict[str, Any] | None:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Replaces the manifest in one move, so that a crash leaves the old one or the new one."""
+    """Replaces the manifest atomically, so that after a crash it is either the old or the new manifest."""
     replace_file(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")

@@ -1,5 +1,5 @@
-"""The prefixes of one question's solutions and all that is known of each: the continuations sampled for it, and those
-of shorter prefixes that happened to pass through it. Sampling and grading are `chunk_work`'s."""
+"""The distinct prefixes of a question's solutions with their rewards. Rewards come from their own continuations, and
+from texts that were sampled from shorter prefixes and begin with them."""
 
 import numpy as np
 
@@ -8,22 +8,24 @@ class SharedPrefixes:
     """
     The distinct prefixes of a question's solutions, with the rewards of their continuations.
 
-    A text that was sampled from a prefix and goes on through a longer one is a continuation of the longer one too:
-    given that it passes there, what follows is drawn as if it had been sampled from there. A solution likewise
-    continues each of its own prefixes, and those of the question's other solutions that begin as it does. A text
-    counts once for each, and never for prefixes before the one that it was sampled from: those did not choose its way.
+    A text that was sampled from a prefix, and that begins with a longer prefix, is also a continuation of the longer
+    prefix: given that it begins with the longer prefix, its remaining text has the same distribution as a continuation
+    sampled from there. In the same way, a solution is a continuation of each of its own prefixes, and of prefixes of
+    other solutions with which it begins. A text counts once for each of these prefixes. It never counts for prefixes
+    shorter than the prefix from which it was sampled, because it is not a random continuation of them.
 
-    Two approximations: texts are compared, not tokens (two solutions may have sampled the same text as other tokens),
-    and a text sampled from further back has fewer of its `max_new_tokens` left.
+    There are two approximations. Texts are compared instead of tokens, although the same text may have different
+    tokens. And a text that was sampled from a shorter prefix has fewer of its `max_new_tokens` left.
 
     Args:
         reuse (`bool`):
-            Whether continuations count for the longer prefixes that they pass through.
+            Whether a text also counts for longer prefixes with which it begins.
 
     Attributes:
         texts (`list[str]`): the distinct prefixes.
-        weights (`list[int]`): how many labels each is for.
-        generated, inherited (`list[list[float]]`): rewards of the continuations sampled for it, and for others.
+        weights (`list[int]`): number of labels that each prefix determines.
+        generated (`list[list[float]]`): rewards of the continuations that were sampled from each prefix.
+        inherited (`list[list[float]]`): rewards of other texts that begin with each prefix.
     """
 
     def __init__(self, reuse: bool):
@@ -36,7 +38,7 @@ class SharedPrefixes:
         self._through: list[tuple[int, ...]] = []
 
     def add_prefix(self, text: str) -> int:
-        """Registers a prefix, for one more label if it is known already, and returns its number."""
+        """Adds a prefix, and returns its index. If it exists already, the number of its labels is increased."""
         if text not in self._index:
             self._index[text] = len(self.texts)
             self.texts.append(text)
@@ -47,8 +49,17 @@ class SharedPrefixes:
         return self._index[text]
 
     def add_text(self, text: str, reward: float, start: int | None = None) -> None:
-        """Counts a whole text (prefix and continuation) that was sampled from prefix number `start`, or from the bare
-        question. All prefixes must be known by then."""
+        """
+        Counts a text for all prefixes with which it begins. All prefixes must be added before.
+
+        Args:
+            text (`str`):
+                A complete text, i.e. a prefix and its continuation, or a solution.
+            reward (`float`):
+                Reward of the text.
+            start (`int`, *optional*):
+                Index of the prefix from which the text was sampled, `None` for the bare question.
+        """
         past = -1 if start is None else len(self.texts[start])
         through = [] if start is None else [start]
         if start is not None:
@@ -65,13 +76,17 @@ class SharedPrefixes:
 
     @property
     def rewards(self) -> list[list[float]]:
-        """All rewards known of each prefix: those generated for it, then those inherited."""
-        return [own + others for own, others in zip(self.generated, self.inherited, strict=True)]
+        """All rewards of each prefix, first those in `generated` and then those in `inherited`."""
+        return [generated + inherited for generated, inherited in zip(self.generated, self.inherited, strict=True)]
 
     def reach(self) -> np.ndarray:
         """
-        How likely a continuation of a prefix is to pass through another: an array (P, P), 1 on its diagonal, 0 where
-        the other is no longer one that begins with it; estimated from the texts so far as (passed + 1/2) / (all + 1).
+        Estimates the probability that a continuation of one prefix begins with another prefix.
+
+        Returns:
+            `numpy.ndarray`: probabilities (P, P), from the prefix of the row to the prefix of the column. They are 1
+            on the diagonal, and 0 if the column's prefix is not an extension of the row's prefix. Others are estimated
+            from the texts so far, as (passed + 1/2) / (all + 1).
         """
         size = len(self.texts)
         passed = np.zeros((size, size))
@@ -88,5 +103,6 @@ class SharedPrefixes:
 
 
 def _passes_through(text: str, prefix: str) -> bool:
-    # Line breaks in a row are one token of most tokenizers: where there are more of them, the text went another way.
+    # Most tokenizers have one token for several line breaks. A text with more line breaks therefore does not contain
+    # the tokens of the prefix.
     return text.startswith(prefix) and not (prefix.endswith("\n") and text.startswith("\n", len(prefix)))

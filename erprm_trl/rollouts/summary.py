@@ -1,4 +1,4 @@
-"""The summary of a finished collection, which its manifest holds. Rows are read one after the other."""
+"""Computes the summary of a finished collection for its manifest, in passes over the rows."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from .records import CollectionSettings, RolloutRow
 
 def summarize_rollouts(rows: Iterable[RolloutRow], settings: CollectionSettings) -> dict[str, Any]:
     """
-    Counts and means over the rows of a collection.
+    Computes counts and means over the rows of a collection.
 
     Args:
         rows (`Iterable[RolloutRow]`):
@@ -22,10 +22,11 @@ def summarize_rollouts(rows: Iterable[RolloutRow], settings: CollectionSettings)
             Settings of the collection.
 
     Returns:
-        `dict`: solutions, prefixes, rollouts and mean rewards. If prefixes share continuations also `sharing`:
-        distinct prefixes, continuations `generated` for them, `reused` (counted for one more prefix without being
-        sampled again), `saved` against the fixed number, and prefixes `not_sampled` at all; with adaptive allocation
-        `label_std` over labelled prefixes at each target eta.
+        `dict`: numbers of solutions, prefixes and rollouts, and mean rewards. If prefixes share continuations, there
+        is also `sharing` with the number of distinct prefixes, of continuations `generated` for them, of rewards
+        `reused` for other prefixes, of continuations `saved` compared with a fixed number per prefix, and of prefixes
+        that were `not_sampled`. With adaptive allocation, it has `label_std` over the labelled prefixes, at each
+        target eta.
     """
     counts, total, unusable = Counter(), Counter(), Counter()
     for row in rows:
@@ -36,7 +37,7 @@ def summarize_rollouts(rows: Iterable[RolloutRow], settings: CollectionSettings)
             prefixes=len(row.prefix_rewards),
             prefix_rewards=sum(map(len, row.prefix_rewards)),
         )
-        total["outcome"] += row.outcome_reward or 0.0  # `None` where nothing is graded
+        total["outcome"] += row.outcome_reward or 0.0  # `None` if the collection is not graded
         total["prefix"] += sum(map(sum, row.prefix_rewards))
         if not row.is_usable:
             unusable[row.unusable] += 1
@@ -92,7 +93,8 @@ def _spread(posterior: PosteriorValues, every: Counter[tuple[float, ...]]) -> di
 
 
 def _quantile(values: Tensor, counts: Tensor, q: float) -> float:
-    """Of ascending values, each as often as its count: linear between neighbours, as [`torch.quantile`]."""
+    """The quantile of ascending values that occur `counts` times each, interpolated linearly as in
+    [`torch.quantile`]."""
     position = q * (counts.sum().item() - 1)
     neighbours = torch.tensor([position, position + 1]).long()
     low, high = values[

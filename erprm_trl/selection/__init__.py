@@ -1,4 +1,4 @@
-"""Step scores become an answer: best-of-N, votes, and intervals for both."""
+"""Selects answers by step scores (best-of-N, weighted votes, guided search) and evaluates reward models."""
 
 from typing import TYPE_CHECKING
 

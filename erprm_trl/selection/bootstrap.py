@@ -1,8 +1,8 @@
-"""Percentile bootstrap over questions: how far would a mean move with other questions from the same source?
+"""Percentile bootstrap over questions: the uncertainty of a mean over questions from the same source.
 
-Noise from a question's solutions, and from training seeds, is left out. [`bootstrap_interval`] serves the
-`..._per_question` arrays of best-of-n and voting. Statistics with resamples of their own (ratios of sums, harmonic
-means) get their interval from [`mean_and_interval`].
+It does not include the noise of a question's solutions or of training seeds. [`bootstrap_interval`] takes the
+`..._per_question` arrays of best-of-n and voting. For statistics that a caller resamples itself (ratios of sums,
+harmonic means) there is [`mean_and_interval`].
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-# Resampled numbers held at once: 32 MiB of float64, whatever the number of questions and resamples.
+# Maximum number of resampled values in memory: 32 MiB of float64.
 _MAX_NUMBERS = 2**22
 
 
@@ -20,18 +20,18 @@ def bootstrap_interval(
     """
     Percentile bootstrap interval of the mean over questions.
 
-    Questions are drawn with replacement `num_resamples` times; the interval holds the middle `level` of their means.
-    With very few questions it is too narrow, and with one question it is a point.
+    Questions are drawn with replacement `num_resamples` times. The interval contains the middle `level` of their
+    means. It is too narrow for very few questions, and a single point for one question.
 
     Args:
         per_question (`Sequence[float]`):
-            One finite number per question: a list, or a column of one of the `..._per_question` arrays.
+            One finite value per question: a list, or a column of a `..._per_question` array.
         level (`float`, *optional*, defaults to `0.95`):
             Coverage, strictly between 0 and 1.
         num_resamples (`int`, *optional*, defaults to `2000`):
             Number of resampled sets of questions.
         seed (`int`, *optional*, defaults to `0`):
-            The same seed and the same number of questions resample the same rows.
+            Random seed. The same seed and number of questions resample the same rows.
 
     Returns:
         `tuple[float, float]`: lower and upper end.
@@ -54,14 +54,16 @@ def paired_bootstrap_interval(
     """
     Percentile bootstrap interval of the mean of `left - right` on the same questions.
 
-    Narrower than the two separate intervals suggest whenever both methods find the same questions hard. An interval
-    that leaves out 0 tells the methods apart at this `level`.
+    The interval is narrower than the two separate intervals suggest if the same questions are hard for both methods.
+    The methods differ significantly at this `level` if the interval does not contain 0.
 
     Args:
-        left (`Sequence[float]`), right (`Sequence[float]`):
-            One finite number per question each, in the same order.
-        level (`float`, *optional*), num_resamples (`int`, *optional*), seed (`int`, *optional*):
-            As in [`bootstrap_interval`].
+        left (`Sequence[float]`):
+            One finite value per question for the first method.
+        right (`Sequence[float]`):
+            One finite value per question for the second method, in the same order.
+        level, num_resamples, seed (*optional*):
+            See [`bootstrap_interval`].
 
     Returns:
         `tuple[float, float]`: lower and upper end.
@@ -69,7 +71,7 @@ def paired_bootstrap_interval(
     left_Q, right_Q = _finite_vector(left, "left"), _finite_vector(right, "right")
     if len(left_Q) != len(right_Q):
         raise ValueError(
-            f"`left` has {len(left_Q)} numbers and `right` has {len(right_Q)}: expected one per question in both. "
+            f"`left` has {len(left_Q)} values and `right` has {len(right_Q)}: expected one per question in both. "
             "Pass the same questions in the same order."
         )
     return bootstrap_interval(left_Q - right_Q, level=level, num_resamples=num_resamples, seed=seed)
@@ -77,7 +79,7 @@ def paired_bootstrap_interval(
 
 def middle_quantiles(level: float) -> tuple[float, float]:
     """
-    The two quantiles that hold the middle `level` of a distribution between them.
+    The two quantiles around the middle `level` of a distribution.
 
     Args:
         level (`float`):
@@ -87,12 +89,12 @@ def middle_quantiles(level: float) -> tuple[float, float]:
         `tuple[float, float]`: (1 - level) / 2 and (1 + level) / 2.
     """
     if not 0.0 < level < 1.0:
-        raise ValueError(f"`level` is {level}: expected a share strictly between 0 and 1. Pass 0.95 for 95%.")
+        raise ValueError(f"`level` is {level}: expected a fraction strictly between 0 and 1. Pass 0.95 for 95%.")
     return (1.0 - level) / 2.0, (1.0 + level) / 2.0
 
 
 def check_num_resamples(num_resamples: int) -> None:
-    """Raises an error for a bootstrap without resamples."""
+    """Raises a `ValueError` if the number of resamples is below 1."""
     if num_resamples < 1:
         raise ValueError(f"`num_resamples` is {num_resamples}: expected at least 1. Pass 1000 or more.")
 
@@ -103,7 +105,7 @@ def percentile_interval(resampled: np.ndarray, quantiles: tuple[float, float]) -
 
     Args:
         resampled (`np.ndarray`):
-            The statistic of each resampled set of questions, of shape (num_resamples,).
+            Statistic of each resampled set of questions, of shape (num_resamples,).
         quantiles (`tuple[float, float]`):
             Lower and upper quantile, e.g. from [`middle_quantiles`].
 
@@ -115,7 +117,7 @@ def percentile_interval(resampled: np.ndarray, quantiles: tuple[float, float]) -
 
 
 def mean_and_interval(mean: float, resampled: np.ndarray, quantiles: tuple[float, float]) -> dict[str, float]:
-    """A statistic with its [`percentile_interval`], as tables and plots take it: `{"mean", "low", "high"}`."""
+    """A statistic with its [`percentile_interval`] as `{"mean", "low", "high"}`, for tables and plots."""
     low, high = percentile_interval(resampled, quantiles)
     return {"mean": float(mean), "low": low, "high": high}
 
@@ -124,13 +126,13 @@ def _finite_vector(values: Sequence[float], subject: str) -> np.ndarray:
     values_Q = np.asarray(values, dtype=np.float64)
     if values_Q.ndim != 1 or not values_Q.size:
         raise ValueError(
-            f"`{subject}` has shape {values_Q.shape}: expected one number per question, at least one question. Pass "
-            "one column at a time."
+            f"`{subject}` has shape {values_Q.shape}: expected one value per question, and at least one question. "
+            "Pass one column at a time."
         )
     bad = np.flatnonzero(~np.isfinite(values_Q))
     if bad.size:
         raise ValueError(
-            f"`{subject}` is {values_Q[bad[0]]} at row {bad[0]}: expected finite numbers. Leave the question out of "
-            "every method compared, and say so in the report."
+            f"`{subject}` is {values_Q[bad[0]]} at row {bad[0]}: expected finite numbers. Remove the question from "
+            "every method that you compare, and report that."
         )
     return values_Q

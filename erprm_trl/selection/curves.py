@@ -1,5 +1,4 @@
-"""Accuracy against the number of samples, for every way to choose among them, with intervals. Plots are in
-`report`."""
+"""Accuracy against the number of samples for several selection methods, with bootstrap intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,33 +28,34 @@ def selection_curves(
     num_subsets: int = 13_000,
 ) -> dict[str, Any]:
     """
-    Compares ways to choose one of n sampled solutions.
+    Compares methods that select one of n sampled solutions.
 
     Args:
         solutions (`Sequence[Sequence[RolloutRow]]`):
-            The solutions of each question, from [`~erprm_trl.rollouts.RolloutDataset.solutions`], or mappings with
+            Solutions of each question, from [`~erprm_trl.rollouts.RolloutDataset.solutions`], or mappings with
             `outcome_reward` and `prediction`.
         step_scores (`Mapping[str, ...]`):
-            By name of a reward model: the step scores of each solution of each question. A solution without steps is
-            never chosen before one with steps.
+            Step scores of each solution of each question, by name of a reward model. Solutions without steps rank
+            last.
         ns (`Sequence[int]`):
-            Numbers of samples, none above the fewest solutions of a question.
+            Numbers of samples, each at most the number of solutions of every question.
         aggregations (`Sequence[str]`, *optional*):
-            From step scores to a solution's score; all four by default.
+            Aggregations from step scores to a solution's score. Defaults to all four.
         equivalent (`Callable`, *optional*):
-            Whether two final answers are the same, for the votes ([`~erprm_trl.rollouts.Grader.equivalent`]). By
-            default they are the same if they differ only in marks and units, see [`group_answers`].
+            Function that tells whether two final answers are equal, for the votes
+            ([`~erprm_trl.rollouts.Grader.equivalent`]). By default, answers are equal if they differ only in markup
+            and units, see [`group_answers`].
         level (`float`, *optional*, defaults to `0.95`):
             Level of the bootstrap intervals over questions.
         num_subsets (`int`, *optional*, defaults to `13_000`):
-            Of the weighted votes alone, see [`weighted_majority_at_n`]: exact where a question has no more n-subsets
-            than this (16 samples have at most 12,870), else the mean over so many random ones. All other curves are
-            exact expectations.
+            Maximum number of n-subsets per question for the weighted votes, see [`weighted_majority_at_n`]. A question
+            with more n-subsets uses this number of random subsets, and other questions are exact (16 samples have at
+            most 12,870 subsets). All other curves are always exact.
 
     Returns:
-        `dict`: `pass` and `majority`, and `models`, by name and aggregation `best_of_n`, `weighted_majority` and
-        `auc_within_questions` (of solutions; `None` where no question has right and wrong ones). Curves are `{n:
-        {"mean", "low", "high"}}`.
+        `dict`: the curves `pass` and `majority`, and `models`. The latter holds, by name and aggregation, the curves
+        `best_of_n` and `weighted_majority`, and `auc_within_questions`, the AUC of the solutions' scores (`None` if no
+        question has both right and wrong solutions). A curve is `{n: {"mean", "low", "high"}}`.
     """
     check_texts("aggregations", aggregations)
     rows_QN = as_rows(solutions, "outcome_reward", "prediction")
@@ -83,16 +83,16 @@ def selection_curves(
 
 def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
     """
-    Step scores of all solutions of a [`~erprm_trl.rollouts.RolloutDataset`], as [`selection_curves`] takes them.
+    Scores the steps of all solutions of a [`~erprm_trl.rollouts.RolloutDataset`], for [`selection_curves`].
 
     Args:
         scorer ([`~erprm_trl.reward_model.StepScorer`] or [`~erprm_trl.reward_model.ScoringBackend`]):
-            The reward model. Scores the steps of the rollouts; its own splitter is not used.
+            Reward model. It scores the steps of the rollouts, and its own splitter is not used.
         rollouts ([`~erprm_trl.rollouts.RolloutDataset`]):
-            The solutions.
+            Dataset with the solutions.
 
     Returns:
-        `list[list[list[float]]]`: one score a step, by question and solution.
+        `list[list[list[float]]]`: one score per step, by question and solution.
     """
     splitter = rollouts.settings.splitter
     solutions = rollouts.solutions()
@@ -103,7 +103,7 @@ def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
 
 
 def rank_solutions(question: Sequence[Sequence[float]], method: str) -> list[float]:
-    """One score a solution of a question, by which the best is picked: -inf for a solution without steps."""
+    """Aggregates step scores to one score per solution of a question, -inf for a solution without steps."""
     with_steps = [index for index, steps in enumerate(question) if len(steps)]
     scores = [-np.inf] * len(question)
     if with_steps:
@@ -126,4 +126,4 @@ def _auc_within(scores: list[list[float]], correct: list[list[float]]) -> float 
     flat = torch.tensor([score for question in scores for score in question], dtype=torch.float64)
     positive = torch.tensor([value > 0.5 for question in correct for value in question])
     value = float(auc_within_groups(flat, positive, torch.tensor(groups)))
-    return None if np.isnan(value) else value  # NaN is no JSON
+    return None if np.isnan(value) else value  # JSON cannot hold NaN

@@ -1,5 +1,5 @@
-"""Majority and score-weighted votes over the answers of one question's solutions, as expectations over n-subsets. The
-weights may be any aggregated scores."""
+"""Majority votes and score-weighted votes over the answers to a question, as expectations over n-subsets of its
+solutions."""
 
 import functools
 import itertools
@@ -12,9 +12,9 @@ from ..rollouts.grading.normal_form import normal_form
 from .best_of import aligned_rows, check_correct, check_ns, mean_by_n
 
 
-# Above it the number of subsets, C(N, N/2), leaves the range of float64.
+# With more solutions, the number of subsets C(N, N/2) exceeds the range of float64.
 _MAX_EXACT_SOLUTIONS = 1000
-# Sums of the same weights in another order differ in their last bits, and still tie.
+# Sums of the same weights in another order may differ in their last bits, and count as tied.
 _TIE_TOLERANCE = 1e-12
 
 
@@ -22,30 +22,30 @@ def group_answers(
     predictions: Sequence[str | None], equivalent: Callable[[str, str], bool] | None = None
 ) -> list[int]:
     """
-    Numbers the distinct answers of one question, from 0 in the order in which they first appear.
+    Groups equal answers to a question. Group ids start at 0, in the order in which the answers first appear.
 
     Args:
         predictions (`Sequence[str | None]`):
-            The answer of each solution, `None` where none was found.
+            Answer of each solution, `None` for a solution without an answer.
         equivalent (`Callable[[str, str], bool]`, *optional*):
-            Says whether two different strings are the same answer, as [`~erprm_trl.rollouts.Grader.equivalent`] does.
-            It is asked once for a new string and the first member of each group, in order, until it says yes; equal
-            strings never reach it. By default, answers are the same if they differ only in marks, units, currency,
-            percent sign or thousands separators: `18 dollars`, `**18**` and `$18`.
+            Function that tells whether two different strings are the same answer, such as
+            [`~erprm_trl.rollouts.Grader.equivalent`]. A new string is compared with the first member of each group in
+            order, until one matches. By default, answers are equal if they differ only in markup, units, currency,
+            percent sign or thousands separators, such as `18 dollars`, `**18**` and `$18`.
 
     Returns:
         `list[int]`: one group id per solution, -1 for `None`.
     """
     if isinstance(predictions, str):
         raise TypeError(
-            f"`predictions` is a str ({predictions[:60]!r}), expected a list with the answer of each solution: pass "
-            "`[...]`, also for a single answer."
+            f"`predictions` is a str ({predictions[:60]!r}), expected a list with the answer of each solution. Put a "
+            "single answer into a list."
         )
     for index, answer in enumerate(predictions):
         if answer is not None and not isinstance(answer, str):
             raise ValueError(
                 f"`predictions` has {answer!r} of type {type(answer).__name__} at index {index}: expected a string, "
-                "or None where no answer was found. Format the answer as text first."
+                "or None for a missing answer. Format the answer as text first."
             )
     if equivalent is None:
         predictions = [None if answer is None else normal_form(answer) for answer in predictions]
@@ -70,18 +70,18 @@ def majority_at_n(groups: Sequence, correct: Sequence, ns: Sequence[int]) -> dic
     Expected accuracy of the most frequent answer among `n` solutions drawn without replacement, averaged over
     questions.
 
-    Exact: the mean over all `C(N, n)` subsets. Tied answers share the win evenly. Solutions without an answer (-1)
-    take up places in the subset but never win; a subset of nothing else is wrong.
+    The result is the exact mean over all `C(N, n)` subsets. Tied answers share the win evenly. Solutions without an
+    answer (-1) are part of the subset but never win. A subset with no answer at all is wrong.
 
     Args:
         groups (`Sequence`):
-            One row a question, one answer id a solution, from [`group_answers`]: an array or tensor of shape (Q, N),
-            or ragged rows. Ids are integers, -1 for no answer; they mean nothing across questions.
+            One row per question with one answer id per solution, from [`group_answers`]: an array or tensor of shape
+            (Q, N), or ragged rows. Ids are integers within a question, and -1 means no answer.
         correct (`Sequence`):
-            Rows of the same lengths, in [0, 1]. An answer counts with the mean over its solutions, which normally
-            agree; the correctness of a solution without an answer is not used.
+            Correctness in [0, 1] in rows of the same lengths. The correctness of an answer is the mean over its
+            solutions, which normally agree. The correctness of a solution without an answer is not used.
         ns (`Sequence[int]`):
-            Subset sizes, each from 1 to the length of the shortest row. Rows are at most 1000 long.
+            Subset sizes, each from 1 to the length of the shortest row. Rows may have at most 1000 solutions.
 
     Returns:
         `dict[int, float]`: accuracy by `n`.
@@ -91,7 +91,8 @@ def majority_at_n(groups: Sequence, correct: Sequence, ns: Sequence[int]) -> dic
 
 
 def majority_at_n_per_question(groups: Sequence, correct: Sequence, ns: Sequence[int]) -> np.ndarray:
-    """What [`majority_at_n`] averages: float64 of shape (Q, len(ns)), in [0, 1]."""
+    """Accuracy of every question at every `n`, float64 of shape (Q, len(ns)) in [0, 1]. [`majority_at_n`] is its
+    mean."""
     group_rows, correct_rows = aligned_rows({"groups": groups, "correct": correct})
     _check_groups(group_rows)
     check_correct(correct_rows)
@@ -122,20 +123,21 @@ def weighted_majority_at_n(
     Expected accuracy of the answer with the largest sum of weights among `n` solutions drawn without replacement,
     averaged over questions.
 
-    Exact, by enumeration, where `C(N, n) <= num_subsets`. Otherwise **the mean over `num_subsets` random subsets**,
-    which carries a standard error of at most `0.5 / sqrt(num_subsets)` a question. Answers whose sums agree to 1e-12
-    share the win evenly; an answer needs a solution in the subset to win, which may weigh 0.
+    If `C(N, n) <= num_subsets`, the result is exact. Otherwise it is **the mean over `num_subsets` random subsets**,
+    with a standard error of at most `0.5 / sqrt(num_subsets)` per question. Answers whose sums agree to a relative
+    1e-12 share the win evenly. Only answers with a solution in the subset can win, also with weight 0.
 
     Args:
-        groups (`Sequence`), correct (`Sequence`), ns (`Sequence[int]`):
-            As in [`majority_at_n`].
+        groups, correct, ns:
+            See [`majority_at_n`].
         weights (`Sequence`):
-            Rows of the same lengths: finite and at least 0, such as a solution's score as a probability.
+            Weight of each solution, in rows of the same lengths. Weights are finite and at least 0, for example the
+            solution's score as a probability.
         num_subsets (`int`, *optional*, defaults to `512`):
-            Subsets to look at for each question and each `n`.
+            Maximum number of subsets per question and `n`.
         seed (`int`, *optional*, defaults to `0`):
-            Subsets follow from the seed, the question's row and the row's length alone: other weights, or other `ns`,
-            meet the same subsets.
+            Random seed. The subsets depend only on the seed, on the question's row index and on the number of its
+            solutions, so that other weights and other `ns` use the same subsets.
 
     Returns:
         `dict[int, float]`: accuracy by `n`.
@@ -153,7 +155,8 @@ def weighted_majority_at_n_per_question(
     num_subsets: int = 512,
     seed: int = 0,
 ) -> np.ndarray:
-    """What [`weighted_majority_at_n`] averages: float64 of shape (Q, len(ns)), in [0, 1]."""
+    """Accuracy of every question at every `n`, float64 of shape (Q, len(ns)) in [0, 1]. [`weighted_majority_at_n`] is
+    its mean."""
     named = {"groups": groups, "weights": weights, "correct": correct}
     group_rows, weight_rows, correct_rows = aligned_rows(named)
     _check_groups(group_rows)
@@ -167,7 +170,7 @@ def weighted_majority_at_n_per_question(
         zip(group_rows, weight_rows, correct_rows, strict=True)
     ):
         membership, group_correct = _answers(group_row, correct_row)
-        # Votes and head counts of every answer in one product: columns [votes of g..., members of g...].
+        # One matrix product gives the votes and the number of solutions of every answer.
         ballots = np.hstack([membership * weight_row[:, None], membership])
         for column, subsets in enumerate(_subsets(len(group_row), ns, num_subsets, [seed, index])):
             votes, members = np.split(subsets @ ballots, 2, axis=1)
@@ -176,7 +179,7 @@ def weighted_majority_at_n_per_question(
 
 
 def _answers(group_row: np.ndarray, correct_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Membership of solutions in the answers that can win (N, G), and the mean correctness of each (G,)."""
+    """The membership (N, G) of each solution in the answers, and the mean correctness (G,) of the answers."""
     membership = (group_row[:, None] == np.unique(group_row[group_row >= 0])).astype(np.float64)
     return membership, (correct_row @ membership) / membership.sum(axis=0)
 
@@ -186,19 +189,20 @@ def _majority_accuracy(
     answers: tuple[tuple[int, float], ...], num_solutions: int, ns: tuple[int, ...]
 ) -> tuple[float, ...]:
     """
-    Accuracy of the majority at each n, for answers given as (number of solutions, correctness).
+    Accuracy of the majority at each n, for answers as pairs (number of solutions, correctness).
 
-    Fix the winning count c. Then subsets are counted by a product of polynomials in x (places taken) and y (answers
-    tied at c): an answer of m solutions gives `sum_{j<c} C(m, j) x^j + C(m, c) x^c y`, or all of `(1 + x)^m` when it
-    cannot reach c. Beside the number of subsets runs the sum of the tied answers' correctness, divided by the number
-    of ties at the end. Every term is positive: nothing cancels, so float64 keeps its digits.
+    For each winning count c, the subsets are counted by a product of polynomials in x (size of the subset) and y
+    (number of answers with count c). An answer with m solutions contributes the factor
+    `sum_{j<c} C(m, j) x^j + C(m, c) x^c y`, or `(1 + x)^m` if m < c. A second polynomial accumulates the sum of the
+    tied answers' correctness, which is divided by the number of ties at the end. All terms are positive, so nothing
+    cancels in float64.
     """
     largest_n = max(ns)
     right = np.zeros(largest_n + 1)
     for count in range(1, min(largest_n, max((size for size, _ in answers), default=0)) + 1):
         rivals = [(size, is_right) for size, is_right in answers if size >= count]
         max_ties = min(len(rivals), largest_n // count)
-        state = np.zeros((2, max_ties + 1, largest_n + 1))  # (subsets, correctness), ties, places taken
+        state = np.zeros((2, max_ties + 1, largest_n + 1))  # (number of subsets, correctness), ties, subset size
         state[0, 0] = _binomials(num_solutions - sum(size for size, _ in rivals), largest_n)
         for size, is_right in rivals:
             ways = _binomials(size, largest_n)
@@ -217,9 +221,9 @@ def _binomials(m: int, largest_n: int) -> np.ndarray:
 
 
 def _times_polynomial(state: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """Multiply the polynomials along the last axis, cut off at its length."""
+    """Multiplies the polynomials along the last axis by a polynomial, and truncates the result to the axis' length."""
     length = state.shape[-1]
-    # A shift a coefficient while there are few of them, one banded matrix product otherwise.
+    # Shifted sums are faster for few coefficients, and one product with a banded matrix for many.
     if len(coefficients) <= 4:
         product = coefficients[0] * state
         for power, coefficient in enumerate(coefficients[1:], start=1):
@@ -231,14 +235,15 @@ def _times_polynomial(state: np.ndarray, coefficients: np.ndarray) -> np.ndarray
 
 
 def _subsets(num_solutions: int, ns: list[int], num_subsets: int, seed: list[int]) -> Iterator[np.ndarray]:
-    """For each n, float64 rows of 0 and 1 over the solutions: every n-subset where they are few, random ones else."""
+    """For each n, float64 rows of 0 and 1 over the solutions: all n-subsets if there are at most `num_subsets`, else
+    random subsets."""
     places = None
     for n in ns:
         if math.comb(num_solutions, n) <= num_subsets:
             yield _all_subsets(num_solutions, n)
             continue
         if places is None:
-            # One random order of the solutions a subset, cut at each n.
+            # Each subset is the beginning of a random order of the solutions, for every n.
             orders = np.tile(np.arange(num_solutions, dtype=np.int32), (num_subsets, 1))
             places = np.random.default_rng(seed).permuted(orders, axis=1)
         yield (places < n).astype(np.float64)
@@ -253,13 +258,13 @@ def _all_subsets(num_solutions: int, n: int) -> np.ndarray:
 
 
 def _share_wins(votes: np.ndarray, members: np.ndarray, group_correct: np.ndarray) -> float:
-    """Mean over subsets (rows) of the correctness of the winning answers, ties shared evenly."""
+    """Mean over subsets (rows) of the correctness of the winning answers. Ties share the win evenly."""
     if not group_correct.size:
         return 0.0
-    # Answers with no member weigh 0, no more than any other: they cannot raise the best.
+    # Answers without a solution in the subset have 0 votes, which cannot exceed the best answer's votes.
     best = votes.max(axis=1, keepdims=True)
     wins = (votes >= best - _TIE_TOLERANCE * np.abs(best)) & (members > 0)
-    # No member of any answer in the subset: no winner, and wrong.
+    # A subset without any answer has no winner, and counts as wrong.
     return float((wins @ group_correct / np.maximum(wins.sum(axis=1), 1)).mean())
 
 
@@ -269,7 +274,7 @@ def _check_groups(group_rows: list[np.ndarray]) -> None:
         if bad.size:
             raise ValueError(
                 f"`groups` is {row[bad[0]]:g} at row {index}, column {bad[0]}: expected integer ids from 0, or -1 for "
-                "no answer. Number the answers with `group_answers`."
+                "no answer. Compute the ids with `group_answers`."
             )
 
 
@@ -279,5 +284,5 @@ def _check_weights(weight_rows: list[np.ndarray]) -> None:
         if bad.size:
             raise ValueError(
                 f"`weights` is {row[bad[0]]:g} at row {index}, column {bad[0]}: expected finite numbers of at least "
-                "0. Map the scores to probabilities first, or weigh the solution 0."
+                "0. Convert the scores to probabilities first, or give the solution the weight 0."
             )

@@ -1,5 +1,5 @@
-"""What every trainer shares: checkpoints that survive a crash, a stop at non-finite values, the refusal to train
-nothing, tracking."""
+"""Functions that all trainers share: crash-safe checkpoints, the stop at non-finite values, the check for frozen
+weights, and tracking."""
 
 from typing import TYPE_CHECKING
 

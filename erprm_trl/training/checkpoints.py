@@ -1,8 +1,8 @@
-"""Writes and resumes checkpoints so that a crash at any moment leaves a complete one, or one known to be incomplete.
+"""Writes checkpoints that survive a crash at any moment, and resumes training from them.
 
-A checkpoint is complete once its `trainer_state.json` exists. That file is written last: when all processes have
-written theirs, and all of them are on the disk. A complete checkpoint is damaged if a file in it cannot be read; a run
-is resumed only from one that is complete and not damaged.
+A checkpoint is complete if its `trainer_state.json` exists. This file is written last, after all processes have
+written their files and all files are on the disk. A complete checkpoint is damaged if a file in it cannot be read.
+Training resumes only from checkpoints that are complete and not damaged.
 """
 
 import errno
@@ -31,19 +31,19 @@ logger = logging.getLogger(__name__)
 UNFINISHED = "unfinished-"
 TEMPORARY = ".tmp"
 READ_ERRORS = (OSError, EOFError, KeyError, RuntimeError, ValueError, UnpicklingError, SafetensorError)
-CANNOT_FLUSH_FOLDERS = (errno.EINVAL, errno.ENOTSUP)  # of some network file systems
+CANNOT_FLUSH_FOLDERS = (errno.EINVAL, errno.ENOTSUP)  # raised by some network file systems
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 def checkpoint_damage(checkpoint: str | Path) -> str | None:
-    """Why a checkpoint is incomplete or damaged, or `None` if a run can be resumed from it."""
+    """Describes why a checkpoint is incomplete or damaged. `None` if training can resume from it."""
     if not Path(checkpoint, TRAINER_STATE_NAME).is_file():
         return f"{TRAINER_STATE_NAME}, which is written last, is missing"
     return damaged_file(Path(checkpoint).rglob("*"))
 
 
 def set_unfinished_aside(folder: str | Path) -> None:
-    """Renames checkpoints newer than the newest one that a run can be resumed from, and logs why."""
+    """Renames all checkpoints that are newer than the newest usable checkpoint, and logs the reason."""
     while (checkpoint := _newest(folder)) is not None and (damage := checkpoint_damage(checkpoint)) is not None:
         aside = Path(folder, f"{UNFINISHED}{Path(checkpoint).name}")
         logger.warning("%s cannot be resumed from: %s. It is moved to %s.", checkpoint, damage, aside)
@@ -53,18 +53,18 @@ def set_unfinished_aside(folder: str | Path) -> None:
 
 @contextmanager
 def writing(folder: str | Path) -> Iterator[None]:
-    """Errors while files are saved into the folder say what is still there, and what to do."""
+    """Context in which files are saved into a folder. A write error is raised with advice on how to resume."""
     try:
         yield
     except WRITE_ERRORS as error:
         raise OSError(
-            f"{folder} could not be written ({error}). What was saved before it is not touched: make room and "
-            "train with resume_from_checkpoint=True (recipes: --resume true; RAFT resumes by itself)."
+            f"{folder} could not be written ({error}). Earlier checkpoints are intact. Make room, and train with "
+            "resume_from_checkpoint=True (recipes: --resume true; RAFT resumes automatically)."
         ) from error
 
 
 def flush_folder(folder: str | Path) -> None:
-    """Waits until the disk has a folder: all files in it, and the entries that name them and the folder itself."""
+    """Waits until a folder is on the disk, with all files in it and all directory entries."""
     folder = Path(folder)
     if not folder.is_dir():
         return
@@ -82,7 +82,7 @@ def flush_folder(folder: str | Path) -> None:
 def _flush_entries(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
+    except PermissionError:  # Windows cannot open folders
         return
     try:
         os.fsync(descriptor)
@@ -99,12 +99,12 @@ def _newest(folder: str | Path) -> str | None:
 
 class EpochOrder(Sampler):
     """
-    A sampler whose order depends on the seed and the epoch alone, not on what was drawn before: an epoch that is
-    resumed goes on in the order in which it began, and no example comes twice.
+    A sampler whose order depends only on the seed and the epoch. A resumed epoch therefore continues in its original
+    order, and no example is used twice.
 
     Args:
         sampler (`Sampler`):
-            A sampler that draws from its `generator`.
+            Sampler that draws from its attribute `generator`.
         seed (`int`):
             Seed of the run.
     """
@@ -122,12 +122,14 @@ class EpochOrder(Sampler):
 
 class CrashSafeCheckpoints:
     """
-    Mixin of trainers, before [`~transformers.Trainer`] in the bases. `resume_from_checkpoint=True` finds the newest
-    complete checkpoint, or starts at the first step if there is none. No checkpoint counts as complete before it is
-    one, and no example or update is made twice.
+    Mixin for trainers. It comes before [`~transformers.Trainer`] in the bases.
 
-    A trainer adds files of its own to a checkpoint in `_save_own_files`, which every process calls; files that belong
-    to the model (a value head) are saved by `save_model`.
+    `resume_from_checkpoint=True` resumes from the newest complete checkpoint, or starts at the first step if there is
+    none. A checkpoint counts as complete only after all its files are on the disk. A resumed run uses no example twice
+    and repeats no update.
+
+    A trainer saves its own files in `_save_own_files`, which every process calls. Files that belong to the model, such
+    as a value head, are saved by `save_model`.
     """
 
     _train_sampler: Sampler | None = None
@@ -139,11 +141,17 @@ class CrashSafeCheckpoints:
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        As [`~transformers.Trainer.train`].
+        Trains as [`~transformers.Trainer.train`] does.
+
+        Args:
+            resume_from_checkpoint (`str`, `Path` or `bool`, *optional*):
+                Checkpoint to resume from. `True` resumes from the newest complete checkpoint in the output folder.
+            trial, ignore_keys_for_eval (*optional*):
+                See [`~transformers.Trainer.train`].
 
         Raises:
-            `ValueError`: if `resume_from_checkpoint` names a checkpoint that is incomplete or damaged.
-            `OSError`: if nothing can be written to the output folder.
+            `ValueError`: if `resume_from_checkpoint` is the path of an incomplete or damaged checkpoint.
+            `OSError`: if the output folder cannot be written to.
         """
         folder = self._get_output_dir(None)  # seam
         if self.args.should_save:
@@ -156,23 +164,24 @@ class CrashSafeCheckpoints:
             self.accelerator.wait_for_everyone()
             resume_from_checkpoint = _newest(folder)
             if resume_from_checkpoint is None:
-                logger.warning("%s holds no complete checkpoint: the training begins at its first step.", folder)
+                logger.warning("%s contains no complete checkpoint. Training starts at the first step.", folder)
         elif resume_from_checkpoint and (damage := checkpoint_damage(resume_from_checkpoint)) is not None:
             raise ValueError(
-                f"{resume_from_checkpoint}: {damage}, expected a complete checkpoint. Resume from another one, or "
-                "pass resume_from_checkpoint=True for the newest complete one."
+                f"{resume_from_checkpoint}: {damage}, expected a complete checkpoint. Resume from another checkpoint, "
+                "or pass resume_from_checkpoint=True to resume from the newest complete one."
             )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _get_train_sampler(self, *dataset):  # seam
         sampler = super()._get_train_sampler(*dataset)
-        if hasattr(sampler, "generator") and not isinstance(sampler, RandomSampler):  # Accelerate seeds that one so
+        # Accelerate already seeds a RandomSampler by the seed and the epoch.
+        if hasattr(sampler, "generator") and not isinstance(sampler, RandomSampler):
             sampler = EpochOrder(sampler, self.args.seed)
         self._train_sampler = sampler
         return sampler
 
     def _run_epoch(self, **arguments):  # seam
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the loop would make one more update
+        if self.state.global_step >= self.state.max_steps:  # a run resumed at its end would make one more update
             self.control.should_training_stop = True
             return
         if isinstance(self._train_sampler, EpochOrder):
@@ -183,7 +192,7 @@ class CrashSafeCheckpoints:
         folder = Path(self._get_output_dir(trial))  # seam
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         state = checkpoint / TRAINER_STATE_NAME
-        if self.args.should_save and state.exists():  # a checkpoint of an earlier run is incomplete from here on
+        if self.args.should_save and state.exists():  # overwriting a checkpoint makes it incomplete from here on
             state.unlink(missing_ok=True)
             _flush_entries(checkpoint)
         self.accelerator.wait_for_everyone()
@@ -192,8 +201,8 @@ class CrashSafeCheckpoints:
 
     @contextmanager
     def _state_last(self, checkpoint: Path) -> Iterator[None]:
-        """Within it, the trainer's state is written only when all processes have written their files, and every file
-        is on the disk. transformers deletes older checkpoints after that. All processes enter it together."""
+        """Context in which the trainer state is written only after all processes have written their files and every
+        file is on the disk. transformers deletes older checkpoints after that. All processes must enter it."""
         state, finished = self.state, False
 
         def save_to_json(path):
@@ -215,22 +224,22 @@ class CrashSafeCheckpoints:
         if not finished:
             if self.args.should_save:
                 raise RuntimeError(
-                    f"{checkpoint}: got no call of `TrainerState.save_to_json`, expected one from "
+                    f"{checkpoint}: got no call of `TrainerState.save_to_json`, expected a call by "
                     "`Trainer._save_checkpoint`. Install the version of transformers in constraints.txt."
                 )
             with writing(checkpoint):
                 self._finish_files(checkpoint)
 
     def _finish_files(self, checkpoint: Path) -> None:
-        """All processes call it together."""
+        """Saves the trainer's own files and flushes the checkpoint. All processes must call it."""
         self._save_own_files(checkpoint)
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_local_main_process:  # a node's own writes are flushed from that node
+        if self.accelerator.is_local_main_process:  # each node can flush only its own writes
             flush_folder(checkpoint)
         self.accelerator.wait_for_everyone()
 
     def _save_own_files(self, checkpoint: Path) -> None:
-        """Saves what a trainer adds to transformers' files of a checkpoint. Called on every process."""
+        """Saves files that a trainer adds to a checkpoint. Called on every process."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):  # seam
         with _reading(resume_from_checkpoint):
@@ -251,6 +260,6 @@ def _reading(checkpoint: str | Path | None) -> Iterator[None]:
         yield
     except READ_ERRORS as error:
         raise ValueError(
-            f"{checkpoint} cannot be loaded: {error}. It is damaged, or of another model. Move it away and resume: "
-            "the run goes on from the checkpoint before it."
+            f"{checkpoint} cannot be loaded: {error}. It is damaged, or belongs to another model. Move it away and "
+            "resume. The run then continues from the previous checkpoint."
         ) from error

@@ -1,8 +1,9 @@
-"""Label error against rollouts on dial, fixed K and adaptive: `python tests/benchmarks/adaptive_collection.py`.
+"""Label error against the number of rollouts on dial, with fixed K and with adaptive allocation:
+`python tests/benchmarks/adaptive_collection.py`.
 
-Each seed draws its own questions and solutions. The reference is K = 512 continuations of each prefix, sampled with
-another seed and kept in the output folder. Errors are over all labelled prefixes (whole solutions need no label);
-rollouts are the continuations that were generated, per prefix. Intervals are 95% t-intervals over seeds.
+Each seed has its own questions and solutions. The reference uses K = 512 continuations per prefix, sampled with
+another seed and kept in the output folder. Errors are over all labelled prefixes (whole solutions need no label).
+Rollouts are the generated continuations per prefix. Intervals are 95% t-intervals over seeds.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def main():
 
 
 def run(folder, seed, arguments):
-    """Errors of one seed's collections: a list of points, one a method, budget and eta."""
+    """Errors of one seed's collections: a list with one point per method, budget and eta."""
     questions = load_questions(dial.make_questions(arguments.questions, seed=100 + seed))
     sampler = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=64, batch_size=512)
 
@@ -85,7 +86,7 @@ def run(folder, seed, arguments):
             points.append({"method": method, "eta": eta, "rollouts": rollouts / len(labels)}
                           | errors(labels, reference, eta))  # fmt: skip
 
-    for k in FIXED:  # the first k of all are k of a collection with num_continuations=k
+    for k in FIXED:  # the first k continuations equal a collection with num_continuations=k
         rows = [replace(row, prefix_rewards=[rewards[:k] for rewards in row.prefix_rewards]) for row in fixed.rows]
         for method, estimator in (("fixed", "sample"), ("fixed, posterior", "posterior")):
             add(method, rows, k * len(reference), estimator)
@@ -99,7 +100,7 @@ def run(folder, seed, arguments):
 
 
 def reference_rates(folder, rows, sampler, num_samples, seed):
-    """Success rate of each labelled prefix from `num_samples` continuations of its own."""
+    """Success rate of each labelled prefix from `num_samples` new continuations."""
     path = folder / f"reference-{num_samples}.json"
     prefixes = {}
     for row in rows:
@@ -108,7 +109,11 @@ def reference_rates(folder, rows, sampler, num_samples, seed):
     if not path.exists():
         prompts = [Prompt(*key) for key in prefixes]
         samples = sampler.sample(prompts, num_samples, derived_seed(seed, "reference"))
-        texts = [prompt.prefix + one.text for prompt, some in zip(prompts, samples, strict=True) for one in some]
+        texts = [
+            prompt.prefix + completion.text
+            for prompt, completions in zip(prompts, samples, strict=True)
+            for completion in completions
+        ]
         with Grader("exact", answer_pattern=dial.ANSWER_PATTERN) as grader:
             rewards = grader.grade(texts, [answer for answer in prefixes.values() for _ in range(num_samples)])
         rates = [sum(rewards[i : i + num_samples]) / num_samples for i in range(0, len(rewards), num_samples)]
@@ -118,7 +123,7 @@ def reference_rates(folder, rows, sampler, num_samples, seed):
 
 
 def errors(labels, reference, eta):
-    """RMS, MAE and bias of labels against the values of the reference's rates."""
+    """RMS, MAE and bias of labels, compared with the values of the reference's success rates."""
     import torch
 
     difference = torch.tensor(labels).double() - soft_value_from_rate(torch.tensor(reference).double(), eta)
@@ -130,26 +135,27 @@ def errors(labels, reference, eta):
 
 
 def summarize(runs, etas):
-    """Means over seeds with half-widths of their intervals, by method and eta, in the order of budgets. `ratio` is
-    how many times more rollouts a fixed K needs for the same RMS error."""
+    """Means over seeds with half-widths of their intervals, by method and eta, in the order of budgets. `ratio` is the
+    number of rollouts that a fixed K needs for the same RMS error, divided by the method's."""
     points = {}
     for eta in etas:
         by_seed = [[point for point in run if point["eta"] == eta] for run in runs]
         curves = [[(p["rollouts"], p["rms"]) for p in points if p["method"] == "fixed"] for points in by_seed]
         for same in zip(*by_seed, strict=True):
             ratios = [
-                fixed_rollouts(curve, one["rms"]) / one["rollouts"] for curve, one in zip(curves, same, strict=True)
+                fixed_rollouts(curve, entry["rms"]) / entry["rollouts"]
+                for curve, entry in zip(curves, same, strict=True)
             ]
-            point = {name: interval([one[name] for one in same]) for name in ("rollouts", *FIGURES)}
+            point = {name: interval([entry[name] for entry in same]) for name in ("rollouts", *FIGURES)}
             point["ratio"] = interval(ratios)
-            point["beyond_fixed"] = any(one["rms"] < c[-1][1] for c, one in zip(curves, same, strict=True))
+            point["beyond_fixed"] = any(entry["rms"] < c[-1][1] for c, entry in zip(curves, same, strict=True))
             points.setdefault(same[0]["method"], {}).setdefault(f"{eta:g}", []).append(point)
     return points
 
 
 def fixed_rollouts(curve, rms):
-    """Rollouts at which the fixed curve has an error, between its points on logarithmic scales; its last point for a
-    smaller error."""
+    """Number of rollouts at which the fixed curve has this error, interpolated on logarithmic scales. For a smaller
+    error than the curve's, its last point."""
     for (n0, e0), (n1, e1) in zip(curve[:-1], curve[1:], strict=True):
         if e1 <= rms:
             share = (math.log(e0) - math.log(rms)) / (math.log(e0) - math.log(e1))
@@ -158,22 +164,22 @@ def fixed_rollouts(curve, rms):
 
 
 def print_table(points, etas):
-    """One line a method and budget; for each eta RMS, MAE, bias, and the ratio to fixed K at equal RMS."""
+    """Prints one line per method and budget: RMS, MAE, bias, and the ratio to fixed K at equal RMS, for each eta."""
     print(f"{'':<24}{'rollouts':>9}" + "".join(f"   eta = {eta:<6g}rms      mae     bias    ratio   " for eta in etas))
     for method, by_eta in points.items():
         for same in zip(*by_eta.values(), strict=True):
             line = f"{method:<24}{same[0]['rollouts'][0]:>9.2f}"
-            for one in same:
-                more = ">" if one["beyond_fixed"] else " "
+            for entry in same:
+                more = ">" if entry["beyond_fixed"] else " "
                 line += (
-                    f"   {one['rms'][0]:.4f} ± {one['rms'][1]:.4f}  {one['mae'][0]:.4f}  {one['bias'][0]:+.4f}"
-                    f"  {more}{one['ratio'][0]:4.1f} ± {one['ratio'][1]:.1f}"
+                    f"   {entry['rms'][0]:.4f} ± {entry['rms'][1]:.4f}  {entry['mae'][0]:.4f}  {entry['bias'][0]:+.4f}"
+                    f"  {more}{entry['ratio'][0]:4.1f} ± {entry['ratio'][1]:.1f}"
                 )
             print(line)
 
 
 def plot(points, etas, path):
-    """RMS error against rollouts a prefix, a panel an eta."""
+    """Plots the RMS error against the rollouts per prefix, with one panel per eta."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -193,9 +199,9 @@ def plot(points, etas, path):
                 linewidth=2.5 if method in ("fixed", "adaptive") else 1.0,
                 label=method,
             )
-        panel.set(xscale="log", yscale="log", title=f"eta = {eta:g}", xlabel="rollouts generated a prefix")
+        panel.set(xscale="log", yscale="log", title=f"eta = {eta:g}", xlabel="generated rollouts per prefix")
         panel.grid(alpha=0.3, which="both")
-    panels[0][0].set_ylabel("RMS error of labels against K = 512")
+    panels[0][0].set_ylabel("RMS error of labels compared with K = 512")
     panels[0][-1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

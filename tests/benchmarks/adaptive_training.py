@@ -1,8 +1,8 @@
-"""Reward models from adaptive collections against those from a fixed K, on dial: `python
-tests/benchmarks/adaptive_training.py`.
+"""Compares reward models from adaptive collections with reward models from a fixed K, on dial:
+`python tests/benchmarks/adaptive_training.py`.
 
-Each seed draws its own questions, rollouts and models; all choose among the same test samples. Intervals are 95%
-t-intervals over seeds; differences to the fixed K are paired by seed.
+Each seed has its own questions, rollouts and models. All models select among the same test samples. Intervals are 95%
+t-intervals over seeds, and differences to the fixed K are paired by seed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ ARMS = {
 
 
 def main():
-    """Runs each seed and prints accuracies of the best of 16 by min, and their differences to the first arm."""
+    """Runs each seed and prints the best-of-16 accuracies by min, and their differences to the first arm."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--questions", type=int, default=200)
@@ -49,7 +49,7 @@ def main():
 
 
 def run(folder, seed, samples, arguments):
-    """Rollouts generated, best-of-16 accuracy and AUC within questions of each arm."""
+    """Number of generated rollouts, best-of-16 accuracy and AUC within questions of each arm."""
     chain = DialChain(str(folder / f"seed-{seed}"), max_steps=arguments.max_steps, seed=seed)
     scores, rollouts = {}, {}
     for name, (k, collection, labels) in ARMS.items():
@@ -81,9 +81,9 @@ def run(folder, seed, samples, arguments):
 
 
 def print_table(runs):
-    """Means over seeds with their intervals."""
+    """Prints the means over seeds with their intervals."""
     print(f"pass@1 {runs[0]['fixed 16']['pass@1']:.3f}, {len(runs)} seeds")
-    print(f"{'':<24}{'rollouts':>9}   best of 16 by min   - (fixed 16)       AUC in questions")
+    print(f"{'':<24}{'rollouts':>9}   best of 16 by min   - (fixed 16)       AUC within questions")
     for name in ARMS:
         best = [run[name]["best_of_16"] for run in runs]
         differences = [value - run["fixed 16"]["best_of_16"] for value, run in zip(best, runs, strict=True)]

@@ -1,9 +1,9 @@
-"""Continuations of prefixes: `TransformersSampler` against what rollout scripts do, a loop over prefixes with
+"""Speed of sampling continuations: `TransformersSampler` compared with the usual loop over prefixes with
 `generate(num_return_sequences=K)`: `python tests/benchmarks/collection_speed.py [--model dial|20m]`.
 
-Both start from texts, take turns in one process, and end with texts. Then where our time goes: forward passes over
-prompts, forward passes over new tokens (the decode bound: nothing but the model), the part of those that was spent on
-rows that had ended, and the rest (sampling, stopping, padding, text).
+Both start and end with texts, and alternate in one process. The benchmark also prints where the time of
+`TransformersSampler` goes: forward passes over prompts, forward passes over new tokens (the lower bound of decoding),
+the part of these for rows that have ended, and the rest (sampling, stopping, padding, text).
 """
 
 import argparse
@@ -26,23 +26,23 @@ from erprm_trl.rollouts import Prompt, split_steps
 
 
 VOCABULARY = 8192
-ENDS = 160  # a random model ends with probability 160 / 8192 a token: 51 tokens a completion on average
+ENDS = 160  # a random model ends with probability 160 / 8192 per token, after 51 tokens on average
 
 
-def dial_case(batch_size: int, number: int):
+def dial_case(batch_size: int, count: int):
     """The shipped policy and the prefixes of its own solutions."""
     sampler = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=64, batch_size=batch_size)
-    questions = [row["question"] for row in dial.make_questions(number, seed=0)]
+    questions = [row["question"] for row in dial.make_questions(count, seed=0)]
     prompts = []
     for question, (solution,) in zip(
         questions, sampler.sample([Prompt(question) for question in questions], 1, seed=0), strict=True
     ):
         steps = split_steps(solution.text, dial.SEPARATOR)
         prompts += [Prompt(question, "".join(steps[:length])) for length in range(1, len(steps))]
-    return sampler, prompts[:number]
+    return sampler, prompts[:count]
 
 
-def random_case(batch_size: int, number: int):
+def random_case(batch_size: int, count: int):
     """A random Llama of 20M parameters and random prefixes of 100 to 200 tokens, 150 on average."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
@@ -52,14 +52,14 @@ def random_case(batch_size: int, number: int):
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", pad_token="w1")
     sampler = TransformersSampler(model, tokenizer, max_new_tokens=256, batch_size=batch_size)
-    lengths = torch.randint(100, 201, (number,)).tolist()
+    lengths = torch.randint(100, 201, (count,)).tolist()
     texts = [" ".join(f"w{i}" for i in torch.randint(ENDS, VOCABULARY, (length,)).tolist()) for length in lengths]
     return sampler, [Prompt(text) for text in texts]
 
 
 @torch.inference_mode()
 def loop_over_prefixes(sampler: TransformersSampler, prompts: list[Prompt], k: int) -> list[list[str]]:
-    """What people write first."""
+    """The usual implementation: a loop over prefixes."""
     model, tokenizer, texts = sampler.model, sampler.tokenizer, []
     for prompt in prompts:
         inputs = tokenizer(prompt.question + prompt.prefix, return_tensors="pt").to(model.device)
@@ -76,7 +76,7 @@ def loop_over_prefixes(sampler: TransformersSampler, prompts: list[Prompt], k: i
 
 @contextmanager
 def timed_forwards(model, seconds: dict[str, float], rows: dict[str, int]):
-    """Adds up the time inside the model, apart for prompts and for single new tokens."""
+    """Measures the time in the model, separately for prompts and for single new tokens."""
     forward = model.forward
 
     def timed(*args, **kwargs):
@@ -98,14 +98,14 @@ def timed_forwards(model, seconds: dict[str, float], rows: dict[str, int]):
 
 
 def where_time_goes(sampler: TransformersSampler, prompts: list[Prompt], k: int) -> dict[str, float]:
-    """Shares of one run of ours."""
+    """The shares of the time of one run of `TransformersSampler`."""
     seconds: dict[str, float] = {}
     rows: dict[str, int] = {}
     started = time.perf_counter()
     with timed_forwards(sampler.model, seconds, rows):
-        some = sampler.sample(prompts, k, seed=1)
+        samples = sampler.sample(prompts, k, seed=1)
     total = time.perf_counter() - started
-    needed = sum(one.num_tokens for few in some for one in few)
+    needed = sum(completion.num_tokens for completions in samples for completion in completions)
     ended = seconds["decoding"] * max(0.0, 1 - needed / rows["decoding"])
     return {
         "prompts": seconds.get("prompts", 0.0) / total,
@@ -116,7 +116,7 @@ def where_time_goes(sampler: TransformersSampler, prompts: list[Prompt], k: int)
 
 
 def main() -> dict:
-    """Times both in turns, prints completions a second and where time goes."""
+    """Times both alternately, and prints completions per second and where the time goes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="dial", choices=["dial", "20m"])
     parser.add_argument("--prefixes", type=int, default=96)
@@ -134,7 +134,7 @@ def main() -> dict:
         "ours": lambda: sampler.sample(prompts, options.k, seed=1),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(options.turns + 1):  # the first warms up
+    for turn in range(options.turns + 1):  # the first turn is a warm-up
         for name, way in ways.items():
             started = time.perf_counter()
             completions = sum(map(len, way()))
@@ -145,11 +145,14 @@ def main() -> dict:
     lengths = [len(sampler.prompt_format.encode(prompt)) for prompt in prompts]
     print(
         f"{options.model} on {device}, {torch.get_num_threads()} threads: {len(prompts)} prefixes of "
-        f"{statistics.mean(lengths):.0f} tokens, K = {options.k}, {options.batch_size} sequences at a time"
+        f"{statistics.mean(lengths):.0f} tokens, K = {options.k}, batches of {options.batch_size} sequences"
     )
-    for name, found in rates.items():
-        print(f"{name:20}{statistics.median(found):9.1f} completions a second ({min(found):.1f} to {max(found):.1f})")
-    print(f"ours / loop: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    for name, values in rates.items():
+        print(
+            f"{name:20}{statistics.median(values):9.1f} completions per second "
+            f"({min(values):.1f} to {max(values):.1f})"
+        )
+    print(f"TransformersSampler / loop: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     print("ours: " + ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items()))
     result = {
         "model": options.model, "device": device, "k": options.k, "batch_size": options.batch_size,

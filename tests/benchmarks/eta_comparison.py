@@ -1,7 +1,7 @@
-"""Which eta picks best on dial, over seeds: `python tests/benchmarks/eta_comparison.py --seeds 0 1 2 3 4 --json FILE`.
+"""Compares etas on dial over seeds: `python tests/benchmarks/eta_comparison.py --seeds 0 1 2 3 4 --json FILE`.
 
-Each seed draws its own training questions and rollouts and trains its own models; all choose among the same test
-samples. Intervals are 95% t-intervals over seeds; differences to eta = 0 are paired by seed.
+Each seed has its own training questions, rollouts and models. All models select among the same test samples.
+Intervals are 95% t-intervals over seeds, and differences to eta = 0 are paired by seed.
 """
 
 import argparse
@@ -33,13 +33,13 @@ def main():
 
 
 def print_table(runs):
-    """Means over seeds with their intervals, and differences to eta = 0."""
+    """Prints the means over seeds with their intervals, and the differences to eta = 0."""
     first = runs[0]
     n = max(first["pass"])
     levels = {"pass@1": first["pass"][1], f"majority@{n}": first["majority"][n], f"pass@{n}": first["pass"][n]}
     print("  ".join(f"{name} {point['mean']:.3f}" for name, point in levels.items()))
     methods = list(next(iter(first["models"].values())))
-    heads = [f"best of {n} by {methods[0]}", *methods[1:], "AUC in questions", f"{methods[0]} - (eta = 0)"]
+    heads = [f"best of {n} by {methods[0]}", *methods[1:], "AUC within questions", f"{methods[0]} - (eta = 0)"]
     print(f"{'':<20}" + "".join(f"{head:<18}" for head in heads))
     best = {
         name: {method: [run["models"][name][method]["best_of_n"][n]["mean"] for run in runs] for method in methods}

@@ -1,8 +1,8 @@
-"""Does processing a prefix once for all its continuations pay? `python tests/benchmarks/fork_cache.py`: a prefill for
-each, one whose keys and values are copied, and one that is shared, side by side.
+"""Compares three ways to process a prefix for all its continuations: a prefill per continuation, one prefill with
+copied keys and values, and one shared prefill: `python tests/benchmarks/fork_cache.py`.
 
-Eight continuations of each prefix of 100 dial solutions, in turns, five times each; the ratios of the medians, and
-that the samples are the same.
+Each way samples eight continuations of each prefix of 100 dial solutions, five times, in alternation. The benchmark
+prints the ratios of the medians, and checks that the samples are the same.
 """
 
 import os
@@ -20,7 +20,7 @@ from erprm_trl.rollouts import Prompt, split_steps
 
 
 def main():
-    """Prints completions a second of both ways and their ratio."""
+    """Prints completions per second of each way and their ratios."""
     torch.set_num_threads(1)
     samplers = {
         way: TransformersSampler.from_pretrained(
@@ -45,7 +45,7 @@ def main():
     print(f"{len(prompts)} prefixes x 8, identical samples")
     rates = {way: 8 * len(prompts) / median(times) for way, times in seconds.items()}
     for way, rate in rates.items():
-        print(f"{way:20}{rate:6.0f} completions a second, {rate / rates['prefilled each time']:.2f}x")
+        print(f"{way:20}{rate:6.0f} completions per second, {rate / rates['prefilled each time']:.2f}x")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How many verdicts of the "math" grading are right, on a file of cases and on public question sets:
+"""Counts the right verdicts of the "math" grading, on a file of cases and on public question sets:
 `python tests/benchmarks/grading_cases.py --cases FOLDER --data FOLDER`.
 
-The cases are rows of `completion`, `answer` and `reward` in `grading.jsonl`. The sets are `gsm8k_train.jsonl`,
-`gsm8k_test.jsonl` and `math500.jsonl`, as published. Each answer of a set is written in one of many spellings after
-the other and must get 1; another question's answer in the same spelling must get 0. `--verdicts FILE` keeps all
-verdicts; `--compare FILE` prints what has changed since another version of the package wrote that file.
+The cases are rows of `completion`, `answer` and `reward` in `grading.jsonl`. The sets are the published files
+`gsm8k_train.jsonl`, `gsm8k_test.jsonl` and `math500.jsonl`. Each answer of a set is written in each of many spellings,
+and must get 1. Another question's answer in the same spelling must get 0. `--verdicts FILE` saves all verdicts.
+`--compare FILE` prints the changes from the verdicts that another version of the package saved.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from erprm_trl.rollouts import Grader
 
 
 class Verdict(NamedTuple):
-    """A completion, its reference, the reward that is right, and the set it counts for."""
+    """A completion, its reference answer, the right reward, and the group that it belongs to."""
 
     completion: str
     answer: str
@@ -26,7 +26,7 @@ class Verdict(NamedTuple):
     group: str
 
 
-# `{0}` is a number without thousands commas, `{1}` the same with them.
+# `{0}` is a number without thousands separators, and `{1}` is the number with them.
 SPELLINGS = [
     "#### {0}", "#### {1}", "#### ${1}", "#### {1} dollars", "#### {0} eggs", "#### **{0}**", "####{0}\n",
     r"\boxed{{{0}}}", r"\boxed{{{1}}}", r"\boxed{{\${1}}}", r"\boxed{{{0}\text{{ cm}}}}",
@@ -59,30 +59,30 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def spell(template: str, number: str) -> str:
-    """A number in one of the spellings."""
-    whole, point, decimals = number.partition(".")
-    return template.format(number, f"{int(whole):,}{point}{decimals}")
+def spell(template: str, value: str) -> str:
+    """Writes a number in one of the spellings."""
+    whole, point, decimals = value.partition(".")
+    return template.format(value, f"{int(whole):,}{point}{decimals}")
 
 
 def gsm8k_verdicts(path: Path) -> list[Verdict]:
-    """The solutions as they are; their answers in every spelling; the next answer in the same spelling."""
+    """The unchanged solutions, their answers in every spelling, and the next answer in the same spelling."""
     texts = [row["answer"] for row in read_rows(path)]
     numbers = [text.rpartition("####")[2].strip().replace(",", "") for text in texts]
-    verdicts = [Verdict(text, number, 1.0, "solutions") for text, number in zip(texts, numbers, strict=True)]
-    for index, number in enumerate(numbers):
-        other = next(other for other in numbers[index:] + numbers if float(other) != float(number))
+    verdicts = [Verdict(text, value, 1.0, "solutions") for text, value in zip(texts, numbers, strict=True)]
+    for index, value in enumerate(numbers):
+        other = next(other for other in numbers[index:] + numbers if float(other) != float(value))
         completion = SPELLINGS[index % len(SPELLINGS)]
         reference = REFERENCES[index % len(REFERENCES)]
-        verdicts.append(Verdict(spell(completion, number), number, 1.0, "spelled completions"))
-        verdicts.append(Verdict(spell(completion, other), number, 0.0, "another's answer, spelled"))
-        verdicts.append(Verdict(rf"\boxed{{{number}}}", spell(reference, number), 1.0, "spelled references"))
-        verdicts.append(Verdict(rf"\boxed{{{other}}}", spell(reference, number), 0.0, "another's, spelled references"))
+        verdicts.append(Verdict(spell(completion, value), value, 1.0, "spelled completions"))
+        verdicts.append(Verdict(spell(completion, other), value, 0.0, "another's answer, spelled"))
+        verdicts.append(Verdict(rf"\boxed{{{value}}}", spell(reference, value), 1.0, "spelled references"))
+        verdicts.append(Verdict(rf"\boxed{{{other}}}", spell(reference, value), 0.0, "another's, spelled references"))
     return [verdict._replace(group=f"{path.stem}: {verdict.group}") for verdict in verdicts]
 
 
 def math_verdicts(path: Path, others: int) -> list[Verdict]:
-    """Solutions and references against themselves, and references against other questions' references."""
+    """Solutions and references compared with themselves, and references compared with other references."""
     rows = read_rows(path)
     answers = [row["answer"] for row in rows]
     verdicts = []
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=Path)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--others", type=int, default=10, help="How many others each of MATH-500 meets.")
+    parser.add_argument("--others", type=int, default=10, help="Other references per MATH-500 reference.")
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--verdicts", type=Path)
     parser.add_argument("--compare", type=Path)
@@ -116,29 +116,31 @@ def main() -> None:
         verdicts += math_verdicts(arguments.data / "math500.jsonl", arguments.others)
     start = time.monotonic()
     with Grader("math", num_workers=arguments.num_workers) as grader:
-        rewards = grader.grade([one.completion for one in verdicts], [one.answer for one in verdicts])
+        rewards = grader.grade([verdict.completion for verdict in verdicts], [verdict.answer for verdict in verdicts])
         print(f"{len(verdicts)} verdicts in {time.monotonic() - start:.0f} s, {grader.num_timeouts} timeouts")
-    total = Counter(one.group for one in verdicts)
-    wrong = [(one, reward) for one, reward in zip(verdicts, rewards, strict=True) if reward != one.reward]
-    missed = Counter(one.group for one, reward in wrong if reward < one.reward)
-    false_positives = Counter(one.group for one, reward in wrong if reward > one.reward)
+    total = Counter(verdict.group for verdict in verdicts)
+    wrong = [(verdict, reward) for verdict, reward in zip(verdicts, rewards, strict=True) if reward != verdict.reward]
+    missed = Counter(verdict.group for verdict, reward in wrong if reward < verdict.reward)
+    false_positives = Counter(verdict.group for verdict, reward in wrong if reward > verdict.reward)
     for group, count in total.items():
         right = count - missed[group] - false_positives[group]
         print(
             f"{group:42} {right:6} of {count:6} right ({right / count:.2%}), {missed[group]} missed, "
             f"{false_positives[group]} false positives"
         )
-    for one, reward in wrong[:60]:
-        print(f"  {one.group}: {one.completion[-80:]!r} against {one.answer!r} got {reward}")
+    for verdict, reward in wrong[:60]:
+        print(f"  {verdict.group}: {verdict.completion[-80:]!r} against {verdict.answer!r} got {reward}")
     if arguments.verdicts:
         arguments.verdicts.write_text(json.dumps(rewards))
     if arguments.compare:
         before = json.loads(arguments.compare.read_text())
         pairs = list(zip(verdicts, before, rewards, strict=True))
-        spoiled = [(one, new) for one, old, new in pairs if old == one.reward != new]
-        print(f"{sum(old != one.reward == new for one, old, new in pairs)} verdicts mended, {len(spoiled)} spoiled")
-        for one, reward in spoiled:
-            print(f"  {one.group}: {one.completion[-80:]!r} against {one.answer!r} got {reward}")
+        spoiled = [(verdict, new) for verdict, old, new in pairs if old == verdict.reward != new]
+        print(
+            f"{sum(old != verdict.reward == new for verdict, old, new in pairs)} verdicts fixed, {len(spoiled)} broken"
+        )
+        for verdict, reward in spoiled:
+            print(f"  {verdict.group}: {verdict.completion[-80:]!r} against {verdict.answer!r} got {reward}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The paper's experiment on a real language model and GSM8K, stage by stage; killed at any moment, it continues.
+"""The paper's experiment on a real language model and GSM8K, in stages. An interrupted run can be resumed.
 
     python tests/benchmarks/gsm8k_experiment.py --scale cpu --policy FOLDER --output outputs/gsm8k-cpu \
         --train_data gsm8k_train.jsonl --test_data gsm8k_test.jsonl
 
-Questions of the training set become rollouts. Reward models are trained on their labels at several etas and on
-outcomes alone, over seeds. Each scores the same solutions of test questions, and best-of-N, majority voting and pass@N
-are compared, with intervals paired by question. The folder holds everything: rollouts, models, scores, `results.md`,
-`costs.json` and the page `report.html`.
+Rollouts are collected for questions of the training set. Reward models are trained on their labels at several etas,
+and on outcomes alone, over seeds. Each model scores the same solutions of test questions. Best-of-N, majority voting
+and pass@N are compared, with intervals paired by question. The output folder holds the rollouts, models, scores,
+`results.md`, `costs.json` and the page `report.html`.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class Scale:
 
 
 SCALES = {
-    # Every stage in a few minutes on any machine. Its numbers mean nothing.
+    # Runs every stage in a few minutes on any machine. The results are not meaningful.
     "smoke": Scale(4, 2, 2, 4, 4, etas=(0.0, math.inf), max_new_tokens=48, num_train_epochs=1.0, batch_size=32),
     # About three hours on two cores with a policy of 0.4B parameters.
     "cpu": Scale(40, 2, 4, 64, 8, seeds=(0, 1)),
@@ -72,13 +72,13 @@ SCALES = {
 
 class Experiment:
     """
-    The experiment in one folder. Each stage does what the folder does not hold yet.
+    The experiment in one folder. Each stage skips the parts that are complete in the folder.
 
     Args:
         scale ([`Scale`]):
-            Sizes.
+            Sizes of the experiment.
         arguments (`argparse.Namespace`):
-            The command line.
+            Arguments of the command line.
     """
 
     def __init__(self, scale: Scale, arguments: argparse.Namespace):
@@ -88,7 +88,7 @@ class Experiment:
         self.objectives = {**{f"eta = {eta:g}": eta for eta in scale.etas}, OUTCOME: 0.0}
 
     def _check_settings(self) -> None:
-        """Writes the settings into a new folder. In an old one, models of other settings would be compared."""
+        """Writes the settings into a new folder, and refuses other settings in an old one."""
         names = (
             "policy",
             "reward_base",
@@ -112,7 +112,7 @@ class Experiment:
         replace_file(path, json.dumps(settings, indent=2))
 
     def run(self) -> None:
-        """All stages, in order."""
+        """Runs all stages in order."""
         for stage in ("samples", "rollouts"):
             with self.timed(stage):
                 self.collect(stage)
@@ -127,7 +127,7 @@ class Experiment:
 
     @contextmanager
     def timed(self, stage: str):
-        """Adds the seconds of a stage to `costs.json`, those of runs that were interrupted by an error included."""
+        """Adds the seconds of a stage to `costs.json`, also if the stage ends with an error."""
         started = time.monotonic()
         try:
             yield
@@ -138,7 +138,7 @@ class Experiment:
             replace_file(path, json.dumps(costs, indent=2))
 
     def collect(self, stage: str) -> RolloutDataset:
-        """`rollouts` of training questions, with continuations, or `samples` of test questions, without."""
+        """Collects `rollouts` of training questions with continuations, or `samples` of test questions without."""
         scale, arguments, is_train = self.scale, self.arguments, stage == "rollouts"
         source, config, split = (
             (arguments.train_data, arguments.dataset_config, "train")
@@ -175,7 +175,7 @@ class Experiment:
         return len(dataset) == settings.num_questions * settings.num_solutions and "summary" in dataset.manifest
 
     def sampler(self):
-        """The policy, loaded when something is left to sample."""
+        """The policy, which is only loaded if there is something to sample."""
         arguments, settings = (
             self.arguments,
             {
@@ -194,7 +194,7 @@ class Experiment:
         )
 
     def train(self, objective: str, seed: int) -> None:
-        """One reward model: a LoRA adapter on the policy's weights, or on those of `--reward_base`."""
+        """Trains a reward model: a LoRA adapter on the weights of the policy or of `--reward_base`."""
         folder = self.model_folder(objective, seed)
         if (folder / "prm_format.json").exists():
             return
@@ -209,7 +209,7 @@ class Experiment:
             add_missing_tokens=True,
             splitter=SPLITTER,
             max_length=1024,
-            # Long solutions are often wrong ones: batches of one length would alternate between low and high labels.
+            # Long solutions are often wrong, so batches of one length would alternate between low and high labels.
             train_sampling_strategy="random",
             num_train_epochs=self.scale.num_train_epochs,
             per_device_train_batch_size=4 if on_cpu else 16,
@@ -244,10 +244,11 @@ class Experiment:
         os.replace(args.output_dir, folder)  # the folder exists once the model is complete
 
     def score(self, objective: str, seed: int) -> list[list[list[float]]]:
-        """Step scores of the test solutions, by question and solution, written after every 32 solutions.
+        """
+        Scores the steps of the test solutions, by question and solution. Writes after every 32 solutions.
 
-        Where all solutions of a question are right, or all are wrong, no selection changes the result: those
-        solutions are not scored.
+        Solutions of questions whose solutions are all right or all wrong are not scored, because selection cannot
+        change the result of these questions.
         """
         solutions = RolloutDataset(self.output / "samples").solutions()
         judged = [
@@ -271,12 +272,12 @@ class Experiment:
         return [[scores.get(solution, []) for solution in question] for question in judged]
 
     def model_folder(self, objective: str, seed: int) -> Path:
-        """Folder of a reward model."""
+        """The folder of a reward model."""
         name = "outcome" if objective == OUTCOME else f"eta-{self.objectives[objective]:g}"
         return self.output / f"erprm-{name}-seed-{seed}"
 
     def compare(self, seeds: Sequence[int]) -> None:
-        """Writes and prints the table, the curves and the page of the models of these seeds."""
+        """Writes and prints the table, the curves and the page for the models of these seeds."""
         samples = RolloutDataset(self.output / "samples")
         solutions = samples.solutions()
         ns = [2**power for power in range(self.scale.num_samples.bit_length()) if 2**power <= self.scale.num_samples]
@@ -307,7 +308,7 @@ class Experiment:
 
 
 def per_question(solutions, by_seed: Sequence, method: str, ns: Sequence[int]) -> np.ndarray:
-    """Accuracy of best-of-n of every seed's model, of shape (seeds, questions, ns)."""
+    """Best-of-n accuracy of every seed's model, of shape (seeds, questions, ns)."""
     correct = [[float(row.is_right) for row in question] for question in solutions]
     return np.stack(
         [
@@ -318,7 +319,7 @@ def per_question(solutions, by_seed: Sequence, method: str, ns: Sequence[int]) -
 
 
 def mean_curves(solutions, scores, ns, equivalent) -> dict:
-    """The curves of `selection_curves` with best-of-n and AUC as means over the seeds of each objective."""
+    """The curves of `selection_curves`, with best-of-n and AUC averaged over the seeds of each objective."""
     num_seeds = len(next(iter(scores.values())))
     of_seed = [
         selection.selection_curves(
@@ -349,7 +350,7 @@ def point(values_Q: np.ndarray) -> dict[str, float]:
 
 
 def results_table(solutions, scores, n: int, curves) -> list[str]:
-    """Best-of-n of every objective, and its difference to eta = 0 paired by question, and by seed."""
+    """The best-of-n accuracy of every objective, and its differences to eta = 0, paired by question and by seed."""
     first = next(iter(scores))
     shown = "{mean:.3f} [{low:.3f}, {high:.3f}]".format
     lines = [
@@ -389,19 +390,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=SCALES, required=True)
-    parser.add_argument("--policy", required=True, help="folder or Hub id of the model that writes solutions")
-    parser.add_argument("--output", type=Path, required=True, help="folder of everything that the experiment writes")
-    parser.add_argument("--reward_base", help="model that the reward models start from; default: the policy")
-    parser.add_argument("--train_data", default="openai/gsm8k", help="Hub id or file of training questions")
-    parser.add_argument("--test_data", default="openai/gsm8k", help="Hub id or file of test questions")
-    parser.add_argument("--dataset_config", default="main", help="configuration of the Hub dataset")
-    parser.add_argument("--dtype", default="bfloat16", help="dtype of policy and reward models")
+    parser.add_argument("--policy", required=True, help="Folder or Hub id of the policy.")
+    parser.add_argument("--output", type=Path, required=True, help="Output folder of the experiment.")
+    parser.add_argument("--reward_base", help="Base model of the reward models. Defaults to the policy.")
+    parser.add_argument("--train_data", default="openai/gsm8k", help="Hub id or file of the training questions.")
+    parser.add_argument("--test_data", default="openai/gsm8k", help="Hub id or file of the test questions.")
+    parser.add_argument("--dataset_config", default="main", help="Configuration of the Hub dataset.")
+    parser.add_argument("--dtype", default="bfloat16", help="Dtype of the policy and the reward models.")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--learning_rate", type=float, default=5e-5)
-    parser.add_argument("--separator", default="<|step|>", help="text after each step; added if it is no token")
+    parser.add_argument(
+        "--separator", default="<|step|>", help="Text after each step. It is added if it is not one token."
+    )
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
-    parser.add_argument("--batch_size", type=int, help="sequences sampled at a time; default: the scale's")
-    parser.add_argument("--threads", type=int, help="threads of torch on a CPU")
+    parser.add_argument("--batch_size", type=int, help="Sequences sampled at a time. Defaults to the scale's.")
+    parser.add_argument("--threads", type=int, help="Number of PyTorch threads on a CPU.")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     if arguments.threads:

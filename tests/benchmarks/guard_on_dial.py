@@ -1,8 +1,9 @@
-"""Does the guard stop what goes wrong, and nothing else? `python tests/benchmarks/guard_on_dial.py --seeds 0`.
+"""Checks that the guard stops runs that exploit the reward model, and only these:
+`python tests/benchmarks/guard_on_dial.py --seeds 0`.
 
-On dial, for longer than is good. `sum` credit without outcome or KL is paid for every step: hackable. The default is
-`difference` with graded answers beside it. `difference` without them is shown too. Accuracy is that of fresh
-questions, which the guard does not see.
+Policies are trained on dial for more updates than are useful. The credit `sum` without outcome or KL can be hacked,
+because it rewards every step. The default is `difference` with graded answers. `difference` without answers is shown,
+too. The accuracy is measured on new questions, which the guard does not use.
 """
 
 import argparse
@@ -24,12 +25,12 @@ from erprm_trl.dial.experiments.policies import accuracy, train_online
 RUNS = {
     "hackable: sum, no outcome, no KL": ({"credit": "sum"}, False),
     "default: difference and answers": ({}, True),
-    "alone: difference, no outcome, no KL": ({}, False),
+    "no answers: difference, no outcome, no KL": ({}, False),
 }
 
 
 def main():
-    """Trains both and says what the guard did."""
+    """Trains each run and prints whether the guard stopped it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--updates", type=int, default=90)
@@ -57,7 +58,7 @@ def main():
             steps = [log["steps/per_answer"] for log in trainer.state.log_history if "steps/per_answer" in log]
             reached = accuracy(trainer.model, trainer.processing_class, test, 4, seed=1)
             print(
-                f"seed {seed}, {name}: {trainer.state.global_step} of {arguments.updates} updates, steps an answer "
+                f"seed {seed}, {name}: {trainer.state.global_step} of {arguments.updates} updates, steps per answer "
                 f"{steps[0]:.1f} -> {steps[-1]:.1f}, accuracy {reached:.3f}; stopped: {guard.stopped_because}",
                 flush=True,
             )

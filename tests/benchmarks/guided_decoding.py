@@ -1,12 +1,12 @@
-"""Guided search on dial: against the exact optimum on a small question, and against best-of-N at equal tokens.
+"""Guided search on dial, compared with the exact optimum on a small question, and with best-of-N at equal tokens.
 
     python tests/benchmarks/guided_decoding.py exact
     python tests/benchmarks/guided_decoding.py compare --seeds 0 1 2 3 4 --json FILE
 
-`exact`: the solutions of a question with three moves are enumerated with the policy's own probabilities, and V_eta of
-every prefix is computed from them; total variation between what is drawn and pi_0 exp(eta r) / Z. `compare`: each seed
-trains its own reward model and searches fresh questions; best-of-N gets as many samples as the tokens of the search
-pay for. Intervals are 95% t-intervals over seeds.
+`exact` enumerates the solutions of a question with three moves with the policy's own probabilities, computes V_eta of
+every prefix from them, and prints the total variation between the drawn solutions and pi_0 exp(eta r) / Z. `compare`
+trains a reward model per seed and searches new questions. Best-of-N gets as many samples as the search generated
+tokens for. Intervals are 95% t-intervals over seeds.
 """
 
 import argparse
@@ -43,13 +43,13 @@ from erprm_trl.selection import guided_search
 NS = (1, 4, 16, 64, 256)
 
 
-# Against the exact optimum
+# Comparison with the exact optimum
 
 
 class EnumeratedPolicy:
     """
-    The dial policy on one question, cut off below a probability of `least` and made a distribution again: a sampler
-    whose every solution is known with its probability.
+    The dial policy on one question, without solutions below a probability of `least`, and normalised. It is a sampler
+    whose solutions and their probabilities are all known.
     """
 
     settings = {"backend": "enumerated dial"}
@@ -64,7 +64,7 @@ class EnumeratedPolicy:
             steps = split_steps(text, dial.SEPARATOR)
             for length in range(len(steps)):
                 self._next["".join(steps[:length])][steps[length]] += p
-            self._next[text][""] += p  # its end
+            self._next[text][""] += p  # the solution ends here
 
     @torch.inference_mode()
     def _grow(self, model, tokenizer, prompt: list[int]) -> None:
@@ -84,7 +84,7 @@ class EnumeratedPolicy:
             live = grown
 
     def sample(self, prompts, num_samples, seed, stop=()):
-        """One step at a time: a search gives `stop`."""
+        """Samples one step at a time, as guided search passes `stop`."""
         rng = random.Random(seed)
         completions = []
         for prompt in prompts:
@@ -107,12 +107,12 @@ class ExactValues:
         self.values = {steps: math.log(weights[steps] / totals[steps]) / eta for steps in totals}
 
     def score(self, questions, steps):
-        """Exact values as scores."""
-        return [[self.values[tuple(one[: n + 1])] for n in range(len(one))] for one in steps]
+        """Returns exact values as scores."""
+        return [[self.values[tuple(solution[: n + 1])] for n in range(len(solution))] for solution in steps]
 
 
 def exact(arguments) -> None:
-    """Total variation to the optimum for growing numbers of particles and of proposals."""
+    """Prints the total variation to the optimum for increasing numbers of particles and proposals."""
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(dial.BASE_PATH),
         AutoTokenizer.from_pretrained(dial.BASE_PATH),
@@ -133,7 +133,7 @@ def exact(arguments) -> None:
         f"total variation between them {_variation(policy.solutions, target):.4f}"
     )
     perfect, rough = ExactValues(policy, rewards, eta), ExactValues(policy, rewards, eta)
-    # Values that say nothing on the way, and are right at the end.
+    # Values that are uninformative before the end, and right at the end.
     rough.values.update({steps: 0.5 for steps in rough.values if not steps[-1].startswith("answer")})
     heads = ("resample, M = N", "(noise)", "particles", "uninformed values", "(noise)")
     print(f"{'N':>4}  " + "".join(f"{head:<19}" for head in heads))
@@ -151,18 +151,18 @@ def exact(arguments) -> None:
         print(f"{n:>4}  " + "".join(f"{_variation(law, target):<19.4f}" for law in cells), flush=True)
 
 
-def _draw(law, number: int) -> dict[str, float]:
-    """What as many exact draws look like: how small a total variation could be measured."""
-    counts = Counter(random.Random(number).choices(list(law), list(law.values()), k=number))
-    return {text: count / number for text, count in counts.items()}
+def _draw(law, num_draws: int) -> dict[str, float]:
+    """The distribution of as many exact draws, which shows the smallest measurable total variation."""
+    counts = Counter(random.Random(num_draws).choices(list(law), list(law.values()), k=num_draws))
+    return {text: count / num_draws for text, count in counts.items()}
 
 
 def _law(repeats: int, policy, scorer, arguments) -> Counter:
     law = Counter()
     results = guided_search(["the question"] * repeats, policy, scorer, splitter=dial.SEPARATOR, seed=1, **arguments)
     for result in results:
-        for one in result.solutions:
-            law[one.text] += math.exp(one.log_weight) / len(results)
+        for solution in result.solutions:
+            law[solution.text] += math.exp(solution.log_weight) / len(results)
     return law
 
 
@@ -170,7 +170,7 @@ def _variation(law, target) -> float:
     return sum(abs(law.get(text, 0.0) - target.get(text, 0.0)) for text in law.keys() | target.keys()) / 2
 
 
-# Against best-of-N
+# Comparison with best-of-N
 
 
 PARTICLES = {"method": "particles"}
@@ -207,7 +207,7 @@ def compare(arguments) -> None:
 
 
 def compare_once(seed: int, arguments) -> dict[str, dict[str, float]]:
-    """Accuracy, generated tokens and scored prefixes of each way to use one reward model."""
+    """Accuracy, generated tokens and scored prefixes of each method with one reward model."""
     chain = DialChain(str(Path(arguments.output_dir, f"seed-{seed}")), seed=seed)
     folder = Path(chain.output_dir, f"erprm-eta-{arguments.eta:g}")
     if folder.is_dir():
@@ -217,11 +217,11 @@ def compare_once(seed: int, arguments) -> dict[str, dict[str, float]]:
         scorer = chain.train(RolloutDataset(Path(chain.output_dir, "rollouts")), eta=arguments.eta)
     questions = load_questions(dial.make_questions(arguments.questions, 2_000_003 + seed))
     sampler = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=64, batch_size=512)
-    samples = sampler.sample([Prompt(one.question) for one in questions], arguments.samples, seed)
+    samples = sampler.sample([Prompt(question.question) for question in questions], arguments.samples, seed)
     with Grader("exact", answer_pattern=dial.ANSWER_PATTERN) as grader:
 
         def graded(texts):
-            return grader.grade(texts, [one.answer for one in questions])
+            return grader.grade(texts, [question.answer for question in questions])
 
         pool = _Pool(questions, samples, scorer, graded)
         rows = {"pass@1": pool.best_of(1, "last")}
@@ -238,12 +238,12 @@ def compare_once(seed: int, arguments) -> dict[str, dict[str, float]]:
 
 def _row(results, graded) -> dict[str, float]:
     first = graded([result.solutions[0].text for result in results])
-    # A draw by weight is what the theory is about; the first solution has the highest value.
-    texts = [[one.text for one in result.solutions] for result in results]
+    # The theory is about a draw by weight. The first solution has the highest value.
+    texts = [[solution.text for solution in result.solutions] for result in results]
     width = max(map(len, texts))
     drawn = [0.0] * len(results)
     for place in range(width):
-        rewards = graded([some[min(place, len(some) - 1)] for some in texts])
+        rewards = graded([question_texts[min(place, len(question_texts) - 1)] for question_texts in texts])
         for index, (reward, result) in enumerate(zip(rewards, results, strict=True)):
             if place < len(result.solutions):
                 drawn[index] += reward * math.exp(result.solutions[place].log_weight)
@@ -257,13 +257,15 @@ def _row(results, graded) -> dict[str, float]:
 
 
 class _Pool:
-    """Whole solutions in the order in which they were sampled, with their scores."""
+    """Whole solutions in the order of sampling, with their scores."""
 
     def __init__(self, questions, samples, scorer, graded):
-        self.tokens = [[one.num_tokens for one in some] for some in samples]
+        self.tokens = [[completion.num_tokens for completion in completions] for completions in samples]
         columns = list(zip(*samples, strict=True))
-        self.rewards = list(zip(*(graded([one.text for one in column]) for column in columns), strict=True))
-        steps = [scorer.split(one.text) or ["?"] for some in samples for one in some]
+        self.rewards = list(
+            zip(*(graded([completion.text for completion in column]) for column in columns), strict=True)
+        )
+        steps = [scorer.split(completion.text) or ["?"] for completions in samples for completion in completions]
         scores = scorer.score([q.question for q in questions for _ in columns], steps)
         self.by = {}
         for method in ("last", "min"):
@@ -279,8 +281,8 @@ class _Pool:
 
     def best_for_tokens(self, paid: list[int], by: str) -> float:
         """
-        Best-of-N with as many samples as a question's tokens pay for, all of the pool at most. The last sample is not
-        paid for whole: with and without it are mixed so that the mean number of tokens is what was paid.
+        Best-of-N with as many samples as a question's token budget allows, and at most the whole pool. The last sample
+        exceeds the budget. Results with and without it are mixed so that the mean number of tokens equals the budget.
         """
         accuracy = []
         for q, (tokens, budget) in enumerate(zip(self.tokens, paid, strict=True)):
@@ -309,7 +311,7 @@ def interval(values) -> str:
 
 
 def print_table(runs) -> None:
-    """Means over seeds; the last two columns are paired by seed."""
+    """Prints the means over seeds. The last two columns are paired by seed."""
     heads = ("tokens", "scored", "first", "drawn", "best-of-N last", "best-of-N min", "first - last", "first - min")
     print(f"{'':<20}" + "".join(f"{head:<17}" for head in heads))
     for name in runs[0]:
@@ -324,17 +326,17 @@ def print_table(runs) -> None:
 
 
 def main():
-    """Runs one of the two."""
+    """Runs one of the two comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("exact")
-    one.add_argument("--eta", type=float, default=4.0)
-    one.add_argument("--draws", type=int, default=25_600)
-    one.add_argument("--least", type=float, default=3e-4, help="Rarer solutions are left out of the policy.")
-    one.set_defaults(run=exact)
+    exact_parser = commands.add_parser("exact")
+    exact_parser.add_argument("--eta", type=float, default=4.0)
+    exact_parser.add_argument("--draws", type=int, default=25_600)
+    exact_parser.add_argument("--least", type=float, default=3e-4, help="Minimum probability of a solution.")
+    exact_parser.set_defaults(run=exact)
     two = commands.add_parser("compare")
     two.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    two.add_argument("--eta", type=float, default=2.0, help="Of the reward model and of the search.")
+    two.add_argument("--eta", type=float, default=2.0, help="Inverse reward temperature.")
     two.add_argument("--questions", type=int, default=200)
     two.add_argument("--samples", type=int, default=24)
     two.add_argument("--json", default="outputs/bench/guided_decoding.json")

@@ -1,6 +1,6 @@
-"""Ten thousand answers written against the grader, right ones among them, graded in chunks as a collection does:
-`python tests/benchmarks/hostile_answers.py`. Asserts no crash, no hang, no worker left behind and right answers right;
-prints how long it takes.
+"""Grades ten thousand adversarial answers, and some right ones among them, in chunks like a collection:
+`python tests/benchmarks/hostile_answers.py`. It asserts that nothing crashes or hangs, that no worker process remains,
+and that right answers are graded as right. It prints the time.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from erprm_trl.rollouts import Grader
 
 
 class Hostile(NamedTuple):
-    """A completion, the reference it is graded against, what kind it is, and the reward it must get."""
+    """A completion, its reference answer, its kind, and its right reward."""
 
     completion: str
     answer: str
@@ -47,8 +47,8 @@ def _factorial(r: random.Random) -> str:
 
 
 def _integer(r: random.Random) -> str:
-    number = str(r.randrange(1, 9)) * r.choice([300, 1_500, 1_990, 5_000, 100_000])
-    return r.choice(["{}", "-{}", "{0}/{0}1", "0.{}", "1e{}", "{}%", "{}^{{{0}}}"][:6]).format(number)
+    digits = str(r.randrange(1, 9)) * r.choice([300, 1_500, 1_990, 5_000, 100_000])
+    return r.choice(["{}", "-{}", "{0}/{0}1", "0.{}", "1e{}", "{}%", "{}^{{{0}}}"][:6]).format(digits)
 
 
 def _broken(r: random.Random) -> str:
@@ -82,15 +82,15 @@ def _series(r: random.Random) -> str:
 
 
 def _expression(r: random.Random) -> str:
-    number = r.choice([5, 40, 300])
+    size = r.choice([5, 40, 300])
     return r.choice(
         ["(1+x)^{{{}}}", "(a+b+c+d)^{{{}}}", r"\sin^{{{}}}(x)", "x^{{{}}}=1", r"\sqrt[{}]{{2}}+\pi"]
-    ).format(10 * number) + r.choice(
+    ).format(10 * size) + r.choice(
         [
             "",
-            "+" + "+".join(f"y_{i}" for i in range(number)),
-            "=" + "=".join(map(str, range(number))),
-            "<x<" + "<".join(["y"] * number),
+            "+" + "+".join(f"y_{i}" for i in range(size)),
+            "=" + "=".join(map(str, range(size))),
+            "<x<" + "<".join(["y"] * size),
         ]
     )
 
@@ -139,11 +139,12 @@ RIGHT = [
 ]
 
 
-def hostile_answers(number: int, seed: int = 0) -> Iterator[Hostile]:
-    """Every fifth is right, spelled in one of several ways; the others are wrong, whatever they mean."""
+def hostile_answers(count: int, seed: int = 0) -> Iterator[Hostile]:
+    """Yields answers. Every fifth is right, in one of several spellings, and the others are wrong."""
     r = random.Random(seed)
-    for index in range(number):
-        value = 1_000_003 + 2 * index  # no hostile answer's value, and another one each: equal pairs are graded once
+    for index in range(count):
+        # A different value per answer, because equal pairs are graded once, and never the value of a hostile answer.
+        value = 1_000_003 + 2 * index
         if index % 5 == 0:
             completion = r.choice(RIGHT).format(value, 2 * value, f"{value:,}")
             yield Hostile(completion, str(value), "right", 1.0)
@@ -159,7 +160,7 @@ def children() -> list[str]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # ended meanwhile
+        except OSError:  # the process has ended
             continue
         if int(parent) == os.getpid():
             states.append(state)
@@ -180,9 +181,9 @@ def main() -> None:
     with Grader("math", num_workers=arguments.num_workers, time_limit=arguments.time_limit) as grader:
         for first in range(0, len(answers), arguments.chunk):
             chunk, begun = answers[first : first + arguments.chunk], time.monotonic()
-            rewards = grader.grade([one.completion for one in chunk], [one.answer for one in chunk])
+            rewards = grader.grade([hostile.completion for hostile in chunk], [hostile.answer for hostile in chunk])
             chunk_seconds.append(time.monotonic() - begun)
-            wrong += [one for one, reward in zip(chunk, rewards, strict=True) if reward != one.reward]
+            wrong += [hostile for hostile, reward in zip(chunk, rewards, strict=True) if reward != hostile.reward]
             states = children()
             assert len(states) <= arguments.num_workers and "Z" not in states, f"children left behind: {states}"
             print(
@@ -196,9 +197,11 @@ def main() -> None:
     print(f"{arguments.number} answers in {seconds:.0f} s with {arguments.num_workers} workers (bound {bound:.0f} s);")
     median, longest = statistics.median(chunk_seconds), max(chunk_seconds)
     print(f"a chunk of {arguments.chunk}: median {median:.1f} s, longest {longest:.1f} s;")
-    print(f"{timeouts} timeouts, {len(wrong)} wrong rewards by kind {dict(Counter(one.kind for one in wrong))}")
-    for one in wrong[:20]:
-        print(f"  {one.kind}: {one.completion[:120]!r} against {one.answer}")
+    print(
+        f"{timeouts} timeouts, {len(wrong)} wrong rewards by kind {dict(Counter(hostile.kind for hostile in wrong))}"
+    )
+    for hostile in wrong[:20]:
+        print(f"  {hostile.kind}: {hostile.completion[:120]!r} against {hostile.answer}")
     assert seconds < bound and not wrong
 
 

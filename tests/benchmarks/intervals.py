@@ -1,4 +1,4 @@
-"""Intervals over seeds, for the benchmarks."""
+"""Intervals over seeds for the benchmarks."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95% t-interval, NaN for a single value."""
+    """Mean and half-width of its 95% t-interval. The half-width is NaN for a single value."""
     mean = sum(values) / len(values)
     if len(values) == 1:
         return mean, math.nan

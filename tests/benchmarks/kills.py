@@ -1,10 +1,11 @@
-"""Kills real runs of four recipes at random moments, resumes them, and compares with a run that nobody killed.
+"""Kills real runs of four recipes at random moments, resumes them, and compares them with an uninterrupted run.
 
     python tests/benchmarks/kills.py --kills 200
 
-One process imports everything and forks each run, so that a kill costs no imports. A run dies (SIGKILL) after a random
-share of its processor time, as soon as a file of its folder changes, or at the start of a file operation. After each
-kill, what was finished must be there byte for byte and once; at the end the results must be the straight run's.
+One process imports everything and forks each run, so that a resumed run needs no imports. A run is killed (SIGKILL)
+after a random share of its processor time, when a file of its folder changes, or at the start of a file operation.
+After each kill, all finished files must be unchanged and present once. At the end, the results must equal the results
+of the uninterrupted run.
 """
 
 import argparse
@@ -38,7 +39,7 @@ SAVING = ["--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1
 
 
 def arguments_of(stage: str, work: Path) -> tuple[str, list[str]]:
-    """The recipe of a stage, and its arguments but for the output folder."""
+    """The recipe of a stage, and its arguments except the output folder."""
     model = ["--reward_model", str(work / "reward-model")]
     return {
         "collection": (
@@ -70,7 +71,7 @@ STAGES = ("collection", "erprm", "raft", "ppo")
 
 
 def preload() -> dict:
-    """Imports everything that the runs need, and nothing that starts a thread; returns the recipes by name."""
+    """Imports everything that the runs need without starting a thread, and returns the recipes by name."""
     import torch
     import transformers.models.llama.modeling_llama
     import transformers.trainer  # noqa: F401
@@ -80,7 +81,7 @@ def preload() -> dict:
     import erprm_trl.policy.online.step_ppo_trainer  # noqa: F401
 
     torch.set_num_threads(1)
-    AutoModelForCausalLM.from_pretrained("erprm_trl/dial/base")  # what transformers prepares at the first load
+    AutoModelForCausalLM.from_pretrained("erprm_trl/dial/base")  # transformers prepares some state at the first load
     recipes = {}
     for name in ("collect_rollouts", "train_erprm", "train_raft", "train_step_ppo"):
         spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
@@ -91,7 +92,7 @@ def preload() -> dict:
 
 
 def parse(module, arguments: list[str]) -> tuple:
-    """What the recipe's own last line parses."""
+    """Parses the arguments like the recipe's last line."""
     from trl import ModelConfig, TrlParser
 
     from erprm_trl import ERPRMConfig, RAFTConfig, StepPPOConfig
@@ -107,10 +108,10 @@ def parse(module, arguments: list[str]) -> tuple:
     return TrlParser(classes).parse_args_and_config(arguments)
 
 
-def die_at_operation(folder: Path, number: int) -> None:
-    """Kills this process when it is about to open a file of the folder for writing, or to rename, make or remove one,
-    for the `number`-th time."""
-    left = number
+def die_at_operation(folder: Path, operation: int) -> None:
+    """Kills this process before its `number`-th file operation in the folder: opening a file for writing, or renaming,
+    creating or removing one."""
+    left = operation
 
     def hook(event, arguments):
         nonlocal left
@@ -126,7 +127,7 @@ def die_at_operation(folder: Path, number: int) -> None:
 
 
 def start(recipes: dict, stage: str, work: Path, folder: Path, operation: int | None = None) -> int:
-    """Forks a run and returns its process id; it ends with 0 if the recipe did."""
+    """Forks a run and returns its process id. The run exits with 0 if the recipe succeeds."""
     name, arguments = arguments_of(stage, work)
     sys.stdout.flush()
     child = os.fork()
@@ -138,7 +139,7 @@ def start(recipes: dict, stage: str, work: Path, folder: Path, operation: int | 
         os.dup2(log.fileno(), 2)
     code = 1
     try:
-        for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):  # their locks are shared: killed holding one, all runs would wait
+        for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):  # a run killed with their shared lock blocks all
             bar.set_lock(threading.RLock())
         if operation is not None:
             die_at_operation(folder, operation)
@@ -159,20 +160,20 @@ def processor_time(process: int) -> float:
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of each path of a folder, as far as they hold still."""
-    found = {}
+    """Size and modification time of each path of a folder. Paths that disappear meanwhile are skipped."""
+    sizes = {}
     for root, folders, names in os.walk(folder):
         for name in (*folders, *names):
             try:
                 status = os.stat(os.path.join(root, name))
             except FileNotFoundError:
                 continue
-            found[os.path.join(root, name)] = (status.st_size, status.st_mtime_ns)
-    return found
+            sizes[os.path.join(root, name)] = (status.st_size, status.st_mtime_ns)
+    return sizes
 
 
 def wait(child: int, folder: Path, seconds: float | None = None, changes: int | None = None) -> int:
-    """Waits for a run, or kills it after so much processor time or so many changes of its folder; its status."""
+    """Waits for a run, or kills it after some processor time or folder changes. Returns its status."""
     seen, before = 0, files_of(folder)
     while seconds is not None or changes is not None:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -194,14 +195,14 @@ def digest(path: Path) -> str:
 
 
 def finished_chunks(shard: Path, rows_in_chunk: int, problems: list[str]) -> dict[str, str]:
-    """Whole chunks of a shard by their number, read without the library."""
+    """The complete chunks of a shard by their number, read without the library."""
     chunks: dict[int, list[bytes]] = {}
     for line in shard.read_bytes().splitlines(keepends=True) if shard.exists() else ():
         if line.endswith(b"\n"):
             chunks.setdefault(json.loads(line)["chunk"], []).append(line)
     for chunk, lines in chunks.items():
         if len(lines) > rows_in_chunk or len(set(lines)) < len(lines):
-            problems.append(f"{shard}: chunk {chunk} is doubled")
+            problems.append(f"{shard}: chunk {chunk} is duplicated")
     return {
         f"chunk {chunk}": hashlib.sha256(b"".join(lines)).hexdigest()
         for chunk, lines in chunks.items()
@@ -210,18 +211,18 @@ def finished_chunks(shard: Path, rows_in_chunk: int, problems: list[str]) -> dic
 
 
 def read_whole(file: Path) -> None:
-    """Reads safetensors, or what torch saved (a zip file with checksums), to the last byte."""
+    """Reads a safetensors file or a file of `torch.save` (a zip file with checksums) completely."""
     from safetensors.torch import load_file
 
     if file.suffix == ".safetensors":
         load_file(file)
     elif zipfile.ZipFile(file).testzip() is not None:
-        raise ValueError("a checksum is another")
+        raise ValueError("a checksum differs")
 
 
 def finished_checkpoints(folder: Path, problems: list[str], unfinished: Counter) -> dict[str, list]:
-    """Checkpoints that can be read to the last byte: digests of their files, and what was logged."""
-    found = {}
+    """The checkpoints that can be read completely: digests of their files, and their logs."""
+    checkpoints = {}
     for path in sorted(folder.glob("checkpoint-*")):
         try:
             state = json.loads((path / "trainer_state.json").read_text())
@@ -234,21 +235,21 @@ def finished_checkpoints(folder: Path, problems: list[str], unfinished: Counter)
                 read_whole(file)
                 files[file.name] = digest(file)
         except Exception as error:
-            problems.append(f"{path} has its state, and {file.name} cannot be read: {error}")
+            problems.append(f"{path} has a trainer state, but {file.name} cannot be read: {error}")
         losses = [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]
         check_steps(path, [step for step, _ in losses][-state["global_step"] :], problems)
-        found[path.name] = [files, losses]
-    return found
+        checkpoints[path.name] = [files, losses]
+    return checkpoints
 
 
 def check_steps(path: Path, steps: list[int], problems: list[str]) -> None:
-    """Each step was logged once."""
+    """Checks that each step was logged once."""
     if steps != list(range(steps[0], steps[0] + len(steps))):
         problems.append(f"{path}: logged steps {steps}")
 
 
 def finished(stage: str, folder: Path, problems: list[str], unfinished: Counter) -> dict:
-    """Everything in a run's folder that is finished, by name."""
+    """Everything that is finished in a run's folder, by name."""
     unfinished["temporary file"] += len(list(folder.rglob("*.tmp")))
     shards = [*folder.rglob("rollouts-*.jsonl")]
     unfinished["chunk"] += sum(shard.stat().st_size > 0 and shard.read_bytes()[-1:] != b"\n" for shard in shards)
@@ -256,7 +257,7 @@ def finished(stage: str, folder: Path, problems: list[str], unfinished: Counter)
         return finished_chunks(folder / "rollouts-00000.jsonl", 2, problems)
     if stage != "raft":
         return finished_checkpoints(folder, problems, unfinished)
-    found = {}
+    entries = {}
     for path in sorted(folder.glob("round-*")):
         parts = finished_checkpoints(path, problems, unfinished)
         parts |= finished_chunks(path / "samples" / "rollouts-00000.jsonl", 16, problems)
@@ -264,52 +265,53 @@ def finished(stage: str, folder: Path, problems: list[str], unfinished: Counter)
         files = ["scores.jsonl", "picks.jsonl"] * ("metrics" in manifest)
         files += ["policy/model.safetensors"] * ("training" in manifest)
         parts |= {name: digest(path / name) for name in files}
-        found |= {f"{path.name}: {name}": value for name, value in parts.items()}
-    return found
+        entries |= {f"{path.name}: {name}": value for name, value in parts.items()}
+    return entries
 
 
 def result_of(stage: str, folder: Path, problems: list[str]) -> dict:
-    """The end result: rows, or weights and losses."""
+    """The final result: rows, or weights and losses."""
     if stage == "collection":
         return {"shards": [digest(path) for path in sorted(folder.glob("rollouts-*.jsonl"))]}
     state = json.loads((folder / "trainer_state.json").read_text())
     losses = [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]
-    if stage != "raft":  # whose log begins with the round in which it was continued
+    if stage != "raft":  # RAFT's log begins with the round in which it was resumed
         check_steps(folder, [step for step, _ in losses], problems)
     weights = {path.name: digest(path) for path in folder.glob("*.safetensors")}
     return {"weights": weights, "losses": losses if stage != "raft" else None}
 
 
 def compare(before: dict, now: dict, straight: dict, problems: list[str]) -> int:
-    """Checks that nothing finished is gone or changed, and that all is as in the straight run; returns the checks."""
+    """Checks that nothing finished is missing or changed, and that everything equals the uninterrupted run. Returns
+    the number of checks."""
     for name, value in before.items():
         if now.get(name) != value:
-            problems.append(f"{name} was finished and is {'gone' if name not in now else 'changed'}")
+            problems.append(f"{name} was finished and is {'missing' if name not in now else 'changed'}")
     for name, value in now.items():
         if straight.get(name) != value:
-            problems.append(f"{name} is not the straight run's")
+            problems.append(f"{name} differs from the uninterrupted run's")
     return len(before) + len(now)
 
 
 def campaign(recipes: dict, stage: str, work: Path, kills: int, chance: random.Random) -> dict:
-    """Kills a stage's runs so many times; each is continued to its end, and then a new one begins."""
+    """Kills a stage's runs `kills` times. Each run is resumed until its end, and then a new run begins."""
     problems: list[str] = []
     unfinished: Counter = Counter()
     straight = work / "straight" / stage
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     status = wait(start(recipes, stage, work, straight), straight)
     if status:
-        raise RuntimeError(f"{stage}: the straight run failed, see {work / stage}.log")
+        raise RuntimeError(f"{stage}: the uninterrupted run failed, see {work / stage}.log")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     expected, result = finished(stage, straight, problems, Counter()), result_of(stage, straight, problems)
     changes = max(4, 2 * len(files_of(straight)))
     ways: Counter = Counter()
-    runs, checks, number, folder, before = 0, 0, 0, work / "killed" / f"{stage}-0", {}
+    runs, checks, run_index, folder, before = 0, 0, 0, work / "killed" / f"{stage}-0", {}
     going = True
     while going:
-        way = WAYS[number % len(WAYS)] if sum(ways.values()) < kills else None
-        number += 1
+        way = WAYS[run_index % len(WAYS)] if sum(ways.values()) < kills else None
+        run_index += 1
         at = {
             "processor time": {"seconds": chance.uniform(0.02, seconds)},
             "file changed": {"changes": chance.randint(1, changes)},
@@ -323,9 +325,9 @@ def campaign(recipes: dict, stage: str, work: Path, kills: int, chance: random.R
             ways[way] += 1
             continue
         if status:
-            problems.append(f"{folder}: a continued run failed, see {work / stage}.log")
+            problems.append(f"{folder}: a resumed run failed, see {work / stage}.log")
         elif result_of(stage, folder, problems) != result:
-            problems.append(f"{folder}: the end is not the straight run's")
+            problems.append(f"{folder}: the result differs from the uninterrupted run's")
         else:
             shutil.rmtree(folder)
         runs, before, going = runs + 1, {}, sum(ways.values()) < kills
@@ -344,7 +346,7 @@ def campaign(recipes: dict, stage: str, work: Path, kills: int, chance: random.R
 def main() -> None:
     """Runs the campaigns, prints a table and writes a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=200, help="in all, shared among the stages")
+    parser.add_argument("--kills", type=int, default=200, help="Number of kills over all stages.")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/kills.json"))
@@ -366,20 +368,20 @@ def main() -> None:
     print(f"{'stage':<12}{'kills':>6}{'runs':>6}{'checked':>9}{'problems':>10}  by way; half-written")
     for index, stage in enumerate(options.stages):
         share = options.kills // len(options.stages) + (index < options.kills % len(options.stages))
-        found = campaign(recipes, stage, work, share, random.Random(f"{options.seed}/{stage}"))
-        results[stage] = found
+        outcome = campaign(recipes, stage, work, share, random.Random(f"{options.seed}/{stage}"))
+        results[stage] = outcome
         print(
-            f"{stage:<12}{found['kills']:>6}{found['runs_to_the_end']:>6}{found['finished_things_checked']:>9}"
-            f"{len(found['problems']):>10}  {found['ways']}; {found['half_written']}",
+            f"{stage:<12}{outcome['kills']:>6}{outcome['runs_to_the_end']:>6}{outcome['finished_things_checked']:>9}"
+            f"{len(outcome['problems']):>10}  {outcome['ways']}; {outcome['half_written']}",
             flush=True,
         )
-        for problem in found["problems"][:5]:
+        for problem in outcome["problems"][:5]:
             print(f"    {problem}")
     summary = {"seed": options.seed, "seconds": round(time.monotonic() - started), "stages": results}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(summary, indent=2) + "\n")
-    kills = sum(one["kills"] for one in results.values())
-    problems = sum(len(one["problems"]) for one in results.values())
+    kills = sum(result["kills"] for result in results.values())
+    problems = sum(len(result["problems"]) for result in results.values())
     print(f"{kills} kills, {problems} problems, {summary['seconds']} s; {options.output}")
     if not problems:
         shutil.rmtree(work)

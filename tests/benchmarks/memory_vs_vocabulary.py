@@ -1,8 +1,9 @@
-"""Memory of a reward-model training step against the vocabulary: `python tests/benchmarks/memory_vs_vocabulary.py`.
+"""Memory of a training step of a reward model against the size of the vocabulary:
+`python tests/benchmarks/memory_vs_vocabulary.py`.
 
-Each line is a process of its own: a 4-layer Llama with LoRA, batches of 32 sequences of 256 tokens with 8 labelled
-steps. What is printed is the peak resident memory beyond what the process held before training, and for comparison
-what float32 logits of every position would take.
+Each line is a separate process with a 4-layer Llama with LoRA and batches of 32 sequences of 256 tokens with 8
+labelled steps. The benchmark prints the increase of the peak resident memory during training and, for comparison, the
+memory of float32 logits at every position.
 """
 
 import resource
@@ -13,7 +14,7 @@ import torch
 
 
 def peak(vocab_size):
-    """Megabytes that five training steps add to the process."""
+    """Increase of the process' peak memory during five training steps, in megabytes."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -43,11 +44,11 @@ def peak(vocab_size):
 
 
 def main():
-    """One process a vocabulary, as the peak of a process never falls."""
+    """Runs one process per vocabulary, because the peak memory of a process never decreases."""
     if len(sys.argv) > 1:
         print(f"{peak(int(sys.argv[1])):.0f}")
         return
-    print(f"{'vocabulary':>12}{'training adds':>16}{'whole logits would take':>26}")
+    print(f"{'vocabulary':>12}{'training adds':>16}{'all logits would take':>26}")
     for vocab_size in (512, 8_192, 131_072):
         added = subprocess.run([sys.executable, __file__, str(vocab_size)], capture_output=True, text=True, check=True)
         whole = 32 * 256 * vocab_size * 4 / 2**20

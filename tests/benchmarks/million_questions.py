@@ -1,8 +1,8 @@
 """Memory of a collection against its number of questions: `python tests/benchmarks/million_questions.py`.
 
-A million questions are streamed from a file through `collect_rollouts` with a sampler and a grader that cost nothing,
-then summarised, opened again, read back and labelled. Printed is what the process has in memory at every tenth: its
-own (anonymous) pages, and pages of files, which are mapped and which the system takes back when it needs them.
+A million questions are streamed from a file through `collect_rollouts` with a sampler and a grader that take no time,
+then summarised, opened again, read and labelled. At every tenth, the benchmark prints the process' memory: its own
+(anonymous) pages, and pages of mapped files, which the system can free at any time.
 """
 
 import argparse
@@ -18,35 +18,35 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def memory_mb() -> dict[str, float]:
-    """Resident memory of this process: its own pages, and those of files."""
+    """Resident memory of this process in megabytes: its own pages, and pages of files."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    found = dict(line.split(":", 1) for line in lines)
-    return {name: int(found[key].split()[0]) / 1e3 for name, key in (("own", "RssAnon"), ("files", "RssFile"))}
+    values = dict(line.split(":", 1) for line in lines)
+    return {name: int(values[key].split()[0]) / 1e3 for name, key in (("own", "RssAnon"), ("files", "RssFile"))}
 
 
 class Watched:
-    """Calls `tenth` each time that another tenth of the work is done."""
+    """Records the memory after each tenth of the work."""
 
     def __init__(self, total: int):
         self.total, self.done, self.tenths = total, 0, 0
         self.started = time.monotonic()
         self.points: list[dict[str, float | str]] = []
 
-    def add(self, number: int) -> None:
-        self.done += number
+    def add(self, count: int) -> None:
+        self.done += count
         while self.tenths < 10 and 10 * self.done >= self.total * (self.tenths + 1):
             self.tenths += 1
             self.point(f"{10 * self.tenths}%")
 
     def point(self, name: str) -> None:
-        found = memory_mb()
-        self.points.append({"at": name, **found, "seconds": time.monotonic() - self.started})
-        print(f"{name:<28}own {found['own']:8.1f} MB   files {found['files']:8.1f} MB   "
+        memory = memory_mb()
+        self.points.append({"at": name, **memory, "seconds": time.monotonic() - self.started})
+        print(f"{name:<28}own {memory['own']:8.1f} MB   files {memory['files']:8.1f} MB   "
               f"{self.points[-1]['seconds']:7.0f} s", flush=True)  # fmt: skip
 
 
 def main() -> None:
-    """Writes the questions, collects, labels, prints."""
+    """Writes the questions, collects and labels rollouts, and prints the memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=1_000_000)
     parser.add_argument("--chunk_size", type=int, default=256)
@@ -55,13 +55,13 @@ def main() -> None:
     options = parser.parse_args()
     shutil.rmtree(options.output_dir, ignore_errors=True)
     options.output_dir.mkdir(parents=True)
-    os.environ["HF_DATASETS_CACHE"] = str(options.output_dir / "cache")  # of the questions' table
+    os.environ["HF_DATASETS_CACHE"] = str(options.output_dir / "cache")  # the cache of the table of questions
 
     from erprm_trl import RolloutDataset, collect_rollouts, load_questions
     from erprm_trl.rollouts import Completion
 
     class FakeSampler:
-        """Three steps and an answer; the same objects for every prompt."""
+        """Returns the same objects for every prompt: three steps and an answer."""
 
         settings = {"backend": "fake"}
         solution = Completion("first 12 + 30 = 42\nthen 42 - 2 = 40\nso it is\nanswer 40", True, 24)
@@ -95,21 +95,21 @@ def main() -> None:
     watched.point("summarised")
     rollouts = RolloutDataset(options.output_dir / "rollouts")
     watched.point("opened again")
-    number = sum(len(row.steps) for row in rollouts.rows)
+    num_steps = sum(len(row.steps) for row in rollouts.rows)
     watched.point("rows read")
     labels = rollouts.labels(2.0)
     watched.point("labelled")
-    assert number == 4 * options.questions == rollouts.manifest["summary"]["steps"]
+    assert num_steps == 4 * options.questions == rollouts.manifest["summary"]["steps"]
     assert len(labels) == options.questions == len(rollouts)
     tenths = [point["own"] for point in watched.points if str(point["at"]).endswith("%")]
     size = sum(path.stat().st_size for path in (options.output_dir / "rollouts").iterdir()) / 1e6
     growth = tenths[-1] - tenths[0]
     print(f"{options.questions:,} questions, {size:,.0f} MB of rollouts: own memory from 10% to 100% {growth:+.1f} MB,"
-          f" {1e6 * growth / (0.9 * options.questions):+.1f} bytes a question")  # fmt: skip
-    found = {"questions": options.questions, "rollouts_mb": size, "points": watched.points}
+          f" {1e6 * growth / (0.9 * options.questions):+.1f} bytes per question")  # fmt: skip
+    report = {"questions": options.questions, "rollouts_mb": size, "points": watched.points}
     shutil.rmtree(options.output_dir)
     options.output_dir.mkdir()
-    (options.output_dir / "million_questions.json").write_text(json.dumps(found, indent=1))
+    (options.output_dir / "million_questions.json").write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Do the tests notice when the code is wrong? `python tests/benchmarks/mutants.py [--only step_losses encoding]`
+"""Mutation tests: `python tests/benchmarks/mutants.py [--only step_losses encoding]`.
 
-Each mutant is one small mistake in a copy of the tree, met by the tests of the module that it is in. It prints which
-ones live on, and the share that was killed; `--json` keeps the list.
+Each mutant is a small mistake in a copy of the tree, which the tests of its module should detect. The benchmark prints
+the mutants that survive, and the share of killed ones. `--json` saves the list.
 """
 
 import argparse
@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class Mutant(NamedTuple):
-    """A text of a file and what it becomes."""
+    """A text in a file and its replacement."""
 
     file: str
     text: str
     becomes: str
 
 
-# Module: the tests that are to notice, and (text, mistake) pairs. Each text stands once in its module.
+# Module: its tests, and pairs (text, mistake). Each text occurs once in its module.
 MUTANTS = {
     "functional/soft_values.py": (
         ["tests/functional/test_soft_values.py"],
@@ -95,7 +95,7 @@ MUTANTS = {
             ("terms.sum(dim, keepdim=True)", "terms.sum(0, keepdim=True)"),
             ("sums = all_reduce(sums) if all_reduce else sums", "sums = sums"),
             ("squares = all_reduce(squares) if all_reduce else squares", "squares = squares"),
-            ("torch.where(of_targets > rounding, ", "torch.where(of_targets >= 0, "),
+            ("torch.where(target_variance > rounding, ", "torch.where(target_variance >= 0, "),
         ],
     ),
     "functional/score_metrics.py": (
@@ -331,14 +331,14 @@ def mutants(only: list[str]) -> list[tuple[Mutant, list[str]]]:
         for text, becomes in pairs:
             if source.count(text) != 1:
                 raise ValueError(
-                    f"{module}: got {source.count(text)} places with {text!r}, expected one. Mend the list."
+                    f"{module}: got {source.count(text)} places with {text!r}, expected exactly one. Update the list."
                 )
             chosen.append((Mutant(module, text, becomes), tests))
     return chosen
 
 
 def copy_tree(folder: Path) -> None:
-    """What git tracks, and what it does not ignore."""
+    """Copies all files that git tracks or does not ignore."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
         if (ROOT / name).is_file():
@@ -347,14 +347,14 @@ def copy_tree(folder: Path) -> None:
 
 
 def run_tests(folder: Path, tests: list[str], timeout: float) -> str:
-    """`passed`, `killed` or, where the tests did not end in time, `hung`."""
+    """Returns `passed`, `killed` or, if the tests did not end in time, `hung`."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         return "hung"
-    if done.returncode not in (0, 1, 2):  # 2: the module cannot even be imported
+    if done.returncode not in (0, 1, 2):  # 2: the module cannot be imported
         raise RuntimeError(
             f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         )
@@ -364,11 +364,11 @@ def run_tests(folder: Path, tests: list[str], timeout: float) -> str:
 def main() -> None:
     """Runs every mutant and prints the survivors."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=[], help="modules whose names hold one of these")
-    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for the tests of one mutant")
+    parser.add_argument("--only", nargs="*", default=[], help="Modules whose names contain one of these.")
+    parser.add_argument("--timeout", type=float, default=900.0, help="Time limit of a mutant's tests, in seconds.")
     parser.add_argument("--json", default="outputs/bench/mutants.json")
     options = parser.parse_args()
-    found, started = [], time.monotonic()
+    outcomes, started = [], time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "tree")
         copy_tree(folder)
@@ -376,22 +376,22 @@ def main() -> None:
         for mutant, tests in mutants(options.only):
             for test in set(tests) - healthy:
                 if run_tests(folder, [test], options.timeout) != "passed":
-                    raise RuntimeError(f"{test} fails without any mutant. Mend it first.")
+                    raise RuntimeError(f"{test} fails without a mutant. Fix it first.")
                 healthy.add(test)
             path = folder / "erprm_trl" / mutant.file
             source = path.read_text(encoding="utf-8")
             path.write_text(source.replace(mutant.text, mutant.becomes), encoding="utf-8")
             outcome = run_tests(folder, tests, options.timeout)
             path.write_text(source, encoding="utf-8")
-            found.append({**mutant._asdict(), "outcome": "survived" if outcome == "passed" else outcome})
-            print(f"{found[-1]['outcome']:<9} {mutant.file}: {mutant.text.strip()[:90]}", flush=True)
-    survivors = [one for one in found if one["outcome"] == "survived"]
-    killed = len(found) - len(survivors)
-    print(f"{killed} of {len(found)} killed ({killed / len(found):.0%}), {time.monotonic() - started:.0f} s")
-    for one in survivors:
-        print(f"survived: {one['file']}: {one['text']!r} -> {one['becomes']!r}")
+            outcomes.append({**mutant._asdict(), "outcome": "survived" if outcome == "passed" else outcome})
+            print(f"{outcomes[-1]['outcome']:<9} {mutant.file}: {mutant.text.strip()[:90]}", flush=True)
+    survivors = [entry for entry in outcomes if entry["outcome"] == "survived"]
+    killed = len(outcomes) - len(survivors)
+    print(f"{killed} of {len(outcomes)} killed ({killed / len(outcomes):.0%}), {time.monotonic() - started:.0f} s")
+    for entry in survivors:
+        print(f"survived: {entry['file']}: {entry['text']!r} -> {entry['becomes']!r}")
     Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.json).write_text(json.dumps(found, indent=2))
+    Path(options.json).write_text(json.dumps(outcomes, indent=2))
 
 
 if __name__ == "__main__":

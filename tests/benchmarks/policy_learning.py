@@ -1,9 +1,10 @@
-"""What policies learn on dial, over seeds: `python tests/benchmarks/policy_learning.py --seeds 0 1 2 3 4 --json FILE`.
+"""Learning of policies on dial over seeds: `python tests/benchmarks/policy_learning.py --seeds 0 1 2 3 4 --json FILE`.
 
-Each seed has its own rollouts, reward models, questions and samples. "short": the shipped policy learns from the
-reward model alone (no answer is used), beside TRL's GRPOTrainer on graded answers. "sparse": a noisier policy that is
-seldom right, so that answers say little; there step credit and answers together, against answers alone with as many
-rollouts. Accuracy is graded by the true answer on fresh questions at temperature 1. Finished runs are kept in FILE.
+Each seed has its own rollouts, reward models, questions and samples. In the setting "short", the shipped policy learns
+only from the reward model, compared with TRL's GRPOTrainer on graded answers. In the setting "sparse", a noisier
+policy is rarely right, so that answers carry little information. There, step rewards with answers are compared with
+answers alone, with the same number of rollouts. The accuracy is graded by the true answer on new questions at
+temperature 1. Finished runs are saved in FILE.
 """
 
 import argparse
@@ -60,7 +61,7 @@ MAIN_RUNS += ["sparse: answers only", "sparse: difference", "sparse: sum, gamma 
 
 
 def reward_model(seed, eta, folder):
-    """A reward model of this seed at this eta, trained once."""
+    """The reward model of this seed at this eta. It is trained once."""
     chain = DialChain(str(folder), seed=seed)
     path = Path(folder, f"erprm-eta-{eta:g}")
     if not (path / "prm_format.json").exists():
@@ -69,7 +70,7 @@ def reward_model(seed, eta, folder):
 
 
 def run(name, seed, folder, arguments):
-    """One training: its learning curve, final accuracy, what the critic explains, and seconds."""
+    """One training run: its learning curve, final accuracy, explained variance of the critic, and seconds."""
     setting, method, settings, eta = RUNS[name]
     sparse = setting == "sparse"
     policy = noisy_policy(seed, folder) if sparse else BASE_PATH
@@ -113,7 +114,7 @@ def run(name, seed, folder, arguments):
 
 
 def noisy_policy(seed, folder):
-    """The noisier start of this seed, trained once."""
+    """The noisier first policy of this seed. It is trained once."""
     path = Path(folder, "noisy")
     return str(path) if (path / "config.json").exists() else make_noisy_policy(path, seed=seed)
 
@@ -127,12 +128,12 @@ def load(path):
 
 
 def start_accuracy(path, test):
-    """Accuracy of the policy that a run starts from."""
+    """Accuracy of a run's first policy."""
     return accuracy(*load(path), test, 4, seed=1)
 
 
 def rollouts_to_reach(curve, level):
-    """Rollouts at which a learning curve first reaches a level, interpolated; `None` if it never does."""
+    """Interpolated number of rollouts at which a learning curve first reaches a level, or `None`."""
     for (before, low), (after, high) in zip(curve, curve[1:], strict=False):
         if high >= level:
             return after if low >= high else before + (after - before) * max(0.0, level - low) / (high - low)
@@ -146,15 +147,15 @@ def summarize(seeds):
         runs = [runs[name] for runs in seeds.values() if name in runs]
         if not runs:
             continue
-        gain, half = interval([100 * (one["after"] - one["before"]) for one in runs])
+        gain, half = interval([100 * (result["after"] - result["before"]) for result in runs])
         line = {
-            "before": interval([one["before"] for one in runs])[0],
-            "after": interval([one["after"] for one in runs]),
+            "before": interval([result["before"] for result in runs])[0],
+            "after": interval([result["after"] for result in runs]),
         }
         line["gain_points"] = (gain, half)
         if runs[0]["explained_variance"] is not None:
-            line["explained_variance"] = interval([one["explained_variance"] for one in runs])
-        line["seconds"] = interval([one["seconds"] for one in runs])[0]
+            line["explained_variance"] = interval([result["explained_variance"] for result in runs])
+        line["seconds"] = interval([result["seconds"] for result in runs])[0]
         if name.startswith("sparse"):
             speedups = []
             for those in seeds.values():
@@ -174,7 +175,7 @@ def summarize(seeds):
 
 
 def print_table(summary):
-    """The summary as a table."""
+    """Prints the summary as a table."""
     print(f"{'':<38}{'before':<9}{'after':<18}{'gain, points':<18}{'fewer rollouts':<18}{'explained var.':<18}seconds")
     for name, line in summary["runs"].items():
         cells = [f"{name:<38}{line['before']:.3f}    "]
@@ -190,13 +191,13 @@ def print_table(summary):
 
 
 def plot(seeds, path):
-    """Accuracy against rollouts, mean over seeds, a panel a setting."""
+    """Plots the mean accuracy over seeds against the rollouts, with one panel per setting."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, setting, title in zip(
-        panels, ("short", "sparse"), ("shipped policy, step scores alone", "noisier start"), strict=True
+        panels, ("short", "sparse"), ("shipped policy, only step scores", "noisier start"), strict=True
     ):
         for name in (name for name in RUNS if RUNS[name][0] == setting):
             curves = [runs[name]["curve"] for runs in seeds.values() if name in runs]
@@ -211,7 +212,7 @@ def plot(seeds, path):
                     else {"marker": "o", "markersize": 3}
                 )
                 axes.plot(rollouts, means, label=name.removeprefix("sparse: "), **style)
-        axes.set(xlabel="rollouts", ylabel="accuracy on fresh questions", title=title)
+        axes.set(xlabel="rollouts", ylabel="accuracy on new questions", title=title)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
@@ -219,7 +220,7 @@ def plot(seeds, path):
 
 
 def main():
-    """Runs what is missing, prints the table and draws the curves."""
+    """Runs the missing runs, prints the table and plots the curves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--json", default="outputs/bench/policy_learning.json")
@@ -237,9 +238,10 @@ def main():
         for name in RUNS if "all" in arguments.runs else arguments.runs:
             if name not in runs:
                 runs[name] = run(name, seed, Path(arguments.output_dir, f"seed-{seed}"), arguments)
-                one = runs[name]
+                result = runs[name]
                 print(
-                    f"seed {seed}, {name}: {one['before']:.3f} -> {one['after']:.3f}, {one['seconds']} s", flush=True
+                    f"seed {seed}, {name}: {result['before']:.3f} -> {result['after']:.3f}, {result['seconds']} s",
+                    flush=True,
                 )
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps({**summarize(seeds), "by_seed": seeds}))

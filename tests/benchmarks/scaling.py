@@ -1,8 +1,8 @@
-"""How cost grows: `python tests/benchmarks/scaling.py [--only labels]`.
+"""How the cost of each stage grows with its size: `python tests/benchmarks/scaling.py [--only labels]`.
 
-Each stage on doublings of one size, the others held: best processor time of a few turns, and the exponent of the
-line through the larger half of the sizes in log-log, 1 where twice as much takes twice as long. Sampling is left out
-(samplers here cost nothing): it is the model's, and grows with the tokens that are written.
+One size is doubled and the others are fixed. The benchmark prints the best processor time of a few turns and the slope
+of the log-log line through the larger half of the sizes. A slope of 1 means that twice the size takes twice the time.
+The cost of sampling is not included (samplers here take no time), because it depends on the model and the tokens.
 """
 
 import argparse
@@ -35,18 +35,18 @@ from erprm_trl.rollouts import Completion, Question
 
 
 STEP = "7 + 15 = 2 ки"
-SIZES = {"questions": 32, "steps": 6, "k": 4}  # what is held while another doubles
-# Prefixes of S steps are S texts of up to S steps: what is sampled, graded, compared and shown has S^2 / 2 steps.
+SIZES = {"questions": 32, "steps": 6, "k": 4}  # the fixed sizes
+# The prefixes of S steps are S texts of up to S steps, so the sampled and graded texts have S^2 / 2 steps.
 BY_NATURE = {
     ("collect", "steps"): "2: S prefixes, each graded with a text of S steps",
     ("collect, shared", "steps"): "2: S prefixes, each graded with a text of S steps",
-    ("training step", "length"): "attention: 1 while the layers' products cost most, towards 2 beyond",
-    ("scoring", "steps"): "attention: 1 while the layers' products cost most, towards 2 beyond",
+    ("training step", "length"): "attention: 1 while the layers' matrix products dominate, towards 2 for longer texts",
+    ("scoring", "steps"): "attention: 1 while the layers' matrix products dominate, towards 2 for longer texts",
 }
 
 
 class FakeSampler:
-    """Solutions of a number of steps, all different."""
+    """Returns different solutions with a fixed number of steps."""
 
     settings = {"backend": "fake"}
 
@@ -54,9 +54,9 @@ class FakeSampler:
         self.steps = steps
 
     def sample(self, prompts, num_samples, seed):
-        """Continuations go on to the last step."""
+        """Samples continuations up to the last step."""
         return [
-            [self._completion(prompt, f"{seed % 97} {index} {number}") for number in range(num_samples)]
+            [self._completion(prompt, f"{seed % 97} {index} {sample}") for sample in range(num_samples)]
             for index, prompt in enumerate(prompts)
         ]
 
@@ -68,12 +68,12 @@ class FakeSampler:
 
 
 def is_right(completion: str, answer: str) -> float:
-    """A grader that looks at the end."""
+    """A grader that compares the end of the completion."""
     return float(completion.endswith(answer))
 
 
 def collect(folder: Path, questions: int, steps: int, k: int, **settings):
-    """A collection with a sampler and a grader that cost nothing."""
+    """Runs a collection with a sampler and a grader that take no time."""
     rows = [Question(f"Tom dial {index} . right 15 . ?", "1") for index in range(questions)]
     return collect_rollouts(
         rows, FakeSampler(steps), folder, num_solutions=2, num_continuations=k, splitter="ки",
@@ -82,7 +82,7 @@ def collect(folder: Path, questions: int, steps: int, k: int, **settings):
 
 
 def scorer_of(length: int) -> StepScorer:
-    """A random model of dial's vocabulary with room for `length` tokens."""
+    """A random model with dial's vocabulary and a context of `length` tokens."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(BASE_PATH)
     config = LlamaConfig(
@@ -93,12 +93,12 @@ def scorer_of(length: int) -> StepScorer:
 
 
 def prepare_collect(folder, questions, steps, k):
-    """The whole collection, its summary included."""
+    """The whole collection, including its summary."""
     return lambda: collect(folder / "new", questions, steps, k)
 
 
 def prepare_collect_shared(folder, questions, steps, k):
-    """With adaptive allocation, where prefixes share continuations."""
+    """A collection with adaptive allocation, where prefixes share continuations."""
     return lambda: collect(folder / "new", questions, steps, k, allocation="adaptive")
 
 
@@ -109,35 +109,35 @@ def prepare_open(folder, questions, steps, k):
 
 
 def prepare_labels(folder, questions, steps, k):
-    """Labels at eta = 2; another eta each time, for `datasets` keeps what it has written."""
+    """Labels near eta = 2. The eta differs each time, because `datasets` caches its results."""
     rollouts = collect(folder / "old", questions, steps, k)
     etas = iter(torch.linspace(2, 3, 100).tolist())
     return lambda: rollouts.labels(next(etas))
 
 
 def prepare_posterior(folder, questions, steps, k):
-    """Labels with their standard deviation."""
+    """Labels with their standard deviations."""
     rollouts = collect(folder / "old", questions, steps, k)
     etas = iter(torch.linspace(2, 3, 100).tolist())
     return lambda: rollouts.labels(next(etas), estimator="posterior")
 
 
 def prepare_encoding(folder, questions, steps, k):
-    """Texts to token ids and the places of steps."""
+    """Encoding texts as token ids with step positions."""
     tokenizer = AutoTokenizer.from_pretrained(BASE_PATH)
     texts = [f"Tom dial {index} . right 15 . ?" for index in range(questions)]
     return lambda: encode_solutions(tokenizer, FORMAT, texts, [["7 + 15 = 2"] * steps] * questions)
 
 
 def prepare_scoring(folder, questions, steps, k):
-    """Scores of all steps."""
+    """Scoring all steps."""
     scorer = scorer_of(8 * steps + 64)
     texts = [f"Tom dial {index % 20} . right {index // 20} . ?" for index in range(questions)]
     return lambda: scorer.score(texts, [["7 + 15 = 2"] * steps] * questions)
 
 
 def prepare_training_step(folder, questions, length, k):
-    """Forward, loss and backward of a batch of `questions` sequences with a step each 16 tokens."""
+    """Forward pass, loss and backward pass of `questions` sequences with one step per 16 tokens."""
     model = scorer_of(length).model.train()
     ids = torch.randint(4, 40, (questions, length))
     positions = torch.arange(15, length, 16).expand(questions, -1)
@@ -151,12 +151,12 @@ def prepare_training_step(folder, questions, length, k):
 
 
 def prepare_page(folder, questions, steps, k):
-    """The page about a collection; it shows 1,000 solutions at most."""
+    """The report page of a collection, with at most 1,000 solutions."""
     collect(folder / "old", questions, steps, k)
     return lambda: write_report(folder)
 
 
-CASES = {  # stage: (what prepares it, {what doubles: sizes})
+CASES = {  # stage: (function that prepares it, {doubled size: values})
     "collect": (prepare_collect, {"questions": (64, 1024), "steps": (4, 64), "k": (4, 64)}),
     "collect, shared": (prepare_collect_shared, {"questions": (32, 256), "steps": (4, 32), "k": (2, 16)}),
     "open": (prepare_open, {"questions": (512, 4096), "steps": (8, 128), "k": (16, 256)}),
@@ -170,7 +170,7 @@ CASES = {  # stage: (what prepares it, {what doubles: sizes})
 
 
 def seconds_of(prepare, sizes: dict[str, int], turns: int) -> float:
-    """Best processor time; the folder is new for each turn."""
+    """Best processor time of a few turns, each with a new folder."""
     times = []
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(Path(folder), *sizes.values())
@@ -183,34 +183,34 @@ def seconds_of(prepare, sizes: dict[str, int], turns: int) -> float:
 
 
 def exponent(sizes: list[int], times: list[float]) -> float:
-    """Of the larger half of the sizes: the small ones are overhead."""
+    """The slope over the larger half of the sizes, because overhead dominates the smaller ones."""
     half = max(2, -(-len(sizes) // 2))
     x, y = ([math.log2(value) for value in values[-half:]] for values in (sizes, times))
     return statistics.linear_regression(x, y).slope
 
 
 def main() -> None:
-    """Doubles, prints and writes."""
+    """Runs all cases, and prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--only", default="", help="stages whose name holds this")
+    parser.add_argument("--only", default="", help="Run only stages whose names contain this text.")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/scaling.json"))
     options = parser.parse_args()
-    logging.getLogger("erprm_trl").setLevel(logging.ERROR)  # graders here run in this process, which is said otherwise
-    found = {}
+    logging.getLogger("erprm_trl").setLevel(logging.ERROR)  # hides warnings that graders run in this process
+    results = {}
     for stage, (prepare, axes) in CASES.items():
         for axis, (least, most) in axes.items() if options.only in stage else ():
             doublings = [least * 2**power for power in range(int(math.log2(most // least)) + 1)]
             held = {"questions": 4, "length": 256, "k": 0} if stage == "training step" else SIZES
             times = [seconds_of(prepare, {**held, axis: size}, options.turns) for size in doublings]
             power = exponent(doublings, times)
-            found[f"{stage} / {axis}"] = {"sizes": doublings, "seconds": times, "exponent": power}
+            results[f"{stage} / {axis}"] = {"sizes": doublings, "seconds": times, "exponent": power}
             why = BY_NATURE.get((stage, axis), "" if power < 1.15 else "ABOVE LINEAR")
             print(f"{stage:<20}{axis:<10}{doublings[0]:>6} to {doublings[-1]:<6}"
                   f"{1e3 * times[0]:9.1f} to {1e3 * times[-1]:9.1f} ms   exponent {power:5.2f}   {why}",
                   flush=True)  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=1))
+    options.output.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

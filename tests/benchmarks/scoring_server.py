@@ -1,9 +1,9 @@
-"""What HTTP costs a scorer: solutions a second of StepScorer in this process and of recipes/serve_scorer.py in another
-one, on dial's base model, in turns: `python tests/benchmarks/scoring_server.py`.
+"""The overhead of HTTP: solutions per second of StepScorer in this process and of recipes/serve_scorer.py in another
+process, on dial's base model, in alternation: `python tests/benchmarks/scoring_server.py`.
 
-While one side works the other rests. glibc gives freed memory back to the system, and how often differs between
-processes and threads: one scorer took 83,000 to 290,000 page faults a call here, and the ratio came out as 1.3. Both
-sides therefore keep theirs.
+Only one side works at a time. glibc returns freed memory to the system, and how often it does so differs between
+processes and threads. One scorer had 83,000 to 290,000 page faults per call here, and the ratio was 1.3. Therefore
+both sides are set to keep freed memory.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if __name__ == "__main__" and not KEEP_MEMORY.items() <= os.environ.items():  # read when a process starts
+if __name__ == "__main__" and not KEEP_MEMORY.items() <= os.environ.items():  # glibc reads them when a process starts
     os.environ.update(KEEP_MEMORY)
     os.execv(sys.executable, [sys.executable, *sys.argv])
 
@@ -35,18 +35,18 @@ from erprm_trl.rollouts import Prompt
 RECIPE = Path(__file__).parents[2] / "recipes" / "serve_scorer.py"
 
 
-def sample_solutions(number: int, scorer: StepScorer) -> tuple[list[str], list[list[str]]]:
-    """Questions and steps of sampled solutions, four a question."""
-    questions = [row["question"] for row in make_questions(number // 4, seed=0)]
+def sample_solutions(count: int, scorer: StepScorer) -> tuple[list[str], list[list[str]]]:
+    """Questions and steps of sampled solutions, four per question."""
+    questions = [row["question"] for row in make_questions(count // 4, seed=0)]
     sampler = TransformersSampler.from_pretrained(str(BASE_PATH), max_new_tokens=64, batch_size=256)
     sampled = sampler.sample([Prompt(question) for question in questions], 4, seed=0)
     return [question for question in questions for _ in range(4)], [
-        scorer.split(one.text) for some in sampled for one in some
+        scorer.split(completion.text) for completions in sampled for completion in completions
     ]
 
 
 def start_server(folder: str, batch_size: int) -> tuple[subprocess.Popen, str]:
-    """A server in a process of its own, and its address."""
+    """Starts a server in another process, and returns it with its address."""
     command = [sys.executable, RECIPE, "--reward_model", folder, "--port", "0", "--batch_size", str(batch_size)]
     log = Path(folder, "server.log")
     with log.open("wb") as stream:
@@ -59,7 +59,7 @@ def start_server(folder: str, batch_size: int) -> tuple[subprocess.Popen, str]:
 
 
 def main():
-    """Takes the turns and prints medians and their ratio."""
+    """Runs the turns, and prints the medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--solutions", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=7)
@@ -86,8 +86,8 @@ def main():
             server.wait()
     rates = {name: len(steps) / statistics.median(times) for name, times in seconds.items()}
     for name, times in seconds.items():
-        low, _, high = statistics.quantiles([len(steps) / one for one in times], n=4)
-        print(f"{name}: {rates[name]:.0f} solutions a second (quartiles {low:.0f} to {high:.0f}, n={len(times)})")
+        low, _, high = statistics.quantiles([len(steps) / duration for duration in times], n=4)
+        print(f"{name}: {rates[name]:.0f} solutions per second (quartiles {low:.0f} to {high:.0f}, n={len(times)})")
     same = scores["over HTTP"] == scores["in this process"]
     print(f"ratio {rates['over HTTP'] / rates['in this process']:.3f}; the same scores: {same}")
 

@@ -1,11 +1,11 @@
-"""Whether a process that never ends stays as it is: `nice python tests/benchmarks/soak.py --minutes 120`.
+"""Checks that a long-running process does not leak: `nice python tests/benchmarks/soak.py --minutes 120`.
 
-Collect, train a reward model, RAFT and step PPO on dial, each tiny, over and over in one process; after each cycle
-what the process holds: memory, Python objects, open files, threads, children (grading workers), zombies, and what lies
-in the output folder once the last cycle is deleted. At the end a line is fitted to each, and said whether it is flat.
-Memory is counted twice: what the system gave (`rss_mb`), and what of it is in use: the C heap's living blocks
-(`heap_mb`, on Linux; weights and tensors lie there), Arrow's, and Python's blocks. Where only the first grows, it is
-freed memory in pieces that the allocator keeps; where one of the others grows, something leaks.
+One process repeats a tiny cycle on dial: collect, train a reward model, RAFT and step PPO. After each cycle it records
+memory, Python objects, open files, threads, children (grading workers), zombies, and the size of the output folder
+after the last cycle is deleted. At the end it fits a line to each series, and prints whether it is flat. Memory is
+measured in two ways: the memory from the system (`rss_mb`), and the used part of it (the C heap's used blocks
+`heap_mb` on Linux, which hold weights and tensors, Arrow's memory, and Python's blocks). If only the first grows, the
+allocator keeps freed memory. If another one grows, there is a leak.
 """
 
 import argparse
@@ -47,12 +47,12 @@ from erprm_trl.policy import prompt_dataset
 
 
 GRADING = {"grading": "math", "answer_pattern": ANSWER_PATTERN}  # in worker processes
-PERCENT_AN_HOUR = 1.0  # a slope below is flat
-BLOCKS = 24  # samples follow each other: intervals are those of means over so many runs of them
+PERCENT_AN_HOUR = 1.0  # smaller slopes count as flat
+BLOCKS = 24  # successive samples are correlated, so intervals use the means of this number of blocks
 
 
 def collect(folder: Path, seed: int):
-    """24 questions × 2 solutions × 4 continuations of every prefix."""
+    """Collects 24 questions × 2 solutions × 4 continuations of every prefix."""
     return collect_rollouts(
         load_questions(make_questions(24, seed)),
         TransformersSampler.from_pretrained(BASE_PATH, max_new_tokens=64, batch_size=256),
@@ -68,7 +68,7 @@ def collect(folder: Path, seed: int):
 
 
 def train_raft(reward_model: StepScorer, folder: Path, seed: int) -> None:
-    """Two rounds on 24 questions × 4 solutions, each evaluated and saved."""
+    """Trains two rounds on 24 questions × 4 solutions, each with an evaluation and a checkpoint."""
     args = RAFTConfig(
         str(folder / "raft"),
         num_rounds=2,
@@ -89,7 +89,7 @@ def train_raft(reward_model: StepScorer, folder: Path, seed: int) -> None:
 
 
 def train_step_ppo(reward_model: str, folder: Path, seed: int) -> None:
-    """Three updates of 32 completions, answers mixed in, with a checkpoint at the end."""
+    """Trains three updates of 32 completions with graded answers, and saves a checkpoint at the end."""
     args = StepPPOConfig(
         str(folder / "step-ppo"),
         max_steps=3,
@@ -108,14 +108,14 @@ def train_step_ppo(reward_model: str, folder: Path, seed: int) -> None:
 
 
 def run_cycle(folder: Path, seed: int) -> None:
-    """The whole chain once: the reward model is handed on as an object and as a folder."""
+    """Runs the whole chain once, with the reward model as an object and as a folder."""
     scorer = DialChain(str(folder), max_steps=5, seed=seed).train(collect(folder, seed), eta=2.0)
     train_raft(scorer, folder, seed)
     train_step_ppo(str(folder / "erprm-eta-2"), folder, seed)
 
 
 class HeapFigures(ctypes.Structure):
-    """glibc's `struct mallinfo2`, sums over all arenas."""
+    """glibc's `struct mallinfo2`, with sums over all arenas."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -124,18 +124,17 @@ class HeapFigures(ctypes.Structure):
 
 
 def heap_in_use() -> dict[str, float]:
-    """Megabytes of living blocks, those with a mapping of their own included; nothing where the C library does not
-    tell."""
+    """Megabytes of used blocks, including separately mapped ones. Empty if the C library does not report them."""
     figures = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if figures is None:
         return {}
     figures.restype = HeapFigures
-    found = figures()
-    return {"heap_mb": (found.uordblks + found.hblkhd) / 1e6}
+    info = figures()
+    return {"heap_mb": (info.uordblks + info.hblkhd) / 1e6}
 
 
 def held(output_dir: Path) -> dict[str, float]:
-    """What this process holds now."""
+    """The resources that this process holds now."""
     gc.collect()
     process = psutil.Process()
     children = process.children(recursive=True)
@@ -155,8 +154,8 @@ def held(output_dir: Path) -> dict[str, float]:
 
 
 def trend(hours: list[float], values: list[float]) -> dict[str, float | bool]:
-    """The slope an hour with its 95% interval, from means over blocks of consecutive samples; flat if the interval
-    reaches down to 0 or the slope is below a percent of the mean."""
+    """The slope per hour with its 95% interval, from means over blocks of consecutive samples. It is flat if the
+    interval includes 0, or if the slope is below one percent of the mean."""
     size = max(1, -(-len(values) // BLOCKS))
     starts = range(0, len(values) - size + 1, size)
     x, y = ([statistics.fmean(of[start : start + size]) for start in starts] for of in (hours, values))
@@ -171,28 +170,28 @@ def trend(hours: list[float], values: list[float]) -> dict[str, float | bool]:
 
 
 def report(samples: list[dict[str, float]], warm_up: float) -> dict[str, dict]:
-    """A line for everything held."""
+    """Prints a line for each resource, and returns the trends."""
     last = samples[-1]["hours"]
-    kept = [one for one in samples if one["hours"] >= warm_up * last]
+    kept = [sample for sample in samples if sample["hours"] >= warm_up * last]
     if len(kept) < 3:
-        raise SystemExit(f"{len(samples)} cycles, {len(kept)} after the warm-up: too few for a line. Raise --minutes.")
-    hours = [one["hours"] for one in kept]
-    print(f"\n{len(samples)} cycles in {last:.2f} hours, the lines over the last {len(kept)}; slopes are an hour's")
+        raise SystemExit(f"{len(samples)} cycles, {len(kept)} after the warm-up: too few. Raise --minutes.")
+    hours = [sample["hours"] for sample in kept]
+    print(f"\n{len(samples)} cycles in {last:.2f} hours, lines over the last {len(kept)}, slopes per hour")
     trends = {}
     for name in [key for key in kept[0] if key not in ("cycle", "hours", "seconds")]:
-        found = trends[name] = trend(hours, [one[name] for one in kept])
+        fitted = trends[name] = trend(hours, [sample[name] for sample in kept])
         print(
-            f"{name:<12}{found['mean']:12.1f}{found['slope']:+12.3f}  [{found['low']:+.3f}, {found['high']:+.3f}]"
-            f"{found['percent']:+9.2f}%  {'flat' if found['flat'] else 'GROWS'}"
+            f"{name:<12}{fitted['mean']:12.1f}{fitted['slope']:+12.3f}  [{fitted['low']:+.3f}, {fitted['high']:+.3f}]"
+            f"{fitted['percent']:+9.2f}%  {'flat' if fitted['flat'] else 'GROWS'}"
         )
     return trends
 
 
 def main() -> None:
-    """Cycles until the time is over, then lines."""
+    """Runs cycles until the time is over, and prints the lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=120)
-    parser.add_argument("--warm_up", type=float, default=0.2, help="share of the time that the lines leave out")
+    parser.add_argument("--warm_up", type=float, default=0.2, help="Share of the time before the fitted part.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench/soak"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -202,7 +201,7 @@ def main() -> None:
     work = options.output_dir / "work"
     shutil.rmtree(work, ignore_errors=True)
     samples: list[dict[str, float]] = []
-    found = options.output_dir / "soak.json"
+    report_file = options.output_dir / "soak.json"
     started = time.monotonic()
     while time.monotonic() - started < 60 * options.minutes:
         began = time.monotonic()
@@ -213,9 +212,9 @@ def main() -> None:
         sample = {"cycle": cycle, "hours": (now - started) / 3600, "seconds": now - began, **held(work)}
         samples.append(sample)
         print("  ".join(f"{name} {value:.6g}" for name, value in sample.items()), flush=True)
-        found.write_text(json.dumps({"samples": samples}))
+        report_file.write_text(json.dumps({"samples": samples}))
     trends = report(samples, options.warm_up)
-    found.write_text(json.dumps({"samples": samples, "trends": trends}, indent=1))
+    report_file.write_text(json.dumps({"samples": samples, "trends": trends}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""How long until something happens: `python tests/benchmarks/startup.py`.
+"""Startup times: `python tests/benchmarks/startup.py`.
 
-`import erprm_trl` and `--help` of every recipe, each in processes of its own, in turns: best and median in seconds, of
-the clock and of the processor (which says more on a busy machine), and what of it the libraries take that it needs.
+Times `import erprm_trl` and `--help` of every recipe in separate processes, in alternation. It prints the best and the
+median in seconds of wall-clock and of processor time (which is more reliable on a busy machine), and for comparison
+the import times of the libraries.
 """
 
 import argparse
@@ -16,13 +17,13 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[2]
-BARS = {"import erprm_trl": 0.5}  # seconds, of the best
+BARS = {"import erprm_trl": 0.5}  # maximum of the best time, in seconds
 RECIPE_BAR = 3.0
 
 
 def commands() -> dict[str, list[str]]:
-    """What is timed."""
-    arguments = "from transformers import TrainingArguments"  # what the trainers' recipes have to know for --help
+    """The timed commands."""
+    arguments = "from transformers import TrainingArguments"  # the trainers' recipes need it for --help
     imports = ["pass", "import erprm_trl", "import torch", arguments, "from trl import TrlParser"]
     recipes = sorted((ROOT / "recipes").glob("*.py"))
     helps = {f"{path.name} --help": [str(path), "--help"] for path in recipes}
@@ -33,7 +34,7 @@ def commands() -> dict[str, list[str]]:
 
 
 def run(arguments: list[str]) -> tuple[float, float]:
-    """Seconds of the clock and of the processor."""
+    """Seconds of wall-clock and of processor time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
@@ -43,23 +44,23 @@ def run(arguments: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Takes the turns and prints."""
+    """Runs the turns and prints the times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--only", default="", help="those whose name holds this")
+    parser.add_argument("--only", default="", help="Run only commands whose names contain this text.")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
-    found: dict[str, list[tuple[float, float]]] = {
+    measured: dict[str, list[tuple[float, float]]] = {
         name: [] for name in commands() if name == "pass" or options.only in name
     }
     for turn in range(options.turns + 1):
-        for name, times in found.items():
+        for name, times in measured.items():
             seconds = run(commands()[name])
-            if turn:  # the first reads from the disk
+            if turn:  # the first turn reads from the disk
                 times.append(seconds)
     print(f"{'':<44}{'clock: best':>12}{'median':>9}{'processor: best':>18}{'median':>9}")
-    for name, times in found.items():
+    for name, times in measured.items():
         clock, processor = zip(*times, strict=True)
         bar = BARS.get(name, RECIPE_BAR if name.endswith("--help") else None)
         verdict = "" if bar is None else f"   bar {bar:g}: {'met' if min(clock) <= bar else 'MISSED'}"
@@ -67,7 +68,7 @@ def main() -> None:
               f"{min(processor):18.2f}{statistics.median(processor):9.2f}{verdict}")  # fmt: skip
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(found, indent=1))
+        options.output.write_text(json.dumps(measured, indent=1))
 
 
 if __name__ == "__main__":

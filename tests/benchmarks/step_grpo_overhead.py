@@ -1,8 +1,8 @@
-"""What step credit costs: an update of StepGRPOTrainer against one of trl.GRPOTrainer with the same reward model as a
-scalar reward function, in turns in one process: `python tests/benchmarks/step_grpo_overhead.py`.
+"""The overhead of step rewards: an update of StepGRPOTrainer compared with one of trl.GRPOTrainer with the same reward
+model as a scalar reward function, in alternation in one process: `python tests/benchmarks/step_grpo_overhead.py`.
 
-Both trainers are built anew for each turn and begin at the shipped policy, so that they sample texts of the same
-lengths; the first update of a turn (warm-up) is left out.
+Both trainers are constructed again for each turn and start from the shipped policy, so that they sample texts of the
+same lengths. The first update of a turn is a warm-up and is not counted.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from erprm_trl.rollouts import load_questions
 
 
 def main():
-    """Takes the turns and prints medians and their ratio."""
+    """Runs the turns, and prints the medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--updates", type=int, default=6)
@@ -35,7 +35,7 @@ def main():
     arguments = parser.parse_args()
     scorer = StepScorer.from_pretrained(BASE_PATH, prm_format=FORMAT, batch_size=256)
     dataset = prompt_dataset(load_questions(make_questions(500, 3)), answers=False)
-    seconds: dict[str, list[list[float]]] = {"GRPOTrainer": [], "StepGRPOTrainer": []}  # of each turn's updates
+    seconds: dict[str, list[list[float]]] = {"GRPOTrainer": [], "StepGRPOTrainer": []}  # of the updates of each turn
     for turn in range(arguments.turns):
         for name in seconds:
             config, trainer_class = {
@@ -63,15 +63,15 @@ def main():
     for name, turns in seconds.items():
         times = sum(turns, [])
         low, middle, high = statistics.quantiles(times, n=4)
-        print(f"{name}: {middle:.3f} s an update (quartiles {low:.3f} to {high:.3f}, n={len(times)})")
+        print(f"{name}: {middle:.3f} s per update (quartiles {low:.3f} to {high:.3f}, n={len(times)})")
     ratios = [
         statistics.median(plain) / statistics.median(ours) for plain, ours in zip(*seconds.values(), strict=True)
     ]
-    found = statistics.median(ratios), min(ratios), max(ratios)
-    print("as fast as GRPOTrainer: {:.3f} ({:.3f} to {:.3f})".format(*found))
+    spread = statistics.median(ratios), min(ratios), max(ratios)
+    print("speed relative to GRPOTrainer: {:.3f} ({:.3f} to {:.3f})".format(*spread))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        report = {"seconds": seconds, "ratios": {"policy_update_vs_scalar_grpo": found}}
+        report = {"seconds": seconds, "ratios": {"policy_update_vs_scalar_grpo": spread}}
         arguments.output.write_text(json.dumps(report, indent=2))
 
 

@@ -1,8 +1,8 @@
-"""One table of what is faster than what people use instead: `python tests/benchmarks/summary.py`.
+"""One table of the speeds relative to the usual implementations: `python tests/benchmarks/summary.py`.
 
-Runs the benchmarks of training, collection, scoring and policy updates one after the other, each of which compares its
-sides in turns in one process, and writes `outputs/bench/summary.json`. Ratios are medians over turns, with the least
-and the most.
+Runs the benchmarks of training, collection, scoring and policy updates, each of which compares its sides in
+alternation in one process, and writes `outputs/bench/summary.json`. Ratios are medians over turns, with the minimum
+and the maximum.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 HERE = Path(__file__).parent
-RUNS = {  # name: script, arguments, what the ratios' names end with
+RUNS = {  # name: script, arguments, suffix of the ratios' names
     "training": ("training_speed.py", ["--batches", "6"], ""),
     "collection, dial": ("collection_speed.py", ["--model", "dial"], "_dial"),
     "collection, 20M parameters": ("collection_speed.py", ["--model", "20m", "--prefixes", "16", "--turns", "3"], ""),
@@ -32,10 +32,10 @@ RUNS = {  # name: script, arguments, what the ratios' names end with
 
 
 def main() -> None:
-    """Runs, prints and writes."""
+    """Runs the benchmarks, and prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench"))
-    parser.add_argument("--only", nargs="*", choices=RUNS, help="runs; what others found before stays")
+    parser.add_argument("--only", nargs="*", choices=RUNS, help="Runs to repeat; others keep their results.")
     options = parser.parse_args()
     path = options.output_dir / "summary.json"
     ratios = json.loads(path.read_text())["ratios"] if options.only and path.exists() else {}
@@ -43,13 +43,13 @@ def main() -> None:
     for name, (script, arguments, ending) in RUNS.items():
         if options.only and name not in options.only:
             continue
-        found = options.output_dir / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+        result_file = options.output_dir / f"{name.replace(', ', '-').replace(' ', '-')}.json"
         print(f"\n{name}", flush=True)
-        subprocess.run([sys.executable, HERE / script, *arguments, "--output", found], check=True)
-        ratios |= {key + ending: value for key, value in json.loads(found.read_text())["ratios"].items()}
+        subprocess.run([sys.executable, HERE / script, *arguments, "--output", result_file], check=True)
+        ratios |= {key + ending: value for key, value in json.loads(result_file.read_text())["ratios"].items()}
     versions = {package: version(package) for package in ("erprm_trl", "torch", "transformers", "trl")}
     machine = f"{_processor()}, {_cores()} cores, Python {platform.python_version()}"
-    # The middle of each ratio under its own name, for whoever compares two runs; the spread beside it.
+    # The median of each ratio by its name, so that two runs can be compared, and its spread.
     summary = {name: value[0] for name, value in ratios.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**summary, "ratios": ratios, "machine": machine, "versions": versions}, indent=2))

@@ -1,8 +1,10 @@
-"""Reward-model training against what people use instead: `python tests/benchmarks/training_speed.py`.
+"""Training speed of reward models, compared with the usual implementations: `python
+tests/benchmarks/training_speed.py`.
 
-All variants train the same model on the same solutions, in one process and in turns, and are counted in real tokens:
-padded to 512 with float32 logits of the whole vocabulary everywhere (as the paper's script does), token classification
-with dynamic padding in random order (as TRL's PRM trainer did up to 1.13), and ours: grouped by length, and packed.
+All variants train the same model on the same solutions, in one process and in alternation, and are measured in real
+tokens: padding to 512 with float32 logits of the whole vocabulary everywhere (like the paper's script), token
+classification with dynamic padding in random order (like TRL's PRM trainer up to 1.13), and this package's training,
+grouped by length and packed.
 """
 
 import argparse
@@ -38,7 +40,7 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
 def model_config(name, attention):
     hidden, intermediate, layers, heads, key_value = SHAPES[name]
     return LlamaConfig(
-        tie_word_embeddings=name == "small",  # as language models of this size are
+        tie_word_embeddings=name == "small",  # as in language models of this size
         vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=key_value, max_position_embeddings=2048,
         attn_implementation=attention, num_labels=1, pad_token_id=0,
@@ -46,7 +48,7 @@ def model_config(name, attention):
 
 
 def solutions(count, generator):
-    """Token ids of question and solution with a separator each ~30 tokens: lengths as GSM8K's, 60 to 512."""
+    """Token ids of questions and solutions with a separator every ~30 tokens and GSM8K's lengths, 60 to 512."""
     lengths = (torch.randn(count, generator=generator) * 0.42 + 5.15).exp().clamp(60, 512).int().tolist()
     return [
         {
@@ -59,11 +61,13 @@ def solutions(count, generator):
 
 
 def batches(examples, size, grouped, collate):
-    """In random order as given, or as group_by_length makes them: sorted within 50 batches."""
+    """Batches in the unchanged random order, or sorted within 50 batches like group_by_length."""
     if grouped:
         mega = 50 * size
         chunks = [examples[start : start + mega] for start in range(0, len(examples), mega)]
-        examples = [one for chunk in chunks for one in sorted(chunk, key=lambda one: -len(one["input_ids"]))]
+        examples = [
+            example for chunk in chunks for example in sorted(chunk, key=lambda example: -len(example["input_ids"]))
+        ]
     return [collate(examples[start : start + size]) for start in range(0, len(examples) - size + 1, size)]
 
 
@@ -99,7 +103,7 @@ def ours(head):
 
 
 def variants():
-    """Name to (model class, loss, grouped, collator)."""
+    """Returns (model class, loss, grouped, collator) by name."""
     padding, packing = DataCollatorForStepLabels(0), DataCollatorForStepLabels(0, packing=True)
     token = AutoModelForTokenClassification.from_config
     return {
@@ -112,7 +116,7 @@ def variants():
 
 
 class PeakMemory:
-    """Most memory held during a `with`, in bytes: the device's, or this process's where there is none."""
+    """Peak memory inside a `with` block, in bytes, of the device or, without one, of this process."""
 
     def __init__(self, device):
         self.device = device
@@ -128,9 +132,7 @@ class PeakMemory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         else:
-            ctypes.CDLL(None).malloc_trim(
-                0
-            )  # what earlier visits freed goes back, or it would hide what this one takes
+            ctypes.CDLL(None).malloc_trim(0)  # frees memory of earlier visits, which would hide the memory of this one
         self.peak, self.over = self.held(), threading.Event()
         self.watch = threading.Thread(target=self._look, daemon=True)
         self.watch.start()
@@ -148,8 +150,8 @@ class PeakMemory:
 
 
 def measure(options, model_class, loss_of, grouped, collate, device):
-    """One visit: the model is built, warmed up and trained for an epoch. Tokens of real text and FLOPs a second, the
-    share of padding, and the peak of memory beyond the weights."""
+    """One visit: builds the model, warms up and trains an epoch. Returns tokens of real text and FLOPs per second, the
+    share of padding, and the peak memory beyond the weights."""
     torch.manual_seed(0)
     config = model_config(options.model, options.attention)
     with device:
@@ -169,9 +171,9 @@ def measure(options, model_class, loss_of, grouped, collate, device):
     prepared = batches(examples, options.batch_size, grouped, collate)
     size = ModelSize.of(model)
 
-    def epoch(some):
+    def epoch(epoch_batches):
         start = time.perf_counter()
-        for batch in some:
+        for batch in epoch_batches:
             batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "autocast"):
                 loss_of(model, batch).backward()
@@ -183,7 +185,7 @@ def measure(options, model_class, loss_of, grouped, collate, device):
 
     with PeakMemory(device) as memory:
         weights = memory.held()
-        # Kernels, compilation, the optimizer's state; on a GPU every shape once.
+        # Warm-up: kernels, compilation, the optimizer's state, and on a GPU every shape once.
         epoch(prepared if device.type == "cuda" else prepared[:2])
         seconds = epoch(prepared)
     lengths = torch.cat([batch["lengths"] for batch in prepared])
@@ -198,7 +200,7 @@ def measure(options, model_class, loss_of, grouped, collate, device):
 
 
 def through_trainer(options, device, peak):
-    """What `ERPRMTrainer` itself reports: its own loop, logging, clipping and metrics."""
+    """The speed that `ERPRMTrainer` reports, with its own loop, logging, clipping and metrics."""
     from datasets import Dataset
 
     from erprm_trl import ERPRMConfig, ERPRMTrainer, dial
@@ -208,7 +210,7 @@ def through_trainer(options, device, peak):
         model = LlamaForCausalLM(model_config(options.model, options.attention))
         model = model.to(torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     examples = solutions(options.batch_size * options.batches, torch.Generator().manual_seed(1))
-    data = Dataset.from_list([one | {"length": len(one["input_ids"])} for one in examples])
+    data = Dataset.from_list([example | {"length": len(example["input_ids"])} for example in examples])
     for packing in (False, True):
         args = ERPRMConfig(
             f"outputs/bench/trainer-{packing}", per_device_train_batch_size=options.batch_size, packing=packing,
@@ -229,7 +231,7 @@ def through_trainer(options, device, peak):
 
 
 def matmul_peak(device, dtype):
-    """FLOP/s of a large product of random matrices, the best of five."""
+    """FLOPs per second of a large product of random matrices, the best of five."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -246,7 +248,7 @@ def matmul_peak(device, dtype):
 
 
 def main():
-    """Prints a table and, if asked, writes it."""
+    """Prints a table and, with `--output`, writes it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=SHAPES, default="small")
     parser.add_argument("--dtype", choices=["float32", "bf16", "autocast"], default="float32")
@@ -254,11 +256,11 @@ def main():
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--batches", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", help="names of variants")
+    parser.add_argument("--only", nargs="*", help="Names of the variants to run.")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--liger", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--trainer", action="store_true", help="through ERPRMTrainer, nothing else")
+    parser.add_argument("--trainer", action="store_true", help="Only measure ERPRMTrainer.")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -268,7 +270,7 @@ def main():
     if options.trainer:
         through_trainer(options, device, peak)
         return
-    chosen = {name: one for name, one in variants().items() if not options.only or name in options.only}
+    chosen = {name: variant for name, variant in variants().items() if not options.only or name in options.only}
     visits = {name: [] for name in chosen}
     for _ in range(options.rounds):
         for name, variant in chosen.items():
@@ -279,31 +281,32 @@ def main():
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    results = {name: summarize(some, peak) for name, some in visits.items() if some}
-    for name, one in results.items():
-        low, high = one["spread"]
+    results = {name: summarize(measured, peak) for name, measured in visits.items() if measured}
+    for name, result in results.items():
+        low, high = result["spread"]
         print(
-            f"{name:<28}{one['tokens_per_second']:>10,.0f} tokens/s ({low:,.0f}-{high:,.0f}) MFU {one['mfu']:.3f}"
-            f"  padding {one['padding']:.2f}  GiB beyond weights {one['memory_gib']:.2f}, peak {one['peak_gib']:.2f}"
+            f"{name:<28}{result['tokens_per_second']:>10,.0f} tokens/s ({low:,.0f}-{high:,.0f}) "
+            f"MFU {result['mfu']:.3f}  padding {result['padding']:.2f}  "
+            f"GiB beyond weights {result['memory_gib']:.2f}, peak {result['peak_gib']:.2f}"
         )
     ratios = compare(visits)
     for name, (middle, low, high) in ratios.items():
         print(f"{name}: {middle:.2f} ({low:.2f} to {high:.2f})")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        found = {"where": where, "peak": peak, "results": results, "ratios": ratios}
-        options.output.write_text(json.dumps(found, indent=2))
+        report = {"where": where, "peak": peak, "results": results, "ratios": ratios}
+        options.output.write_text(json.dumps(report, indent=2))
 
 
 def summarize(visits, peak):
-    """Medians, the share of the peak, and the slowest and fastest visit."""
-    medians = {key: statistics.median(one[key] for one in visits) for key in visits[0]}
-    rates = [one["tokens_per_second"] for one in visits]
+    """Medians, the share of the peak FLOPs, and the slowest and fastest visit."""
+    medians = {key: statistics.median(visit[key] for visit in visits) for key in visits[0]}
+    rates = [visit["tokens_per_second"] for visit in visits]
     return medians | {"mfu": medians["flops"] / peak, "spread": (min(rates), max(rates))}
 
 
 def compare(visits):
-    """Median, least and most over the rounds of ours (grouped by length) over what people use instead."""
+    """Median, minimum and maximum over turns of this package's speed (grouped by length) relative to the others."""
     padded, token, ours = (visits.get(name) for name in ("padded to 512, full logits", "token classification", OURS))
     pairs = {
         "train_vs_padded_full_logits": (ours, padded, "tokens_per_second"),
@@ -313,7 +316,7 @@ def compare(visits):
     ratios = {}
     for name, (left, right, key) in pairs.items():
         if left and right:
-            each = [one[key] / other[key] for one, other in zip(left, right, strict=False)]
+            each = [first[key] / second[key] for first, second in zip(left, right, strict=False)]
             ratios[name] = (statistics.median(each), min(each), max(each))
     return ratios
 

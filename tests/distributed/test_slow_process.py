@@ -1,4 +1,5 @@
-"""The checkpoint of two real processes, one of them slow, is complete only when both have written their files."""
+"""Tests that a checkpoint of two real processes, one of which is slow, is complete only after both have written their
+files."""
 
 import json
 import os
@@ -25,7 +26,8 @@ torch.distributed.destroy_process_group()
 
 
 class SlowTrainer(ERPRMTrainer):
-    """The process that does not save the model writes its own file late, and both note what they see of the state."""
+    """A trainer in which the process that does not save the model writes its own file late. Both processes record
+    whether the trainer state exists."""
 
     seen: list
 
@@ -56,7 +58,7 @@ class SlowTrainer(ERPRMTrainer):
 
 
 def save_slowly(folder, save_only_model):
-    """One update and its checkpoint."""
+    """Trains one update, and saves its checkpoint."""
     formatted = {"separator": "ки", "good_token": "✓", "bad_token": "✗", "prompt_template": "check {question}"}
     quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True}
     args = ERPRMConfig(

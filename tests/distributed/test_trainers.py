@@ -1,4 +1,5 @@
-"""Every trainer in two real processes, by DDP, ZeRO-2 and ZeRO-3, learns what one process does."""
+"""Tests that every trainer with two real processes (DDP, ZeRO-2 and ZeRO-3) gives the same results as with one
+process."""
 
 import importlib.util
 import json
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow("starts two processes")
 
 
 NAMES = distributed_runs.NAMES
-# One launch each, with all trainers in turn: what is launched, its trainers, and the options of their runs
+# Each launch runs its trainers one after the other: configuration, trainers, and options of their runs
 LAUNCHES = {
     "ddp": ("cpu_ddp", NAMES, {"accumulation": 1}),
     "ddp-lora": ("cpu_ddp", NAMES, {"lora": True}),
@@ -29,14 +30,14 @@ SCORED = (["Tom dial 3 . right 15 . ?"] * 2, [["3 + 15 = 18", "answer 18"], ["3 
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """What one process notes down, by the options of a run."""
+def single(tmp_path_factory):
+    """A function that runs a trainer in one process, and returns its folder and results. Equal runs are cached."""
     done = {}
 
     def run(name, **options):
         key = (name, options.get("lora", False), options.get("optim", "sgd"))
         if key not in done:
-            folder = tmp_path_factory.mktemp("one")
+            folder = tmp_path_factory.mktemp("single")
             distributed_runs.save_models(folder)
             distributed_runs.run(name, folder, **{**options, "sharded": False})
             done[key] = (folder / name, json.loads((folder / name / "facts.json").read_text()))
@@ -46,8 +47,8 @@ def one(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=sorted(LAUNCHES))
-def two(request, tmp_path_factory):
-    """What two processes note down of every trainer of a launch."""
+def double(request, tmp_path_factory):
+    """The results of every trainer of a launch with two processes."""
     config, names, options = LAUNCHES[request.param]
     if config != "cpu_ddp" and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
@@ -63,14 +64,14 @@ def two(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_learn_what_one_does(name, one, two):
-    folder, config, options, facts = two
+def test_two_processes_give_the_same_results_as_one(name, single, double):
+    folder, config, options, facts = double
     if name not in facts:
-        pytest.skip("not one of this launch's trainers")
-    second, (alone, first) = facts[name], one(name, **options)
+        pytest.skip("this launch does not run the trainer")
+    second, (alone, first) = facts[name], single(name, **options)
     assert "error" not in second, second["error"]
 
-    # Some configurations silently run alone, or wrap nothing.
+    # A wrong configuration could silently use one process, or wrap no model.
     assert (first["world"], second["world"]) == (1, 2)
     assert second["type"] == ("MULTI_CPU" if config == "cpu_ddp" else "DEEPSPEED")
     assert second["wrapper"] == ("DistributedDataParallel" if config == "cpu_ddp" else "DeepSpeedEngine")
@@ -81,13 +82,13 @@ def test_two_processes_learn_what_one_does(name, one, two):
     assert second["losses"] == pytest.approx(first["losses"], abs=1e-3)
     assert any(first["metrics"]) or name == "raft"
     for left, right in zip(first["metrics"], second["metrics"], strict=True):
-        if options.get("accumulation") != 1:  # these two are logged as means of the batches' means
+        if options.get("accumulation") != 1:  # these two metrics are means over the means of batches
             left, right = ({key: log[key] for key in log if key not in ("kl", "value/loss")} for log in (left, right))
         assert right == pytest.approx(left, abs=1e-3)
     if "eval" in first:
         assert second["eval"] == pytest.approx(first["eval"], abs=1e-4)
 
-    # The file is the engine's weights, all of them, and they are what one process learnt.
+    # The file contains all weights of the engine, and they equal the weights of one process.
     saved = second["saved_against_live"]
     assert saved["compared"] == saved["of"] and saved["largest"] == 0
     left, right = distributed_runs.weights(alone), distributed_runs.weights(folder / name)
@@ -97,7 +98,7 @@ def test_two_processes_learn_what_one_does(name, one, two):
     if name == "raft":
         assert_same_picks(alone, folder / name)
     else:
-        # DeepSpeed's Adam on the host rounds differently after a resume.
+        # DeepSpeed's Adam on the host rounds differently after resuming.
         tolerance = 1e-6 if options.get("optim", "sgd") == "sgd" else 2e-5
         assert second["resumed_losses"] == pytest.approx(second["losses"][5:], abs=tolerance)
         assert_close(right, distributed_runs.weights(folder / name, "resumed"), tolerance)
@@ -112,12 +113,12 @@ def test_two_processes_learn_what_one_does(name, one, two):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "raft"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_a_resumed_run_is_the_straight_run_to_the_bit(name, lora, one):
-    folder, facts = one(name, lora=lora)
+def test_a_resumed_run_exactly_equals_the_uninterrupted_run(name, lora, single):
+    folder, facts = single(name, lora=lora)
     assert facts["resumed_losses"] == facts["losses"][5:]
-    straight, resumed = (distributed_runs.weights(folder, kind) for kind in ("model", "resumed"))
-    assert straight.keys() == resumed.keys()
-    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+    uninterrupted, resumed = (distributed_runs.weights(folder, kind) for kind in ("model", "resumed"))
+    assert uninterrupted.keys() == resumed.keys()
+    assert all(torch.equal(uninterrupted[key], resumed[key]) for key in uninterrupted)
 
 
 def assert_close(left, right, tolerance):

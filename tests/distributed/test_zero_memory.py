@@ -1,4 +1,5 @@
-"""ZeRO's shares of weights, gradients and optimizer: the formula against two real DeepSpeed processes."""
+"""Tests the formula for ZeRO's parts of weights, gradients and optimizer states against two real DeepSpeed
+processes."""
 
 import importlib.util
 import json
@@ -31,10 +32,10 @@ use_cpu: true
 """
 
 
-# One launch a stage; in float32 the weights have their copies too, which stage 2 shows
+# One launch per stage. Stage 2 uses float32, where DeepSpeed also keeps copies of the weights
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 @pytest.mark.parametrize(("stage", "precision"), [(1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
-def test_two_processes_hold_what_the_formula_says(tmp_path, stage, precision):
+def test_two_processes_use_the_memory_of_the_formula(tmp_path, stage, precision):
     mixed_precision = "bf16" if precision == "bfloat16" else "no"
     (tmp_path / "zero.yaml").write_text(YAML.format(stage=stage, mixed_precision=mixed_precision))
     script = zero_memory_run.__file__
@@ -46,10 +47,10 @@ def test_two_processes_hold_what_the_formula_says(tmp_path, stage, precision):
         facts = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         assert (facts["world"], facts["type"], facts["stage"]) == (2, "DEEPSPEED", stage)
         assert facts["engine"] == {3: "DeepSpeedZeroOptimizer_Stage3"}.get(stage, "DeepSpeedZeroOptimizer")
-        if stage == 2:  # the gradient that lies on the border between two shares is whole on both
+        if stage == 2:  # the gradient at the border between the two parts is complete on both processes
             assert 0 <= facts.pop("gradients") - expected["gradients"] <= 4 * largest
         for name in expected.keys() & facts.keys():
-            # Shares are padded to whole elements of every process
+            # The parts are padded to the same number of elements on every process
             assert expected[name] == pytest.approx(facts[name], rel=0.001), name
         assert facts["reduce_bucket"] == REDUCE_BUCKET
         assert facts["overlap"] == (stage == 3)

@@ -1,4 +1,4 @@
-"""Step rewards and advantages against hand-worked values, plain Python, TRL's own formula and their identities."""
+"""Tests step rewards and advantages against hand-worked values, plain Python, TRL's own formula and identities."""
 
 import math
 import random
@@ -38,7 +38,7 @@ AGGREGATE = {
 
 
 def pad(rows, filler=math.nan, width=None, dtype=F64):
-    """Rows of different lengths as a tensor and its mask; whatever the mask hides is poison."""
+    """Pads rows of different lengths with `filler`. Returns the tensor and its mask."""
     width = max([len(row) for row in rows], default=0) if width is None else width
     values = torch.full((len(rows), width), filler, dtype=dtype)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -49,7 +49,7 @@ def pad(rows, filler=math.nan, width=None, dtype=F64):
 
 
 def rows_of(values, mask):
-    """The reverse of `pad`, after a check that padding is 0."""
+    """The inverse of `pad`. Checks that the padding is 0."""
     assert (values[~mask] == 0).all()
     return [row[keep].tolist() for row, keep in zip(values, mask, strict=True)]
 
@@ -65,18 +65,18 @@ def assert_rows(values, mask, expected, tolerance=1e-12):
 
 
 def naive_group_advantages(rows, group_size, gamma=1.0, eps=1e-4, scale="group"):
-    """DeepSeekMath's process supervision, as its section 4.1.3 says it, with Python's own statistics."""
+    """DeepSeekMath's process supervision (section 4.1.3), computed with Python's `statistics`."""
 
     def deviation(rewards):
         return statistics.stdev(rewards) if len(rewards) > 1 else 0.0
 
-    everything = [reward for row in rows for reward in row]
+    all_rewards = [reward for row in rows for reward in row]
     result = []
     for start in range(0, len(rows), group_size):
         group = rows[start : start + group_size]
         pooled = [reward for row in group for reward in row]
         mean = statistics.fmean(pooled) if pooled else 0.0
-        divisor = 1.0 if scale == "none" else deviation(everything if scale == "batch" else pooled) + eps
+        divisor = 1.0 if scale == "none" else deviation(all_rewards if scale == "batch" else pooled) + eps
         for row in group:
             normalized = [(reward - mean) / divisor for reward in row]
             length = len(row)
@@ -86,7 +86,7 @@ def naive_group_advantages(rows, group_size, gamma=1.0, eps=1e-4, scale="group")
 
 
 def naive_gae(rewards, values, gamma, gae_lambda):
-    """One sequence, by the sum of discounted deltas rather than by recursion."""
+    """The advantages of one sequence as sums of discounted deltas, without recursion."""
     padded = [*values, 0.0]
     deltas = [rewards[t] + gamma * padded[t + 1] - values[t] for t in range(len(rewards))]
     return [
@@ -119,14 +119,14 @@ def test_prefix_values_aggregate_every_prefix(aggregation, filler, seed):
     values = prefix_values(scores, mask, aggregation)
     naive = [[AGGREGATE[aggregation](row[: end + 1]) for end in range(len(row))] for row in rows]
     assert_rows(values, mask, naive)
-    some = mask.any(-1)
-    last = values[some].gather(1, mask[some].sum(-1, keepdim=True) - 1).squeeze(-1)
-    assert torch.allclose(last, aggregate(scores[some], aggregation, mask[some]), atol=1e-12)
+    filled = mask.any(-1)
+    last = values[filled].gather(1, mask[filled].sum(-1, keepdim=True) - 1).squeeze(-1)
+    assert torch.allclose(last, aggregate(scores[filled], aggregation, mask[filled]), atol=1e-12)
 
 
 def test_step_rewards_worked_by_hand():
     scores, mask = pad([[0.8, 0.5, 0.9], []])
-    # Differences from a question worth .6: .8 - .6, .5 - .8, .9 - .5; with minima .8 .5 .5: .2, -.3, 0.
+    # With the question's value .6, differences are .8 - .6, .5 - .8, .9 - .5. With minima .8 .5 .5: .2, -.3, 0.
     assert_rows(step_rewards(scores, mask, "difference", initial_value=0.6), mask, [[0.2, -0.3, 0.4], []])
     by_min = step_rewards(
         scores, mask, "difference", aggregation="min", initial_value=torch.tensor([0.6, 9.0], dtype=F64)
@@ -135,13 +135,13 @@ def test_step_rewards_worked_by_hand():
     assert_rows(step_rewards(scores, mask, "sum"), mask, [[0.8, 0.5, 0.9], []])
     assert_rows(step_rewards(scores, mask, "outcome"), mask, [[0.0, 0.0, 0.9], []])
     assert_rows(step_rewards(scores, mask, "outcome", aggregation="product"), mask, [[0.0, 0.0, 0.36], []])
-    # Scores T ln 2 and 0 weigh 1/2 to 1: a third and two thirds; the reward of a zero is zero.
+    # Scores T ln 2 and 0 have weights 1/2 and 1, normalised 1/3 and 2/3. A score of 0 has reward 0.
     scores, mask = pad([[0.1 * math.log(2), 0.0]])
     assert_rows(step_rewards(scores, mask, "min_form"), mask, [[0.1 * math.log(2) / 3, 0.0]])
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_the_questions_own_value_is_subtracted_from_the_first_step_to_the_bit(aggregation):
+def test_the_question_value_is_subtracted_from_the_first_step_only(aggregation):
     scores, mask = pad([[0.8, 0.5, 0.9], [], [0.3]])
     scores, start = scores.float(), torch.tensor([0.61, 0.52, 0.43])
     values = prefix_values(scores, mask, aggregation)
@@ -152,7 +152,7 @@ def test_the_questions_own_value_is_subtracted_from_the_first_step_to_the_bit(ag
     assert torch.equal(
         step_rewards(scores, mask, "difference", aggregation=aggregation, initial_value=start), expected
     )
-    # Whatever is under the mask of the rewards is not read.
+    # Masked rewards are not read.
     assert torch.equal(subtract_initial_value(from_zero.masked_fill(~mask, torch.nan), mask, start), expected)
     assert subtract_initial_value(torch.zeros(2, 0), torch.ones(2, 0), 0.5).shape == (2, 0)
 
@@ -167,15 +167,15 @@ def test_differences_telescope(rows, start, aggregation):
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("seed", range(5))
-def test_differences_from_the_groups_own_mean_cancel(aggregation, seed):
+def test_differences_from_the_group_mean_sum_to_zero(aggregation, seed):
     group_size = 4
-    rows = [row if seed % 2 else row or [0.5] for row in random_rows(seed, 12)]  # odd seeds: rows without steps
+    rows = [row if seed % 2 else row or [0.5] for row in random_rows(seed, 12)]  # odd seeds have rows without steps
     rows[0] = []
     scores, mask = pad(rows)
     ends = step_rewards(scores, mask, "outcome", aggregation=aggregation).sum(-1)
     start = group_mean(ends, mask.any(-1), group_size)
     rewards = step_rewards(scores, mask, "difference", aggregation=aggregation, initial_value=start)
-    # The sum over a group of v_L - v_0 is n (mean of v_L) - n v_0 = 0, however many steps each answer took.
+    # The sum of v_L - v_0 over a group is n (mean of v_L) - n v_0 = 0 for any number of steps per solution.
     assert rewards.view(-1, group_size * scores.shape[1]).sum(-1).abs().max() < 1e-12
 
 
@@ -205,7 +205,7 @@ def test_min_form_against_plain_python(seed):
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_with_one_step_every_credit_is_the_score(aggregation):
+def test_every_credit_of_a_one_step_solution_is_its_score(aggregation):
     scores, mask = pad([[0.3], [0.9]])
     for credit in CREDITS:
         assert_rows(step_rewards(scores, mask, credit, aggregation=aggregation), mask, [[0.3], [0.9]])
@@ -232,17 +232,17 @@ def test_no_steps_at_all(credit):
 
 def test_group_mean_worked_by_hand():
     values, mask = torch.tensor([1.0, 4.0, math.nan, 6.0, 7.0, math.inf]), torch.tensor([1, 1, 0, 1, 0, 0]).bool()
-    assert group_mean(values, mask, 2).tolist() == [2.5, 2.5, 6.0, 6.0, 0.0, 0.0]  # (1 + 4) / 2, 6 / 1, none
+    assert group_mean(values, mask, 2).tolist() == [2.5, 2.5, 6.0, 6.0, 0.0, 0.0]  # (1 + 4) / 2, 6 / 1, no values
 
 
 def test_group_advantages_worked_by_hand():
     # Rewards 1, 3 | 5: mean 3, squares 4 + 0 + 4, variance 8 / 2, deviation 2. Normalised -1, 0 | 1.
-    # From each step on: -1 + 0, 0 | 1; undivided -2 + 0, 0 | 2; halved a step -1 + 0/2.
+    # Sums from each step on: -1 + 0, 0 | 1. Without division: -2 + 0, 0 | 2.
     rewards, mask = pad([[1.0, 3.0], [5.0]])
     assert_rows(group_step_advantages(rewards, mask, 2, eps=0.0), mask, [[-1.0, 0.0], [1.0]])
     assert_rows(group_step_advantages(rewards, mask, 2, scale="none"), mask, [[-2.0, 0.0], [2.0]])
     assert_rows(group_step_advantages(rewards, mask, 2), mask, [[-2 / 2.0001, 0.0], [2 / 2.0001]])
-    # Rewards 0, 1, 5 | 2: mean 2; -2, -1, 3 | 0. Halving: 3; -1 + 3/2; -2 - 1/2 + 3/4 = -1.75.
+    # Rewards 0, 1, 5 | 2: mean 2, centred -2, -1, 3 | 0. With gamma 1/2: 3; -1 + 3/2; -2 - 1/2 + 3/4 = -1.75.
     rewards, mask = pad([[0.0, 1.0, 5.0], [2.0]])
     halved = group_step_advantages(rewards, mask, 2, scale="none", gamma=0.5)
     assert_rows(halved, mask, [[-1.75, 0.5, 3.0], [0.0]])
@@ -264,10 +264,10 @@ def test_group_advantages_against_plain_python(scale, group_size, seed):
 
 @pytest.mark.parametrize("group_size", [2, 4])
 @pytest.mark.parametrize("with_missing", [False, True])
-def test_one_step_is_trls_outcome_advantage(group_size, with_missing):
+def test_one_step_gives_trls_outcome_advantage(group_size, with_missing):
     rewards = torch.rand(8, dtype=F64, generator=torch.Generator().manual_seed(group_size))
     if with_missing:
-        rewards[[0, 1, 5]] = math.nan  # for groups of two: one without any, one with a single reward
+        rewards[[0, 1, 5]] = math.nan  # groups of two: a group without rewards, and a group with a single reward
     grouped = rewards.view(-1, group_size)
     expected = (grouped - grouped.nanmean(1, keepdim=True)) / (nanstd(grouped, dim=1, keepdim=True) + 1e-4)
     expected = expected.nan_to_num(nan=0.0).view(-1)
@@ -278,8 +278,8 @@ def test_one_step_is_trls_outcome_advantage(group_size, with_missing):
     assert torch.allclose(got, of_batch.nan_to_num(nan=0.0).view(-1), atol=1e-12)
 
 
-def test_outcome_supervision_is_a_mask_of_one_position():
-    # Outcomes .2, .6 | 1, 1 sit on the last step of answers of 3, 1, 2 and 1 steps: means .4 and 1.
+def test_outcome_supervision_is_a_mask_with_one_position_per_row():
+    # Outcomes .2, .6 | 1, 1 are on the last step of solutions with 3, 1, 2 and 1 steps. The group means are .4 and 1.
     scores, mask = pad([[0.5, 0.1, 0.2], [0.6], [0.7, 1.0], [1.0]])
     rewards = step_rewards(scores, mask, "outcome")
     last = torch.arange(3) == mask.sum(-1, keepdim=True) - 1
@@ -288,7 +288,7 @@ def test_outcome_supervision_is_a_mask_of_one_position():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_sums_in_a_group_are_deepseekmaths_process_supervision_token_by_token(seed):
+def test_sum_credit_is_deepseekmaths_process_supervision_per_token(seed):
     dice = random.Random(seed)
     rows = random_rows(seed, 8, shortest=1)
     ends = [sorted(dice.sample(range(20), len(row))) for row in rows]
@@ -323,7 +323,7 @@ def test_padding_and_order_of_rows_and_groups_change_nothing(scale):
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_a_group_without_steps_gets_zeros_and_disturbs_no_other(scale):
+def test_a_group_without_steps_gets_zeros_and_does_not_affect_the_others(scale):
     rows = random_rows(5, 4, shortest=1)
     alone = group_step_advantages(*pad(rows), 2, scale=scale)
     rewards, mask = pad([[], [], *rows])
@@ -333,7 +333,7 @@ def test_a_group_without_steps_gets_zeros_and_disturbs_no_other(scale):
     assert group_step_advantages(rewards[:, :0], mask[:, :0], 2, scale=scale).shape == (6, 0)  # no steps anywhere
 
 
-def test_equal_rewards_teach_nothing():
+def test_equal_rewards_give_zero_advantages():
     rewards, mask = pad([[0.5, 0.5, 0.5], [0.5]])
     assert group_step_advantages(rewards, mask, 2).abs().max() < 1e-12
 
@@ -342,15 +342,15 @@ def test_views_are_accepted():
     rewards, mask = pad(random_rows(9, 4, longest=5), 0.0, width=8)
     expected = group_step_advantages(rewards[:, :5].contiguous(), mask[:, :5].contiguous(), 2)
     assert torch.equal(group_step_advantages(rewards[:, :5], mask[:, :5], 2), expected)
-    turned = rewards.T.contiguous().T, mask.T.contiguous().T
-    assert torch.equal(group_step_advantages(*turned, 2)[:, :5], expected)
+    transposed = rewards.T.contiguous().T, mask.T.contiguous().T
+    assert torch.equal(group_step_advantages(*transposed, 2)[:, :5], expected)
 
 
 # Rewards to go and generalised advantages
 
 
-def test_reward_to_go_counts_from_the_step_itself():
-    # 1 + 2/2 + 4/4 = 3; 2 + 4/2 = 4; 4. Holes are skipped, so the same rewards further right give the same sums.
+def test_reward_to_go_includes_the_step_itself():
+    # 1 + 2/2 + 4/4 = 3; 2 + 4/2 = 4; 4. Masked positions are skipped, so gaps between rewards do not change the sums.
     together, everywhere = torch.tensor([[1.0, 2.0, 4.0]]), torch.ones(1, 3, dtype=torch.bool)
     assert reward_to_go(together, everywhere, 0.5).tolist() == [[3.0, 4.0, 4.0]]
     apart = torch.tensor([[math.nan, 1.0, math.inf, 2.0, 9.0, 4.0, math.nan]])
@@ -360,7 +360,8 @@ def test_reward_to_go_counts_from_the_step_itself():
 
 
 def test_generalized_advantages_worked_by_hand():
-    # Both .5. delta_1 = 2 - .4 = 1.6; delta_0 = 1 + .5 * .4 - .6 = .6. A_1 = 1.6; A_0 = .6 + .25 * 1.6 = 1.
+    # gamma = lambda = .5. delta_1 = 2 - .4 = 1.6; delta_0 = 1 + .5 * .4 - .6 = .6. A_1 = 1.6; A_0 = .6 + .25 * 1.6 =
+    # 1.
     rewards, values = torch.tensor([[1.0, 2.0]], dtype=F64), torch.tensor([[0.6, 0.4]], dtype=F64)
     mask = torch.ones(1, 2, dtype=torch.bool)
     assert generalized_advantages(rewards, values, mask, 0.5, 0.5)[0].tolist() == pytest.approx([1.0, 1.6])
@@ -386,14 +387,14 @@ def test_limits_of_generalized_advantages(seed):
     generator = torch.Generator().manual_seed(seed)
     rewards, values = torch.randn(2, 4, 8, dtype=F64, generator=generator)
     mask = torch.ones(4, 8, dtype=torch.bool)
-    # gamma = lambda = 1: the sum of the rewards from t on minus V_t, so that the returns are that sum.
+    # gamma = lambda = 1: the return at t is the sum of the rewards from t on.
     whole = generalized_advantages(rewards, values, mask, 1.0, 1.0)
     assert torch.allclose(whole + values, rewards.flip(1).cumsum(1).flip(1), atol=1e-12)
-    # lambda = 0: one delta.
+    # lambda = 0: the advantage is a single delta.
     following = torch.cat([values[:, 1:], torch.zeros(4, 1, dtype=F64)], dim=1)
-    one = generalized_advantages(rewards, values, mask, 0.9, 0.0)
-    assert torch.allclose(one, rewards + 0.9 * following - values, atol=1e-12)
-    # Without values and with lambda = 1 it is the reward to go.
+    single_delta = generalized_advantages(rewards, values, mask, 0.9, 0.0)
+    assert torch.allclose(single_delta, rewards + 0.9 * following - values, atol=1e-12)
+    # Values of 0 and lambda = 1: the advantage is the reward to go.
     assert torch.equal(generalized_advantages(rewards, values * 0, mask, 0.9, 1.0), reward_to_go(rewards, mask, 0.9))
     empty = torch.zeros(3, 0)
     assert generalized_advantages(empty, empty, empty.bool()).shape == (3, 0)
@@ -460,13 +461,13 @@ def test_types(dtype):
         spread_over_steps(values, ends, mask, 5),
     ]
     assert {result.dtype for result in results} == {out}
-    # 0 and 1 serve as a mask.
+    # A mask of integers 0 and 1 is accepted.
     assert torch.equal(step_rewards(values, mask.long(), "min_form"), step_rewards(values, mask, "min_form"))
     assert torch.equal(group_step_advantages(values, mask.long(), 2), group_step_advantages(values, mask, 2))
 
 
 def test_long_sums_of_bfloat16_are_exact():
-    # 1/256 from token 0 on, 512 times: 2; bfloat16 itself would stall at 1.
+    # The sum of 512 times 1/256 is 2. A running sum in bfloat16 would stall at 1.
     rewards, mask = torch.full((1, 512), 1 / 256, dtype=torch.bfloat16), torch.ones(1, 512, dtype=torch.bool)
     assert reward_to_go(rewards, mask)[0, 0].item() == 2.0
     assert prefix_values(rewards, mask, "mean")[0, -1].item() == 1 / 256
@@ -494,19 +495,19 @@ SCORES, MASK = pad([[0.5], [0.2], [0.1]])
         (lambda: group_step_advantages(SCORES, MASK, 2), "Groups: got 3 rows, .*group_size = 2"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(call, message):
+def test_errors_name_invalid_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_no_two_credits_pay_the_same():
-    """A credit without a rule of its own would be paid by another one's."""
+def test_no_two_credits_give_the_same_rewards():
+    """Fails if a new credit has no branch of its own."""
     scores, mask = torch.tensor([[0.9, 0.2, 0.6]]), torch.ones(1, 3, dtype=torch.bool)
-    paid = {credit: tuple(step_rewards(scores, mask, credit, aggregation="mean")[0].tolist()) for credit in CREDITS}
-    assert len(set(paid.values())) == len(CREDITS), paid
+    rewards = {credit: tuple(step_rewards(scores, mask, credit, aggregation="mean")[0].tolist()) for credit in CREDITS}
+    assert len(set(rewards.values())) == len(CREDITS), rewards
 
 
-def test_a_credit_without_a_rule_is_an_error(monkeypatch):
+def test_a_credit_without_a_branch_is_an_error(monkeypatch):
     monkeypatch.setattr(advantages, "CREDITS", (*CREDITS, "new"))
-    with pytest.raises(ValueError, match="got 'new', expected one with a rule"):
+    with pytest.raises(ValueError, match="got 'new', expected a credit with a branch"):
         step_rewards(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), "new")

@@ -1,4 +1,4 @@
-"""Aggregation of ragged step scores against plain Python."""
+"""Tests the aggregation of ragged step scores against plain Python."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_padding_is_never_read(method, filler):
 
 
 @pytest.mark.parametrize("method", AGGREGATIONS)
-def test_one_step_is_its_own_aggregate(method):
+def test_the_aggregate_of_one_step_is_its_score(method):
     assert aggregate([[0.37]], method).item() == pytest.approx(0.37)
 
 

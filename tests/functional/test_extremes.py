@@ -1,4 +1,4 @@
-"""The ends of every range: eta, rewards, logits, precision, and masks that hide everything."""
+"""Tests the ends of every range: eta, rewards, logits, precision, and masks that are False everywhere."""
 
 import math
 
@@ -35,25 +35,25 @@ HALVES = [torch.bfloat16, torch.float16]
 EMPTY = torch.zeros(2, 3, dtype=torch.bool)
 
 
-def value(successes, number, eta):
+def value(successes, count, eta):
     """The definition for rewards of 0 and 1, in 60 digits."""
     if math.isinf(eta):
-        return float(successes > 0 if eta > 0 else successes == number)
+        return float(successes > 0 if eta > 0 else successes == count)
     with mpmath.workdps(60):
-        p = mpmath.mpf(successes) / number
-        return float(value_of(p, eta))
+        p = mpmath.mpf(successes) / count
+        return float(value_of_rate(p, eta))
 
 
 @pytest.mark.parametrize("eta", ETAS)
 def test_values_are_labels_at_every_eta(eta):
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        for number, successes in ((1, 0), (1, 1), (16, 0), (16, 1), (16, 15), (16, 16), (1000, 1), (1000, 999)):
-            rewards = torch.tensor([1.0] * successes + [0.0] * (number - successes), dtype=dtype)
-            rate = torch.tensor(successes / number, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        for count, successes in ((1, 0), (1, 1), (16, 0), (16, 1), (16, 15), (16, 16), (1000, 1), (1000, 999)):
+            rewards = torch.tensor([1.0] * successes + [0.0] * (count - successes), dtype=dtype)
+            rate = torch.tensor(successes / count, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
             for got in (soft_value(rewards, eta), soft_value_from_rate(rate, eta)):
                 assert got.dtype == rate.dtype
-                assert 0 <= got.item() <= 1, (dtype, number, successes)  # else it could not be trained on
-                assert got.item() == pytest.approx(value(successes, number, eta), abs=1e-6)
+                assert 0 <= got.item() <= 1, (dtype, count, successes)  # training needs labels in [0, 1]
+                assert got.item() == pytest.approx(value(successes, count, eta), abs=1e-6)
 
 
 @pytest.mark.parametrize("eta", [eta for eta in ETAS if math.isfinite(eta)])
@@ -63,15 +63,15 @@ def test_posteriors_are_labels_at_every_finite_eta(eta):
     assert (successes >= 0).all() and (failures >= 0).all()
     means, deviations = posterior_value(successes, failures, eta, (1.0, 1.0))
     assert bool(((means >= 0) & (means <= 1)).all()) and bool(((deviations >= 0) & (deviations <= 0.5)).all())
-    # Without a reward the posterior is the prior: the mean value of a uniform rate.
+    # Without rewards, the posterior mean is the mean of the value over the prior, here a uniform rate.
     with mpmath.workdps(30):
-        exact = mpmath.quad(lambda p: value_of(p, abs(eta)), [0, 1e-6, 0.01, 0.5, 0.99, 1 - 1e-6, 1])
+        exact = mpmath.quad(lambda p: value_of_rate(p, abs(eta)), [0, 1e-6, 0.01, 0.5, 0.99, 1 - 1e-6, 1])
         exact = 1 - exact if eta < 0 else exact  # for rewards of 0 and 1, V_-eta(p) = 1 - V_eta(1 - p)
     assert means[3].item() == pytest.approx(float(exact), abs=2e-3)
     assert successes[:3].tolist() == [0, 16, 1] and failures[:3].tolist() == [16, 0, 15]
 
 
-def value_of(p, eta):
+def value_of_rate(p, eta):
     """log((1 - p) + p e^eta) / eta"""
     return p if eta == 0 else mpmath.log(1 - p + p * mpmath.exp(mpmath.mpf(eta))) / mpmath.mpf(eta)
 
@@ -97,8 +97,8 @@ def test_losses_of_extreme_logits(columns, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_halves_are_read_as_what_they_are(dtype):
-    """What is computed of half precision is float32, and what float64 makes of the same numbers."""
+def test_half_precision_inputs_are_computed_in_float32(dtype):
+    """The result has dtype float32, and equals the result in float64 for the same numbers."""
     generator = torch.Generator().manual_seed(0)
     scores, mask = torch.rand(8, 6, generator=generator).to(dtype), torch.rand(8, 6, generator=generator) > 0.3
     mask = mask.sort(dim=1, descending=True).values | (torch.arange(6) == 0)
@@ -107,8 +107,9 @@ def test_halves_are_read_as_what_they_are(dtype):
 
     def close(function, *inputs):
         got = function(*inputs)
-        expected = function(*(one.double() if one.dtype == dtype else one for one in inputs))
-        for left, right in zip(*((one if isinstance(one, tuple) else (one,)) for one in (got, expected)), strict=True):
+        expected = function(*(tensor.double() if tensor.dtype == dtype else tensor for tensor in inputs))
+        got, expected = (result if isinstance(result, tuple) else (result,) for result in (got, expected))
+        for left, right in zip(got, expected, strict=True):
             assert left.dtype == (torch.bool if right.dtype == torch.bool else torch.float32)
             torch.testing.assert_close(left.double(), right.double(), atol=3e-5, rtol=1e-5)
 
@@ -130,7 +131,7 @@ def test_halves_are_read_as_what_they_are(dtype):
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])
-def test_masks_that_hide_everything(garbage):
+def test_masks_that_are_false_everywhere(garbage):
     values = torch.full((2, 3), garbage)
     ends = torch.zeros(2, 3, dtype=torch.long)
     for zeros in (
@@ -144,16 +145,16 @@ def test_masks_that_hide_everything(garbage):
         *masked_moments(values, EMPTY),
     ):
         assert not zeros.any()
-    assert explained_variance(values, values, EMPTY).isnan()  # documented: there is no variance to explain
+    assert explained_variance(values, values, EMPTY).isnan()  # as documented for targets that do not vary
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
 @pytest.mark.parametrize("credit", CREDITS)
-def test_scores_that_are_all_the_same(credit, score):
+def test_scores_that_are_all_equal(credit, score):
     mask = torch.tensor([[True, True], [True, False]])
     rewards = step_rewards(torch.full((2, 2), score), mask, credit, aggregation="min", initial_value=score)
     advantages = group_step_advantages(rewards, mask, 2)
     assert bool(rewards.isfinite().all()) and bool(advantages.isfinite().all())
-    # What every step is paid alike teaches nothing; "outcome" pays the same at a solution's end only.
+    # If all steps have the same reward, all advantages are 0. "outcome" rewards the last step only.
     if credit in ("difference", "sum") or score == 0:
         assert not advantages.any()

@@ -1,4 +1,5 @@
-"""Masked moments, whitening and explained variance: by hand, against Python's statistics, over emulated processes."""
+"""Tests masked moments, whitening and explained variance by hand, against Python's `statistics`, and over emulated
+processes."""
 
 import math
 import statistics
@@ -14,7 +15,7 @@ F64 = torch.float64
 
 
 def example(seed, dtype=F64, shape=(6, 7)):
-    """Values with poison under the mask."""
+    """Random values and a mask. Masked values are NaN or infinite."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, dtype=F64, generator=generator) * 3 + 5
     mask = torch.rand(shape, generator=generator) < 0.6
@@ -23,7 +24,7 @@ def example(seed, dtype=F64, shape=(6, 7)):
 
 
 def on_processes(function, shards):
-    """Runs `function(*shard, all_reduce)` on a thread a shard; `all_reduce` sums over the threads."""
+    """Runs `function(*shard, all_reduce)` with one thread per shard. `all_reduce` sums over the threads."""
     barrier, slots, results = threading.Barrier(len(shards)), [None] * len(shards), [None] * len(shards)
 
     def work(rank):
@@ -73,16 +74,16 @@ def test_against_pythons_statistics(seed):
 
 def test_few_values():
     values = torch.tensor([7.0, math.nan])
-    nothing, one = torch.tensor([False, False]), torch.tensor([True, False])
-    assert [moment.item() for moment in masked_moments(values, nothing)] == [0.0, 0.0, 0.0]
-    assert [moment.item() for moment in masked_moments(values, one)] == [1.0, 7.0, 0.0]
-    assert masked_whiten(values, nothing).tolist() == [0.0, 0.0]
-    assert masked_whiten(values, one).tolist() == [0.0, 0.0]  # (7 - 7) / sqrt(0 + eps)
-    assert masked_whiten(torch.tensor([2.0, 2.0]), one | True).tolist() == [0.0, 0.0]
+    empty, single = torch.tensor([False, False]), torch.tensor([True, False])
+    assert [moment.item() for moment in masked_moments(values, empty)] == [0.0, 0.0, 0.0]
+    assert [moment.item() for moment in masked_moments(values, single)] == [1.0, 7.0, 0.0]
+    assert masked_whiten(values, empty).tolist() == [0.0, 0.0]
+    assert masked_whiten(values, single).tolist() == [0.0, 0.0]  # (7 - 7) / sqrt(0 + eps)
+    assert masked_whiten(torch.tensor([2.0, 2.0]), single | True).tolist() == [0.0, 0.0]
 
 
 def test_small_variance_of_large_values():
-    # 4096 and 4097 in turn: mean 4096.5, variance 500 / 999. Squares are past 2^24, where float32 drops ones.
+    # 4096 and 4097 alternate: mean 4096.5, variance 250 / 999. Squares exceed 2^24, where float32 loses integers.
     values = 4096 + torch.arange(1000) % 2
     _, mean, variance = masked_moments(values.float(), torch.ones(1000, dtype=torch.bool))
     assert mean.item() == 4096.5 and variance.item() == pytest.approx(250 / 999, rel=1e-6)
@@ -90,17 +91,17 @@ def test_small_variance_of_large_values():
 
 @pytest.mark.parametrize("sizes", [[6], [2, 4], [1, 2, 3], [3, 0, 3]])
 @pytest.mark.parametrize("seed", range(3))
-def test_processes_together_equal_the_whole(sizes, seed):
+def test_all_processes_together_equal_a_single_process(sizes, seed):
     values, mask = example(seed)
-    mask[0] = False  # with sizes 1, 2, 3 the first process holds nothing
+    mask[0] = False  # with sizes 1, 2, 3 the first process has no values
     predictions = torch.randn(6, 7, dtype=F64, generator=torch.Generator().manual_seed(99)) + values
-    values_of, mask_of, predictions_of = (tensor.split(sizes) for tensor in (values, mask, predictions))
+    value_shards, mask_shards, prediction_shards = (tensor.split(sizes) for tensor in (values, mask, predictions))
 
-    for moments in on_processes(masked_moments, list(zip(values_of, mask_of, strict=True))):
+    for moments in on_processes(masked_moments, list(zip(value_shards, mask_shards, strict=True))):
         assert torch.stack(moments).tolist() == pytest.approx(torch.stack(masked_moments(values, mask)).tolist())
-    white = torch.cat(on_processes(masked_whiten, list(zip(values_of, mask_of, strict=True))))
+    white = torch.cat(on_processes(masked_whiten, list(zip(value_shards, mask_shards, strict=True))))
     assert torch.allclose(white, masked_whiten(values, mask), atol=1e-12)
-    shards = list(zip(predictions_of, values_of, mask_of, strict=True))
+    shards = list(zip(prediction_shards, value_shards, mask_shards, strict=True))
     for explained in on_processes(explained_variance, shards):
         assert explained.item() == pytest.approx(explained_variance(predictions, values, mask).item())
 
@@ -108,7 +109,7 @@ def test_processes_together_equal_the_whole(sizes, seed):
 def test_whitening_ignores_shift_and_scale():
     values, mask = example(2)
     assert torch.allclose(masked_whiten(values * 10 + 3, mask), masked_whiten(values, mask), atol=1e-8)
-    # eps bounds the gain: deviations far below sqrt(eps) stay small.
+    # eps bounds the amplification: deviations far below sqrt(eps) stay small.
     tiny = masked_whiten(torch.tensor([1e-6, -1e-6], dtype=F64), torch.ones(2).bool())
     assert tiny.abs().max() < 0.02
 
@@ -127,7 +128,7 @@ def test_explained_variance_worked_by_hand():
 @pytest.mark.parametrize("value", [0.0, 0.1, -0.7, 1 / 3, 1e4])
 @pytest.mark.parametrize("count", [1, 3, 7, 10, 1001])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_targets_that_do_not_vary_have_nothing_to_explain(value, count, dtype):
+def test_constant_targets_give_nan_explained_variance(value, count, dtype):
     targets, mask = torch.full((count,), value, dtype=dtype), torch.ones(count, dtype=torch.bool)
     predictions = torch.randn(count, dtype=dtype, generator=torch.Generator().manual_seed(0))
     assert explained_variance(predictions, targets, mask).isnan()
@@ -145,7 +146,7 @@ def test_types(dtype):
     assert {result.dtype for result in results} == {out}
     exact = masked_whiten(values.double(), mask)
     assert torch.allclose(masked_whiten(values, mask).double(), exact, atol=1e-5)
-    # Differences are taken after the cast: 4 and 3.98 would meet in bfloat16's eight bits otherwise.
+    # Differences are computed after the cast to float32: 4 and 3.98 are equal in bfloat16.
     explained = explained_variance(values.double().sin().to(dtype), values, mask)
     assert explained.item() == pytest.approx(
         explained_variance(values.double().sin().to(dtype).double(), values.double(), mask).item(), abs=1e-5
@@ -153,7 +154,7 @@ def test_types(dtype):
 
 
 def test_moments_of_each_row_by_hand():
-    # Row 0: 1, 3: mean 2, variance 2. Row 1: 8 alone. Row 2: nothing.
+    # Row 0 has 1 and 3: mean 2, variance 2. Row 1 has 8 only. Row 2 has no values.
     values = torch.tensor([[1.0, math.nan, 3.0], [math.inf, 8.0, -math.inf], [math.nan] * 3])
     mask = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0]])
     counts, means, variances = masked_moments(values, mask, dim=-1)
@@ -164,7 +165,7 @@ def test_moments_of_each_row_by_hand():
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dim", [0, -1])
-def test_moments_along_an_axis_are_those_of_each_slice(seed, dim):
+def test_moments_along_an_axis_equal_the_moments_of_each_slice(seed, dim):
     values, mask = example(seed)
     along = masked_moments(values, mask, dim=dim)
     slices = [masked_moments(*pair) for pair in zip(values.unbind(1 - dim % 2), mask.unbind(1 - dim % 2), strict=True)]

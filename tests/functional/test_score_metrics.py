@@ -57,7 +57,7 @@ def test_brier_score_limits():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_low_precision_inputs_are_not_averaged_in_low_precision(dtype):
-    # 4096 equal terms of 0.25^2 and a last one of 0: bfloat16 running sums would stall long before.
+    # 4096 equal terms of 0.25^2 and a last term of 0: a running sum in bfloat16 would stall long before.
     scores = torch.full((4097,), 0.25, dtype=dtype)
     scores[-1] = 0.0
     labels = torch.zeros(4097, dtype=dtype)
@@ -77,7 +77,7 @@ def test_calibration_error_worked_by_hand():
 @pytest.mark.parametrize("num_bins", [1, 3, 10, 100])
 def test_calibration_error_against_a_loop(num_bins):
     generator = torch.Generator().manual_seed(num_bins)
-    # Hundredths, so that many scores lie exactly on the edges, 0 and 1 included.
+    # Hundredths, so that many scores are exactly on the edges, including 0 and 1.
     scores = torch.randint(0, 101, (400,), generator=generator).double() / 100
     labels = torch.rand(400, generator=generator, dtype=torch.float64)
     expected = naive_calibration_error(scores.tolist(), labels.tolist(), num_bins)
@@ -86,12 +86,12 @@ def test_calibration_error_against_a_loop(num_bins):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_scores_on_an_edge_fall_in_the_upper_bin_in_every_dtype(dtype):
-    # Bins of a tenth: 0.1 k opens bin k, so a label that undoes the gap of bin k's other member must meet it there.
+    # Bin k starts at 0.1 k, so both scores are in bin k, where their gaps of +0.01 and -0.01 cancel.
     for k in range(1, 10):
         scores = torch.tensor([k / 10, k / 10 + 0.05], dtype=dtype)
         labels = scores.double() + torch.tensor([0.01, -0.01])
         assert expected_calibration_error(scores, labels).item() == pytest.approx(0.0, abs=1e-9)
-        # A point below the edge lies in the bin before, and the two gaps of 0.01 no longer cancel.
+        # A score below the edge is in the previous bin, and the two gaps of 0.01 no longer cancel.
         scores = torch.tensor([k / 10 - 0.05, k / 10], dtype=dtype)
         labels = scores.double() + torch.tensor([0.01, -0.01])
         assert expected_calibration_error(scores, labels).item() == pytest.approx(0.01, abs=1e-9)
@@ -105,7 +105,7 @@ def test_calibration_error_limits():
     assert expected_calibration_error(scores, labels, num_bins=1).item() == pytest.approx(one_bin, abs=1e-15)
     constant = expected_calibration_error(labels.mean().expand(300), labels)
     assert constant.item() == pytest.approx(0.0, abs=1e-14)
-    # The triangle inequality: finer bins that nest never lower it.
+    # By the triangle inequality, finer nested bins never lower the error.
     errors = [expected_calibration_error(scores, labels, num_bins=2**k).item() for k in range(6)]
     assert all(coarse <= fine + 1e-14 for coarse, fine in zip(errors, errors[1:], strict=False))
     assert errors[0] < 0.5 * errors[-1]
@@ -148,7 +148,7 @@ def test_auc_limits():
     assert auc(positive.float(), positive).item() == 1.0
     assert auc(-scores, positive).item() == pytest.approx(1 - auc(scores, positive).item(), abs=1e-15)
     assert auc(scores, ~positive).item() == pytest.approx(1 - auc(scores, positive).item(), abs=1e-15)
-    # Only the order counts, and within groups only the order inside the group.
+    # Only the order matters, and within groups only the order inside the group.
     assert auc(torch.exp(scores) - 7, positive) == auc(scores, positive)
     within = auc_within_groups(scores, positive, groups)
     assert auc_within_groups(scores + 100 * groups, positive, groups) == within
@@ -181,14 +181,14 @@ def test_auc_is_nan_without_both_classes():
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
-        (torch.zeros(3), torch.zeros(2), r"`scores` has shape \(3,\) and `labels` \(2,\): expected one shape"),
+        (torch.zeros(3), torch.zeros(2), r"`scores` has shape \(3,\) and `labels` \(2,\): expected the same shape"),
         (torch.zeros(0), torch.zeros(0), "not empty"),
         (torch.tensor([0.1, 1.5]), torch.zeros(2), "`scores` is 1.5 at flat index 1: expected probabilities"),
         (torch.tensor([0.1, torch.nan]), torch.zeros(2), "`scores` is nan at flat index 1"),
         (torch.zeros(2, 2), torch.tensor([[0, 1], [-100, 0]]), "`labels` is -100 at flat index 2"),
     ],
 )
-def test_what_is_no_probability_is_named(metric, scores, labels, message):
+def test_errors_name_values_that_are_not_probabilities(metric, scores, labels, message):
     with pytest.raises(ValueError, match=message):
         metric(scores, labels)
 
@@ -199,7 +199,7 @@ TWO_SCORES, RIGHT_AND_WRONG = torch.tensor([0.1, 0.2]), torch.tensor([True, Fals
 @pytest.mark.parametrize(
     ("measure", "message"),
     [
-        (lambda: auc(TWO_SCORES, RIGHT_AND_WRONG[:1]), r"\(2,\), \(1,\) and \(2,\): expected one"),
+        (lambda: auc(TWO_SCORES, RIGHT_AND_WRONG[:1]), r"\(2,\), \(1,\) and \(2,\): expected the same"),
         (lambda: auc(torch.tensor([0.1, torch.nan]), RIGHT_AND_WRONG), "`scores` is NaN at flat index 1"),
         (lambda: auc(TWO_SCORES, torch.tensor([0.3, 1.0])), "`positive` is 0.3 .*expected booleans"),
         (
@@ -209,7 +209,7 @@ TWO_SCORES, RIGHT_AND_WRONG = torch.tensor([0.1, 0.2]), torch.tensor([True, Fals
         (lambda: expected_calibration_error(TWO_SCORES, TWO_SCORES, num_bins=0), "`num_bins` is 0: .*at least 1"),
     ],
 )
-def test_what_cannot_be_ranked_is_named(measure, message):
+def test_errors_name_inputs_that_cannot_be_ranked(measure, message):
     with pytest.raises(ValueError, match=message):
         measure()
 
@@ -272,7 +272,7 @@ def test_brier_parts_add_up(num_bins, hard):
 
 def test_brier_parts_limits():
     generator = torch.Generator().manual_seed(0)
-    scores = torch.randint(0, 10, (400,), generator=generator).double() / 10 + 0.05  # one value a bin
+    scores = torch.randint(0, 10, (400,), generator=generator).double() / 10 + 0.05  # one value per bin
     labels = torch.rand(400, generator=generator) < scores
     parts = brier_decomposition(scores, labels)
     assert parts["within_bin_variance"].item() == pytest.approx(0.0, abs=1e-28)

@@ -1,4 +1,4 @@
-"""`soft_value` against mpmath, its limits and its identities."""
+"""Tests `soft_value` against mpmath, its limits and its identities."""
 
 import math
 
@@ -46,8 +46,8 @@ def test_float32_error_is_below_1e_6_over_twelve_decades(rewards, eta):
     assert value.item() == pytest.approx(exact, abs=1e-6 * max(1.0, abs(exact)))
 
 
-def test_the_plain_formula_fails_where_the_pivoted_one_holds():
-    # Why the pivot is there: logsumexp(eta r)/eta - log(K)/eta at eta = 1e-7 in float32.
+def test_the_pivoted_formula_is_accurate_where_the_plain_formula_fails():
+    # The plain formula is logsumexp(eta r)/eta - log(K)/eta, here at eta = 1e-7 in float32.
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0])
     naive = torch.logsumexp(1e-7 * rewards, -1) / 1e-7 - math.log(4) / 1e-7
     assert abs(naive.item() - 0.25) > 0.1
@@ -109,13 +109,13 @@ def test_gradient_is_the_softmax_and_finite_at_extremes():
 
 @pytest.mark.parametrize("eta", [*DECADES, 0.0, 1.0, 2.5, -2.5])
 @pytest.mark.parametrize("successes", [0, 1, 7, 16])
-def test_rate_form_agrees_with_the_rewards(successes, eta):
+def test_the_value_of_a_rate_equals_the_value_of_its_rewards(successes, eta):
     rewards = torch.tensor([1.0] * successes + [0.0] * (16 - successes))
     rate = soft_value_from_rate(torch.tensor(successes / 16), eta)
     assert rate.item() == pytest.approx(soft_value(rewards.double(), eta).item(), abs=1e-6)
 
 
-def test_rate_form_limits_and_gradient():
+def test_limits_and_gradient_of_the_value_of_a_rate():
     p = torch.tensor([0.0, 0.3, 1.0])
     assert torch.equal(soft_value_from_rate(p, 0), p)
     assert torch.equal(soft_value_from_rate(p, math.inf), torch.tensor([0.0, 1.0, 1.0]))
@@ -125,8 +125,8 @@ def test_rate_form_limits_and_gradient():
         assert torch.autograd.gradcheck(lambda rate, eta=eta: soft_value_from_rate(rate, eta), (p,), atol=1e-5)
 
 
-def test_finite_k_bias_is_as_the_docstring_says():
-    # 0/1 rewards with p = 0.3, eta = 2, K = 16: the exact expectation over the binomial against the first-order bias.
+def test_the_bias_for_finite_k_matches_the_docstring():
+    # Compares the exact expectation over the binomial with the first-order bias, for p = 0.3, eta = 2 and K = 16.
     p, eta, k = 0.3, 2.0, 16
     counts = torch.arange(k + 1)
     log_choose = torch.lgamma(torch.tensor(k + 1.0)) - torch.lgamma(counts + 1.0) - torch.lgamma(k - counts + 1.0)
@@ -149,13 +149,13 @@ def test_errors_say_what_to_do():
 
 
 @pytest.mark.parametrize("eta", [-900.0, -3.0, 1e-6, 0.0, 2.0, 30.0, 900.0])
-def test_the_implied_rate_undoes_the_value(eta):
+def test_the_implied_rate_inverts_the_value(eta):
     rates = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
     implied = implied_success_rate(soft_value_from_rate(rates, eta), eta)
     torch.testing.assert_close(implied, rates, atol=1e-9, rtol=1e-9)
     assert implied_success_rate(torch.tensor([0, 1]), eta).tolist() == [0.0, 1.0]
 
 
-def test_a_maximum_implies_no_rate():
+def test_an_infinite_eta_has_no_implied_rate():
     with pytest.raises(ValueError, match="`eta` is inf: expected a finite number"):
         implied_success_rate(torch.zeros(2), math.inf)

@@ -1,4 +1,4 @@
-"""The soft-label loss against its definition in naive Python."""
+"""Tests the soft-label loss against its definition in plain Python."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_two_logit_head():
     )
 
 
-def test_one_logit_head_is_the_two_logit_head_against_zero():
+def test_one_logit_equals_two_logits_with_a_bad_logit_of_zero():
     logits = torch.randn(5, 1)
     labels = torch.rand(5)
     both = torch.cat([logits, torch.zeros(5, 1)], -1)
@@ -44,7 +44,7 @@ def test_hard_labels_reduce_to_cross_entropy_and_the_optimum_is_the_labels_entro
     assert at_optimum.item() == pytest.approx(-(v * math.log(v) + (1 - v) * math.log(1 - v)), abs=1e-6)
 
 
-def test_computed_in_float32_whatever_the_dtype():
+def test_the_loss_is_computed_in_float32_for_every_dtype():
     logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], dtype=torch.bfloat16)
     loss = soft_step_cross_entropy(logits, torch.tensor([1.0, 1.0]), reduction="none")
     assert loss.dtype == torch.float32
@@ -63,7 +63,8 @@ def test_gradients():
 
 
 def test_no_value_is_read_back_to_the_cpu():
-    """An accelerator would have to wait for it in every micro-batch. The `meta` device has no values to read."""
+    """Reading a value would make the accelerator wait in every micro-batch. The `meta` device has no values to
+    read."""
     logits = torch.empty(3, 2, device="meta")
     assert soft_step_cross_entropy(logits, torch.empty(3, device="meta"), "none").shape == (3,)
 
@@ -80,7 +81,7 @@ def test_smoothed_labels():
     torch.testing.assert_close(smoothed_labels(labels, 0.2), torch.tensor([0.1, 0.3, 0.5, 0.9]))
     assert torch.equal(smoothed_labels(labels, 0.0), labels)
     assert torch.equal(smoothed_labels(labels, 1.0), torch.full((4,), 0.5))
-    # For two classes it is the smoothing of torch's cross-entropy.
+    # For two classes, this equals the label smoothing of torch's cross-entropy.
     logits = torch.tensor([[0.3, -0.7], [1.5, 2.0]])
     ours = soft_step_cross_entropy(logits, smoothed_labels(torch.tensor([1.0, 0.0]), 0.1))
     theirs = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]), label_smoothing=0.1)

@@ -1,4 +1,4 @@
-"""Errors without the noise of K against expectations over every draw, and recalibration against known distortions."""
+"""Tests noise-free errors against exact expectations over all draws, and recalibration against known distortions."""
 
 import itertools
 import math
@@ -27,13 +27,13 @@ def test_the_squared_error_by_hand():
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.7, 1.0])
 @pytest.mark.parametrize("k", [2, 5])
 def test_the_squared_error_is_unbiased(p, k):
-    """The expectation over all 2^K outcomes is exactly (score - p)^2; the plain squared distance is p (1 - p) / K
-    more."""
+    """The expectation over all 2^K outcomes is exactly (score - p)^2. The plain squared difference is larger by
+    p (1 - p) / K."""
     expected, plain = 0.0, 0.0
     for draw in itertools.product([0.0, 1.0], repeat=k):
-        chance = p ** sum(draw) * (1 - p) ** (k - sum(draw))
-        expected += chance * squared_error_without_noise(torch.tensor([0.4]), torch.tensor([draw])).item()
-        plain += chance * (0.4 - sum(draw) / k) ** 2
+        probability = p ** sum(draw) * (1 - p) ** (k - sum(draw))
+        expected += probability * squared_error_without_noise(torch.tensor([0.4]), torch.tensor([draw])).item()
+        plain += probability * (0.4 - sum(draw) / k) ** 2
     score = torch.tensor(0.4).item()
     assert expected == pytest.approx((score - p) ** 2, abs=1e-9)
     assert plain == pytest.approx((0.4 - p) ** 2 + p * (1 - p) / k, abs=1e-12)
@@ -41,12 +41,12 @@ def test_the_squared_error_is_unbiased(p, k):
 
 @pytest.mark.slow("40,000 resamples")
 def test_the_bootstrap_against_every_resample():
-    # Rewards 1, 0, 0: V of a resample depends on its j ones, j ~ Binomial(3, 1/3); K / (K - 1) = 1.5.
+    # Rewards 1, 0, 0: V of a resample depends on its number j of ones, j ~ Binomial(3, 1/3); K / (K - 1) = 1.5.
     eta, rewards = 2.0, torch.tensor([[1.0, 0.0, 0.0]])
-    chances = [math.comb(3, j) * (1 / 3) ** j * (2 / 3) ** (3 - j) for j in range(4)]
+    probabilities = [math.comb(3, j) * (1 / 3) ** j * (2 / 3) ** (3 - j) for j in range(4)]
     values = soft_value_from_rate(torch.arange(4, dtype=torch.float64) / 3, eta).tolist()
-    mean = sum(c * v for c, v in zip(chances, values, strict=True))
-    variance = sum(c * (v - mean) ** 2 for c, v in zip(chances, values, strict=True))
+    mean = sum(p * v for p, v in zip(probabilities, values, strict=True))
+    variance = sum(p * (v - mean) ** 2 for p, v in zip(probabilities, values, strict=True))
     bias, spread = bootstrap_value_noise(rewards, eta, num_resamples=40_000)
     assert bias.item() == pytest.approx(1.5 * (mean - values[1]), abs=0.008)
     assert spread.item() == pytest.approx(1.5 * variance, rel=0.03)
@@ -82,7 +82,7 @@ def test_equal_rewards_have_no_noise():
         ),
     ],
 )
-def test_what_has_no_noise_estimate_is_named(estimate, message):
+def test_errors_name_inputs_without_a_noise_estimate(estimate, message):
     with pytest.raises(ValueError, match=message):
         estimate()
 
@@ -118,9 +118,9 @@ def test_the_gradient_vanishes_on_hard_labels():
         assert abs(gradient.item()) < 1e-7
 
 
-def test_scores_that_part_the_labels_stay_finite():
+def test_perfectly_separated_scores_stay_finite():
     scores = torch.tensor([0.0, 0.1, 0.9, 1.0])
     scale, shift = fit_recalibration(scores, torch.tensor([0.0, 0.0, 1.0, 1.0]))
     assert 1.0 < scale < 100.0 and abs(shift) < 0.1
-    mended = recalibrate(scores, scale, shift)
-    assert mended.isfinite().all() and (mended.diff() > 0).all()
+    recalibrated = recalibrate(scores, scale, shift)
+    assert recalibrated.isfinite().all() and (recalibrated.diff() > 0).all()

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, for tests of what is lost then: nothing that was finished."""
+"""Simulates full and read-only disks, for tests that no finished file is lost."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ CLONE_NEWNS = 0x20000
 
 @contextmanager
 def no_file_above(size):
-    """No file of this process grows beyond `size` bytes: what a full disk does, without one."""
+    """Simulates a full disk: no file of this process can grow beyond `size` bytes."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -26,7 +26,7 @@ def no_file_above(size):
 
 
 def on_a_mount(folder, mount, function):
-    """Runs a function in a forked child that alone sees `mount` on the folder; skips where mounting is forbidden."""
+    """Runs a function in a forked child with `mount` on the folder. Skips the test if mounting is forbidden."""
     if not hasattr(os, "fork") or not sys.platform.startswith("linux"):
         pytest.skip("needs Linux")
     child = os.fork()

@@ -1,7 +1,7 @@
-"""Ten updates of every trainer, in the test's own process or in launched ones, and what they note down.
+"""Runs ten updates of every trainer, in the test's own process or in launched processes, and records the results.
 
-A run of two processes takes half the rows a process, mostly in two batches an update, with gradient checkpointing;
-what it learns is to be what one process learns from the same global batches.
+In a run of two processes, each process gets half the rows, mostly in two batches per update, with gradient
+checkpointing. The result must equal that of one process with the same global batches.
 """
 
 import gc
@@ -50,24 +50,24 @@ run_all(sys.argv[1], **json.loads(sys.argv[2]))
 torch.distributed.destroy_process_group()
 """
 UPDATES, GROUP = 10, 4
-# What has to be gathered from all processes
+# Metrics that must be gathered from all processes
 METRICS = "num_tokens value/loss value/explained_variance kl steps/accuracy steps/per_answer reward".split()
-# Three updates an epoch: the run is resumed in the second one.
+# Three updates per epoch. The run is resumed in the second epoch.
 QUESTIONS = dial.make_questions(9, seed=5, min_moves=1, max_moves=2)
-# Solutions of one to four steps: the two processes' shares of a batch hold different numbers of labels.
+# Solutions of one to four steps, so that the two processes have different numbers of labels in a batch.
 ROWS = [
     {
-        "prompt": f"Tom dial {number} . right 15 . ?",
-        "completions": [f"{number} + 15 = {step}" for step in range(1 + number % 4)],
-        "labels": [((number + step) % 5) / 4 for step in range(1 + number % 4)],
+        "prompt": f"Tom dial {index} . right 15 . ?",
+        "completions": [f"{index} + 15 = {step}" for step in range(1 + index % 4)],
+        "labels": [((index + step) % 5) / 4 for step in range(1 + index % 4)],
     }
-    for number in range(16)
+    for index in range(16)
 ]
 
 
 def save_models(folder):
-    """Reward models for the policies, one of them an adapter, and a first model with a token head, the same weights
-    for every run."""
+    """Saves reward models for the policies (one of them an adapter) and a first model with a token head, with the same
+    weights for every run."""
     tokenizer = AutoTokenizer.from_pretrained(dial.BASE_PATH)
     set_seed(0)
     for name, model in (
@@ -85,12 +85,12 @@ def save_models(folder):
 
 
 def _reward_model(folder, peft_config):
-    """By its path, so that under ZeRO-3 it is loaded beside a policy whose weights are split."""
+    """The path of the reward model, so that with ZeRO-3 it is loaded next to a policy with partitioned weights."""
     return str(Path(folder, "reward_model" if peft_config is None else "reward_adapter"))
 
 
 def launch(folder, config, names=NAMES, **options):
-    """Runs trainers in two processes by an accelerate configuration; returns what each noted down."""
+    """Runs trainers in two processes with an accelerate configuration, and returns their records."""
     script = Path(folder, "script.py")
     script.write_text(SCRIPT)
     launch_script(config, script, folder, json.dumps({"names": names, **options}))
@@ -98,7 +98,7 @@ def launch(folder, config, names=NAMES, **options):
 
 
 def launch_script(config, script, *arguments):
-    """Runs a script by an accelerate configuration, to its end."""
+    """Runs a script with an accelerate configuration."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -107,7 +107,7 @@ def launch_script(config, script, *arguments):
         **os.environ,
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
-        # One compilation of DeepSpeed's CPU communication for all tests of this environment
+        # DeepSpeed's CPU communication is compiled once for all tests of this environment
         "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix, "torch_extensions")),
     }
     done = subprocess.run(
@@ -121,7 +121,7 @@ def launch_script(config, script, *arguments):
 
 
 def run_all(folder, names, **options):
-    """Every trainer in turn, in this process group; one that fails notes its traceback and the others go on."""
+    """Runs every trainer in this process group. A failing trainer records its traceback, and the others continue."""
     for name in names:
         try:
             run(name, folder, **options)
@@ -132,7 +132,7 @@ def run_all(folder, names, **options):
 
 
 def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2):
-    """Ten updates, and the last five once more from the checkpoint; of RAFT two rounds of five, by two trainers."""
+    """Runs ten updates, and the last five again from the checkpoint. RAFT runs two rounds of five in two trainers."""
     out = Path(folder, name)
     peft_config = None
     if lora:
@@ -156,7 +156,7 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2)
     trainer = make(0, **({"num_rounds": 2} if name == "raft" else {}))
     trainer.train()
     trainer.save_model(str(out / "model"))
-    watcher = next(one for one in trainer.callback_handler.callbacks if isinstance(one, _Watcher))
+    watcher = next(each for each in trainer.callback_handler.callbacks if isinstance(each, _Watcher))
     facts = {
         "world": trainer.accelerator.num_processes,
         "type": trainer.accelerator.distributed_type.value,
@@ -178,7 +178,7 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2)
         trainer.accelerator.wait_for_everyone()
         del trainer, watcher
         _restart_accelerate()
-        trainer = make(1)  # what a resumed run needs, it has to find in the checkpoint
+        trainer = make(1)  # the checkpoint must hold everything that a resumed run needs
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-5"))
         facts["resumed_losses"] = _losses(trainer)[UPDATES // 2 :]
         trainer.save_model(str(out / "resumed"))
@@ -192,12 +192,12 @@ def _losses(trainer):
 
 
 def weights(folder, kind="model"):
-    """The weights that a run saved."""
+    """The saved weights of a run."""
     return load_file(next(Path(folder, kind).glob("*model.safetensors")))
 
 
 def _restart_accelerate():
-    """For the next trainer in this process: each fills in DeepSpeed's "auto" values for itself."""
+    """Resets accelerate, because each trainer fills in DeepSpeed's "auto" values for itself."""
     from accelerate.state import AcceleratorState, GradientState
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -208,7 +208,7 @@ def _restart_accelerate():
 
 
 class _Watcher(TrainerCallback):
-    """What wraps the model while it is trained, and whether its weights are split then."""
+    """Records the wrapper of the model during the training, and whether its weights are partitioned."""
 
     def __init__(self, trainer):
         self.trainer, self.wrapper, self.split = trainer, None, None
@@ -225,7 +225,7 @@ def _common(out, optim, accumulation):
         "gradient_accumulation_steps": 1 if _alone() else accumulation,
         "gradient_checkpointing": not _alone(),
         "learning_rate": 1e-2 if optim == "sgd" else 1e-4,
-        "optim": optim,  # Adam turns the last bits of a small gradient into whole steps
+        "optim": optim,  # Adam amplifies differences in the last bits of small gradients
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_strategy": "steps",
@@ -238,7 +238,7 @@ def _common(out, optim, accumulation):
 
 
 def _batch(common, rows):
-    """All rows of an update at once, or half of them, in parts, for each of two processes."""
+    """All rows of an update at once, or half of them in parts for each of two processes."""
     return {"per_device_train_batch_size": rows if _alone() else rows // 2 // common["gradient_accumulation_steps"]}
 
 
@@ -252,7 +252,7 @@ def _erprm(name, folder, common, peft_config, sharded):
         **common,
         **_batch(common, 8),
         train_sampling_strategy="sequential",
-        per_device_eval_batch_size=3,  # uneven: the last evaluation batch is filled up with copies
+        per_device_eval_batch_size=3,  # the last evaluation batch is uneven, and is filled with copies
         head=head,
         separator=FORMAT.separator,
         good_token=FORMAT.good_token,
@@ -270,7 +270,7 @@ def _raft(name, folder, common, peft_config, sharded):
         **_batch(common, 4),
         num_generations=4,
         max_completion_length=64,
-        generation_batch_size=5,  # processes make different numbers of forward passes
+        generation_batch_size=5,  # processes have different numbers of forward passes
         chunk_size=3,
         drop_uniform=False,
         grading="exact",
@@ -309,7 +309,7 @@ def _step_policy(name, folder, common, peft_config, sharded):
 
     def write(prompt_ids, images, multimodal_fields, num_generations, *_):
         if trainer.state.global_step == 0:
-            # The real generation runs once, so that its gathering of weights is tried.
+            # The real generation runs once, to test its gathering of weights.
             GRPOTrainer._generate_single_turn(trainer, prompt_ids[:1], images, multimodal_fields, 1)
         tokenizer, first = trainer.processing_class, trainer.accelerator.process_index * len(prompt_ids)
         prompts = tokenizer.batch_decode(prompt_ids, skip_special_tokens=True)
@@ -319,24 +319,24 @@ def _step_policy(name, folder, common, peft_config, sharded):
     return trainer
 
 
-def _written(tokenizer, prompt, number):
-    """The completion that stands for a sample: right, cut short, repeated or wrong, by its number in the group."""
+def _written(tokenizer, prompt, index):
+    """The completion that replaces a sample: right, truncated, repeated or wrong, by its index in the group."""
     asked = dial.DialQuestion.parse(prompt)
     steps, position = [], asked.start
     for operator, amount in asked.moves:
         after = {"+": position + amount, "-": position - amount, "*": position * amount}[operator] % 20
-        after = (after + (number == 3)) % 20
+        after = (after + (index == 3)) % 20
         steps.append(f"{position} {operator} {amount} = {after}")
         position = after
     steps = {0: [*steps, f"answer {position}"], 1: steps, 2: [*steps, *steps], 3: [*steps, f"answer {position}"]}[
-        number
+        index
     ]
     ids = tokenizer(" ".join(f"{step} ки" for step in steps))["input_ids"]
-    return ids if number == 2 else [*ids, tokenizer.eos_token_id]
+    return ids if index == 2 else [*ids, tokenizer.eos_token_id]
 
 
 def _saved_against_live(trainer, folder):
-    """Largest difference between a saved file and the weights that the engine holds, and how many were compared."""
+    """Largest difference between a saved file and the engine's weights, and the number of compared weights."""
     live = {}
     for name, parameter in trainer.accelerator.unwrap_model(trainer.model).named_parameters():
         if hasattr(parameter, "ds_id"):

@@ -1,4 +1,4 @@
-"""Evaluates and predicts with a reward model's trainer, in one process or in several, and notes down what it gave."""
+"""Evaluates and predicts with a reward model's trainer, in one process or in several, and records the results."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from erprm_trl import ERPRMConfig, ERPRMTrainer
 
 
 FORMAT = {"separator": "ки", "good_token": "✓", "bad_token": "✗", "prompt_template": "check {question}"}
-# Lengths in no order, numbers of steps from 1 to 4, and 7 rows, which no number of processes divides.
+# Unordered lengths, 1 to 4 steps, and 7 rows, which do not divide evenly among processes.
 NUM_STEPS = [1, 3, 2, 4, 1, 2, 1]
 ROWS = [
     {
@@ -22,12 +22,12 @@ ROWS = [
 
 
 def rows():
-    """The rows, as a function that a command line can name."""
+    """Returns the rows. A command line can name this function."""
     return ROWS
 
 
 def predict(model_path, folder, packing=False, streaming=False):
-    """Writes `folder/RANK-of-WORLD.json`: what `compute_metrics` gets, the metrics, and what `predict` returns."""
+    """Writes `folder/RANK-of-WORLD.json` with the input of `compute_metrics`, the metrics, and `predict`'s result."""
     got = {}
 
     def compute_metrics(evaluated):

@@ -1,4 +1,4 @@
-"""A sampler without a model, for tests of what happens around sampling."""
+"""A sampler without a model, for tests of the code around sampling."""
 
 import random
 
@@ -6,7 +6,7 @@ from erprm_trl.rollouts import Completion
 
 
 class FakeSampler:
-    """Answers at random from the prompt and the seed; `on_call` runs before each call."""
+    """Returns random completions that depend on the prompt and the seed. `on_call` runs before each call."""
 
     def __init__(self, settings=None, on_call=None):
         self.settings = settings or {"backend": "fake", "temperature": 1.0}

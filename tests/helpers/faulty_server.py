@@ -1,4 +1,4 @@
-"""A completions endpoint without a model: it answers from a hash of the request, and fails as it is told."""
+"""A completions endpoint without a model. It answers from a hash of the request, and fails on demand."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from collections import Counter
 
 
 def answer(body):
-    """What the pseudo-model says to a request; nothing but the request decides it."""
+    """The answer to a request. It depends only on the request."""
     rng = random.Random(json.dumps([body["prompt"], body["temperature"], body.get("seed")]))
     steps = [
         f" {rng.randrange(20)} + {rng.randrange(20)} = {rng.randrange(20)} ки" for _ in range(rng.randrange(1, 4))
@@ -23,12 +23,12 @@ def answer(body):
 
 class FaultyServer:
     """
-    Serves in a thread, `with FaultyServer(...) as server: server.url`.
+    A server in a thread, as in `with FaultyServer(...) as server: server.url`.
 
-    `fault(body, attempt)` names what happens to an attempt (0, 1, ...) at a body: nothing (`None`), `"drop"` (the
-    connection closes within the answer), `"hang"` (no answer until the client leaves), `"truncate"` (half of the
-    JSON), a status, a pair of status and headers, or a `dict` to answer with. Answers are held back until `together`
-    requests were there at once.
+    `fault(body, attempt)` returns the fault of an attempt (0, 1, ...) to send a body: `None` (no fault), `"drop"` (the
+    connection closes during the answer), `"hang"` (no answer until the client disconnects), `"truncate"` (half of the
+    JSON), a status, a pair of status and headers, or a `dict` as the answer. Answers are held back until `together`
+    requests have arrived at the same time.
     """
 
     def __init__(self, fault=lambda body, attempt: None, *, together=0, on_request=lambda: None):
@@ -83,7 +83,7 @@ class FaultyServer:
                 self._all_here.set()
             await self._all_here.wait()
         finally:
-            # Before the answer leaves: whoever gets it may come again at once.
+            # Before the answer is sent, because the client may send its next request at once.
             self.in_flight -= 1
         self.bodies.append(body)
         self.authorizations.add(request.headers.get("authorization"))
@@ -111,7 +111,7 @@ class FaultyServer:
         elif fault == "truncate":
             await Response(content[: len(content) // 2], media_type="application/json")(request.scope, receive, send)
         elif isinstance(fault, dict):
-            # Not JSONResponse, which takes no half of a surrogate pair.
+            # Not JSONResponse, which does not accept half of a surrogate pair.
             await Response(json.dumps(fault), media_type="application/json")(request.scope, receive, send)
         elif fault is not None:
             status, headers = fault if isinstance(fault, tuple) else (fault, {})

@@ -1,5 +1,5 @@
-"""Launches by torchrun's agent, whose processes are forked from one that has imported everything: so a launch takes a
-second instead of ten for each process."""
+"""Launches processes with torchrun's agent. They are forked from a process that has imported everything, so that a
+launch takes one second instead of ten per process."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 def launch_forked(function, launches):
     """
-    Launches one group of processes after the other, each process with a thread of its own.
+    Launches one group of processes after the other. Each process has one thread.
 
     Args:
-        function (`Callable`): function of a module, called in every process.
-        launches (`list`): for each launch the number of processes and the arguments, which JSON can hold.
+        function (`Callable`): Function of a module that every process calls.
+        launches (`list`): Number of processes and arguments (JSON values) of each launch.
 
     Returns:
-        `tuple[list[str | None], str]`: the error of each launch, `None` where it ended well, and what was printed.
+        `tuple[list[str | None], str]`: the error of each launch, or `None`, and the printed output.
     """
     module = Path(function.__code__.co_filename)
     done = subprocess.run(
@@ -45,7 +45,7 @@ def _run(module, function, arguments):
 
 
 def _main(module, function, launches):
-    import_module(module)  # and with it what its functions use, before the processes are forked
+    import_module(module)  # imports everything that its functions use before the processes are forked
     errors = []
     for num_processes, arguments in launches:
         config = LaunchConfig(

@@ -1,5 +1,5 @@
-"""Tiny models in the formats of public process reward models, random weights, and a slow reading of each format:
-one solution at a time, text written out by hand, a forward pass a step, all logits."""
+"""Tiny random models in the formats of public process reward models, with a slow reference implementation of each
+format: one solution at a time, text written by hand, one forward pass per step, and all logits."""
 
 import json
 import unicodedata
@@ -43,13 +43,14 @@ SIZES = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "max_position_embeddings": 8192,
-    "initializer_range": 0.3,  # scores that differ
+    "initializer_range": 0.3,  # large enough for different scores
 }
 QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
 def mistral_tokenizer(legacy: bool) -> PreTrainedTokenizerFast:
-    """A space is a mark, a newline a byte, " ки" one token, BOS in front; written as newer or as older files are."""
+    """A tokenizer like Mistral's: a mark for a space, a byte for a newline, " ки" as one token, and BOS. `legacy`
+    selects the older file format."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Sequence(
@@ -67,7 +68,7 @@ def mistral_tokenizer(legacy: bool) -> PreTrainedTokenizerFast:
 
 
 def byte_tokenizer(special: list[str], bos: str | None = None, adds_bos=False, trim=False) -> PreTrainedTokenizerFast:
-    """Llama 3's and Qwen's kind: bytes, words and newlines apart, special tokens read wherever they stand."""
+    """A tokenizer like Llama 3's and Qwen's: byte-level, with separate newlines, and special tokens inside text."""
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -99,8 +100,8 @@ def qwen_tokenizer(bos=None):
 
 
 def save(folder: Path, model, tokenizer, changed: dict | None = None, **config) -> tuple[str, PreTrainedTokenizerFast]:
-    """Saves a model whose state dict and config.json are changed first, as a checkpoint of a custom class is;
-    returns its path and its tokenizer as it is loaded."""
+    """Saves a model with a changed state dict and config.json, like the checkpoint of a custom class. Returns its path
+    and the loaded tokenizer."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if changed:
@@ -109,7 +110,7 @@ def save(folder: Path, model, tokenizer, changed: dict | None = None, **config) 
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
-    return str(folder), AutoTokenizer.from_pretrained(folder)  # Qwen2's class has its own way to cut words
+    return str(folder), AutoTokenizer.from_pretrained(folder)  # Qwen2's class splits words differently
 
 
 def qwen_config(tokenizer, **more):
@@ -117,13 +118,13 @@ def qwen_config(tokenizer, **more):
 
 
 def log_probs(model, ids: list[int]) -> torch.Tensor:
-    """Of each token but the first."""
+    """The log-probability of each token except the first."""
     logits = model(torch.tensor([ids])).logits[0, :-1].double()
     return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
 
 class MathShepherd:
-    """Mistral; " ки" closes a step."""
+    """A Mistral model with " ки" after each step."""
 
     legacy = False
 
@@ -137,21 +138,21 @@ class MathShepherd:
     def score(self, question, steps):
         good, bad = self.tokenizer.convert_tokens_to_ids(["▁+", "▁-"])
         scores = []
-        for number in range(1, len(steps) + 1):
-            text = question + " " + "\n".join(step + " ки" for step in steps[:number])
+        for count in range(1, len(steps) + 1):
+            text = question + " " + "\n".join(step + " ки" for step in steps[:count])
             logits = self.model(torch.tensor([self.tokenizer(text)["input_ids"]])).logits[0, -1]
             scores.append(logits[[good, bad]].softmax(-1)[0].item())
         return scores
 
 
 class LegacyMathShepherd(MathShepherd):
-    """The same with a normaliser instead of a pre-tokeniser."""
+    """Math-Shepherd with a normaliser instead of a pre-tokeniser."""
 
     legacy = True
 
 
 class RLHFlow:
-    """Llama 3.1's chat; the assistant answers each step."""
+    """Llama 3.1's chat, where the assistant answers each step."""
 
     preset, trim = "rlhflow", False
     system = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
@@ -171,28 +172,30 @@ class RLHFlow:
         chat += turn("system", self.system) if self.system else ""
         candidates = [self.tokenizer.convert_tokens_to_ids(token) for token in "+-"]
         scores = []
-        for number, step in enumerate(steps):
-            chat += turn("user", step if number else f"{question} {step}") + turn("assistant", "+")
+        for index, step in enumerate(steps):
+            chat += turn("user", step if index else f"{question} {step}") + turn("assistant", "+")
             ids = self.tokenizer(chat, add_special_tokens=False)["input_ids"]
-            logits = self.model(torch.tensor([ids])).logits[0, -3, candidates]  # "+" and the end of turn follow
+            logits = self.model(torch.tensor([ids])).logits[
+                0, -3, candidates
+            ]  # followed by "+" and the end of the turn
             scores.append(logits.softmax(-1)[0].item())
         return scores
 
 
 class TrimmedRLHFlow(RLHFlow):
-    """The same with a tokenizer that leaves white space out of its offsets."""
+    """RLHFlow with a tokenizer that leaves white space out of its offsets."""
 
     trim = True
 
 
 class FirstRLHFlow(RLHFlow):
-    """The same with Llama 3.1's first chat template, which has no system turn."""
+    """RLHFlow with Llama 3.1's first chat template, which has no system turn."""
 
     preset, system = "rlhflow-mistral", None
 
 
 class ERPRM:
-    """One text, steps and separators without anything between them."""
+    """One text of steps and separators, with nothing between them."""
 
     def __init__(self, folder):
         config = LlamaConfig(vocab_size=len(llama3_tokenizer()), pad_token_id=0, **SIZES)
@@ -203,14 +206,14 @@ class ERPRM:
     def score(self, question, steps):
         candidates = [self.tokenizer.encode(token, add_special_tokens=False)[0] for token in (" +", " -")]
         scores = []
-        for number in range(1, len(steps) + 1):
-            ids = self.tokenizer.encode(f"{question} " + "".join(f"{step} ки" for step in steps[:number]))
+        for count in range(1, len(steps) + 1):
+            ids = self.tokenizer.encode(f"{question} " + "".join(f"{step} ки" for step in steps[:count]))
             scores.append(self.model(torch.tensor([ids])).logits[0, -1, candidates].softmax(-1)[0].item())
         return scores
 
 
 class QwenPRM:
-    """Custom class: trunk, two linear layers with a ReLU between, two classes at <extra_0>."""
+    """A custom class: a base model, two linear layers with a ReLU between them, and two classes at <extra_0>."""
 
     def __init__(self, folder):
         self.tokenizer = qwen_tokenizer()
@@ -227,8 +230,8 @@ class QwenPRM:
     def score(self, question, steps):
         prompt = f"<|im_start|>system\n{QWEN_SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
         scores = []
-        for number in range(1, len(steps) + 1):
-            text = prompt + "<|im_start|>assistant\n" + "".join(step + "<extra_0>" for step in steps[:number])
+        for count in range(1, len(steps) + 1):
+            text = prompt + "<|im_start|>assistant\n" + "".join(step + "<extra_0>" for step in steps[:count])
             hidden = self.trunk(torch.tensor([self.tokenizer(text)["input_ids"]])).last_hidden_state[0, -1]
             hidden = (self.head["score.0.weight"] @ hidden + self.head["score.0.bias"]).clamp(min=0)
             scores.append((self.head["score.2.weight"] @ hidden + self.head["score.2.bias"]).softmax(-1)[1].item())
@@ -236,7 +239,7 @@ class QwenPRM:
 
 
 class Skywork:
-    """A language model with a value head beside; question and steps are encoded one by one."""
+    """A language model with a value head. The question and the steps are encoded one by one."""
 
     bos = "<|im_start|>"
 
@@ -260,7 +263,7 @@ class Skywork:
 
 
 class Eurus:
-    """Two language models and the log-ratio of the tokens."""
+    """Two language models, scored by the log-ratio of the tokens."""
 
     cumulative = True
 
@@ -274,40 +277,40 @@ class Eurus:
             for name, model in zip(("policy", "reference"), self.models, strict=True)
         )
         fields = vars(PRMFormat.preset("eurus-prm")) | {"reference_model": reference, "cumulative": self.cumulative}
-        self.prm_format = PRMFormat(**{**fields, "beta": 0.05})  # larger than published, or every score is a half
+        self.prm_format = PRMFormat(**{**fields, "beta": 0.05})  # larger than published, so that scores differ
 
     def score(self, question, steps):
         prompt = f"<|im_start|>system\n{QWEN_SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
         prompt += "<|im_start|>assistant\n"
         ids = self.tokenizer(prompt + "\n\n".join(steps))["input_ids"]
         ratio = log_probs(self.models[0], ids) - log_probs(self.models[1], ids)
-        # A character of a token stands for a byte.
+        # Each character of a token represents a byte.
         sizes = torch.tensor([len(token.encode() if token[0] == "<" else token) for token in self.tokens(ids)])
         ends = sizes.cumsum(0)
         prompt_size = len(prompt.encode())
         sums = []
-        for number in range(1, len(steps) + 1):
-            text = unicodedata.normalize("NFC", "\n\n".join(steps[:number]))  # as Qwen's tokenizer does
+        for count in range(1, len(steps) + 1):
+            text = unicodedata.normalize("NFC", "\n\n".join(steps[:count]))  # like Qwen's tokenizer
             size = prompt_size + len(text.encode())
             # tokens of the solution that begin before the step's end
             own = (ends - sizes >= prompt_size) & (ends - sizes < size)
             sums.append(ratio[own[1:]].sum())
         if not self.cumulative:
             sums = [later - earlier for later, earlier in zip(sums, [0, *sums], strict=False)]
-        return [torch.sigmoid(0.05 * torch.as_tensor(one)).item() for one in sums]
+        return [torch.sigmoid(0.05 * torch.as_tensor(total)).item() for total in sums]
 
     def tokens(self, ids):
         return self.tokenizer.convert_ids_to_tokens(ids)
 
 
 class StepwiseEurus(Eurus):
-    """The log-ratio of each step alone."""
+    """Eurus with the log-ratio of each step alone."""
 
     cumulative = False
 
 
 class TRLPRM:
-    """What TRL's PRMTrainer saved: two classes at a newline."""
+    """A model of TRL's PRMTrainer: two classes at a newline."""
 
     preset, bos, adds_bos = "trl-prm", None, False
 
@@ -331,13 +334,13 @@ class TRLPRM:
 
 
 class TRLPRMWithBOS(TRLPRM):
-    """The same with a tokenizer that has a BOS token and puts it in front itself."""
+    """A model of TRL's PRMTrainer whose tokenizer adds a BOS token itself."""
 
     bos, adds_bos = "<bos>", True
 
 
 class PURE(TRLPRM):
-    """Trained by TRL, on a tokenizer without a BOS token."""
+    """A model of TRL's PRMTrainer whose tokenizer has no BOS token."""
 
     preset = "pure-prm"
 

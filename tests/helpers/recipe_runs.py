@@ -1,4 +1,4 @@
-"""Recipes as a user starts them: loaded from their files, with the arguments of a command line."""
+"""Loads recipes from their files, and parses command-line arguments like a user's call."""
 
 import importlib.util
 from pathlib import Path

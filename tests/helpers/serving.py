@@ -1,5 +1,5 @@
-"""For the tests of scoring over HTTP: runs an app in a thread; a scorer that can be held; an app that fails as it is
-told."""
+"""For tests of scoring over HTTP: runs an app in a thread, a scorer whose calls can be held, and an app that fails on
+demand."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from erprm_trl.reward_model.scoring.server import UVICORN
 
 @contextmanager
 def serving(app, *, lifespan="on"):
-    """The app's address; afterwards the server has ended."""
+    """Serves the app, yields its address, and ends the server."""
     with started(app, lifespan=lifespan) as server:
         yield server.url
 
@@ -45,10 +45,10 @@ def started(app, *, lifespan="on"):
 
 class HeldScorer:
     """
-    A scoring backend: scores a step by its text. Solutions of more than 50 words are too long. A step "poison" fails,
-    a step "nan" gives NaN.
+    A scoring backend that scores a step by its text. Solutions of more than 50 words are too long. A step "poison"
+    raises an error, and a step "nan" gives NaN.
 
-    While `go` is clear, calls wait; `calls` are the numbers of their solutions, `questions` what was asked.
+    Calls wait while `go` is clear. `calls` holds the number of solutions per call, and `questions` the questions.
     """
 
     model_name, context_length, weights = "/srv/models/fake", 50, None
@@ -64,13 +64,13 @@ class HeldScorer:
         self.questions += questions
         self.threads.add(threading.get_ident())
         assert self.go.wait(60)
-        if any("poison" in some for some in steps):
+        if any("poison" in solution for solution in steps):
             raise ValueError(f"cannot read {steps}")
-        return [expected_scores(question, some) for question, some in zip(questions, steps, strict=True)]
+        return [expected_scores(question, solution) for question, solution in zip(questions, steps, strict=True)]
 
 
 def expected_scores(question, steps):
-    """What a [`HeldScorer`] says to a solution."""
+    """The scores that [`HeldScorer`] gives a solution."""
     if len(question.split()) + sum(len(step.split()) for step in steps) > 50:
         return []
     return [math.nan if step == "nan" else zlib.crc32(f"{question}|{step}".encode()) / 2**32 for step in steps]
@@ -78,9 +78,9 @@ def expected_scores(question, steps):
 
 class Faulty:
     """
-    An app before another one. `fault(attempt)` names what happens to an attempt (0, 1, ...) at a body for `/score`:
-    nothing (`None`), `"drop"`, `"hang"`, a text to answer with, or a status; `bodies` are those that came.
-    Requests are held until `together` were there at once.
+    An app in front of another app. `fault(attempt)` returns the fault of an attempt (0, 1, ...) to send a body to
+    `/score`: `None` (no fault), `"drop"`, `"hang"`, another text as the answer, or a status. `bodies` holds the
+    received bodies. Requests are held until `together` requests have arrived at the same time.
     """
 
     def __init__(self, app, fault=lambda attempt: None, *, together=0):
@@ -117,14 +117,14 @@ class Faulty:
         from starlette.responses import PlainTextResponse
 
         if fault is None:
-            given = iter([{"type": "http.request", "body": body, "more_body": False}])
+            messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
             async def again():
-                return next(given, None) or await receive()
+                return next(messages, None) or await receive()
 
             await self.app(scope, again, send)
         elif fault == "hang":
-            await receive()  # returns when the client has left
+            await receive()  # returns when the client disconnects
         elif fault == "drop":
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"99")]})
             await send({"type": "http.response.body", "body": b'{"scores', "more_body": True})

@@ -36,8 +36,8 @@ DIAL_FORMAT = PRMFormat(
 
 class FakeScorer:
     """
-    A scoring backend: scores steps by a function of their text. Solutions of more than `max_steps` steps are too long.
-    `calls` are the questions and steps that it was asked for.
+    A scoring backend that scores steps by a function of their text. Solutions of more than `max_steps` steps are too
+    long. `calls` holds the questions and steps of each call.
     """
 
     model_name, context_length = "fake", None
@@ -47,42 +47,43 @@ class FakeScorer:
         self.calls = []
 
     def score(self, questions, steps, skip_too_long):
-        self.calls.append((list(questions), [list(some) for some in steps]))
-        too_long = [self.max_steps is not None and len(some) > self.max_steps for some in steps]
+        self.calls.append((list(questions), [list(solution) for solution in steps]))
+        too_long = [self.max_steps is not None and len(solution) > self.max_steps for solution in steps]
         assert skip_too_long or not any(too_long)
         return [
-            [] if long else [self.function(step) for step in some] for some, long in zip(steps, too_long, strict=True)
+            [] if long else [self.function(step) for step in solution]
+            for solution, long in zip(steps, too_long, strict=True)
         ]
 
 
 def by_last_number(step):
-    """A step that ends in 7 has score 0.7."""
+    """Scores a step by its last digit: 0.7 for a step that ends in 7."""
     return int(step.split()[-1]) / 10
 
 
 def by_text(step):
-    """Some score for any text, the same at each call."""
+    """A reproducible score for any text."""
     return zlib.crc32(step.encode()) % 1000 / 1000
 
 
 def encode(tokenizer, *texts):
-    """Ids of texts; `</s>` in them is the end token."""
+    """The token ids of texts. `</s>` is the end token."""
     return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
 def generate_fixed(trainer, completions):
-    """Makes a trainer answer with these ids: the first prompts get the first ones, and so at each call."""
+    """Replaces a trainer's generation by these completions, in the order of the prompts of each call."""
 
     def generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         return [list(ids) for ids in completions[: len(prompt_ids)]], None
 
-    assert hasattr(trainer, "_generate_single_turn"), "TRL samples in another method now: patch that one"
+    assert hasattr(trainer, "_generate_single_turn"), "TRL samples in another method now. Patch that method."
     trainer._generate_single_turn = generate
 
 
-def questions(number, **columns):
-    """Dial questions as prompts, with other columns."""
-    rows = dial.make_questions(number, seed=5)
+def questions(count, **columns):
+    """A dataset of dial questions as prompts, with other columns."""
+    rows = dial.make_questions(count, seed=5)
     return Dataset.from_dict({"prompt": [row["question"] for row in rows], **columns})
 
 

@@ -1,5 +1,5 @@
 """A policy with known probabilities: a sampler that draws from a table, exact values of every prefix, and the exact
-optimum that guided search is to sample from."""
+optimum, the target distribution of guided search."""
 
 import math
 import random
@@ -8,13 +8,13 @@ from functools import cache
 from erprm_trl.rollouts import Completion
 
 
-# After any prefix: each step with its probability, by the number of steps before it. "end ..." ends the solution.
+# The probability of each step, by the number of steps before it. "end ..." ends the solution.
 TABLE = [
     {"a\n": 0.5, "b\n": 0.3, "end x": 0.2},
     {"a\n": 0.2, "c\n": 0.5, "end x": 0.1, "end y": 0.2},
     {"end x": 0.6, "end y": 0.4},
 ]
-REWARDS = {"end x": 0.3, "a end x": 1.0, "b end y": 1.0, "a c end y": 0.9, "b a end x": 0.8}  # 0 otherwise
+REWARDS = {"end x": 0.3, "a end x": 1.0, "b end y": 1.0, "a c end y": 0.9, "b a end x": 0.8}  # else 0
 STEP_TOKENS = 3
 
 
@@ -58,7 +58,7 @@ def total_variation(p, q):
 
 
 class TabularSampler:
-    """Draws from `TABLE`; a prompt's draws hang on the seed, the prompt, and how often it stood in the call before."""
+    """Draws from `TABLE`. Draws depend on the seed, the prompt, and the prompt's earlier occurrences in the call."""
 
     settings = {"backend": "table"}
 
@@ -92,4 +92,4 @@ class TabularScorer:
 
     def score(self, questions, steps):
         self.calls.append(list(zip(questions, map(tuple, steps), strict=True)))
-        return [[value(tuple(one[: n + 1]), self.eta) for n in range(len(one))] for one in steps]
+        return [[value(tuple(solution[: n + 1]), self.eta) for n in range(len(solution))] for solution in steps]

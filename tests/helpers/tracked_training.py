@@ -10,7 +10,7 @@ TOKEN = "hf_AbCdEfGhIjKlMnOpQrSt"
 
 
 def common(name):
-    """Every artifact, and a secret."""
+    """Common arguments: all artifacts are logged, and the arguments contain a secret."""
     return {
         "report_to": TRACKERS,
         "run_name": name,
@@ -23,7 +23,7 @@ def common(name):
 
 
 def train_reward_model(folder):
-    """On rollouts of the shipped policy; evaluated twice."""
+    """Trains a reward model on rollouts of the shipped policy, with two evaluations."""
     from step_fakes import settings
 
     from erprm_trl import ERPRMConfig, ERPRMTrainer, TransformersSampler, collect_rollouts, dial, load_questions
@@ -48,7 +48,7 @@ def train_reward_model(folder):
 
 
 def train_policy(folder):
-    """With answers, a KL, a guard and logged completions."""
+    """Trains a policy with answers, a KL, a guard and logged completions."""
     from step_fakes import FakeScorer, by_text, encode, generate_fixed, questions, save_tiny, settings, word_level
 
     from erprm_trl import PolicyGuard, StepGRPOConfig, StepGRPOTrainer
@@ -68,7 +68,7 @@ def train_policy(folder):
 
 
 def train_in_rounds(folder):
-    """RAFT, two rounds; the run's name is the folder's."""
+    """Trains two rounds of RAFT. The run has the folder's name."""
     from datasets import Dataset
 
     from erprm_trl import RAFTConfig, RAFTTrainer, StepScorer, dial

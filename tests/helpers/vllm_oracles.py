@@ -1,4 +1,4 @@
-"""What vLLM's samples are compared with: transformers alone, a prompt at a time."""
+"""Reference results for vLLM's samples: transformers, one prompt at a time."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import torch
 
 
 def greedy_ids(model, tokenizer, questions, max_new_tokens):
-    """The most likely next token again and again, from full forward passes; the end token included."""
+    """Greedy token ids from full forward passes, including the end token."""
     completions = []
     for question in questions:
         ids = tokenizer(question)["input_ids"]
@@ -19,7 +19,7 @@ def greedy_ids(model, tokenizer, questions, max_new_tokens):
 
 
 def assert_drawn_from(tokens, probabilities):
-    """Pearson's chi-square test of counts; cells that expect fewer than 5 are one."""
+    """Pearson's chi-square test of counts. Cells with an expected count below 5 are merged."""
     counts = Counter(tokens)
     assert all(probabilities[token] > 0 for token in counts)
     expected = probabilities.double() * len(tokens)
@@ -36,7 +36,7 @@ def assert_drawn_from(tokens, probabilities):
 
 
 def next_token_probabilities(model, tokenizer, question, temperature=1.0, top_k=None):
-    """Of the first token after a question."""
+    """The probabilities of the first token after a question."""
     with torch.no_grad():
         logits = model(torch.tensor([tokenizer(question)["input_ids"]])).logits[0, -1] / temperature
     if top_k is not None:

@@ -1,5 +1,4 @@
-"""A few updates of a step trainer whose samples come from a vLLM engine in its own process, and what must hold of
-them."""
+"""Runs a few updates of a step trainer with a vLLM engine in its own process, and checks their samples and weights."""
 
 import math
 
@@ -35,7 +34,7 @@ SETTINGS = {
 
 
 def train(trainer_class, config_class, scorer, folder, **options):
-    """Four updates with a learning rate at which samples of an old policy would show; then an evaluation."""
+    """Runs four updates with a learning rate large enough to detect samples of an old policy, and an evaluation."""
     peft_config = options.pop("peft_config", None)
     dataset = Dataset.from_list([{"prompt": row["question"], "answer": row["answer"]} for row in ROWS])
     args = config_class(str(folder), **{**SETTINGS, **options})
@@ -48,12 +47,12 @@ def train(trainer_class, config_class, scorer, folder, **options):
 
 
 def assert_trained_on_its_own_samples(trainer):
-    """Every batch was sampled by the weights of its update: both sides give its tokens the same probabilities."""
+    """Checks that every batch was sampled with the weights of its update, by the probabilities of its tokens."""
     updates = [entry for entry in trainer.state.log_history if "loss" in entry]
     (evaluation,) = [entry for entry in trainer.state.log_history if "eval_reward" in entry]
     assert len(updates) == 4
     assert all(math.isfinite(entry["loss"]) and entry["grad_norm"] > 0 for entry in updates)
-    if trainer.vllm_importance_sampling_correction:  # TRL compares and logs the two only then
+    if trainer.vllm_importance_sampling_correction:  # TRL compares and logs the probabilities only then
         differences = [entry["sampling/sampling_logp_difference/max"] for entry in updates]
         differences.append(evaluation["eval_sampling/sampling_logp_difference/max"])
         assert max(differences) < 1e-4
@@ -61,7 +60,7 @@ def assert_trained_on_its_own_samples(trainer):
 
 
 def assert_engine_has_the_trained_weights(trainer, first_policy):
-    """Greedy completions of the engine are those of the trained model, and no longer the first policy's."""
+    """Checks that the engine's greedy completions equal the trained model's, and differ from the first policy's."""
     tokenizer = trainer.processing_class
     trainer.vllm_generation.temperature = 0.0
     prompts = [tokenizer(question)["input_ids"] for question in QUESTIONS]

@@ -1,4 +1,4 @@
-"""Reads a `.wandb` file back: protobuf records in LevelDB's log format."""
+"""Reads a `.wandb` file: protobuf records in LevelDB's log format."""
 
 import json
 import struct
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from wandb.proto import wandb_internal_pb2
 
 
-BLOCK = 32768  # records do not cross blocks: they are cut into pieces, each with a header of 7 bytes
+BLOCK = 32768  # records are cut into pieces at the ends of blocks, each with a header of 7 bytes
 
 
 def records(path):
-    """All records of a run that has ended."""
+    """All records of a finished run."""
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     position, parts = 7, []
@@ -32,7 +32,7 @@ def records(path):
 
 
 class Run(NamedTuple):
-    """What a run's file holds: rows of the history, with nested keys as `a.b`, and artifacts' files by name."""
+    """The content of a run's file: rows of the history, with nested keys as `a.b`, and artifacts' files by name."""
 
     history: list
     config: dict
@@ -46,7 +46,7 @@ class Run(NamedTuple):
 
 
 def read_runs(folder):
-    """The runs of a folder by their names."""
+    """The runs in a folder, by their names."""
     runs = {}
     for path in folder.glob("wandb/offline-run-*/*.wandb"):
         history, config, artifacts, name = [], {}, {}, None
@@ -67,5 +67,5 @@ def read_runs(folder):
 
 
 def as_dict(items):
-    """Keys and values of a history row or a change of the configuration."""
+    """The keys and values of a history row or a configuration change."""
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}

@@ -1,4 +1,4 @@
-"""What one process of a DeepSpeed run holds, summed from the engine's own tensors; launched by test_zero_memory.py."""
+"""Measures the memory of one process of a DeepSpeed run, summed over the engine's tensors. A test launches it."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ def storage_bytes(tensors):
 def main(folder, precision):
     bf16 = precision == "bfloat16"
     arguments = TrainingArguments(folder, use_cpu=True, bf16=bf16, report_to="none")
-    assert arguments.device.type == "cpu"  # asking for it starts the process group on the CPU
+    assert arguments.device.type == "cpu"  # reading it starts the process group on the CPU
     accelerator = Accelerator()
     plugin = accelerator.state.deepspeed_plugin
     plugin.deepspeed_config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2}
@@ -30,10 +30,10 @@ def main(folder, precision):
         engine.backward(engine(input_ids=ids, labels=ids).loss)
         if micro_batch < 2:
             engine.step()
-    # Now an update lies behind, and the next one has half its gradients
+    # One update is done, and the next update has half its gradients
     parameters, zero = list(engine.module.parameters()), engine.optimizer
     held = [*zero.averaged_gradients.values(), *getattr(zero, "all_grad_tensors", {}).values()]
-    gradients = [gradient for some in held for gradient in some or [] if gradient is not None]
+    gradients = [gradient for group in held for gradient in group or [] if gradient is not None]
     gradients += [parameter.grad for parameter in parameters if parameter.grad is not None]
     masters = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_partitioned_groups_flat
     states = [value for state in zero.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]

@@ -1,4 +1,4 @@
-"""Real-style tokenizers and models, small enough to build in a test."""
+"""Tokenizers and models like real ones, small enough to build in a test."""
 
 import torch
 from tokenizers import (
@@ -39,7 +39,7 @@ def load_dial_policy():
 
 
 def byte_level_bpe():
-    """GPT-2's kind: bytes, no normaliser, no special tokens around a text."""
+    """A tokenizer like GPT-2's: byte-level, no normaliser, no special tokens around a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,7 +52,7 @@ def byte_level_bpe():
 
 
 def sentencepiece_style(bos=False, eos=False):
-    """Llama-2's kind: spaces become a mark, one before the first word, bytes for what is unknown."""
+    """A tokenizer like Llama 2's: a mark for each space and before the first word, bytes for unknown characters."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Sequence(
@@ -64,7 +64,7 @@ def sentencepiece_style(bos=False, eos=False):
         template = ("<s> " if bos else "") + "$A" + (" </s>" if eos else "")
         pairs = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=pairs)
-    # the separator as Math-Shepherd's models have it: a token of its own
+    # the separator is one token, as in Math-Shepherd's models
     tokenizer.add_tokens([AddedToken("ки", normalized=False)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
@@ -105,7 +105,7 @@ def save_tiny(folder, tokenizer, head="lm", **config):
     return str(folder)
 
 
-# Tokenizers that change what they read
+# Tokenizers that change the text
 
 
 def _fast(model, trainer, normalizer=None, pre_tokenizer=None, decoder=None, **special):
@@ -120,7 +120,7 @@ def _fast(model, trainer, normalizer=None, pre_tokenizer=None, decoder=None, **s
 
 
 def wordpiece_bert():
-    """BERT's kind: lower case, accents and control characters gone, [CLS] and [SEP] around a text."""
+    """A tokenizer like BERT's: lower case, no accents or control characters, [CLS] and [SEP] around a text."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[STEP]"]
     tokenizer = _fast(
         models.WordPiece(unk_token="[UNK]"),
@@ -141,7 +141,7 @@ def wordpiece_bert():
 
 
 def unigram_nmt():
-    """T5's and XLM-R's kind: NFKC, runs of white space as one, a mark for each word, EOS after a text; EOS pads."""
+    """A tokenizer like T5's: NFKC, merged white space, a mark per word, EOS after a text and as padding."""
     return _fast(
         models.Unigram(),
         trainers.UnigramTrainer(vocab_size=120, special_tokens=["</s>", "<unk>", "<s>", "ки"], unk_token="<unk>"),
@@ -155,7 +155,7 @@ def unigram_nmt():
 
 
 def greedy_separator():
-    """A byte-level tokenizer whose separator takes the white space around it, without BOS, EOS or an unknown token."""
+    """A byte-level tokenizer whose separator includes the white space around it, without BOS, EOS or unknown token."""
     tokenizer = byte_level_bpe()
     tokenizer.add_tokens([AddedToken("<|step|>", lstrip=True, rstrip=True, normalized=False)])
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -163,7 +163,7 @@ def greedy_separator():
 
 
 def silent_bpe():
-    """Lower-cases, and leaves out what it has no token for; knows digits and signs alone. Opens a text with BOS."""
+    """A lower-case tokenizer of digits and signs that skips unknown characters, with BOS before a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Strip()])
     tokenizer.train_from_iterator(["0123456789+-=\n"], trainers.BpeTrainer(special_tokens=["<s>", "</s>"]))

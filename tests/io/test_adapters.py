@@ -1,4 +1,4 @@
-"""Adapters on disk: what they say, and what happens when their base model is gone."""
+"""Tests adapters on disk: their configuration, and errors if their base model is missing."""
 
 import json
 import shutil
@@ -13,14 +13,14 @@ from erprm_trl.io.adapters import adapter_config, base_of_adapter
 
 @pytest.fixture
 def adapter(tmp_path):
-    """An adapter in `adapter/` of the model in `base/`."""
+    """An adapter in `adapter/` for the model in `base/`."""
     base = save_tiny(tmp_path / "base", word_level())
     model = AutoModelForCausalLM.from_pretrained(base)
     get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
     return str(tmp_path / "adapter")
 
 
-def test_an_adapter_names_its_base(adapter, tmp_path, monkeypatch):
+def test_the_base_model_of_an_adapter_is_found(adapter, tmp_path, monkeypatch):
     assert adapter_config(str(tmp_path / "base")) is None
     config = adapter_config(adapter)
     assert base_of_adapter(adapter, config) == str(tmp_path / "base")
@@ -29,12 +29,12 @@ def test_an_adapter_names_its_base(adapter, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [None, "", "nobody/no-such-model", "/gone/base"])
-def test_a_base_that_is_not_there_is_named(name, adapter):
+def test_the_error_names_a_missing_base_model(name, adapter):
     with pytest.raises(FileNotFoundError, match=r"adapter: .*base_model_name_or_path=.*has moved"):
         base_of_adapter(adapter, {"base_model_name_or_path": name})
 
 
-def test_both_remedies_of_a_moved_base_help(adapter, tmp_path):
+def test_both_remedies_for_a_moved_base_model_work(adapter, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.move(tmp_path / "base", moved)
     config = adapter_config(adapter)
@@ -46,7 +46,7 @@ def test_both_remedies_of_a_moved_base_help(adapter, tmp_path):
     assert base_of_adapter(adapter, adapter_config(adapter)) == str(moved)
 
 
-def test_a_damaged_base_is_named(adapter, tmp_path):
+def test_the_error_names_a_damaged_base_model(adapter, tmp_path):
     (tmp_path / "base" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"base: config.json is damaged"):
         base_of_adapter(adapter, adapter_config(adapter))

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only and folders that are none: an error before the work, or one that loses nothing."""
+"""Tests full and read-only disks and invalid folders. Each raises an error before the work, or loses no results."""
 
 import importlib.util
 import sys
@@ -14,7 +14,7 @@ from erprm_trl.report import write_report
 from erprm_trl.rollouts.questions import Question
 
 
-QUESTIONS = [Question(f"What is {number}?", str(number % 3)) for number in range(8)]
+QUESTIONS = [Question(f"What is {index}?", str(index % 3)) for index in range(8)]
 SETTINGS = {
     "num_solutions": 2,
     "num_continuations": 3,
@@ -35,18 +35,18 @@ def shard_bytes(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The shard of a collection whose disk was large enough."""
+    """The bytes of the shard that a collection writes without errors."""
     folder = tmp_path_factory.mktemp("whole")
     collect(folder)
     return shard_bytes(folder)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.99])
-def test_a_collection_goes_on_when_there_is_room_again(tmp_path, whole, share):
+def test_a_collection_resumes_after_a_full_disk(tmp_path, whole, share):
     size = int(len(whole) * share)
-    with no_file_above(size), pytest.raises(OSError, match="a chunk .*before it are safe"):
+    with no_file_above(size), pytest.raises(OSError, match="a chunk .*All chunks before it are safe"):
         collect(tmp_path)
-    assert shard_bytes(tmp_path) == whole[:size]  # nothing after the error, as a file's own buffer would write
+    assert shard_bytes(tmp_path) == whole[:size]  # a buffered file would write more after the error
     finished = len(RolloutDataset(tmp_path).rows)
     again = FakeSampler()
     collect(tmp_path, again)
@@ -54,7 +54,7 @@ def test_a_collection_goes_on_when_there_is_room_again(tmp_path, whole, share):
     assert len(again.calls) == 2 * (4 - finished // 4)  # no finished chunk is sampled again
 
 
-def test_a_small_tmpfs_fills_up(tmp_path, whole):
+def test_a_collection_resumes_after_a_full_tmpfs(tmp_path, whole):
     def fill():
         ballast = tmp_path / "ballast"
         ballast.write_bytes(bytes(52 * 1024))
@@ -67,7 +67,7 @@ def test_a_small_tmpfs_fills_up(tmp_path, whole):
     on_a_mount(tmp_path, ["-t", "tmpfs", "-o", "size=64k", "none"], fill)
 
 
-def test_a_read_only_folder_is_refused_before_any_work(tmp_path):
+def test_a_read_only_folder_raises_before_any_work(tmp_path):
     (tmp_path / "mounted").mkdir()
 
     def refuse():
@@ -81,10 +81,10 @@ def test_a_read_only_folder_is_refused_before_any_work(tmp_path):
     on_a_mount(tmp_path / "mounted", ["-t", "tmpfs", "-o", "ro", "none"], refuse)
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path):
     path = tmp_path / "best_of_n.json"
     replace_file(path, "old")
-    with no_file_above(10), pytest.raises(OSError, match="not written, .*as it was.*Make room") as raised:
+    with no_file_above(10), pytest.raises(OSError, match="the file was not changed.*Make room") as raised:
         replace_file(path, "new" * 100)
     assert raised.value.filename == str(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -96,12 +96,12 @@ def recipe(name):
     path = Path(__file__).parents[2] / "recipes" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module here
     spec.loader.exec_module(module)
     return module
 
 
-def test_below_a_file_there_is_no_folder_and_no_work_is_done(tmp_path, monkeypatch):
+def test_a_folder_below_a_file_raises_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     below = tmp_path / "file" / "out"
     sampler = FakeSampler()
@@ -111,7 +111,7 @@ def test_below_a_file_there_is_no_folder_and_no_work_is_done(tmp_path, monkeypat
     collect(tmp_path / "samples")
     with pytest.raises(NotADirectoryError, match=str(below)):
         write_report(tmp_path / "samples", below / "report.html")
-    monkeypatch.setattr(StepScorer, "from_pretrained", lambda *given, **named: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(StepScorer, "from_pretrained", lambda *args, **kwargs: pytest.fail("a model was loaded"))
     for name in ("best_of_n", "calibration"):
         module = recipe(name)
         arguments = next(value for key, value in vars(module).items() if key.endswith("Arguments"))
@@ -120,7 +120,7 @@ def test_below_a_file_there_is_no_folder_and_no_work_is_done(tmp_path, monkeypat
             module.main(arguments(reward_models=["a"], output_dir=str(below), **{folder: str(tmp_path / "samples")}))
 
 
-def test_best_of_n_and_the_page_keep_what_they_had(tmp_path, monkeypatch):
+def test_a_full_disk_does_not_change_the_old_scores_and_the_old_page(tmp_path, monkeypatch):
     collect(tmp_path / "samples")
     page = write_report(tmp_path)
     scores = tmp_path / "best" / "step_scores.json"
@@ -128,8 +128,8 @@ def test_best_of_n_and_the_page_keep_what_they_had(tmp_path, monkeypatch):
     scores.write_text('{"of": "an earlier run"}')
     before = {path: path.read_bytes() for path in (scores, page)}
     module = recipe("best_of_n")
-    monkeypatch.setattr("erprm_trl.scripts.best_of_n.score_with_each", lambda *given: {"a": [0.5] * 100})
-    monkeypatch.setattr("erprm_trl.selection.selection_curves", lambda *given, **named: {"models": {}})
+    monkeypatch.setattr("erprm_trl.scripts.best_of_n.score_with_each", lambda *args: {"a": [0.5] * 100})
+    monkeypatch.setattr("erprm_trl.selection.selection_curves", lambda *args, **kwargs: {"models": {}})
     with no_file_above(100):
         with pytest.raises(OSError, match="step_scores.json"):
             module.main(module.BestOfNArguments(str(tmp_path / "samples"), ["a"], str(scores.parent)))

@@ -1,4 +1,4 @@
-"""Mappings given as JSON, and functions given by name."""
+"""Tests mappings that are given as JSON, and functions that are given by name."""
 
 import math
 import re
@@ -12,13 +12,13 @@ from erprm_trl.io.config_values import import_function, read_json_fields, refuse
 from erprm_trl.rollouts import CollectConfig
 
 
-def test_json_text_becomes_its_value_and_other_values_stay():
+def test_json_text_is_parsed_and_other_values_do_not_change():
     config = SimpleNamespace(from_yaml={"a": 1}, from_command_line='{"a": [1, null]}', absent=None, text="plain")
     read_json_fields(config, "from_yaml", "from_command_line", "absent")
     assert config == SimpleNamespace(from_yaml={"a": 1}, from_command_line={"a": [1, None]}, absent=None, text="plain")
 
 
-def test_text_that_is_not_json_names_the_field():
+def test_the_error_for_invalid_json_names_the_field():
     with pytest.raises(ValueError, match="model_kwargs: got '{a: 1}'"):
         read_json_fields(SimpleNamespace(model_kwargs="{a: 1}"), "model_kwargs")
 
@@ -38,14 +38,14 @@ def test_a_function_by_its_path():
         ("math:pi", "is a float"),
     ],
 )
-def test_what_cannot_be_imported_or_called_is_named(path, message):
+def test_errors_name_functions_that_cannot_be_imported_or_called(path, message):
     with pytest.raises(ValueError, match=message):
         import_function(path)
 
 
 @pytest.mark.parametrize(("text", "meant"), [(r"\n", r"'\n'"), (r"\n\n", r"'\n\n'"), (r"\t", r"'\t'")])
-def test_escape_sequences_of_a_shell_are_refused(text, meant):
-    r"""`--separator '\n'` is a backslash and an n. The remedy, `$'\n'`, is a line feed."""
+def test_literal_escape_sequences_raise(text, meant):
+    r"""A shell passes `'\n'` as a backslash and an n. The remedy in the message, `$'\n'`, passes a line feed."""
     with pytest.raises(ValueError, match=rf"separator: got the .* expected {re.escape(meant)}.*\$'"):
         refuse_escapes("separator", text)
     with pytest.raises(ValueError, match="PRMFormat.separator"):

@@ -1,4 +1,4 @@
-"""Files that were overwritten, cut off or zeroed: what reads them recovers, or names the file and the remedy."""
+"""Tests overwritten, truncated and zeroed files. Readers recover, or raise an error with the file and the remedy."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from erprm_trl.rollouts.questions import Question
 
 
 def collect(folder):
-    questions = [Question(f"What is {number}?", str(number % 3)) for number in range(8)]
+    questions = [Question(f"What is {index}?", str(index % 3)) for index in range(8)]
     settings = {"num_solutions": 2, "num_continuations": 2, "chunk_size": 2, "show_progress": False}
     pattern = r"answer (\d+)"
     return collect_rollouts(questions, FakeSampler(), folder, grading="exact", answer_pattern=pattern, **settings)
@@ -44,7 +44,7 @@ def line(**changes):
     ],
     ids=["cut", "zeros", "binary", "list", "number", "string", "chunk 99", "chunk -1", "chunk '1'", "no question"],
 )
-def test_damage_in_a_shard_is_named_and_the_remedy_helps(tmp_path, damage):
+def test_the_error_names_the_damaged_line_of_a_shard_and_its_remedy_works(tmp_path, damage):
     rows = list(collect(tmp_path))
     shard = tmp_path / "rollouts-00000.jsonl"
     lines = shard.read_bytes().splitlines(keepends=True)
@@ -57,7 +57,7 @@ def test_damage_in_a_shard_is_named_and_the_remedy_helps(tmp_path, damage):
 
 
 @pytest.mark.parametrize("tail", [b"\x00" * 5000, b"\xff\xfe" * 50, b'{"chunk": 3'])
-def test_what_a_power_cut_leaves_at_the_end_is_cut_off(tmp_path, tail):
+def test_an_incomplete_line_at_the_end_of_a_shard_is_removed(tmp_path, tail):
     rows = list(collect(tmp_path))
     shard = tmp_path / "rollouts-00000.jsonl"
     whole = shard.read_bytes()
@@ -66,7 +66,7 @@ def test_what_a_power_cut_leaves_at_the_end_is_cut_off(tmp_path, tail):
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 100, b'{"config": {"num', b"[]", b"{}", b"\xff\xfe\x00garbage"])
-def test_a_damaged_manifest_is_named_and_the_remedy_helps(tmp_path, damage):
+def test_the_error_names_a_damaged_manifest_and_its_remedy_works(tmp_path, damage):
     rows = list(collect(tmp_path / "run"))
     (tmp_path / "run" / "manifest.json").write_bytes(damage)
     for read in (collect, RolloutDataset):
@@ -82,11 +82,11 @@ def test_a_damaged_manifest_is_named_and_the_remedy_helps(tmp_path, damage):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "prm_format.json"])
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_damaged_model_is_named(tmp_path, name, share):
+def test_the_error_names_a_damaged_file_of_a_model(tmp_path, name, share):
     shutil.copytree(dial.BASE_PATH, tmp_path / "model")
     FORMAT.save(tmp_path / "model")
     path = tmp_path / "model" / name
-    (tmp_path / "model" / "trainer_state.json").write_text('{"cut')  # a log: no loader reads it
+    (tmp_path / "model" / "trainer_state.json").write_text('{"cut')  # a log, which no loader reads
     os.truncate(path, int(path.stat().st_size * share))
     for load in (StepScorer.from_pretrained, TransformersSampler.from_pretrained):
         with pytest.raises(ValueError, match=f"{name} is damaged .*Resume the training that saved it"):
@@ -118,7 +118,7 @@ def raft(folder, scorer):
 
 
 @pytest.mark.slow("trains rounds on a full disk")
-def test_a_round_of_raft_survives_a_full_disk_and_names_damage(tmp_path, monkeypatch):
+def test_raft_resumes_after_a_full_disk_and_the_error_names_damaged_files(tmp_path, monkeypatch):
     scorer = StepScorer.from_pretrained(dial.BASE_PATH, prm_format=FORMAT, batch_size=64)
     save = PolicySampler.save
 
@@ -135,9 +135,9 @@ def test_a_round_of_raft_survives_a_full_disk_and_names_damage(tmp_path, monkeyp
     raft(tmp_path, scorer).train()
     assert {name: (folder / name).read_bytes() for name in finished} == finished
     weights = (folder / "policy" / "model.safetensors").read_bytes()
-    for name, found in (("policy/model.safetensors", "model.safetensors is damaged"), ("manifest.json", "damaged")):
+    for name, message in (("policy/model.safetensors", "model.safetensors is damaged"), ("manifest.json", "damaged")):
         os.truncate(folder / name, (folder / name).stat().st_size // 2)
-        with pytest.raises(ValueError, match=f"{found} .*Move .*round-0 and the rounds after it away"):
+        with pytest.raises(ValueError, match=f"{message} .*Move .*round-0 and all later rounds away"):
             raft(tmp_path, scorer).train()
     shutil.rmtree(folder)
     raft(tmp_path, scorer).train()

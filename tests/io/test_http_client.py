@@ -1,4 +1,4 @@
-"""Proxies and visible retries. What samplers and scorers do with faulty servers is tested with them."""
+"""Tests proxies and the logging of retries. The tests of samplers and scorers cover faulty servers."""
 
 import logging
 import threading
@@ -63,7 +63,7 @@ def client_of(url, **options):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
-def test_a_server_on_this_machine_is_asked_without_a_proxy(proxy, host):
+def test_a_server_on_this_machine_is_reached_without_the_proxy(proxy, host):
     with FaultyServer() as server:
         url = server.url.replace("127.0.0.1", host)
         assert len(client_of(url).post_all("/completions", [BODY] * 3, str)) == 3
@@ -71,17 +71,17 @@ def test_a_server_on_this_machine_is_asked_without_a_proxy(proxy, host):
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_the_error_names_the_proxy_that_refuses(proxy, scheme):
+def test_the_error_names_the_proxy_that_refuses_a_request(proxy, scheme):
     with pytest.raises(EndpointError) as failure:
         client_of(f"{scheme}://scores.invalid").post_all("/score", [BODY], str)
     message = str(failure.value)
     shown = "".join(traceback.format_exception(failure.value))
     assert "403" in message and f"through the proxy http://127.0.0.1:{proxy.server_port}, which the env" in message
     assert "add scores.invalid to NO_PROXY" in message and "passw0rd" not in shown
-    assert set(proxy.asked.values()) == {1}  # refused once, and not tried again
+    assert set(proxy.asked.values()) == {1}  # a refused request is not retried
 
 
-def test_without_a_proxy_the_error_names_none():
+def test_without_a_proxy_the_error_does_not_mention_one():
     with FaultyServer(lambda body, attempt: 403) as server:
         with pytest.raises(EndpointError, match=r"Remedy: put a token into \$THE_TOKEN\.$"):
             client_of(server.url).post_all("/completions", [BODY], str)
@@ -102,7 +102,7 @@ def test_without_a_proxy_the_error_names_none():
     ],
 )
 def test_the_proxy_for_an_address(url, no_proxy, expected, monkeypatch, proxy):
-    monkeypatch.setenv("http_proxy", "proxy:3128")  # without a scheme, as some write it
+    monkeypatch.setenv("http_proxy", "proxy:3128")  # without a scheme, which is also allowed
     monkeypatch.delenv("https_proxy")
     monkeypatch.setenv("all_proxy", "http://proxy:3129")
     monkeypatch.setenv("no_proxy", no_proxy)

@@ -1,4 +1,4 @@
-"""A sequence whose items are read one by one behaves like a list of them."""
+"""Tests that a sequence on disk behaves like a list of its items."""
 
 import pytest
 
@@ -21,7 +21,7 @@ SQUARES = [0, 1, 4, 9, 16]
 
 
 @pytest.mark.parametrize("index", [0, 4, -1, -5, slice(None), slice(1, -1), slice(None, None, -2), slice(7, 9)])
-def test_indices_and_slices_are_those_of_a_list(index):
+def test_indices_and_slices_work_as_for_a_list(index):
     assert Squares(5)[index] == SQUARES[index]
 
 
@@ -31,7 +31,7 @@ def test_an_index_out_of_range(index):
         Squares(5)[index]
 
 
-def test_only_the_items_asked_for_are_read():
+def test_only_the_requested_items_are_read():
     squares = Squares(5)
     assert squares[3] == 9 and squares[-1] == 16 and squares.reads == [3, 4]
 

@@ -1,4 +1,4 @@
-"""Paths with `~`, and names that are not paths."""
+"""Tests paths with `~`, and names that are not paths."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_the_home_directory_is_filled_in(kind, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["Qwen/Qwen2.5-Math-PRM-7B", "https://host:8100/~ada", "outputs/~copy", "./model", "~nobody-here/x"]
 )
-def test_other_names_stay_as_they_are(name):
+def test_other_names_do_not_change(name):
     assert local_path(name) == name
 
 
@@ -39,7 +39,7 @@ def test_several_paths(monkeypatch):
 
 
 def test_recipes_take_a_list_of_reward_models(tmp_path):
-    """`reward_models: path` in a YAML file is a string."""
+    """`reward_models: path` in a YAML file is a string, and raises an error."""
     config = tmp_path / "report.yaml"
     config.write_text(f"folder: {tmp_path}\nreward_models: ~/model\n")
     recipe, (arguments,) = parse("report", ["--config", str(config)])

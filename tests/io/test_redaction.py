@@ -1,4 +1,4 @@
-"""What a configuration shows of itself."""
+"""Tests that published configurations contain no secrets and no absolute paths."""
 
 import os
 from dataclasses import fields
@@ -17,17 +17,17 @@ SECRET = "hf_AbCdEfGhIjKlMnOp"
 @pytest.mark.parametrize(
     "name", "hub_token token api_key OPENAI_API_KEY auth-token password client_secret Authorization key".split()
 )
-def test_secrets_by_their_names(name):
+def test_secrets_are_recognised_by_their_names(name):
     assert redacted({"deep": [{name: "abc"}]}) == {"deep": [{name: "<redacted>"}]}
-    assert redacted({name: None}) == {name: None}  # that there is none may be seen
+    assert redacted({name: None}) == {name: None}  # a missing secret is not masked
 
 
 @pytest.mark.parametrize("name", "good_token separator eos_token_id num_tokens tokenizer key_value monkey".split())
-def test_names_that_are_no_secrets(name):
+def test_names_that_are_not_secrets(name):
     assert redacted({name: "abc"}) == {name: "abc"}
 
 
-def test_secrets_by_their_look():
+def test_secrets_are_recognised_by_their_form():
     assert redacted(f'{{"token": "{SECRET}"}}') == '{"token": "<redacted>"}'
     assert redacted(["Bearer abc.def", "sk-0123456789abcdef"]) == ["<redacted>", "<redacted>"]
     assert redacted("http://me:pass@host:8000/v1") == "http://host:8000/v1"

@@ -1,4 +1,4 @@
-"""A string is refused where a list of texts belongs, and the error names the argument and the row."""
+"""Tests that a string in place of a list of texts raises an error that names the argument and the row."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from erprm_trl.io import check_text_lists, check_texts
         (check_text_lists, [["a"], None], r"^steps\[1\]: got NoneType"),
     ],
 )
-def test_other_values_are_errors_that_name_the_row(check, value, message):
+def test_errors_for_other_values_name_the_row(check, value, message):
     with pytest.raises(TypeError, match=message):
         check("steps", value)
 

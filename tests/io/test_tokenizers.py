@@ -1,4 +1,4 @@
-"""Tokenizers that cannot be loaded name what is missing."""
+"""Tests loading tokenizers, and the error if a package is missing."""
 
 import importlib.util
 
@@ -11,7 +11,7 @@ from erprm_trl.io import load_tokenizer
 from erprm_trl.rollouts import Prompt, TransformersSampler
 
 
-def test_a_missing_sentencepiece_is_named(tmp_path, monkeypatch):
+def test_the_error_names_the_missing_package_sentencepiece(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     (tmp_path / "tokenizer.model").write_bytes(b"pieces")
@@ -37,7 +37,7 @@ def test_a_folder_in_the_home_directory(tmp_path, monkeypatch):
     assert load_tokenizer("~/model").encode("\n") == byte_level_bpe().encode("\n")
 
 
-def test_an_adapter_without_a_tokenizer_has_that_of_its_base_model(tmp_path):
+def test_an_adapter_without_a_tokenizer_uses_the_tokenizer_of_its_base_model(tmp_path):
     save_tiny(tmp_path / "base", byte_level_bpe())
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(target_modules="all-linear")

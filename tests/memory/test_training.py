@@ -1,4 +1,4 @@
-"""Counts and bytes against real models, optimizers and what autograd really keeps."""
+"""Tests the estimates against real models and optimizers, and against the tensors that autograd saves."""
 
 import pytest
 import torch
@@ -37,36 +37,37 @@ MODELS = {
 }
 
 
-def build(name="llama", **more):
-    config_class, model_class, own = MODELS[name]
+def build(name="llama", **sizes):
+    config_class, model_class, options = MODELS[name]
     torch.manual_seed(0)
-    model = model_class(config_class(**{**SIZES, **own, **more}))
+    model = model_class(config_class(**{**SIZES, **options, **sizes}))
     return model, Architecture.from_config(model.config)
 
 
 def storage_bytes(tensors):
-    """Bytes of distinct storages: a view costs nothing."""
+    """Bytes of the distinct storages. Views of the same storage count once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parameters_are_those_of_the_model(name):
+def test_the_parameter_count_equals_the_model(name):
     model, architecture = build(name)
     assert count_parameters(architecture) == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_published_parameter_counts():
-    """What the models' pages say: their safetensors' totals."""
+    """The expected values are the totals of the safetensors on the pages of the models."""
     llama = Architecture(128256, 4096, 32, 32, 8, 128, 14336)
     mistral = llama._replace(vocab_size=32000)
     qwen = Architecture(151936, 1536, 28, 12, 2, 128, 8960, tied_embeddings=True, qkv_bias=True)
-    assert [count_parameters(one) for one in (llama, mistral, qwen)] == [8_030_261_248, 7_241_732_096, 1_543_714_304]
+    counts = [count_parameters(architecture) for architecture in (llama, mistral, qwen)]
+    assert counts == [8_030_261_248, 7_241_732_096, 1_543_714_304]
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["k_proj", "o_proj", "down_proj"]])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "llama, wide heads"])
-def test_adapters_are_those_of_peft(name, targets):
+def test_the_adapter_parameter_count_equals_peft(name, targets):
     model, architecture = build(name)
     model = get_peft_model(model, LoraConfig(r=6, target_modules=targets, task_type="CAUSAL_LM"))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -76,7 +77,7 @@ def test_adapters_are_those_of_peft(name, targets):
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_states_are_those_of_a_real_step(precision, lora):
+def test_state_bytes_equal_a_real_optimizer_step(precision, lora):
     model, architecture = build()
     model = model.to(getattr(torch, precision))
     if lora:
@@ -96,8 +97,9 @@ def test_states_are_those_of_a_real_step(precision, lora):
     }
 
 
-def test_the_paper_s_shares():
-    """ZeRO's figure 1: 7.5 billion parameters on 64 GPUs in 16 bits, Adam: 120, 31.4, 16.6 and 1.9 GB."""
+def test_state_bytes_equal_the_zero_paper():
+    """Figure 1 of the ZeRO paper: 120, 31.4, 16.6 and 1.9 GB for 7.5 billion parameters in 16 bits with Adam, on 64
+    GPUs."""
     parameters = 7_500_000_000
     paper = {1: 31.4, 2: 16.6, 3: 1.9}
     for stage, gigabytes in paper.items():
@@ -107,18 +109,18 @@ def test_the_paper_s_shares():
     assert sum(whole.values()) / 1e9 == 120
 
 
-def kept_by_autograd(model, precision, batch_size, length, padded, checkpointing):
-    """Bytes of the storages that autograd saves in a forward pass, the parameters' own left out."""
+def saved_by_autograd(model, precision, batch_size, length, padded, checkpointing):
+    """Bytes of the storages that autograd saves in a forward pass, without the storages of the parameters."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     model.train()
     if checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = []
+    parameter_storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = []
 
-    def keep(tensor):
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept.append(tensor)
+    def save(tensor):
+        if tensor.untyped_storage().data_ptr() not in parameter_storages:
+            saved.append(tensor)
         return tensor
 
     ids = torch.randint(0, 97, (batch_size, length))
@@ -126,11 +128,11 @@ def kept_by_autograd(model, precision, batch_size, length, padded, checkpointing
     if padded:
         mask[0, -3:] = 0
     with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision != "float32"),
     ):
         output = base.model(input_ids=ids, attention_mask=mask, use_cache=False)
-    total = storage_bytes(kept)
+    total = storage_bytes(saved)
     del output
     return total
 
@@ -145,7 +147,7 @@ SHAPES = [
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
-def test_activations_are_what_autograd_keeps(precision, padded, checkpointing):
+def test_activation_bytes_equal_the_bytes_that_autograd_saves(precision, padded, checkpointing):
     for shape, (batch_size, length) in zip(SHAPES, [(2, 48), (3, 32), (1, 128)], strict=True):
         model, architecture = build(**shape)
         if precision == "bfloat16":
@@ -154,21 +156,21 @@ def test_activations_are_what_autograd_keeps(precision, padded, checkpointing):
         expected = saved_activation_bytes(
             architecture, batch_size, length, gradient_checkpointing=checkpointing, **options
         )
-        if precision == "mixed" and not checkpointing:  # the graph holds autocast's copies of weights too
+        if precision == "mixed" and not checkpointing:  # the graph also holds autocast's copies of the weights
             buffers = buffer_bytes(architecture, 1, batch_size, length, precision=precision)
             expected += buffers["weight_copies"]
-        # Kilobytes that the formula leaves out: the token ids, and the rotary tables
+        # The formula omits the token ids and the rotary tables, a few kilobytes
         expected += 8 * batch_size * length
         if not checkpointing:
             expected += 2 * length * architecture.head_dim * (2 if precision == "bfloat16" else 4)
-        kept = kept_by_autograd(model, precision, batch_size, length, padded, checkpointing)
-        assert expected == pytest.approx(kept, rel=1e-3), (expected, kept)
+        saved = saved_by_autograd(model, precision, batch_size, length, padded, checkpointing)
+        assert expected == pytest.approx(saved, rel=1e-3), (expected, saved)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
 def test_activations_with_adapters(targets):
-    """bfloat16 weights, float32 adapters, autocast: as the recipes train them. Autocast's copies of the adapters come
-    on top."""
+    """The recipes train bfloat16 weights with float32 adapters under autocast. The tolerance covers autocast's copies
+    of the adapters."""
     model, architecture = build()
     model = model.bfloat16()
     model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
@@ -176,35 +178,35 @@ def test_activations_with_adapters(targets):
     expected = saved_activation_bytes(
         architecture, 4, 64, precision="bfloat16", gradient_checkpointing=False, padded=False, lora_rank=4, **lora
     )
-    kept = kept_by_autograd(model, "bfloat16", 4, 64, padded=False, checkpointing=False)
-    assert expected == pytest.approx(kept, rel=0.05)
+    saved = saved_by_autograd(model, "bfloat16", 4, 64, padded=False, checkpointing=False)
+    assert expected == pytest.approx(saved, rel=0.05)
 
 
-def test_a_checkpointed_layer_is_held_once_more():
-    """In the backward pass one layer is computed again: what autograd keeps of a layer comes on top."""
-    kept = [
-        kept_by_autograd(build(num_hidden_layers=layers)[0], "float32", 2, 48, padded=True, checkpointing=False)
+def test_checkpointing_adds_the_activations_of_one_layer():
+    """In the backward pass, one layer at a time is computed again, and its activations are saved in addition."""
+    saved = [
+        saved_by_autograd(build(num_hidden_layers=layers)[0], "float32", 2, 48, padded=True, checkpointing=False)
         for layers in (1, 2)
     ]
     model, architecture = build()
-    stored = kept_by_autograd(model, "float32", 2, 48, padded=True, checkpointing=True)
+    checkpointed = saved_by_autograd(model, "float32", 2, 48, padded=True, checkpointing=True)
     report = memory_per_gpu(architecture, 2, 48, precision="float32")
-    assert report["activations"] == pytest.approx(stored + kept[1] - kept[0], rel=0.02)
+    assert report["activations"] == pytest.approx(checkpointed + saved[1] - saved[0], rel=0.02)
 
 
 def test_logits():
     llama = Architecture(128256, 4096, 32, 32, 8, 128, 14336)
     steps, fused, full = (logit_bytes(llama, 8, 512, head=head) for head in ("steps", "fused", "full"))
-    # 8 * 16 steps: hidden rows and their gradient, two columns, their log-softmax and gradient, 4 bytes each
+    # 8 * 16 steps, each with hidden states and their gradient, two logits, their log-softmax and gradient, in float32
     assert steps == 8 * 16 * 4 * (4096 + 4096 + 6)
-    # A tile of 4096 * 32768 in bfloat16, the hidden states; float32 gradients of both factors
+    # A tile of 4096 * 32768 and the hidden states in bfloat16, and the float32 gradients of both factors
     assert fused == 2 * (4096 * 32768 + 4096 * 4096) + 4 * (4096 + 128256) * 4096
     assert full == 4096 * (12 * 128256 + 2 * 4096)
     wider = llama._replace(vocab_size=2 * 128256)
     assert logit_bytes(wider, 8, 512, head="steps") == steps
 
 
-def test_a_report_adds_up():
+def test_the_total_is_the_sum_of_the_parts():
     _, architecture = build()
     parameters = count_parameters(architecture)
     sizes = {"precision": "bfloat16", "zero_stage": 3, "num_gpus": 4}
@@ -213,7 +215,7 @@ def test_a_report_adds_up():
     assert (here["other"], here["host"]) == (1000, 0)
     away = memory_per_gpu(architecture, 2, 64, **sizes, offload_optimizer=True, offload_weights=True)
     assert away["parameters"] == away["gradients"] == away["optimizer"] == 0
-    # A quarter of: weights and gradients, float32 copy, two moments, float32 gradients at the step
+    # A quarter of weights, gradients, float32 copy, two moments, and float32 gradients in the optimizer step
     assert away["host"] == parameters // 4 * (2 + 2 + 4 + 8 + 4)
     assert here["total"] - 1000 - away["total"] == away["host"]
 
@@ -222,7 +224,7 @@ def test_buffers():
     _, architecture = build()
     parameters = count_parameters(architecture)
     ddp = buffer_bytes(architecture, parameters, 1, 8, num_gpus=2)
-    assert ddp["reduction"] == 4 * parameters  # DDP's buckets are a second set of gradients
+    assert ddp["reduction"] == 4 * parameters  # DDP's buckets are a second copy of the gradients
     assert buffer_bytes(architecture, parameters, 1, 8)["reduction"] == 0
     one_linear = 64 * 64 * 2 + 64 * 32 * 2 + 64 * 176 * 3
     assert ddp["weight_copies"] == 3 * one_linear * 2
@@ -234,7 +236,10 @@ def test_buffers():
 @pytest.mark.parametrize(
     ("count", "message"),
     [
-        (lambda sizes: count_lora_parameters(sizes, 4, ["q_proj", "lm_head"]), "got lm_head, expected some of q_proj"),
+        (
+            lambda sizes: count_lora_parameters(sizes, 4, ["q_proj", "lm_head"]),
+            "got lm_head, expected names among q_pr",
+        ),
         (lambda sizes: state_bytes(1, precision="bf16"), "precision: got 'bf16'"),
         (lambda sizes: state_bytes(1, zero_stage=4), "zero_stage: got 4"),
         (lambda sizes: logit_bytes(sizes, 1, 1, head="none"), "head: got 'none'"),
@@ -248,7 +253,7 @@ def test_buffers():
         ),
     ],
 )
-def test_what_cannot_be_counted(count, message):
+def test_errors_name_invalid_arguments(count, message):
     _, architecture = build()
     with pytest.raises(ValueError, match=message):
         count(architecture)

@@ -1,7 +1,8 @@
-"""A pytest plugin: TRL's own tests run offline, and against this package's trainers. `README.md` has the commands.
+"""A pytest plugin that runs TRL's own tests offline, and against the trainers of this package. `README.md` has the
+commands.
 
-It puts tiny models into a Hub cache of its own, answers `load_dataset` for TRL's test data, and puts this package's
-classes in the place of TRL's before the test modules import them.
+It creates tiny models in a temporary Hub cache, replaces `load_dataset` for TRL's test data, and replaces TRL's
+classes by the classes of this package before the test modules import them.
 """
 
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 
 CACHE = Path(tempfile.mkdtemp(prefix="stand_ins_"))
-# Set before anything imports huggingface_hub.
+# These variables must be set before huggingface_hub is imported.
 os.environ |= {"HF_HUB_CACHE": str(CACHE), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
 
 import datasets
@@ -50,7 +51,7 @@ STEP_TRAINERS = {
     "StepPPOTrainer": (StepPPOTrainer, StepPPOConfig),
 }
 OWNER = "trl-internal-testing"
-NUM_ROWS = int(os.environ.get("STAND_INS_ROWS", "17"))  # as many as TRL's; 5 make a run three times as fast
+NUM_ROWS = int(os.environ.get("STAND_INS_ROWS", "17"))  # as many rows as TRL's data; with 5, a run takes a third
 DENSE = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 # Architecture and head of TRL's tiny text models, by name.
@@ -67,7 +68,7 @@ MODELS = {
     "tiny-LlamaForSequenceClassification-3.2": ("llama", {}),
 }
 
-# Qwen's ids, which TRL's tests name: a line feed is 198, the text ends with 151643, a turn with 151645.
+# Qwen's ids, which TRL's tests use: 198 is a line feed, 151643 ends a text, 151645 ends a turn.
 SPECIAL = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<|finetune_right_pad_id|>": 151646}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -78,7 +79,8 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer():
-    """Bytes in GPT-2's order, then made-up words. A third of them end a line: a random policy writes several steps."""
+    """A tokenizer with bytes in GPT-2's order, and artificial words. A third of the words end with a line feed, so
+    that a random policy writes several steps."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     characters = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))]
     vocabulary = {character: index for index, character in enumerate(characters)}
@@ -97,7 +99,7 @@ def build_tokenizer():
 
 
 def build_models():
-    """Random models in the layout of a Hub cache."""
+    """Creates random models in the layout of a Hub cache."""
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(CACHE / "tokenizer")
     for name, (architecture, settings) in MODELS.items():
@@ -119,13 +121,13 @@ def build_models():
 
 
 def texts(index):
-    """The question, a right and a wrong answer of a row."""
+    """The question, the right answer and the wrong answer of a row."""
     left, right = index + 2, 3 * index + 1
     return f"What is {left} plus {right}?", f" It is {left + right}.", f" It is {left - right}."
 
 
 def rows(config, size, start):
-    """Rows of a configuration such as `conversational_prompt_only`, in TRL's columns."""
+    """The rows of a configuration such as `conversational_prompt_only`, with TRL's columns."""
     style, _, kind = config.partition("_")
     questions, right, wrong = zip(*map(texts, range(start, start + size)), strict=True)
     whole = [question + answer for question, answer in zip(questions, right, strict=True)]
@@ -157,7 +159,7 @@ def rows(config, size, start):
 
 
 def load_dataset(path, name=None, *args, split=None, **options):
-    """Stands for `datasets.load_dataset`."""
+    """Replaces `datasets.load_dataset`."""
     if path != f"{OWNER}/zen":
         return load_from_elsewhere(path, name, *args, split=split, **options)
     both = DatasetDict(train=rows(name, NUM_ROWS, 0), test=rows(name, 2, NUM_ROWS))
@@ -168,7 +170,7 @@ def load_dataset(path, name=None, *args, split=None, **options):
 
 
 class ByText:
-    """A scoring backend that gives each step of a text a score, the same at each call."""
+    """A scoring backend whose step scores depend only on the text of the step."""
 
     prm_format, model_name, context_length, weights = PRMFormat(separator="\n"), "by text", None, None
 
@@ -181,7 +183,8 @@ def as_list(value):
 
 
 def as_grpo(trainer_class):
-    """A step trainer with TRL's arguments: a test's rewards are the outcome, and a step reward is added to them."""
+    """A step trainer with TRL's arguments. The rewards of a test are the outcome rewards, and a step reward is
+    added."""
 
     class AsGRPO(trainer_class):
         def __init__(self, model, reward_funcs=None, args=None, *rest, reward_processing_classes=None, **options):
@@ -198,7 +201,7 @@ def as_grpo(trainer_class):
 
 
 def with_step_rewards(trainer_class):
-    """A trainer of TRL in which a `StepRewardFunction` stands for each reward model of a test."""
+    """A trainer of TRL in which each reward model of a test is replaced by a `StepRewardFunction`."""
 
     class WithStepRewards(trainer_class):
         def __init__(self, model, *positional, reward_funcs=None, **options):
@@ -214,22 +217,22 @@ def with_step_rewards(trainer_class):
 
 
 def add_prm_trainer():
-    """Adds TRL 1.12's `trl.experimental.prm`, made of this package's trainer, if TRL has none."""
+    """Adds TRL 1.12's module `trl.experimental.prm`, with the trainer of this package."""
     package = types.ModuleType("trl.experimental.prm")
     package.PRMConfig, package.PRMTrainer = ERPRMConfig, ERPRMTrainer
     module = types.ModuleType("trl.experimental.prm.prm_trainer")
-    module.PRMTrainer, module.compute_accuracy = ERPRMTrainer, None  # TRL's own, which its tests call as it is
+    module.PRMTrainer, module.compute_accuracy = ERPRMTrainer, None  # tests of TRL's own `compute_accuracy` fail
     sys.modules |= {package.__name__: package, module.__name__: module}
 
 
 def train_on_cpu(self):
-    """Stands for `TrainingArguments.__post_init__`: without an accelerator TRL's default `bf16` needs `use_cpu`."""
+    """Replaces `TrainingArguments.__post_init__`. Without an accelerator, TRL's default `bf16` needs `use_cpu`."""
     self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
     check_arguments(self)
 
 
 def pytest_configure(config):
-    """Puts the stand-ins in place."""
+    """Installs the replacements."""
     build_models()
     TrainingArguments.__post_init__ = train_on_cpu
     datasets.load_dataset = load_dataset

@@ -1,4 +1,4 @@
-"""Steps of completions with thinking and an answer, in one text or in the fields of a message."""
+"""Steps of completions with thinking and an answer, in one text or in separate fields of a message."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def tokenizer():
 
 
 def parts(tokenizer, ids, ends):
-    """The texts of the tokens that belong to each step."""
+    """The text of the tokens that belong to each step."""
     starts = [0, *(end + 1 for end in ends[:-1])]
     return [tokenizer.decode(ids[start : end + 1]) for start, end in zip(starts, ends, strict=True)]
 
@@ -43,7 +43,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("steps_of", STEPS)
-def test_a_step_that_thinking_and_answer_share_owns_the_tokens_of_its_own_part(tokenizer, steps_of):
+def test_a_step_in_both_thinking_and_answer_has_the_tokens_of_the_scored_part(tokenizer, steps_of):
     ids = tokenizer.encode(TEXT + "<|endoftext|>")
     steps, ends = completion_steps(TEXT, prm_format(steps_of), tokenizer=tokenizer, token_ids=ids)
     assert steps == STEPS[steps_of]
@@ -52,14 +52,14 @@ def test_a_step_that_thinking_and_answer_share_owns_the_tokens_of_its_own_part(t
     assert "".join(owned) == TEXT + "<|endoftext|>"
     for step, text in zip(steps, owned, strict=True):
         assert text.replace("<|endoftext|>", "").replace("</think>", "").strip().endswith(step)
-    if steps_of == "answer":  # the thinking is credited with the answer's first step
+    if steps_of == "answer":  # the tokens of the thinking belong to the answer's first step
         assert owned[0].count("48+24 = 72") == 1 and owned[1].strip().startswith("48+24 = 72")
     assert completion_steps(TEXT, prm_format(steps_of)) == (STEPS[steps_of], [])
 
 
 @pytest.mark.parametrize("steps_of", STEPS)
 @pytest.mark.parametrize("field", ["reasoning_content", "thinking"])
-def test_thinking_in_a_field_of_the_message_is_read_as_in_the_text(tokenizer, steps_of, field):
+def test_thinking_in_a_separate_field_is_read_as_in_the_text(tokenizer, steps_of, field):
     message = {"role": "assistant", field: "\n".join(THINKING), "content": "\n".join(ANSWER)}
     ids = tokenizer.encode(TEXT)
     expected = completion_steps(TEXT, prm_format(steps_of), tokenizer=tokenizer, token_ids=ids)
@@ -67,12 +67,12 @@ def test_thinking_in_a_field_of_the_message_is_read_as_in_the_text(tokenizer, st
         options = {"is_thinking": is_thinking, "tokenizer": tokenizer, "token_ids": ids}
         assert completion_steps([message], prm_format(steps_of), **options) == expected
         assert completion_steps([message], prm_format(steps_of), is_thinking=is_thinking) == (STEPS[steps_of], [])
-    assert completion_text([message]) == "\n".join(ANSWER)  # what is graded
+    assert completion_text([message]) == "\n".join(ANSWER)  # the graded text
 
 
 @pytest.mark.parametrize("steps_of", STEPS)
-def test_thinking_that_the_prompt_has_opened(tokenizer, steps_of):
-    # Cut off before its end there is no answer; without the prompt's `<think>` it would look like one.
+def test_thinking_that_the_prompt_opens_is_recognised(tokenizer, steps_of):
+    # Truncated thinking has no answer. Without the prompt's `<think>`, it would look like an answer.
     unclosed = "\n".join(THINKING)
     ids = tokenizer.encode(unclosed)
     options = {"tokenizer": tokenizer, "token_ids": ids}
@@ -84,22 +84,22 @@ def test_thinking_that_the_prompt_has_opened(tokenizer, steps_of):
     assert completion_steps(unclosed, prm_format(steps_of), **options)[0] == THINKING
     parsed = [{"role": "assistant", "reasoning_content": unclosed, "content": ""}]
     assert completion_steps(parsed, prm_format(steps_of), is_thinking=True, **options) == (steps, ends)
-    # Closed, it needs no help.
+    # Closed thinking is recognised without the prompt.
     closed = TEXT.removeprefix("<think>\n")
     assert completion_steps(closed, prm_format(steps_of), is_thinking=True)[0] == STEPS[steps_of]
 
 
-def test_whether_a_prompt_opens_thinking(tokenizer):
+def test_prompts_that_open_thinking_are_recognised(tokenizer):
     chat = [{"role": "user", "content": "7 + 1?"}]
     assert opens_thinking("7 + 1?<think>\n") and not opens_thinking("7 + 1?")
-    assert not opens_thinking(chat)  # not known
+    assert not opens_thinking(chat)  # unknown without a tokenizer
     assert opens_thinking(chat, tokenizer)
     assert not opens_thinking(chat, tokenizer, {"enable_thinking": False})
     assert not opens_thinking(chat, byte_level_bpe())
 
 
 @pytest.mark.parametrize("conversational", [False, True])
-def test_a_reward_function_sees_what_the_prompt_opens(tokenizer, conversational):
+def test_a_reward_function_knows_that_the_prompt_opens_thinking(tokenizer, conversational):
     prompt = [{"role": "user", "content": "7 + 1?"}] if conversational else "7 + 1?<think>\n"
     completions = ["\n".join(THINKING), TEXT.removeprefix("<think>\n")]
     ids = [tokenizer.encode(completion) for completion in completions]
@@ -114,5 +114,5 @@ def test_a_reward_function_sees_what_the_prompt_opens(tokenizer, conversational)
     assert scored[0].steps == (THINKING if conversational else [])
 
 
-def test_questions_of_prompts():
+def test_questions_are_read_from_prompts():
     assert question_text("q") == "q" and question_text([{"role": "system", "content": "s"}]) == ""

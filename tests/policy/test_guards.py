@@ -1,4 +1,4 @@
-"""The guard on synthetic logs: bands, patience, noise, resumption; and in real runs, checkpoints and two processes."""
+"""The guard on synthetic logs (limits, patience, noise, resume) and in real runs (checkpoints, two processes)."""
 
 import json
 import logging
@@ -30,12 +30,12 @@ HEALTHY = {
 
 
 def impatient(**arguments):
-    """A guard that stops after five logs outside, to work with small numbers."""
+    """A guard that stops after five logs outside the limits, so that tests are short."""
     return PolicyGuard(**{"patience": 5, **arguments})
 
 
 class Run:
-    """A trainer as far as a callback sees it: logs, steps and saves."""
+    """Simulates the calls of a trainer to a callback: logs, steps and saves."""
 
     def __init__(self, folder, guard, log_history=(), global_step=0):
         self.guard = guard
@@ -45,7 +45,7 @@ class Run:
         guard.on_train_begin(self.args, self.state, self.control)
 
     def log(self, **changed):
-        """One step: healthy metrics with some changed (a `None` instead of all logs none), then a save."""
+        """Runs one step: logs healthy metrics with the changes (no log if a value is `None`), and saves."""
         self.state.global_step += 1
         metrics = {**HEALTHY, **{name.replace("__", "/"): value for name, value in changed.items()}}
         self.control.should_save = True
@@ -76,7 +76,7 @@ TROUBLE = {
     "steps/unscorable_share": [{"steps__unscorable_share": 0.21}],
     "kl": [{"kl": 2.1}, {"kl": math.inf}],
     "steps/agreement": [{"steps__agreement": 0.44}],
-    # Accuracy .6 -> .39: .21 lost. The score rises, stays, or falls by less than .01 of it.
+    # Accuracy .6 -> .39 is a decrease of .21. The score rises, stays, or falls by less than .01.
     "score_and_accuracy": [
         {"steps__accuracy": 0.39, "steps__mean_score": 0.9},
         {"steps__accuracy": 0.39},
@@ -94,9 +94,9 @@ EDGE = [
     {"steps__unscorable_share": 0.2},
     {"kl": 2.0},
     {"steps__agreement": 0.45},
-    {"steps__accuracy": 0.41, "steps__mean_score": 0.9},  # .19 lost
-    {"steps__accuracy": 0.3, "steps__mean_score": 0.2},  # harder questions: the score falls along
-    {"steps__accuracy": 0.3, "steps__mean_score": 0.39},  # .3 lost, .11 of it seen
+    {"steps__accuracy": 0.41, "steps__mean_score": 0.9},  # a decrease of .19
+    {"steps__accuracy": 0.3, "steps__mean_score": 0.2},  # harder questions: the score also falls
+    {"steps__accuracy": 0.3, "steps__mean_score": 0.39},  # a decrease of .3, of which the score shows .11
     {"steps__accuracy": 0.9, "steps__mean_score": 0.99},
 ]
 
@@ -104,9 +104,9 @@ EDGE = [
 @pytest.mark.parametrize(
     ("signal", "changed"), [(signal, changed) for signal in TROUBLE for changed in TROUBLE[signal]]
 )
-def test_each_signal_stops_the_run_alone(tmp_path, signal, changed):
+def test_each_single_signal_stops_the_run(tmp_path, signal, changed):
     run = started(tmp_path)
-    # The median of five logs turns with the third; patience counts it and four more: 3 + 4 = 7.
+    # The median of five logs changes with the third log. The patience counts it and four more: 3 + 4 = 7.
     assert run.steps_until_stopped(**changed) == 7
     assert run.guard.outside == [signal]
     assert f"`{signal}` is " in run.guard.stopped_because
@@ -116,16 +116,16 @@ def test_each_signal_stops_the_run_alone(tmp_path, signal, changed):
 
 
 @pytest.mark.parametrize("changed", EDGE)
-def test_nothing_is_outside_at_the_edge_of_a_band(tmp_path, changed):
+def test_values_at_a_limit_are_not_outside(tmp_path, changed):
     run = started(tmp_path)
     assert run.steps_until_stopped(limit=30, **changed) is None and not run.guard.outside
 
 
 def test_reference_median_and_patience_worked_by_hand(tmp_path):
     run = Run(tmp_path, PolicyGuard(warmup=3, window=3, patience=2, max_ratio=1.5))
-    for value in (2.0, 100.0, 4.0):  # reference: the median, 4; band 4 / 1.5 to 6
+    for value in (2.0, 100.0, 4.0):  # the reference is the median 4, and the limits are 4 / 1.5 and 6
         run.log(steps__per_answer=value)
-    assert run.guard.outside == []  # the same three: 4
+    assert run.guard.outside == []  # the same three values: 4
     run.log(steps__per_answer=7.0)  # 100, 4, 7: 7 is outside, once
     assert run.guard.outside == ["steps/per_answer"] and run.guard.stopped_because is None
     run.log(steps__per_answer=5.0)  # 4, 7, 5: 5 is inside
@@ -134,11 +134,12 @@ def test_reference_median_and_patience_worked_by_hand(tmp_path):
     assert run.guard.stopped_because is None
     assert run.log(steps__per_answer=6.5)  # 5, 8, 6.5: 6.5, twice
     assert run.guard.stopped_because.startswith(
-        "Outside for 2 logs in a row: `steps/per_answer` is 6.5, expected at least 2.667 and at most 6 (reference 4)."
+        "Outside the limits for 2 consecutive logs: `steps/per_answer` is 6.5, expected at least 2.667 and at most 6 "
+        "(reference 4)."
     )
     report = json.loads((tmp_path / "guard.json").read_text())
     assert report["reason"] == run.guard.stopped_because and report["step"] == 7
-    # Saved with everything inside: steps 1, 2, 3 and, in the step of the log that came back, 5.
+    # Saved while all signals were within their limits: steps 1, 2, 3 and 5, the step of the log that returned.
     assert report["last_good_checkpoint"] == run.guard.last_good_checkpoint == str(tmp_path / "checkpoint-5")
     assert report["signals"]["steps/per_answer"] == {
         "value": 6.5,
@@ -151,13 +152,13 @@ def test_reference_median_and_patience_worked_by_hand(tmp_path):
     history = [[1, 2.0], [2, 100.0], [3, 4.0], [4, 7.0], [5, 5.0], [6, 8.0], [7, 6.5]]
     assert report["history"]["steps/per_answer"] == history
     assert os.listdir(tmp_path) == ["guard.json"]
-    # Only what lasted is a reason, and the first stop is the one that is told.
+    # Only signals that stayed outside are a reason, and the reason of the first stop is kept.
     assert run.guard.stopped_because.count("expected") == 1
     run.log(steps__per_answer=50.0)
     assert json.loads((tmp_path / "guard.json").read_text()) == report
 
 
-def test_nothing_is_judged_before_the_warmup(tmp_path):
+def test_signals_are_not_checked_before_the_warmup(tmp_path):
     run = Run(tmp_path, PolicyGuard(warmup=10, patience=1))
     for _ in range(9):
         assert not run.log(kl=5.0, steps__agreement=0.1)
@@ -166,10 +167,10 @@ def test_nothing_is_judged_before_the_warmup(tmp_path):
 
 
 @pytest.mark.parametrize("changed", [{"kl": 1e6}, {"steps__per_answer": 0.0}, {"steps__unfinished_share": 1.0}])
-def test_a_wild_log_now_and_then_moves_nothing(tmp_path, changed, caplog):
+def test_occasional_outliers_have_no_effect(tmp_path, changed, caplog):
     run = started(tmp_path)
     for index in range(60):
-        run.log(**(changed if index % 5 in (0, 2) else {}))  # two of any five
+        run.log(**(changed if index % 5 in (0, 2) else {}))  # two of every five logs
         assert not run.guard.outside
     assert not caplog.records
 
@@ -178,8 +179,8 @@ def test_a_wild_log_now_and_then_moves_nothing(tmp_path, changed, caplog):
 @pytest.mark.parametrize("seed", range(12))
 def test_healthy_runs_are_not_stopped(tmp_path, seed, noise):
     # 300 noisy logs of a policy that learns: accuracy .5 -> .98, answers a third shorter, KL .01 -> .3 with spikes,
-    # an AUC that falls towards chance as fewer answers are wrong, then is noise, undefined half the time. With the
-    # noise of large batches nothing ever leaves its band; with twice as much, as of tiny ones, never for long.
+    # and an AUC that falls towards chance as fewer answers are wrong, and is then noisy and often undefined. With
+    # the noise of large batches no signal leaves its limits. With twice the noise, none stays outside for long.
     dice = random.Random(seed)
     run = Run(tmp_path, PolicyGuard())
     for index in range(300):
@@ -203,7 +204,7 @@ def test_healthy_runs_are_not_stopped(tmp_path, seed, noise):
 
 
 @pytest.mark.parametrize("few", [0.99, 0.01])
-def test_agreement_is_not_read_where_few_answers_are_of_one_kind(tmp_path, few):
+def test_agreement_is_ignored_if_few_answers_are_of_one_kind(tmp_path, few):
     run = started(tmp_path)
     for _ in range(4):
         run.log(steps__agreement=0.2)
@@ -214,25 +215,25 @@ def test_agreement_is_not_read_where_few_answers_are_of_one_kind(tmp_path, few):
 
 
 @pytest.mark.parametrize("nothing", [None, math.nan])
-def test_what_is_not_a_number_is_skipped(tmp_path, nothing):
+def test_nan_and_none_are_skipped(tmp_path, nothing):
     run = started(tmp_path)
     missing = {name.replace("/", "__"): nothing for name in HEALTHY}
     for _ in range(3):
         run.log(steps__per_answer=1.0)
-    for _ in range(20):  # not logged: neither back inside nor outside for longer, and still nothing is saved
+    for _ in range(20):  # without logs the signal stays outside, the count does not grow, and nothing is saved
         run.log(**missing)
         assert run.guard.outside == ["steps/per_answer"] and run.guard.stopped_because is None
-    assert run.guard.last_good_checkpoint.endswith("-7")  # the median turns with log 8
-    assert run.steps_until_stopped(steps__per_answer=1.0) == 4  # the streak goes on: 1 + 4
+    assert run.guard.last_good_checkpoint.endswith("-7")  # the median changes with log 8
+    assert run.steps_until_stopped(steps__per_answer=1.0) == 4  # the count continues: 1 + 4
     assert Run(tmp_path, PolicyGuard()).steps_until_stopped(limit=30, **missing) is None
 
 
-def test_without_answers_the_score_is_not_watched(tmp_path):
+def test_the_score_is_ignored_without_answers(tmp_path):
     run = Run(tmp_path, impatient())
     none = {"steps__accuracy": None, "steps__agreement": None}
     for score in (0.1, 0.9):
         assert run.steps_until_stopped(limit=30, steps__mean_score=score, **none) is None
-    # Answers are graded now and then: only those logs count, and the scores beside them.
+    # Answers are graded in some logs. Only the accuracies and scores of these logs count.
     for _ in range(5):
         run.log()
         run.log(steps__mean_score=0.0, **none)
@@ -243,7 +244,7 @@ def test_without_answers_the_score_is_not_watched(tmp_path):
     assert run.guard.outside == ["score_and_accuracy"]
 
 
-def test_trls_clipped_ratio_stands_in_for_the_unfinished_share(tmp_path):
+def test_trls_clipped_ratio_replaces_a_missing_unfinished_share(tmp_path):
     def log(run, unfinished, **rest):
         logs = {"loss": 0.0, "completions/clipped_ratio": unfinished, **rest}
         run.guard.on_log(run.args, run.state, run.control, logs=logs)
@@ -255,7 +256,7 @@ def test_trls_clipped_ratio_stands_in_for_the_unfinished_share(tmp_path):
         assert run.guard.outside == outside
 
 
-def test_evaluations_and_summaries_are_no_signals(tmp_path):
+def test_evaluation_logs_and_summaries_are_ignored(tmp_path):
     run = started(tmp_path)
     bad = {"kl": 99.0, "steps/per_answer": 0.0, "completions/clipped_ratio": 1.0}
     for extra in ({"eval_loss": 1.0}, {"train_runtime": 1.0, "train_loss": 1.0}, {"anything": 1.0}):
@@ -266,44 +267,45 @@ def test_evaluations_and_summaries_are_no_signals(tmp_path):
     assert not run.guard.outside and not run.control.should_training_stop
 
 
-def test_limits_that_are_none_are_not_watched(tmp_path):
+def test_limits_of_none_disable_their_checks(tmp_path):
     arguments = dict.fromkeys(["max_ratio", "max_increase", "max_kl", "min_agreement", "max_divergence"])
     run = started(tmp_path, **arguments)
     changed = {name: value for signal in TROUBLE.values() for name, value in signal[0].items()}
     assert run.steps_until_stopped(limit=30, **changed) is None and not run.guard.outside
 
 
-def test_a_ratio_to_nothing_has_no_band(tmp_path):
+def test_a_reference_of_zero_has_no_limits(tmp_path):
     run = Run(tmp_path, PolicyGuard())
     for value in (0.0, 3.0):
         assert run.steps_until_stopped(limit=20, steps__per_answer=value) is None
     assert not run.guard.outside
 
 
-def test_one_warning_an_excursion_says_what_to_do(tmp_path, caplog):
+def test_each_excursion_gives_one_warning_with_advice(tmp_path, caplog):
     run = started(tmp_path)
     for value in (5.0, 5.0, 5.0, 5.0, 0.1, 0.1, 0.1, 5.0, 5.0, 5.0):
         run.log(kl=value)
     messages = [record.getMessage() for record in caplog.records]
-    # Out with the third 5 (log 8), back with the third .1 in five (log 12), out with the next third 5 (log 15).
-    assert [message.split(": ")[0] for message in messages] == ["Guard, step 8", "Guard, step 15"]
+    # Outside from the third 5 (log 8), back at the third .1 of five (log 12), outside from the next third 5 (log 15).
+    assert [message.split(": ")[0] for message in messages] == ["PolicyGuard, step 8", "PolicyGuard, step 15"]
     assert messages[0] == (
-        "Guard, step 8: `kl` is 5, expected at most 2 (reference 0.1). The policy has left the text that the reward "
-        "model knows: raise beta or lower the learning rate. No checkpoint is saved until it is back."
+        "PolicyGuard, step 8: `kl` is 5, expected at most 2 (reference 0.1). The policy writes text that the reward "
+        "model was not trained on. Raise beta, or lower the learning rate. No checkpoint is saved until it is within "
+        "its limits."
     )
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
     run.guard.on_train_end(run.args, run.state, run.control)
     assert caplog.records[-1].getMessage().endswith("Last good checkpoint: " + str(tmp_path / "checkpoint-14") + ".")
 
 
-def test_only_process_zero_speaks_and_writes(tmp_path, caplog):
+def test_only_process_zero_logs_and_writes(tmp_path, caplog):
     run = started(tmp_path)
     run.state.is_world_process_zero = False
     assert run.steps_until_stopped(kl=5.0) == 7 and run.guard.stopped_because
     assert not caplog.records and not os.listdir(tmp_path)
 
 
-def test_a_resumed_run_goes_on_where_it_was(tmp_path, caplog):
+def test_a_resumed_run_continues_the_guards_state(tmp_path, caplog):
     straight = started(tmp_path / "straight")
     for _ in range(4):
         straight.log(steps__repeated_share=0.5)
@@ -316,7 +318,7 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path, caplog):
     for run in (straight, resumed):
         assert run.steps_until_stopped(steps__repeated_share=0.5) == 3
     assert straight.guard.stopped_because == resumed.guard.stopped_because
-    # A checkpoint that it resumes from counts as good if nothing was outside.
+    # The checkpoint of a resumed run counts as good if no signal was outside.
     (tmp_path / "resumed" / "checkpoint-7").mkdir()
     resumed = Run(tmp_path / "resumed", resumed.guard, entries[:7], global_step=7)
     assert resumed.guard.stopped_because is None and not resumed.guard.outside
@@ -325,15 +327,15 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path, caplog):
     assert Run(tmp_path / "resumed", resumed.guard, entries, global_step=9).guard.last_good_checkpoint is None
 
 
-def test_a_checkpoint_saved_against_the_guard_is_not_good(tmp_path):
+def test_a_checkpoint_saved_while_a_signal_is_outside_is_not_good(tmp_path):
     run = started(tmp_path)
     for _ in range(3):
         run.log(kl=5.0)
-    run.guard.on_save(run.args, run.state, run.control)  # as save_strategy="best" may
+    run.guard.on_save(run.args, run.state, run.control)  # as with save_strategy="best"
     assert run.guard.last_good_checkpoint == str(tmp_path / "checkpoint-7")
 
 
-def test_a_new_run_forgets_the_old_one(tmp_path):
+def test_a_new_run_resets_the_state(tmp_path):
     run = started(tmp_path)
     run.steps_until_stopped(kl=5.0)
     again = Run(tmp_path / "again", run.guard)
@@ -344,7 +346,7 @@ def test_a_new_run_forgets_the_old_one(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "value"), [("warmup", 0), ("window", 0), ("patience", 0), ("max_ratio", 1.0), ("max_ratio", 0.5)]
 )
-def test_errors(argument, value):
+def test_invalid_arguments_are_errors(argument, value):
     with pytest.raises(ValueError, match=f"`{argument}` of the guard: got {value}, expected"):
         PolicyGuard(**{argument: value})
 
@@ -353,7 +355,7 @@ def test_errors(argument, value):
 
 
 class Tiny(torch.nn.Module):
-    """One weight that learns nothing of note."""
+    """A model with one weight."""
 
     def __init__(self):
         super().__init__()
@@ -381,7 +383,7 @@ class Scripted(Trainer):
 
 
 def train(folder, collapses_at, resume=None, recovers_at=math.inf, **arguments):
-    """Twenty steps, or until the guard stops them."""
+    """Trains for twenty steps, or until the guard stops the run."""
     settings = {
         "max_steps": 20,
         "logging_steps": 1,
@@ -408,33 +410,33 @@ def checkpoints(folder):
 @pytest.mark.slow("trains until it collapses")
 def test_the_last_good_checkpoint_survives_a_save_limit_of_one(tmp_path):
     trainer, guard = train(tmp_path, collapses_at=8)
-    # Logs 8, 9, 10 turn the median: nothing is saved from step 10 on, in the very step of the log; 10 + 4 stops.
+    # The median changes at logs 8, 9, 10, so nothing is saved from step 10 on, and the run stops at step 10 + 4.
     assert trainer.state.global_step == 14 and "`kl` is 5" in guard.stopped_because
     assert checkpoints(tmp_path) == ["checkpoint-9"]
     assert guard.last_good_checkpoint == str(tmp_path / "checkpoint-9")
     assert json.loads((tmp_path / "guard.json").read_text())["step"] == 14
-    # It can be resumed from; cured, the run goes to its end and saves again.
+    # The run can be resumed from it, and continues to its end if the signal stays within its limits.
     trainer, guard = train(tmp_path, collapses_at=None, resume=guard.last_good_checkpoint)
     assert trainer.state.global_step == 20 and guard.stopped_because is None
     assert checkpoints(tmp_path) == ["checkpoint-20"]
 
 
 @pytest.mark.slow("trains until it collapses")
-def test_saving_goes_on_in_the_step_that_comes_back(tmp_path):
-    # Bad logs 8 to 11 put the median outside from 10 on; with 12, 13 and 14 three of five are good again.
+def test_saving_continues_in_the_step_where_the_signal_returns(tmp_path):
+    # Bad logs 8 to 11 put the median outside from step 10 on. With 12, 13 and 14, three of five are good again.
     trainer, guard = train(tmp_path, collapses_at=8, recovers_at=12, max_steps=16, save_total_limit=None)
     assert trainer.saved == (1, 2, 3, 4, 5, 6, 7, 8, 9, 14, 15, 16)
-    # Coming back at 14 saves nothing where nothing was due; 12 was due and held back.
+    # The return at 14 saves nothing if no checkpoint was due. The checkpoint of 12 was held back.
     trainer, guard = train(tmp_path / "thirds", collapses_at=8, recovers_at=12, max_steps=16, save_steps=3)
     assert trainer.saved == (3, 6, 9, 15, 16)
-    # Should the last step of a run, and of an epoch, be that one, it is saved, and once.
+    # If it is the last step of the run and of an epoch, it is saved exactly once.
     trainer, guard = train(tmp_path / "short", collapses_at=6, recovers_at=10, max_steps=12)
     assert trainer.saved == (1, 2, 3, 4, 5, 6, 7, 12) and guard.stopped_because is None
 
 
 @pytest.mark.slow("trains until it collapses")
-def test_a_run_resumed_inside_a_collapse_stops_where_a_straight_one_does(tmp_path):
-    # The checkpoint of step 9 was saved before the median turned, and its history holds the two bad logs.
+def test_a_run_resumed_during_a_collapse_stops_like_an_uninterrupted_run(tmp_path):
+    # The checkpoint of step 9 was saved before the median changed, and its history holds the two bad logs.
     train(tmp_path, collapses_at=8, max_steps=9)
     trainer, guard = train(tmp_path, collapses_at=8, resume=str(tmp_path / "checkpoint-9"))
     assert trainer.state.global_step == 14 and guard.last_good_checkpoint == str(tmp_path / "checkpoint-9")
@@ -444,19 +446,23 @@ def test_a_run_resumed_inside_a_collapse_stops_where_a_straight_one_does(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "last_step", "kept"),
     [
-        ({"logging_steps": 2, "save_steps": 3}, 18, "checkpoint-9"),  # the fifth log is step 10's, the ninth 18's
+        (
+            {"logging_steps": 2, "save_steps": 3},
+            18,
+            "checkpoint-9",
+        ),  # the fifth log is at step 10, and the ninth at step 18
         ({"save_strategy": "epoch"}, 9, "checkpoint-4"),  # epochs of four steps
         ({"logging_strategy": "epoch", "save_strategy": "epoch", "max_steps": 40}, 36, "checkpoint-16"),
     ],
 )
-def test_other_intervals(tmp_path, arguments, last_step, kept):
+def test_other_log_and_save_intervals_are_supported(tmp_path, arguments, last_step, kept):
     trainer, guard = train(tmp_path, collapses_at=1, **arguments)
     assert guard.last_good_checkpoint == str(tmp_path / kept) and checkpoints(tmp_path) == [kept]
-    # Outside from the fifth log on, the warmup's last, and stopped by the ninth.
+    # Outside from the fifth log on, the last of the warmup, and stopped at the ninth.
     assert trainer.state.global_step == last_step
 
 
-def test_a_healthy_run_is_left_alone(tmp_path):
+def test_a_healthy_run_is_not_changed(tmp_path):
     trainer, guard = train(tmp_path, collapses_at=None)
     assert trainer.state.global_step == 20 and guard.stopped_because is None
     assert checkpoints(tmp_path) == ["checkpoint-20"] and not (tmp_path / "guard.json").exists()
@@ -477,7 +483,7 @@ torch.distributed.destroy_process_group()
 
 @pytest.mark.slow("starts two processes")
 def test_two_processes_stop_together(tmp_path):
-    # Metrics that only one process sees: process zero's decide, and the other must not be left waiting.
+    # If metrics differ between processes, process zero decides, and both processes stop.
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]

@@ -1,4 +1,4 @@
-"""Questions as prompts: what the recipes make of their arguments."""
+"""Prompt datasets from questions and from the recipes' arguments."""
 
 import json
 
@@ -13,7 +13,7 @@ QUESTIONS = [Question("7 + 1?", "8"), Question("9 + 9?", "18")]
 CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-def test_plain_and_conversational_prompts():
+def test_plain_and_conversational_prompts_are_built():
     plain = prompt_dataset(QUESTIONS, prompt_template="Q: {question}")
     assert plain.to_list()[0] == {"prompt": "Q: 7 + 1?", "question": "7 + 1?", "answer": "8"}
     chat = prompt_dataset(QUESTIONS, system_prompt="Add.", conversational=True, answers=False)
@@ -21,12 +21,12 @@ def test_plain_and_conversational_prompts():
     assert chat.to_list()[1] == {"prompt": messages, "question": "9 + 9?"}
 
 
-def test_a_system_prompt_without_a_conversation_is_an_error_and_the_remedies_help():
+def test_a_system_prompt_without_a_conversation_is_an_error_with_fixes_that_work():
     with pytest.raises(ValueError, match="system_prompt: got 'Add.' .* Set conversational=True .use_chat_template"):
         prompt_dataset(QUESTIONS, system_prompt="Add.")
     prompt_dataset(QUESTIONS, system_prompt="Add.", conversational=True)
     prompt_dataset(QUESTIONS, prompt_template="Add. {question}")
-    with pytest.raises(ValueError, match="Prompt template: got 'Add.', expected it to contain '{question}'"):
+    with pytest.raises(ValueError, match="prompt_template: got 'Add.', expected a text with '{question}'"):
         prompt_dataset(QUESTIONS, prompt_template="Add.")
     rows = {"dataset_name": "erprm_trl.dial:make_questions", "train_questions_kwargs": {"num_questions": 2, "seed": 1}}
     with pytest.raises(ValueError, match="system_prompt: got 'Add.'"):
@@ -34,7 +34,7 @@ def test_a_system_prompt_without_a_conversation_is_an_error_and_the_remedies_hel
     PromptArguments(**rows, system_prompt="Add.", use_chat_template=True).datasets(word_level())
 
 
-def test_columns_of_the_source_have_any_name(tmp_path, monkeypatch):
+def test_columns_of_the_source_may_have_any_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     rows = [{"text": "7 + 1?", "problem": "other", "result": "8"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -48,7 +48,7 @@ def test_columns_of_the_source_have_any_name(tmp_path, monkeypatch):
     assert made.to_list() == [{"prompt": "7 + 1?", "question": "7 + 1?", "answer": "8"}] and evaluation is None
 
 
-def test_the_chat_template_decides_where_nothing_is_said():
+def test_prompts_are_conversational_by_default_if_there_is_a_chat_template():
     rows = {"dataset_name": "erprm_trl.dial:make_questions", "train_questions_kwargs": {"num_questions": 2, "seed": 1}}
     tokenizer = word_level()
     tokenizer.chat_template = CHAT

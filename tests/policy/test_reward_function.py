@@ -1,4 +1,4 @@
-"""Step scores as reward functions of TRL's own, unchanged `GRPOTrainer`."""
+"""Step scores as a reward function of TRL's unchanged `GRPOTrainer`."""
 
 import dataclasses
 import pickle
@@ -38,7 +38,7 @@ COMPLETIONS = ["4 ки 8 ки 2 </s>", "7 </s>", "</s>", "3 ки 3 ки 9"]
 
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory):
-    """A reward model on disk whose context is 24 tokens."""
+    """A saved reward model with a context of 24 tokens."""
     folder = tmp_path_factory.mktemp("reward") / "model"
     save_tiny(folder, word_level(), max_position_embeddings=24)
     DIAL_FORMAT.save(folder)
@@ -46,7 +46,7 @@ def reward_model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("conversational", [False, True])
-def test_two_updates_of_trls_own_trainer(tmp_path, reward_model, conversational):
+def test_trls_own_trainer_makes_two_updates(tmp_path, reward_model, conversational):
     tokenizer = word_level()
     tokenizer.chat_template = CHAT
     rows = [row["question"] for row in dial.make_questions(4, seed=1, max_moves=3)]
@@ -72,10 +72,10 @@ def test_two_updates_of_trls_own_trainer(tmp_path, reward_model, conversational)
     assert any(not weight.equal(before[name]) for name, weight in trainer.model.named_parameters())
 
     log = trainer.state.log_history[0]
-    # Steps of the four completions: 3, 1, 0 and 3; tokens: 6, 2, 1 and 5.
+    # The four completions have 3, 1, 0 and 3 steps, and 6, 2, 1 and 5 tokens.
     assert log["steps/per_answer"] == 7 / 4
     assert log["steps/tokens_per_step"] == 14 / 7
-    assert "steps/unfinished_share" not in log  # TRL's trainer does not hand its tokenizer over
+    assert "steps/unfinished_share" not in log  # TRL's trainer does not pass its tokenizer
     assert log["steps/repeated_share"] == pytest.approx(1 / 7)  # the second "3"
     assert log["steps/unscorable_share"] == 1 / 4
     assert log["rewards/step_reward/mean"] > 0 and "steps/mean_score" in log
@@ -109,7 +109,7 @@ def test_step_scores_are_a_column_of_the_logged_completions(tmp_path):
     assert table["step_scores"] == [[0.4, 0.8, 0.2], [0.7], [], [0.3, 0.3, 0.9]]
 
 
-def test_values_are_the_scorers_and_its_aggregate(reward_model):
+def test_rewards_are_the_aggregated_scores_of_the_scorer(reward_model):
     scorer = StepScorer.from_pretrained(reward_model)
     completions = ["4 ки 8 ки 2", "7", "3 ки 3 ки 9"]
     direct = scorer.score_texts(["Tom dial 7"] * 3, completions)
@@ -120,10 +120,10 @@ def test_values_are_the_scorers_and_its_aggregate(reward_model):
         scored = reward.score_batch(["Tom dial 7"] * 3, completions).completions
         assert [completion.scores for completion in scored] == [pytest.approx(values, abs=1e-6) for values in direct]
         assert [completion.reward for completion in scored] == pytest.approx(expected, abs=1e-6)
-        assert all(completion.token_ends == [] for completion in scored)  # no tokens were given
+        assert all(completion.token_ends == [] for completion in scored)  # without the policy's tokens
 
 
-def test_a_path_is_loaded_at_the_first_call_and_a_scorer_is_kept(reward_model):
+def test_a_path_is_loaded_at_the_first_call_and_a_scorer_is_used_directly(reward_model):
     scorer = StepScorer.from_backend(FakeScorer(by_text))
     assert StepRewardFunction(scorer).scorer is scorer
     assert StepRewardFunction(scorer.backend).scorer.backend is scorer.backend
@@ -132,15 +132,15 @@ def test_a_path_is_loaded_at_the_first_call_and_a_scorer_is_kept(reward_model):
     assert reward.scorer.batch_size == 3 and reward.scorer is reward.scorer
 
 
-def test_a_path_without_a_reward_model_is_an_error_at_once(tmp_path):
+def test_a_path_without_a_reward_model_is_an_error_in_the_constructor(tmp_path):
     with pytest.raises(FileNotFoundError, match="prm_format.json"):
         StepRewardFunction(tmp_path)
     with pytest.raises(ValueError, match="got 'median'"):
         StepRewardFunction(FakeScorer(by_text), aggregation="median")
 
 
-def test_completions_that_cannot_be_scored_are_none(reward_model):
-    # "check Tom" and 12 steps of two tokens each: 26 tokens and more, where the model reads 24.
+def test_unscorable_completions_have_the_reward_none(reward_model):
+    # "check Tom" and 12 steps of two tokens each are at least 26 tokens, more than the context of 24.
     reward = StepRewardFunction(reward_model)
     long = " ки ".join(["1"] * 12)
     asked = (["Tom"] * 4, ["4 ки 8", long, "", "ки ки"])
@@ -152,22 +152,22 @@ def test_completions_that_cannot_be_scored_are_none(reward_model):
     assert [completion.steps for completion in scored] == [["4", "8"], ["1"] * 12, [], []]
 
 
-def test_a_step_that_owns_no_token_makes_the_completion_unscorable():
-    # Cut after each "m", the one token "times" holds all of the step "tim" and the start of the next.
+def test_a_step_without_its_own_token_makes_the_completion_unscorable():
+    # Split after each "m", the token "times" contains the whole step "tim" and the start of the next step.
     tokenizer = word_level()
     scorer = FakeScorer(lambda step: 0.5, dataclasses.replace(DIAL_FORMAT, splitter="m"))
     reward = StepRewardFunction(scorer, processing_class=tokenizer)
     ids = encode(tokenizer, "Tom 4 </s>", "times times </s>", "</s>", "times")
     asked = (["q0", "q1", "q2", "q3"], ["Tom 4", "times times", "", "times"], ids)
     assert reward(*asked) == [0.5, 0.5, None, None]
-    # "Tom" | "4": the token "Tom" begins in the first step. "tim" | "es tim" | "es": the second begins in neither.
+    # "Tom" | "4": each step has a token. "tim" | "es tim" | "es": no token begins in the last step.
     scored = reward.score_batch(*asked).completions
     assert scored[0] == ScoredCompletion([0.5, 0.5], [0, 2], ["To", "4"], 0.5)
     assert scored[2:] == [ScoredCompletion([], [], [], None), ScoredCompletion([], [], ["ti", "es"], None)]
-    assert scorer.calls[0][1][2:] == [[], []]  # what cannot be placed is not scored either
+    assert scorer.calls[0][1][2:] == [[], []]  # completions that cannot be aligned are not scored
 
 
-def test_scoring_a_batch_changes_nothing():
+def test_scoring_a_batch_has_no_side_effects():
     tokenizer = word_level()
     reward = StepRewardFunction(FakeScorer(by_last_number), processing_class=tokenizer, eos_token_ids=[2])
     reward.handoff = Handoff()
@@ -181,22 +181,22 @@ def test_scoring_a_batch_changes_nothing():
         first.metrics = {}
 
 
-def test_a_batch_is_taken_once_and_has_the_length_that_was_asked_for():
+def test_a_batch_is_taken_once_and_its_length_is_checked():
     reward = StepRewardFunction(FakeScorer(by_last_number))
     reward.handoff = Handoff()
-    with pytest.raises(RuntimeError, match="got no batch, expected one of 2 completions"):
+    with pytest.raises(RuntimeError, match="got no batch, expected a batch of 2 completions"):
         reward.handoff.take(2)
     reward(["q"] * 3, ["4", "8", ""])
     with pytest.raises(RuntimeError, match="got a batch of 3 completions, expected 2"):
         reward.handoff.take(2)
     reward(["q"] * 3, ["4", "8", ""])
-    reward(["q"] * 2, ["4", "8"])  # replaces what nobody took
+    reward(["q"] * 2, ["4", "8"])  # replaces the batch that was not taken
     assert reward.handoff.take(2).rewards == [pytest.approx(0.4), pytest.approx(0.8)]
     with pytest.raises(RuntimeError, match="got no batch"):
         reward.handoff.take(2)
 
 
-def test_metrics_by_hand():
+def test_metrics_worked_by_hand():
     tokenizer = word_level()
     metrics, extras = {}, {}
     reward = StepRewardFunction(FakeScorer(by_last_number, max_steps=3), processing_class=tokenizer)
@@ -209,7 +209,7 @@ def test_metrics_by_hand():
         log_extra=extras.__setitem__,
     )
     assert rewards == [pytest.approx(0.4), pytest.approx(0.3), None, None]
-    # 2 + 3 + 4 + 0 steps, 4 + 5 + 8 + 1 tokens; 1 and 3 steps repeat; the third is too long; the second has no end.
+    # 2 + 3 + 4 + 0 steps and 4 + 5 + 8 + 1 tokens. 1 and 3 steps repeat. The third is too long, the second unfinished.
     assert metrics == {
         "steps/per_answer": 9 / 4,
         "steps/repeated_share": pytest.approx(4 / 9),
@@ -221,7 +221,7 @@ def test_metrics_by_hand():
     assert extras == {"step_scores": [[0.4, 0.8], [0.3, 0.3, 0.9], [], []]}
 
 
-def test_any_of_the_end_tokens_ends_a_completion():
+def test_every_end_token_ends_a_completion():
     tokenizer, metrics = word_level(), {}
     reward = StepRewardFunction(FakeScorer(by_last_number), processing_class=tokenizer, eos_token_ids=[2, 3])
     ids = encode(tokenizer, "4 ки", "4 </s>", "4")
@@ -229,7 +229,7 @@ def test_any_of_the_end_tokens_ends_a_completion():
     assert metrics["steps/unfinished_share"] == pytest.approx(1 / 3)
 
 
-def test_the_bare_question_comes_from_its_column_or_else_from_the_prompt():
+def test_the_question_is_read_from_its_column_or_from_the_prompt():
     scorer = FakeScorer(by_last_number)
     reward = StepRewardFunction(scorer)
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
@@ -242,7 +242,7 @@ def test_the_bare_question_comes_from_its_column_or_else_from_the_prompt():
     assert [questions for questions, _ in scorer.calls] == [["bare", "other"], ["c", "a"], ["template"], ["p"]]
 
 
-def test_texts_in_place_of_lists_and_lists_of_other_lengths_are_errors():
+def test_strings_instead_of_lists_and_different_lengths_are_errors():
     reward = StepRewardFunction(FakeScorer(by_last_number))
     with pytest.raises(TypeError, match="prompts: got the str 'abc', expected a list of texts or conversations"):
         reward("abc", ["4"])
@@ -253,16 +253,16 @@ def test_texts_in_place_of_lists_and_lists_of_other_lengths_are_errors():
     assert reward([], []) == []
 
 
-def test_a_question_column_that_is_named_and_missing_is_an_error():
+def test_a_missing_question_column_is_an_error():
     reward = StepRewardFunction(FakeScorer(by_last_number), question_column="problem")
     with pytest.raises(ValueError, match="question_column of step_reward: got 'problem', expected one of .*query"):
         reward(["template"], ["4"], query=["q"])
-    # the two remedies
+    # the two fixes that the message proposes
     assert StepRewardFunction(FakeScorer(by_last_number), question_column="query")(["t"], ["4"], query=["q"])
     assert StepRewardFunction(FakeScorer(by_last_number))(["template"], ["4"], query=["q"])
 
 
-def test_a_conversation_that_ends_with_a_tools_message_cannot_be_scored():
+def test_a_conversation_that_ends_with_a_tools_message_is_unscorable():
     scorer, ends = FakeScorer(by_last_number), [2]
     tokenizer, metrics = word_level(), {}
     call = {"role": "assistant", "content": "4 ки 8", "tool_calls": [{"function": {"name": "dial"}}]}
@@ -278,9 +278,9 @@ def test_a_conversation_that_ends_with_a_tools_message_cannot_be_scored():
     assert metrics["steps/unscorable_share"] == pytest.approx(1 / 3)
     scored = reward.score_batch(["q"] * 3, completions, ids).completions
     assert scored[0] == ScoredCompletion([], [], [], None)
-    # The last message's own tokens, although the first message says the same.
+    # The step ends are in the last message's own tokens, although the first message has the same text.
     assert scored[1].token_ends == [9, 11] and scored[2].token_ends == [1, 3]
-    # What is graded as its answer: nothing.
+    # Its graded answer is empty.
     assert [completion_text(completion) for completion in completions] == ["", "4 ки 8", "4 ки 8"]
 
 
@@ -296,7 +296,7 @@ MEAN_REWARD = {"online dpo": "objective/scores", "sdpo": "self_distillation/rewa
 
 @pytest.mark.parametrize("unscorable_reward", [None, 0.25])
 @pytest.mark.parametrize("kind", TRAINERS)
-def test_what_trls_trainers_make_of_completions_that_cannot_be_scored(tmp_path, kind, unscorable_reward):
+def test_trls_trainers_handle_unscorable_completions_as_documented(tmp_path, kind, unscorable_reward):
     trainer_class, config_class, options = TRAINERS[kind]
     shared = settings(tmp_path / "run", max_steps=1)
     for name in ("num_generations", "max_completion_length"):
@@ -305,7 +305,7 @@ def test_what_trls_trainers_make_of_completions_that_cannot_be_scored(tmp_path, 
     tokenizer.chat_template = CHAT
     trainer = trainer_class(
         save_tiny(tmp_path / "policy", tokenizer),
-        # Every step is one too many.
+        # Every completion is too long.
         reward_funcs=StepRewardFunction(FakeScorer(by_text, max_steps=0), unscorable_reward=unscorable_reward),
         args=config_class(**shared, **options),
         train_dataset=Dataset.from_dict({"prompt": ["Tom dial 3", "Tom dial 4"]}),
@@ -328,7 +328,7 @@ def test_an_unscorable_reward_must_be_finite():
         StepRewardFunction(FakeScorer(by_text), unscorable_reward="0")
 
 
-def test_two_reward_models_have_names_of_their_own(tmp_path):
+def test_two_reward_models_are_logged_by_their_names(tmp_path):
     tokenizer = word_level()
     funcs = [
         StepRewardFunction(FakeScorer(lambda step: 0.3), name="careful"),
@@ -369,7 +369,7 @@ def test_several_threads_load_the_model_once(reward_model, monkeypatch):
 
 
 def test_a_reward_function_can_be_sent_to_another_process(reward_model):
-    # AsyncGRPOTrainer does so.
+    # AsyncGRPOTrainer needs this.
     reward = StepRewardFunction(reward_model, name="sent", unscorable_reward=0.0)
     sent = pickle.loads(pickle.dumps(reward))
     asked = (["Tom dial 7"] * 2, ["4 ки 8", ""])

@@ -1,4 +1,4 @@
-"""Steps found among a policy's own tokens: real-style tokenizers, sampled nonsense, tokens that straddle steps."""
+"""Alignment of steps with a policy's own tokens: several tokenizers, random tokens, and tokens that span two steps."""
 
 import json
 import random
@@ -40,14 +40,14 @@ def test_each_steps_tokens_decode_to_the_step(tokenizers, name):
     assert len(pieces) == len(ends) == 3
     assert ends[-1] == len(ids) - 1
     for start, end, piece in zip([0, *(end + 1 for end in ends)], ends, pieces, strict=False):
-        # a decoder drops the space before the first word of whatever it is given
+        # decoders drop the space before the first word
         assert tokenizer.decode(ids[start : end + 1], skip_special_tokens=True).strip(" ") == piece.strip(" ")
 
 
 @pytest.mark.parametrize("name", [*ZOO, "SentencePiece bytes"])
-def test_sampled_nonsense_has_increasing_starts_and_the_decoded_text(tokenizers, name):
+def test_random_tokens_have_increasing_starts_and_the_decoded_text(tokenizers, name):
     tokenizer, rng = tokenizers[name], random.Random(0)
-    found = 0
+    num_checked = 0
     for _ in range(150):
         ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randint(1, 30))]
         text, starts = token_starts(tokenizer, ids)
@@ -55,13 +55,13 @@ def test_sampled_nonsense_has_increasing_starts_and_the_decoded_text(tokenizers,
         assert len(starts) == len(ids) and starts[0] == 0 and starts == sorted(starts) and starts[-1] <= len(text)
         pieces, ends = steps_of(tokenizer, ids, "\n" if name == "byte-level BPE" else "ки")
         if pieces and ends is not None:
-            found += 1
+            num_checked += 1
             assert len(ends) == len(pieces) and ends == sorted(set(ends)) and ends[-1] == len(ids) - 1
-    assert found > 100
+    assert num_checked > 100
 
 
 def with_plain_bytes():
-    """The SentencePiece style's bytes as Llama has them: no special tokens, so that they count as text."""
+    """A SentencePiece tokenizer with bytes as ordinary tokens, like Llama's, so that they count as text."""
     content = json.loads(sentencepiece_style().backend_tokenizer.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if not token["content"].startswith("<0x")]
     tokenizer = Tokenizer.from_str(json.dumps(content))
@@ -69,7 +69,7 @@ def with_plain_bytes():
 
 
 @pytest.mark.parametrize("build", [byte_level_bpe, with_plain_bytes])
-def test_characters_cut_across_tokens_begin_where_their_bytes_do(build):
+def test_characters_of_several_tokens_begin_at_their_first_byte(build):
     tokenizer, rng = build(), random.Random(1)
     cut = 0
     for _ in range(60):
@@ -78,16 +78,16 @@ def test_characters_cut_across_tokens_begin_where_their_bytes_do(build):
         for char in text:
             raw = char.encode()
             whole = tokenizer.encode(char, add_special_tokens=False)
-            one = whole[0] if build is byte_level_bpe and len(whole) == 1 and rng.random() < 0.5 else None
-            for byte in [raw] if one is not None else [bytes([byte]) for byte in raw]:
-                # The oracle: whole characters among the bytes so far.
+            whole_token = whole[0] if build is byte_level_bpe and len(whole) == 1 and rng.random() < 0.5 else None
+            for byte in [raw] if whole_token is not None else [bytes([byte]) for byte in raw]:
+                # The oracle decodes the complete characters of the bytes so far.
                 expected.append(len(seen.decode("utf-8", errors="ignore")))
-                ids.append(one if one is not None else byte_id(tokenizer, byte[0]))
+                ids.append(whole_token if whole_token is not None else byte_id(tokenizer, byte[0]))
                 seen += byte
-            cut += one is None and len(raw) > 1
+            cut += whole_token is None and len(raw) > 1
         assert token_starts(tokenizer, ids) == (text, expected)
-        # A completion cut inside a character has no stream to its end: every prefix is decoded. (With SentencePiece
-        # such a byte spoils its whole run of bytes.)
+        # For a completion that ends inside a character, every prefix is decoded. (With SentencePiece, such a byte
+        # makes its whole run of bytes invalid.)
         if build is byte_level_bpe:
             cut_short = [*ids, byte_id(tokenizer, 0xE2)]
             assert token_starts(tokenizer, cut_short) == (f"{text}\ufffd", [*expected, len(text)])
@@ -97,64 +97,64 @@ def test_characters_cut_across_tokens_begin_where_their_bytes_do(build):
 def byte_id(tokenizer, byte):
     if "<0x0A>" in tokenizer.get_vocab():
         return tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>")
-    # GPT-2's alphabet: printable bytes are themselves, the others follow from U+0100 on
+    # GPT-2's alphabet keeps printable bytes, and maps the others to characters from U+0100 on
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     char = chr(byte) if byte in plain else chr(256 + [other for other in range(256) if other not in plain].index(byte))
     return tokenizer.convert_tokens_to_ids(char)
 
 
-def test_a_step_may_end_inside_a_character_of_many_tokens():
-    # "€\nx": three bytes, a newline, a letter, and half of another character that never comes.
+def test_a_step_may_end_before_an_incomplete_character():
+    # "€\nx": three bytes, a newline, a letter, and half of another character.
     tokenizer = byte_level_bpe()
     ids = [byte_id(tokenizer, byte) for byte in "€\nx".encode()] + [byte_id(tokenizer, 0xE2)]
     assert steps_of(tokenizer, ids, "newline") == (["€\n", "x\ufffd"], [3, 5])
 
 
-def test_two_steps_inside_one_token_are_none():
+def test_two_steps_inside_one_token_give_none():
     tokenizer = word_level()
     ids = tokenizer.encode("12 + 3")
     assert step_token_ends(tokenizer, ids, "12 + 3", [1, 2, 6]) is None  # "1", "2" and " + 3"
     assert step_token_ends(tokenizer, ids, "12 + 3", [2, 6]) == [0, 2]
-    # A token belongs to the step in which it begins: "12" to the first.
+    # A token belongs to the step in which it begins, so "12" belongs to the first.
     assert step_token_ends(tokenizer, ids, "12 + 3", [1, 6]) == [0, 2]
 
 
-def test_the_end_token_and_what_follows_belong_to_the_last_step():
+def test_the_end_token_and_later_tokens_belong_to_the_last_step():
     tokenizer = word_level()
     ids = tokenizer.encode("4 ки 8 </s>")
-    # characters: "4 ки" is 0 to 4, " 8" is 4 to 6; tokens begin at 0, 1, 4 and, without text, at 6
+    # "4 ки" has characters 0 to 4, and " 8" has 4 to 6. Tokens begin at 0, 1, 4 and, without text, at 6.
     assert token_starts(tokenizer, ids) == ("4 ки 8", [0, 1, 4, 6])
     assert step_token_ends(tokenizer, ids, "4 ки 8", [4, 6]) == [1, 3]
-    # Also after a closing separator: the end token makes no step of its own.
+    # Also after a final separator, the end token is not a separate step.
     assert step_token_ends(tokenizer, tokenizer.encode("4 ки </s>"), "4 ки", [4]) == [2]
 
 
-def test_text_with_something_stripped_from_it_is_found():
+def test_a_part_of_the_completions_text_is_located():
     tokenizer = word_level()
     ids = tokenizer.encode("check dial 4 ки 8 ? </s>")
-    # "4 ки" and " 8" of "check dial 4 ки 8 ?": what stands before belongs to the first step, after to the last
+    # "4 ки" and " 8" of "check dial 4 ки 8 ?". The text before belongs to the first step, the text after to the last.
     assert step_token_ends(tokenizer, ids, "4 ки 8", [4, 6]) == [3, 6]
     assert step_token_ends(tokenizer, ids, "4 ки 9", [4, 6]) is None
 
 
-def test_no_tokens_and_no_steps_are_none():
+def test_no_tokens_or_no_steps_give_none():
     tokenizer = word_level()
     assert step_token_ends(tokenizer, [], "", [1]) is None
     assert step_token_ends(tokenizer, tokenizer.encode("4"), "4", []) is None
 
 
-def test_end_token_that_is_also_the_padding():
+def test_an_end_token_that_is_also_the_padding_token_is_aligned():
     tokenizer = byte_level_bpe()
     tokenizer.pad_token = tokenizer.eos_token
     end = tokenizer.eos_token_id
     ids = [*tokenizer.encode("a\n"), end, *tokenizer.encode("b\n"), end]
     pieces, ends = steps_of(tokenizer, ids, "newline")
     assert pieces == ["a\n", "b\n"]
-    # The first one, in the middle, has no text and begins with the second step.
+    # The first end token has no text and begins with the second step.
     assert ends == [len(tokenizer.encode("a\n")) - 1, len(ids) - 1]
 
 
-def test_without_a_stream_every_prefix_is_decoded():
+def test_tokenizers_without_a_decode_stream_decode_every_prefix():
     tokenizer = byte_level_bpe()
     ids = tokenizer.encode("Käse €\nzwei")
 
@@ -181,7 +181,7 @@ PIECES = [
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_any_text_under_any_tokenizer(name):
+def test_any_text_is_aligned_with_any_tokenizer(name):
     tokenizer = ODD[name][0]()
     texts = st.lists(st.sampled_from([*PIECES, "##", "Ġ", "▁", "</s>", "<s>", "[SEP]", "ки"]), max_size=8).map("".join)
     nonsense = st.lists(st.integers(0, len(tokenizer) - 1), max_size=12)
@@ -194,7 +194,7 @@ def test_any_text_under_any_tokenizer(name):
         assert (
             len(starts) == max(1, len(ids)) and starts == sorted(starts) and 0 == starts[0] <= starts[-1] <= len(text)
         )
-        # What the tokens before another one decode to, ends no later than where that one begins.
+        # The text of the tokens before a token ends at or before the start of that token.
         for index, start in enumerate(starts):
             before = tokenizer.decode(ids[:index], skip_special_tokens=True)
             assert len(commonprefix([text, before])) >= start
@@ -202,25 +202,25 @@ def test_any_text_under_any_tokenizer(name):
     check()
 
 
-def test_characters_of_a_tokenizer_that_changes_nothing_begin_at_its_offsets():
+def test_starts_equal_the_offsets_of_a_lossless_tokenizer():
     tokenizer = byte_level_bpe()
 
     @settings(deadline=None)
-    # Not U+FFFD itself: half a character decodes to it too.
+    # Not U+FFFD, because an incomplete character also decodes to it.
     @given(st.lists(st.sampled_from([piece for piece in PIECES if piece != "\ufffd"]), max_size=8).map("".join))
-    @example(" \u202eab")  # the space shares its token with the first byte of what follows
+    @example(" \u202eab")  # the space shares its token with the first byte of the next character
     def check(text):
         encoded = tokenizer(text, return_offsets_mapping=True)
         decoded, starts = token_starts(tokenizer, encoded["input_ids"])
         assert decoded == text
-        # The first bytes of a character have no text yet: they begin, as the character does.
+        # The first bytes of a character have no text, and begin where the character begins.
         assert [start for start, _ in encoded["offset_mapping"]] == starts[: len(encoded["input_ids"])]
 
     check()
 
 
-def test_a_text_that_the_completion_holds_twice_is_its_last_one():
-    # The thinking says what the answer says again; only the answer was split into steps.
+def test_a_repeated_text_is_located_at_its_last_occurrence():
+    # The answer repeats the thinking, and only the answer was split into steps.
     tokenizer = word_level()
     ids = tokenizer.encode("4 ки 8 ? 4 ки 8 </s>")
     assert step_token_ends(tokenizer, ids, "4 ки 8", [4, 6]) == [5, 7]

@@ -1,4 +1,4 @@
-"""What the trainers of policies make of their arguments: adapters to go on with, frozen weights, paths, columns."""
+"""Arguments of the policy trainers: adapters whose training continues, frozen weights, paths and columns."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ TRAINERS = {
 
 @pytest.fixture
 def folders(tmp_path):
-    """A base model, and an adapter of it whose weights are not those of a new one."""
+    """Folders of a base model and of its adapter, whose weights differ from a new adapter's."""
     base = save_tiny(tmp_path / "base", word_level())
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
@@ -56,7 +56,7 @@ def make_trainer(kind, folder, model, *, peft_config=None, args=None, tokenizer=
 
 @pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize("form", ["folder", "Path", "PeftModel"])
-def test_a_saved_adapter_is_trained_on(tmp_path, folders, kind, form):
+def test_training_of_a_saved_adapter_continues(tmp_path, folders, kind, form):
     base, adapter = folders
     model = {"folder": str(adapter), "Path": adapter}.get(form)
     if form == "PeftModel":
@@ -68,7 +68,7 @@ def test_a_saved_adapter_is_trained_on(tmp_path, folders, kind, form):
     )
     grown = [weight for name, weight in trainable.items() if "lora_B" in name]
     assert len(grown) == 4 and all((weight == 0.25).all() for weight in grown)
-    if kind != "raft":  # its rounds have tests of their own
+    if kind != "raft":  # RAFT's rounds have other tests
         trainer.train()
         assert trainer.state.log_history[0]["grad_norm"] > 0
         trainer.save_model()
@@ -78,7 +78,7 @@ def test_a_saved_adapter_is_trained_on(tmp_path, folders, kind, form):
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
-def test_an_adapter_is_refused_together_with_the_configuration_of_a_new_one(tmp_path, folders, kind):
+def test_an_adapter_together_with_peft_config_is_refused(tmp_path, folders, kind):
     base, adapter = folders
     new = LoraConfig(r=2, target_modules="all-linear")
     name = TRAINERS[kind][0].__name__
@@ -89,7 +89,7 @@ def test_an_adapter_is_refused_together_with_the_configuration_of_a_new_one(tmp_
         ValueError, match=f"(?s){name}: got a PeftModel.* together with `peft_config`.*merge_and_unload"
     ):
         make_trainer(kind, tmp_path / "run", loaded, peft_config=new)
-    # the last remedy
+    # the last fix that the message proposes
     trainer = make_trainer(
         kind, tmp_path / "run", loaded.merge_and_unload(), peft_config=new, tokenizer=word_level(), beta=0.0
     )
@@ -106,21 +106,21 @@ def test_frozen_weights_are_refused(tmp_path, folders, kind, form):
         model = AutoModelForCausalLM.from_pretrained(adapter)
     else:
         model = AutoModelForCausalLM.from_pretrained(base).requires_grad_(False)
-    # The critic of step PPO would be the only thing that is trained.
+    # Only the critic of step PPO would be trained.
     with pytest.raises(ValueError, match=f"{TRAINERS[kind][0].__name__}: every weight of the given .* is frozen"):
         make_trainer(kind, tmp_path / "run", model)
 
 
-def test_raft_needs_a_model_whose_adapter_can_be_read_back(tmp_path, folders):
+def test_raft_refuses_a_model_whose_adapter_cannot_be_loaded_again(tmp_path, folders):
     base, adapter = folders
     model = AutoModelForCausalLM.from_pretrained(base)
     model.load_adapter(str(adapter), is_trainable=True)
-    with pytest.raises(ValueError, match="got a LlamaForCausalLM into which an adapter was loaded, .* PeftModel"):
+    with pytest.raises(ValueError, match="got a LlamaForCausalLM with a loaded adapter, .* PeftModel"):
         make_trainer("raft", tmp_path / "run", model)
-    # the remedies are tested above
+    # the fixes are tested above
 
 
-def test_the_tokenizer_is_the_adapters_or_else_the_base_models(tmp_path, folders):
+def test_the_tokenizer_is_from_the_adapter_or_else_from_the_base_model(tmp_path, folders):
     base, adapter = folders
     assert tokenizer_source(base) == (str(base), None) and tokenizer_source(adapter) == (str(adapter), None)
     tokenizer = word_level()
@@ -138,7 +138,7 @@ def test_the_tokenizer_is_the_adapters_or_else_the_base_models(tmp_path, folders
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
-def test_the_home_directory_and_path_objects(tmp_path, folders, kind, monkeypatch):
+def test_paths_may_have_a_tilde_and_be_path_objects(tmp_path, folders, kind, monkeypatch):
     base, adapter = folders
     monkeypatch.setenv("HOME", str(tmp_path))
     for model in ("~/base", Path("~/base"), "~/adapter"):
@@ -146,7 +146,7 @@ def test_the_home_directory_and_path_objects(tmp_path, folders, kind, monkeypatc
         assert trainer.args.output_dir == str(tmp_path / "run")
 
 
-# Configurations that have no settings of their own that the trainer's lacks.
+# Configurations whose settings all exist in the trainer's configuration.
 TAKEN = {
     "grpo": (TrainingArguments, GRPOConfig, StepPPOConfig),
     "ppo": (TrainingArguments, GRPOConfig, StepGRPOConfig),
@@ -158,12 +158,12 @@ TAKEN = {
     "config_class", [TrainingArguments, SFTConfig, RAFTConfig, GRPOConfig, StepGRPOConfig, StepPPOConfig]
 )
 @pytest.mark.parametrize("kind", TRAINERS)
-def test_the_configuration_of_another_trainer_is_taken_over_or_refused(tmp_path, kind, config_class):
+def test_the_configuration_of_another_trainer_is_converted_or_refused(tmp_path, kind, config_class):
     trainer_class, own = TRAINERS[kind]
     args = config_class(str(tmp_path / "run"), use_cpu=True, bf16=False, learning_rate=0.25, max_steps=1, save_steps=7)
     if config_class not in (own, *TAKEN[kind]):
         message = (
-            f"{trainer_class.__name__}: got args of type {config_class.__name__}, whose fields .* Pass {own.__name__}"
+            f"{trainer_class.__name__}: got args of type {config_class.__name__} with fields .* Pass {own.__name__}"
         )
         with pytest.raises(TypeError, match=message):
             make_trainer(kind, tmp_path / "run", tiny_llama(46), args=args, tokenizer=word_level())
@@ -175,7 +175,7 @@ def test_the_configuration_of_another_trainer_is_taken_over_or_refused(tmp_path,
         assert trainer.args.steps_per_generation == trainer.args.generation_batch_size // 8
 
 
-def test_columns_of_a_streaming_dataset_are_its_first_rows():
+def test_columns_of_a_streaming_dataset_are_read_from_its_first_row():
     rows = Dataset.from_dict({"prompt": ["a", "b"], "solution": ["1", "2"]})
     streaming = rows.to_iterable_dataset().map(lambda row: {"answer": row["solution"]})
     assert streaming.column_names is None
@@ -197,7 +197,7 @@ def test_the_training_of_a_saved_adapter_resumes(tmp_path, folders, kind):
         resumed.model.named_parameters(), straight.model.named_parameters(), strict=True
     ):
         assert name == other and torch.equal(weight, expected), name
-    # The reference is the adapter as it was, and the KL to it is not 0 any more.
+    # The reference is the saved adapter, and the KL to it is no longer 0.
     reference = [weight for name, weight in resumed.model.named_parameters() if "lora_B.ref" in name]
     assert len(reference) == 4 and all((weight == 0.25).all() for weight in reference)
     assert [log["kl"] for log in resumed.state.log_history if "kl" in log][-1] > 0

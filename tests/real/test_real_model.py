@@ -1,8 +1,8 @@
-"""Every stage on a real language model, with the YAML files of a recipe as they are except for model, data and sizes.
+"""Every stage on a real language model, with the YAML files of a recipe except for the model, the data and the sizes.
 
     make test-real REAL_MODEL=FOLDER_OR_HUB_ID
 
-The stages run in order, and each reads what those before it wrote.
+The stages run in order, and each reads the files of the stages before it.
 """
 
 import json
@@ -43,12 +43,12 @@ ONLINE = ["--num_generations", "2", "--max_completion_length", "64", "--use_vllm
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """The folder of the whole chain."""
+    """The folder of all stages."""
     return tmp_path_factory.mktemp("real")
 
 
 def run(name, *options, yaml=None):
-    """The `main` of a recipe, with one of the YAML files and these arguments."""
+    """Runs the `main` of a recipe with one of the YAML files and these arguments."""
     config = [] if yaml is False else ["--config", str(FOLDER / f"{yaml or name}.yaml")]
     recipe, arguments = parse(name, [*config, *map(str, options)])
     return recipe.main(*arguments)
@@ -58,7 +58,7 @@ def logged(trainer, key):
     return [row[key] for row in trainer.state.log_history if key in row]
 
 
-def test_collection_killed_and_resumed(work):
+def test_a_killed_collection_is_resumed(work):
     options = [*SAMPLING, "--output_dir", str(work / "rollouts"), "--max_questions", "3", "--chunk_size", "1"]
     options += ["--num_solutions", "2", "--num_continuations", "2"]
     command = [sys.executable, str(RECIPES / "collect_rollouts.py"), "--config", str(FOLDER / "collect.yaml")]
@@ -79,7 +79,7 @@ def test_collection_killed_and_resumed(work):
         assert [len(rewards) for rewards in row.prefix_rewards] == [2] * (len(row.steps) - 1)
 
 
-def test_labels(work):
+def test_labels_are_computed(work):
     rollouts = RolloutDataset(work / "rollouts")
     by_eta = [[label for row in rollouts.labels(eta) for label in row["labels"]] for eta in (0.0, 2.0, math.inf)]
     assert by_eta[0]
@@ -88,7 +88,7 @@ def test_labels(work):
 
 
 @pytest.mark.parametrize("head", ["lm", "token"])
-def test_reward_models(work, head):
+def test_reward_models_are_trained_and_score(work, head):
     folder = work / f"erprm-{head}"
     options = [*TRAINING, "--rollouts", work / "rollouts", "--output_dir", folder, "--head", head]
     trainer = run("train_erprm", "--model_name_or_path", MODEL, *options)
@@ -99,12 +99,12 @@ def test_reward_models(work, head):
     steps = scorer.split(row.text)
     (scores,) = scorer.score([row.question], [steps])
     assert len(scores) == len(steps) and all(0.0 < score < 1.0 for score in scores)
-    # A step is scored from what precedes it, so the scores of a prefix are those of the whole.
+    # A step's score depends only on the text before it, so a prefix has the same scores as the whole solution.
     (prefix,) = scorer.score([row.question], [steps[:1]])
     assert prefix[0] == pytest.approx(scores[0], abs=0.02)  # bfloat16 weights
 
 
-def test_best_of_n(work):
+def test_best_of_n_is_measured(work):
     options = ["--output_dir", str(work / "samples"), "--max_questions", "2", "--num_solutions", "4"]
     run("collect_rollouts", *SAMPLING, *options, yaml="collect_test")
     models = [work / "erprm-lm", work / "erprm-token"]
@@ -114,7 +114,7 @@ def test_best_of_n(work):
     assert sorted(curves["pass"]) == [1, 2, 4] and len(curves["models"]) == 2
 
 
-def test_guided_search(work):
+def test_guided_search_finds_solutions(work):
     sampler = {"prompt_template": "{question}\nOne step per line.", "max_new_tokens": 48}
     sampler["model_init_kwargs"] = {"dtype": "bfloat16"}
     options = ["--model_name_or_path", MODEL, "--dataset_name", DATA, "--dataset_split", "train"]
@@ -127,18 +127,18 @@ def test_guided_search(work):
         assert solution["text"] == "".join(split_steps(solution["text"], "whole_lines"))
 
 
-def test_raft(work):
+def test_raft_trains(work):
     options = [*POLICY, *TRAINING, "--reward_model", work / "erprm-lm", "--output_dir", work / "raft"]
     options += ["--dataset_test_split", "null", "--use_answers", "false", "--num_rounds", "1"]
     options += ["--num_generations", "2", "--max_completion_length", "64", "--questions_per_round", "2"]
-    options += ["--stop", "\n\n"]  # the model seldom ends a solution within 64 tokens
+    options += ["--stop", "\n\n"]  # the model rarely ends a solution within 64 tokens
     trainer = run("train_raft", *options)
     assert all(norm > 0 for norm in logged(trainer, "grad_norm"))
     assert (work / "raft" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["train_step_grpo", "train_step_ppo"])
-def test_online_policies(work, name):
+def test_online_policies_train(work, name):
     options = [*POLICY, *TRAINING, *ONLINE, "--reward_model", work / "erprm-lm", "--output_dir", work / name]
     trainer = run(name, *options)
     assert trainer.state.global_step == 2
@@ -146,7 +146,7 @@ def test_online_policies(work, name):
     assert (work / name / "adapter_model.safetensors").exists()
 
 
-def test_report(work):
+def test_the_report_is_written(work):
     run("report", "--folder", work, yaml=False)
     page = (work / "report.html").read_text(encoding="utf-8")
     assert "erprm-lm" in page and "best of" in page.lower()

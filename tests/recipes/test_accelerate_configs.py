@@ -1,4 +1,4 @@
-"""The launch configurations, read by accelerate itself: those that no machine here can run are at least whole."""
+"""Accelerate can read all launch configurations, including those that cannot run on this machine."""
 
 from pathlib import Path
 
@@ -23,12 +23,12 @@ EXPECTED = {
 }
 
 
-def test_no_file_is_missing():
+def test_every_configuration_is_tested():
     assert {path.stem for path in FILES} == set(EXPECTED)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_accelerate_reads_it(path):
+def test_accelerate_reads_the_configuration(path):
     config = ClusterConfig.from_yaml_file(str(path))  # unknown keys are errors
     deepspeed = config.deepspeed_config or {}
     kind, stage, machines, processes = EXPECTED[path.stem]
@@ -36,7 +36,7 @@ def test_accelerate_reads_it(path):
     assert deepspeed.get("zero_stage") == stage
     assert config.use_cpu == path.stem.startswith("cpu_")
     assert config.mixed_precision == ("no" if config.use_cpu else "bf16")
-    # Without this, ZeRO-3 saves placeholders instead of weights.
+    # Without it, ZeRO-3 saves placeholders instead of weights.
     assert deepspeed.get("zero3_save_16bit_model", False) == (stage == 3)
     assert deepspeed.get("offload_param_device", "none") == ("cpu" if "offload" in path.stem else "none")
     if kind == "FSDP":

@@ -1,7 +1,7 @@
-"""The Slurm launchers, run with stand-ins for Slurm that note what they were given and do it at once.
+"""The Slurm launchers, run with replacements of Slurm's commands that record their arguments and run at once.
 
-`sbatch` runs the job here, `srun` its tasks beside each other; `python` is real in the last test, and in the others
-notes its arguments, as `accelerate` does, and leaves what a stage leaves.
+`sbatch` runs the job on this machine, and `srun` runs its tasks in parallel. In most tests, `python` and `accelerate`
+also record their arguments and write the files of a stage. The last test uses the real `python`.
 """
 
 import json
@@ -48,7 +48,7 @@ with open(os.environ["NOTES"], "a") as notes:
 if sys.argv[1] == "show":
     print("localhost\\nnode2")
 """
-# What stands for python and accelerate: a stage leaves its last file, unless it is told to die half-way
+# Replaces python and accelerate: writes the stage's last file, unless the environment makes it fail half-way
 STAGE = """#!{python}
 import json, os, pathlib, sys
 rank = os.environ.get("RANK", os.environ.get("SLURM_NODEID", "0"))
@@ -72,7 +72,7 @@ if rank == "0":
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A folder with the launchers, a chain of four stages, and the stand-ins first on the path."""
+    """A folder with the launchers, a chain of four stages, and the replaced commands first on the path."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
@@ -91,7 +91,7 @@ def slurm(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stages(slurm):
-    """Stand-ins for python and accelerate too."""
+    """Also replaces python and accelerate."""
     for name in ("python", "accelerate"):
         (slurm / "bin" / name).write_text(STAGE.format(python=sys.executable))
         (slurm / "bin" / name).chmod(0o755)
@@ -109,7 +109,7 @@ def bash(*arguments, **environment):
 
 
 def notes(folder):
-    """What was called since the last look, but for the host names."""
+    """The calls since the last use of this function, except those for host names."""
     path = folder / "notes.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     path.unlink(missing_ok=True)
@@ -117,14 +117,14 @@ def notes(folder):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_sound(path):
+def test_scripts_have_valid_syntax(path):
     assert bash("-n", path).returncode == 0
     if shutil.which("shellcheck"):
         done = subprocess.run(["shellcheck", str(path)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
 
-def test_stages_in_order_each_after_the_one_before(stages):
+def test_each_stage_depends_on_the_previous_stage(stages):
     done = bash("recipes/slurm/chain.sh", "recipes/model-data")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
@@ -163,11 +163,11 @@ def test_stages_in_order_each_after_the_one_before(stages):
     ]
 
 
-def test_a_finished_stage_is_left_out(stages):
+def test_finished_stages_are_skipped(stages):
     (stages / "outputs" / "collect").mkdir(parents=True)
     (stages / "outputs" / "collect" / "manifest.json").write_text('{"config": {}, "summary": {}}')
     (stages / "outputs" / "train_erprm").mkdir()
-    (stages / "outputs" / "train_erprm" / "model.safetensors").touch()  # weights alone: it died while it saved
+    (stages / "outputs" / "train_erprm" / "model.safetensors").touch()  # only weights: the stage failed while it saved
     done = bash("recipes/slurm/chain.sh", "recipes/model-data/")
     assert done.stdout.splitlines()[:2] == ["collect: finished (outputs/collect)", "train_erprm: job 1"]
     first = next(call for call in notes(stages) if call[0] == "sbatch")
@@ -176,7 +176,7 @@ def test_a_finished_stage_is_left_out(stages):
     assert notes(stages) == []
 
 
-def test_a_broken_chain_goes_on_and_resumes(stages):
+def test_a_failed_chain_is_resumed(stages):
     broken = bash("recipes/slurm/chain.sh", "recipes/model-data", DIES="train_erprm")
     assert broken.returncode != 0
     assert [call[0] for call in notes(stages)] == ["sbatch", "python", "sbatch", "accelerate"]
@@ -185,12 +185,12 @@ def test_a_broken_chain_goes_on_and_resumes(stages):
     assert done.stdout.startswith("collect: finished")
     trained = next(call for call in notes(stages) if call[0] == "accelerate")
     assert trained[-4:] == ["--config", "recipes/model-data/train_erprm.yaml", "--resume", "true"]
-    # The half-written checkpoint is out of the way
+    # The incomplete checkpoint is moved away
     names = {path.name for path in (stages / "outputs" / "train_erprm").iterdir()}
     assert names == {"checkpoint-50", "unfinished-checkpoint-100", "training_args.bin"}
 
 
-def test_raft_is_never_told_to_resume(stages):
+def test_raft_gets_no_resume_argument(stages):
     assert bash("recipes/slurm/chain.sh", "recipes/model-data", "train_raft", DIES="train_raft").returncode != 0
     notes(stages)
     assert bash("recipes/slurm/chain.sh", "recipes/model-data", "train_raft").returncode == 0
@@ -199,7 +199,7 @@ def test_raft_is_never_told_to_resume(stages):
     assert (stages / "outputs" / "train_raft" / "checkpoint-100").is_dir()
 
 
-def test_an_output_dir_given_on_the_command_line(stages):
+def test_an_output_dir_on_the_command_line_is_used(stages):
     (stages / "elsewhere" / "checkpoint-7").mkdir(parents=True)
     (stages / "elsewhere" / "checkpoint-7" / "trainer_state.json").touch()
     options = ["--output_dir", "elsewhere", "--eta", "inf"]
@@ -211,8 +211,8 @@ def test_an_output_dir_given_on_the_command_line(stages):
 
 
 @pytest.mark.parametrize("script", ["collect", "train"])
-def test_out_of_time_the_job_goes_back_into_the_queue(stages, script):
-    """Slurm's warning reaches the batch script while its tasks run."""
+def test_a_job_at_its_time_limit_is_requeued(stages, script):
+    """The batch script gets Slurm's warning signal while its tasks run."""
     (stages / "bin" / "srun").write_text("#!/bin/bash\ntouch running\nexec cat held\n")
     os.mkfifo(stages / "held")
     yaml = "recipes/model-data/train_erprm.yaml"
@@ -224,15 +224,15 @@ def test_out_of_time_the_job_goes_back_into_the_queue(stages, script):
         stdout=subprocess.PIPE,
         text=True,
     ) as running:
-        number = int(running.stdout.readline())
+        process_id = int(running.stdout.readline())
         subprocess.run(["bash", "-c", "until [[ -e running ]]; do sleep 0.05; done"], timeout=60, check=True)
-        os.kill(number, 10)
-        os.close(os.open(stages / "held", os.O_RDWR))  # lets the task end
+        os.kill(process_id, 10)
+        os.close(os.open(stages / "held", os.O_RDWR))  # ends the task
         running.wait(timeout=60)
     assert ["scontrol", "requeue", "7"] in notes(stages)
 
 
-def test_what_a_chain_refuses(stages):
+def test_invalid_chains_are_refused(stages):
     done = bash("recipes/slurm/chain.sh", "recipes/model-data", "train_step_ppo")
     assert done.returncode == 1 and "expected the YAML of stage train_step_ppo" in done.stderr
     (stages / "outputs" / "train_raft").mkdir(parents=True)
@@ -243,8 +243,8 @@ def test_what_a_chain_refuses(stages):
 
 
 @pytest.mark.slow("starts processes like Slurm")
-def test_two_tasks_collect_on_dial(slurm):
-    """The real recipe in the two processes that collect.sh starts: one shard each, every question once."""
+def test_two_tasks_share_a_collection_on_dial(slurm):
+    """The real recipe in the two processes of collect.sh: one shard per process, and every question once."""
     (slurm / "bin" / "python").write_text(f'#!/bin/bash\nexec "{sys.executable}" "$@"\n')
     (slurm / "bin" / "python").chmod(0o755)
     options = ["--dataset_kwargs", '{"num_questions": 4, "seed": 1}', "--chunk_size", "1", "--num_continuations", "2"]

@@ -1,83 +1,21 @@
-"""The page: what it gathers from hand-made folders, that a model's text stays text, and that it works in a browser."""
+"""The page of hand-made folders: its content, that text of a model stays text, and that it works in a browser."""
 
 import importlib.util
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from report_folders import HOSTILE, Reading, write_run
 
 from erprm_trl.report import write_report
 
 
-HOSTILE = [
-    "<script>window.hacked = 1</script>",
-    "</script><img src=x onerror='window.hacked = 2'>",
-    "{{ 7 * 7 }} {% raw %}",
-    "line\u2028separator \u0000 and \ud800 alone",
-    "\u202eright to left\u202c שלום é 🙂",
-]
 LABELS = "labels at eta = 0"
 
 
-def write_run(folder, num_questions=2):
-    """Questions of three solutions: right and scored high, wrong and scored high, wrong and scored low."""
-    samples = folder / "samples"
-    samples.mkdir(parents=True)
-    config = {"num_questions": num_questions, "chunk_size": num_questions, "num_solutions": 3, "splitter": "newline"}
-    config |= {"num_continuations": 2, "sampler": {"model": "/home/someone/policy"}}
-    (samples / "manifest.json").write_text(json.dumps({"config": config, "versions": {"torch": "2"}}))
-    rows, scores = [], []
-    for question in range(num_questions):
-        scores.append([[0.9, 0.8], [0.95, 0.7], [0.2, 0.1]])
-        for number, outcome in enumerate((1.0, 0.0, 0.0)):
-            rows.append(
-                {
-                    "chunk": 0,
-                    "question_index": question,
-                    "solution_index": number,
-                    "question": f"Question {question}? {HOSTILE[0]}",
-                    "answer": "1",
-                    "steps": [f"{HOSTILE[(question + number) % len(HOSTILE)]}\n", f"so {number}"],
-                    "outcome_reward": outcome,
-                    "prediction": "1" if outcome else HOSTILE[1],
-                    "finished": True,
-                    "num_tokens": 4,
-                    "prefix_rewards": [[1.0, 0.0]],
-                    "question_rewards": None,
-                    "unusable": None,
-                    "sampler": {},
-                }
-            )
-    (samples / "rollouts-00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    # A name is anybody's too, and may be an absolute path.
-    models = {"/home/someone/erprm": scores, HOSTILE[1]: [[[0.5, 0.5]] * 3 for _ in scores]}
-    (samples / "step_scores.json").write_text(json.dumps(models))
-    (folder / "trainer_state.json").write_text(
-        json.dumps({"log_history": [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]})
-    )
-    return folder
-
-
-class Reading(HTMLParser):
-    """The tags of a page, and the text of its data."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.data, self._in_data = [], "", False
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._in_data = tag == "script" and ("id", "data") in attrs
-
-    def handle_data(self, data):
-        self.data += data if self._in_data else ""
-
-
-def test_a_models_text_is_data_and_nothing_is_loaded(tmp_path):
+def test_text_of_a_model_is_data_and_nothing_is_loaded(tmp_path):
     page = write_report(write_run(tmp_path / "run"), eta=0.0).read_text(encoding="utf-8")
     reading = Reading(page)
     assert [tag for tag, _ in reading.tags].count("script") == 2 and "img" not in dict(reading.tags)
@@ -94,10 +32,51 @@ def test_a_models_text_is_data_and_nothing_is_loaded(tmp_path):
     assert question["solutions"][0]["rewards"] == [[1, 0]]
     assert question["scores"][0] == [[0.9, 0.8], [0.95, 0.7], [0.2, 0.1]]
     assert question["aggregates"][0]["min"] == [0.8, 0.7, 0.1] and question["aggregates"][0]["product"][2] == 0.02
-    assert question["scores"][2][0] == [0.5, 1]  # labels: the mean of its two continuations, and its outcome
+    assert question["scores"][2][0] == [0.5, 1]  # labels: the mean of two continuations, and the outcome
 
 
-def test_two_pages_of_a_folder_are_equal_and_each_id_is_there_once(tmp_path):
+def write_samples_with(run, *changes):
+    """A run with one question, whose three solutions are changed."""
+    samples = write_run(run, num_questions=1) / "samples"
+    rows = [json.loads(line) for line in (samples / "rollouts-00000.jsonl").read_text().splitlines()]
+    rows = [row | {"prefix_rewards": []} | change for row, change in zip(rows, changes, strict=True)]
+    (samples / "rollouts-00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = json.loads((samples / "manifest.json").read_text())
+    manifest["config"]["num_continuations"] = 0
+    (samples / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+def test_formulas_code_and_folds_are_data(tmp_path):
+    half = "\\frac{1}{2}"
+    first = {"question": "What is $x$ for $5?", "answer": half, "prediction": half}
+    first["steps"] = ["It costs $5 and $7.\n", "So \\(x</script>\\) \\href{javascript:1}{x} and `y`"]
+    thinking = {"steps": [f"thought {number}\n" for number in range(5)] + ["</think>\n", "so 1"]}
+    long = {"steps": [f"step {number}\n" for number in range(20)]}
+    run = write_samples_with(tmp_path / "run", first, thinking, long)
+    (run / "samples" / "step_scores.json").unlink()
+    data = json.loads(Reading(write_report(run).read_text(encoding="utf-8")).data)
+    first, thinking, long = data["collections"][0]["questions"][0]["solutions"]
+    assert data["collections"][0]["questions"][0]["question"] == ["What is ", ["math", 0], " for $5?"]
+    assert first["prediction"] == data["collections"][0]["questions"][0]["answer"] == [["math", 1]]
+    assert first["steps"][0] == "It costs $5 and $7."
+    assert first["steps"][1] == ["So ", ["math", 2], " \\href{javascript:1}{x} and ", ["code", "y"]]
+    assert [formula["source"] for formula in data["formulas"]] == ["$x$", "\\frac{1}{2}", "\\(x</script>\\)"]
+    assert data["formulas"][0]["math"] == ["math", {}, ["mi", {}, "x"]]
+    assert (first["fold"], thinking["fold"], long["fold"]) == (None, [0, 6], [4, 16])
+    assert (first["thinking"], thinking["thinking"], long["thinking"]) == (0, 6, 0)
+
+
+def test_every_link_in_the_page_has_its_section_and_every_table_scrolls(tmp_path):
+    reading = Reading(write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8"))
+    targets = {attrs["href"] for tag, attrs in reading.tags if tag == "a"}
+    sections = {f"#{attrs['id']}" for tag, attrs in reading.tags if tag in ("section", "main") and "id" in attrs}
+    assert targets == sections and len(targets) > 5
+    before = [reading.tags[index - 1] for index, (tag, _) in enumerate(reading.tags) if tag == "table"]
+    assert before and all(attrs.get("class") == "scroll" for _, attrs in before)
+
+
+def test_two_pages_of_a_folder_are_equal_and_ids_are_unique(tmp_path):
     run = write_run(tmp_path / "run")
     first, second = (write_report(run, tmp_path / name, eta=0.0).read_bytes() for name in ("1.html", "2.html"))
     assert first == second
@@ -107,26 +86,26 @@ def test_two_pages_of_a_folder_are_equal_and_each_id_is_there_once(tmp_path):
     assert len(figures) > 4 and {name.split("-")[0] for name in ids} >= {"f0", "f1", "f2"}
 
 
-def test_whole_questions_are_left_out_and_counted(tmp_path):
+def test_a_limit_keeps_whole_questions_and_says_so(tmp_path):
     page = write_report(write_run(tmp_path, num_questions=10), tmp_path / "there" / "page.html", max_solutions=13)
     (collection,) = json.loads(Reading(page.read_text(encoding="utf-8")).data)["collections"]
     assert [question["index"] for question in collection["questions"]] == [0, 2, 5, 7]
     assert (collection["numQuestions"], collection["numSolutions"]) == (10, 30)
 
 
-def test_what_cannot_be_shown_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a run's folder"):
+def test_errors_and_files_that_are_not_shown(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected an existing folder of a run"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="nothing to show.*the run's output_dir"):
+    with pytest.raises(FileNotFoundError, match="nothing to show.*output_dir of the run"):
         write_report(tmp_path)
     with pytest.raises(ValueError, match="aggregation: got 'max'"):
         write_report(tmp_path, aggregation="max")
     run = write_run(tmp_path / "run")
     (run / "best_of_n.json").write_text("{ cut")
-    (run / "samples" / "step_scores.json").write_text(json.dumps({"one": [[[0.5]]]}))
+    (run / "samples" / "step_scores.json").write_text(json.dumps({"model": [[[0.5]]]}))
     page = write_report(run).read_text(encoding="utf-8")
-    assert "best_of_n.json: damaged, left out." in page
-    assert "step_scores.json: left out, for no solutions in the folder fit these scores." in page
+    assert "best_of_n.json: skipped, because the file is damaged." in page
+    assert "step_scores.json: skipped, because no solutions in the folder fit these scores." in page
 
 
 def test_the_recipe(tmp_path, capsys):
@@ -166,16 +145,19 @@ def open_page(browser, path, width=1280, scheme="light"):
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
+    features.append(
+        {"name": "prefers-reduced-motion", "value": "reduce"}
+    )  # a click does not wait for smooth scrolling
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get(path.as_uri())
 
 
 def shown(browser, selector):
-    return [one for one in browser.find_elements("css selector", selector) if one.is_displayed()]
+    return [element for element in browser.find_elements("css selector", selector) if element.is_displayed()]
 
 
 def overall(browser):
-    return [one.text.split()[-1] for one in shown(browser, ".solution .overall")]
+    return [element.text.split()[-1] for element in shown(browser, ".solution .overall")]
 
 
 def choose(browser, name, text):
@@ -191,12 +173,12 @@ def test_in_a_browser(browser, tmp_path):
     open_page(browser, write_report(write_run(tmp_path / "run"), eta=0.0))
     assert len(shown(browser, ".solution")) == 6
     assert overall(browser)[:3] == ["0.800", "0.700", "0.100"]  # sorted by score
-    texts = [one.text for one in shown(browser, ".step span")]
+    texts = [element.text for element in shown(browser, ".step .text")]
     assert HOSTILE[0] in texts and HOSTILE[1] in texts and HOSTILE[2] in texts
 
     browser.find_element("id", "disagree").click()
     assert overall(browser) == ["0.700", "0.700"]
-    assert all("scored high" in one.text for one in shown(browser, ".solution"))
+    assert all("scored high" in card.text for card in shown(browser, ".solution"))
     browser.find_element("id", "disagree").click()
     choose(browser, "graded", "right")
     assert len(shown(browser, ".solution")) == 2
@@ -207,7 +189,7 @@ def test_in_a_browser(browser, tmp_path):
     assert shown(browser, ".step b")[0].text == "0.50"
 
     first = shown(browser, ".step")[0]
-    first.send_keys(Keys.NULL)  # the keyboard's way: focus, then arrows
+    first.send_keys(Keys.NULL)  # sets the focus, as the keyboard does
     assert "2 continuations" in shown(browser, "#detail")[0].text and "1 0" in shown(browser, "#detail")[0].text
     browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
     assert "Reward of the whole solution: 1" in shown(browser, "#detail")[0].text
@@ -216,7 +198,8 @@ def test_in_a_browser(browser, tmp_path):
     browser.find_element("id", "search").send_keys("so 2")
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(browser, 10).until(lambda _: len(shown(browser, ".solution")) == 2)
+    count = "return document.querySelectorAll('.solution').length"
+    WebDriverWait(browser, 10).until(lambda _: browser.execute_script(count) == 2)
     assert browser.execute_script("return window.hacked") is None
     assert browser.get_log("browser") == []
 
@@ -234,8 +217,36 @@ def test_every_width_and_scheme(browser, tmp_path, width, scheme):
 
 
 @pytest.mark.slow("starts a browser")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_formulas_code_and_folds_in_a_browser(browser, tmp_path, width):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    wide = " + ".join(f"\\frac{{{number}}}{{x_{{{number}}}}}" for number in range(40))
+    first = {"steps": [f"Wide: \\[{wide}\\] and \\({wide}\\)\n", f"```\n{'long = code ' * 40}\n```\n"]}
+    second = {"steps": ["A $\\boxed{5}$ for $5\n", "\\(\\text{<img src=x onerror=window.hacked=1>}</a></math>\\)"]}
+    long = {"steps": [f"step {number}\n" for number in range(20)], "prediction": wide}
+    run = write_samples_with(tmp_path / "run", first, second, long)
+    scores = [[[0.9] * 2, [0.8] * 2, [0.7] * 10 + [0.1] + [0.7] * 9]]
+    (run / "samples" / "step_scores.json").write_text(json.dumps({"prm": scores}))
+    open_page(browser, write_report(run), width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert len(shown(browser, ".step math")) == 4 and len(shown(browser, ".step math mfrac")) == 80
+    assert "for $5" in shown(browser, ".step .text")[2].text and len(shown(browser, ".step math .boxed")) == 1
+    assert len(shown(browser, ".step code.block")) == 1
+    (fold,) = shown(browser, ".fold")
+    assert fold.text == "More steps: 12 steps, lowest score 0.10" and len(shown(browser, ".step")) == 4 + 8
+    visible = "return [...document.querySelectorAll('.step')].filter((step) => step.checkVisibility()).length"
+    fold.find_element("tag name", "summary").click()
+    WebDriverWait(browser, 10).until(lambda _: browser.execute_script(visible) == 4 + 20)
+    browser.find_element("id", "search").send_keys("step 10")
+    WebDriverWait(browser, 10).until(lambda _: browser.execute_script(visible) == 20)  # the fold opens for its match
+    assert browser.execute_script("return window.hacked") is None
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow("starts a browser")
 def test_a_thousand_solutions(browser, tmp_path):
-    """A page shows a part at a time: the document stays small, and every filter sees all of them."""
+    """The page shows a part at a time, so that the document stays small. Filters see all solutions."""
     open_page(browser, write_report(write_run(tmp_path / "run", num_questions=333)))
     assert len(shown(browser, ".solution")) == 48
     assert "999 solutions of 333 questions." in browser.find_element("id", "status").text

@@ -1,9 +1,10 @@
-"""What the page finds in folders of every stage, hand-made: which scores are whose, and the sections."""
+"""Pages of hand-made folders of every stage: which scores belong to which solutions, and the sections."""
 
 import json
 import re
 
 import pytest
+from report_folders import POINT, write_json, write_samples
 
 from erprm_trl import PRMFormat
 from erprm_trl.report import write_report
@@ -12,48 +13,15 @@ from erprm_trl.report.run_folder import RunFolder
 from erprm_trl.report.solutions import Collection, choose_questions, gather_collections
 
 
-def write_samples(folder, steps, **config):
-    """Ungraded samples; `steps[q][n]` is the number of steps of a solution."""
-    folder.mkdir(parents=True)
-    config = {"num_questions": len(steps), "chunk_size": len(steps), "num_solutions": len(steps[0]), **config}
-    manifest = {"config": {"splitter": "newline", "num_continuations": 0, **config}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    rows = [
-        {
-            "chunk": 0,
-            "question_index": question,
-            "solution_index": number,
-            "question": f"question {question}",
-            "answer": None,
-            "steps": [f"step {index}\n" for index in range(count)],
-            "outcome_reward": None,
-            "prediction": None,
-            "finished": True,
-            "prefix_rewards": [],
-            "question_rewards": None,
-            "unusable": None,
-        }
-        for question, counts in enumerate(steps)
-        for number, count in enumerate(counts)
-    ]
-    (folder / "rollouts-00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def constant(steps, score):
     return [[[score] * count for count in counts] for counts in steps]
 
 
-def write_json(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
 def gather(folder):
     run = RunFolder(folder)
-    return {one.name: one for one in gather_collections(run, 2.0)}, run.notes
+    return {collection.name: collection for collection in gather_collections(run, 2.0)}, run.notes
 
 
-POINT = {"mean": 0.5, "low": 0.4, "high": 0.6}
 BY_METHOD = {"best_of_n": {"1": POINT, "2": POINT}, "auc_within_questions": 0.75}
 CURVES = {
     "pass": {"1": POINT, "2": POINT},
@@ -63,32 +31,32 @@ CURVES = {
 
 
 def test_scores_find_their_solutions(tmp_path):
-    """In the same folder; where a comparison names them, even outside; by their shape; not where two would do."""
-    one, two = [[2, 3], [1, 2]], [[4, 1], [2, 2]]
-    write_samples(tmp_path / "outside", two)
-    write_samples(tmp_path / "run" / "a", one)
-    write_samples(tmp_path / "run" / "b", one)
+    """By the folder, by the name in a comparison (of a folder outside, too), or by a shape that is unique."""
+    short, long = [[2, 3], [1, 2]], [[4, 1], [2, 2]]
+    write_samples(tmp_path / "outside", long)
+    write_samples(tmp_path / "run" / "a", short)
+    write_samples(tmp_path / "run" / "b", short)
     write_samples(tmp_path / "run" / "c", [[3, 3], [3, 3]])
-    write_json(tmp_path / "run" / "a" / "step_scores.json", {"same folder": constant(one, 0.1)})
-    write_json(tmp_path / "run" / "link" / "step_scores.json", {"named": constant(two, 0.2)})
+    write_json(tmp_path / "run" / "a" / "step_scores.json", {"same folder": constant(short, 0.1)})
+    write_json(tmp_path / "run" / "link" / "step_scores.json", {"named": constant(long, 0.2)})
     write_json(tmp_path / "run" / "link" / "best_of_n.json", {**CURVES, "samples": "../../outside"})
     write_json(tmp_path / "run" / "shape" / "step_scores.json", {"shape": constant([[3, 3], [3, 3]], 0.3)})
-    write_json(tmp_path / "run" / "unclear" / "step_scores.json", {"unclear": constant(one, 0.4)})
-    found, notes = gather(tmp_path / "run")
-    assert {name: list(collection.scores) for name, collection in found.items()} == {
+    write_json(tmp_path / "run" / "unclear" / "step_scores.json", {"unclear": constant(short, 0.4)})
+    collections, notes = gather(tmp_path / "run")
+    assert {name: list(collection.scores) for name, collection in collections.items()} == {
         "a": ["same folder"],
         "c": ["shape"],
         "../outside": ["named"],
     }
-    assert found["../outside"].scores["named"][0][0] == [0.2] * 4
-    assert "unclear/step_scores.json: left out, for several collections fit these scores." in notes
-    assert "b: 4 solutions without scores and labels, left out." in notes
+    assert collections["../outside"].scores["named"][0][0] == [0.2] * 4
+    assert "unclear/step_scores.json: skipped, because several collections fit these scores." in notes
+    assert "b: skipped 4 solutions without scores and labels." in notes
 
 
 def test_rounds_of_raft_and_guided_search(tmp_path):
     steps = [[1, 2], [2, 1]]
     write_samples(tmp_path / "raft" / "round-0" / "samples", steps)
-    lines = [{"step_scores": some} for some in ([0.5], [], [0.2, 0.3], [0.9])]
+    lines = [{"step_scores": step_scores} for step_scores in ([0.5], [], [0.2, 0.3], [0.9])]
     (tmp_path / "raft" / "round-0" / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     manifest = {"config": {"reward_model": "/home/someone/prm"}, "kept": 2, "metrics": {"raft/mean_score": 0.25}}
     write_json(tmp_path / "raft" / "round-0" / "manifest.json", manifest)
@@ -96,14 +64,14 @@ def test_rounds_of_raft_and_guided_search(tmp_path):
     search = {"question": "q", "solutions": [solution, solution], "reward": 1.0, "tokens_generated": 9}
     (tmp_path / "guided").mkdir()
     (tmp_path / "guided" / "solutions.jsonl").write_text(json.dumps(search) + "\n")
-    found, notes = gather(tmp_path)
+    collections, notes = gather(tmp_path)
     assert notes == []
-    assert found["raft/round-0/samples"].scores == {"/home/someone/prm": [[[0.5], []], [[0.2, 0.3], [0.9]]]}
-    shown = found["raft/round-0/samples"].to_json([0], 2.0)
+    assert collections["raft/round-0/samples"].scores == {"/home/someone/prm": [[[0.5], []], [[0.2, 0.3], [0.9]]]}
+    shown = collections["raft/round-0/samples"].to_json([0], 2.0)
     assert shown["sources"] == [{"name": "prm", "kind": "model"}]
     assert shown["questions"][0]["aggregates"][0]["min"] == [0.5, None]  # the second was not scored
-    guided = found["guided (guided search)"].to_json([0], 2.0)["questions"][0]["solutions"]
-    assert [one["outcome"] for one in guided] == [1, None]  # the first is the answer, and is graded
+    guided = collections["guided (guided search)"].to_json([0], 2.0)["questions"][0]["solutions"]
+    assert [solution["outcome"] for solution in guided] == [1, None]  # only the first, the answer, is graded
     page = write_report(tmp_path).read_text()
     assert "Rounds of RAFT" in page and "0.250" in page and "/home/someone" not in page
 
@@ -126,10 +94,13 @@ def test_every_section_and_no_other(tmp_path):
     write_json(tmp_path / "summary.json", {"policies": {"before": POINT}})
     page = write_report(tmp_path).read_text()
     sections = re.findall(r'<section id="(\w+)"', page)
-    assert sections == ["selections", "reliability", "processbench", "policies", "training", "guard"]
+    assert sections == ["result", "selections", "reliability", "processbench", "policies", "training", "guard"]
     assert "m (ECE 0.123)" in page and "50.0 [40.0, 60.0]" in page and "0.500 [0.400, 0.600]" in page
     assert "Stopped at step 87." in page and "Farmed &lt;steps&gt;." in page and "/home/someone" not in page
-    assert page.count("<figcaption>steps/per_answer</figcaption>") == 1 and 'id="data"' not in page
+    assert (
+        page.count("<figcaption>Steps per answer <code>steps/per_answer</code></figcaption>") == 1
+        and 'id="data"' not in page
+    )
 
 
 def test_secrets_and_absolute_paths_stay_out(tmp_path):
@@ -147,7 +118,7 @@ def test_small_collections_are_whole_and_questions_too():
         return Collection("c", [[{}] * size for size in sizes], "newline")
 
     assert choose_questions([collection([2] * 10), collection([3])], 9) == [[0, 3, 6], [0]]
-    assert choose_questions([collection([300, 2])], 10) == [[0]]  # one at least
+    assert choose_questions([collection([300, 2])], 10) == [[0]]  # at least one question
     assert choose_questions([collection([1, 2, 3])], 6) == [[0, 1, 2]]
 
 
@@ -165,7 +136,7 @@ def test_a_reward_model_scores_the_shown_solutions(tmp_path):
 
         def score(self, questions, steps, skip_too_long):
             assert skip_too_long
-            return [[0.25] * len(some) for some in steps]
+            return [[0.25] * len(steps_S) for steps_S in steps]
 
     write_samples(tmp_path / "run", [[2, 1], [3, 1], [1, 1]])
     page = write_report(tmp_path / "run", max_solutions=4, reward_models={"now": Backend()}).read_text()

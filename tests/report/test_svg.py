@@ -1,4 +1,4 @@
-"""Figures inside a page: no style attribute, ids of their own, the same every time."""
+"""Figures inside a page: no style attribute, unique ids, and the same result every time."""
 
 import re
 
@@ -15,12 +15,12 @@ def draw():
 
 
 def test_figures_need_no_style_and_share_no_id():
-    one, two = (inline_svg(draw, prefix, "a <plot>") for prefix in ("f1", "f2"))
-    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (one, two)]
+    svg, other = (inline_svg(draw, prefix, "a <plot>") for prefix in ("f1", "f2"))
+    ids = [set(re.findall(r' id="([^"]+)"', figure)) for figure in (svg, other)]
     assert ids[0] and not ids[0] & ids[1]
-    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', one)) == ids[0]
-    assert "style" not in one and "<b>" not in one and 'aria-label="a &lt;plot&gt;"' in one
-    assert 'stroke="#0072b2"' in one and 'fill="currentColor"' in one and "#ffffff" not in one
+    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg)) == ids[0]
+    assert "style" not in svg and "<b>" not in svg and 'aria-label="a &lt;plot&gt;"' in svg
+    assert 'stroke="#0072b2"' in svg and 'fill="currentColor"' in svg and "#ffffff" not in svg
 
 
 def test_a_figure_is_drawn_the_same_again():

@@ -1,4 +1,4 @@
-"""Several solutions in a row: laid out as by hand, and scored and trained as if each were alone."""
+"""Packed batches: the layout worked by hand, and the same scores and training as with one solution per row."""
 
 import pytest
 import torch
@@ -23,20 +23,20 @@ EXAMPLES = [
 ]
 
 
-def test_rows_are_filled_first_fit_the_longest_first():
-    # 6 opens row 0; 3 opens row 1; 2 goes behind the 3; 1 fills row 1 up to 6
+def test_rows_are_filled_by_first_fit_decreasing():
+    # 6 opens row 0, 3 opens row 1, 2 follows the 3, and 1 fills row 1 up to 6
     assert pack_rows([3, 6, 2, 1]) == ([1, 0, 1, 1], [0, 0, 3, 5])
     assert pack_rows([4]) == ([0], [0])
 
 
-def test_a_packed_batch_by_hand():
+def test_packed_batch_equals_the_layout_worked_by_hand():
     batch = DataCollatorForStepLabels(pad_token_id=0, pad_to_multiple_of=8, packing=True)(EXAMPLES)
     assert batch["input_ids"].tolist() == [[11, 12, 13, 14, 15, 16, 0, 0], [5, 6, 7, 8, 9, 4, 0, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 0, 1], [0, 1, 2, 0, 1, 0, 0, 1]]
     assert batch["step_positions"].tolist() == [[2, 0], [2, 5], [4, 0], [5, 0]]
     assert "attention_mask" not in batch
     assert [unpacked(batch, index) for index in range(4)] == [
-        (one["input_ids"], one["step_positions"]) for one in EXAMPLES
+        (solution["input_ids"], solution["step_positions"]) for solution in EXAMPLES
     ]
 
 
@@ -55,7 +55,7 @@ def batch_logits(model, batch):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_logits_equal_those_of_each_alone(attention):
+def test_packed_logits_equal_the_logits_of_each_solution_alone(attention):
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
@@ -69,13 +69,14 @@ def test_packed_logits_equal_those_of_each_alone(attention):
     assert len(packed["input_ids"]) == 4
     with torch.no_grad():
         together = batch_logits(model, packed)
-        alone = torch.cat([batch_logits(model, DataCollatorForStepLabels(0)([one])) for one in examples])
+        collate = DataCollatorForStepLabels(0)
+        alone = torch.cat([batch_logits(model, collate([solution])) for solution in examples])
         whole_row = batch_logits(model, {**packed, "position_ids": torch.arange(40).expand_as(packed["input_ids"])})
     torch.testing.assert_close(together, alone, atol=2e-6, rtol=0)
-    assert (whole_row - alone).abs().max() > 1e-3  # what a row read as one text would give
+    assert (whole_row - alone).abs().max() > 1e-3  # a row that is read as one text gives other logits
 
 
-def test_layers_that_read_on_past_a_text_are_refused():
+def test_packing_is_refused_for_layers_that_mix_texts():
     torch.manual_seed(0)
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8))
     packed = DataCollatorForStepLabels(0, packing=True)(EXAMPLES[1:2])
@@ -90,7 +91,7 @@ def test_layers_that_read_on_past_a_text_are_refused():
 
 @pytest.mark.slow("trains twice")
 @pytest.mark.parametrize("head", ["lm", "token"])
-def test_training_packed_is_training_padded(tmp_path, head):
+def test_training_with_packing_equals_training_with_padding(tmp_path, head):
     data = Dataset.from_list(
         [
             {"prompt": "3 + 4", "completions": ["3 + 4 = 7"] * (1 + row % 4), "labels": [0.1 * row] * (1 + row % 4)}

@@ -1,4 +1,4 @@
-"""The contract of a reward model: no circles, no questions about a scorer's class, and the import paths of 0.1."""
+"""The reward model's modules: no import cycles, no checks of a scorer's class, and the import paths of version 0.1."""
 
 import ast
 import importlib
@@ -23,7 +23,7 @@ SCORER_CLASSES = {
 
 
 def imports(path, type_checking=True):
-    """Modules of this package that a file imports, wherever in it; by their names after `erprm_trl.`."""
+    """Modules of this package that a file imports anywhere, by their names after `erprm_trl.`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = path.relative_to(PACKAGE.parent).parts[:-1]
     skipped = set()
@@ -39,8 +39,8 @@ def imports(path, type_checking=True):
                     yield name.removeprefix("erprm_trl.")
 
 
-def questions_of_class(source):
-    """Lines that ask a scorer for its class or look for its model."""
+def checks_of_class(source):
+    """Lines that check a scorer's class or access its model."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1:
             asked = {getattr(part, "id", getattr(part, "attr", None)) for part in ast.walk(node.args[1])}
@@ -66,14 +66,14 @@ def questions_of_class(source):
         "reward_model.model",
     ],
 )
-def test_questions_of_class_are_found(source):
-    assert list(questions_of_class(source))
+def test_checks_of_a_scorers_class_are_found(source):
+    assert list(checks_of_class(source))
 
 
-def test_no_caller_asks_for_a_scorers_class():
-    assert not list(questions_of_class("isinstance(x, StepScorer)\nscorer.weights\nself.model\ngetattr(x, 'model')"))
+def test_no_caller_checks_a_scorers_class():
+    assert not list(checks_of_class("isinstance(x, StepScorer)\nscorer.weights\nself.model\ngetattr(x, 'model')"))
     files = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "recipes").glob("*.py")]
-    asking = {str(path): list(questions_of_class(path.read_text(encoding="utf-8"))) for path in files}
+    asking = {str(path): list(checks_of_class(path.read_text(encoding="utf-8"))) for path in files}
     assert len(files) > 90 and not {path: lines for path, lines in asking.items() if lines}
 
 
@@ -89,7 +89,7 @@ def test_training_and_scoring_do_not_import_each_other():
     assert not list(imports(REWARD_MODEL / "presets.py"))
 
 
-def test_reward_model_files_import_each_other_in_no_circle():
+def test_reward_model_files_have_no_import_cycle():
     graph = {}
     for path in REWARD_MODEL.rglob("*.py"):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
@@ -145,7 +145,7 @@ def test_names_are_found_at_their_old_paths(old, name, home):
     assert getattr(module, name) is getattr(importlib.import_module(f"erprm_trl.{home}"), name)
 
 
-def test_the_scorers_of_before_are_scorers_over_backends(monkeypatch):
+def test_the_old_scorer_classes_build_scorers_over_backends(monkeypatch):
     from accelerate import Accelerator
     from serving import HeldScorer, serving
     from step_fakes import DIAL_FORMAT
@@ -173,7 +173,7 @@ def test_the_scorers_of_before_are_scorers_over_backends(monkeypatch):
     assert split.score(*asked) == StepScorer(*parts).score(*asked)
 
 
-def test_presets_are_plain_facts():
+def test_presets_are_plain_dictionaries():
     from erprm_trl.reward_model.presets import PRESETS
 
     assert all(type(fields) is dict for fields in PRESETS.values())
@@ -182,12 +182,12 @@ def test_presets_are_plain_facts():
     )
 
 
-# What a scoring server needs besides
+# Packages that only the scoring server needs
 
 
 @pytest.mark.slow("starts a process without the package")
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
-def test_only_the_server_needs_what_serves(package):
+def test_only_the_server_needs_starlette_and_uvicorn(package):
     code = f"""
 import sys
 sys.modules[{package!r}] = None

@@ -1,4 +1,4 @@
-"""Alignment: every labelled position decodes to the separator, whatever the tokenizer; training and scoring read the
+"""Alignment: every labelled position decodes to the separator with every tokenizer, and training and scoring use the
 same ids."""
 
 import dataclasses
@@ -20,7 +20,7 @@ QUESTIONS = {"WordLevel": "Tom dial 7 . right 15 . times 3 . ?"}
 
 @pytest.fixture(params=list(ZOO))
 def case(request):
-    """name, tokenizer, format, question, steps"""
+    """Name, tokenizer, format, question and steps."""
     build, prm_format = ZOO[request.param]
     steps = DIAL_STEPS if request.param == "WordLevel" else STEPS
     return request.param, build(), prm_format, QUESTIONS.get(request.param, "How many clips?"), steps
@@ -36,10 +36,10 @@ def test_every_labelled_position_is_the_separator_after_its_step(case):
     for position, step in zip(encoded.step_positions, steps, strict=True):
         assert tokenizer.decode(encoded.input_ids[start:position]).strip() == step
         start = position + 1
-    assert start == len(encoded.input_ids)  # nothing after the last separator, EOS least of all
+    assert start == len(encoded.input_ids)  # nothing follows the last separator, in particular no EOS
 
 
-def test_what_stands_between_steps_is_encoded_between_them_alone(case):
+def test_between_steps_text_is_encoded_only_between_steps(case):
     _, tokenizer, prm_format, question, steps = case
     spaced = dataclasses.replace(prm_format, between_steps=steps[-1])
     between = tokenizer.encode(steps[-1], add_special_tokens=False)
@@ -51,7 +51,7 @@ def test_what_stands_between_steps_is_encoded_between_them_alone(case):
     assert [encoded.input_ids[position] for position in encoded.step_positions] == separator * len(steps)
 
 
-def test_without_a_separator_none_is_inside_a_step():
+def test_an_empty_separator_is_never_inside_a_step():
     tokenizer = ZOO["byte-level BPE"][0]()
     implicit = PRMFormat(separator="", head="implicit", between_steps="\n")
     encoded = encode_solution(tokenizer, implicit, "How many clips?", STEPS)
@@ -65,7 +65,7 @@ def test_the_prompt_keeps_bos_and_loses_eos(case):
     assert tokenizer.eos_token_id not in encoded.input_ids
 
 
-def test_one_at_a_time_and_together_are_the_same(case):
+def test_encoding_one_by_one_equals_encoding_together(case):
     _, tokenizer, prm_format, question, steps = case
     solutions = [steps, steps[:1], [], steps[1:]]
     together = encode_solutions(tokenizer, prm_format, [question] * 4, solutions)
@@ -111,14 +111,14 @@ def test_a_short_step_after_a_long_one_is_not_kept_alone():
     assert (len(cut.step_positions), cut.num_dropped_steps) == (1, 2)
 
 
-def test_a_separator_inside_a_step_is_noticed(case):
+def test_a_separator_inside_a_step_is_reported(case):
     _, tokenizer, prm_format, question, steps = case
     inside = [steps[0], f"{steps[1]} {prm_format.separator} {steps[1]}"]
     assert encode_solution(tokenizer, prm_format, question, inside).separator_inside == 1
     assert encode_solution(tokenizer, prm_format, question, steps).separator_inside is None
 
 
-def test_bos_is_kept_by_a_tokenizer_that_leaves_letters_out():
+def test_bos_is_kept_with_a_tokenizer_that_skips_unknown_letters():
     prm_format = PRMFormat(separator="<STEP>", head="token")
     encoded = encode_solution(silent_bpe(), prm_format, "Tom ?", ["7", "é"])
     tokens = silent_bpe().convert_ids_to_tokens(encoded.input_ids)
@@ -142,7 +142,7 @@ ODD_TEXTS = st.lists(st.sampled_from([*PIECES, "##", "Ġ", "▁", "</s>", "<s>",
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_any_text_under_any_tokenizer(name):
+def test_any_text_is_aligned_with_any_tokenizer(name):
     build, separator = ODD[name]
     tokenizer = build()
     formats = [
@@ -161,7 +161,7 @@ def test_any_text_under_any_tokenizer(name):
         if not any(separator in step for step in steps):
             assert [ids[position] for position in positions] == [separator_id] * len(steps)
             assert encoded.separator_inside is None
-        if steps:  # each step's content is before its own separator and behind the one before
+        if steps:  # each step's text is between the previous separator and its own
             assert positions[-1] == len(ids) - 1 and positions[0] >= encoded.prompt_length
         for end in {0, 3, len(ids) - 1}:
             cut = encode_solution(tokenizer, prm_format, question, steps, max_length=end)

@@ -1,4 +1,4 @@
-"""Public process reward models are scored by a preset as a slow reading of their format scores them."""
+"""Presets give the same scores as a slow reference implementation of each public model's format."""
 
 import dataclasses
 import json
@@ -26,13 +26,13 @@ SOLUTIONS = {
     ],
     "empty steps": ["", "2 + 3 = 5", "", "", "4."],
     "unicode": ["½ davon ist … 1,5 €", "日本語 🙂‍↔️ e\u0301", "яблоки и киты", "\u00a0x\u200b"],
-    "very long": [*[f"{number} + {number} = {2 * number}." for number in range(60)], "7 " * 700, "end."],
+    "very long": [*[f"{value} + {value} = {2 * value}." for value in range(60)], "7 " * 700, "end."],
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
-def vocabularies_of_their_own():
-    """The tiny models have tokenizers with other ids than those of the models whose formats they have."""
+def without_expected_ids():
+    """Drops `expected_ids`, because the tiny models' tokenizers have other ids than the public models'."""
     with pytest.MonkeyPatch.context() as patch:
         for name, fields in PRESETS.items():
             patch.setitem(PRESETS, name, fields | {"expected_ids": None})
@@ -53,15 +53,15 @@ def scorer(family):
 @pytest.mark.slow("scores long texts with every preset")
 @torch.no_grad()
 @pytest.mark.parametrize("name", SOLUTIONS)
-def test_a_solution_is_scored_as_its_format_is_read_slowly(family, scorer, name):
+def test_scores_equal_the_reference_implementation(family, scorer, name):
     expected = family.score(QUESTION, SOLUTIONS[name])
     assert scorer.score([QUESTION], [SOLUTIONS[name]])[0] == pytest.approx(expected, abs=2e-5)
-    assert name == "one step" or max(expected) - min(expected) > 1e-3  # the test can see a shifted position
+    assert name == "one step" or max(expected) - min(expected) > 1e-3  # so that a shifted position changes the scores
 
 
 @pytest.mark.slow("scores long texts with every preset")
 @pytest.mark.parametrize("batch_size", [2, 64])
-def test_batches_order_and_padding_change_nothing(family, scorer, batch_size):
+def test_batch_size_order_and_padding_do_not_change_scores(family, scorer, batch_size):
     solutions = [*SOLUTIONS.values(), []]
     questions = [QUESTION, "", "½?", "A longer question " * 5, QUESTION, "ки", "x<extra_0>", "no steps"]
     alone = [scorer.score([question], [steps])[0] for question, steps in zip(questions, solutions, strict=True)]
@@ -77,7 +77,7 @@ def test_batches_order_and_padding_change_nothing(family, scorer, batch_size):
 
 
 @pytest.mark.parametrize("name", ["headed", "separators inside", "unicode"])
-def test_whole_steps_are_left_out_of_what_is_too_long(family, name):
+def test_whole_steps_are_dropped_from_a_solution_that_is_too_long(family, name):
     steps = SOLUTIONS[name]
     full = encode_solution(family.tokenizer, family.prm_format, QUESTION, steps)
     for kept in range(len(steps) + 1):
@@ -89,8 +89,8 @@ def test_whole_steps_are_left_out_of_what_is_too_long(family, name):
 
 
 @torch.no_grad()
-def test_math_shepherd_as_published(tmp_path):
-    """The whole text at once, scores wherever the separator's id stands."""
+def test_math_shepherd_scores_as_published(tmp_path):
+    """The published way: encode the whole text, and read the scores at every id of the separator."""
     family = MathShepherd(tmp_path / "model")
     question, steps = "Janet's ducks lay 16 eggs. How many?", SOLUTIONS["headed"]
     ids = torch.tensor([family.tokenizer.encode(f"{question} " + " ки\n".join(steps) + " ки")])
@@ -103,7 +103,7 @@ def test_math_shepherd_as_published(tmp_path):
     assert encoded.input_ids == ids[0].tolist()
 
 
-def test_prompts_and_prompt_lengths(tmp_path):
+def test_prompts_and_prompt_lengths_of_the_presets(tmp_path):
     for family, prompt in [
         (RLHFlow(tmp_path / "rlhflow"), "26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy? "),
         (QwenPRM(tmp_path / "qwen"), f"{QWEN_SYSTEM}<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assist"),
@@ -115,7 +115,7 @@ def test_prompts_and_prompt_lengths(tmp_path):
         assert family.tokenizer.decode(encoded.input_ids[encoded.prompt_length :]).lstrip().startswith("First.")
 
 
-def test_a_separator_inside_a_step_is_noticed(family):
+def test_a_separator_inside_a_step_is_reported(family):
     separator = family.prm_format.separator
     if separator:
         for first in (f"a{separator} b", f"a{separator}"):
@@ -139,13 +139,13 @@ def train(family, preset, folder, steps):
 
 @pytest.mark.slow("trains every preset")
 @pytest.mark.parametrize("preset", TRAINED)
-def test_training_goes_on_from_a_public_model(preset, tmp_path):
+def test_training_continues_from_a_public_model(preset, tmp_path):
     torch.manual_seed(0)
     family = TRAINED[preset](tmp_path / "model")
     before = StepScorer.from_pretrained(family.path, prm_format=PRMFormat.preset(preset)).score([QUESTION], [STEPS])[0]
     trainer = train(family, preset, tmp_path / "out", 40)
     start = StepScorer(trainer.model, trainer.processing_class, trainer.prm_format).score([QUESTION], [STEPS])[0]
-    assert start == pytest.approx(before, abs=1e-5)  # its own head, not a new one
+    assert start == pytest.approx(before, abs=1e-5)  # the model keeps its trained head
     trainer.train()
     trainer.save_model(tmp_path / "out")
     scorer = StepScorer.from_pretrained(tmp_path / "out")
@@ -154,19 +154,19 @@ def test_training_goes_on_from_a_public_model(preset, tmp_path):
 
 
 @pytest.mark.parametrize(("preset", "family"), [("qwen2.5-math-prm", QwenPRM), ("eurus-prm", Eurus)])
-def test_formats_for_scoring_alone_are_not_trained(preset, family, tmp_path):
-    with pytest.raises(ValueError, match="which is for scoring alone.*expected one of lm, token"):
+def test_formats_that_only_score_cannot_be_trained(preset, family, tmp_path):
+    with pytest.raises(ValueError, match="which can only score.*expected one of lm, token"):
         train(family(tmp_path / "model"), preset, tmp_path / "out", 1)
 
 
-def test_a_head_that_the_checkpoint_lacks_is_an_error(tmp_path):
+def test_a_checkpoint_without_the_head_is_an_error(tmp_path):
     qwen, trl = QwenPRM(tmp_path / "qwen"), TRLPRM(tmp_path / "trl")
-    with pytest.raises(ValueError, match=r"lacks score.bias, score.weight .*has score.0.bias.*qwen2.5-math-prm"):
+    with pytest.raises(ValueError, match=r"without score.bias, score.weight .*with score.0.bias.*qwen2.5-math-prm"):
         StepScorer.from_pretrained(qwen.path, prm_format=PRMFormat.preset("trl-prm"))
-    with pytest.raises(ValueError, match=r"lacks score.0.bias.*head='token_mlp'.*has score.bias"):
+    with pytest.raises(ValueError, match=r"without score.0.bias.*with score.bias.*head='token_mlp'"):
         StepScorer.from_pretrained(trl.path, prm_format=PRMFormat.preset("qwen2.5-math-prm"))
     base = save_tiny(tmp_path / "base", qwen.tokenizer)
-    with pytest.raises(ValueError, match="lacks score.bias"):
+    with pytest.raises(ValueError, match="without score.bias"):
         StepScorer.from_pretrained(base, prm_format=PRMFormat.preset("skywork-o1-prm"))
 
 
@@ -179,7 +179,7 @@ def test_a_head_that_the_checkpoint_lacks_is_an_error(tmp_path):
         ("jinachris/PURE-PRM-7B", "pure-prm"),
     ],
 )
-def test_models_are_known_by_their_names(model, preset):
+def test_the_preset_of_a_public_model_follows_from_its_name(model, preset):
     assert preset_of(model) == preset
 
 
@@ -187,19 +187,19 @@ def test_a_tokenizer_with_other_ids_is_refused_before_the_weights_are_loaded(tmp
     family = MathShepherd(tmp_path / "model")
     monkeypatch.setattr("erprm_trl.reward_model.scoring.loading.load_reward_model", None)
     preset = dataclasses.replace(family.prm_format, expected_ids={"separator": 12902, "good_token": 648})
-    with pytest.raises(ValueError, match=r"separator: .*' ки' as .*expected 12902, .*trained with.*own repository"):
+    with pytest.raises(ValueError, match=r"separator: .*' ки' as .*expected 12902, .*trained with.*model's repo"):
         StepScorer.from_pretrained(family.path, prm_format=preset)
 
 
-def test_ids_are_expected_while_the_tokens_stay():
+def test_expected_ids_are_kept_unless_a_token_changes():
     ids = {"separator": 1}
     saved = PRMFormat(expected_ids=ids)
     assert ERPRMConfig("out", splitter="step", bf16=False).resolve_format(saved).expected_ids == ids
     assert ERPRMConfig("out", separator="ки", bf16=False).resolve_format(saved).expected_ids is None
 
 
-def test_skywork_reads_lines_as_they_are(tmp_path):
-    """As published: lines keep the white space at their ends. A blank line stays behind the line before it."""
+def test_skywork_keeps_the_white_space_of_lines(tmp_path):
+    """As published, lines keep their leading and trailing white space. A blank line belongs to the line before it."""
     family = Skywork(tmp_path / "model")
     scorer = StepScorer.from_pretrained(family.path, prm_format=family.prm_format)
     text = "So:\n  - 2 + 3 = 5. \n\n\t5 - 1 = 4.\n"
@@ -215,12 +215,12 @@ def test_skywork_reads_lines_as_they_are(tmp_path):
     assert scorer.score_solutions([QUESTION], [scorer.split(text)]) == pytest.approx([sum(scores) / 3])
 
 
-def test_an_implicit_model_needs_its_reference(tmp_path):
+def test_an_implicit_model_needs_a_reference_model(tmp_path):
     eurus = Eurus(tmp_path / "eurus")
     nameless = dataclasses.replace(eurus.prm_format, reference_model=None)
     with pytest.raises(ValueError, match="reference_model: got None"):
         StepScorer.from_pretrained(eurus.path, prm_format=nameless)
-    with pytest.raises(ValueError, match="no reference_model"):
+    with pytest.raises(ValueError, match="without a reference_model"):
         StepScorer(eurus.models[0], eurus.tokenizer, nameless)
 
 
@@ -228,7 +228,7 @@ def test_offsets_need_a_fast_tokenizer():
     tokenizer = sentencepiece_style()
     type(tokenizer).is_fast, kept = property(lambda self: False), type(tokenizer).is_fast
     try:
-        with pytest.raises(ValueError, match="knows no offsets"):
+        with pytest.raises(ValueError, match="has no character offsets"):
             encode_solution(tokenizer, PRMFormat.preset("math-shepherd"), QUESTION, STEPS)
     finally:
         type(tokenizer).is_fast = kept
@@ -242,7 +242,7 @@ def test_presets_are_saved_and_read(name, tmp_path):
     assert preset.render_prompt("{x}").count("{x}") == 1 and "{bos_token}" not in preset.render_prompt("")
 
 
-def test_files_of_before_are_read():
+def test_format_files_of_earlier_versions_are_read():
     fields = {
         "separator": "ки", "good_token": "✓", "bad_token": "✗", "head": "token",
         "prompt_template": "check {question}", "splitter": "ки", "aggregation": "last",
@@ -266,19 +266,19 @@ def test_files_of_before_are_read():
         (lambda: ERPRMConfig("out", format_preset="qwen", bf16=False).resolve_format(None), "got 'qwen'"),
     ],
 )
-def test_errors(call, message):
+def test_invalid_formats_raise_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_a_preset_and_fields_of_ones_own():
+def test_fields_override_a_preset():
     config = ERPRMConfig("out", format_preset="math-shepherd", aggregation="last", bf16=False)
     expected = dataclasses.replace(PRMFormat.preset("math-shepherd"), aggregation="last")
     assert config.resolve_format(PRMFormat(separator="x")) == expected
 
 
-def test_a_public_model_is_known_by_its_name(tmp_path):
-    """Wherever a reward model's path goes, a public one's goes too; a file of its own comes first."""
+def test_a_public_models_folder_has_the_format_of_its_preset(tmp_path):
+    """A folder's name selects the preset, and a `prm_format.json` in the folder takes precedence."""
     folder = tmp_path / "Qwen2.5-Math-PRM-7B"
     folder.mkdir()
     (folder / "config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""The format: its errors, its file, and tokens that are not one id."""
+"""The format: its errors, its file, and tokens that are encoded as several ids."""
 
 import dataclasses
 import json
@@ -18,11 +18,11 @@ def test_round_trip_through_a_folder(tmp_path):
     assert PRMFormat.from_json(format_.to_json()) == format_
     format_.save(tmp_path)
     assert PRMFormat.load(tmp_path) == format_
-    assert "ки" in (tmp_path / "prm_format.json").read_text(encoding="utf-8")  # people read it
+    assert "ки" in (tmp_path / "prm_format.json").read_text(encoding="utf-8")  # readable, not escaped
 
 
 def test_missing_and_broken_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not saved by ERPRMTrainer"):
+    with pytest.raises(FileNotFoundError, match="expected the file that ERPRMTrainer saves"):
         PRMFormat.load(tmp_path)
     with pytest.raises(ValueError, match="fields from"):
         PRMFormat.from_json('{"seperator": "x"}')
@@ -35,7 +35,7 @@ def test_missing_and_broken_files(tmp_path):
         ({"aggregation": "max"}, "aggregation: got 'max'"),
         ({"separator": ""}, "separator: got ''"),
         ({"good_token": "-"}, "two different tokens"),
-        ({"prompt_template": "no place"}, r"expected '\{question\}'"),
+        ({"prompt_template": "no place"}, r"expected a text with '\{question\}' once"),
     ],
 )
 def test_bad_fields(fields, message):
@@ -53,52 +53,52 @@ def test_templates_leave_other_braces_alone():
     ("tokens", "tokenizer", "message"),
     [
         ({"good_token": "yes"}, byte_level_bpe, "good_token: the tokenizer encodes 'yes' as . ids .*exactly one"),
-        # The unknown token is no separator.
+        # The unknown token cannot be a separator.
         ({"separator": "<|step|>"}, word_level, r"separator: .*'<\|step\|>' as 1 ids .*known ids.*'ки'.*add_"),
         ({"separator": "é"}, silent_bpe, r"separator: .*'é' as 0 ids .*known ids"),
     ],
 )
-def test_an_unknown_token_is_an_error_that_proposes_others(tokens, tokenizer, message):
+def test_an_unknown_token_is_an_error_that_proposes_known_tokens(tokens, tokenizer, message):
     with pytest.raises(ValueError, match=message):
         PRMFormat(**tokens).token_ids(tokenizer())
 
 
 @pytest.mark.parametrize(("build", "separator", "last"), [
-    (sentencepiece_style, "\n", "\n"),  # a mark and the line feed, as on Mistral and Llama 2
+    (sentencepiece_style, "\n", "\n"),  # SentencePiece's mark and the newline, as on Mistral and Llama 2
     (byte_level_bpe, "ки", "¸"),
 ])  # fmt: skip
-def test_the_score_of_a_step_is_read_at_the_last_id_of_its_separator(build, separator, last):
+def test_a_step_score_is_read_at_the_last_id_of_its_separator(build, separator, last):
     tokenizer = build()
     ids = PRMFormat(separator=separator).token_ids(tokenizer)
     assert tokenizer.convert_ids_to_tokens(ids.separator) == last
 
 
-def test_a_tokenizer_that_gives_other_ids_than_the_model_was_trained_with_is_refused():
+def test_a_tokenizer_with_other_ids_than_the_expected_ids_is_refused():
     tokenizer = byte_level_bpe()
     plus, newline = tokenizer.encode("+")[0], tokenizer.encode("\n")[-1]
     expected = {"separator": newline, "good_token": plus}
     PRMFormat(expected_ids=expected).token_ids(tokenizer)
     other = PRMFormat(expected_ids=expected | {"good_token": plus + 1})
-    with pytest.raises(ValueError, match=rf"good_token: .*'\+' as \[{plus}\], expected {plus + 1}, .*own repository"):
+    with pytest.raises(ValueError, match=rf"good_token: .*'\+' as \[{plus}\], expected {plus + 1}, .*model's repo"):
         other.token_ids(tokenizer)
-    dataclasses.replace(other, expected_ids=None).token_ids(tokenizer)  # what the message proposes
+    dataclasses.replace(other, expected_ids=None).token_ids(tokenizer)  # the fix that the message proposes
     assert PRMFormat.from_json(other.to_json()) == other and hash(other) == hash(PRMFormat())
-    with pytest.raises(ValueError, match="expected_ids: got {'head': 1}, expected an integer for each of"):
+    with pytest.raises(ValueError, match="expected_ids: got {'head': 1}, expected integer ids for some or all of"):
         PRMFormat(expected_ids={"head": 1})
     with pytest.raises(ValueError, match=r"PRMFormat.expected_ids: got 5 \(int\), expected dict"):
         PRMFormat.from_json('{"expected_ids": 5}')
 
 
-def test_white_space_that_the_model_knows_is_not_added_as_a_new_token():
+def test_known_white_space_is_not_added_as_a_new_token():
     tokenizer = sentencepiece_style()
     before, text = len(tokenizer), tokenizer.encode("one\ntwo")
     assert PRMFormat(separator="\n").add_missing_tokens(tokenizer) == []
     assert len(tokenizer) == before and tokenizer.encode("one\ntwo") == text
-    # A tokenizer that leaves white space out has none to replace.
+    # A tokenizer that skips white space has no white space to replace.
     assert PRMFormat(separator="\n").add_missing_tokens(silent_bpe()) == ["\n"]
 
 
-def test_a_scalar_head_needs_no_good_and_bad_token():
+def test_a_token_head_needs_no_good_and_bad_token():
     ids = PRMFormat(separator="ки", head="token", good_token="yes").token_ids(word_level())
     assert ids.good is None and ids.bad is None
 
@@ -110,7 +110,7 @@ def test_missing_tokens_are_added_once(tmp_path):
     assert format_.add_missing_tokens(tokenizer) == ["<|step|>"]
     assert format_.add_missing_tokens(tokenizer) == []
     assert format_.token_ids(tokenizer).separator == before
-    # the token stands for itself in any text, and survives saving
+    # the token is one id in any text, also after saving and loading
     save_tiny(tmp_path, tokenizer)
     from transformers import AutoTokenizer
 
@@ -125,7 +125,7 @@ VALUES = (
 
 @settings(max_examples=settings().max_examples // 2, deadline=None)
 @given(st.text() | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=3), VALUES, max_size=3).map(json.dumps))
-def test_whatever_a_file_says_is_a_format_or_a_value_error(text):
+def test_any_file_content_gives_a_format_or_a_value_error(text):
     try:
         prm_format = PRMFormat.from_json(text)
     except ValueError:
@@ -137,7 +137,7 @@ def test_whatever_a_file_says_is_a_format_or_a_value_error(text):
     assert all(isinstance(text, str) for text in texts) and isinstance(prm_format.beta, (int, float))
 
 
-def test_fields_of_another_type_are_named():
+def test_errors_name_fields_of_a_wrong_type():
     with pytest.raises(ValueError, match=r"PRMFormat.separator: got 5 \(int\), expected str"):
         PRMFormat.from_json('{"separator": 5}')
     with pytest.raises(ValueError, match=r"PRMFormat.beta: got '0.1' \(str\), expected int or float"):

@@ -1,8 +1,8 @@
 """Real tokenizers: presets against the published readings, score positions, a policy's own tokens, chat templates.
 
-`ERPRM_TOKENIZERS` names a folder with one folder per tokenizer; tests of those that are missing are skipped. Those
-with a `tokenizer.model` alone need the package `sentencepiece`. `ERPRM_CASES` names a folder with
-`real_completions.jsonl`, one JSON object with a `text` per line; without it a few texts stand in for them.
+`ERPRM_TOKENIZERS` names a folder with one folder per tokenizer. Tests of missing tokenizers are skipped. Tokenizers
+with only a `tokenizer.model` need the package `sentencepiece`. `ERPRM_CASES` names a folder with
+`real_completions.jsonl`, one JSON object with a `text` per line. Without it a few texts in this file are used.
 """
 
 import importlib.util
@@ -66,7 +66,7 @@ def ids_of(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-# Presets, against the published readings
+# Presets, compared with the published ways to read scores
 
 LLAMA = ["llama3.1-base", "llama3.1-instruct", "llama3.1-instruct-short"]
 QWEN = ["qwen2.5", "qwen2.5-math", "qwen2.5-math-prm", "qwen3", "skywork-prm"]
@@ -83,7 +83,7 @@ SAME_IDS = {
 
 @each_tokenizer
 @pytest.mark.parametrize("preset", SAME_IDS)
-def test_a_preset_takes_tokenizers_with_the_ids_of_its_model_alone(preset, name):
+def test_a_preset_accepts_only_tokenizers_with_its_models_ids(preset, name):
     tokenizer, prm_format = load(name), PRMFormat.preset(preset)
     if name in SAME_IDS[preset]:
         ids = prm_format.token_ids(tokenizer)
@@ -128,7 +128,7 @@ def qwen_prm(tokenizer):
     ]
     ids = ids_of(tokenizer, tokenizer.apply_chat_template(chat, tokenize=False))
     ends = marked(ids, 151651)
-    return ids[: ends[-1] + 1], ends  # the end of the turn follows the last score
+    return ids[: ends[-1] + 1], ends  # the end of the turn follows the last score position
 
 
 def lines_one_by_one(opening):
@@ -181,7 +181,7 @@ SEPARATORS = ["\n", "\n\n", " ки", "<|step|>"]
 
 @each_tokenizer
 @pytest.mark.parametrize("separator", SEPARATORS)
-def test_pieces_are_joined_as_ids_and_scores_read_at_the_last_one(name, separator):
+def test_pieces_are_joined_as_ids_and_scores_are_read_at_the_last_id(name, separator):
     tokenizer = load(name)
     prm_format = PRMFormat(separator=separator, head="token")
     closing = ids_of(tokenizer, separator)
@@ -198,7 +198,7 @@ def test_pieces_are_joined_as_ids_and_scores_read_at_the_last_one(name, separato
 
 @each_tokenizer
 @pytest.mark.parametrize("separator", SEPARATORS)
-def test_a_text_is_encoded_whole_and_scores_read_at_the_separators_last_character(name, separator):
+def test_a_text_is_encoded_at_once_and_scores_are_read_at_the_separators_last_character(name, separator):
     tokenizer = load(name)
     prm_format = PRMFormat(separator=separator, head="token", tokenization="text", between_steps="- ")
     solutions = [clean_steps(split_steps(text, "whole_lines"), "whole_lines") for text in texts()]
@@ -209,7 +209,7 @@ def test_a_text_is_encoded_whole_and_scores_read_at_the_separators_last_characte
         closed = f"{QUESTION}\n"
         for index, (step, position) in enumerate(zip(steps, solution.step_positions, strict=True)):
             closed += ("- " if index else "") + step + separator
-            # Decoded up to the position, the text holds the whole separator; without the last token it does not.
+            # The text up to the position holds the whole separator. Without the last token it does not.
             until, before = (
                 tokenizer.decode(solution.input_ids[:end], skip_special_tokens=True)
                 for end in (position + 1, position)
@@ -218,7 +218,7 @@ def test_a_text_is_encoded_whole_and_scores_read_at_the_separators_last_characte
 
 
 @each_tokenizer
-def test_a_separator_inside_a_step_is_noticed(name):
+def test_a_separator_inside_a_step_is_reported(name):
     tokenizer = load(name)
     prm_format = PRMFormat(separator="\n", head="token")
     assert encode_solution(tokenizer, prm_format, QUESTION, ["fine", "one\ntwo"]).separator_inside == 1
@@ -226,7 +226,7 @@ def test_a_separator_inside_a_step_is_noticed(name):
 
 
 @each_tokenizer
-def test_white_space_is_never_added_as_a_new_token(name):
+def test_known_white_space_is_never_added_as_a_new_token(name):
     tokenizer = load(name)
     size = len(tokenizer)
     for separator in ("\n", "\n\n", " "):
@@ -234,7 +234,7 @@ def test_white_space_is_never_added_as_a_new_token(name):
     assert len(tokenizer) == size
 
 
-# The policy's own tokens
+# The tokens that a policy sampled
 
 
 @each_tokenizer
@@ -275,7 +275,7 @@ def test_a_prefix_continues_the_assistants_turn(name):
     )
     answer = {"role": "assistant", "content": f"{PREFIX}So 9."}
     whole = tokenizer.apply_chat_template([user, answer], tokenize=False)
-    # Qwen3's template puts empty thinking before an answer without any.
+    # Qwen3's template inserts empty thinking before an answer without thinking.
     written = opening + ("<think>\n\n</think>\n\n" if name == "qwen3" else "") + PREFIX
     assert whole.startswith(f"{written}So 9.")
 
@@ -285,7 +285,7 @@ def test_a_prompt_begins_with_one_bos_token_at_most(name):
     tokenizer = load(name)
     for use_chat_template in {False, tokenizer.chat_template is not None}:
         ids = PromptFormat(tokenizer, use_chat_template=use_chat_template).encode(Prompt(QUESTION, PREFIX))
-        if tokenizer.bos_token != "<|im_start|>":  # which opens every turn
+        if tokenizer.bos_token != "<|im_start|>":  # `<|im_start|>` also opens every turn
             assert ids.count(tokenizer.bos_token_id) == int(ids[0] == tokenizer.bos_token_id)
         assert tokenizer.eos_token_id not in ids[-1:]
         assert tokenizer.decode(ids, skip_special_tokens=True).endswith(PREFIX)

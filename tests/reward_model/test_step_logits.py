@@ -1,4 +1,4 @@
-"""Logits at separators against the whole logits, and the memory that they do not take."""
+"""Step logits equal the columns of the full logits, and their memory does not grow with the vocabulary."""
 
 import pytest
 import torch
@@ -27,17 +27,17 @@ def batch(vocab_size=40):
 ROWS, COLUMNS = [0, 0, 0, 1, 1, 2], [2, 6, 10, 3, 6, 3]
 
 
-def test_language_model_head_equals_the_columns_of_the_whole_logits():
+def test_language_model_head_equals_the_columns_of_the_full_logits():
     model = tiny_llama(40)
     input_ids, attention_mask, positions, mask = batch()
     logits = step_logits(model, "lm", IDS, input_ids, attention_mask, positions, mask)
     whole = model(input_ids=input_ids, attention_mask=attention_mask).logits
     assert torch.allclose(logits, whole[ROWS, COLUMNS][:, [5, 7]], atol=1e-6)
-    assert "forward" not in vars(model.lm_head)  # the head is as it was
+    assert "forward" not in vars(model.lm_head)  # the head's forward is restored
 
 
-def test_token_head():
-    model = tiny_llama(40, head="token").eval()  # its classifier has dropout
+def test_token_head_equals_the_full_logits():
+    model = tiny_llama(40, head="token").eval()  # the classifier has dropout
     input_ids, attention_mask, positions, mask = batch()
     logits = step_logits(model, "token", FormatTokenIds(3, None, None), input_ids, attention_mask, positions, mask)
     whole = model(input_ids=input_ids, attention_mask=attention_mask).logits
@@ -55,7 +55,7 @@ def test_token_head_with_two_classes_gives_the_good_one_first():
     assert torch.equal(logits, torch.stack([whole[:, 1], whole[:, 0]], -1)) and not torch.equal(logits, whole)
 
 
-def test_gradients_are_those_of_the_whole_logits():
+def test_gradients_equal_the_gradients_of_the_full_logits():
     labels = torch.tensor([0.1, 0.9, 0.5, 1.0, 0.0, 0.3])
     gradients = []
     for narrow in (True, False):
@@ -85,11 +85,11 @@ def test_bfloat16_models_give_float32_logits():
     model = tiny_llama(40).to(torch.bfloat16)
     logits = step_logits(model, "lm", IDS, *batch())
     assert logits.dtype == torch.float32
-    assert not torch.equal(logits, logits.bfloat16().float())  # not rounded to bfloat16 on the way
+    assert not torch.equal(logits, logits.bfloat16().float())  # no value was rounded to bfloat16
 
 
 class LargestTensor(TorchDispatchMode):
-    """The largest tensor that an operation makes, apart from those as large as a parameter."""
+    """Records the largest tensor that an operation creates, except tensors with the shape of a parameter."""
 
     def __init__(self, parameter_shapes):
         super().__init__()
@@ -104,8 +104,8 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("head", ["lm", "token"])
-def test_a_training_step_makes_nothing_that_grows_with_the_vocabulary(head):
-    """512 against 131,072 entries: beyond the parameters and their gradients, the largest tensor is the same."""
+def test_no_tensor_of_a_training_step_grows_with_the_vocabulary(head):
+    """The largest tensor besides parameters and gradients is the same with 512 and with 131,072 vocabulary entries."""
     largest = []
     for vocab_size in (512, 131_072):
         model = tiny_llama(vocab_size, head)

@@ -1,4 +1,4 @@
-"""Collections whose prefixes differ in their number of rewards: budgets, labels, crashes, processes, YAML."""
+"""Tests collections with different numbers of rewards per prefix: budgets, labels, crashes, processes, YAML."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from erprm_trl.rollouts import Question, RolloutDataset, TransformersSampler, co
 from erprm_trl.rollouts.summary import _quantile
 
 
-QUESTIONS = [Question(f"q{number}?", str(number % 3)) for number in range(7)]
+QUESTIONS = [Question(f"q{index}?", str(index % 3)) for index in range(7)]
 SETTINGS = {
     "num_solutions": 3,
     "num_continuations": 4,
@@ -34,7 +34,7 @@ def prefix_texts(row):
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_budget_and_counts(tmp_path, reuse):
+def test_the_budget_and_the_counts_of_continuations(tmp_path, reuse):
     sampler = FakeSampler()
     data = collect_rollouts(QUESTIONS, sampler, tmp_path, **SETTINGS, reuse_continuations=reuse)
     summary = data.manifest["summary"]
@@ -61,19 +61,19 @@ def test_budget_and_counts(tmp_path, reuse):
                 elif not reuse:
                     assert len(rewards) == generated
                 seen[text] = rewards
-                # the solutions that begin so are known without sampling
+                # solutions that begin with the prefix count without sampling
                 known = sum("".join(other.steps).startswith(text) for other in rows)
                 assert len(rewards) >= generated + (known if reuse else 0)
     assert shared_by_solutions > 0
 
 
 @pytest.mark.slow("collects many times")
-def test_certain_prefixes_cost_nothing(tmp_path):
-    everything = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "all", **SETTINGS, tolerance=0.0)
-    some = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "some", **SETTINGS, tolerance=0.25)
-    assert everything.manifest["summary"]["sharing"]["saved"] == 0
-    saved = some.manifest["summary"]["sharing"]["saved"]
-    assert 0 < saved == 4 * some.manifest["summary"]["prefixes"] - some.manifest["summary"]["sharing"]["generated"]
+def test_prefixes_with_certain_labels_get_no_continuations(tmp_path):
+    full = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "all", **SETTINGS, tolerance=0.0)
+    saving = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "some", **SETTINGS, tolerance=0.25)
+    assert full.manifest["summary"]["sharing"]["saved"] == 0
+    saved = saving.manifest["summary"]["sharing"]["saved"]
+    assert 0 < saved == 4 * saving.manifest["summary"]["prefixes"] - saving.manifest["summary"]["sharing"]["generated"]
 
 
 def test_labels_are_posterior_means_with_their_deviation(tmp_path):
@@ -82,11 +82,11 @@ def test_labels_are_posterior_means_with_their_deviation(tmp_path):
     assert labels.column_names == ["prompt", "completions", "labels", "label_std"]
     assert sample.column_names == data.labels(math.inf).column_names == ["prompt", "completions", "labels"]
     usable = [row for row in data.rows if not row.unusable]
-    for row, one, plain in zip(usable, labels, sample, strict=True):
-        assert one["label_std"][-1] == 0.0 and one["labels"][-1] == plain["labels"][-1] == row.outcome_reward
+    for row, example, plain in zip(usable, labels, sample, strict=True):
+        assert example["label_std"][-1] == 0.0 and example["labels"][-1] == plain["labels"][-1] == row.outcome_reward
         for rewards, value in zip(row.prefix_rewards, plain["labels"][:-1], strict=True):
             assert value == pytest.approx(soft_value(torch.tensor(rewards), 2.0).item())
-    # the prior is fitted on each prefix once, however many solutions share it
+    # each distinct prefix counts once for the prior, even if several solutions share it
     distinct = {
         (row.question_index, text): rewards
         for row in usable
@@ -94,19 +94,21 @@ def test_labels_are_posterior_means_with_their_deviation(tmp_path):
     }
     counts = torch.tensor([[sum(rewards), len(rewards) - sum(rewards)] for rewards in distinct.values()])
     prior = fit_beta_prior(*counts.T)
-    for row, one in zip(usable, labels, strict=True):
+    for row, example in zip(usable, labels, strict=True):
         for rewards, mean, deviation in zip(
-            row.prefix_rewards, one["labels"][:-1], one["label_std"][:-1], strict=True
+            row.prefix_rewards, example["labels"][:-1], example["label_std"][:-1], strict=True
         ):
             s = torch.tensor([float(sum(rewards))])
             expected = posterior_value(s, len(rewards) - s, 2.0, prior)
             assert (mean, deviation) == pytest.approx([part.item() for part in expected], rel=1e-6)
 
 
-def test_the_summary_says_how_certain_labels_are(tmp_path):
+def test_the_summary_has_the_standard_deviations_of_labels(tmp_path):
     data = collect_rollouts(QUESTIONS * 3, FakeSampler(), tmp_path, **SETTINGS)
     spread = data.manifest["summary"]["sharing"]["label_std"]["2"]
-    deviations = torch.tensor([one for row in data.labels(2.0)["label_std"] for one in row[:-1]], dtype=torch.float64)
+    deviations = torch.tensor(
+        [deviation for row in data.labels(2.0)["label_std"] for deviation in row[:-1]], dtype=torch.float64
+    )
     expected = deviations.quantile(torch.tensor([0.5, 0.9, 1.0], dtype=torch.float64)).tolist()
     assert [spread["median"], spread["90%"], spread["largest"]] == pytest.approx(expected, rel=1e-12)
     assert spread["mean"] == pytest.approx(deviations.mean().item(), rel=1e-12)
@@ -115,7 +117,7 @@ def test_the_summary_says_how_certain_labels_are(tmp_path):
         assert _quantile(values, counts, q) == pytest.approx(deviations.quantile(q).item(), rel=1e-12)
 
 
-def test_a_plain_collection_gets_posterior_labels_when_asked(tmp_path):
+def test_a_fixed_collection_can_have_posterior_labels(tmp_path):
     data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **{**SETTINGS, "allocation": "fixed"})
     assert data.rows[0].prefix_generated is None and "prefix_generated" not in data.rows[0].to_json()
     assert "allocation" not in data.manifest["config"]
@@ -124,8 +126,8 @@ def test_a_plain_collection_gets_posterior_labels_when_asked(tmp_path):
     posterior = data.labels(0.0, estimator="posterior")
     assert "label_std" in posterior.column_names
     never = [
-        (one["labels"][index], one["label_std"][index])
-        for row, one in zip((row for row in data.rows if not row.unusable), posterior, strict=True)
+        (example["labels"][index], example["label_std"][index])
+        for row, example in zip((row for row in data.rows if not row.unusable), posterior, strict=True)
         for index, rewards in enumerate(row.prefix_rewards)
         if sum(rewards) == 0
     ]
@@ -136,9 +138,9 @@ def test_a_plain_collection_gets_posterior_labels_when_asked(tmp_path):
         data.labels(math.inf, estimator="posterior")
 
 
-def test_reused_rewards_average_to_the_value(tmp_path):
-    """A policy with known probabilities: the mean over 400 questions of each prefix's sample mean."""
-    questions = [Question(f"question {number}", "x") for number in range(400)]
+def test_the_mean_of_reused_rewards_is_the_value(tmp_path):
+    """Uses a policy with known probabilities, and averages the sample mean of each prefix over 400 questions."""
+    questions = [Question(f"question {index}", "x") for index in range(400)]
     data = collect_rollouts(
         questions,
         tabular_policy.TabularSampler(),
@@ -154,15 +156,15 @@ def test_reused_rewards_average_to_the_value(tmp_path):
     means, inherited = {}, 0
     for row in data.rows:
         for text, rewards, generated in zip(prefix_texts(row), row.prefix_rewards, row.prefix_generated, strict=True):
-            if generated:  # once a question
+            if generated:  # once per question
                 means.setdefault(text, []).append(sum(rewards) / len(rewards))
                 inherited += len(rewards) - generated
     assert inherited > 1000 and len(means) == 6
-    for text, some in means.items():
+    for text, sample_means in means.items():
         steps = tuple(f"{step}\n" for step in text.split())
         truth = sum(p for whole, p in tabular_policy.solutions(steps) if whole[-1] == "end x")
-        error = (torch.tensor(some).var() / len(some)).sqrt().item()
-        assert abs(sum(some) / len(some) - truth) < 4 * error, text
+        error = (torch.tensor(sample_means).var() / len(sample_means)).sqrt().item()
+        assert abs(sum(sample_means) / len(sample_means) - truth) < 4 * error, text
 
 
 def shard_bytes(folder):
@@ -171,7 +173,7 @@ def shard_bytes(folder):
 
 @pytest.mark.slow("collects many times")
 @pytest.mark.parametrize("cut", [1, 17, 33, 58])
-def test_cut_off_anywhere_it_continues_with_the_same_rows(tmp_path, cut):
+def test_a_collection_interrupted_anywhere_resumes_with_the_same_rows(tmp_path, cut):
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
     whole, manifest = shard_bytes(tmp_path), (tmp_path / "manifest.json").read_bytes()
     (tmp_path / "rollouts-00000.jsonl").write_bytes(whole[: len(whole) * cut // 60])
@@ -192,7 +194,7 @@ def test_cut_off_anywhere_it_continues_with_the_same_rows(tmp_path, cut):
         ({"reuse_continuations": False}, "reuse_continuations was True and is now False"),
     ],
 )
-def test_another_allocation_is_another_collection(tmp_path, change, message):
+def test_a_different_allocation_needs_another_folder(tmp_path, change, message):
     collect_rollouts(QUESTIONS[:1], FakeSampler(), tmp_path, **SETTINGS)
     with pytest.raises(ValueError, match=message):
         collect_rollouts(QUESTIONS[:1], FakeSampler(), tmp_path, **{**SETTINGS, **change})
@@ -208,7 +210,7 @@ def test_another_allocation_is_another_collection(tmp_path, change, message):
         ({"num_continuations": 0}, "num_continuations: got 0 with allocation='adaptive'"),
     ],
 )
-def test_settings_that_do_not_fit(tmp_path, change, message):
+def test_errors_name_invalid_settings(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **{**SETTINGS, **change})
 
@@ -231,18 +233,18 @@ def adaptive_collection(folder, policy=None):
 
 
 @pytest.mark.slow("starts two processes")
-def test_two_processes_give_the_rows_of_one(tmp_path, dial_policy):
+def test_two_processes_write_the_same_rows_as_one(tmp_path, dial_policy):
     collect_in_processes(adaptive_collection, tmp_path / "many", 2)
-    one = adaptive_collection(tmp_path / "one", dial_policy)
-    many = RolloutDataset(tmp_path / "many")
-    assert many.rows == one.rows and many.labels(2.0)[:] == one.labels(2.0)[:]
-    question = [row for row in one.rows if row.question_index == 0]
+    single = adaptive_collection(tmp_path / "one", dial_policy)
+    double = RolloutDataset(tmp_path / "many")
+    assert double.rows == single.rows and double.labels(2.0)[:] == single.labels(2.0)[:]
+    question = [row for row in single.rows if row.question_index == 0]
     assert question[0].question_rewards == question[1].question_rewards
     assert len(question[0].question_rewards) == question[0].question_generated + 2  # and the two solutions
 
 
 @pytest.mark.slow("runs a recipe")
-def test_the_recipe_in_miniature(tmp_path, monkeypatch, capsys):
+def test_a_small_run_of_the_recipe(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(RECIPES.parent)
     small = ["--dataset_kwargs", '{"num_questions": 3, "seed": 1}', "--output_dir", str(tmp_path)]
     yaml = RECIPES / "dial" / "collect_adaptive.yaml"

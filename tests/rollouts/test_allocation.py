@@ -1,4 +1,4 @@
-"""Where a budget of continuations goes: by hand, and what must hold whatever the numbers."""
+"""Tests the allocation of a budget of continuations, by hand and by properties that always hold."""
 
 import itertools
 
@@ -9,7 +9,8 @@ from erprm_trl.rollouts.allocation import allocate
 
 
 def ask(questions, budget, etas=(0.0,), tolerance=0.0):
-    """Each question: a list of prefixes (successes, failures, labels), and optionally the chances to pass through."""
+    """Allocates a budget. A question is a list of prefixes (successes, failures, labels), and optionally the
+    probabilities that continuations begin with longer prefixes."""
     rewards = [[[1.0] * s + [0.0] * f for s, f, _ in prefixes] for prefixes, *_ in questions]
     weights = [[weight for _, _, weight in prefixes] for prefixes, *_ in questions]
     reach = [np.array(more[0], dtype=float) if more else np.eye(len(prefixes)) for prefixes, *more in questions]
@@ -23,7 +24,7 @@ def variance_after(s, f, m):
     return rate * (1 - rate) / (n + 1) * n / (n + m)
 
 
-def test_at_eta_0_it_is_the_best_of_all_splits():
+def test_the_allocation_at_eta_0_is_the_best_of_all_allocations():
     prefixes = [(2, 2, 1), (9, 0, 1), (1, 5, 2), (0, 1, 1)]
     for budget in (1, 4, 9):
         (counts,) = ask([[prefixes]], budget)
@@ -35,10 +36,10 @@ def test_at_eta_0_it_is_the_best_of_all_splits():
         assert tuple(counts) == best
 
 
-def test_certain_prefixes_get_nothing_and_the_rest_is_saved():
+def test_certain_prefixes_get_no_continuations_and_the_remaining_budget_is_saved():
     certain, open_one = (400, 0, 1), (5, 5, 1)
     assert ask([[[certain, open_one]]], 6, tolerance=0.05) == [[0, 6]]
-    # It gets what brings its deviation below 0.05, however much there is to spend.
+    # It gets as many as needed for a standard deviation below 0.05, independently of the budget.
     needed = next(m for m in itertools.count() if variance_after(5, 5, m) < 0.05**2)
     assert ask([[[certain, open_one]]], 500, tolerance=0.05) == [[0, needed]]
     assert ask([[[certain, certain]]], 500, tolerance=0.05) == [[0, 0]]
@@ -49,22 +50,23 @@ def test_unknown_prefixes_come_first():
     assert ask([[[(3, 3, 9), (0, 0, 1)]], [[(0, 0, 1)]]], 2) == [[0, 1], [1]]
 
 
-def test_eta_says_where_uncertainty_is():
+def test_eta_determines_which_prefixes_are_uncertain():
     even, never = (8, 8, 1), (0, 16, 1)
     assert ask([[[even, never]]], 1, etas=(0.0,)) == [[1, 0]]
     assert ask([[[even, never]]], 1, etas=(10.0,)) == [[0, 1]]
-    assert ask([[[even, never]]], 1, etas=(0.0, 10.0)) == [[0, 1]]  # the worst: there, more is at stake
-    # The second changes by far more at eta = 0, the first by a little more at eta = 10.
+    assert ask([[[even, never]]], 1, etas=(0.0, 10.0)) == [[0, 1]]  # the largest change over the etas counts
+    # The second prefix changes much more at eta = 0, the first prefix changes a little more at eta = 10.
     assert ask([[[(1, 7, 1), (2, 2, 1)]]], 1, etas=(0.0, 10.0)) == [[0, 1]]
 
 
-def test_a_continuation_that_counts_for_others_is_worth_more():
+def test_continuations_that_count_for_other_prefixes_are_preferred():
     short_and_long = [(3, 3, 1), (3, 3, 1)]
     assert ask([[short_and_long, [[1, 0.9], [0, 1]]]], 4) == [[4, 0]]
     assert ask([[short_and_long, [[1, 0], [0.9, 1]]]], 1) == [[0, 1]]  # already with the first one
-    # Without passing through, both ask for the same.
+    # If no continuation counts for the longer prefix, both prefixes have the same gain.
     assert ask([[short_and_long, [[1, 0], [0, 1]]]], 4) == [[2, 2]]
-    # A label more makes the longer one worth more than both together if few pass through.
+    # With one more label, the gain of the longer prefix is larger than both together if few continuations begin with
+    # it.
     assert ask([[[(3, 3, 1), (3, 3, 2)], [[1, 0.1], [0, 1]]]], 1) == [[0, 1]]
 
 
@@ -79,7 +81,7 @@ def random_questions(seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_budget_repetition_and_order(seed):
+def test_the_budget_and_the_order_of_questions(seed):
     questions = random_questions(seed)
     settings = {"etas": (0.0, 2.0, 10.0), "tolerance": 0.03}
     counts = ask(questions, 37, **settings)

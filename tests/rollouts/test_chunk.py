@@ -1,4 +1,4 @@
-"""Chunks: from which tokens prefixes are continued."""
+"""Tests from which tokens prefixes are continued."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ SETTINGS = {
 
 
 class Reading(TransformersSampler):
-    """Keeps the token ids of all prompts."""
+    """Records the token ids of all prompts."""
 
     def sample(self, prompts, *args, **kwargs):
         self.read += [(prompt.prefix, self.prompt_format.encode(prompt)) for prompt in prompts]
@@ -33,7 +33,7 @@ class Reading(TransformersSampler):
 
 @pytest.fixture(scope="module")
 def sampler():
-    """A random policy, whose tokens are not those that a tokenizer would give for their text."""
+    """A random policy. Its tokens differ from the tokens that a tokenizer would give for the same text."""
     tokenizer = zoo.byte_level_bpe()
     model = zoo.tiny_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     with torch.no_grad():
@@ -48,7 +48,7 @@ def config_of(folder):
 
 
 def continued(sampler, folder, **settings):
-    """The rows, and what the policy read for each of their prefixes."""
+    """The rows, and the tokens that the policy read for each of their prefixes."""
     sampler.read.clear()
     rows = collect_rollouts(QUESTIONS, sampler, folder, store_token_ids=True, **{**SETTINGS, **settings}).rows
     return rows, [entry for entry in sampler.read if entry[0]]
@@ -67,7 +67,8 @@ def test_prefixes_are_continued_from_the_sampled_tokens(sampler, tmp_path, reuse
             beginnings = [row.token_ids[:count] for count in range(len(row.token_ids) + 1)]
             texts = [decode_continuation(tokenizer, opening, ids) for ids in beginnings]
             ids = next((ids for ids, text in zip(beginnings, texts, strict=True) if text == prefix), None)
-            if ids is None:  # a token holds the end: its part of the prefix is encoded, what is before it stays
+            # If a token contains the end, its part of the prefix is encoded again, and the tokens before it are kept.
+            if ids is None:
                 first = next(count for count, text in enumerate(texts) if text.startswith(prefix))
                 end = prefix[len(texts[first - 1]) :]
                 ids = beginnings[first - 1] + tokenizer(end, add_special_tokens=False)["input_ids"]
@@ -76,13 +77,13 @@ def test_prefixes_are_continued_from_the_sampled_tokens(sampler, tmp_path, reuse
             expected.append((prefix, opening + ids))
             kinds["other than the text's"] += opening + ids != encode(Prompt(row.question, prefix))
     assert len(expected) > kinds["end encoded"] > 2 and kinds["other than the text's"] > len(expected) / 2
-    if reuse:  # each distinct prefix twice, one sample a time
+    if reuse:  # each distinct prefix twice, one sample per call
         assert sorted(read) == sorted(2 * expected)
     else:
         assert read == expected
 
 
-def test_an_older_collection_goes_on_from_texts(sampler, tmp_path):
+def test_a_collection_of_an_older_release_continues_from_texts(sampler, tmp_path):
     continued(sampler, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["config"].pop("continue_from") == "tokens"
@@ -100,7 +101,7 @@ def test_an_older_collection_goes_on_from_texts(sampler, tmp_path):
 
 
 class WithoutIds:
-    """What a server returns that gives no token ids."""
+    """A sampler that returns no token ids, as some servers do."""
 
     settings = {"backend": "fake"}
 

@@ -1,4 +1,4 @@
-"""Collection: rows by hand, crashes at any moment, other configurations, any number of processes."""
+"""Tests collections: rows worked by hand, crashes at any moment, other settings, any number of processes."""
 
 import functools
 import json
@@ -34,7 +34,7 @@ from erprm_trl.rollouts.records import RolloutRow
 from erprm_trl.rollouts.shards import append_rows, read_chunks
 
 
-QUESTIONS = [Question(f"q{number}?", str(number % 3)) for number in range(7)]
+QUESTIONS = [Question(f"q{index}?", str(index % 3)) for index in range(7)]
 SETTINGS = {
     "num_solutions": 2,
     "num_continuations": 3,
@@ -50,7 +50,7 @@ def shard_bytes(folder):
 
 
 def test_a_continuation_is_graded_with_the_prefix_that_it_continues(tmp_path):
-    # The answer is read only where the whole solution stands before it.
+    # The answer counts only if the text before it is the complete solution.
     whole = {**SETTINGS, "answer_pattern": r"2 \+ 3 = 5\nanswer (\d+)", "include_question": True}
     data = collect_rollouts([Question("2 + 3?", "5")], Scripted(), tmp_path, **whole)
     assert data.rows[0].prefix_rewards == [[1.0, 0.0, 0.0]]
@@ -58,7 +58,7 @@ def test_a_continuation_is_graded_with_the_prefix_that_it_continues(tmp_path):
 
 
 def equal_text(completion, answer, strict=True):
-    """A grading with an argument."""
+    """A grading function with an argument."""
     return float(completion.endswith(f"answer {answer}"))
 
 
@@ -75,7 +75,7 @@ def test_the_manifest_names_a_partial_function_and_a_resumed_run_needs_the_same(
 
 
 class Scripted:
-    """Solutions and continuations written out by hand."""
+    """A sampler that returns solutions and continuations written by hand."""
 
     settings = {"backend": "scripted"}
 
@@ -93,7 +93,7 @@ class Scripted:
         ]
 
 
-def test_rows_by_hand(tmp_path):
+def test_rows_worked_by_hand(tmp_path):
     sampler = Scripted()
     data = collect_rollouts([Question("2 + 3?", "5")], sampler, tmp_path, include_question=True, **SETTINGS)
     first, second = data.rows
@@ -102,7 +102,7 @@ def test_rows_by_hand(tmp_path):
     assert first.prefix_rewards == [[1.0, 0.0, 0.0]]  # the one proper prefix
     assert first.question_rewards == second.question_rewards == [1.0, 0.0, 0.0]
     assert (second.steps, second.unusable, second.outcome_reward) == ([], "no steps", 0.0)
-    # the prefix is continued as it stands, line break included
+    # the prefix is continued unchanged, including its line break
     assert sampler.prompts[1:] == [Prompt("2 + 3?"), Prompt("2 + 3?", "2 + 3 = 5\n")]
     assert data.manifest["summary"]["unusable"] == {"no steps": 1}
     assert data.manifest["summary"]["unfinished_share"] == 0.5
@@ -110,7 +110,7 @@ def test_rows_by_hand(tmp_path):
 
 def test_stop_strings_end_solutions_and_continuations(tmp_path, dial_policy):
     questions = [Question(**row) for row in dial.make_questions(3, seed=0)]
-    # The solution is over before its last step: nothing of an answer is left to be graded.
+    # The solution ends before its last step, so it has no answer.
     settings = {
         **SETTINGS, "splitter": dial.SEPARATOR, "answer_pattern": dial.ANSWER_PATTERN, "store_token_ids": True,
     }  # fmt: skip
@@ -127,14 +127,14 @@ def test_stop_strings_end_solutions_and_continuations(tmp_path, dial_policy):
         collect_rollouts(questions, sampler, tmp_path / "stopped", **settings)
 
 
-def test_stop_strings_that_cannot_be_used(tmp_path):
+def test_errors_name_invalid_stop_strings(tmp_path):
     for bad in ("", ["a", ""], [3]):
         with pytest.raises(ValueError, match=r"stop: got .*expected non-empty strings"):
             collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, stop=bad, **SETTINGS)
 
 
 class Thinking:
-    """Thinks in one line, then answers; one thought is never closed."""
+    """A sampler that thinks in one line and then answers. One solution never closes its thinking."""
 
     settings = {"backend": "thinking"}
 
@@ -153,18 +153,18 @@ def collect_thoughts(folder, sampler, **settings):
     )
 
 
-def test_reasoning_decides_what_is_graded(tmp_path):
+def test_the_graded_part_depends_on_reasoning(tmp_path):
     def rewards(name, sampler, **settings):
         data = collect_thoughts(tmp_path / name, sampler, **settings)
         return [row.outcome_reward for row in data], data.settings.reasoning
 
-    # the second text is a thought that is not closed, if it is known to be one
+    # with reasoning=True, the second text is unclosed thinking
     assert rewards("tags", Thinking("<think>")) == ([1.0, 0.0], None)
     assert rewards("plain", Thinking()) == ([1.0, 1.0], None)
     assert rewards("told", Thinking(), reasoning=True) == ([1.0, 0.0], True)
     assert rewards("prompt", Thinking(prompt_template="{question}\n<think>\n")) == ([1.0, 0.0], True)
     assert rewards("text", Thinking(), reasoning=False)[1] is False
-    # a folder that an older release began is graded as it was
+    # a folder of an older release is graded as before
     manifest = tmp_path / "told" / "manifest.json"
     config = json.loads(manifest.read_text())
     del config["config"]["reasoning"]
@@ -174,7 +174,7 @@ def test_reasoning_decides_what_is_graded(tmp_path):
         rewards("told", Thinking(), reasoning=True)
 
 
-def test_a_thought_that_the_prompt_opens_and_nothing_closes_has_no_answer_steps(tmp_path):
+def test_unclosed_thinking_that_the_prompt_opened_has_no_answer_steps(tmp_path):
     sampler = Thinking(prompt_template="{question}\n<think>\n")
 
     first, cut_off = collect_thoughts(tmp_path / "answer", sampler, steps_of="answer")
@@ -183,7 +183,7 @@ def test_a_thought_that_the_prompt_opens_and_nothing_closes_has_no_answer_steps(
     assert data[1].steps == ["answer 5"] and data[1].unusable is None
 
 
-def test_steps_of_a_part(tmp_path):
+def test_steps_of_the_thinking_or_the_answer(tmp_path):
     thought = ["Is it answer 7?\n", "No.\n</think>\n"]
     for steps_of, expected in (
         ("both", [*thought, "So it is\n", "answer 5"]),
@@ -197,7 +197,7 @@ def test_steps_of_a_part(tmp_path):
         collect_thoughts(tmp_path / "bad", Thinking(), steps_of="thoughts")
 
 
-def test_labels_by_hand(tmp_path, caplog):
+def test_labels_worked_by_hand(tmp_path, caplog):
     data = collect_rollouts([Question("2 + 3?", "5")], Scripted(), tmp_path, **SETTINGS)
     # one success of three: mean 1/3; eta = 2: log(1 + (e^2 - 1)/3)/2 = log(3.1296853)/2 = 0.570466; the last step is
     # the outcome
@@ -206,7 +206,7 @@ def test_labels_by_hand(tmp_path, caplog):
         assert labels.column_names == ["prompt", "completions", "labels"]
         assert labels[0]["completions"] == ["2 + 3 = 5", "answer 5"]
         assert labels[0]["labels"] == pytest.approx([value, 1.0], abs=1e-5)
-        assert len(labels) == 1  # the solution without steps is left out, and the log says so
+        assert len(labels) == 1  # the solution without steps is left out, which is logged
     assert "1 of 2 solutions get no labels: 1 with no steps" in caplog.text
 
 
@@ -217,7 +217,7 @@ def test_no_continuations_gives_samples_only(tmp_path):
         data.labels(0.0)
 
 
-def test_chunks_do_not_depend_on_what_ran_before(tmp_path):
+def test_chunks_do_not_depend_on_earlier_chunks(tmp_path):
     whole, parts = FakeSampler(), FakeSampler()
     collect_rollouts(QUESTIONS, whole, tmp_path / "whole", **SETTINGS)
     collect_rollouts(QUESTIONS, parts, tmp_path / "parts", **SETTINGS)
@@ -239,18 +239,18 @@ def test_a_finished_folder_samples_nothing(tmp_path):
 
 @pytest.mark.slow("collects many times")
 @pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_a_half_written_tail_is_repaired(tmp_path, cut):
+def test_an_incomplete_chunk_at_the_end_is_removed(tmp_path, cut):
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
     whole = shard_bytes(tmp_path)
     shard = tmp_path / "rollouts-00000.jsonl"
     shard.write_bytes(whole[: len(whole) * cut // 60])
     assert all(len(rows) <= 4 for _, rows, _ in read_chunks(shard))
-    RolloutDataset(tmp_path)  # readable meanwhile, whole chunks only
+    RolloutDataset(tmp_path)  # readable before the repair, complete chunks only
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
     assert shard_bytes(tmp_path) == whole
 
 
-def test_damage_in_the_middle_is_named(tmp_path):
+def test_the_error_names_damage_in_the_middle(tmp_path):
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
     shard = tmp_path / "rollouts-00000.jsonl"
     lines = shard.read_bytes().splitlines(keepends=True)
@@ -262,7 +262,7 @@ def test_damage_in_the_middle_is_named(tmp_path):
         collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
 
 
-def test_paths_may_begin_at_the_home_directory(tmp_path, monkeypatch):
+def test_paths_may_begin_with_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(dial.BASE_PATH, tmp_path / "policy")
     (tmp_path / "questions.jsonl").write_text(json.dumps(dial.make_questions(1, seed=0)[0]))
@@ -290,7 +290,7 @@ def test_paths_may_begin_at_the_home_directory(tmp_path, monkeypatch):
         ({"questions": QUESTIONS[:-1]}, "num_questions was 7 and is now 6"),
     ],
 )
-def test_another_configuration_is_refused(tmp_path, change, message):
+def test_other_settings_in_the_same_folder_raise(tmp_path, change, message):
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
     before = shard_bytes(tmp_path)
     arguments = {"questions": QUESTIONS, "sampler": FakeSampler(), "output_dir": tmp_path, **SETTINGS, **change}
@@ -299,11 +299,11 @@ def test_another_configuration_is_refused(tmp_path, change, message):
     assert shard_bytes(tmp_path) == before
 
 
-def test_rows_stay_on_the_disk_in_the_questions_order(tmp_path):
+def test_rows_stay_on_disk_in_the_order_of_the_questions(tmp_path):
     whole = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
     lines = shard_bytes(tmp_path).splitlines(keepends=True)
     expected = [RolloutRow.from_json(json.loads(line)) for line in lines]
-    # As two processes would have left them: chunks in turn, and the second broken off in its last chunk.
+    # Like the shards of two processes with alternating chunks, the second of which died in its last chunk.
     chunks = [[line for line in lines if json.loads(line)["chunk"] == chunk] for chunk in range(4)]
     (tmp_path / "rollouts-00000.jsonl").write_bytes(b"".join(chunks[3] + chunks[0]))
     (tmp_path / "rollouts-00001.jsonl").write_bytes(b"".join(chunks[1] + chunks[2][:3]) + chunks[2][3][:20])
@@ -317,14 +317,14 @@ def test_rows_stay_on_the_disk_in_the_questions_order(tmp_path):
         data[10]
 
 
-def test_labels_are_those_of_the_rows_as_they_are_now(tmp_path):
+def test_labels_are_computed_again_when_the_rows_change(tmp_path):
     data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
     shard = tmp_path / "rollouts-00000.jsonl"
     labels = [list(row) for row in data.labels(0.0)["labels"]]
     assert [list(row) for row in data.labels(0.0)["labels"]] == labels != [list(r) for r in data.labels(2.0)["labels"]]
     flipped = re.sub(
         rb'"outcome_reward": [01]',
-        lambda found: found[0][:-1] + b"%d" % (found[0][-1:] == b"0"),
+        lambda match: match[0][:-1] + b"%d" % (match[0][-1:] == b"0"),
         shard_bytes(tmp_path),
     )
     assert len(flipped) == len(shard_bytes(tmp_path))
@@ -333,7 +333,7 @@ def test_labels_are_those_of_the_rows_as_they_are_now(tmp_path):
     assert [list(row) for row in again] == [[*row[:-1], 1 - row[-1]] for row in labels]
 
 
-def test_labels_are_made_again_when_their_version_has_changed(tmp_path, monkeypatch):
+def test_labels_are_computed_again_when_their_version_changes(tmp_path, monkeypatch):
     data = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "rollouts", **SETTINGS)
     first, again = data.labels(0.0), data.labels(0.0)
     assert first.cache_files == again.cache_files
@@ -343,8 +343,8 @@ def test_labels_are_made_again_when_their_version_has_changed(tmp_path, monkeypa
     assert changed.to_list() == first.to_list()
 
 
-def test_bad_numbers_and_missing_folders(tmp_path):
-    with pytest.raises(ValueError, match="got none"):
+def test_errors_for_invalid_counts_and_missing_folders(tmp_path):
+    with pytest.raises(ValueError, match="got an empty sequence"):
         collect_rollouts([], FakeSampler(), tmp_path)
     with pytest.raises(ValueError, match="num_solutions: got 0, expected at least 1"):
         collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, num_solutions=0)
@@ -352,7 +352,7 @@ def test_bad_numbers_and_missing_folders(tmp_path):
         RolloutDataset(tmp_path)
 
 
-def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
+def test_two_simultaneous_runs_in_one_folder_raise(tmp_path):
     def second_run():
         with pytest.raises(RuntimeError, match="another run is collecting into this folder"):
             collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, **SETTINGS)
@@ -361,7 +361,7 @@ def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_warning_if_most_solutions_are_cut_off(tmp_path, caplog, finished):
+def test_a_warning_if_most_solutions_are_unfinished(tmp_path, caplog, finished):
     class Sampler(FakeSampler):
         def _completion(self, rng, prefix):
             return super()._completion(rng, prefix)._replace(finished=finished)
@@ -372,9 +372,9 @@ def test_a_warning_if_most_solutions_are_cut_off(tmp_path, caplog, finished):
 
 
 @pytest.mark.parametrize("shards", [2, 3])
-def test_shards_of_other_processes_are_taken_over(tmp_path, shards):
-    """What several processes left, one of them dead in the middle of a chunk, is finished by one with the same
-    rows."""
+def test_one_process_finishes_the_shards_of_several_processes(tmp_path, shards):
+    """One process resumes the shards of several processes, one of which died in the middle of a chunk. The rows are
+    the same."""
     whole = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "one", **SETTINGS)
     (tmp_path / "many").mkdir()
     (tmp_path / "many" / "manifest.json").write_text((tmp_path / "one" / "manifest.json").read_text())
@@ -407,10 +407,10 @@ def small_collection(folder, policy=None):
 
 @pytest.mark.slow("starts 20 processes and kills them")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_20_random_moments_the_rows_are_the_same_byte_for_byte(tmp_path, dial_policy):
+def test_a_collection_killed_at_20_random_moments_has_exactly_the_same_rows(tmp_path, dial_policy):
     import torch
 
-    torch.set_num_threads(1)  # a forked child has no other threads to compute with
+    torch.set_num_threads(1)  # a forked child has no other threads
     timer = signal.ITIMER_PROF
     before = sum(os.times()[:2])
     small_collection(tmp_path / "whole", dial_policy)
@@ -421,7 +421,7 @@ def test_killed_at_20_random_moments_the_rows_are_the_same_byte_for_byte(tmp_pat
     while kills < 20:
         child = os.fork()
         if child == 0:
-            signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process at once, without any clean-up
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process immediately, without cleaning up
             signal.setitimer(timer, rng.uniform(0.01, seconds))
             small_collection(folder, dial_policy)
             os._exit(0)
@@ -440,12 +440,12 @@ def test_killed_at_20_random_moments_the_rows_are_the_same_byte_for_byte(tmp_pat
 
 @pytest.mark.slow("starts two or three processes")
 @pytest.mark.parametrize("num_processes", [2, 3])
-def test_several_processes_give_the_rows_of_one(tmp_path, dial_policy, num_processes):
+def test_several_processes_write_the_same_rows_as_one(tmp_path, dial_policy, num_processes):
     collect_in_processes(small_collection, tmp_path / "many", num_processes)
     assert RolloutDataset(tmp_path / "many").rows == small_collection(tmp_path / "one", dial_policy).rows
 
 
-def test_without_grading_and_with_the_sampled_tokens(tmp_path, dial_policy):
+def test_collection_without_grading_and_with_token_ids(tmp_path, dial_policy):
     questions = [Question(row["question"]) for row in dial.make_questions(3, seed=5)]
     sampler = TransformersSampler(*dial_policy, max_new_tokens=30, batch_size=8)
     settings = {**SETTINGS, "num_continuations": 0, "grading": None}
@@ -460,7 +460,7 @@ def test_without_grading_and_with_the_sampled_tokens(tmp_path, dial_policy):
     assert data.manifest["summary"]["mean_outcome_reward"] is None
     assert collect_rollouts(questions, sampler, tmp_path / "without", **settings).rows[0].token_ids is None
     assert b"token_ids" not in shard_bytes(tmp_path / "without")
-    with pytest.raises(ValueError, match="continuations are nothing but their rewards"):
+    with pytest.raises(ValueError, match="only the rewards of continuations are stored"):
         collect_rollouts(questions, sampler, tmp_path / "no", **{**settings, "num_continuations": 1})
 
 
@@ -472,8 +472,8 @@ ROWS = st.fixed_dictionaries(
 
 @settings(max_examples=settings().max_examples // 2, deadline=None)
 @given(st.lists(st.lists(ROWS, min_size=1, max_size=3), max_size=3))
-def test_whatever_a_model_writes_is_read_back(chunks):
-    """Line separators, lone surrogates and NUL among it."""
+def test_any_model_output_is_read_back_unchanged(chunks):
+    """The output includes line separators, lone surrogates and NUL."""
     written = [
         [RolloutRow(chunk=chunk, question_index=chunk, solution_index=n, **row) for n, row in enumerate(rows)]
         for chunk, rows in enumerate(chunks)

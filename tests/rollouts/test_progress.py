@@ -1,4 +1,4 @@
-"""The progress bar of collections, and what samplers report to it."""
+"""Tests the progress bar of collections, and the progress that samplers report."""
 
 import io
 import time
@@ -28,11 +28,11 @@ def shown(text):
     return [line.strip() for line in text.replace("\n", "\r").split("\r") if line.strip()]
 
 
-def test_the_bar_moves_within_a_chunk(monkeypatch):
+def test_the_bar_advances_within_a_chunk(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress_bars, "TERMINAL_INTERVAL", 0)
-    clock = iter(range(0, 1000))  # a call looks when it begins, twice, and at each update
+    clock = iter(range(0, 1000))  # a call reads the clock twice when it begins, and at each update
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     settings = CollectionSettings(num_questions=8, num_solutions=2, chunk_size=4, num_continuations=3)
     with CollectionProgress(settings, 0) as bar:
@@ -59,7 +59,7 @@ def test_the_bar_moves_within_a_chunk(monkeypatch):
         bar.update(8, 0)
         assert bar._bar.n == pytest.approx(4 + 4 * 8 / 38, abs=0.05)
         bar.end_call()
-        bar.begin_continuations(1000, 3000)  # more than expected: the bar waits
+        bar.begin_continuations(1000, 3000)  # more than expected, so the bar does not move
         before = bar._bar.n
         bar.begin_call("continuations", 3000)
         bar.update(1, 1)
@@ -67,7 +67,7 @@ def test_the_bar_moves_within_a_chunk(monkeypatch):
     assert any("<" in line for line in shown(terminal.getvalue()))  # the time left
 
 
-def test_the_bar_moves_while_no_text_has_ended(monkeypatch):
+def test_the_bar_advances_before_the_first_text_has_ended(monkeypatch):
     monkeypatch.setattr("sys.stderr", Terminal())
     settings = CollectionSettings(num_questions=2, num_solutions=2, chunk_size=2, sampler={"max_new_tokens": 100})
     with CollectionProgress(settings, 0) as bar:
@@ -81,7 +81,7 @@ def test_the_bar_moves_while_no_text_has_ended(monkeypatch):
         assert bar._bar.n == 2.0
 
 
-def test_a_log_file_gets_a_line_a_minute_at_most(monkeypatch):
+def test_a_log_file_gets_at_most_one_line_per_minute(monkeypatch):
     log = io.StringIO()
     monkeypatch.setattr("sys.stderr", log)
     settings = CollectionSettings(num_questions=40, num_solutions=1, chunk_size=1)
@@ -115,7 +115,7 @@ def test_samplers_report_all_texts_and_tokens(dial_policy):
     sampler = TransformersSampler(*dial_policy, max_new_tokens=48, batch_size=8)
     completions = sampler.sample(PROMPTS, 4, 0, progress=report)
     assert tuple(map(sum, zip(*reports, strict=True))) == expected(completions)
-    assert len(reports) > 2  # more than one each batch
+    assert len(reports) > 2  # more than one update per batch
     assert completions == sampler.sample(PROMPTS, 4, 0)
     reports.clear()
     with FaultyServer() as server:
@@ -125,8 +125,8 @@ def test_samplers_report_all_texts_and_tokens(dial_policy):
     assert tuple(map(sum, zip(*reports, strict=True))) == expected(completions) and len(reports) == 8
 
 
-def test_bars_for_vllm_show_nothing_and_report(capsys):
-    """As vLLM uses them."""
+def test_bars_for_vllm_are_hidden_and_report_progress(capsys):
+    """Uses the bars in the same way as vLLM."""
     reports = []
     make = _progress_bar(lambda *numbers: reports.append(numbers))
     assert list(make(["a", "b"], desc="Adding requests")) == ["a", "b"] and reports == []
@@ -142,7 +142,7 @@ def test_bars_for_vllm_show_nothing_and_report(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_samplers_that_report_nothing_are_shown_chunk_by_chunk(monkeypatch, tmp_path):
+def test_samplers_without_progress_advance_the_bar_per_call(monkeypatch, tmp_path):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress_bars, "TERMINAL_INTERVAL", 0)
@@ -152,11 +152,11 @@ def test_samplers_that_report_nothing_are_shown_chunk_by_chunk(monkeypatch, tmp_
     assert any("2/4" in line for line in lines) and "4/4" in lines[-1] and "rollouts=" in lines[-1]
 
 
-def test_a_warning_where_solutions_have_one_step(tmp_path, caplog):
+def test_a_warning_if_solutions_have_a_single_step(tmp_path, caplog):
     settings = {"num_solutions": 2, "num_continuations": 0, "grading": None, "show_progress": False, "chunk_size": 1}
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "lines", splitter="newline", **settings)
     assert "two steps" not in caplog.text
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "marks", splitter="|", **settings)
-    (record,) = [record for record in caplog.records if "two steps" in record.message]  # once, not for each chunk
+    (record,) = [record for record in caplog.records if "two steps" in record.message]  # once, and not once per chunk
     assert record.message.startswith("splitter='|': none of 2 solutions has two steps")
-    assert "One begins 'line" in record.message and "splitter='newline' would give" in record.message
+    assert "One solution begins with 'line" in record.message and "splitter='newline' would give" in record.message

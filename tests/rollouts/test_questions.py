@@ -1,4 +1,4 @@
-"""Questions from every source, and what is said of bad rows."""
+"""Tests questions from all sources, and errors for bad rows."""
 
 import hashlib
 import json
@@ -30,11 +30,11 @@ def test_gsm8k_and_math_references_are_reduced_to_the_answer():
 
 
 def test_files_folders_lists_datasets_and_functions_give_the_same(tmp_path):
-    rows = [{"question": f"q{number}", "answer": str(number)} for number in range(3)]
+    rows = [{"question": f"q{index}", "answer": str(index)} for index in range(3)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
     Dataset.from_list(rows).save_to_disk(str(tmp_path / "folder"))
-    expected = [Question(f"q{number}", str(number)) for number in range(3)]
+    expected = [Question(f"q{index}", str(index)) for index in range(3)]
     for source in (
         rows,
         Dataset.from_list(rows),
@@ -76,12 +76,12 @@ def test_column_mapping_conversational_prompts_and_limit():
         ([{"text": "q", "answer": "1"}], r"got \['answer', 'text'\].*`question_column`"),
     ],
 )
-def test_bad_rows_name_row_column_and_remedy(rows, message):
+def test_errors_for_bad_rows_name_row_column_and_remedy(rows, message):
     with pytest.raises(ValueError, match=message):
         load_questions(rows)
 
 
-def test_answers_may_be_absent_where_nobody_needs_them_but_not_in_part():
+def test_optional_answers_may_be_missing_in_all_rows_but_not_in_some():
     assert load_questions([{"prompt": "q"}], require_answers=False) == [Question("q", None)]
     assert load_questions([{"prompt": "q", "answer": "1"}], require_answers=False) == [Question("q", "1")]
     with pytest.raises(ValueError, match="Row 1 .*no reference answer"):
@@ -90,7 +90,7 @@ def test_answers_may_be_absent_where_nobody_needs_them_but_not_in_part():
         load_questions([{"prompt": "q"}], require_answers=False, answer_column="gold")
 
 
-def test_missing_file_and_function():
+def test_errors_for_a_missing_file_and_function():
     with pytest.raises(ValueError, match="no file at 'nowhere.jsonl'"):
         load_questions("nowhere.jsonl")
     with pytest.raises(ValueError, match="cannot be imported"):
@@ -106,7 +106,7 @@ ROW = '{"question": "q \u0301é", "answer": 18}'
     ids=ascii,
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
-def test_json_as_editors_write_it(text, suffix, tmp_path):
+def test_json_in_the_forms_that_editors_write(text, suffix, tmp_path):
     (tmp_path / f"rows.{suffix}").write_text(text, encoding="utf-8", newline="")
     assert load_questions(str(tmp_path / f"rows.{suffix}")) == [Question("q \u0301é", "18")]
 
@@ -118,24 +118,24 @@ def test_json_as_editors_write_it(text, suffix, tmp_path):
         (b" \n\r\n", "got no rows"),
         (b"[]", "got no rows"),
         (ROW.encode() + b'\n\n{"question": "q"\n', "rows.jsonl, line 3: Expecting ',' delimiter"),
-        (ROW.encode() + b"\nnull\n", "line 2: a row that is no JSON object"),  # a segmentation fault of `datasets`
-        (b"[" + ROW.encode() + b", 5]", "rows.jsonl: a row that is no JSON object"),
-        (b'"question"\n', "line 1: a row that is no JSON object"),
+        (ROW.encode() + b"\nnull\n", "line 2: got a row that is not a JSON object"),  # `datasets` would crash here
+        (b"[" + ROW.encode() + b", 5]", "rows.jsonl: got a row that is not a JSON object"),
+        (b'"question"\n', "line 1: got a row that is not a JSON object"),
         (b'{"question": "caf\xe9", "answer": "1"}\n', "line 1: 'utf-8' codec can't decode.*in UTF-8"),
         (ROW.encode("utf-16"), "line 1: 'utf-8' codec"),
         (b'{"question": "q", "answer": ' + b"[" * 9_000 + b"]" * 9_000 + b"}\n", "line 1: maximum recursion"),
-        # It came back as 1.2345678901234568e+29, which no completion equals.
+        # `datasets` would read 1.2345678901234568e+29, which no completion equals.
         (
             b'{"question": "q", "answer": 123456789012345678901234567890}',
-            "line 1: the integer 123456.*write it in quotes",
+            "line 1: got the integer 123456.*write it in quotes",
         ),
         (b'{"question": "q", "answer": -9223372036854775809}', "more than 64 bits"),
-        (b'{"question": "\\ud800", "answer": "1"}', "no table .*surrogate"),
-        (b'{"question": "q", "question": "r", "answer": "1"}', "no table .*specified twice"),
+        (b'{"question": "\\ud800", "answer": "1"}', "not a table .*surrogate"),
+        (b'{"question": "q", "question": "r", "answer": "1"}', "not a table .*specified twice"),
         (b'{"question": "q", "answer": NaN}', "Row 0 .*no reference answer"),
     ],
 )
-def test_json_that_holds_no_questions_names_its_line(text, message, tmp_path):
+def test_errors_for_invalid_json_name_the_line(text, message, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(text)
     with pytest.raises(ValueError, match=message):
         load_questions(str(tmp_path / "rows.jsonl"))
@@ -163,7 +163,7 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=settings().max_examples // 2, deadline=None)
 @given(st.lists(st.fixed_dictionaries({"question": ANYTHING, "answer": ANYTHING}) | ANYTHING, max_size=3))
-def test_whatever_rows_hold_is_read_or_named(rows):
+def test_any_rows_are_read_or_raise_an_error_that_names_the_row(rows):
     try:
         questions = load_questions(rows)
     except ValueError as error:
@@ -190,7 +190,7 @@ def is_number(answer):
     return answer.lstrip("-$").replace(",", "").replace(".", "").isdigit()
 
 
-def test_questions_in_the_forms_of_public_sets():
+def test_questions_in_the_format_of_public_datasets():
     gsm8k, math = (load_questions(str(DATA / name)) for name in ("gsm8k_form.jsonl", "math_form.jsonl"))
     assert len(gsm8k) == len(math) == 10
     assert all(is_number(row.answer) for row in gsm8k)
@@ -199,13 +199,13 @@ def test_questions_in_the_forms_of_public_sets():
 
 
 @pytest.mark.skipif(not PUBLIC_DATA.is_dir(), reason="ERPRM_TEST_DATA names no folder with the public sets")
-def test_public_sets():
+def test_public_datasets():
     gsm8k = load_questions(str(PUBLIC_DATA / "gsm8k_test.jsonl"))
     assert len(gsm8k) == 1319 and all(is_number(row.answer) for row in gsm8k)
     assert len(load_questions(str(PUBLIC_DATA / "math500.jsonl"))) == 500
 
 
-def test_questions_of_a_table_stay_on_the_disk(tmp_path):
+def test_questions_of_a_dataset_stay_on_disk(tmp_path):
     from datasets import Dataset
 
     path = tmp_path / "rows.jsonl"

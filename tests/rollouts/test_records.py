@@ -1,4 +1,4 @@
-"""Typed rows and settings: the JSON on disk stays as it was, access by key warns, and only one module uses keys."""
+"""Tests rows and settings: the JSON on disk does not change, access by key warns, and only one module uses keys."""
 
 import ast
 import dataclasses
@@ -22,7 +22,7 @@ from erprm_trl.selection import measure_calibration, paired_differences, score_r
 ROOT = Path(__file__).parents[2]
 WARNING = "rows are RolloutRow objects now"
 
-# Lines that release 0.1 wrote: a plain collection, one with samples only and tokens, and an adaptive one.
+# Lines that release 0.1 wrote: a fixed collection, a collection of samples with token ids, and an adaptive collection.
 SAMPLER = (
     '{"backend": "fake", "model": "m", "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 40, "seed": 7}'
 )
@@ -58,13 +58,13 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("line", [PLAIN_LINE, SAMPLES_LINE, ADAPTIVE_LINE], ids=["plain", "samples", "adaptive"])
-def test_lines_of_before_are_read_and_written_byte_for_byte(line):
+def test_lines_of_release_0_1_are_read_and_written_unchanged(line):
     row = RolloutRow.from_json(json.loads(line))
     assert json.dumps(row.to_json()) == line
     assert RolloutRow.from_json(row.to_json()) == row
 
 
-def test_what_a_row_says():
+def test_properties_of_a_row():
     row = RolloutRow.from_json(json.loads(PLAIN_LINE))
     assert row.text == "2 + 3 = 5 \u2028é\nanswer 5" and row.prefix(1) == "2 + 3 = 5 \u2028é\n" and row.prefix(0) == ""
     assert row.is_graded and row.is_right and row.is_usable and not row.lacks_continuations
@@ -77,7 +77,7 @@ def test_what_a_row_says():
         _ = samples.is_right
 
 
-def test_a_row_made_by_hand_may_be_short_and_may_hold_more():
+def test_rows_may_lack_optional_entries_and_have_additional_entries():
     short = {"chunk": 0, "question_index": 0, "solution_index": 0, "question": "q", "steps": ["a"]}
     row = RolloutRow.from_json({**short, "note": "mine"})
     assert row == RolloutRow(**short, extra={"note": "mine"}) and row.prefix_rewards == [] and row.finished
@@ -91,7 +91,7 @@ def test_a_row_made_by_hand_may_be_short_and_may_hold_more():
             RolloutRow.from_json(bad)
 
 
-def test_rows_as_mappings_work_for_one_more_release():
+def test_access_to_rows_by_key_works_with_a_warning():
     row = RolloutRow.from_json(json.loads(ADAPTIVE_LINE))
     with pytest.warns(FutureWarning, match=r'row\["steps"\]: .*Use row.steps'):
         assert row["steps"] == ["a\n", "b"]
@@ -106,18 +106,18 @@ def test_rows_as_mappings_work_for_one_more_release():
 
 
 @pytest.mark.parametrize("text", CONFIGS, ids=["plain", "tokens", "reuse", "adaptive"])
-def test_settings_of_before_are_read_and_written_byte_for_byte(text):
+def test_settings_of_release_0_1_are_read_and_written_unchanged(text):
     settings = CollectionSettings.from_json(json.loads(text))
     assert json.dumps(settings.to_json()) == text
     assert settings.differences(json.loads(text)) == []
     assert settings == CollectionSettings.from_json(settings.to_json())
 
 
-def test_what_settings_say():
+def test_properties_of_settings():
     plain, _, reuse, adaptive = (CollectionSettings.from_json(json.loads(text)) for text in CONFIGS)
     assert plain.chunk_sizes == [6, 6, 6, 3]
-    assert [one.shares_continuations for one in (plain, reuse, adaptive)] == [False, True, True]
-    assert [one.is_adaptive for one in (plain, reuse, adaptive)] == [False, False, True]
+    assert [settings.shares_continuations for settings in (plain, reuse, adaptive)] == [False, True, True]
+    assert [settings.is_adaptive for settings in (plain, reuse, adaptive)] == [False, False, True]
     assert (plain.allocation, plain.reuse_continuations, plain.target_etas) == ("fixed", False, None)
     old = {**plain.to_json(), "seed": 3, "sampler": {"backend": "fake", "temperature": 0.7}, "gone": 1}
     assert plain.differences(old) == [
@@ -127,7 +127,7 @@ def test_what_settings_say():
     ]
 
 
-def test_settings_that_older_releases_did_not_have_count_as_what_these_did():
+def test_missing_settings_count_as_the_behaviour_of_older_releases():
     plain = CollectionSettings.from_json(json.loads(CONFIGS[0]))
     assert (plain.reasoning, plain.steps_of, plain.stop, plain.continue_from) == (False, "both", [], "text")
     new = dataclasses.replace(plain, reasoning=None, steps_of="answer", stop=["Q:"], continue_from="tokens")
@@ -142,7 +142,7 @@ def test_settings_that_older_releases_did_not_have_count_as_what_these_did():
     assert plain.differences(new.to_json()) and not plain.differences(plain.to_json())
 
 
-def test_a_manifest_may_be_short_and_may_hold_more():
+def test_manifests_may_lack_optional_entries_and_have_additional_entries():
     short = {"num_questions": 3, "num_solutions": 2, "chunk_size": 2}
     settings = CollectionSettings.from_json({**short, "splitter": "step", "later": [1]})
     assert (settings.splitter, settings.num_continuations, settings.chunk_sizes) == ("step", 0, [4, 2])
@@ -167,7 +167,7 @@ def test_a_collection_has_its_settings(tmp_path):
     assert [json.dumps(row.to_json()) for row in data] == lines
 
 
-def test_public_functions_take_rows_and_mappings_alike(tmp_path):
+def test_public_functions_accept_rows_and_mappings(tmp_path):
     rows = [[RolloutRow.from_json(json.loads(PLAIN_LINE)), RolloutRow.from_json(json.loads(ADAPTIVE_LINE))]]
     mappings = [[{"outcome_reward": 1.0, "prediction": "5"}, {"outcome_reward": 0.0, "prediction": None}]]
     scores = {"a": [[[0.9], [0.2]]], "b": [[[0.1], [0.2]]]}
@@ -183,7 +183,7 @@ def test_public_functions_take_rows_and_mappings_alike(tmp_path):
 
 
 @pytest.mark.slow("collects, trains and writes a report")
-def test_our_own_chain_never_reads_rows_by_key(tmp_path):
+def test_the_package_never_reads_rows_by_key(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", f".*{WARNING}", FutureWarning)
         chain = DialChain(str(tmp_path), 4, 2, 2, test_questions=3, num_samples=2, etas=[0.0], max_steps=1)
@@ -196,7 +196,8 @@ def test_our_own_chain_never_reads_rows_by_key(tmp_path):
 
 
 KEYS = {item.name for record in (RolloutRow, CollectionSettings) for item in fields(record)} - {"extra"}
-# Other objects that have such keys, by what is subscripted. `row` is one of ours unless its module reads other rows.
+# Subscripted expressions that are other objects with such keys. `row` is a rollout row, unless the module reads other
+# rows.
 OTHER_OBJECTS = {
     "choice": "a server's completion",
     "counts": "a counter",
@@ -226,7 +227,7 @@ OTHER_ROWS = {
 
 
 def lookups(source):
-    """Subscripts and `get` with a key of a row or of settings, as (line, what is subscripted, key)."""
+    """Subscripts and calls of `get` with a key of a row or of settings, as (line, subscripted expression, key)."""
     for node in ast.walk(ast.parse(source)):
         key = None
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):

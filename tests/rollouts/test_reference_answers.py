@@ -1,4 +1,4 @@
-"""Reference answers as the values of a column."""
+"""Tests reading reference answers from the values of a column."""
 
 from decimal import Decimal
 from fractions import Fraction
@@ -48,7 +48,7 @@ def test_texts_numbers_and_messages_are_answers(value, text):
 @pytest.mark.parametrize(
     "value", [["18"], [], {"a": 1}, [{"content": None}], b"18", "\ud800", np.array([1]), object()]
 )
-def test_everything_else_is_named(value):
+def test_errors_name_other_values(value):
     with pytest.raises(
         ValueError, match=r"^answer\[3\] holds no reference answer \(got .*expected a text or a number"
     ):

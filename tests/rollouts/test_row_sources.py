@@ -1,4 +1,4 @@
-"""Rows from files, folders, splits and streams."""
+"""Tests reading rows from files, folders, splits and streams."""
 
 import csv
 import gzip
@@ -42,7 +42,7 @@ def test_tables_and_compressed_files(tmp_path):
     assert load_questions(tmp_path / "rows.csv", max_questions=2) == QUESTIONS[:2]
 
 
-def test_paths_may_begin_with_the_home_directory_and_be_objects(tmp_path, monkeypatch):
+def test_paths_may_begin_with_the_home_directory_and_be_path_objects(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "rows.jsonl").write_text(LINES)
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "folder")
@@ -62,12 +62,12 @@ def test_splits_of_folders_and_dictionaries(tmp_path):
         assert load_questions(source, split="test") == QUESTIONS[1:2]
         with pytest.raises(ValueError, match="'dev'"):
             load_questions(source, split="dev")
-    with pytest.raises(ValueError, match=r"got the splits \['test', 'train'\] .*Name one of them with `split`"):
+    with pytest.raises(ValueError, match=r"got the splits \['test', 'train'\] .*Choose one of them with `split`"):
         load_questions(splits, split="dev")
 
 
 def stream(rows):
-    """A stream that has lost its columns, as after `map`."""
+    """A stream without column names, as after `map`."""
     dataset = IterableDataset.from_generator(lambda: iter(rows)).map(lambda row: row)
     assert dataset.column_names is None
     return dataset
@@ -87,28 +87,28 @@ def test_streams_are_read_without_column_names():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("rows.csv", None, "no file at .*rows.csv'. Give an existing file: .jsonl, .json, .csv"),
+        ("rows.csv", None, "no file at .*rows.csv', expected one of the kinds .jsonl, .json, .csv"),
         ("rows.txt", "q", "a file of another kind at .*rows.txt'"),
         ("folder", None, "no file or folder at .*folder'"),
-        ("rows.csv", "", "line 1: got \\[\\], expected the name of each column once"),
-        ("rows.csv", "question,question\n1,2\n", "the name of each column once"),
+        ("rows.csv", "", "line 1: got the columns \\[\\], which are not distinct names"),
+        ("rows.csv", "question,question\n1,2\n", "'question'\\], which are not distinct names"),
         ("rows.csv", "question,answer\n", "got no rows"),
-        ("rows.csv", "question,answer\nHow many, now,1\n", "line 2: 3 fields in 2 columns: put quotes"),
-        ("rows.csv", "question,answer\nq,1\n\nr\n", "line 4: 1 fields in 2 columns"),
+        ("rows.csv", "question,answer\nHow many, now,1\n", "line 2: got 3 fields for 2 columns .put quotes"),
+        ("rows.csv", "question,answer\nq,1\n\nr\n", "line 4: got 1 fields for 2 columns"),
         ("rows.csv", 'question,answer\nq,"1', "line 2: unexpected end of data"),
         ("rows.csv", "question,answer\nq,\n", "Row 0 .*no reference answer"),
         ("rows.jsonl.gz", "not compressed", "cannot be decompressed .Not a gzipped file"),
         ("rows.csv.gz", "not compressed", "cannot be decompressed .Not a gzipped file"),
     ],
 )
-def test_what_cannot_be_read_is_named(name, text, message, tmp_path):
+def test_errors_name_unreadable_sources(name, text, message, tmp_path):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         load_questions(str(tmp_path / name))
 
 
-def test_columns_in_place_of_rows_are_refused(tmp_path):
+def test_columns_in_place_of_rows_raise(tmp_path):
     with pytest.raises(ValueError, match=r"got a dict with \['answer', 'question'\].*`datasets.Dataset.from_dict`"):
         load_questions({"question": ["q"], "answer": ["1"]})
     (tmp_path / "empty").mkdir()
@@ -116,7 +116,7 @@ def test_columns_in_place_of_rows_are_refused(tmp_path):
         load_questions(tmp_path / "empty")
 
 
-def test_columns_of_answers_that_are_not_read_are_logged(caplog):
+def test_answer_columns_that_are_not_read_are_logged(caplog):
     row = {"question": "q", "answer": "1", "solution": "#### 1", "level": 2}
     with caplog.at_level(logging.INFO, "erprm_trl"):
         assert load_questions([row], answer_column="solution")[0].answer == "1"

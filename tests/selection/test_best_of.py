@@ -1,4 +1,4 @@
-"""`best_of_n` and `pass_at_n` against hand-worked values, brute force over every subset, and their identities."""
+"""`best_of_n` and `pass_at_n` compared with values worked by hand, brute force over every subset, and identities."""
 
 import itertools
 from fractions import Fraction
@@ -12,7 +12,7 @@ from erprm_trl.selection.best_of import best_of_n, best_of_n_per_question, pass_
 
 
 def brute_force_best_of_n(scores, correct, n):
-    """Mean over every n-subset of the mean correctness of its top-scored members, in plain Python."""
+    """Mean over every n-subset of the mean correctness of its members with the highest score, in plain Python."""
     accuracies = []
     for subset in itertools.combinations(range(len(scores)), n):
         best = max(scores[i] for i in subset)
@@ -22,20 +22,20 @@ def brute_force_best_of_n(scores, correct, n):
 
 
 def random_rows(seed, num_questions=6, num_solutions=7, num_levels=3):
-    """Few score levels, so that most rows have ties."""
+    """Rows with few different scores, so that most rows have ties."""
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, num_levels, (num_questions, num_solutions)).astype(float)
     return scores, rng.integers(0, 2, (num_questions, num_solutions)).astype(float)
 
 
 def test_best_of_n_worked_by_hand():
-    # Scores 1 < 2 < 3, correct only in the middle. The pairs {1,2} {1,3} {2,3} pick 2 (right), 3, 3: 1/3.
+    # Scores 1 < 2 < 3, and only 2 is right. The pairs {1,2} {1,3} {2,3} pick 2 (right), 3, 3: 1/3.
     # Triples always pick 3: 0. Singles: 1/3.
     accuracy = best_of_n([[1.0, 2.0, 3.0]], [[0, 1, 0]], [1, 2, 3])
     assert accuracy == pytest.approx({1: 1 / 3, 2: 1 / 3, 3: 0.0}, abs=1e-15)
 
 
-def test_best_of_n_shares_ties_out_by_hand():
+def test_best_of_n_with_ties_worked_by_hand():
     # Scores a=1, b=2, c=2, only b right. Pairs: {a,b} -> b: 1. {a,c} -> c: 0. {b,c} tie: 1/2. Mean 1/2.
     # The triple is a tie of b and c: 1/2.
     accuracy = best_of_n([[1.0, 2.0, 2.0]], [[False, True, False]], [2, 3])
@@ -68,7 +68,7 @@ def test_pass_at_n_is_the_exact_fraction(num_solutions):
     np.testing.assert_allclose(pass_at_n_per_question(correct, ns), exact, rtol=1e-11, atol=0)
 
 
-def test_best_of_n_keeps_its_digits_at_1024_solutions():
+def test_best_of_n_is_accurate_with_1024_solutions():
     # Distinct scores, one correct solution at rank i: C(i, n-1) / C(N, n), in exact integers.
     num_solutions, ns = 1024, [1, 2, 30, 512, 1000]
     for rank in (0, 29, 700, 999, 1023):
@@ -78,7 +78,7 @@ def test_best_of_n_keeps_its_digits_at_1024_solutions():
         np.testing.assert_allclose(actual, exact, rtol=1e-11, atol=1e-300)
 
 
-def test_one_solution_and_all_solutions_are_the_ends():
+def test_n_of_one_is_the_mean_and_n_of_all_is_the_best_solution():
     rng = np.random.default_rng(0)
     scores, correct = rng.random((20, 9)), rng.integers(0, 2, (20, 9))
     ends = best_of_n_per_question(scores, correct, [1, 9])
@@ -86,14 +86,14 @@ def test_one_solution_and_all_solutions_are_the_ends():
     np.testing.assert_allclose(ends[:, 1], correct[np.arange(20), scores.argmax(axis=1)], atol=1e-15)
 
 
-def test_constant_scores_choose_at_random():
+def test_constant_scores_equal_a_random_choice():
     _, correct = random_rows(1)
     ns = list(range(1, 8))
     accuracy = best_of_n_per_question(np.full_like(correct, 0.3), correct, ns)
     np.testing.assert_allclose(accuracy, np.repeat(correct.mean(axis=1)[:, None], len(ns), axis=1), atol=1e-14)
 
 
-def test_an_oracle_score_passes_and_nothing_passes_more_often():
+def test_an_oracle_score_reaches_pass_at_n_and_no_score_exceeds_it():
     scores, correct = random_rows(2)
     ns = list(range(1, 8))
     exact = [[1 - comb(7 - int(c.sum()), n) / comb(7, n) for n in ns] for c in correct]
@@ -101,7 +101,7 @@ def test_an_oracle_score_passes_and_nothing_passes_more_often():
     assert (best_of_n_per_question(scores, correct, ns) <= np.array(exact) + 1e-14).all()
 
 
-def test_monotone_maps_of_the_scores_change_nothing():
+def test_monotone_maps_of_the_scores_do_not_change_best_of_n():
     scores, correct = random_rows(3)
     expected = best_of_n_per_question(scores, correct, [1, 3, 7])
     np.testing.assert_array_equal(best_of_n_per_question(np.exp(3 * scores) - 5, correct, [1, 3, 7]), expected)
@@ -116,7 +116,7 @@ def test_order_of_solutions_and_questions_does_not_matter():
     np.testing.assert_allclose(shuffled, expected[questions], atol=1e-15)
 
 
-def test_ragged_rows_are_each_scored_alone():
+def test_ragged_rows_are_computed_independently():
     scores, correct = random_rows(5, num_questions=4)
     lengths = [3, 7, 3, 5]
     ragged = [[row[:n].tolist() for row, n in zip(rows, lengths, strict=True)] for rows in (scores, correct)]
@@ -126,7 +126,7 @@ def test_ragged_rows_are_each_scored_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_tensors_of_every_dtype_read_like_lists(dtype):
+def test_tensors_of_every_dtype_equal_lists(dtype):
     scores, correct = random_rows(6)
     tensor = torch.tensor(scores, dtype=dtype, requires_grad=True)
     expected = best_of_n_per_question(scores, correct, [2, 5])
@@ -140,7 +140,7 @@ def test_tensors_of_every_dtype_read_like_lists(dtype):
         ([[0.1, 0.2]], [[1, 0]], [0, 1], "`ns` has 0: expected subset sizes of at least 1"),
         ([[0.1, 0.2]], [[1, 0]], [], "`ns` is empty"),
         ([[0.1, 0.2], [0.1]], [[1, 0], [1]], [1, 2], "`ns` has 2 and row 1 has only 1 solutions"),
-        ([[0.1, 0.2], [0.1, 0.3]], [[1, 0], [1]], [1], "`correct` has 1 numbers in row 1 and `scores` has 2"),
+        ([[0.1, 0.2], [0.1, 0.3]], [[1, 0], [1]], [1], "`correct` has 1 values in row 1 and `scores` has 2"),
         ([[0.1, 0.2]], [[1, 0], [1, 1]], [1], "`correct` has 2 rows and `scores` has 1"),
         ([[0.1, 0.2], [0.1, float("nan")]], [[1, 0], [1, 1]], [1], "`scores` is NaN or None at row 1, column 1"),
         ([[0.1, 0.2]], [[1, None]], [1], "`correct` is NaN or None at row 0, column 1"),
@@ -150,7 +150,7 @@ def test_tensors_of_every_dtype_read_like_lists(dtype):
         ([[]], [[]], [1], "`ns` has 1 and row 0 has only 0 solutions"),
     ],
 )
-def test_what_cannot_be_used_is_named(scores, correct, ns, message):
+def test_errors_name_invalid_values(scores, correct, ns, message):
     with pytest.raises(ValueError, match=message):
         best_of_n(scores, correct, ns)
 
@@ -158,11 +158,15 @@ def test_what_cannot_be_used_is_named(scores, correct, ns, message):
 @pytest.mark.parametrize(
     ("scores", "error", "message"),
     [
-        (["0.9", [0.1]], TypeError, r"`scores` at row 0 is the string '0.9': expected a list of numbers"),
+        (
+            ["0.9", [0.1]],
+            TypeError,
+            r"`scores` at row 0 is the string '0.9': expected a list with one number per solution",
+        ),
         ("01", TypeError, r"`scores` at row 0 is the string '0'"),
-        ([[0.1], ["high"]], ValueError, r"`scores` at row 1 is \['high'\]: expected one number a solution"),
+        ([[0.1], ["high"]], ValueError, r"`scores` at row 1 is \['high'\]: expected one number per solution"),
     ],
 )
-def test_text_where_numbers_belong_is_named(scores, error, message):
+def test_errors_name_text_instead_of_numbers(scores, error, message):
     with pytest.raises(error, match=message):
         best_of_n(scores, [[1], [0]], [1])

@@ -1,4 +1,4 @@
-"""Paired comparisons: McNemar in exact fractions, permutations over every sign, and the wiring."""
+"""Paired comparisons: McNemar's test in exact fractions, all sign flips, and the differences between models."""
 
 import itertools
 import json
@@ -18,27 +18,27 @@ from erprm_trl.selection import (
 )
 
 
-def test_mcnemar_by_hand():
-    # 1 against 5: P(X <= 1), X ~ Bin(6, 1/2) = (1 + 6) / 64; twice: 14/64. Equal counts and none: 1.
+def test_mcnemar_worked_by_hand():
+    # 1 against 5: P(X <= 1) with X ~ Bin(6, 1/2) is (1 + 6) / 64, twice is 14/64. Equal counts and zero counts: 1.
     assert mcnemar(1, 5) == mcnemar(5, 1) == 14 / 64
     assert mcnemar(0, 10) == 2 / 1024
     assert mcnemar(3, 3) == mcnemar(0, 0) == 1.0
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 1), (2, 9), (40, 60), (700, 900), (0, 2000)])
-def test_mcnemar_in_fractions(b, c):
+def test_mcnemar_equals_exact_fractions(b, c):
     n = b + c
     at_least_as_far = sum(comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(b - c))
     assert mcnemar(b, c) == float(Fraction(at_least_as_far, 2**n))
 
 
-def test_picks_of_0_and_1_are_tested_by_mcnemar():
+def test_values_of_0_and_1_use_mcnemars_test():
     left, right = [1, 1, 1, 0, 1, 0, 1.0], [0, 0, 1, 0, 0, 1, 0]
     expected = {"test": "mcnemar", "left_better": 4, "right_better": 1, "p_value": mcnemar(4, 1)}
     assert paired_test(left, right) == expected
 
 
-def test_graded_picks_are_tested_by_flipped_signs():
+def test_graded_values_use_the_permutation_test():
     left, right = [1, 1, 0.5, 0, 1, 0.75], [0, 0.5, 1, 0, 0.25, 0.25]
     differences = np.subtract(left, right)
     flips = [abs(np.dot(signs, differences)) for signs in itertools.product([-1, 1], repeat=6)]
@@ -49,8 +49,8 @@ def test_graded_picks_are_tested_by_flipped_signs():
     assert paired_test(right, left)["p_value"] == pytest.approx(result["p_value"], abs=0.02)
 
 
-def test_flipped_signs_agree_with_mcnemar_where_both_exist():
-    # Two questions tie at 1/2 on both sides: nothing to flip, and McNemar's counts are those of the others.
+def test_the_permutation_test_agrees_with_mcnemars_test():
+    # Two questions are tied at 1/2 for both methods. They add no flip, and McNemar's counts ignore them.
     left, right = [1] * 9 + [0] * 3 + [0.5] * 2, [0] * 9 + [1] * 3 + [0.5] * 2
     result = paired_test(left, right, num_permutations=20_000)
     assert result["test"] == "permutation"
@@ -79,13 +79,13 @@ def made(seed, num_questions=12, num_samples=5):
     return rows, scores, correct
 
 
-def test_differences_are_those_of_the_curves():
+def test_differences_equal_the_differences_of_the_curves():
     rows, scores, correct = made(0)
     result = paired_differences(rows, scores, [1, 3, 5], aggregations=["min", "last"])
     assert result["reference"] == "first" and list(result["models"]) == ["second", "third"]
     by_last = {
-        name: best_of_n_per_question([[steps[-1] for steps in question] for question in one], correct, [3, 5])
-        for name, one in scores.items()
+        name: best_of_n_per_question([[steps[-1] for steps in question] for question in model_scores], correct, [3, 5])
+        for name, model_scores in scores.items()
     }
     third = result["models"]["third"]["last"]
     low, high = paired_bootstrap_interval(by_last["third"][:, 0], by_last["first"][:, 0])
@@ -106,7 +106,7 @@ def test_ties_between_right_and_wrong_use_the_permutation_test():
     assert test["test"] == "permutation"
 
 
-def test_the_same_model_twice_does_not_differ():
+def test_a_model_does_not_differ_from_itself():
     rows, scores, _ = made(2)
     result = paired_differences(rows, {"a": scores["first"], "b": scores["first"]}, [1, 5])
     for by_method in result["models"]["b"].values():
@@ -116,7 +116,7 @@ def test_the_same_model_twice_does_not_differ():
 
 def test_a_comparison_needs_two_models():
     rows, scores, _ = made(3)
-    with pytest.raises(ValueError, match="Models: got 1, expected two or more"):
+    with pytest.raises(ValueError, match="Models: got 1, expected at least two"):
         paired_differences(rows, {"a": scores["first"]}, [1])
 
 
@@ -125,9 +125,9 @@ def test_a_comparison_needs_two_models():
     [
         (paired_test, ([0, 1], [0, 1, 1]), r"`left` .*\(2,\) and `right` \(3,\)"),
         (paired_test, ([0, 1], [0, 2]), "`right` is 2.0 at row 1: expected"),
-        (mcnemar, (-1, 2), "expected counts from 0"),
+        (mcnemar, (-1, 2), "expected counts of at least 0"),
     ],
 )
-def test_what_cannot_be_tested_is_named(test, numbers, message):
+def test_errors_name_invalid_arguments(test, numbers, message):
     with pytest.raises(ValueError, match=message):
         test(*numbers)

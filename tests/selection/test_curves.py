@@ -1,4 +1,4 @@
-"""The comparison as a whole, against hand-worked solutions."""
+"""The curves of all selection methods, compared with values worked by hand and with brute force."""
 
 import itertools
 import json
@@ -15,40 +15,40 @@ def row(answer, reward):
     return {"prediction": answer, "outcome_reward": reward}
 
 
-# Two questions with three solutions. Scores by min: question 1 picks the second (right), question 2 the first (wrong).
+# Two questions with three solutions. By min, question 1 selects the second solution (right), 2 the first (wrong).
 SOLUTIONS = [[row("3", 0.0), row("4", 1.0), row("3", 0.0)], [row("7", 0.0), row("8", 1.0), row("8.0", 1.0)]]
 SCORES = {"prm": [[[0.9, 0.2], [0.5, 0.6], [0.1]], [[0.9, 0.8], [0.7, 0.9], []]]}
 
 
-def test_by_hand():
+def test_curves_worked_by_hand():
     curves = selection_curves(SOLUTIONS, SCORES, [1, 3], equivalent=lambda a, b: float(a) == float(b))
     assert curves["pass"][1]["mean"] == pytest.approx((1 / 3 + 2 / 3) / 2)
     assert curves["pass"][3]["mean"] == 1.0
-    assert curves["majority"][3]["mean"] == 0.5  # 3, 3 against 4: wrong; 8 and 8.0 against 7: right
+    assert curves["majority"][3]["mean"] == 0.5  # 3, 3 win against 4: wrong. 8 and 8.0 win against 7: right.
     prm = curves["models"]["prm"]
     assert prm["min"]["best_of_n"][3]["mean"] == 0.5
-    assert prm["last"]["best_of_n"][3]["mean"] == 1.0  # 0.6 of 0.2, 0.6, 0.1; 0.9 of 0.8, 0.9
-    # question 1: right 0.5 against 0.2 and 0.1: 2 of 2; question 2: right 0.7 and -inf against 0.8: 0 of 2
+    assert prm["last"]["best_of_n"][3]["mean"] == 1.0  # the best is 0.6 of 0.2, 0.6, 0.1, and 0.9 of 0.8, 0.9
+    # question 1: right 0.5 against 0.2 and 0.1: 2 of 2 pairs. Question 2: right 0.7 and -inf against 0.8: 0 of 2.
     assert prm["min"]["auc_within_questions"] == pytest.approx(0.5)
-    # weights by min, question 1: 0.5 for 4 against 0.2 + 0.1; question 2: 0.8 for 7 against 0.7 + 0
+    # weights by min: question 1 has 0.5 for 4 against 0.2 + 0.1, question 2 has 0.8 for 7 against 0.7 + 0
     assert prm["min"]["weighted_majority"][3]["mean"] == 0.5
     for point in (curves["pass"][1], prm["min"]["best_of_n"][3]):
         assert point["low"] <= point["mean"] <= point["high"]
 
 
-def test_without_equivalence_votes_count_spellings():
+def test_without_equivalence_different_spellings_are_different_answers():
     curves = selection_curves(SOLUTIONS, SCORES, [3])
     assert curves["majority"][3]["mean"] == pytest.approx((0 + 2 / 3) / 2)
 
 
-def test_without_right_and_wrong_there_is_no_auc():
+def test_the_auc_is_none_without_right_and_wrong_solutions():
     curves = selection_curves([[row("3", 0.0), row("4", 0.0)]], {"prm": [[[0.9], [0.5]]]}, [1, 2])
     assert curves["models"]["prm"]["min"]["auc_within_questions"] is None
     assert "n/a" in format_selection_table(curves, 2)
     json.dumps(curves, allow_nan=False)
 
 
-def test_table_and_plot(tmp_path):
+def test_the_table_and_the_plot_show_the_curves(tmp_path):
     curves = selection_curves(SOLUTIONS, SCORES, [1, 3])
     table = format_selection_table(curves, 3)
     assert "majority@3" in table and "prm" in table and "0.500 [" in table
@@ -60,7 +60,7 @@ def test_table_and_plot(tmp_path):
 
 
 def random_solutions(seed, num_questions, num_samples):
-    """Answers 0 to 3, of which 0 is right, some missing; steps scored in sixteenths, so that some scores tie."""
+    """Answers 0 to 3, where 0 is right and some are missing. Step scores are multiples of 1/16, so some are tied."""
     rng = np.random.default_rng(seed)
     solutions, scores = [], []
     for _ in range(num_questions):
@@ -79,7 +79,7 @@ HOW = {
 
 
 def accuracy_in(subset, rows, scores):
-    """Correctness of the best, of the vote and of the weighted vote in one subset, and whether it has a right one."""
+    """Correctness of the best solution, the vote and the weighted vote in a subset, and whether it has a right one."""
     right = [rows[i]["outcome_reward"] for i in subset]
     top = max(scores[i] for i in subset)
     winners = [rows[i]["outcome_reward"] for i in subset if abs(scores[i] - top) < 1e-7]
@@ -98,12 +98,14 @@ def accuracy_in(subset, rows, scores):
 
 def curve_means(curves, method, n):
     by = curves["models"]["prm"][method]
-    return [one[n]["mean"] for one in (by["best_of_n"], by["weighted_majority"], curves["majority"], curves["pass"])]
+    return [
+        curve[n]["mean"] for curve in (by["best_of_n"], by["weighted_majority"], curves["majority"], curves["pass"])
+    ]
 
 
 @pytest.mark.parametrize("method", ["min", "last", "product", "mean"])
 def test_every_curve_is_the_mean_over_every_subset(method):
-    """All n from 1 to N = 7, in one pass; oracle: plain Python over every subset."""
+    """All n from 1 to N = 7 in one call, compared with plain Python over every subset."""
     solutions, scores = random_solutions(0, 4, 7)
     curves = selection_curves(solutions, {"prm": scores}, range(1, 8))
     for n in range(1, 8):
@@ -120,12 +122,14 @@ def test_every_curve_is_the_mean_over_every_subset(method):
 
 @pytest.mark.slow("a million resamples")
 def test_every_curve_agrees_with_a_million_resamples():
-    """N = 40 samples of one question, n = 4, 11 and 25, by min; four standard errors, and for the weighted vote those
-    of its own sampled subsets."""
+    """N = 40 samples of one question with n = 4, 11 and 25, by min. The tolerance is four standard errors, including
+    the error of the weighted vote's own sampled subsets."""
     solutions, scores = random_solutions(3, 1, 40)
     ns, total = [4, 11, 25], 1_000_000
     curves = selection_curves(solutions, {"prm": scores}, ns, num_subsets=200_000)
-    answers = np.array([-1 if one["prediction"] is None else int(one["prediction"]) for one in solutions[0]])
+    answers = np.array(
+        [-1 if solution["prediction"] is None else int(solution["prediction"]) for solution in solutions[0]]
+    )
     value = np.array([min(steps) for steps in scores[0]])
     rng, sums = np.random.default_rng(0), np.zeros((len(ns), 4))
     one_hot = (answers[:, None] == np.arange(4)).astype(np.float32)
@@ -147,7 +151,7 @@ def test_every_curve_agrees_with_a_million_resamples():
         assert (np.abs(curve_means(curves, "min", n) - sums[index] / total) < error).all()
 
 
-def test_one_aggregation_without_its_list_is_an_error():
+def test_a_string_of_aggregations_instead_of_a_list_is_an_error():
     with pytest.raises(TypeError, match="aggregations: got the str 'min', expected a list of strings"):
         selection_curves(SOLUTIONS, SCORES, [1], aggregations="min")
     with pytest.raises(TypeError, match="aggregations: got the str 'last'"):

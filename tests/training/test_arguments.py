@@ -1,4 +1,4 @@
-"""Arguments of a training become the trainer's own configuration, or an error that names both."""
+"""Tests the conversion of training arguments into the trainer's own configuration, and the errors."""
 
 import pytest
 from transformers import TrainingArguments
@@ -16,25 +16,25 @@ def test_plain_arguments_keep_their_values(tmp_path):
     assert (args.eta, args.max_length, args.good_token) == (2.0, 1024, None)  # the defaults of ERPRMConfig
 
 
-def test_own_configurations_stay_what_they_are(tmp_path):
-    class Own(ERPRMConfig):
+def test_own_configurations_are_returned_unchanged(tmp_path):
+    class Subclass(ERPRMConfig):
         pass
 
-    for cls in (ERPRMConfig, Own):
+    for cls in (ERPRMConfig, Subclass):
         args = cls(str(tmp_path), use_cpu=True, bf16=False)
         assert as_config(args, ERPRMConfig, subject="Trainer") is args
 
 
-def test_a_subclass_of_plain_arguments_is_taken_too(tmp_path):
-    class Own(TrainingArguments):
+def test_a_subclass_of_plain_arguments_is_accepted(tmp_path):
+    class Subclass(TrainingArguments):
         pass
 
-    assert type(as_config(Own(str(tmp_path), max_steps=3), ERPRMConfig, subject="Trainer")) is ERPRMConfig
+    assert type(as_config(Subclass(str(tmp_path), max_steps=3), ERPRMConfig, subject="Trainer")) is ERPRMConfig
 
 
-def test_what_has_other_fields_is_refused(tmp_path):
+def test_arguments_with_unknown_fields_raise(tmp_path):
     args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False)
-    with pytest.raises(TypeError, match=r"Trainer: got args of type SFTConfig, whose fields .*Pass ERPRMConfig\("):
+    with pytest.raises(TypeError, match=r"Trainer: got args of type SFTConfig with fields .*Pass ERPRMConfig\("):
         as_config(args, ERPRMConfig, subject="Trainer")
     with pytest.raises(TypeError, match=r"Trainer: got args of type dict, expected ERPRMConfig"):
         as_config({"eta": 2.0}, ERPRMConfig, subject="Trainer")

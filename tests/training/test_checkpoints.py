@@ -1,4 +1,4 @@
-"""Checkpoints that were being written, or were damaged since: a run goes on from the one before, and says why."""
+"""Tests incomplete and damaged checkpoints: a run resumes from the previous checkpoint, and logs the reason."""
 
 import errno
 import json
@@ -23,14 +23,14 @@ from erprm_trl.training.checkpoints import checkpoint_damage, flush_folder, set_
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 DATA = Dataset.from_list(
     [
-        {"prompt": f"Tom dial {number} . ?", "completions": ["7 + 15 = 2", "answer 2"], "labels": [0.9, number / 9]}
-        for number in range(1, 9)
+        {"prompt": f"Tom dial {start} . ?", "completions": ["7 + 15 = 2", "answer 2"], "labels": [0.9, start / 9]}
+        for start in range(1, 9)
     ]
 )
 
 
 class Killed(BaseException):
-    """What no handler catches."""
+    """Stands for a killed process. `except Exception` does not catch it."""
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +64,25 @@ def weights(trainer):
 
 @pytest.fixture(scope="module", params=[erprm, ppo])
 def run(request, tmp_path_factory, model_path):
-    """A trainer's maker, and the folder and weights of its run that nobody killed."""
+    """A function that makes a trainer, and the folder and the final weights of its uninterrupted run."""
     make = request.param
     folder = tmp_path_factory.mktemp(make.__name__)
     trainer = make(folder, model_path)
-    trainer.train(resume_from_checkpoint=True)  # of an empty folder: from the beginning
+    trainer.train(resume_from_checkpoint=True)  # the folder is empty, so training starts at the first step
     return make, folder, weights(trainer)
 
 
 def resumed(make, folder, model_path, expected):
     trainer = make(folder, model_path)
     trainer.train(resume_from_checkpoint=True)
-    found = weights(trainer)
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    final = weights(trainer)
+    assert final.keys() == expected.keys() and all(torch.equal(final[name], expected[name]) for name in expected)
     assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("moment", [(Trainer, "_save_rng_state"), (TrainerState, "save_to_json")])
-def test_killed_in_the_second_checkpoint_a_run_goes_on_from_the_first(
+def test_a_run_killed_in_its_second_checkpoint_resumes_from_the_first(
     run, moment, model_path, tmp_path, monkeypatch, caplog
 ):
     make, _, expected = run
@@ -107,8 +107,8 @@ def test_killed_in_the_second_checkpoint_a_run_goes_on_from_the_first(
 
 
 def watch_disk(monkeypatch, checkpoint):
-    """What happens to a checkpoint: each `fsync` of a file or folder of it or of its parent, each wait of the
-    processes, and the appearance of the state."""
+    """Records the events of a checkpoint: each `fsync` of a file or folder in it or of its parent folder, each wait of
+    the processes, and the creation of the trainer state."""
     events, fsync, replace, wait = [], os.fsync, os.replace, PartialState.wait_for_everyone
     save_to_json = TrainerState.save_to_json
 
@@ -144,7 +144,9 @@ def watch_disk(monkeypatch, checkpoint):
 
 @pytest.mark.parametrize("save_only_model", [False, True])
 @pytest.mark.parametrize("make", [erprm, ppo])
-def test_the_state_appears_when_the_disk_has_everything_else(make, save_only_model, model_path, tmp_path, monkeypatch):
+def test_the_state_is_written_after_all_other_files_are_on_disk(
+    make, save_only_model, model_path, tmp_path, monkeypatch
+):
     options = {"use_adaptive_entropy": True, "num_iterations": 4} if make is ppo else {}
     trainer = make(tmp_path, model_path, save_only_model=save_only_model, max_steps=2, **options)
     events = watch_disk(monkeypatch, tmp_path / "checkpoint-2")
@@ -152,16 +154,16 @@ def test_the_state_appears_when_the_disk_has_everything_else(make, save_only_mod
     state = next(index for index, event in enumerate(events) if event[0] == "state")
     files = events[state][1] - {"trainer_state.json"}
     flushed = {event[1] for event in events[:state] if event[0] == "flush"}
-    assert not any(event[-1] for event in events[:state])  # nothing came after the state
+    assert not any(event[-1] for event in events[:state])  # the state did not exist during the earlier events
     assert files | {".", ".."} <= flushed
-    assert "trainer_state.json.tmp" in flushed  # the state itself, before it gets its name
+    assert "trainer_state.json.tmp" in flushed  # the state is flushed before it is renamed
     assert events[state + 1][:2] == ("flush", ".")
     names = {"model.safetensors", *(() if save_only_model else ("optimizer.pt", "rng_state.pth"))}
     if make is ppo:
         names |= {"value_head.safetensors", "entropy_ctrl_state.json"}
         names |= set() if save_only_model else {"generation_0_of_1.safetensors"}
     assert names <= files
-    # All processes wait for each other when the files are written, and again when they are flushed.
+    # All processes wait for each other after the files are written, and again after they are flushed.
     waits = [index for index, event in enumerate(events[:state]) if event[0] == "wait"]
     assert {event[1] for event in events[waits[-2] : waits[-1]] if event[0] == "flush"} >= files
 
@@ -169,7 +171,7 @@ def test_the_state_appears_when_the_disk_has_everything_else(make, save_only_mod
 @pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("save_only_model", [False, True])
 @pytest.mark.parametrize("make", [erprm, ppo])
-def test_a_process_that_does_not_save_waits_as_often_as_one_that_does(
+def test_processes_that_do_not_save_wait_as_often_as_processes_that_save(
     make, save_only_model, model_path, tmp_path, monkeypatch
 ):
     waits = {}
@@ -185,8 +187,8 @@ def test_a_process_that_does_not_save_waits_as_often_as_one_that_does(
     assert waits[True] == waits[False] >= 3
 
 
-def test_a_killed_save_of_the_model_alone_leaves_no_complete_checkpoint(model_path, tmp_path, monkeypatch):
-    """At each `fsync`, the state is not there yet, or everything is."""
+def test_a_killed_save_of_only_the_model_leaves_no_complete_checkpoint(model_path, tmp_path, monkeypatch):
+    """At each `fsync`, either the state does not exist yet, or the checkpoint is complete."""
     trainer = erprm(tmp_path, model_path, save_only_model=True, max_steps=2)
     trainer.train()
     expected = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
@@ -213,7 +215,7 @@ def test_a_killed_save_of_the_model_alone_leaves_no_complete_checkpoint(model_pa
     assert moment > len(expected)
 
 
-def test_file_systems_that_cannot_flush_folders_are_no_error_and_other_errors_are(tmp_path, monkeypatch):
+def test_file_systems_that_cannot_flush_folders_raise_no_error(tmp_path, monkeypatch):
     (tmp_path / "run" / "sub").mkdir(parents=True)
     (tmp_path / "run" / "sub" / "file").write_text("text")
     flush_folder(tmp_path / "run")
@@ -233,14 +235,14 @@ def test_file_systems_that_cannot_flush_folders_are_no_error_and_other_errors_ar
         flush_folder(tmp_path / "run")
 
 
-def test_a_trainer_of_transformers_that_writes_its_state_otherwise_is_an_error(model_path, tmp_path, monkeypatch):
+def test_a_transformers_version_that_saves_its_state_differently_raises(model_path, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_save_checkpoint", lambda self, model, trial: None)
     with pytest.raises(RuntimeError, match="got no call of `TrainerState.save_to_json`"):
         erprm(tmp_path, model_path, max_steps=2).train()
 
 
 @pytest.mark.slow("trains many times")
-def test_a_full_disk_names_the_checkpoint_and_the_run_goes_on(run, model_path, tmp_path, monkeypatch):
+def test_the_error_for_a_full_disk_names_the_checkpoint_and_the_run_resumes(run, model_path, tmp_path, monkeypatch):
     make, _, expected = run
     save = Trainer._save_optimizer_and_scheduler
 
@@ -250,30 +252,30 @@ def test_a_full_disk_names_the_checkpoint_and_the_run_goes_on(run, model_path, t
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_optimizer_and_scheduler", on_a_full_disk)
-        with pytest.raises(OSError, match="checkpoint-4 could not be written .*What was saved before it is not"):
+        with pytest.raises(OSError, match="checkpoint-4 could not be written .*Earlier checkpoints are intact"):
             make(tmp_path, model_path).train()
     resumed(make, tmp_path, model_path, expected)
 
 
 @pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("make", [erprm, ppo])
-def test_in_the_second_epoch_and_at_the_end_no_example_and_no_update_comes_twice(make, model_path, tmp_path):
-    """An epoch has 4 updates of ERPRM, and 8 of PPO."""
+def test_a_run_resumed_in_the_second_epoch_or_at_the_end_repeats_nothing(make, model_path, tmp_path):
+    """An epoch has 4 updates with ERPRM, and 8 updates with PPO."""
     settings, checkpoints = {
         "erprm": ({"max_steps": 7}, (6, 7)),
         "ppo": ({"max_steps": 11, "save_steps": 10}, (10, 11)),
     }[make.__name__]
-    straight = make(tmp_path, model_path, **settings)
-    straight.train()
-    expected = weights(straight)
+    uninterrupted = make(tmp_path, model_path, **settings)
+    uninterrupted.train()
+    expected = weights(uninterrupted)
     for checkpoint in checkpoints:
-        again = make(tmp_path, model_path, **settings)
-        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{checkpoint}"))
-        assert again.state.global_step == settings["max_steps"]
-        assert all(torch.equal(weight, expected[name]) for name, weight in weights(again).items())
+        trainer = make(tmp_path, model_path, **settings)
+        trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{checkpoint}"))
+        assert trainer.state.global_step == settings["max_steps"]
+        assert all(torch.equal(weight, expected[name]) for name, weight in weights(trainer).items())
 
 
-def cut(path):
+def truncated(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -286,11 +288,11 @@ def emptied(path):
 
 
 @pytest.mark.parametrize("run", [erprm], indirect=True)
-@pytest.mark.parametrize("damage", [cut, garbage, emptied])
+@pytest.mark.parametrize("damage", [truncated, garbage, emptied])
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
 )
-def test_a_damaged_checkpoint_is_named_and_set_aside(run, tmp_path, damage, name, caplog):
+def test_a_damaged_checkpoint_is_renamed_and_the_log_names_the_file(run, tmp_path, damage, name, caplog):
     _, folder, _ = run
     shutil.copytree(folder, tmp_path / "run")
     damage(tmp_path / "run" / "checkpoint-4" / name)
@@ -298,18 +300,18 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(run, tmp_path, damage, name
     assert f"checkpoint-4 cannot be resumed from: {name}" in caplog.text
     names = {path.name for path in (tmp_path / "run").glob("*checkpoint*")}
     assert names == {"checkpoint-2", "unfinished-checkpoint-4"}
-    set_unfinished_aside(tmp_path / "run")  # the one that is left is whole
+    set_unfinished_aside(tmp_path / "run")  # the remaining checkpoint is complete
     assert len(caplog.records) == 1
 
 
 @pytest.mark.slow("trains several times")
-def test_a_checkpoint_given_by_its_path_has_to_be_whole(model_path, tmp_path):
+def test_a_checkpoint_given_by_its_path_must_be_complete(model_path, tmp_path):
     trainer = erprm(tmp_path, model_path)
     trainer.train()
-    cut(tmp_path / "checkpoint-4" / "optimizer.pt")
+    truncated(tmp_path / "checkpoint-4" / "optimizer.pt")
     with pytest.raises(ValueError, match="checkpoint-4: optimizer.pt is damaged .*resume_from_checkpoint=True"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    # Of the right length, and yet not what was saved: found when it is read.
+    # Wrong bytes in a file of the right length are found when the file is loaded.
     path = tmp_path / "checkpoint-2" / "optimizer.pt"
     data = bytearray(path.read_bytes())
     start = data.index(b"data.pkl") + 64
@@ -321,16 +323,16 @@ def test_a_checkpoint_given_by_its_path_has_to_be_whole(model_path, tmp_path):
 
 @pytest.mark.slow("trains several times")
 @pytest.mark.parametrize("run", [erprm], indirect=True)
-def test_with_nothing_whole_a_run_begins_anew_and_says_so(run, model_path, tmp_path, caplog):
+def test_without_a_complete_checkpoint_training_starts_again_with_a_warning(run, model_path, tmp_path, caplog):
     make, folder, expected = run
     shutil.copytree(folder / "checkpoint-2", tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
     resumed(make, tmp_path, model_path, expected)
-    assert "holds no complete checkpoint: the training begins at its first step" in caplog.text
+    assert "contains no complete checkpoint. Training starts at the first step" in caplog.text
 
 
 @pytest.mark.slow("trains twice")
-def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(model_path, tmp_path, monkeypatch):
+def test_a_checkpoint_is_incomplete_while_it_is_overwritten(model_path, tmp_path, monkeypatch):
     erprm(tmp_path, model_path).train()
     seen = []
     monkeypatch.setattr(Trainer, "_save_scaler", lambda self, folder: seen.append(checkpoint_damage(folder)))

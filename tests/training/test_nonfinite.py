@@ -1,4 +1,4 @@
-"""What is not finite ends every training, by name, before it is trained on or saved."""
+"""Tests that every trainer stops at non-finite values before it trains on them or saves them, and names the tensor."""
 
 import math
 from types import SimpleNamespace
@@ -58,13 +58,13 @@ def make(name, folder, scorer=None, funcs=(), callbacks=(), **options):
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
-    # Sampling itself fails when weights are not finite, here and by another error on a GPU: it is not to be reached.
+    # Sampling with non-finite weights raises an error of its own, so the test replaces it.
     generate_fixed(trainer, encode(tokenizer, "4 ки 8 </s>", "2 </s>", "6 ки 1 </s>", "9 ки 3 ки 5 </s>"))
     return trainer
 
 
 class Poison(TrainerCallback):
-    """After the first update one number of a weight is no number any more."""
+    """Sets one element of a weight to a non-finite value after the first update."""
 
     def __init__(self, value):
         self.value = value
@@ -77,11 +77,11 @@ class Poison(TrainerCallback):
 @pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_weight_is_named(name, value, tmp_path):
+def test_the_error_names_a_non_finite_weight(name, value, tmp_path):
     trainer = make(name, tmp_path, callbacks=[Poison(value)])
-    assert not trainer.args.logging_nan_inf_filter  # it would look at each batch once more, and hide it
+    assert not trainer.args.logging_nan_inf_filter  # the filter would check each batch again, and hide the value
     with pytest.raises(
-        FloatingPointError, match=rf"^Global step 1: .* is -?(nan|inf).* the weight {WEIGHT}\. Go back"
+        FloatingPointError, match=rf"^Global step 1: .* is -?(nan|inf).* the weight {WEIGHT}\. Restart"
     ):
         trainer.train()
     assert trainer.state.global_step == 1
@@ -89,7 +89,7 @@ def test_a_weight_is_named(name, value, tmp_path):
 
 @pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_gradient_is_not_applied(name, tmp_path):
+def test_a_non_finite_gradient_is_not_applied(name, tmp_path):
     trainer = make(name, tmp_path)
     weight = dict(trainer.model.named_parameters())[WEIGHT]
     weight.register_hook(lambda gradient: gradient * (math.inf if trainer.state.global_step == 2 else 1.0))
@@ -103,27 +103,27 @@ def test_a_gradient_is_not_applied(name, tmp_path):
 
 @pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_of_another_process_ends_this_one_too(name, tmp_path, monkeypatch):
+def test_a_non_finite_loss_on_another_process_stops_this_process_too(name, tmp_path, monkeypatch):
     trainer = make(name, tmp_path)
     check, losses = trainer._checked_loss, []
 
-    def with_another(tensor, reduction="mean", scale=1.0):
+    def sum_with_nan(tensor, reduction="mean", scale=1.0):
         losses.append(tensor.item())
         return tensor + math.nan
 
-    def check_with_another(loss):
-        with monkeypatch.context() as while_checked:
-            while_checked.setattr(trainer.accelerator, "reduce", with_another)
+    def check_with_nan(loss):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.accelerator, "reduce", sum_with_nan)
             return check(loss)
 
-    monkeypatch.setattr(trainer, "_checked_loss", check_with_another)
+    monkeypatch.setattr(trainer, "_checked_loss", check_with_nan)
     with pytest.raises(FloatingPointError, match="Global step 0: the loss is nan.* All weights"):
         trainer.train()
     assert len(losses) == 1 and math.isfinite(losses[0])
 
 
 @pytest.mark.slow("trains")
-def test_a_weight_that_no_loss_sees(tmp_path):
+def test_a_non_finite_weight_that_does_not_affect_the_loss_stops_training(tmp_path):
     trainer = make("erprm lm", tmp_path)
     unused = trainer.processing_class.convert_tokens_to_ids("Zoe")
     trainer.model.model.embed_tokens.weight.data[unused, 0] = math.nan
@@ -133,7 +133,7 @@ def test_a_weight_that_no_loss_sees(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["erprm lm", "step_ppo"])
-def test_evaluation(name, tmp_path):
+def test_evaluation_stops_at_a_non_finite_weight(name, tmp_path):
     trainer = make(name, tmp_path)
     dict(trainer.model.named_parameters())[WEIGHT].data[0, 0] = math.nan
     with pytest.raises(FloatingPointError, match=f"Global step 0: .* is nan.* {WEIGHT}"):
@@ -143,7 +143,7 @@ def test_evaluation(name, tmp_path):
 @pytest.mark.slow("trains many times")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["step_grpo", "step_ppo"])
-def test_scores_and_rewards(name, value, tmp_path):
+def test_policy_training_stops_at_non_finite_scores_and_rewards(name, value, tmp_path):
     def last_is_bad(step):
         return value if step == "5" else 0.5
 
@@ -158,14 +158,14 @@ def test_scores_and_rewards(name, value, tmp_path):
 
 
 @pytest.mark.slow("trains several times")
-def test_a_score_in_trls_own_trainer(tmp_path):
+def test_trls_own_trainer_stops_at_a_non_finite_score(tmp_path):
     tokenizer = word_level()
     reward = StepRewardFunction(FakeScorer(lambda step: math.nan))
     args = GRPOConfig(**settings(tmp_path))
     trainer = GRPOTrainer(tiny_llama(len(tokenizer)), reward, args, questions(4), processing_class=tokenizer)
     with pytest.raises(FloatingPointError, match="Global step 0: the reward model's score of step 0 of completion 0"):
         trainer.train()
-    # A reward model that is here is looked through.
+    # If the reward model is on this machine, the error names its non-finite weight.
     scorer = FakeScorer(lambda step: math.nan, weights=tiny_llama(len(tokenizer)))
     dict(scorer.weights.named_parameters())[WEIGHT].data[0, 0] = math.nan
     with pytest.raises(FloatingPointError, match=f"the weight {WEIGHT}"):
@@ -173,14 +173,14 @@ def test_a_score_in_trls_own_trainer(tmp_path):
 
 
 @pytest.mark.slow("trains a round")
-def test_raft(dial_policy, tmp_path):
+def test_raft_stops_at_non_finite_scores_losses_and_weights(dial_policy, tmp_path):
     model, tokenizer = dial_policy
     weights = tiny_llama(len(tokenizer))  # finite
     scorer = FakeScorer(lambda step: math.nan if step.startswith("answer") else 0.5, weights=weights)
 
     def trainer(folder):
-        others = {"num_generations": 4, "max_completion_length": 48, "drop_uniform": False}
-        args = RAFTConfig(**settings(tmp_path / folder, **others))
+        options = {"num_generations": 4, "max_completion_length": 48, "drop_uniform": False}
+        args = RAFTConfig(**settings(tmp_path / folder, **options))
         data = Dataset.from_list([{"question": row["question"]} for row in dial.make_questions(2, 0, 1, 2)])
         return RAFTTrainer(tiny, scorer, args, data, processing_class=tokenizer)
 
@@ -200,7 +200,7 @@ def test_raft(dial_policy, tmp_path):
         trainer("sampling").train()
 
 
-def test_a_gradient_scaler_may_make_its_scale_smaller(tmp_path):
+def test_an_overflow_is_allowed_while_the_gradient_scaler_can_reduce_its_scale(tmp_path):
     trainer = make("erprm lm", tmp_path)
     scale = [65536.0]
     trainer.accelerator.scaler = SimpleNamespace(is_enabled=lambda: True, get_scale=lambda: scale[0])

@@ -1,4 +1,4 @@
-"""A training that would train nothing does not start; a saved adapter is trained on."""
+"""Tests the error for frozen models, and further training of saved adapters."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from erprm_trl.training.trainable import check_trainable, load_adapter
 
 @pytest.fixture
 def adapter(tmp_path):
-    """The folder of an adapter whose weights are not those of a new one."""
+    """The folder of an adapter whose weights differ from the initial weights of a new adapter."""
     base = save_tiny(tmp_path / "base", word_level())
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, task_type="CAUSAL_LM"))
     for name, weight in model.named_parameters():
@@ -21,7 +21,7 @@ def adapter(tmp_path):
     return str(tmp_path / "adapter")
 
 
-def test_a_saved_adapter_is_loaded_to_be_trained(adapter, tmp_path):
+def test_a_saved_adapter_is_loaded_as_trainable(adapter, tmp_path):
     model = load_adapter(adapter, AutoModelForCausalLM.from_pretrained, subject="Trainer")
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert trainable and all("lora_" in name for name in trainable)
@@ -30,7 +30,7 @@ def test_a_saved_adapter_is_loaded_to_be_trained(adapter, tmp_path):
     assert load_adapter(str(tmp_path / "base"), AutoModelForCausalLM.from_pretrained, subject="Trainer") is None
 
 
-def test_a_saved_adapter_is_refused_with_the_configuration_of_a_new_one(adapter, tmp_path):
+def test_a_saved_adapter_with_the_configuration_of_a_new_adapter_raises(adapter, tmp_path):
     def not_called(*arguments, **options):
         raise AssertionError("loads weights")
 
@@ -41,7 +41,7 @@ def test_a_saved_adapter_is_refused_with_the_configuration_of_a_new_one(adapter,
 
 
 @pytest.mark.parametrize("prefix_projection", [False, True])
-def test_a_saved_prefix_is_loaded_to_be_trained(prefix_projection, tmp_path):
+def test_a_saved_prefix_is_loaded_as_trainable(prefix_projection, tmp_path):
     base = save_tiny(tmp_path / "base", word_level())
     settings = {"num_virtual_tokens": 2, "prefix_projection": prefix_projection, "encoder_hidden_size": 8}
     new = PrefixTuningConfig(task_type="CAUSAL_LM", **settings)
@@ -56,7 +56,7 @@ def test_a_saved_prefix_is_loaded_to_be_trained(prefix_projection, tmp_path):
     assert trained and all("prompt_encoder" in name and grad.norm() > 0 for name, grad in trained.items())
 
 
-def test_frozen_weights_are_refused_and_the_remedies_help(adapter):
+def test_frozen_weights_raise_and_the_remedies_in_the_message_work(adapter):
     model = tiny_llama(46).requires_grad_(False)
     with pytest.raises(ValueError, match=r"Trainer: every weight of the given LlamaForCausalLM is frozen \(model"):
         check_trainable(model, subject="Trainer")
@@ -70,7 +70,7 @@ def test_frozen_weights_are_refused_and_the_remedies_help(adapter):
     check_trainable(PeftModel.from_pretrained(tiny_llama(46), adapter, is_trainable=True), subject="Trainer")
 
 
-def test_a_part_that_should_be_trained_is_named():
+def test_the_error_names_a_frozen_part():
     model = tiny_llama(46)
     part = {"the output layer": model.lm_head}
     check_trainable(model, subject="Trainer", parts=part)

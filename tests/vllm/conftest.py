@@ -1,4 +1,4 @@
-"""Real vLLM on the CPU: `make test-vllm` runs these files, each in a process of its own. Without vLLM none is
+"""Tests with a real vLLM on the CPU. `make test-vllm` runs each file in a separate process. Without vLLM, no test is
 collected."""
 
 import functools
@@ -23,10 +23,10 @@ if not collect_ignore_glob:
 @pytest.fixture
 def colocated_engine(monkeypatch):
     """
-    Makes the engines that TRL starts compute in float32, and take new weights.
+    Makes TRL's engines compute in float32 and accept new weights.
 
-    vLLM's CPU backend packs the weights of linear layers when it has loaded them, and can load no others into them
-    then. On a GPU nothing has to be done.
+    vLLM's CPU backend packs the weights of linear layers after loading, and then cannot load new weights. On a GPU,
+    this is not needed.
     """
     import torch
     from trl.generation import vllm_generation

@@ -1,4 +1,4 @@
-"""Collections by vLLM of the shipped policy: what is sampled, that a killed one goes on, and scores beside it."""
+"""Collections from the shipped policy with vLLM: the samples, resuming a killed collection, and scores."""
 
 import json
 import os
@@ -34,7 +34,7 @@ COLLECTION = {
 
 
 def make_sampler():
-    # Compiling takes longer than it saves here.
+    # Compilation takes longer than it saves here.
     engine_kwargs = {"dtype": "float32", "enforce_eager": True}
     return VLLMSampler(dial.BASE_PATH, max_new_tokens=MAX_NEW_TOKENS, engine_kwargs=engine_kwargs)
 
@@ -44,14 +44,14 @@ def collect(sampler, folder):
 
 
 def collect_and_die(folder):
-    """Collects until the second chunk's continuations are asked for; then no handler runs any more."""
+    """Kills the process when the second chunk's continuations are requested, so that no handler runs."""
     sampler = make_sampler()
     sample, calls = sampler.sample, []
 
     def dying(*arguments):
         calls.append(arguments)
         if len(calls) == 4:
-            os.killpg(0, signal.SIGKILL)  # the engine's process too
+            os.killpg(0, signal.SIGKILL)  # also kills the engine's process
         return sample(*arguments)
 
     sampler.sample = dying
@@ -67,7 +67,7 @@ def sampler():
 
 @pytest.fixture(scope="module")
 def rows(sampler, tmp_path_factory):
-    """Of a collection that nothing disturbed."""
+    """The rows of an uninterrupted collection."""
     return collect(sampler, tmp_path_factory.mktemp("straight")).rows
 
 
@@ -80,7 +80,7 @@ def test_rows_are_complete(rows):
         assert row.finished == (row.token_ids[-1] == dial.build_tokenizer().eos_token_id)
         assert [len(rewards) for rewards in row.prefix_rewards] == [3] * (len(row.steps) - 1)
         assert len(row.question_rewards) == 3
-        # graded by the task itself
+        # the grade equals the task's own
         stated = row.steps[-1].removesuffix(dial.SEPARATOR).split() if row.steps else []
         right = stated == ["answer", row.answer]
         assert row.outcome_reward == float(right)
@@ -88,7 +88,7 @@ def test_rows_are_complete(rows):
     assert any(0 in rewards for row in rows for rewards in row.prefix_rewards)
 
 
-def test_a_killed_collection_goes_on_to_the_same_rows(sampler, rows, tmp_path):
+def test_a_killed_and_resumed_collection_has_the_same_rows(sampler, rows, tmp_path):
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
     killed = subprocess.run(
         [sys.executable, "-c", f"import test_collection_vllm as own; own.collect_and_die({str(tmp_path)!r})"],
@@ -105,15 +105,15 @@ def test_a_killed_collection_goes_on_to_the_same_rows(sampler, rows, tmp_path):
     resumed = collect(sampler, tmp_path).rows
     assert resumed == rows
     assert [json.loads(line) for line in written] == [row.to_json() for row in rows[:8]]
-    assert shard.read_text().splitlines()[:8] == written  # kept, not sampled anew
+    assert shard.read_text().splitlines()[:8] == written  # kept, and not sampled again
 
 
-def test_greedy_completions_are_those_of_transformers(sampler, dial_policy, monkeypatch):
+def test_greedy_completions_equal_those_of_transformers(sampler, dial_policy, monkeypatch):
     model, tokenizer = dial_policy
     monkeypatch.setattr(sampler, "temperature", 0)
     sampled = sampler.sample([Prompt(row["question"]) for row in ROWS], 1, seed=0)
     expected = greedy_ids(model, tokenizer, [row["question"] for row in ROWS], MAX_NEW_TOKENS)
-    assert [list(one.token_ids) for (one,) in sampled] == expected
+    assert [list(completion.token_ids) for (completion,) in sampled] == expected
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(2.0, None), (2.0, 6), (1.6, None)])
@@ -121,18 +121,18 @@ def test_samples_are_drawn_from_the_softmax(sampler, dial_policy, monkeypatch, t
     model, tokenizer = dial_policy
     for name, value in (("temperature", temperature), ("top_k", top_k or 0), ("max_new_tokens", 1)):
         monkeypatch.setattr(sampler, name, value)
-    question = "Tom dial"  # what comes next is open
+    question = "Tom dial"  # several next tokens are likely
     (completions,) = sampler.sample([Prompt(question)], 3000, seed=1)
     expected = next_token_probabilities(model, tokenizer, question, temperature, top_k)
-    assert_drawn_from([one.token_ids[0] for one in completions], expected)
-    with pytest.raises(AssertionError, match="chi-square"):  # the test would see another temperature
+    assert_drawn_from([completion.token_ids[0] for completion in completions], expected)
+    with pytest.raises(AssertionError, match="chi-square"):  # another temperature would be detected
         assert_drawn_from(
-            [one.token_ids[0] for one in completions],
+            [completion.token_ids[0] for completion in completions],
             next_token_probabilities(model, tokenizer, question, 2 * temperature, top_k),
         )
 
 
-def test_scores_are_those_of_a_plain_forward_pass(rows, dial_scorer, dial_policy, dial_format):
+def test_scores_equal_those_of_a_plain_forward_pass(rows, dial_scorer, dial_policy, dial_format):
     model, tokenizer = dial_policy
     solutions = [[step.removesuffix(dial.SEPARATOR).strip() for step in row.steps] for row in rows]
     scored = dial_scorer.score([row.question for row in rows], solutions)

@@ -21,16 +21,16 @@ pytestmark = pytest.mark.slow("starts vLLM engines")
 
 ROWS = dial.make_questions(8, seed=3)
 LONGEST = 64
-# The command `vllm serve` itself looks up a package of another name than the CPU build has.
+# The command `vllm serve` looks up a package name that the CPU build does not have.
 COMMAND = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", dial.BASE_PATH]
 OPTIONS = ["--served-model-name", "dial", "--generation-config", "vllm", "--dtype", "float32", "--enforce-eager"]
-# A seeded request whose prompt is prefilled in two parts ends vLLM's CPU engine.
+# A seeded request whose prompt is prefilled in two parts crashes vLLM's CPU engine.
 OPTIONS.append("--no-enable-chunked-prefill")
 
 
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory):
-    """Of a server that answers."""
+    """The address of a running server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,7 +46,7 @@ def base_url(tmp_path_factory):
         _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)  # its engine too
+        os.killpg(server.pid, signal.SIGKILL)  # also kills its engine
         server.wait()
 
 
@@ -69,26 +69,32 @@ def sampler(base_url):
     )
 
 
-def test_greedy_completions_are_those_of_transformers(sampler, dial_policy):
+def test_greedy_completions_equal_those_of_transformers(sampler, dial_policy):
     model, tokenizer = dial_policy
     sampler.temperature = 0
     sampled = sampler.sample([Prompt(row["question"]) for row in ROWS], 1, seed=0)
     expected = greedy_ids(model, tokenizer, [row["question"] for row in ROWS], LONGEST)
-    assert [list(one.token_ids) for (one,) in sampled] == expected
-    for (one,), ids in zip(sampled, expected, strict=True):
-        assert one.finished == (ids[-1] == tokenizer.eos_token_id)
-        assert (one.text, one.num_tokens) == (" " + tokenizer.decode(ids, skip_special_tokens=True), len(ids))
+    assert [list(completion.token_ids) for (completion,) in sampled] == expected
+    for (completion,), ids in zip(sampled, expected, strict=True):
+        assert completion.finished == (ids[-1] == tokenizer.eos_token_id)
+        assert (completion.text, completion.num_tokens) == (
+            " " + tokenizer.decode(ids, skip_special_tokens=True),
+            len(ids),
+        )
 
 
-def test_the_server_says_what_ended_a_text(sampler):
+def test_the_server_returns_the_reason_of_an_end(sampler):
     prompts = [Prompt(row["question"]) for row in ROWS]
-    whole = [one for (one,) in sampler.sample(prompts, 1, seed=2)]
-    stopped = [one for (one,) in sampler.sample(prompts, 1, seed=2, stop=(dial.SEPARATOR,))]
-    for one, short in zip(whole, stopped, strict=True):
-        assert short.text == one.text[: one.text.index(dial.SEPARATOR) + len(dial.SEPARATOR)]
+    whole = [completion for (completion,) in sampler.sample(prompts, 1, seed=2)]
+    stopped = [completion for (completion,) in sampler.sample(prompts, 1, seed=2, stop=(dial.SEPARATOR,))]
+    for completion, short in zip(whole, stopped, strict=True):
+        assert short.text == completion.text[: completion.text.index(dial.SEPARATOR) + len(dial.SEPARATOR)]
         assert not short.finished and short.num_tokens == len(short.text.split()) == len(short.token_ids)
-    ended = [prompt._replace(prefix=one.text) for prompt, one in zip(prompts, whole, strict=True)]
-    assert all(one.finished and not one.text.strip() for (one,) in sampler.sample(ended, 1, 0, stop=(dial.SEPARATOR,)))
+    ended = [prompt._replace(prefix=completion.text) for prompt, completion in zip(prompts, whole, strict=True)]
+    assert all(
+        completion.finished and not completion.text.strip()
+        for (completion,) in sampler.sample(ended, 1, 0, stop=(dial.SEPARATOR,))
+    )
 
 
 def test_samples_are_drawn_from_the_softmax(sampler, dial_policy):
@@ -96,7 +102,7 @@ def test_samples_are_drawn_from_the_softmax(sampler, dial_policy):
     sampler.temperature, sampler.max_new_tokens = 2.0, 1
     (completions,) = sampler.sample([Prompt("Tom dial")], 800, seed=1)
     expected = next_token_probabilities(model, tokenizer, "Tom dial", 2.0)
-    assert_drawn_from([one.token_ids[0] for one in completions], expected)
+    assert_drawn_from([completion.token_ids[0] for completion in completions], expected)
 
 
 def test_a_repeated_collection_has_the_same_rows(sampler, tmp_path):

@@ -1,4 +1,4 @@
-"""RAFT that samples with vLLM: each round's engine has the policy of the round before, and is gone while it trains."""
+"""RAFT with vLLM: each round's engine loads the previous round's policy, and is freed before the training."""
 
 import psutil
 import pytest
@@ -22,7 +22,7 @@ LONGEST = 64
 
 
 class EngineProcesses(TrainerCallback):
-    """How many engines live, as a round's training begins."""
+    """Records the number of running engines when a round's training begins."""
 
     def __init__(self):
         self.counts = []
@@ -32,14 +32,14 @@ class EngineProcesses(TrainerCallback):
 
 
 def count_engines():
-    """Of those that this process started."""
-    living = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-    return sum("EngineCore" in " ".join(one.cmdline()) for one in living)
+    """The number of engines that this process started."""
+    living = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    return sum("EngineCore" in " ".join(child.cmdline()) for child in living)
 
 
 @pytest.fixture
 def greedy_of_engines(monkeypatch):
-    """What each engine completes at temperature 0 before it samples for the trainer, and the folder it has loaded."""
+    """Records each engine's greedy completions before it samples for the trainer, by the folder that it loaded."""
     seen = {}
 
     class Watched(VLLMSampler):
@@ -48,7 +48,9 @@ def greedy_of_engines(monkeypatch):
                 assert count_engines() == 1
                 temperature, self.temperature = self.temperature, 0
                 questions = [Prompt(question) for question in QUESTIONS]
-                seen[self.model_name] = [list(one.token_ids) for (one,) in super().sample(questions, 1, 0)]
+                seen[self.model_name] = [
+                    list(completion.token_ids) for (completion,) in super().sample(questions, 1, 0)
+                ]
                 self.temperature = temperature
             return super().sample(prompts, num_samples, seed)
 
@@ -56,13 +58,13 @@ def greedy_of_engines(monkeypatch):
     return seen
 
 
-def test_each_round_samples_from_the_policy_before_it(dial_scorer, greedy_of_engines, tmp_path):
+def test_each_round_samples_from_the_previous_rounds_policy(dial_scorer, greedy_of_engines, tmp_path):
     engines = EngineProcesses()
     args = RAFTConfig(
         str(tmp_path),
         num_rounds=2,
         use_vllm=True,
-        vllm_kwargs={"dtype": "float32", "enforce_eager": True},  # compiling takes longer than it saves here
+        vllm_kwargs={"dtype": "float32", "enforce_eager": True},  # compilation takes longer than it saves here
         num_generations=6,
         max_completion_length=LONGEST,
         chunk_size=4,

@@ -1,5 +1,5 @@
-"""The step trainers with TRL's colocated vLLM engine. PPO's value head is a child of the policy and no part of the
-engine."""
+"""The step trainers with TRL's colocated vLLM engine. PPO's value head is a submodule of the policy, but is not sent
+to the engine."""
 
 import pytest
 from peft import LoraConfig
@@ -32,7 +32,7 @@ def test_step_ppo_samples_follow_the_policy(colocated_engine, dial_scorer, dial_
     assert_engine_has_the_trained_weights(trainer, dial_policy[0])
     updates = [entry for entry in trainer.state.log_history if "value/loss" in entry]
     assert len(updates) == 4
-    # the head is back in the policy after each sync, and has learned: at first all its values are 0
+    # the head is restored after each sync, and is trained, because its initial values are 0
     assert updates[0]["value/mean"] == 0.0 != updates[-1]["value/mean"]
     assert any(parameter is trainer.value_head.weight for parameter in trainer.model.parameters())
     assert trainer.value_head.weight.abs().max() > 0

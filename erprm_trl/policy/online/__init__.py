@@ -1,4 +1,4 @@
-"""Policies that learn while they sample: GRPO and PPO with an advantage for each step."""
+"""Online trainers for policies: GRPO and PPO with an advantage per step."""
 
 from typing import TYPE_CHECKING
 

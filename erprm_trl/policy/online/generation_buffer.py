@@ -20,52 +20,55 @@ def save_generation(
     folder: str | Path, args: GRPOConfig, accelerator: Accelerator, batches: list[dict[str, Any]]
 ) -> None:
     """
-    Saves this process's part of a generation from which updates are still to be made; not one with images.
+    Saves this process's part of a generation that later updates still need. A generation with images is not saved.
 
     Args:
         folder (`str` or `Path`):
-            The checkpoint's.
-        args ([`~trl.GRPOConfig`]), accelerator ([`~accelerate.Accelerator`]):
-            Of the training.
+            Folder of the checkpoint.
+        args ([`~trl.GRPOConfig`]):
+            Configuration of the training run.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator of the training run.
         batches (`list[dict[str, Any]]`):
-            The generation, split as the updates take it.
+            The generation, split into the batches of the updates.
     """
     values = {f"{index}/{name}": value for index, batch in enumerate(batches) for name, value in batch.items()}
     if all(isinstance(value, Tensor) for value in values.values()):
-        # Batches are parts of one tensor, and the format wants each to have memory of its own.
+        # Batches are views of one tensor, but safetensors needs separate memory for each.
         values = {name: value.detach().cpu().clone() for name, value in values.items()}
         save_file(values, _file(folder, accelerator), {"sizes": _sizes(args)})
 
 
 def load_generation(folder: str | Path, args: GRPOConfig, accelerator: Accelerator) -> list[dict[str, Tensor]] | None:
     """
-    Loads what [`save_generation`] saved; all processes call it together.
+    Loads a generation that [`save_generation`] saved. All processes must call it together.
 
     Returns:
-        `list[dict[str, Tensor]]` or `None`: the generation, or `None` where the checkpoint has none for this number of
-        processes and these sizes of batches. That is logged: the questions are then sampled anew.
+        `list[dict[str, Tensor]]` or `None`: the generation, or `None` if the checkpoint has no generation for this
+        number of processes and these batch sizes. In that case a warning is logged, and the questions are sampled
+        again.
     """
     file, sizes, batches = _file(folder, accelerator), None, [{} for _ in range(args.steps_per_generation)]
     if file.exists():
         with safe_open(file, "pt") as saved:
             sizes = saved.metadata()["sizes"]
             if sizes == _sizes(args):
-                for name in saved.keys():  # noqa: SIM118  (it is no dictionary)
+                for name in saved.keys():  # noqa: SIM118  (the file is not a dictionary)
                     index, name_in_batch = name.split("/")
                     batches[int(index)][name_in_batch] = saved.get_tensor(name).to(accelerator.device)
-    # Those that sample do so together.
+    # All processes must sample together, so all load the generation, or none does.
     if bool(accelerator.gather(torch.tensor([sizes == _sizes(args)], device=accelerator.device)).all()):
         return batches
     logger.warning(
-        "%s: made between updates that share a generation, and without a %s of %s. The other updates of that "
-        "generation sample its questions anew.",
+        "%s was saved between updates that share a generation, and has no %s with %s. The remaining updates of this "
+        "generation sample its questions again.",
         folder, file.name, _sizes(args),
     )  # fmt: skip
     return None
 
 
 def _sizes(args: GRPOConfig) -> str:
-    """What a generation's batches have to be for a run to go on with them."""
+    """The sizes that must be equal for a resumed run to use a saved generation."""
     names = ("steps_per_generation", "num_iterations", "per_device_train_batch_size")
     return ", ".join(f"{name}={getattr(args, name)}" for name in names)
 

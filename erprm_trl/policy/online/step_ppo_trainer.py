@@ -1,4 +1,4 @@
-"""PPO from step rewards: token rewards, a critic, GAE and a clipped value loss around TRL's clipped policy loss."""
+"""PPO with step rewards: token rewards, a critic, GAE, and a clipped value loss added to TRL's clipped policy loss."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,9 @@ class StepPPOTrainer(StepTrainer):
     """
     Trainer for Proximal Policy Optimization with step rewards and a critic.
 
-    A token's reward is its step's reward if it is the step's last, plus the weighted outcome if it is the
-    completion's last, minus beta times its KL. Advantages are GAE's, the policy loss is TRL's.
+    The reward of a token is minus beta times its KL. The last token of a step also gets the step's reward, and the
+    last token of a completion also gets the weighted outcome. Advantages are computed by GAE, and the policy loss is
+    TRL's.
 
     Example:
 
@@ -41,7 +42,7 @@ class StepPPOTrainer(StepTrainer):
     ...     model="Qwen/Qwen2.5-Math-1.5B-Instruct",
     ...     reward_funcs="outputs/my-erprm",
     ...     args=StepPPOConfig("my-policy", num_iterations=2),
-    ...     train_dataset=dataset,  # "prompt", and "answer" where it is known
+    ...     train_dataset=dataset,  # columns "prompt" and, optionally, "answer"
     ... )
     >>> trainer.train()
     ```
@@ -53,13 +54,13 @@ class StepPPOTrainer(StepTrainer):
         args ([`StepPPOConfig`], *optional*):
             Configuration.
 
-    Logged beside GRPO's metrics: `value/loss`, `value/explained_variance` (of the returns by the values stored with
-    the rollout), `value/clip_fraction`, `value/mean`, `return/mean`, `kl`, and the parts of the reward a completion:
-    `reward_parts/step`, `reward_parts/outcome`, `reward_parts/kl` (of the loss, as in [`StepGRPOTrainer`], if
-    `kl_in_reward` is off).
+    In addition to GRPO's metrics, it logs `value/loss`, `value/explained_variance` (of the returns, by the values at
+    the rollout), `value/clip_fraction`, `value/mean`, `return/mean`, `kl`, and the parts of the reward per completion:
+    `reward_parts/step`, `reward_parts/outcome` and `reward_parts/kl`. With `kl_in_reward=False`, the last is the KL of
+    the loss, as in [`StepGRPOTrainer`].
 
     Raises:
-        `ValueError`, `TypeError`: as in [`StepGRPOTrainer`]. The critic does not count as trainable weights.
+        `ValueError`, `TypeError`: as in [`StepGRPOTrainer`]. The weights of the critic do not count as trainable.
     """
 
     _tag_names = ["trl", "erprm-trl", "step-ppo"]
@@ -110,8 +111,8 @@ class StepPPOTrainer(StepTrainer):
     def _reduce(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
 
-    # Every forward of the policy passes here. A hook sees the values in the output of the outermost wrapper (DDP,
-    # DeepSpeed, FSDP), after all of theirs, and gradient checkpointing does not run it twice.
+    # All forward passes of the policy use this method. A hook on the outermost wrapper (DDP, DeepSpeed, FSDP) reads
+    # the values from the output after all other hooks, and gradient checkpointing does not run it twice.
     def _get_per_token_logps_and_entropies(  # seam
         self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
     ):
@@ -156,7 +157,8 @@ class StepPPOTrainer(StepTrainer):
             output["old_values"], output["returns"] = values, returns
 
     def _rollout_forward(self, output) -> tuple[Tensor | None, Tensor | None]:
-        """Log-probabilities and values under the policy that sampled: TRL's own pass where it made one."""
+        """Log-probabilities and values under the policy that sampled. TRL's own forward pass is used if there was
+        one."""
         if "old_per_token_logps" in output:
             return self._forwards[0]
         penalized = self.beta != 0.0 and self.args.kl_in_reward
@@ -181,8 +183,8 @@ class StepPPOTrainer(StepTrainer):
         logps: Tensor | None,
         ref_logps: Tensor | None,
     ) -> Tensor:
-        """Rewards (B, T) of this process's tokens."""
-        # A learned critic finds the question's value itself; the reward model's has to be subtracted here.
+        """Rewards of this process's tokens, of shape (B, T)."""
+        # A trained critic learns the question's value. With the reward model as critic, it is subtracted here.
         of_steps = self._step_rewards(steps, 0.0 if questions is None else questions)[steps.local]
         rewards = place_at_step_ends(of_steps, steps.token_ends, steps.local_mask, mask.shape[1])
         parts = {"step": rewards.sum(-1)}
@@ -201,16 +203,16 @@ class StepPPOTrainer(StepTrainer):
         return rewards * mask
 
     def _reward_model_values(self, steps: GlobalSteps, questions: Tensor, mask: Tensor) -> Tensor:
-        """The frozen reward model's value of the prefix before each token's step, in units of the rewards to come."""
+        """The frozen reward model's value of the prefix before each token's step, in units of the later rewards."""
         values = prefix_values(steps.scores, steps.mask, self.aggregation)
         questions = questions[:, None]
         before = torch.cat([questions, values[:, :-1]], dim=-1)[steps.local]
-        # Differences are paid as they come: what is still to be expected is paid at the end, an outcome where there is
-        # one.
+        # With the credit `difference`, the value is already part of the step rewards. Only the outcome is still to
+        # come, if there is one.
         graded = ~steps.outcomes[steps.local].isnan()[:, None]
         weight = self.outcome_weight * graded + (1.0 if self.args.credit == "outcome" else 0.0)
         of_tokens = spread_over_steps(before, steps.token_ends, steps.local_mask, mask.shape[1])
-        # Without steps there is the question alone: its value is the baseline of what the outcome pays.
+        # Without steps, the question's value is the baseline of the outcome.
         return weight * torch.where(steps.local_mask.any(-1, keepdim=True), of_tokens, questions[steps.local])
 
     def _log_values(self, values: Tensor, returns: Tensor, mask: Tensor) -> None:
@@ -223,8 +225,9 @@ class StepPPOTrainer(StepTrainer):
         self._forwards.clear()
         beta = self.beta
         try:
-            # With `kl_in_reward` the KL must not be in the loss too. TRL's loss reads its coefficient from `self.beta`
-            # alone, and the same attribute makes TRL compute the reference's log-probabilities for the rewards.
+            # With `kl_in_reward`, the KL must not also be in the loss. TRL's loss reads its coefficient from
+            # `self.beta`. At the rollout, the attribute must keep its value, so that TRL computes the reference
+            # model's log-probabilities.
             if self.args.kl_in_reward:
                 self.beta = 0.0
             loss = super()._compute_loss(model, inputs)
@@ -246,23 +249,25 @@ class StepPPOTrainer(StepTrainer):
         return loss + self.args.vf_coef * losses.masked_fill(~mask, 0.0).sum() / self._num_tokens_of_update(inputs)
 
     def _num_tokens_of_update(self, inputs) -> Tensor:
-        # Gradients are averaged over processes and summed over accumulated batches: the share of one backward pass.
+        # Gradients are averaged over processes and summed over accumulated batches, so this is the share of one
+        # backward pass.
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
         if self.model.training:
             tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
         return tokens
 
     def create_optimizer(self, *args, **kwargs):
-        """As in [`~transformers.Trainer`], the value head in a group of its own if it has its own learning rate."""
+        """Creates the optimizer of [`~transformers.Trainer`]. If `critic_learning_rate` is set, the value head has its
+        own parameter group."""
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.value_head is not None and self.args.critic_learning_rate is not None:
             _own_group(optimizer, list(self.value_head.parameters()), self.args.critic_learning_rate)
         return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Saves the policy; into a checkpoint also the critic."""
+        """Saves the policy. A checkpoint also gets the critic."""
         super().save_model(output_dir, _internal_call=_internal_call)
-        # DeepSpeed and FSDP keep the whole model, the head in it, in their own checkpoint.
+        # The checkpoints of DeepSpeed and FSDP hold the whole model, including the value head.
         if _internal_call and self.value_head is not None and self.args.should_save and not self._engine_saves:
             save_value_head(self.value_head, output_dir)
 

@@ -1,6 +1,7 @@
-"""Base of the step trainers: gathers the step scores of a batch and replaces TRL's advantages by its subclass's.
+"""Base class of the step trainers: gathers the step scores of a batch, and replaces TRL's advantages by the subclass'
+advantages.
 
-TRL samples, batches, buffers and takes the loss. The mathematics is in `functional`.
+TRL samples, forms batches and computes the loss.
 """
 
 import json
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 ENTROPY_FILE = "entropy_ctrl_state.json"
 NOT_A_REWARD_MODEL = (
-    "{name}: got {number} process reward models among `reward_funcs`, expected one: a StepRewardFunction, a "
+    "{name}: got {count} process reward models in `reward_funcs`, expected exactly one. Pass a StepRewardFunction, a "
     "StepScorer, the path or id of a model that ERPRMTrainer saved, or the address of a scoring server."
 )
 
@@ -56,9 +57,19 @@ NOT_A_REWARD_MODEL = (
 @dataclass(frozen=True, eq=False)
 class GlobalSteps:
     """
-    The steps of all processes' completions: `scores` and `mask` (N, S), `outcomes` (N,) with NaN where no other reward
-    function gave one, and `local`, the rows of this process. `token_ends` (B, S) and `local_mask` are this process's
-    own, and the length is the number of its completions.
+    The steps of the completions of all processes. Its length is the number of this process's completions.
+
+    Attributes:
+        scores (`torch.Tensor`):
+            Step scores of all processes, of shape (N, S).
+        mask (`torch.Tensor`):
+            Mask of shape (N, S), True at real steps.
+        outcomes (`torch.Tensor`):
+            Outcomes of shape (N,), NaN if no other reward function returned a reward.
+        local (`slice`):
+            Rows of this process.
+        token_ends (`torch.Tensor`):
+            Index of each step's last token in this process's completions, of shape (B, S).
     """
 
     scores: Tensor
@@ -72,11 +83,11 @@ class GlobalSteps:
 
     @property
     def local_mask(self) -> Tensor:
-        """Booleans (B, S), True at the real steps of this process's completions."""
+        """Mask of this process's completions, of shape (B, S) and True at real steps."""
         return self.mask[self.local]
 
     def solution_scores(self, aggregation: str) -> Tensor:
-        """One score per completion (N,), 0 where there are no steps."""
+        """One score per completion, of shape (N,) and 0 for a completion without steps."""
         values = torch.zeros_like(self.outcomes)
         with_steps = self.mask.any(-1)
         if bool(with_steps.any()):
@@ -86,7 +97,8 @@ class GlobalSteps:
 
 class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     """
-    Base of the trainers that give each token an advantage from step scores; see [`StepGRPOTrainer`] for the arguments.
+    Base class of the trainers that compute an advantage per token from step scores. For the arguments see
+    [`StepGRPOTrainer`].
     """
 
     _config_class = StepGRPOConfig
@@ -110,19 +122,19 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             name = local_path(model) if isinstance(model, (str, PathLike)) else get_config_model_id(model.config)
             suffix = self._config_class.__name__.removesuffix("Config")
             args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
-        # TRL computes the batches of a generation from its size, and takes one of the two.
+        # TRL derives `steps_per_generation` from the generation's batch size, and does not accept both.
         args = as_config(args, self._config_class, subject=subject, derived=("steps_per_generation",))
         funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
         steps = [func for func in funcs if isinstance(func, StepRewardFunction)]
         if len(steps) != 1:
-            raise ValueError(NOT_A_REWARD_MODEL.format(name=type(self).__name__, number=len(steps)))
+            raise ValueError(NOT_A_REWARD_MODEL.format(name=type(self).__name__, count=len(steps)))
         self.step_reward = steps[0]
         if self.step_reward.unscorable_reward is not None:
             raise ValueError(
                 f"{subject}: got a StepRewardFunction with unscorable_reward={self.step_reward.unscorable_reward}, "
-                "expected None: a completion without step scores has no step rewards. Leave it out."
+                "expected None, because a completion without step scores has no step rewards. Do not set it."
             )
         self.answer_reward = next((func for func in funcs if isinstance(func, AnswerReward)), None)
         columns = columns_of(train_dataset)
@@ -179,11 +191,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             if opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
                 self.answer_reward.grader = Grader(args.grading, answer_pattern=args.answer_pattern, reasoning=True)
         self._tracking = PolicyTracking(self)
-        # From the reward function to `_calculate_rewards`, and from there on: TRL calls both inside its own methods.
+        # Passes batches from the reward function to `_calculate_rewards`, and from there to
+        # `_generate_and_score_completions`, because only TRL's code is between them.
         self._handoff: Handoff[ScoredBatch | GlobalSteps] = Handoff()
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
-        # At each call, because another trainer may have used the same reward function since.
+        # Set at each call, because another trainer may use the same reward function.
         self.step_reward.handoff = self._handoff
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if bool((infinite := rewards_per_func.isinf()).any()):
@@ -203,7 +216,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             num_steps = len(completion.scores)
             scores[row, :num_steps] = torch.tensor(completion.scores, device=device)
             token_ends[row, :num_steps] = torch.tensor(completion.token_ends, dtype=torch.long, device=device)
-        # A question's group may lie on several processes, so group statistics need everyone's steps.
+        # A question's group may be spread over several processes, so group statistics need the steps of all processes.
         scores = self.accelerator.gather(self.accelerator.pad_across_processes(scores, dim=1, pad_index=torch.nan))
         start = self.accelerator.process_index * len(batch)
         others = [index for index in range(len(self.reward_funcs)) if index != self._step_index]
@@ -226,7 +239,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.metrics_of_mode["steps/agreement"].append(agreement.item())
 
     def _generate_and_score_completions(self, inputs):  # seam
-        # From weights that are not finite nothing can be sampled: on a GPU that ends the process without a reason.
+        # Sampling from non-finite weights would end the process on a GPU without a useful message.
         self._check_weights()
         output = super()._generate_and_score_completions(inputs)
         self._set_advantages(output, self._handoff.take(len(inputs)))
@@ -234,8 +247,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         return output
 
     def _log_advantages(self, output: dict[str, Any]) -> None:
-        """Replaces GRPO's advantages, which TRL has noted for `log_completions`, by the mean over the tokens of each
-        completion of those that are trained on."""
+        """Replaces GRPO's advantages in TRL's log of completions by the mean advantage over each completion's
+        tokens."""
         mask = output["completion_mask"]
         means = (output["advantages"] * mask).sum(-1) / mask.sum(-1).clamp(min=1)
         means = self.accelerator.gather(means).tolist()
@@ -246,10 +259,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
 
     def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
         """Replaces the advantages (B,) in TRL's batch by the advantages of the tokens (B, T)."""
-        raise NotImplementedError(f"{type(self).__name__} makes no advantages: use StepGRPOTrainer or StepPPOTrainer.")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `_set_advantages`. Use StepGRPOTrainer or StepPPOTrainer."
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As in [`~trl.GRPOTrainer`]; one that is not finite is an error."""
+        """Returns the loss of [`~trl.GRPOTrainer`], and raises an error if it is not finite."""
         return self._checked_loss(super().compute_loss(model, inputs, return_outputs, num_items_in_batch))
 
     def _compute_loss(self, model, inputs):  # seam
@@ -261,17 +276,17 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the throughput to a log of the training loop, and gives the trackers what is no number."""
+        """Logs, adds the throughput to logs of the training loop, and sends tables and signals to the trackers."""
         if self.model.training and "loss" in logs:
             logs.update(self._tracking.throughput())
         super().log(logs, start_time)
         self._tracking.after_log(logs)
 
     def _save_own_files(self, checkpoint):
-        if self._step % self._passes_a_generation and not self.args.save_only_model:
+        if self._step % self._passes_per_generation and not self.args.save_only_model:
             save_generation(checkpoint, self.args, self.accelerator, self._buffered_inputs)
         if self.use_adaptive_entropy and self.args.should_save:
-            # TRL writes this file after the trainer's state, so a killed run could resume without it.
+            # TRL writes this file after the trainer's state, so that a killed run could resume without it.
             entropy = {"entropy_coef": self.entropy_coef, "last_world_entropy": self._last_world_entropy}
             replace_file(Path(checkpoint, ENTROPY_FILE), json.dumps(entropy))
 
@@ -281,18 +296,18 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             return
         passes = self.state.global_step * self.args.gradient_accumulation_steps
         if not isinstance(self.train_dataset, IterableDataset):
-            # An epoch's last update may take fewer batches.
+            # The last update of an epoch may have fewer batches.
             passes = round((self.state.epoch or 0.0) * len(self._train_sampler) / self.args.generation_batch_size)
-        self._step = 0 if self.args.ignore_data_skip else passes % self._passes_a_generation
+        self._step = 0 if self.args.ignore_data_skip else passes % self._passes_per_generation
         self._buffered_inputs = load_generation(checkpoint, self.args, self.accelerator) if self._step else None
 
     @property
-    def _passes_a_generation(self) -> int:
+    def _passes_per_generation(self) -> int:
         return self.args.steps_per_generation * self.num_iterations
 
     @property
     def metrics_of_mode(self) -> dict[str, list[float]]:
-        """TRL's metrics of training or of evaluation, to which a log of that mode adds its means."""
+        """TRL's metrics of training or evaluation. The next log of this mode contains their means."""
         return self._metrics["train" if self.model.training else "eval"]
 
     @property
@@ -300,7 +315,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         return self.num_generations if self.model.training else self.num_generations_eval
 
     def _question_values(self, steps: GlobalSteps) -> Tensor:
-        """Value of each completion's question (N,): the mean score of its group's solutions."""
+        """Value of each completion's question, of shape (N,): the mean score of its group's solutions."""
         return group_mean(steps.solution_scores(self.aggregation), steps.mask.any(-1), self._group_size)
 
     def _step_rewards(self, steps: GlobalSteps, initial_value: Tensor | float = 0.0) -> Tensor:
@@ -315,24 +330,24 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
 
 
 def _check_outcome(subject: str, args: StepGRPOConfig, columns: list[str]) -> None:
-    """For a training without other reward functions, and without answers in `args.answer_column`."""
+    """Checks `outcome_weight` and the columns if there are no answers and no other reward functions."""
     if args.outcome_weight:
         raise ValueError(
-            f"{subject}: got outcome_weight={args.outcome_weight}, expected a column {args.answer_column!r} in the "
-            f"training dataset, which has {', '.join(columns)}, or another reward function: there is no outcome to "
-            "weigh. Name the column of the answers with answer_column, pass another reward function, or set "
-            "outcome_weight to 0."
+            f"{subject}: got outcome_weight={args.outcome_weight} without an outcome, expected a column "
+            f"{args.answer_column!r} in the training dataset, which has {', '.join(columns)}, or another reward "
+            "function. Set answer_column to the column of the answers, pass another reward function, or set "
+            "outcome_weight=0."
         )
     unused = [column for column in ANSWER_COLUMNS if column in columns]
     if unused:
         logger.warning(
-            "%s: the column %r of the training dataset is not used. Set answer_column=%r to grade answers against it.",
+            "%s: the column %r of the training dataset is not used. Set answer_column=%r to grade answers with it.",
             subject, unused[0], unused[0],
         )  # fmt: skip
 
 
 def _check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eval_dataset: Any) -> None:
-    """Raises a `ValueError` if a dataset lacks one of the columns in `needed`, which are given by argument."""
+    """Raises a `ValueError` if a dataset lacks a column. `needed` holds the columns by the argument that sets them."""
     evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
         columns = columns_of(dataset)
@@ -340,17 +355,17 @@ def _check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eva
             if dataset is not None and column not in columns:
                 raise ValueError(
                     f"{subject}: got {argument}={column!r}, expected one of the columns of {name} "
-                    f"({', '.join(columns)}). Name another one with {argument}, or add the column."
+                    f"({', '.join(columns)}). Set {argument} to one of them, or add the column."
                 )
 
 
 def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
     if isinstance(func, (str, PathLike)):
         func = local_path(func)
-        try:  # any other path or id is left to TRL: a sequence classification model
+        try:  # TRL loads any other path or id as a sequence classification model
             load_format(func)
         except FileNotFoundError:
             return func
-    elif not isinstance(func, ScoringBackend):  # a StepScorer is one
+    elif not isinstance(func, ScoringBackend):  # a StepScorer also fits the protocol
         return func
     return StepRewardFunction(func, aggregation=args.aggregation, question_column=args.question_column)

@@ -1,4 +1,5 @@
-"""What a step trainer shows beside TRL's metrics: throughput, the parts of the reward, the guard, scored solutions."""
+"""Logs what step trainers add to TRL's metrics: throughput, the KL part of the reward, the guard's signals, and scored
+solutions."""
 
 import torch
 from torch import Tensor
@@ -11,12 +12,12 @@ from ..guards import PolicyGuard
 
 class PolicyTracking:
     """
-    Logs `perf/...` with the metrics of the training loop and, to the trackers, `guard/...` at each log and, where
-    `log_completions` is set, the table `solutions/train` or `solutions/eval`.
+    Logs `perf/...` with the metrics of the training loop. At each log it also sends `guard/...` to the trackers and,
+    if `log_completions` is set, the table `solutions/train` or `solutions/eval`.
 
     Args:
         trainer ([`StepTrainer`]):
-            Whose metrics these are.
+            The trainer to log for.
     """
 
     def __init__(self, trainer):
@@ -24,17 +25,17 @@ class PolicyTracking:
         self._tracker = TrainingTracker(trainer, self._manifest)
 
     def count(self, inputs: dict[str, Tensor]) -> None:
-        """Counts a batch that is trained on: prompts and completions once for each pass over them."""
+        """Counts the tokens of a training batch. A batch is counted once per pass over it."""
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         self._tracker.throughput.count(mask.sum(-1), inputs["completion_mask"])
 
     def loss_kl(self, inputs: dict[str, Tensor]) -> float:
         """
-        What the loss pays for the KL, a completion: minus beta times the sum of the KL estimates of its tokens.
+        The KL part of the loss per completion: minus beta times the sum of the KL estimates of its tokens.
 
         Args:
             inputs (`dict[str, torch.Tensor]`):
-                The batch whose loss TRL has just taken, and with it logged the mean KL a token.
+                The batch whose loss TRL has just computed and whose mean KL per token it has logged.
         """
         trainer = self._trainer
         mask = inputs["completion_mask"]
@@ -43,11 +44,12 @@ class PolicyTracking:
         return -trainer.beta * trainer.metrics_of_mode["kl"][-1] * tokens / completions
 
     def throughput(self) -> dict[str, float]:
-        """Throughput since the last call; all processes call it together."""
+        """Throughput since the last call. All processes must call it together."""
         return self._tracker.throughput.metrics()
 
     def after_log(self, logs: dict[str, float]) -> None:
-        """Sends to the trackers what is no metric of TRL's, beside a log of the training loop or an evaluation."""
+        """Sends the guard's signals and the table of solutions to the trackers, after a log of the training loop or of
+        an evaluation."""
         trainer, trackers = self._trainer, self._tracker.trackers
         step, training = trainer.state.global_step, trainer.model.training
         if training and "loss" not in logs:
@@ -64,12 +66,12 @@ class PolicyTracking:
         logs, num_shown = self._trainer._logs, self._trainer.args.num_logged_solutions
         prm_format = self._trainer.step_reward.prm_format
         solutions = []
-        # The last ones: what is logged at an evaluation still begins with training's.
+        # The last solutions are shown, because TRL's log at an evaluation still begins with the training's solutions.
         for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[
             -num_shown:
         ]:
             steps, _ = completion_steps(completion, prm_format)
-            # The spacing around thinking that a parser took out of the text is not known here.
+            # If a parser has removed thinking from the text, its spacing is unknown, and steps may not match scores.
             solutions.append(ColouredSteps(steps, scores if len(scores) == len(steps) else []))
         return solutions_table([question_text(prompt) for prompt in list(logs["prompt"])[-num_shown:]], solutions)
 

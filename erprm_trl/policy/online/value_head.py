@@ -1,7 +1,7 @@
 """The critic of step PPO: a value head on the policy's last hidden state, computed in the policy's own forward pass.
 
-It is a child of the policy, so that DDP, ZeRO and the optimizer see it, and no part of what is exported: weights that
-are saved or sent to vLLM leave it out, checkpoints keep it in a file of its own.
+The head is a submodule of the policy, so that DDP, ZeRO and the optimizer include it. It is not part of weights that
+are saved or sent to vLLM. Checkpoints store it in a separate file.
 """
 
 import inspect
@@ -24,14 +24,16 @@ VALUE_HEAD_FILE = "value_head.safetensors"
 
 @dataclass
 class FusedOutputWithValues(FusedCausalLMOutput):
-    """TRL's output with one field more: wrappers (DDP, autocast) take outputs apart and build them again by field."""
+    """TRL's output with the additional field `state_values`. It must be a field, because wrappers (DDP, autocast)
+    rebuild outputs from their fields."""
 
     state_values: Tensor | None = None
 
 
 class ValueHead(nn.Module):
     """
-    One number a position, in float32 whatever the policy's dtype. It begins at 0 everywhere.
+    A linear head that gives one value per position, in float32 with every dtype of the policy. All initial values are
+    0.
 
     Args:
         hidden_size (`int`):
@@ -44,19 +46,22 @@ class ValueHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Values (B, T) of hidden states (B, T, H)."""
+        """Returns the values (B, T) of hidden states (B, T, H)."""
         with torch.autocast(hidden_states.device.type, enabled=False):
             return F.linear(hidden_states.float(), self.weight.float(), self.bias.float()).squeeze(-1)
 
 
 def attach_value_head(policy) -> ValueHead:
     """
-    Gives a policy with TRL's fused LM head a value head: the output of `policy(..., fused_lm_head=True)` then has
-    `state_values` (B, T - 1) beside `log_probs`, the value of the state in which each token was chosen.
+    Adds a value head to a policy with TRL's fused LM head. The output of `policy(..., fused_lm_head=True)` then also
+    has `state_values` (B, T - 1), the value of the state in which each token was chosen.
 
     Args:
         policy ([`~transformers.PreTrainedModel`]):
-            A causal language model (the base model, where PEFT wraps one).
+            Causal language model. With PEFT, this is the base model.
+
+    Returns:
+        [`ValueHead`]: the new value head.
     """
     head = ValueHead(policy.config.get_text_config().hidden_size).to(policy.device)
     policy.add_module(NAME, head)
@@ -67,7 +72,7 @@ def attach_value_head(policy) -> ValueHead:
     def forward(self, *args, fused_lm_head=False, **kwargs):
         if not fused_lm_head:
             return fused_forward(*args, **kwargs)
-        # The trunk hands its last hidden state to the fused head alone: a hook for the length of the call sees it too.
+        # Only the fused head gets the last hidden state, so a hook reads it during the call.
         seen = []
         hook = self.base_model.register_forward_hook(lambda module, inputs, output: seen.append(output))
         try:
@@ -77,15 +82,15 @@ def attach_value_head(policy) -> ValueHead:
         hidden = seen[-1].last_hidden_state[:, :-1]
         return FusedOutputWithValues(**output, state_values=getattr(self, NAME)(hidden.to(head.weight.device)))
 
-    forward.__signature__ = inspect.signature(fused_forward)  # `generate` validates its arguments against it
+    forward.__signature__ = inspect.signature(fused_forward)  # `generate` validates its arguments with it
     policy.forward = types.MethodType(forward, policy)
     return head
 
 
 @contextmanager
 def without_value_head(policy):
-    """For the length of the context the policy has no value head: what walks its parameters (a sync to vLLM) does not
-    meet it."""
+    """Removes the value head inside this context, so that code that iterates over the policy's parameters (the sync to
+    vLLM) skips it."""
     head = policy._modules.pop(NAME)
     try:
         yield
@@ -94,7 +99,7 @@ def without_value_head(policy):
 
 
 def save_value_head(head: ValueHead, folder: str) -> None:
-    """Writes the head into a checkpoint."""
+    """Saves the head in a checkpoint."""
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()},
         Path(folder, VALUE_HEAD_FILE),
@@ -103,15 +108,15 @@ def save_value_head(head: ValueHead, folder: str) -> None:
 
 def load_value_head(head: ValueHead, folder: str) -> None:
     """
-    Reads the head back from a checkpoint.
+    Loads the head from a checkpoint.
 
     Raises:
-        `FileNotFoundError`: if the checkpoint has none: it is not one of step PPO's with `critic="head"`.
+        `FileNotFoundError`: if the checkpoint has no head, because it is not from step PPO with `critic="head"`.
     """
     path = Path(folder, VALUE_HEAD_FILE)
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} has no {VALUE_HEAD_FILE}, expected a checkpoint of StepPPOTrainer with critic='head'. Resume "
-            "from another checkpoint, or start anew from its weights with model=<the checkpoint>."
+            "from another checkpoint, or start a new run from its weights with model=<the checkpoint>."
         )
     head.load_state_dict(load_file(path))

@@ -1,4 +1,4 @@
-"""RAFT: sample, keep the solutions that the reward model scores best, fine-tune on them, repeat."""
+"""RAFT: sample solutions, select those with the best scores, fine-tune the policy on them, and repeat."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The policy of a trainer while it is trained: as a sampler, and on its way to disk and back, under ZeRO-3 too."""
+"""Samples from the policy of a trainer between its updates, and saves and loads its weights, also with ZeRO-3."""
 
 import gc
 from collections.abc import Iterator
@@ -18,22 +18,22 @@ from .rounds import run_again
 
 class PolicySampler:
     """
-    The policy of a trainer.
+    The policy of a trainer, as a sampler.
 
     Args:
         trainer ([`RAFTTrainer`]):
-            The trainer, constructed.
+            The constructed trainer.
     """
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
-        self.saved: Path | None = None  # where the live weights are on disk
+        self.saved: Path | None = None  # folder on disk with the current weights
         self._engine: VLLMSampler | None = None
 
     @contextmanager
     def sampler(self, temperature: float | None = None, top_p: float | None = None) -> Iterator[Sampler]:
-        """The policy as a sampler: the live model, gathered once for the whole context under ZeRO-3, or a vLLM engine
-        on its saved weights."""
+        """Returns a sampler of the policy: the model in memory, which is gathered once for the context with ZeRO-3, or
+        a vLLM engine with the saved weights."""
         trainer, args = self.trainer, self.trainer.args
         settings = {"max_new_tokens": args.max_completion_length, **args.prompt_settings}
         temperature = args.temperature if temperature is None else temperature
@@ -52,20 +52,20 @@ class PolicySampler:
             trainer.accelerator,
             gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
         )
-        # Once trained in mixed precision the model computes so by itself; before, it has to be told.
+        # After training in mixed precision, the model's forward uses autocast. Before, it needs this context.
         with gathered as model, trainer.accelerator.autocast():
             settings |= {"temperature": temperature, "top_p": top_p, "batch_size": args.generation_batch_size}
             yield TransformersSampler(model, tokenizer, **settings)
 
     def free_engine(self) -> None:
-        """Ends the vLLM engine, whose memory the training needs."""
+        """Ends the vLLM engine, to free its memory for the training."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
             gc.collect()
 
     def save(self, path: Path) -> None:
-        """Writes the policy and its tokenizer, whole under ZeRO-3 too. All processes call it."""
+        """Saves the whole policy and its tokenizer, also with ZeRO-3. All processes must call it."""
         with self._gathered(), writing(path):
             if self.trainer.args.should_save:
                 self.trainer._save(str(path))  # seam
@@ -74,7 +74,7 @@ class PolicySampler:
         self.saved = path
 
     def load(self, path: Path) -> None:
-        """Reads weights that [`~PolicySampler.save`] wrote into the live model. All processes call it."""
+        """Loads weights that [`~PolicySampler.save`] wrote into the model. All processes must call it."""
         if damage := damaged_file(path.iterdir()):
             raise ValueError(f"{path}: {damage}. {run_again(path.parent)}")
         with self._gathered(modify=True):

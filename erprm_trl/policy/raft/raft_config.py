@@ -1,4 +1,4 @@
-"""Configuration of [`RAFTTrainer`]: what [`~trl.SFTConfig`] has, and what rounds of sampling and picking add."""
+"""Configuration of [`RAFTTrainer`]: [`~trl.SFTConfig`] with the parameters of rounds, sampling and selection."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,8 @@ from ...training.tracking.tracking_config import TrackingConfig
 
 # The arguments of `PromptFormat`.
 PROMPT_SETTINGS = ("prompt_template", "system_prompt", "use_chat_template", "chat_template_kwargs", "examples")
-# What may differ when a run is continued is not listed: logging, saving, the number of rounds and of processes.
+# Settings that must be the same when a run is resumed. Logging, saving, and the numbers of rounds and processes may
+# differ.
 COMPARED = (
     "questions_per_round start_from num_generations top_k aggregation score_threshold drop_uniform deduplicate "
     "scoring_batch_size temperature top_p max_completion_length generation_batch_size chunk_size prompt_template "
@@ -28,145 +29,173 @@ class RAFTConfig(TrackingConfig, SFTConfig):
     r"""
     Configuration class for the [`RAFTTrainer`].
 
-    Only the parameters specific to RAFT are listed here; see [`~trl.SFTConfig`] for the others, which hold for the
-    training of each round: every round has its own optimizer, schedule and `max_steps`.
+    Only the parameters specific to RAFT are listed here; see [`~trl.SFTConfig`] for the others. Those apply to the
+    training of each round, because every round has its own optimizer, schedule and `max_steps`.
 
     Parameters:
         > Parameters that control the rounds
 
         num_rounds (`int`, *optional*, defaults to `3`):
-            Rounds of sampling, picking and training. A finished run goes on if it is started again with more.
+            Number of rounds of sampling, selection and training. To extend a finished run, start it again with more
+            rounds.
         questions_per_round (`int`, *optional*):
-            Questions a round: the next block of a seeded shuffle, which begins anew at its end. All of them by
-            default.
+            Number of questions per round. Each round takes the next block of a seeded shuffle, which starts again at
+            its end. Defaults to all questions.
         start_from (`str`, *optional*, defaults to `"last"`):
-            What each round trains: the `"last"` policy or the `"first"` one. Solutions always come from the last.
+            Policy that each round trains: the `"last"` policy, or the `"first"` policy. Solutions are always sampled
+            from the last policy.
 
-        > Parameters that control the picks
+        > Parameters that control the selection
 
         num_generations (`int`, *optional*, defaults to `16`):
-            Solutions sampled for each question.
+            Number of sampled solutions per question.
         top_k (`int`, *optional*, defaults to `1`):
-            Solutions kept of each question, the best first. It is no setting of the sampler, which draws from the
-            whole vocabulary.
+            Number of selected solutions per question. It is not the sampler's top-k: the sampler always uses the whole
+            vocabulary.
         aggregation (`str`, *optional*):
-            From step scores to one score: `"min"`, `"last"`, `"product"` or `"mean"`. Defaults to that of the reward
-            model's format.
+            How step scores become one score per solution: `"min"`, `"last"`, `"product"` or `"mean"`. Defaults to the
+            aggregation of the reward model's format.
         score_threshold (`float`, *optional*):
-            Least score of a solution that is kept.
+            Minimum score of a selected solution.
         drop_uniform (`bool`, *optional*):
-            Drop questions whose solutions are all right or all wrong: keeping only positives of easy questions
-            collapses the entropy over rounds. Needs answers. Defaults to True where there are any.
+            Whether to drop questions whose solutions are all right or all wrong, because training on the solutions of
+            easy questions collapses the entropy over rounds. It needs answers. Defaults to `True` if there are
+            answers.
         deduplicate (`bool`, *optional*, defaults to `True`):
-            Keep a text only once a question.
+            Whether to select equal solutions of a question only once.
         scoring_batch_size (`int`, *optional*, defaults to `32`):
-            Solutions scored at a time, where the reward model is given as a string.
+            Maximum number of solutions per scoring batch, if the reward model is a path or id.
         shard_reward_model (`bool`, *optional*, defaults to `False`):
-            Splits the reward model's weights over the processes of a ZeRO-3 training, where it is given as a string.
-            Otherwise each process holds it whole.
+            Whether to shard the reward model over the processes of a ZeRO-3 training run. It must be passed by its
+            path or id. By default, every process holds the whole reward model.
 
         > Parameters that control the questions
 
         question_column (`str`, *optional*):
-            Column of the bare question. Defaults to the first of the usual names (`question`, `problem`, ...).
+            Column of the bare question. Defaults to the first column with a usual name (`question`, `problem`, ...).
         answer_column (`str`, *optional*):
-            Column of the reference answers. Defaults to the first of the usual names (`answer`, `solution`, ...), if
-            there is one.
+            Column of the reference answers. Defaults to the first column with a usual name (`answer`, `solution`,
+            ...), if there is one.
 
         > Parameters that control the sampling
 
-        temperature (`float`, *optional*, defaults to `1.0`), top_p (`float`, *optional*, defaults to `1.0`):
-            Of the solutions to pick from. Evaluation always samples at 1.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature of the solutions to select from. Evaluation always uses 1.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus probability of the solutions to select from. Evaluation always uses 1.
         max_completion_length (`int`, *optional*, defaults to `512`):
-            Longest solution in tokens. One that reaches it is never kept.
+            Maximum number of tokens per solution. A solution that reaches it is never selected.
         generation_batch_size (`int`, *optional*, defaults to `64`):
-            Sequences generated at a time, on each process.
+            Number of sequences that each process generates at a time.
         chunk_size (`int`, *optional*, defaults to `16`):
-            Questions that are sampled and then written at once: what a killed process loses.
+            Number of questions that are sampled before they are written to disk. A killed process loses at most one
+            chunk.
         prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
             See [`PromptFormat`].
         stop (`list[str]`, *optional*):
-            Strings that end a solution, see [`collect_rollouts`]. The solution is finished, and its last token is
-            trained on without an end token behind it: the policy is not trained to stop there.
+            Strings that end a solution, see [`collect_rollouts`]. Such a solution is finished, but has no end-of-text
+            token, so the policy is not trained to stop there.
         use_vllm (`bool`, *optional*, defaults to `False`):
-            Sample with vLLM, loaded from the round's saved policy and freed before the training. One process, full
-            fine-tuning.
+            Whether to sample with vLLM. The engine loads the round's saved policy, and is freed before the training.
+            It needs a single process and full fine-tuning.
         vllm_kwargs (`dict[str, Any]`, *optional*):
             Arguments of `vllm.LLM`.
 
         > Parameters that control grading and evaluation
 
-        grading (`str`, *optional*, defaults to `"math"`), answer_pattern, reasoning (*optional*):
-            See [`collect_rollouts`]. Not used without answers.
+        grading, answer_pattern, reasoning (*optional*):
+            See [`collect_rollouts`]. They are not used without answers.
         num_generations_eval (`int`, *optional*, defaults to `4`):
-            Solutions sampled for each evaluation question; the accuracy is their mean.
+            Number of sampled solutions per evaluation question. The accuracy is their mean.
 
         > Parameters that control the tracking
 
         num_logged_solutions (`int`, *optional*, defaults to `8`), log_artifacts (`list[str]`, *optional*):
             See [`~erprm_trl.training.tracking.TrackingConfig`]. Every round logs its last checkpoint.
         run_name (`str`, *optional*):
-            With trackio it defaults to the last part of `output_dir`, by which each round finds the run of the last.
+            Name of the run in trackers. With trackio, it defaults to the last part of `output_dir`, so that every
+            round continues the same run.
 
     > [!NOTE]
-    > `num_train_epochs` (of each round) defaults to 2, unlike in [`~trl.SFTConfig`].
+    > `num_train_epochs` (per round) defaults to 2, unlike in [`~trl.SFTConfig`].
     """
 
     _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["vllm_kwargs", "chat_template_kwargs"]
 
-    num_train_epochs: float = field(default=2.0, metadata={"help": "Epochs over the picks of each round."})
+    num_train_epochs: float = field(
+        default=2.0, metadata={"help": "Number of epochs per round over the selected solutions."}
+    )
 
     # Parameters that control the rounds
-    num_rounds: int = field(default=3, metadata={"help": "Rounds of sampling, picking and training."})
+    num_rounds: int = field(default=3, metadata={"help": "Number of rounds of sampling, selection and training."})
     questions_per_round: int | None = field(
-        default=None, metadata={"help": "Questions a round, the next block of a seeded shuffle; all by default."}
+        default=None,
+        metadata={"help": "Number of questions per round, in a seeded shuffle. Defaults to all questions."},
     )
     start_from: str = field(
         default="last",
-        metadata={"help": "Each round trains the 'last' policy or the 'first' one.", "choices": ["last", "first"]},
+        metadata={
+            "help": "Policy that each round trains: the 'last' policy, or the 'first' policy.",
+            "choices": ["last", "first"],
+        },
     )
 
-    # Parameters that control the picks
-    num_generations: int = field(default=16, metadata={"help": "Solutions sampled for each question."})
-    top_k: int = field(default=1, metadata={"help": "Solutions kept of each question (not the sampler's top-k)."})
+    # Parameters that control the selection
+    num_generations: int = field(default=16, metadata={"help": "Number of sampled solutions per question."})
+    top_k: int = field(
+        default=1, metadata={"help": "Number of selected solutions per question (not the sampler's top-k)."}
+    )
     aggregation: str | None = field(
         default=None,
         metadata={
-            "help": "From step scores to one score; defaults to the reward model's own.",
+            "help": "How step scores become one score per solution. Defaults to the reward model's aggregation.",
             "choices": list(AGGREGATIONS),
         },
     )
-    score_threshold: float | None = field(default=None, metadata={"help": "Least score of a solution that is kept."})
+    score_threshold: float | None = field(default=None, metadata={"help": "Minimum score of a selected solution."})
     drop_uniform: bool | None = field(
         default=None,
         metadata={
-            "help": "Drop questions whose solutions are all right or all wrong. Default: where answers are known."
+            "help": "Whether to drop questions whose solutions are all right or all wrong. Defaults to true if there "
+            "are answers."
         },
     )
-    deduplicate: bool = field(default=True, metadata={"help": "Keep a text only once a question."})
-    scoring_batch_size: int = field(default=32, metadata={"help": "Solutions scored at a time."})
+    deduplicate: bool = field(
+        default=True, metadata={"help": "Whether to select equal solutions of a question only once."}
+    )
+    scoring_batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
     shard_reward_model: bool = field(
-        default=False, metadata={"help": "Split the reward model over the processes of a ZeRO-3 training."}
+        default=False,
+        metadata={"help": "Whether to shard the reward model over the processes of a ZeRO-3 training run."},
     )
 
     # Parameters that control the questions
     question_column: str | None = field(
-        default=None, metadata={"help": "Column of the bare question; default: the first of the usual names."}
+        default=None,
+        metadata={"help": "Column of the bare question. Defaults to the first column with a usual name."},
     )
     answer_column: str | None = field(
-        default=None, metadata={"help": "Column of the reference answers; default: the first of the usual names."}
+        default=None,
+        metadata={"help": "Column of the reference answers. Defaults to the first column with a usual name."},
     )
 
     # Parameters that control the sampling
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the solutions to pick from."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus mass."})
-    max_completion_length: int = field(default=512, metadata={"help": "Longest solution in tokens."})
-    generation_batch_size: int = field(default=64, metadata={"help": "Sequences generated at a time."})
-    chunk_size: int = field(default=16, metadata={"help": "Questions sampled and written at once."})
-    prompt_template: str | None = field(default=None, metadata={"help": "Text around {question}."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message, with a chat template."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the solutions to select from."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus probability of the solutions to select from."})
+    max_completion_length: int = field(default=512, metadata={"help": "Maximum number of tokens per solution."})
+    generation_batch_size: int = field(
+        default=64, metadata={"help": "Number of sequences that each process generates at a time."}
+    )
+    chunk_size: int = field(
+        default=16, metadata={"help": "Number of questions that are sampled before they are written to disk."}
+    )
+    prompt_template: str | None = field(default=None, metadata={"help": "Text of a prompt, with {question}."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message. It needs prompts with a chat template."}
+    )
     use_chat_template: bool | None = field(
-        default=None, metadata={"help": "Apply the chat template. Default: whether the tokenizer has one."}
+        default=None,
+        metadata={"help": "Whether to apply the chat template. Defaults to true if the tokenizer has a template."},
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Arguments of the chat template, e.g. {"enable_thinking": false}.'}
@@ -175,20 +204,29 @@ class RAFTConfig(TrackingConfig, SFTConfig):
         default=None, metadata={"help": "Solved examples before the question, each with question and solution."}
     )
     stop: list[str] | None = field(
-        default=None, metadata={"help": "Strings that end a solution; it ends before them. For few-shot prompts."}
+        default=None,
+        metadata={"help": "Strings that end a solution, for few-shot prompts. The solution ends before the string."},
     )
-    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM (one process, full fine-tuning)."})
+    use_vllm: bool = field(
+        default=False,
+        metadata={"help": "Whether to sample with vLLM. It needs a single process and full fine-tuning."},
+    )
     vllm_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Arguments of vllm.LLM."})
 
     # Parameters that control grading and evaluation
-    grading: str = field(default="math", metadata={"help": "math, exact, or package.module:function."})
+    grading: str = field(
+        default="math", metadata={"help": "How answers are graded: math, exact, or package.module:function."}
+    )
     answer_pattern: str | None = field(
         default=None, metadata={"help": "Regular expression whose first group is the final answer."}
     )
     reasoning: bool | None = field(
-        default=None, metadata={"help": "Grade what follows </think>. Default: where a text has <think>."}
+        default=None,
+        metadata={"help": "Whether to grade only the text after </think>. Defaults to true for texts with <think>."},
     )
-    num_generations_eval: int = field(default=4, metadata={"help": "Solutions for each evaluation question."})
+    num_generations_eval: int = field(
+        default=4, metadata={"help": "Number of sampled solutions per evaluation question."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -208,26 +246,30 @@ class RAFTConfig(TrackingConfig, SFTConfig):
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1.")
+                raise ValueError(f"{name}: got {value}, expected at least 1. Raise it.")
         for name, allowed in (("start_from", ("last", "first")), ("aggregation", (None, *AGGREGATIONS))):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {allowed}.")
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {allowed}. Choose one.")
         if self.top_k > self.num_generations:
             raise ValueError(
-                f"top_k: got {self.top_k} picks of {self.num_generations} solutions a question. Lower it, or raise "
-                "num_generations."
+                f"top_k: got {self.top_k}, expected at most num_generations={self.num_generations}. Lower top_k, or "
+                "raise num_generations."
             )
         if self.temperature <= 0:
-            raise ValueError(f"temperature: got {self.temperature}: greedy solutions are all alike. Set it above 0.")
+            raise ValueError(
+                f"temperature: got {self.temperature}, expected a positive number, because all greedy solutions of a "
+                "question are equal. Set e.g. 1.0."
+            )
         if self.eval_strategy != "no":
             raise ValueError(
-                f"eval_strategy: got {self.eval_strategy.value!r}, expected 'no': RAFTTrainer evaluates the first "
-                "policy and the policy of every round on `eval_dataset` by itself."
+                f"eval_strategy: got {self.eval_strategy.value!r}, expected 'no', because RAFTTrainer evaluates the "
+                "first policy and the policy of every round on `eval_dataset`. Do not set it."
             )
         if self.completion_only_loss is False or self.assistant_only_loss:
             raise ValueError(
-                "RAFTTrainer trains on the sampled tokens, all of them and nothing else: leave completion_only_loss "
-                "and assistant_only_loss unset."
+                f"RAFTTrainer: got completion_only_loss={self.completion_only_loss} and "
+                f"assistant_only_loss={self.assistant_only_loss}, expected the defaults, because it always trains on "
+                "all sampled tokens and only on them. Do not set them."
             )
 
     @property

@@ -1,7 +1,6 @@
-"""RAFT: sample with the policy, keep the solutions that the reward model scores best, fine-tune on them, and repeat.
+"""RAFT: sample solutions, select those with the best scores, fine-tune the policy on them with TRL, and repeat.
 
-This module runs the rounds: a run that is killed at any moment continues where it was, on any number of processes.
-Training itself is TRL's.
+A killed run can be resumed at any time, and on another number of processes.
 """
 
 import shutil
@@ -53,10 +52,10 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
     """
     Trainer for RAFT (Reward rAnked Fine-Tuning) with a process reward model.
 
-    A round samples `num_generations` solutions a question with the current policy, scores their steps, keeps the best
-    and fine-tunes on exactly the tokens that were sampled. Everything lies in `output_dir/round-0`, ...; the same
-    command continues a run that was killed, at the chunk, checkpoint or round where it was. All processes, on however
-    many machines, read and write that one folder.
+    A round samples `num_generations` solutions per question with the current policy, scores their steps, selects the
+    best solutions, and fine-tunes the policy on exactly the sampled tokens. All files are in `output_dir/round-0`, ...
+    The same command resumes a killed run from its last chunk, checkpoint or round. All processes on all machines must
+    share this folder.
 
     Example:
 
@@ -76,30 +75,30 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
 
     Args:
         model (`str` or `Path` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The first policy, as in [`~trl.SFTTrainer`]. The training of a saved adapter, named by its folder or Hub
-            id, goes on.
+            The first policy, as in [`~trl.SFTTrainer`]. If it is the folder or Hub id of a saved adapter, the training
+            of the adapter continues.
         reward_model (`str`, [`StepScorer`] or [`~erprm_trl.reward_model.ScoringBackend`]):
-            A model that [`ERPRMTrainer`] saved, loaded onto this process's device, the address of a scoring server, or
-            a scorer or backend that is loaded already.
+            The reward model: a folder or Hub id of a model that [`ERPRMTrainer`] saved, the address of a scoring
+            server, or a loaded scorer or backend.
         args ([`RAFTConfig`], *optional*):
             Configuration. Defaults to `RAFTConfig("<model>-RAFT")`. [`~transformers.TrainingArguments`] and a
-            [`~trl.SFTConfig`] become one; its other settings have their defaults.
+            [`~trl.SFTConfig`] are converted, with the defaults of [`RAFTConfig`].
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Questions: a column `question` or `prompt`, and optionally `answer`. As in TRL's online trainers, the
-            policy reads a `prompt` (text, or messages for the chat template) as it stands, and the reward model reads
-            `question`, or else the prompt's last user message. Without `prompt` the configuration's `prompt_template`
-            and the other prompt settings make one. Answers are not trained on: they drop uniform questions and say how
-            often solutions and picks are right.
+            Questions, with a column `question` or `prompt` and optionally `answer`. As in TRL's online trainers, the
+            policy gets the unchanged `prompt` (text, or messages for the chat template), and the reward model gets
+            `question`, or else the prompt's last user message. Without `prompt`, prompts are built with the
+            configuration's `prompt_template` and other prompt settings. Answers are not trained on. They are used to
+            drop uniform questions and to log the accuracy.
         eval_dataset ([`~datasets.Dataset`], *optional*):
-            Questions with answers, answered by the first policy and by that of every round.
+            Questions with answers, to evaluate the first policy and the policy of every round.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The policy's tokenizer. Defaults to the model's own.
+            The policy's tokenizer. Defaults to the model's own tokenizer.
         callbacks, optimizer_cls_and_kwargs, quantization_config, peft_config (*optional*):
-            As in [`~trl.SFTTrainer`]. There is no `optimizers`: every round makes its own.
+            As in [`~trl.SFTTrainer`]. There is no argument `optimizers`, because every round creates its own.
 
     Raises:
-        `ValueError`: for questions that cannot be used or settings that exclude each other; if all weights of the
-            policy are frozen, or a saved adapter comes with a `peft_config`.
+        `ValueError`: for unusable questions or conflicting settings, if all weights of the policy are frozen, or if a
+            saved adapter is combined with a `peft_config`.
         `TypeError`: if `args` has settings that [`RAFTConfig`] does not have.
     """
 
@@ -144,7 +143,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         super().__init__(
             model=policy,
             args=args,
-            # Each round trains on its own picks.
+            # A placeholder, because each round trains on its own selected solutions.
             train_dataset=Dataset.from_list([{"question": question.question} for question in self.questions]),
             processing_class=processing_class,
             callbacks=callbacks,
@@ -167,7 +166,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         self._first_policy = Path(args.output_dir, "first-policy")
         self._policy = PolicySampler(self)
         self._sampling = RoundSampling(self, self._policy)
-        self._round: RoundFolder | None = None  # the one that trains
+        self._round: RoundFolder | None = None  # the round in training
         self._steps_before = 0
         self._tracker = TrainingTracker(
             self, self._data_manifest, last_model=lambda: get_last_checkpoint(self._round.path)
@@ -175,37 +174,36 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
 
     def _check_arguments(self) -> None:
         if self._is_vlm:
-            raise ValueError("RAFTTrainer: got a processor, expected a tokenizer: it samples text only.")
+            raise ValueError("RAFTTrainer: got a processor, expected a tokenizer. Pass a model for text only.")
         if hasattr(self.model, "peft_config") and not hasattr(self.model, "get_base_model"):
-            # transformers saves the adapter of such a model alone, and does not read it back.
+            # transformers saves only the adapter of such a model, and does not load it again.
             raise ValueError(
-                f"RAFTTrainer: got a {type(self.model).__name__} into which an adapter was loaded, expected a "
-                "PeftModel. Pass the adapter's folder, or peft.PeftModel.from_pretrained(base_model, path, "
-                "is_trainable=True)."
+                f"RAFTTrainer: got a {type(self.model).__name__} with a loaded adapter, expected a PeftModel. Pass "
+                "the adapter's folder, or peft.PeftModel.from_pretrained(base_model, path, is_trainable=True)."
             )
         if self.drop_uniform and not self.has_answers:
             raise ValueError(
-                "drop_uniform=True needs to know which solutions are right, and the training questions have no "
-                "answers. Leave it unset, or add an `answer` column."
+                "drop_uniform: got True for training questions without answers, expected questions with answers. Do "
+                "not set it, or add a column `answer`."
             )
         args = self.args
         unread = {name: getattr(args, name) for name in ("prompt_template", "system_prompt", "examples")}
         if self.questions[0].prompt is not None and any(unread.values()):
             raise ValueError(
-                f"{', '.join(name for name in unread if unread[name])}: set, but the training questions have a column "
-                "`prompt`, which the policy reads as it stands. Leave these settings out, or rename the column to "
-                "`question`."
+                f"{', '.join(name for name in unread if unread[name])}: got a value for training questions with a "
+                "column `prompt`, which the policy gets unchanged, expected no prompt settings. Do not set them, or "
+                "rename the column to `question`."
             )
         if self.is_fsdp_enabled:
-            raise ValueError("RAFTTrainer cannot sample from FSDP's shards: use DDP or DeepSpeed.")
+            raise ValueError("RAFTTrainer: got FSDP, from whose shards it cannot sample. Use DDP or DeepSpeed.")
         if self.args.use_vllm and (self.accelerator.num_processes > 1 or hasattr(self.model, "peft_config")):
             raise ValueError(
-                "use_vllm=True works in one process and without an adapter. Leave it False to sample with the model "
-                "itself."
+                "use_vllm: got True with several processes or an adapter, expected a single process and full "
+                "fine-tuning. Set use_vllm=False to sample with the model itself."
             )
 
     def _prepare_dataset(self, dataset, *arguments, **options):  # seam
-        # Questions become training data only once they have picks.
+        # The questions of the constructor have no token ids yet.
         if "input_ids" not in dataset.column_names:
             return dataset
         return super()._prepare_dataset(dataset, *arguments, **options)
@@ -214,19 +212,19 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
 
     def train(self, resume_from_checkpoint: bool | None = None) -> TrainOutput:
         """
-        Runs all rounds that `output_dir` does not hold yet, from where the last one was.
+        Runs all rounds that are not finished in `output_dir`. An interrupted round is resumed.
 
         Args:
             resume_from_checkpoint (`bool`, *optional*):
-                Makes no difference: a run always continues. A path is an error; a policy to start from is `model`.
+                Has no effect, because a run always resumes. A path is an error.
 
         Returns:
-            [`~transformers.trainer_utils.TrainOutput`]: of the last round, with its metrics.
+            [`~transformers.trainer_utils.TrainOutput`]: the output of the last round, with its metrics.
         """
         if isinstance(resume_from_checkpoint, (str, Path)):
             raise ValueError(
-                f"resume_from_checkpoint: got {str(resume_from_checkpoint)!r}, but RAFTTrainer continues from its own "
-                "output_dir. To start from another policy, give it as `model`."
+                f"resume_from_checkpoint: got {str(resume_from_checkpoint)!r}, expected no path, because RAFTTrainer "
+                "resumes from its output_dir. To start from another policy, pass it as `model`."
             )
         rounds = [RoundFolder(self.args.output_dir, index) for index in range(self.args.num_rounds)]
         config = self._run_config()
@@ -241,8 +239,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             self._policy.load(rounds[finished - 1].policy)
         elif self._round is not None:
             raise ValueError(
-                "RAFTTrainer: the first round's training was interrupted, and the policy is no longer the first one. "
-                "Construct the trainer anew: it continues from output_dir."
+                "RAFTTrainer: got a trainer whose first round was interrupted, so its policy has changed, expected "
+                "the first policy. Construct the trainer again. It resumes from output_dir."
             )
         elif self.args.start_from == "first" or self.args.use_vllm:
             self._policy.save(self._first_policy)
@@ -256,7 +254,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
 
     def _run_round(self, folder: RoundFolder, config: dict[str, Any]) -> None:
         done = folder.manifest
-        self.accelerator.wait_for_everyone()  # all have read the manifest before one writes it
+        self.accelerator.wait_for_everyone()  # all processes have read the manifest before it changes
         if not done and self.accelerator.is_main_process:
             versions = {name: version(name) for name in ("erprm_trl", "torch", "transformers", "trl")}
             folder.add(config=config, versions=versions)
@@ -287,7 +285,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         self.accelerator.wait_for_everyone()
 
     def _fine_tune(self, folder: RoundFolder) -> None:
-        """One `SFTTrainer.train` on the picks, with an optimizer and a schedule of its own."""
+        """Runs `SFTTrainer.train` on the selected solutions, with a new optimizer and schedule."""
         picks = read_rows(folder.picks)
         if not picks:
             context_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -320,15 +318,15 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
 
     def _reset_optimization(self) -> None:
         if self.is_deepspeed_enabled:
-            # Ends the engine: its hooks make processes wait for each other in every forward pass, and when sampling
-            # they do not make equally many.
+            # Removes the engine. Its hooks synchronise processes in every forward pass, but their numbers of forward
+            # passes differ when they sample.
             self.accelerator.free_memory()
             self.model_wrapped = self.model
         self.optimizer = self.lr_scheduler = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Saves the policy and its tokenizer."""
-        if self.is_deepspeed_enabled and self.model_wrapped is self.model:  # no engine holds the weights
+        if self.is_deepspeed_enabled and self.model_wrapped is self.model:  # there is no engine with the weights
             self._policy.save(Path(output_dir or self.args.output_dir))
             return
         super().save_model(output_dir, _internal_call=_internal_call)
@@ -336,13 +334,13 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
     def _get_output_dir(self, trial) -> str:  # seam
         return super()._get_output_dir(trial) if self._round is None else str(self._round.path)
 
-    # Numbers
+    # Loss, metrics and logs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As in [`~trl.SFTTrainer`], the tokens counted."""
+        """Returns the loss of [`~trl.SFTTrainer`], and counts the tokens for the throughput."""
         if self.model.training:
-            # Without an attention mask sequences are joined in one row: their lengths, and so what attention costs,
-            # are taken from the whole row.
+            # Without an attention mask, a row holds several sequences, and the cost of attention is computed from the
+            # length of the whole row.
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
             self._tracker.throughput.count(mask.sum(-1), inputs["labels"] != -100)
         outcome = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -356,22 +354,25 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """
-        Accuracy of the policy as it is now, from new samples at temperature 1.
+        Measures the accuracy of the current policy on new samples at temperature 1.
 
         Args:
             eval_dataset ([`~datasets.Dataset`], *optional*):
-                Questions with answers. Defaults to the constructor's.
+                Questions with answers. Defaults to the `eval_dataset` of the constructor.
             ignore_keys (`list[str]`, *optional*):
                 Not used.
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
-                What the names of the metrics begin with.
+                Prefix of the metrics' names.
+
+        Returns:
+            `dict[str, float]`: the metrics.
         """
         questions = self.eval_questions
         if eval_dataset is not None:
             columns = {"question_column": self.args.question_column, "answer_column": self.args.answer_column}
             questions = load_policy_questions(eval_dataset, **columns)
         if questions is None:
-            raise ValueError("evaluate: there is no `eval_dataset`. Give questions with answers.")
+            raise ValueError("evaluate: got no `eval_dataset`, expected questions with answers. Pass `eval_dataset`.")
         path = Path(self.args.output_dir, "evaluation")
         if self.accelerator.is_main_process:
             shutil.rmtree(path, ignore_errors=True)
@@ -390,7 +391,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         return done[name]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs with the steps of all rounds, so that curves go on where the last round's ended."""
+        """Logs with the number of updates over all rounds, so that curves are continuous over rounds."""
         if self.model.training and "loss" in logs:
             logs.update(self._tracker.throughput.metrics())
         self.state.global_step += self._steps_before
@@ -403,7 +404,7 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         return {"questions": fingerprint(self.questions), "round": self._round.manifest}
 
     def _run_config(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued."""
+        """The settings that must be the same when a run is resumed."""
         batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return {
             "model": self._model_id,

@@ -1,5 +1,5 @@
-"""The parts of a RAFT round that need no model: its questions, which solutions are kept and why others are not, its
-metrics, and its folder on disk."""
+"""The parts of a RAFT round that need no model: its questions, the selection of solutions, its metrics, and its folder
+on disk."""
 
 import json
 import random
@@ -22,13 +22,13 @@ from ..completions import question_text
 
 class PromptedQuestions(OnDiskSequence):
     """
-    Questions with the prompts of a dataset.
+    Questions together with the prompts of a dataset.
 
     Args:
         questions (`Sequence[Question]`):
-            The questions and answers.
+            Questions and answers.
         prompts (`Sequence[str | list[dict]]`):
-            The prompt of each: a text, or a conversation.
+            Prompt of each question, as a text or a conversation.
     """
 
     def __init__(self, questions: Sequence[Question], prompts: Sequence[Any]):
@@ -49,20 +49,22 @@ def load_policy_questions(
     require_answers: bool = True,
 ) -> Sequence[Question]:
     """
-    Reads questions as TRL's online trainers read a dataset: where there is a column `prompt`, the policy reads it as
-    it stands, and the reward model reads the column `question`, or else the prompt's last user message.
+    Loads the questions of a dataset like TRL's online trainers. If there is a column `prompt`, the policy gets it
+    unchanged, and the reward model gets the column `question`, or else the prompt's last user message.
 
     Args:
         dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or iterable of mappings):
-            The rows. Rows of a streaming dataset are read into memory.
-        question_column, answer_column (`str`, *optional*):
-            Columns to read; see [`~erprm_trl.rollouts.load_questions`].
+            Rows with the questions. A streaming dataset is read into memory.
+        question_column (`str`, *optional*):
+            Column of the questions, see [`~erprm_trl.rollouts.load_questions`].
+        answer_column (`str`, *optional*):
+            Column of the reference answers.
         require_answers (`bool`, *optional*, defaults to `True`):
             Whether rows without answers are an error.
     """
     from datasets import Dataset
 
-    is_table = isinstance(dataset, Dataset)  # its rows stay on disk
+    is_table = isinstance(dataset, Dataset)  # rows of a table stay on disk
     rows = dataset.with_format(None) if is_table else list(dataset)
     columns = {"question_column": question_column, "answer_column": answer_column}
     if not len(rows) or not isinstance(rows[0], Mapping) or "prompt" not in rows[0]:
@@ -81,24 +83,24 @@ def _with_question(row: Mapping[str, Any]) -> dict[str, str]:
 
 def questions_of_round(questions: Sequence[Question], index: int, size: int | None, seed: int) -> list[Question]:
     """
-    The questions of round `index`, counted from 0: all of them, or the next `size` of a seeded shuffle, which begins
-    anew at its end.
+    Returns the questions of round `index`, counted from 0: all questions if `size` is `None`, else the next `size`
+    questions of a seeded shuffle, which starts again at its end.
 
     Raises:
-        `ValueError`: if there are fewer than `size`.
+        `ValueError`: if there are fewer than `size` questions.
     """
     if size is None:
         return list(questions)
     if size > len(questions):
         raise ValueError(
-            f"questions_per_round: got {size}, expected at most the {len(questions)} questions there are."
+            f"questions_per_round: got {size}, expected at most {len(questions)}, the number of questions. Lower it."
         )
     order = random.Random(f"raft-questions-{seed}").sample(range(len(questions)), len(questions))
     return [questions[order[(index * size + offset) % len(order)]] for offset in range(size)]
 
 
 def round_seed(seed: int, index: int, what: str) -> int:
-    """A seed for one purpose in one round, far from those of other rounds and other runs."""
+    """Returns a seed for a purpose and a round, independent of the seeds of other rounds and runs."""
     return derived_seed("raft", seed, index, what)
 
 
@@ -113,21 +115,21 @@ def pick_solutions(
     deduplicate: bool = True,
 ) -> tuple[list[int], dict[str, int]]:
     """
-    Which solutions are trained on.
+    Selects the solutions to train on.
 
     Args:
         rows (`Sequence[RolloutRow]`):
             Solutions, ordered by question.
         scores (`Sequence[float | None]`):
-            Score of each, `None` where it is unusable.
+            Score of each solution, `None` for an unusable solution.
         unusable (`Sequence[str | None]`):
-            Why a solution can never be kept, or `None`.
+            Reason why a solution cannot be used, or `None`.
         top_k, score_threshold, drop_uniform, deduplicate (*optional*):
-            See [`RAFTConfig`]. Of equal scores the one sampled first is kept.
+            See [`RAFTConfig`]. Among equal scores, the solution that was sampled first is selected.
 
     Returns:
-        `tuple[list[int], dict[str, int]]`: indices of the rows that are kept, the best of a question first, and the
-        number of the others by reason: each row is kept or counted once.
+        `tuple[list[int], dict[str, int]]`: the indices of the selected rows, the best of each question first, and the
+        number of dropped rows by reason. Every row is either selected or counted once.
     """
     reasons: list[str | None] = list(unusable)
     kept = []
@@ -159,7 +161,7 @@ def pick_solutions(
 
 
 def pick_row(row: RolloutRow, prompt_ids: list[int], completion_ids: list[int], score: float) -> dict[str, Any]:
-    """A pick as `picks.jsonl` keeps it: texts for people to read, and the tokens that are trained on."""
+    """Returns the row of a selected solution in `picks.jsonl`: its readable text, and the tokens to train on."""
     return {
         "question_index": row.question_index,
         "solution_index": row.solution_index,
@@ -173,7 +175,7 @@ def pick_row(row: RolloutRow, prompt_ids: list[int], completion_ids: list[int], 
 
 
 def training_row(pick: dict[str, Any]) -> dict[str, list[int]]:
-    """What is trained on: the tokens that were sampled, and nothing of the prompt."""
+    """Returns a training example. Only the sampled tokens have labels, not the prompt."""
     return {
         "input_ids": pick["prompt_ids"] + pick["completion_ids"],
         "labels": [-100] * len(pick["prompt_ids"]) + pick["completion_ids"],
@@ -183,7 +185,7 @@ def training_row(pick: dict[str, Any]) -> dict[str, list[int]]:
 def round_metrics(
     rows: Sequence[RolloutRow], scores: Sequence[float | None], kept: Sequence[int], dropped: dict[str, int]
 ) -> dict[str, float]:
-    """The numbers of a round's solutions and picks; accuracies only where solutions were graded."""
+    """Metrics of a round's solutions and of the selected ones. Accuracies are only included for graded solutions."""
     scored = [score for score in scores if score is not None]
     num_steps = sum(len(row.steps) for row in rows)
     metrics = {
@@ -202,7 +204,7 @@ def round_metrics(
 
 
 def accuracy_metrics(rows: Sequence[RolloutRow], prefix: str) -> dict[str, float]:
-    """The numbers of an evaluation's solutions, all of them graded."""
+    """Metrics of an evaluation, whose solutions are all graded."""
     return {
         f"{prefix}_accuracy": _mean([row.outcome_reward for row in rows]),
         f"{prefix}_unfinished_share": _mean([not row.finished for row in rows]),
@@ -212,15 +214,15 @@ def accuracy_metrics(rows: Sequence[RolloutRow], prefix: str) -> dict[str, float
 
 class RoundFolder:
     """
-    The folder of a round, `round-0`, ...: `samples/`, `scores.jsonl`, `picks.jsonl`, `checkpoint-*`, `policy/`,
-    `evaluation/` and `manifest.json`. Whatever the manifest speaks of is complete; the rest is what a run was at when
-    it ended, and is continued or written again.
+    The folder of a round, `round-0`, ..., with `samples/`, `scores.jsonl`, `picks.jsonl`, `checkpoint-*`, `policy/`,
+    `evaluation/` and `manifest.json`. Everything that the manifest lists is complete. A resumed run continues or
+    overwrites the rest.
 
     Args:
         output_dir (`str` or `Path`):
             Folder of the run.
         index (`int`):
-            Number of the round, from 0.
+            Index of the round, counted from 0.
     """
 
     def __init__(self, output_dir: str | Path, index: int):
@@ -239,7 +241,7 @@ class RoundFolder:
         write_manifest(self.path, {**self.manifest, **entries})
 
     def check_config(self, config: dict[str, Any]) -> None:
-        """Raises a `ValueError` that names the differences if the folder holds another configuration's round."""
+        """Raises a `ValueError` that names the differences if the folder's round has another configuration."""
         old = _as_compared(self.manifest.get("config", config))
         new = _as_compared(json.loads(json.dumps(config)))
         changed = [
@@ -249,19 +251,19 @@ class RoundFolder:
         ]
         if changed:
             raise ValueError(
-                f"{self.path} holds a round of another configuration: {'; '.join(changed)}. Choose another "
-                "output_dir, or use the old settings to continue."
+                f"{self.path}: got a round with other settings: {'; '.join(changed)}. Choose another output_dir, or "
+                "use the old settings to resume the run."
             )
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether the round's training has begun to save any, whole or not."""
+        """Whether the round has checkpoints, complete or incomplete."""
         return any(self.path.glob("checkpoint-*"))
 
 
 def _as_compared(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration whose reward model's format has all fields, also where an older release wrote it, but those that
-    change no score."""
+    """Prepares a configuration for comparison. The reward model's format gets the fields that an older release did not
+    write, without the fields that do not change scores."""
     if "reward_model_format" not in config:
         return config
     prm_format = asdict(PRMFormat(**config["reward_model_format"]))
@@ -270,42 +272,43 @@ def _as_compared(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes JSON lines in one move: the file is there whole or not at all."""
+    """Writes JSON lines atomically."""
     replace_file(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads what [`write_rows`] wrote."""
+    """Reads the rows that [`write_rows`] wrote."""
     try:
         return [json.loads(line) for line in path.read_bytes().splitlines()]
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error}). {run_again(path.parent)}") from error
+        message = f"{path}: got a damaged file ({error}), expected JSON lines. {run_again(path.parent)}"
+        raise ValueError(message) from error
 
 
 def run_again(folder: Path) -> str:
-    """The remedy for damage in the folder of a round, or in the folder of the run."""
+    """Returns the fix for a damaged file in the folder of a round, or in the folder of the run."""
     if not folder.name.startswith("round-"):
-        return f"Move {folder} away, or choose another output_dir: the next run begins again."
-    return f"Move {folder} and the rounds after it away: the next run makes them again."
+        return f"Move {folder} away, or choose another output_dir. The next run starts from the beginning."
+    return f"Move {folder} and all later rounds away. The next run repeats them."
 
 
 def nothing_kept(folder: RoundFolder, context_length: int | None) -> str:
-    """The message of the error for a round without picks: why its solutions were dropped, and what to do about it."""
+    """Returns the error message for a round without selected solutions, with the reasons and their fixes."""
     dropped = folder.manifest["dropped"]
     context = "" if context_length is None else f" (the policy's context has {context_length} tokens)"
     remedies = {
-        "unfinished": f"raise max_completion_length{context}, or name strings that end a solution with `stop`",
-        "no_steps": f"read {folder.samples}, their texts are empty",
+        "unfinished": f"raise max_completion_length{context}, or set `stop` to strings that end a solution",
+        "no_steps": f"read the texts in {folder.samples}, which are empty",
         "longer_than_max_length": "raise max_length",
-        "too_long_for_reward_model": "take a reward model with a longer context, or other questions",
+        "too_long_for_reward_model": "use a reward model with a longer context, or other questions",
         "below_threshold": "lower score_threshold",
-        "all_right": "set drop_uniform=False, or take harder questions",
-        "all_wrong": "set drop_uniform=False, or take easier questions",
+        "all_right": "set drop_uniform=False, or use harder questions",
+        "all_wrong": "set drop_uniform=False, or use easier questions",
     }
     reasons = [f"{reason}: {count}, {remedies[reason]}" for reason, count in dropped.items() if reason in remedies]
     return (
         f"{folder.path}: got no solution to train on, expected at least one of {sum(dropped.values())} "
-        f"({'; '.join(reasons)}). A round keeps its settings: choose another output_dir for new ones"
+        f"({'; '.join(reasons)}). A round cannot change its settings. For new settings choose another output_dir"
         f"{', or move this folder away' if folder.index == 0 else ''}."
     )
 

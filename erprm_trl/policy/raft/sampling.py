@@ -1,7 +1,6 @@
-"""The half of a RAFT round that does not train: samples solutions from the current policy, scores them and picks the
-solutions to train on.
+"""Samples the solutions of a RAFT round from the current policy, scores them, and selects the solutions to train on.
 
-All processes take part and see the same rows: the first process writes what the others read.
+All processes take part and get the same rows. The first process writes the files, and the other processes read them.
 """
 
 from collections.abc import Sequence
@@ -46,11 +45,12 @@ def load_scorer(
     sharded: bool = False,
 ) -> StepScorer:
     """
-    The reward model: whole on every process, split over the processes of a ZeRO-3 training, or on a scoring server.
+    Loads the reward model: whole on every process, sharded over the processes of a ZeRO-3 training run, or on a
+    scoring server.
 
     Raises:
-        `ValueError`: if a given scorer's weights are partitioned by ZeRO-3, or it is to be split and is given or the
-            training is not by ZeRO-3.
+        `ValueError`: if the weights of a loaded scorer are partitioned by ZeRO-3. With `sharded=True`, also if the
+            reward model is already loaded, or if the training run does not use ZeRO-3.
     """
     if sharded:
         check_sharding(reward_model, accelerator)
@@ -61,8 +61,8 @@ def load_scorer(
     weights = scorer.weights
     if weights is not None and any(hasattr(parameter, "ds_id") for parameter in weights.parameters()):
         raise ValueError(
-            "The reward model's weights are partitioned by ZeRO-3: it was loaded after the configuration was made. "
-            "Give its path instead."
+            "reward_model: got a scorer whose weights are partitioned by ZeRO-3, because it was loaded after the "
+            "configuration was created, expected whole weights. Pass the path of the model instead."
         )
     return scorer
 
@@ -71,8 +71,8 @@ def unusable_reasons(
     rows: Sequence[RolloutRow], prompt_ids: Sequence[Sequence[int]], max_length: int | None = None
 ) -> list[str | None]:
     """
-    Why each solution can never be trained on, or `None`. Solutions that are too long for the reward model are found
-    when they are scored.
+    Returns the reason why each solution cannot be used, or `None`. Solutions that are too long for the reward model
+    are found later by scoring.
 
     Args:
         rows (`Sequence[RolloutRow]`):
@@ -80,7 +80,7 @@ def unusable_reasons(
         prompt_ids (`Sequence[Sequence[int]]`):
             Tokens of each solution's prompt.
         max_length (`int`, *optional*):
-            Longest prompt and solution in tokens of the policy.
+            Maximum number of the policy's tokens of prompt and solution together.
     """
     reasons: list[str | None] = []
     for row, prompt in zip(rows, prompt_ids, strict=True):
@@ -97,10 +97,10 @@ def unusable_reasons(
 
 def completion_ids(prompt_format: PromptFormat, prompt: Prompt, row: RolloutRow) -> list[int]:
     """
-    The tokens of a solution to train on.
+    Returns the tokens of a solution to train on.
 
-    They are those that were sampled, with one exception. Sampling drops a last token that also holds the beginning of
-    a string that ends the solution, such as `}` with line feeds. The part of the solution in it is encoded here.
+    These are the sampled tokens, with one exception. Sampling drops a last token that also contains the beginning of
+    a stop string, such as `}` with newlines. The part of the solution in this token is encoded here.
     """
     sampled = list(row.token_ids or [])
     if decode_continuation(prompt_format.tokenizer, prompt_format.encode(prompt), sampled) == row.text:
@@ -113,10 +113,11 @@ def score_rows(
     rows: Sequence[RolloutRow], unusable: Sequence[str | None], scorer: StepScorer, accelerator: Accelerator
 ) -> list[list[float]]:
     """
-    Step scores of every row, none where it is unusable or too long for the reward model, on all processes.
+    Scores the steps of every row, and returns the scores on all processes. A row that is unusable or too long for the
+    reward model has no scores.
 
-    Each process scores its share of the sampling's chunks. What is scored together, and so every last bit, does not
-    depend on how many processes there are.
+    Each process scores a part of the chunks from sampling. Batches, and therefore the last bits of scores, do not
+    depend on the number of processes.
     """
     indices_of_chunk: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
@@ -125,7 +126,7 @@ def score_rows(
     mine = []
     chunks = sorted(indices_of_chunk)
     for first in range(0, len(chunks), accelerator.num_processes):
-        # A process for which no chunk is left scores nothing, because a split model needs all processes each time.
+        # A process without a chunk still calls the scorer, because a sharded model needs all processes in every call.
         own_chunk = chunks[first + accelerator.process_index : first + accelerator.num_processes][:1]
         indices = indices_of_chunk[own_chunk[0]] if own_chunk else []
         questions = [rows[index].question for index in indices]
@@ -139,7 +140,7 @@ def score_rows(
 
 
 def round_solutions(folder: RoundFolder, splitter: str, num_solutions: int) -> tuple[list[str], list[list[Any]]]:
-    """The table of a round's first solutions, with steps coloured by score."""
+    """Returns the table of a round's first solutions, with steps coloured by score."""
     rows = RolloutDataset(folder.samples).rows[:num_solutions]
     scores = [entry["step_scores"] for entry in read_rows(folder.scores)[:num_solutions]]
     solutions = [
@@ -151,13 +152,13 @@ def round_solutions(folder: RoundFolder, splitter: str, num_solutions: int) -> t
 
 class RoundSampling:
     """
-    What a trainer samples and picks.
+    Sampling and selection for a trainer.
 
     Args:
         trainer ([`RAFTTrainer`]):
             The trainer, with its scorer and prompt format.
         policy ([`PolicySampler`]):
-            Its policy.
+            Policy of the trainer.
     """
 
     def __init__(self, trainer: Trainer, policy: PolicySampler):
@@ -166,18 +167,18 @@ class RoundSampling:
 
     def pick(self, folder: RoundFolder, questions: Sequence[Question], step: int) -> None:
         """
-        Samples, scores and picks, as far as the folder does not hold it yet.
+        Samples, scores and selects solutions. Stages that are complete in the folder are skipped.
 
         Args:
             folder ([`RoundFolder`]):
-                The round.
+                Folder of the round.
             questions (`Sequence[Question]`):
-                All questions of the run; the round's are chosen from them.
+                All questions of the run, from which the questions of the round are chosen.
             step (`int`):
-                Updates made in earlier rounds.
+                Number of updates in earlier rounds.
 
         Raises:
-            `FloatingPointError`: if the reward model gives a score that is not finite.
+            `FloatingPointError`: if the reward model returns a score that is not finite.
         """
         args, scorer, accelerator = self.trainer.args, self.trainer.scorer, self.trainer.accelerator
         chosen = questions_of_round(questions, folder.index, args.questions_per_round, args.seed)
@@ -233,19 +234,20 @@ class RoundSampling:
         self, path: Path, questions: list[Question], num_solutions: int, seed: int, **settings: float
     ) -> list[RolloutRow]:
         """
-        Solutions of the current policy, graded where there are answers. Solutions that `path` already holds are kept.
+        Samples solutions from the current policy, and grades them if there are answers. Solutions that are already in
+        `path` are kept.
 
         Args:
-            path (`Path`), questions (`list[Question]`), num_solutions (`int`), seed (`int`):
+            path, questions, num_solutions, seed:
                 See [`collect_rollouts`].
             settings (`float`):
-                `temperature` and `top_p`, where they are not the trainer's.
+                `temperature` and `top_p`, if they differ from the trainer's.
 
         Returns:
             `list[RolloutRow]`: all rows of the folder.
         """
         args, prm_format = self.trainer.args, self.trainer.scorer.prm_format
-        self.trainer._check_weights()  # nothing can be sampled from weights that are not finite
+        self.trainer._check_weights()  # sampling from non-finite weights fails without a useful message
         with self.policy.sampler(**settings) as sampler:
             rollouts = collect_rollouts(
                 questions,
@@ -267,7 +269,7 @@ class RoundSampling:
         return list(rollouts)
 
     def accuracy(self, path: Path, questions: list[Question], prefix: str) -> dict[str, float]:
-        """Metrics of new samples at temperature 1, `num_generations_eval` a question."""
+        """Metrics of new samples at temperature 1, with `num_generations_eval` samples per question."""
         args = self.trainer.args
         seed = round_seed(args.seed, 0, "evaluation")
         rows = self.sample(path, questions, args.num_generations_eval, seed, temperature=1.0, top_p=1.0)

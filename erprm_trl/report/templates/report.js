@@ -1,8 +1,9 @@
 "use strict";
-// Whatever a model wrote reaches the page by textContent alone.
+// Text of a model becomes text nodes. Formulas are built element by element, from names that Python has checked.
 (() => {
-  const SOLUTIONS_A_PAGE = 48;
+  const SOLUTIONS_PER_PAGE = 48;
   const SOLUTIONS_AT_FIRST = 32; // of one question
+  const LONG_FORMULA = 18; // a formula with more characters may be wider than a phone
   const find = (id) => document.getElementById(id);
   const make = (tag, className, text) => {
     const element = document.createElement(tag);
@@ -31,6 +32,50 @@
   const collection = () => data.collections[Number(find("collection").value)];
   const isRight = (solution) => (known(solution.outcome) ? solution.outcome > 0.5 : null);
 
+  // Text with formulas and code
+
+  const MATHML = "http://www.w3.org/1998/Math/MathML";
+  const partsOf = (text) => (Array.isArray(text) ? text : [text]);
+
+  function plain(text) {
+    return partsOf(text).map((part) => {
+      if (typeof part === "string") return part;
+      return part[0] === "math" ? data.formulas[part[1]].source : part[1];
+    }).join("");
+  }
+
+  function math([name, attributes, ...children]) {
+    const element = document.createElementNS(MATHML, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.append(...children.map((child) => (typeof child === "string" ? child : math(child))));
+    return element;
+  }
+
+  function shown(part) {
+    if (typeof part === "string") return document.createTextNode(part);
+    if (part[0] === "code") return make("code", part[1].includes("\n") ? "block" : "", part[1].replace(/\n$/, ""));
+    const formula = data.formulas[part[1]];
+    const holder = make("span", "formula");
+    holder.title = formula.source;
+    holder.append(math(formula.math));
+    if (formula.math[1].display) holder.classList.add("block");
+    else if (holder.textContent.length > LONG_FORMULA) holder.classList.add("long");
+    return holder;
+  }
+
+  // Blocks stand on lines of their own, so line breaks around them would add empty lines.
+  function fill(element, text) {
+    const nodes = partsOf(text).map(shown);
+    const isBlock = (node) => node?.classList?.contains("block");
+    nodes.forEach((node, index) => {
+      if (node.nodeType !== Node.TEXT_NODE) return;
+      if (isBlock(nodes[index - 1])) node.data = node.data.replace(/^[ \t]*\n+/, "");
+      if (isBlock(nodes[index + 1])) node.data = node.data.replace(/\n+[ \t]*$/, "");
+    });
+    element.append(...nodes);
+    return element;
+  }
+
   // Which solutions
 
   function settings() {
@@ -46,7 +91,7 @@
   }
 
   function textOf(question, solution) {
-    solution.text ??= [question.question, question.answer ?? "", solution.prediction ?? "", ...solution.steps].join("\n").toLowerCase();
+    solution.text ??= [question.question, question.answer ?? "", solution.prediction ?? "", ...solution.steps].map(plain).join("\n").toLowerCase();
     return solution.text;
   }
 
@@ -80,13 +125,13 @@
     }
     state.pages = [];
     let room = 0;
-    for (const one of matched) {
-      const size = Math.min(one.entries.length, SOLUTIONS_AT_FIRST);
+    for (const match of matched) {
+      const size = Math.min(match.entries.length, SOLUTIONS_AT_FIRST);
       if (size > room || !state.pages.length) {
         state.pages.push([]);
-        room = SOLUTIONS_A_PAGE;
+        room = SOLUTIONS_PER_PAGE;
       }
-      state.pages[state.pages.length - 1].push(one);
+      state.pages[state.pages.length - 1].push(match);
       room -= size;
     }
     state.matched = matched;
@@ -100,12 +145,12 @@
     state.page = page;
     hideDetail();
     const results = find("results");
-    results.replaceChildren(...(state.pages[page] ?? []).map((one) => questionOf(one)));
+    results.replaceChildren(...(state.pages[page] ?? []).map((match) => questionOf(match)));
     const all = collection();
-    const held = all.questions.reduce((sum, question) => sum + question.solutions.length, 0);
-    const found = state.matched.reduce((sum, one) => sum + one.entries.length, 0);
-    const part = held < all.numSolutions ? ` In this file: ${held.toLocaleString("en")} of the ${all.numSolutions.toLocaleString("en")} solutions of ${all.name}, whole questions spread evenly over them.` : "";
-    find("status").textContent = (found ? `${count(found, "solution")} of ${count(state.matched.length, "question")}.` : "No solution is like this.") + part;
+    const inFile = all.questions.reduce((sum, question) => sum + question.solutions.length, 0);
+    const matches = state.matched.reduce((sum, match) => sum + match.entries.length, 0);
+    const part = inFile < all.numSolutions ? ` This file has ${inFile.toLocaleString("en")} of the ${all.numSolutions.toLocaleString("en")} solutions of ${all.name}: whole questions, spread evenly.` : "";
+    find("status").textContent = (matches ? `${count(matches, "solution")} of ${count(state.matched.length, "question")}.` : "No solution matches.") + part;
     for (const pager of document.querySelectorAll(".pager")) {
       pager.hidden = state.pages.length < 2;
       pager.querySelector(".previous").disabled = page === 0;
@@ -117,16 +162,16 @@
   function questionOf({ question, entries }) {
     const article = make("article", "question");
     const header = make("header");
-    header.append(make("h3", "", `Question ${question.index + 1}`), make("p", "asked", question.question));
+    header.append(make("h3", "", `Question ${question.index + 1}`), fill(make("p", "asked"), question.question));
     const facts = [];
-    if (known(question.answer)) facts.push(`Answer: ${question.answer}`);
+    if (known(question.answer)) facts.push(`Answer: ${plain(question.answer)}`);
     const graded = question.solutions.filter((solution) => known(solution.outcome));
     if (graded.length) facts.push(`${graded.filter(isRight).length} of ${count(graded.length, "graded solution")} right`);
     if (entries.length < question.solutions.length) facts.push(`${entries.length} shown`);
-    if (question.rewards.length) facts.push(`rewards without any step: ${question.rewards.join(" ")}`);
+    if (question.rewards.length) facts.push(`rewards of the question alone: ${question.rewards.join(" ")}`);
     header.append(make("p", "facts-line", facts.join(" · ")));
     const cards = make("div", "solutions");
-    const add = (some) => cards.append(...some.map((entry) => solutionOf(question, entry)));
+    const add = (added) => cards.append(...added.map((entry) => solutionOf(question, entry)));
     add(entries.slice(0, SOLUTIONS_AT_FIRST));
     article.append(header, cards);
     const rest = entries.slice(SOLUTIONS_AT_FIRST);
@@ -157,10 +202,32 @@
     const list = make("ol", "steps");
     list.setAttribute("aria-label", `Steps of solution ${solution.index + 1}`);
     const scores = state.chosen.source < 0 ? [] : question.scores[state.chosen.source][entry.index];
-    solution.steps.forEach((step, number) => list.append(stepOf(question, entry, number, step, scores[number])));
+    const steps = (from, to) => solution.steps.slice(from, to).map((step, index) => stepOf(question, entry, from + index, step, scores[from + index]));
+    const [from, to] = solution.fold ?? [0, 0];
+    list.append(...steps(0, from));
+    if (to > from) list.append(foldOf(solution, from, to, scores, () => steps(from, to)));
+    list.append(...steps(to));
     card.append(title, list);
-    if (known(solution.prediction)) card.append(make("p", "predicted", `Answer found: ${solution.prediction}`));
+    if (known(solution.prediction)) card.append(fill(make("p", "predicted", "Extracted answer: "), solution.prediction));
     return card;
+  }
+
+  // Long reasoning is folded. Its steps are made when it is opened, or when the search may have matched them.
+  function foldOf(solution, from, to, scores, steps) {
+    const item = make("li", "fold");
+    const details = make("details");
+    const values = scores.slice(from, to).filter(known);
+    const lowest = values.length ? `, lowest score ${Math.min(...values).toFixed(2)}` : "";
+    const what = solution.thinking >= to ? "Thinking" : "More steps";
+    details.append(make("summary", "", `${what}: ${count(to - from, "step")}${lowest}`));
+    const list = make("ol", "steps");
+    details.append(list);
+    const open = () => { if (details.open && !list.children.length) list.append(...steps()); };
+    details.addEventListener("toggle", open);
+    details.open = state.chosen.words !== "" && solution.steps.slice(from, to).some((step) => plain(step).toLowerCase().includes(state.chosen.words));
+    open();
+    item.append(details);
+    return item;
   }
 
   function stepOf(question, entry, number, text, score) {
@@ -174,7 +241,7 @@
       step.classList.add(score < 0.5 ? "low" : "high");
       step.style.setProperty("--mix", `${Math.round(away * 100)}%`);
     }
-    step.append(make("b", "", fixed(score, 2)), make("span", "", text));
+    step.append(make("b", "", fixed(score, 2)), fill(make("span", "text"), text));
     step.detailOf = () => detailOf(question, entry, number);
     item.append(step);
     return item;
@@ -210,7 +277,7 @@
       detail.append(make("p", "raw", rewards.join(" ")));
       const generated = solution.generated && solution.generated[number];
       if (known(generated) && generated < rewards.length) {
-        detail.append(make("p", "", `${generated} sampled here, ${rewards.length - generated} shared with other prefixes.`));
+        detail.append(make("p", "", `${generated} sampled from here, ${rewards.length - generated} shared with other prefixes.`));
       }
     } else {
       detail.append(make("p", "", "No continuations from here, so no raw rewards."));
@@ -236,7 +303,7 @@
   }
 
   const results = find("results");
-  const stepAt = (event) => event.target.closest(".steps li")?.firstElementChild;
+  const stepAt = (event) => event.target.closest(".steps li:not(.fold)")?.firstElementChild;
   const focused = () => (document.activeElement?.classList.contains("step") ? document.activeElement : null);
   results.addEventListener("mouseover", (event) => {
     const step = stepAt(event);
@@ -259,7 +326,7 @@
       event.preventDefault();
       return state.detail === step ? hideDetail() : showDetail(step);
     }
-    const steps = [...step.closest(".steps").querySelectorAll(".step")];
+    const steps = [...step.closest(".solution").querySelectorAll(".step")].filter((other) => other.checkVisibility());
     const here = steps.indexOf(step);
     const target = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: steps.length - 1 }[event.key];
     if (target === undefined || !steps[target]) return;
@@ -278,6 +345,7 @@
       option.value = String(index);
       return option;
     }));
+    if (sources.length) find("source").value = String(collection().first);
     const isGraded = questions.some((question) => question.solutions.some((solution) => known(solution.outcome)));
     for (const id of ["source-label", "by-label", "key"]) find(id).hidden = !sources.length;
     find("graded-label").hidden = !isGraded;

@@ -1,4 +1,4 @@
-"""A trained reward model gives step scores: in this process, split over processes, or from a server."""
+"""Scores steps with a trained reward model: in this process, sharded over processes, or on a server."""
 
 from typing import TYPE_CHECKING
 

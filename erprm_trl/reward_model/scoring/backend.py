@@ -1,8 +1,7 @@
-"""What [`StepScorer`] asks of the thing that computes scores: the protocol of a backend, and the error for a solution
-that is too long.
+"""Defines the protocol of a scoring backend, and the error for a solution that is too long.
 
-Read it to add a way to score: write a class with the protocol's members, and give an object of it to
-`StepScorer.from_backend`, or to anything that takes a scorer. A path or address gets its backend from `load_backend`.
+Read this to add a new way to score. Write a class with the protocol's members, and pass an instance to
+`StepScorer.from_backend`, or to any function that takes a scorer.
 """
 
 from collections.abc import Sequence
@@ -16,18 +15,18 @@ from ..prm_format import PRMFormat
 @runtime_checkable
 class ScoringBackend(Protocol):
     """
-    Computes step scores. Any class with these five members is a backend; it inherits nothing.
+    Computes step scores. Any class with these five members is a backend. It does not need to inherit from this class.
 
-    [`StepScorer`] wraps a backend and does the rest: it checks lengths, scores equal solutions once, splits texts and
-    aggregates. A backend therefore gets as many questions as solutions, and no solution twice.
+    [`StepScorer`] wraps a backend. It checks lengths, removes duplicate solutions, splits texts and aggregates scores.
+    A backend therefore gets as many questions as solutions, and no duplicates.
 
     Attributes:
         prm_format ([`PRMFormat`]):
-            The reward model's format. [`StepScorer`] takes splitter and aggregation from it.
+            The reward model's format. [`StepScorer`] takes the splitter and the aggregation from it.
         model_name (`str`):
             Name of the model, for manifests.
         context_length (`int` or `None`):
-            Longest solution in tokens, the question included. `None` without a limit.
+            Maximum length of a solution in tokens, including the question. `None` means no limit.
         weights ([`~torch.nn.Module`] or `None`):
             The model, if it is in this process. It is searched for non-finite weights when a score is not finite.
 
@@ -55,7 +54,7 @@ class ScoringBackend(Protocol):
 
     @property
     def context_length(self) -> int | None:
-        """Longest solution in tokens, the question included, or `None` without a limit."""
+        """Maximum length of a solution in tokens, including the question, or `None` without a limit."""
 
     @property
     def weights(self) -> nn.Module | None:
@@ -65,7 +64,7 @@ class ScoringBackend(Protocol):
         self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool
     ) -> list[list[float]]:
         """
-        Scores of every step.
+        Scores every step.
 
         Args:
             questions (`Sequence[str]`):
@@ -73,7 +72,7 @@ class ScoringBackend(Protocol):
             steps (`Sequence[Sequence[str]]`):
                 Steps of each solution, without separators.
             skip_too_long (`bool`):
-                Whether a solution that is too long gets an empty list instead of an error.
+                Whether to return an empty list for a solution that is too long, instead of raising an error.
 
         Returns:
             `list[list[float]]`: one score in [0, 1] per step of each solution.
@@ -86,24 +85,24 @@ class ScoringBackend(Protocol):
 @runtime_checkable
 class CollectiveBackend(ScoringBackend, Protocol):
     """
-    A backend that all processes of a training call together.
+    A backend that all processes of a training run call together.
 
-    A process that fails before its backend is called has to tell the others, or they would wait for it.
+    A process that fails before the call must notify the other processes, because they would wait for it forever.
     """
 
     def give_up(self) -> None:
-        """Ends the call that the other processes are in: theirs raises an error."""
+        """Makes the current call of the other processes raise an error."""
 
 
 class SolutionTooLong(ValueError):
     """
-    A solution that a reward model cannot read whole.
+    A solution is longer than the reward model's context.
 
     Args:
         index (`int`):
-            Index of the solution in the call that raises.
+            Index of the solution in the call that raises this error.
         reason (`str`):
-            The rest of the message, after "Solution {index}".
+            Rest of the message, after "Solution {index}".
     """
 
     def __init__(self, index: int, reason: str):

@@ -1,4 +1,5 @@
-"""Scores of implicit process reward models: how much more likely a model makes the steps than a reference model."""
+"""Scores steps with an implicit process reward model: the log-ratio of the step's probabilities under the model and a
+reference model."""
 
 from collections.abc import Sequence
 
@@ -10,16 +11,18 @@ from ..step_logits import narrowed_head
 from .local import LocalBackend
 
 
-_CHUNK = 1024  # positions whose logits are float32 at a time
+_CHUNK = 1024  # number of positions whose logits are converted to float32 at a time, to save memory
 
 
 class ImplicitBackend:
     """
-    A [`ScoringBackend`] of an implicit process reward model, whose two models are in this process.
+    A [`ScoringBackend`] for an implicit process reward model. Both of its models are in this process.
 
     Args:
-        model, reference_model ([`~transformers.PreTrainedModel`]):
-            The reward model and the model that it was trained against, on one device. They share the tokenizer.
+        model ([`~transformers.PreTrainedModel`]):
+            The reward model.
+        reference_model ([`~transformers.PreTrainedModel`]):
+            The model that the reward model was trained against. It has the same tokenizer and device.
         tokenizer, prm_format, batch_size, max_batch_tokens:
             See [`LocalBackend`].
     """
@@ -47,7 +50,7 @@ class ImplicitBackend:
 
     @property
     def context_length(self) -> int | None:
-        """The reward model's longest context in tokens."""
+        """The reward model's context length in tokens."""
         return self.local.context_length
 
     @property
@@ -58,7 +61,7 @@ class ImplicitBackend:
     def score(
         self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool = False
     ) -> list[list[float]]:
-        """Scores of every step; see [`ScoringBackend.score`]."""
+        """Scores every step; see [`ScoringBackend.score`]."""
         return self.local.score(questions, steps, skip_too_long)
 
     def _log_odds(self, batch: dict[str, Tensor]) -> Tensor:
@@ -86,28 +89,34 @@ def implicit_log_odds(
     cumulative: bool,
 ) -> Tensor:
     r"""
-    Log-odds of steps, \\( \beta \sum_i \log \pi(y_i) - \log \pi_{ref}(y_i) \\) over the tokens of the solution up to
-    the step's end, or over the step's own.
+    Log-odds of steps, \\( \beta \sum_i \log \pi(y_i) - \log \pi_{ref}(y_i) \\). The sum is over the tokens of the
+    solution up to the end of the step, or over the tokens of the step alone.
 
     Args:
-        model, reference (`torch.nn.Module`):
-            Causal language models with one tokenizer.
-        input_ids, attention_mask (`torch.Tensor`):
-            (B, T), padded on the right.
+        model (`torch.nn.Module`):
+            Reward model, a causal language model.
+        reference (`torch.nn.Module`):
+            Reference model with the same tokenizer.
+        input_ids (`torch.Tensor`):
+            Token ids of shape (B, T), padded on the right.
+        attention_mask (`torch.Tensor`):
+            Mask of shape (B, T).
         prompt_lengths (`torch.Tensor`):
-            (B,): tokens of the prompt, which count nothing.
-        step_positions, step_mask (`torch.Tensor`):
-            (B, S): each step's last token, and True at real steps.
+            Number of prompt tokens, of shape (B,). They are not part of the sum.
+        step_positions (`torch.Tensor`):
+            Index of each step's last token, of shape (B, S).
+        step_mask (`torch.Tensor`):
+            Mask of shape (B, S), True at real steps.
         beta (`float`):
-            Coefficient.
+            Coefficient of the log-ratio.
         cumulative (`bool`):
-            Up to the step's end, or the step alone.
+            Whether the sum covers the solution up to the end of the step, or the step alone.
 
     Returns:
-        `torch.Tensor`: float32, (number of steps,), in the order of `step_positions[step_mask]`.
+        `torch.Tensor`: float32 of shape (number of steps,), in the order of `step_positions[step_mask]`.
 
-    Source: arXiv 2412.01981, the proposition and its cross-entropy objective, whose probability of a right answer is
-    the sigmoid of this.
+    Source: arXiv 2412.01981, the proposition and its cross-entropy objective. The sigmoid of these log-odds is its
+    probability of a right answer.
     """
     token = torch.arange(input_ids.shape[1], device=input_ids.device)
     last = (step_positions * step_mask).max(-1, keepdim=True).values
@@ -124,7 +133,7 @@ def implicit_log_odds(
 
 
 def _log_probs(model, input_ids, attention_mask, rows, tokens) -> Tensor:
-    """Log-probabilities of the tokens at (`rows`, `tokens`). Logits are computed where those are predicted alone."""
+    """Log-probabilities of the tokens at (`rows`, `tokens`). Logits are computed only where these are predicted."""
     with narrowed_head(model.get_output_embeddings(), (rows, tokens - 1)):
         logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     wanted = input_ids[rows, tokens].to(logits.device)[:, None]

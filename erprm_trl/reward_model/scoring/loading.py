@@ -1,7 +1,7 @@
-"""From a folder, a Hub id or the address of a scoring server to a backend that scores.
+"""Loads the scoring backend for a folder, a Hub id or the address of a scoring server.
 
-A reward model is loaded with its head, and without running code that its repository ships. A head that a checkpoint
-lacks would be random, so it is an error here.
+A reward model is loaded with its head, and without running code from its repository. A checkpoint without the head is
+an error, because the head would have random weights.
 """
 
 from collections.abc import Iterator
@@ -34,20 +34,20 @@ def load_format(
     path_or_url: str | Path, prm_format: PRMFormat | str | None = None, revision: str | None = None
 ) -> PRMFormat:
     """
-    The format that a scorer of `path_or_url` will have, without loading a model.
+    Loads the format of a reward model without loading the model.
 
     Args:
         path_or_url (`str` or `Path`):
-            Folder, Hub id, or the address of a scoring server, which is asked.
+            Folder, Hub id, or address of a scoring server.
         prm_format ([`PRMFormat`] or `str`, *optional*):
-            The format itself or the name of a preset. Nothing is read or asked then.
+            A format or the name of a preset. If set, nothing is read and no server is asked.
         revision (`str`, *optional*):
-            Revision on the Hub. Not with an address.
+            Revision on the Hub. It cannot be used with an address.
 
     Raises:
         `FileNotFoundError`: if a folder or Hub repository has no `prm_format.json`.
         `ValueError`: for an unknown preset, a damaged file, or an address with a revision.
-        [`~erprm_trl.rollouts.EndpointError`]: if the server cannot be asked.
+        [`~erprm_trl.rollouts.EndpointError`]: if the request to the server fails.
     """
     if prm_format is None and is_url(path_or_url):
         refuse_loading(revision=revision)
@@ -68,7 +68,7 @@ def load_backend(
     trust_remote_code: bool = False,
     accelerator: "Accelerator | None" = None,
 ) -> ScoringBackend:
-    """The backend for a reward model; arguments and errors as in [`StepScorer.from_pretrained`]."""
+    """Loads the backend for a reward model. For the arguments and errors see [`StepScorer.from_pretrained`]."""
     if is_url(path_or_id):
         refuse_loading(
             prm_format=prm_format,
@@ -86,7 +86,7 @@ def load_backend(
     kwargs["trust_remote_code"] = trust_remote_code
     limits = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
     tokenizer = load_tokenizer(path_or_id, revision=revision, trust_remote_code=trust_remote_code)
-    prm_format.token_ids(tokenizer)  # before the weights are loaded: an error here is cheap
+    prm_format.token_ids(tokenizer)  # raises its errors before the weights are loaded
     if accelerator is not None:
         check_sharding(path_or_id, accelerator, prm_format, revision)
         model = load_reward_model(path_or_id, prm_format, kwargs)
@@ -106,25 +106,26 @@ def backend_of(
     model: PreTrainedModel, tokenizer, prm_format: PRMFormat, reference_model: PreTrainedModel | None, **limits: Any
 ) -> ScoringBackend:
     """
-    The backend for a model in this process; `limits` go to [`LocalBackend`].
+    Returns the backend for a model in this process. `limits` are arguments of [`LocalBackend`].
 
     Raises:
-        `ValueError`: if the format's head needs a reference model and there is none.
+        `ValueError`: if the format's head needs a reference model and `reference_model` is `None`.
     """
     if prm_format.head != "implicit":
         return LocalBackend(model, tokenizer, prm_format, **limits)
     if reference_model is None:
         raise ValueError(
-            "StepScorer: got head='implicit' and no reference_model, expected the model that the reward model was "
-            "trained against. Name it in PRMFormat(reference_model=...) and load with from_pretrained."
+            "StepScorer: got head='implicit' without a reference_model, expected the model that the reward model was "
+            "trained against. Pass reference_model, or set PRMFormat(reference_model=...) and load with "
+            "from_pretrained."
         )
     return ImplicitBackend(model, reference_model, tokenizer, prm_format, **limits)
 
 
 @contextmanager
 def unpartitioned() -> Iterator[None]:
-    """Models loaded here are whole on each process. While ZeRO-3 trains a policy in this process, transformers splits
-    the weights of every model that is loaded, and a scorer has no engine to gather them again."""
+    """Loads models unpartitioned inside this context. While ZeRO-3 trains a policy in this process, transformers
+    partitions every model that it loads, and a scorer has no DeepSpeed engine to gather the weights."""
     from transformers.integrations import deepspeed
 
     config = deepspeed._hf_deepspeed_config_weak_ref
@@ -137,20 +138,20 @@ def unpartitioned() -> Iterator[None]:
 
 def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTrainedModel:
     """
-    Loads the model that a format describes, or the LoRA adapter of one.
+    Loads the weights of a reward model, or a LoRA adapter with its base model.
 
     Args:
         path_or_id (`str`):
-            Folder or Hub id.
+            Folder or Hub id of the model or the adapter.
         prm_format ([`PRMFormat`]):
-            Its format.
+            Format of the model.
         kwargs (`dict`):
-            For `from_pretrained`; `revision` and `trust_remote_code` are among them.
+            Keyword arguments of `from_pretrained`, including `revision` and `trust_remote_code`.
 
     Raises:
-        `ValueError`: if the checkpoint lacks weights of the model, its head most of all, or if transformers has no
-            model of the architecture with that head.
-        `FileNotFoundError`: if an adapter's base model is not at the place that the adapter names.
+        `ValueError`: if the checkpoint lacks weights of the model, such as its head, or if transformers has no model
+            of the architecture with that head.
+        `FileNotFoundError`: if an adapter's base model is not at the path that the adapter records.
     """
     head, kwargs = prm_format.head, dict(kwargs)
     if head in ("token", "token_mlp"):
@@ -167,10 +168,10 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
         from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
 
         auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
-        # PEFT draws weights before it reads them: what a policy samples must not depend on when they are loaded.
+        # PEFT initialises weights at random before it reads them. A policy's samples must not depend on that.
         with torch.random.fork_rng(devices=[]):
             model = auto.from_pretrained(path_or_id, **kwargs)
-        model.config.name_or_path = path_or_id  # PEFT leaves the base model's
+        model.config.name_or_path = path_or_id  # PEFT keeps the path of the base model here
         return model
     if head == "token_mlp":
         cls = token_classifier_with_mlp(config)
@@ -183,9 +184,9 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
     model, info = cls.from_pretrained(path_or_id, output_loading_info=True, **kwargs)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"{path_or_id}: the checkpoint lacks {', '.join(missing[:4])}{', ...' if missing[4:] else ''} of a model "
-            f"with head={head!r} (and has {', '.join(sorted(info['unexpected_keys'])[:4]) or 'nothing else'}), "
-            "expected a trained reward model. Pass the prm_format that it was trained with, e.g. "
+            f"{path_or_id}: got a checkpoint without {', '.join(missing[:4])}{', ...' if missing[4:] else ''} (and "
+            f"with {', '.join(sorted(info['unexpected_keys'])[:4]) or 'no other weights'}), expected a reward model "
+            f"trained with head={head!r}. Pass the prm_format that it was trained with, e.g. "
             'PRMFormat.preset("qwen2.5-math-prm").'
         )
     return model
@@ -193,16 +194,17 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
 
 def load_reference_model(prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTrainedModel | None:
     """
-    Loads the reference model that a format names, if its head needs one; `kwargs` as in [`load_reward_model`].
+    Loads the format's reference model, or returns `None` if the head needs none. For `kwargs` see
+    [`load_reward_model`].
 
     Raises:
-        `ValueError`: if it needs one and names none.
+        `ValueError`: if the head needs a reference model and the format has none.
     """
     if prm_format.head != "implicit":
         return None
     if prm_format.reference_model is None:
         raise ValueError(
             "PRMFormat.reference_model: got None with head='implicit', expected the folder or Hub id of the model "
-            "that the reward model was trained against."
+            "that the reward model was trained against. Set it in the prm_format that you pass."
         )
     return AutoModelForCausalLM.from_pretrained(local_path(prm_format.reference_model), **{**kwargs, "revision": None})

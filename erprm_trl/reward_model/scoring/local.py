@@ -1,4 +1,4 @@
-"""Scores with a model in this process, one forward per batch."""
+"""Scores steps with a model in this process, with one forward pass per batch."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -18,8 +18,15 @@ from .backend import SolutionTooLong
 
 class Plan(NamedTuple):
     """
-    The solutions of a call in batches: `batches` of encoded solutions, the `rows` of these solutions in the call, and
-    how many solutions the call has. Solutions without scores are in no batch.
+    The batches of a call.
+
+    Attributes:
+        batches (`list[list[EncodedSolution]]`):
+            The encoded solutions of each batch. Solutions that get no scores are in no batch.
+        rows (`list[list[int]]`):
+            The index of each of these solutions in the call.
+        num_solutions (`int`):
+            Number of solutions of the call.
     """
 
     batches: list[list[EncodedSolution]]
@@ -27,7 +34,7 @@ class Plan(NamedTuple):
     num_solutions: int
 
     def in_order(self, scored: Iterable[list[list[float]]]) -> list[list[float]]:
-        """The scores of all solutions in the order of the call, from the scores of each batch."""
+        """Returns the scores of all solutions in the order of the call, given the scores of each batch."""
         scores: list[list[float]] = [[] for _ in range(self.num_solutions)]
         for rows, batch_scores in zip(self.rows, scored, strict=True):
             for row, step_scores in zip(rows, batch_scores, strict=True):
@@ -43,20 +50,20 @@ class LocalBackend:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The reward model, on its device. It is put into evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+            Tokenizer of the model.
         prm_format ([`PRMFormat`]):
-            Its format.
+            Format of the model.
         batch_size (`int`, *optional*, defaults to `32`):
             Maximum number of solutions per batch. Solutions are sorted by length first.
         max_batch_tokens (`int`, *optional*):
-            Maximum number of tokens per batch, padding included. A longer solution is a batch of its own.
+            Maximum number of tokens per batch, including padding. A longer solution is scored in its own batch.
         log_odds (`Callable`, *optional*):
-            From a batch of [`DataCollatorForStepLabels`], on the model's device, to the log-odds of all its steps.
-            Defaults to one forward of the model, read at the head that the format names.
+            Function from a batch of [`DataCollatorForStepLabels`] on the model's device to the log-odds of all its
+            steps. Defaults to one forward pass of the model with the format's head.
 
     Raises:
-        `ValueError`: if the tokenizer does not know a token of the format, or if an adapter puts virtual tokens before
-            the text.
+        `ValueError`: if the tokenizer does not know a token of the format, or if an adapter inserts virtual tokens
+            before the text.
     """
 
     def __init__(
@@ -85,7 +92,7 @@ class LocalBackend:
 
     @property
     def context_length(self) -> int | None:
-        """The model's longest context in tokens, or `None` where its configuration sets no limit."""
+        """The model's context length in tokens, or `None` if its configuration has no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @property
@@ -96,7 +103,7 @@ class LocalBackend:
     def score(
         self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool = False
     ) -> list[list[float]]:
-        """Scores of every step; see [`ScoringBackend.score`]."""
+        """Scores every step; see [`ScoringBackend.score`]."""
         plan = self.plan(questions, steps, skip_too_long)
         return plan.in_order(map(self.score_batch, plan.batches))
 
@@ -116,8 +123,8 @@ class LocalBackend:
             elif not skip_too_long:
                 raise SolutionTooLong(
                     index,
-                    f"has {len(solution.input_ids)} tokens, more than the model's context of {context}. Shorten or "
-                    "leave out the solution.",
+                    f"has {len(solution.input_ids)} tokens, expected at most the model's context of {context}. "
+                    "Shorten the solution, or leave it out.",
                 )
         rows: list[list[int]] = []
         for index in sorted(kept, key=lambda index: len(encoded[index].input_ids)):
@@ -130,7 +137,7 @@ class LocalBackend:
 
     @torch.no_grad()
     def score_batch(self, encoded: list[EncodedSolution]) -> list[list[float]]:
-        """Scores of the steps of encoded solutions, in one batch."""
+        """Scores the steps of encoded solutions in one batch."""
         examples = [
             {
                 "input_ids": solution.input_ids,
@@ -140,7 +147,7 @@ class LocalBackend:
             }
             for solution in encoded
         ]
-        # A model that accelerate offloads is on the meta device; its hooks bring inputs to where it runs.
+        # A model that accelerate offloads is on the meta device. Its hooks move the inputs to the right device.
         device = "cpu" if self.model.device.type == "meta" else self.model.device
         batch = {key: value.to(device) for key, value in self._collate(examples).items()}
         counts = batch["step_mask"].sum(-1).tolist()
@@ -154,20 +161,22 @@ def log_odds_at_head(
     engine: nn.Module, model: nn.Module, head: str, token_ids: FormatTokenIds, batch: dict[str, Tensor]
 ) -> Tensor:
     """
-    Log-odds of all steps of a batch, from one forward.
+    Log-odds of all steps of a batch, from one forward pass.
 
     Args:
         engine (`torch.nn.Module`):
-            Runs the forward: the model, or what DeepSpeed made of it.
+            Runs the forward pass: the model, or the DeepSpeed engine around it.
         model (`torch.nn.Module`):
             The transformers or PEFT model inside `engine`.
-        head (`str`), token_ids ([`FormatTokenIds`]):
-            The format's head, and the ids of its tokens.
+        head (`str`):
+            The format's head.
+        token_ids ([`FormatTokenIds`]):
+            Ids of the format's tokens.
         batch (`dict[str, torch.Tensor]`):
             A batch of [`DataCollatorForStepLabels`].
 
     Returns:
-        `torch.Tensor`: float32, (number of steps,), in the order of `step_positions[step_mask]`.
+        `torch.Tensor`: float32 of shape (number of steps,), in the order of `step_positions[step_mask]`.
     """
     names = ("input_ids", "attention_mask", "step_positions", "step_mask")
     return step_log_odds(step_logits(engine, head, token_ids, *(batch[name] for name in names), unwrapped=model))

@@ -1,4 +1,4 @@
-"""Scores from a scoring server, in as many requests as its limits ask for. No model is loaded in this process."""
+"""Scores steps with a reward model on a scoring server. No model is loaded in this process."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,40 +14,40 @@ SCORING = Service(
     asked="scores",
     retried=frozenset({408, 429, 502, 503, 504}),
     remedies={
-        401: "put the server's token into ${api_key_env}",
-        403: "put a token that may ask this server into ${api_key_env}",
-        404: "check the address: recipes/serve_scorer.py prints it, and nothing follows it",
+        401: "set ${api_key_env} to the server's token",
+        403: "set ${api_key_env} to a token that has access to this server",
+        404: "check the address: use the one that recipes/serve_scorer.py prints, without a path after it",
     },
-    other_remedy="look at the server's log, and whether it runs the same version of erprm_trl",
-    when_down="Look at the server, then start again.",
+    other_remedy="check the server's log, and check that it runs the same version of erprm_trl",
+    when_down="Check the server, then start again.",
 )
 
 
 class RemoteBackend:
     """
-    A [`ScoringBackend`] whose model is on a server. `StepScorer.from_pretrained("http://host:8100")` uses one with the
-    default options.
+    A [`ScoringBackend`] whose model is on a server. `StepScorer.from_pretrained("http://host:8100")` uses this backend
+    with its default options.
 
-    Solutions are sent in as many requests as the server's limits ask for, up to `max_concurrency` at a time. Dropped
-    connections, servers that hang, and the statuses 408, 429, 502, 503 and 504 are retried after growing, jittered
-    waits, and no sooner than `Retry-After` says. Any other failure ends the call. The proxies of the environment are
-    used, but not for a server on this machine.
+    A call is divided into requests within the server's limits, and up to `max_concurrency` requests run at a time.
+    Dropped connections, timeouts and the statuses 408, 429, 502, 503 and 504 are retried after growing, jittered
+    waits, which are at least as long as `Retry-After`. Any other failure ends the call. Proxies from the environment
+    are used, except for a server on this machine.
 
-    Scores are the same as with the model in this process. Where a call takes several requests, or the server joins
-    requests, their last bits can depend on what was scored together.
+    Scores are the same as with the model in this process, except for their last bits: these can depend on which
+    solutions are scored in the same batch.
 
     Args:
         url (`str`):
-            The server's address. A `user:password@` in it is sent as basic authentication and shown nowhere.
+            Address of the server. A `user:password@` in it is sent as basic authentication and never shown.
         max_concurrency (`int`, *optional*, defaults to `4`):
-            Maximum number of requests at a time, per process.
+            Maximum number of concurrent requests per process.
         request_timeout, max_attempts, max_retry_seconds, retry_wait (*optional*):
-            As in [`~erprm_trl.rollouts.EndpointSampler`].
+            See [`~erprm_trl.rollouts.EndpointSampler`].
         token_env (`str`, *optional*, defaults to `"ERPRM_SCORER_TOKEN"`):
-            Environment variable with the server's bearer token. Without it none is sent.
+            Environment variable with the server's bearer token. If it is not set, no token is sent.
 
     Raises:
-        [`~erprm_trl.rollouts.EndpointError`]: if the server cannot be asked.
+        [`~erprm_trl.rollouts.EndpointError`]: if the request for the server's format fails.
 
     Example:
 
@@ -77,28 +77,29 @@ class RemoteBackend:
 
     @property
     def model_name(self) -> str:
-        """The model's name on the server. The address is not part of it, because the server may move."""
+        """The model's name on the server. It does not contain the server's address, which may change."""
         return self._served.model
 
     @property
     def context_length(self) -> int | None:
-        """Longest solution in tokens, the question included, or `None` where the model sets no limit."""
+        """Maximum length of a solution in tokens, including the question, or `None` without a limit."""
         return self._served.max_length
 
     def score(
         self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool = False
     ) -> list[list[float]]:
         """
-        Scores of every step; see [`ScoringBackend.score`]. A solution that alone exceeds a limit of the server is too
-        long.
+        Scores every step; see [`ScoringBackend.score`]. A solution that exceeds one of the server's limits is too
+        long, too.
 
         Raises:
             [`SolutionTooLong`]: if a solution is too long and `skip_too_long` is `False`.
-            [`~erprm_trl.rollouts.EndpointError`]: if the scores of a request cannot be obtained.
+            [`~erprm_trl.rollouts.EndpointError`]: if a request fails.
         """
         scores: list[list[float]] = [[] for _ in steps]
         requests = list(self._requests(questions, steps))
-        # The server is asked to skip: it knows only the row in a request. Which solution has no scores is seen here.
+        # The server always skips solutions that are too long, because it knows only their index in the request. The
+        # error with the index in this call is raised below.
         bodies = [
             {"questions": [questions[i] for i in rows], "steps": [list(steps[i]) for i in rows], "skip_too_long": True}
             for rows in requests
@@ -115,11 +116,11 @@ class RemoteBackend:
         return scores
 
     def _requests(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> Iterator[list[int]]:
-        # Rows of each request, within the server's limits. Solutions without steps, or beyond a limit, are left out.
+        # Rows of each request, within the server's limits. Solutions without steps, or beyond a limit, are skipped.
         served, rows, size = self._served, [], 0
         most = served.max_body_bytes - len('{"questions": [], "steps": [], "skip_too_long": true}')
         for index, (question, solution) in enumerate(zip(questions, steps, strict=True)):
-            # JSON without spaces is sent: these sizes are a little larger than what the server counts.
+            # The client sends JSON without spaces, so this size is slightly above the size that the server counts.
             bytes_here = len(json.dumps([question, list(solution)], ensure_ascii=False).encode())
             if not solution or len(solution) > served.max_steps or bytes_here > most:
                 continue
@@ -137,13 +138,13 @@ class RemoteBackend:
                 served = self._served
                 raise SolutionTooLong(
                     index,
-                    f"is too long for {self.client.base_url}: more than the model's context of {served.max_length} "
-                    f"tokens, {served.max_steps} steps or {served.max_body_bytes} bytes. Shorten or leave out the "
-                    "solution.",
+                    f"is too long for {self.client.base_url}, expected at most {served.max_length} tokens (the "
+                    f"model's context), {served.max_steps} steps and {served.max_body_bytes} bytes. Shorten the "
+                    "solution, or leave it out.",
                 )
 
     def _read_format(self, text: str) -> "_Served":
-        # What is no answer of a scoring server now will be none later.
+        # A malformed answer is not retried: it does not come from a scoring server of this version.
         try:
             fields = json.loads(text)
             prm_format = PRMFormat.from_json(json.dumps(fields.pop("prm_format")))
@@ -167,8 +168,8 @@ class RemoteBackend:
 
     def _unreadable(self, path: str) -> EndpointError:
         return EndpointError(
-            f"{self.client.base_url}{path}: got an answer that is none of a scoring server of this version of "
-            "erprm_trl. Check the address, and what runs there."
+            f"{self.client.base_url}{path}: got an answer in another form, expected the answer of a scoring server "
+            "with this version of erprm_trl. Check the address and the server's version."
         )
 
 
@@ -183,14 +184,14 @@ class _Served(NamedTuple):
 
 def refuse_loading(**arguments: Any) -> None:
     """
-    Refuses what only a model that is loaded here can follow.
+    Refuses arguments that only apply to a model that is loaded in this process.
 
     Raises:
-        `ValueError`: if one of the arguments is given.
+        `ValueError`: if one of the arguments is set.
     """
     refused = [name for name, value in arguments.items() if value]
     if refused:
         raise ValueError(
-            f"{', '.join(refused)}: got a value for the address of a scoring server, expected the address alone. Give "
-            "it where the server is started: there the model is loaded."
+            f"{', '.join(refused)}: got a value together with the address of a scoring server, expected the address "
+            "alone. Set it where the server is started, because the server loads the model."
         )

@@ -1,6 +1,7 @@
-"""`RemoteStepScorer` and `ShardedStepScorer`, earlier names for scorers over a server and over a ZeRO-3 training.
+"""`RemoteStepScorer` and `ShardedStepScorer`, the former names of scorers on a server and on a ZeRO-3 model.
 
-Kept for this release. New code calls `StepScorer.from_backend` with a [`RemoteBackend`] or a [`ShardedBackend`].
+They are kept for this release. New code calls `StepScorer.from_backend` with a [`RemoteBackend`] or a
+[`ShardedBackend`].
 """
 
 from typing import Any
@@ -14,10 +15,10 @@ from .sharded import ShardedBackend
 
 
 def RemoteStepScorer(url: str, **options: Any) -> StepScorer:
-    """A [`StepScorer`] over a [`RemoteBackend`] with these options."""
+    """Returns a [`StepScorer`] over a [`RemoteBackend`] with these options."""
     return StepScorer.from_backend(RemoteBackend(url, **options))
 
 
 def ShardedStepScorer(model, tokenizer, prm_format: PRMFormat, accelerator: Accelerator, **options: Any) -> StepScorer:
-    """A [`StepScorer`] over a [`ShardedBackend`] with these options."""
+    """Returns a [`StepScorer`] over a [`ShardedBackend`] with these options."""
     return StepScorer.from_backend(ShardedBackend(model, tokenizer, prm_format, accelerator, **options))

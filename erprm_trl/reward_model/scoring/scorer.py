@@ -1,6 +1,6 @@
-"""Step scores from any backend: [`StepScorer`].
+"""[`StepScorer`], which scores steps with any backend.
 
-Selection, guided search, policy training and the scoring server all call it.
+Selection, guided search, policy training and the scoring server all use it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,28 +29,28 @@ class StepScorer:
     """
     Scores the steps of solutions.
 
-    Checks what it gets, scores equal solutions once, splits texts into steps and aggregates step scores. A
-    [`ScoringBackend`] computes the scores: a model in this process ([`LocalBackend`], [`ImplicitBackend`]), a model
-    that is split over the processes of a training ([`ShardedBackend`]), a server ([`RemoteBackend`]), or a class of
-    yours, with [`StepScorer.from_backend`].
+    A scorer checks its arguments, scores duplicate solutions once, splits texts into steps and aggregates step scores.
+    Its [`ScoringBackend`] computes the scores: a model in this process ([`LocalBackend`], [`ImplicitBackend`]), a
+    model that is sharded over the processes of a training run ([`ShardedBackend`]), a server ([`RemoteBackend`]), or
+    your own class ([`StepScorer.from_backend`]).
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The reward model, on its device.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+            Tokenizer of the model.
         prm_format ([`PRMFormat`]):
-            Its format.
+            Format of the model.
         batch_size (`int`, *optional*, defaults to `32`):
             Maximum number of solutions per batch. Solutions are sorted by length first.
         max_batch_tokens (`int`, *optional*):
-            Maximum number of tokens per batch, padding included. A longer solution is a batch of its own.
+            Maximum number of tokens per batch, including padding. A longer solution is scored in its own batch.
         reference_model ([`~transformers.PreTrainedModel`], *optional*):
-            The reference model, on the same device, which `head="implicit"` needs.
+            Reference model on the same device. Only `head="implicit"` needs it.
 
     Raises:
-        `ValueError`: if the tokenizer does not know a token of the format, an adapter puts virtual tokens before the
-            text, or the reference model is missing.
+        `ValueError`: if the tokenizer does not know a token of the format, if an adapter inserts virtual tokens before
+            the text, or if the reference model is missing.
 
     Example:
 
@@ -77,7 +77,8 @@ class StepScorer:
     @classmethod
     def from_backend(cls, backend: ScoringBackend) -> "StepScorer":
         """
-        A scorer over a backend: one of ours with options of its own, or a class of yours; see [`ScoringBackend`].
+        Returns a scorer over a backend. Use it to set a backend's options, or to score with your own class; see
+        [`ScoringBackend`].
 
         Raises:
             `TypeError`: if the backend lacks one of the protocol's members.
@@ -94,7 +95,7 @@ class StepScorer:
 
     @classmethod
     def of(cls, scorer: "StepScorer | ScoringBackend") -> "StepScorer":
-        """The scorer itself, or a scorer over a backend; see [`StepScorer.from_backend`]."""
+        """Returns the scorer itself, or a scorer over a backend; see [`StepScorer.from_backend`]."""
         return scorer if isinstance(scorer, StepScorer) else cls.from_backend(scorer)
 
     @classmethod
@@ -113,40 +114,46 @@ class StepScorer:
         accelerator: "Accelerator | None" = None,
     ) -> "StepScorer":
         """
-        Loads a model that [`ERPRMTrainer`] saved, a LoRA adapter included, or, with a preset, a public one:
+        Loads a model or LoRA adapter that [`ERPRMTrainer`] saved, or a public reward model with its preset:
         `StepScorer.from_pretrained("Qwen/Qwen2.5-Math-PRM-7B", prm_format="qwen2.5-math-prm")`.
 
         Args:
             path_or_id (`str` or `Path`):
-                Folder or Hub id, or the address of a scoring server, `"http://host:8100"`: see [`RemoteBackend`].
-                The server decides where its model is and how large batches are: `device`, `batch_size` and
-                `max_batch_tokens` are then ignored, and the other arguments are errors.
+                Folder, Hub id, or address of a scoring server such as `"http://host:8100"` (see [`RemoteBackend`]).
+                The server chooses its device and batch size. With an address, `device`, `batch_size` and
+                `max_batch_tokens` are ignored, and the other arguments raise an error.
             prm_format ([`PRMFormat`] or `str`, *optional*):
-                The format or the name of a preset ([`PRMFormat.preset`]). Defaults to the model's own
+                Format of the model, or the name of a preset ([`PRMFormat.preset`]). Defaults to the model's own
                 `prm_format.json`.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
                 Dtype of the weights. Scores are float32 with any dtype.
             device (`str` or `torch.device`, *optional*):
-                Defaults to the first accelerator, else the CPU. Not with `device_map`.
+                Device of the model. Defaults to the first accelerator, else the CPU. It is not used with `device_map`.
             device_map (`str` or `dict`, *optional*):
                 Accelerate's placement of a model over several devices, e.g. `"auto"`.
             batch_size, max_batch_tokens (*optional*):
                 See [`StepScorer`].
-            revision, trust_remote_code (*optional*):
-                As usual. No preset needs `trust_remote_code`.
+            revision (`str`, *optional*):
+                Revision of the model on the Hub.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether to run Python code from the model's repository. No preset needs it.
             accelerator ([`~accelerate.Accelerator`], *optional*):
-                The accelerator of a ZeRO-3 training, whose processes then share the model: see [`ShardedBackend`].
-                Not with `device` and `device_map`. The weights have the training's dtype.
+                Accelerator of a ZeRO-3 training run, to shard the model over its processes (see [`ShardedBackend`]).
+                `device` and `device_map` are not used then. The weights have the dtype of the training run.
 
         Raises:
-            `FileNotFoundError`: if there is no `prm_format.json` and no `prm_format` is given, or if an adapter's base
-                model is not at the place that the adapter names.
-            `ValueError`: if an accelerator is given that does not train by ZeRO-3, or an address with arguments of
-                loading; if the tokenizer does not know the format's tokens, or gives other ids than the model was
-                trained with; if the checkpoint lacks weights, its head for example; if transformers has no model of
-                the architecture with the head; if an adapter puts virtual tokens before the text; if an implicit
-                reward model has no `reference_model` in its format, or is to be split.
-            `ImportError`: if the tokenizer needs the package `sentencepiece`, which is missing.
+            `FileNotFoundError`: if `prm_format` is not set and the model has no `prm_format.json`, or if an adapter's
+                base model is not at the path that the adapter records.
+            `ValueError`: in these cases:
+
+                - The accelerator does not train with ZeRO-3.
+                - An address is combined with an argument for loading.
+                - The tokenizer does not know the format's tokens, or has other ids than the model was trained with.
+                - The checkpoint lacks weights, such as its head.
+                - Transformers has no model of the architecture with the head.
+                - An adapter inserts virtual tokens before the text.
+                - An implicit reward model has no `reference_model` in its format, or is to be sharded.
+            `ImportError`: if the tokenizer needs the package `sentencepiece` and it is not installed.
         """
         return cls.from_backend(
             load_backend(
@@ -175,17 +182,17 @@ class StepScorer:
 
     @property
     def context_length(self) -> int | None:
-        """The longest solution in tokens, the question included, or `None` where the model sets no limit."""
+        """Maximum length of a solution in tokens, including the question, or `None` without a limit."""
         return self.backend.context_length
 
     @property
     def weights(self) -> nn.Module | None:
-        """The model, or `None` where it is not in this process."""
+        """The model, or `None` if it is not in this process."""
         return self.backend.weights
 
     @property
     def model(self):
-        """The model. Backends without one in this process have no such attribute; see [`StepScorer.weights`]."""
+        """The model. A backend without a model in this process has no such attribute; see [`StepScorer.weights`]."""
         return self.backend.model
 
     @property
@@ -217,7 +224,7 @@ class StepScorer:
         self, questions: Sequence[str], steps: Sequence[Sequence[str]], *, skip_too_long: bool = False
     ) -> list[list[float]]:
         """
-        Scores of every step.
+        Scores every step.
 
         Args:
             questions (`Sequence[str]`):
@@ -225,18 +232,20 @@ class StepScorer:
             steps (`Sequence[Sequence[str]]`):
                 Steps of each solution, without separators.
             skip_too_long (`bool`, *optional*, defaults to `False`):
-                Give no scores to a solution that exceeds the model's context, instead of an error.
+                Whether to return an empty list for a solution that exceeds the model's context, instead of raising an
+                error.
 
         Returns:
-            `list[list[float]]`: one score in [0, 1] per step, computed in float32. A solution without steps has none.
+            `list[list[float]]`: one score in [0, 1] per step, computed in float32. A solution without steps has an
+            empty list.
 
         Raises:
-            `ValueError`: if the two differ in length, a solution exceeds the model's context (the error names its
-                index), or the backend gives another number of scores.
-            `TypeError`: if a string is given where a list belongs, or something else for a string (the error names
-                the argument and the row).
+            `ValueError`: if the numbers of questions and solutions differ, if a solution exceeds the model's context
+                (the error names its index), or if the backend returns a wrong number of scores.
+            `TypeError`: if an argument is a string instead of a list, or an entry is not a string (the error names the
+                argument and the row).
         """
-        with self._others_told():
+        with self._stopping_other_processes():
             solutions = _solutions(questions, steps)
             distinct = list(dict.fromkeys(solutions))
         try:
@@ -245,31 +254,31 @@ class StepScorer:
                 [solution_steps for _, solution_steps in distinct],
                 skip_too_long=skip_too_long,
             )
-        except SolutionTooLong as error:  # the backend counts distinct solutions, the caller all of them
+        except SolutionTooLong as error:  # the backend's index counts only distinct solutions
             raise SolutionTooLong(solutions.index(distinct[error.index]), error.reason) from None
         self._check_scores(scores, distinct, solutions, skip_too_long)
         scores_of = dict(zip(distinct, scores, strict=True))
         return [list(scores_of[solution]) for solution in solutions]
 
     def score_texts(self, questions: Sequence[str], completions: Sequence[str]) -> list[list[float]]:
-        """Scores of the steps of raw texts, split as the format says; see [`StepScorer.score`]."""
-        with self._others_told():
+        """Splits raw texts into steps by the format's splitter, and scores them; see [`StepScorer.score`]."""
+        with self._stopping_other_processes():
             check_texts("completions", completions)
             steps = [self.split(completion) for completion in completions]
         return self.score(questions, steps)
 
     def score_solutions(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[float]:
-        """One score per solution, aggregated as the format says. A solution without steps is an error."""
+        """Returns one score per solution, by the format's aggregation. A solution without steps is an error."""
         return aggregate(self.score(questions, steps), self.prm_format.aggregation).tolist()
 
     def split(self, completion: str) -> list[str]:
-        """Steps of a raw text, split as the format says."""
+        """Splits a raw text into steps by the format's splitter."""
         splitter = self.prm_format.splitter
         return clean_steps(split_steps(completion, splitter, self.prm_format.steps_of), splitter)
 
     @contextmanager
-    def _others_told(self) -> Iterator[None]:
-        """An error in here is an error on all processes that share the backend."""
+    def _stopping_other_processes(self) -> Iterator[None]:
+        """Makes an error in this context an error on all processes that share the backend."""
         try:
             yield
         except Exception:
@@ -282,7 +291,7 @@ class StepScorer:
         if len(scores) != len(distinct):
             raise ValueError(
                 f"{name}: got {len(scores)} lists of scores for {len(distinct)} solutions, expected one per solution. "
-                "Correct the backend."
+                "Fix the backend."
             )
         for step_scores, solution in zip(scores, distinct, strict=True):
             num_steps = len(solution[1])
@@ -291,11 +300,11 @@ class StepScorer:
             index = solutions.index(solution)
             if not len(step_scores):
                 raise SolutionTooLong(
-                    index, f"got no scores from {name}: it is too long. Shorten or leave out the solution."
+                    index, f"is too long: got no scores from {name}. Shorten the solution, or leave it out."
                 )
             raise ValueError(
                 f"{name}: got {len(step_scores)} scores for the {num_steps} steps of solution {index}, expected one "
-                "per step. Correct the backend."
+                "per step. Fix the backend."
             )
 
 
@@ -304,12 +313,13 @@ def _solutions(questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list
     check_text_lists("steps", steps)
     if len(questions) != len(steps):
         raise ValueError(
-            f"score: got {len(questions)} questions for {len(steps)} solutions, expected one question per solution."
+            f"score: got {len(questions)} questions for {len(steps)} solutions, expected one question per solution. "
+            "Repeat the question for each of its solutions."
         )
     return [(question, tuple(solution_steps)) for question, solution_steps in zip(questions, steps, strict=True)]
 
 
 def solution_scores(step_scores: Sequence[Sequence[float]], aggregation: str) -> list[float | None]:
-    """One score per solution, `None` where it has no step scores."""
+    """Aggregates step scores to one score per solution, `None` for a solution without step scores."""
     aggregated = iter(aggregate([scores for scores in step_scores if scores], aggregation).tolist())
     return [next(aggregated) if scores else None for scores in step_scores]

@@ -1,8 +1,9 @@
-"""A scoring server: an ASGI app that answers step scores over HTTP, and the settings with which uvicorn runs it.
+"""A scoring server: an ASGI app that returns step scores over HTTP, and the arguments to run it with uvicorn.
 
-Start it with the recipe `serve_scorer`, or run [`scoring_app`] with the arguments `UVICORN`. One thread scores, and
-requests that wait meanwhile are scored together. Everything that a client sends is limited in size and time: headers
-and idle connections by the protocol in `UVICORN`, bodies by the app. No text of a request gets into a log or an error.
+Start it with the recipe `serve_scorer`, or run [`scoring_app`] with the arguments `UVICORN`. One thread scores.
+Requests that arrive meanwhile are scored together in the next call. Requests are limited in size and time: the
+protocol in `UVICORN` limits headers and idle connections, and the app limits bodies. Logs and errors never contain
+text from a request.
 """
 
 import asyncio
@@ -41,8 +42,8 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-BODY_SECONDS = 60.0  # for a whole body to arrive
-IDLE_SECONDS = 30.0  # for a request to begin on a connection
+BODY_SECONDS = 60.0  # maximum time until the whole body has arrived
+IDLE_SECONDS = 30.0  # maximum time until a request begins on a connection
 RETRY_AFTER_SECONDS = 1
 DEFAULT_MAX_STEPS = 4096
 
@@ -58,16 +59,22 @@ def scoring_app(
     token: str | None = None,
 ) -> Starlette:
     """
-    An ASGI app that scores: `GET /health`, `GET /format`, and `POST /score`, which answers
-    `{"questions": [...], "steps": [[...], ...], "skip_too_long": false}` with `{"scores": [[...], ...]}`.
+    Returns an ASGI app with `GET /health`, `GET /format` and `POST /score`. The last takes
+    `{"questions": [...], "steps": [[...], ...], "skip_too_long": false}` and returns `{"scores": [[...], ...]}`.
 
-    A refused request gets `{"error": "..."}` and a status: 401 for a wrong token; 400, 408, 413 and 422 for a body
-    that is no JSON, does not arrive in time, is too large or has other fields; 503 with `Retry-After` when too many
-    requests wait; 500 when the reward model fails or gives NaN.
+    A refused request gets `{"error": "..."}` and one of these statuses:
+
+    - 400: the body is not JSON.
+    - 401: the token is missing or wrong.
+    - 408: the body does not arrive in time.
+    - 413: the body is too large.
+    - 422: the body has missing, unknown or invalid fields.
+    - 500: the reward model fails or returns NaN.
+    - 503 with `Retry-After`: too many requests are waiting.
 
     Args:
         scorer ([`StepScorer`] or [`ScoringBackend`]):
-            The reward model. One thread calls it; no other thread may call it meanwhile.
+            The reward model. One thread of the app calls it. No other thread may use it at the same time.
         max_body_bytes (`int`, *optional*, defaults to 8 MiB):
             Maximum request body, in bytes.
         max_solutions (`int`, *optional*, defaults to `1024`):
@@ -76,16 +83,16 @@ def scoring_app(
             Maximum number of steps per solution. Defaults to the model's context length, because a step has at least
             one token.
         max_waiting (`int`, *optional*, defaults to `64`):
-            Maximum number of requests that arrive, wait or are scored at a time. Together with `max_body_bytes` it
-            bounds the memory that requests take.
+            Maximum number of requests that are being received, waiting or being scored at a time. Together with
+            `max_body_bytes` it limits the memory of all requests.
         max_batch (`int`, *optional*, defaults to `1024`):
-            Maximum number of solutions scored in one call. Requests are joined up to it and never split. Joining can
-            change the last bits of scores; with 1 nothing is joined.
+            Maximum number of solutions per call of the reward model. Waiting requests are combined up to this number
+            and never split. Combining them can change the last bits of scores. Set 1 to combine nothing.
         token (`str`, *optional*):
-            The bearer token that `/format` and `/score` require. Without it every client is served.
+            Bearer token that `/format` and `/score` require. Without it every client is served.
 
     Raises:
-        `ValueError`: for a limit below 1, or a token that no header can hold.
+        `ValueError`: for a limit below 1, or a token that cannot be sent in an HTTP header.
     """
     scorer = StepScorer.of(scorer)
     if max_steps is None:
@@ -93,9 +100,12 @@ def scoring_app(
     limits = {"max_body_bytes": max_body_bytes, "max_solutions": max_solutions, "max_steps": max_steps}
     for name, limit in {**limits, "max_waiting": max_waiting, "max_batch": max_batch}.items():
         if limit < 1:
-            raise ValueError(f"{name} of the scoring server: got {limit}, expected at least 1.")
+            raise ValueError(f"{name} of the scoring server: got {limit}, expected at least 1. Raise it.")
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise ValueError("The token of the scoring server: expected printable ASCII characters without a space.")
+        raise ValueError(
+            "token of the scoring server: got a token that HTTP headers cannot hold, expected printable ASCII "
+            "characters without a space. Choose another token."
+        )
     batches = _Batches(scorer, max_batch)
     server = _ScoringServer(scorer, batches, limits, max_waiting, token)
 
@@ -116,7 +126,7 @@ def scoring_app(
 
 
 class _ScoringServer:
-    """Answers the requests."""
+    """Handles the requests of each route."""
 
     def __init__(
         self, scorer: StepScorer, batches: "_Batches", limits: dict[str, int], max_waiting: int, token: str | None
@@ -141,7 +151,7 @@ class _ScoringServer:
     async def score(self, request: Request) -> Response:
         self._check_token(request)
         if self._waiting >= self._max_waiting:
-            message = f"{self._waiting} requests are waiting already, expected fewer. Ask again later."
+            message = f"{self._waiting} requests are waiting, expected less than {self._max_waiting}. Try again later."
             raise HTTPException(503, message, {"Retry-After": str(RETRY_AFTER_SECONDS)})
         self._waiting += 1
         try:
@@ -149,7 +159,7 @@ class _ScoringServer:
             questions, steps, skip_too_long = _read(body, self._limits["max_solutions"], self._limits["max_steps"])
             scores = await self._batches.score(questions, steps, request.is_disconnected)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+            return Response(status_code=400)  # the client has disconnected and does not read it
         finally:
             self._waiting -= 1
         _check_scores(scores, steps, skip_too_long, self._context_length)
@@ -160,7 +170,7 @@ class _ScoringServer:
             return
         scheme, _, sent_token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(sent_token.strip().encode(), self._token.encode()):
-            message = "The bearer token is missing or another one. Send `Authorization: Bearer ...` with the server's."
+            message = "The bearer token is missing or wrong. Send `Authorization: Bearer ...` with the server's token."
             raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
     async def _body(self, request: Request) -> bytes:
@@ -170,12 +180,11 @@ class _ScoringServer:
                 async for chunk in request.stream():
                     body += chunk
                     if len(body) > most:
-                        message = (
-                            f"The body: got more than {most} bytes, expected at most as many. Send fewer solutions."
-                        )
+                        message = f"The body: got more than {most} bytes. Send fewer solutions per request."
                         raise HTTPException(413, message)
         except TimeoutError:
-            raise HTTPException(408, f"The body: not here after {BODY_SECONDS:g} s. Send it again.") from None
+            message = f"The body: got only a part in {BODY_SECONDS:g} s, expected the whole body. Send it again."
+            raise HTTPException(408, message) from None
         return bytes(body)
 
 
@@ -184,22 +193,22 @@ def _as_json(request: Request, error: Exception) -> Response:
 
 
 def _read(body: bytes, max_solutions: int, max_steps: int) -> tuple[list[str], list[list[str]], bool]:
-    """Questions, steps and `skip_too_long` of a request; 400 or 422 for anything else."""
+    """Parses the questions, the steps and `skip_too_long` of a request. An invalid body gets status 400 or 422."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
-        raise HTTPException(400, "The body: got no JSON, expected an object with questions and steps.") from None
+        message = "The body: got invalid JSON, expected an object with questions and steps. Send JSON."
+        raise HTTPException(400, message) from None
     names = {"questions", "steps"}
     if not isinstance(fields, dict) or not names <= fields.keys() <= {*names, "skip_too_long"}:
-        raise HTTPException(
-            422, "The body: expected an object with questions, steps and, if wanted, skip_too_long, and nothing else."
-        )
+        message = "The body: got other fields, expected questions, steps and possibly skip_too_long. Fix the fields."
+        raise HTTPException(422, message)
     questions, steps, skip_too_long = fields["questions"], fields["steps"], fields.get("skip_too_long", False)
     _expect(questions, list, "questions", "a list of strings")
     _expect(steps, list, "steps", "a list of lists of strings")
     _expect(skip_too_long, bool, "skip_too_long", "true or false")
     if len(questions) != len(steps):
-        message = f"got {len(questions)} questions for {len(steps)} solutions, expected one question a solution."
+        message = f"got {len(questions)} questions for {len(steps)} solutions, expected one question per solution."
         raise HTTPException(422, message)
     if len(steps) > max_solutions:
         message = f"got {len(steps)} solutions, expected at most {max_solutions}. Send several requests."
@@ -214,8 +223,8 @@ def _read(body: bytes, max_solutions: int, max_steps: int) -> tuple[list[str], l
             _expect(step, str, f"steps[{row}][{step_index}]", "a string")
         try:
             "".join([question, *solution]).encode()
-        except UnicodeEncodeError:  # JSON can say half of a character, and no tokenizer takes it
-            message = f"questions[{row}] or steps[{row}]: got a lone surrogate, expected Unicode text."
+        except UnicodeEncodeError:  # JSON can hold half of a surrogate pair, which tokenizers do not accept
+            message = f"questions[{row}] or steps[{row}]: got a lone surrogate, expected Unicode text. Remove it."
             raise HTTPException(422, message) from None
     return questions, steps, skip_too_long
 
@@ -231,15 +240,15 @@ def _check_scores(
     for row, (values, solution) in enumerate(zip(scores, steps, strict=True)):
         if solution and not values and not skip_too_long:
             message = (
-                f"steps[{row}]: the solution has more tokens than the model's context of {context_length}. Shorten or "
-                "leave it out, or set skip_too_long."
+                f"steps[{row}]: got a solution with more tokens than the model's context of {context_length}. Shorten "
+                "the solution, leave it out, or set skip_too_long."
             )
             raise HTTPException(422, message)
         for step_index, value in enumerate(values):
             if not math.isfinite(value):
                 message = (
-                    f"steps[{row}][{step_index}]: the reward model gave {value}, expected a number. Look at its "
-                    "weights and dtype."
+                    f"steps[{row}][{step_index}]: the reward model returned {value}, expected a finite score. Check "
+                    "its weights and dtype."
                 )
                 raise HTTPException(500, message)
 
@@ -252,7 +261,7 @@ class _Job(NamedTuple):
 
 
 class _Batches:
-    """Joins the requests that wait into calls of the scorer, made one after another by one thread."""
+    """Combines the waiting requests into calls of the scorer. One thread runs the calls one after another."""
 
     def __init__(self, scorer: StepScorer, max_batch: int):
         self._scorer, self._max_batch = scorer, max_batch
@@ -263,7 +272,7 @@ class _Batches:
     async def score(
         self, questions: list[str], steps: list[list[str]], has_left: Callable[[], Awaitable[bool]]
     ) -> list[list[float]]:
-        """Scores of one request; `ClientDisconnect` where the client has left before its turn."""
+        """Scores one request. Raises `ClientDisconnect` if the client has disconnected before scoring starts."""
         job = _Job(questions, steps, has_left, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         if self._work is None or self._work.done():
@@ -271,7 +280,7 @@ class _Batches:
         return await job.outcome
 
     async def close(self) -> None:
-        """Waits until what was asked is answered."""
+        """Waits until all requests are answered."""
         if self._work is not None:
             await self._work
         self._thread.shutdown()
@@ -281,7 +290,7 @@ class _Batches:
             jobs = await self._next()
             outcomes = await asyncio.get_running_loop().run_in_executor(self._thread, self._score, jobs)
             for job, outcome in zip(jobs, outcomes, strict=True):
-                if job.outcome.done():  # cancelled with its request
+                if job.outcome.done():  # the request was cancelled
                     continue
                 if isinstance(outcome, Exception):
                     job.outcome.set_exception(outcome)
@@ -293,8 +302,8 @@ class _Batches:
         size = 0
         while self._jobs and (not jobs or size + len(self._jobs[0].steps) <= self._max_batch):
             job = self._jobs.popleft()
-            # A client that timed out asks again. Scoring its old request would delay the other clients, until they
-            # time out as well.
+            # A client that timed out sends its request again. Scoring the old request would delay the other clients
+            # until they time out, too.
             if await job.has_left():
                 if not job.outcome.done():
                     job.outcome.set_exception(ClientDisconnect())
@@ -312,29 +321,29 @@ class _Batches:
             scores = iter(self._scorer.score(questions, steps, skip_too_long=True))
             return [[next(scores) for _ in job.steps] for job in jobs]
         except Exception as error:
-            if len(jobs) > 1:  # the other requests may be fine
+            if len(jobs) > 1:  # only one of the requests may be the cause
                 return [self._score([job])[0] for job in jobs]
-            # The place of the failure is logged, but not its message, which may quote a text.
+            # Logs the traceback without the error's message, which may quote text from the request.
             name, where = type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
-            logger.error("A request of %d solutions could not be scored, %s at\n%s", len(steps), name, where)
-            return [HTTPException(500, f"The reward model failed ({name}). The server's log says where.")]
+            logger.error("Scoring a request of %d solutions failed with %s at\n%s", len(steps), name, where)
+            return [HTTPException(500, f"The reward model failed with {name}. See the traceback in the server's log.")]
 
 
 class RequestInTime(H11Protocol):
     """
-    uvicorn's protocol for a connection, which closes it when no request begins on it for `IDLE_SECONDS`: nothing is
-    sent, headers trickle in, or the body of a refused request does not end.
+    A uvicorn protocol that closes a connection if no request begins on it within `IDLE_SECONDS`, because the client
+    sends nothing, sends its headers too slowly, or never ends the body of a refused request.
 
-    Based on h11, because httptools reads headers of any size.
+    It is based on h11, because httptools accepts headers of any size.
     """
 
     def connection_made(self, transport) -> None:
-        """The first request has to begin in time."""
+        """Starts the timeout of the first request."""
         super().connection_made(transport)
         self._await_request()
 
     def on_response_complete(self) -> None:
-        """The next request has to begin in time."""
+        """Starts the timeout of the next request."""
         super().on_response_complete()
         self._await_request()
 
@@ -343,7 +352,7 @@ class RequestInTime(H11Protocol):
 
     def _close_if_none_began(self, last) -> None:
         if self.cycle is last and (last is None or last.response_complete):
-            self.transport.abort()  # close() would wait until the last answer is read
+            self.transport.abort()  # close() would wait until the client has read the last answer
 
 
 # Arguments of `uvicorn.run` for a scoring app.

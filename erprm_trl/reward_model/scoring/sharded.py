@@ -1,6 +1,6 @@
-"""Scores with a reward model whose weights are split over the processes of a ZeRO-3 training.
+"""Scores steps with a reward model whose weights are sharded over the processes of a ZeRO-3 training run.
 
-For reward models that do not fit on one device next to the policy.
+Use it for a reward model that does not fit on one device next to the policy.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from .local import LocalBackend, log_odds_at_head
 
 class ShardedBackend:
     """
-    A [`ScoringBackend`] of which each process holds a part, as TRL splits reference models.
+    A [`ScoringBackend`] whose model is sharded over the processes, as TRL shards reference models.
 
-    Processes gather the weights of a layer together, so all of them have to call [`~ShardedBackend.score`] equally
-    often, each with its own solutions. They may have different numbers of solutions, or none. An error on one process
-    is an error on all.
+    The processes gather the weights of each layer together. All of them must therefore call [`~ShardedBackend.score`]
+    the same number of times, each with its own solutions. The number of solutions per process may differ, and may be
+    zero. An error on one process raises an error on all processes.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The reward model, loaded while the ZeRO-3 configuration of the training was active.
+            The reward model, loaded while the ZeRO-3 configuration of the training run was active.
         tokenizer, prm_format:
             See [`LocalBackend`].
         accelerator ([`~accelerate.Accelerator`]):
-            The accelerator of the training.
+            Accelerator of the training run.
         batch_size, max_batch_tokens (*optional*):
             See [`LocalBackend`].
     """
@@ -62,22 +62,23 @@ class ShardedBackend:
 
     @property
     def context_length(self) -> int | None:
-        """The model's longest context in tokens."""
+        """The model's context length in tokens."""
         return self.local.context_length
 
     @property
     def weights(self) -> nn.Module:
-        """The model, of which this process holds a part."""
+        """The model. This process holds a shard of its weights."""
         return self.local.weights
 
     def score(
         self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool = False
     ) -> list[list[float]]:
         """
-        Scores of every step; see [`ScoringBackend.score`]. All processes call it together.
+        Scores every step; see [`ScoringBackend.score`]. All processes must call it together.
 
         Raises:
-            [`SolutionTooLong`]: on the process whose solution is too long. `RuntimeError`: then, on the others.
+            [`SolutionTooLong`]: on the process whose solution is too long.
+            `RuntimeError`: on the other processes in that case.
         """
         try:
             plan = self.local.plan(questions, steps, skip_too_long)
@@ -90,14 +91,14 @@ class ShardedBackend:
         return plan.in_order(scored[: len(plan.batches)])
 
     def give_up(self) -> None:
-        """Tells the other processes, which are in [`~ShardedBackend.score`], that this one cannot score."""
+        """Makes the current [`~ShardedBackend.score`] call of the other processes raise an error."""
         self._most_batches(-1)
 
     def _most_batches(self, num_batches: int) -> int:
-        """The largest number of batches of a process; -1 says that this one cannot go on."""
+        """Returns the largest number of batches over all processes. A process passes -1 if it cannot continue."""
         per_process = self.accelerator.gather(torch.tensor([num_batches], device=self.accelerator.device))
         if num_batches >= 0 and int(per_process.min()) < 0:
-            raise RuntimeError("The solutions of another process cannot be scored: its error says why.")
+            raise RuntimeError("Another process could not score its solutions. See the error of that process.")
         return int(per_process.max())
 
     def _log_odds(self, batch: dict[str, Tensor]) -> Tensor:
@@ -111,46 +112,48 @@ def check_sharding(
     revision: str | None = None,
 ) -> None:
     """
-    Checks that a reward model can be split over the processes of a training.
+    Checks that a reward model can be sharded over the processes of a training run.
 
     Args:
         reward_model (`str`, `Path` or [`ScoringBackend`]):
-            The reward model. Only a folder or Hub id can be split.
+            The reward model. Only a folder or Hub id can be sharded.
         accelerator ([`~accelerate.Accelerator`]):
-            The accelerator of the training.
+            Accelerator of the training run.
         prm_format ([`PRMFormat`], *optional*):
-            Its format, where it is known already.
+            Format of the reward model, if it is already known.
         revision (`str`, *optional*):
-            Its revision on the Hub.
+            Revision of the reward model on the Hub.
 
     Raises:
-        `ValueError`: if it is loaded already, the training does not split weights by ZeRO-3, the format needs a second
-            model, or it is an adapter with rows of an embedding.
+        `ValueError`: if the model is already loaded, if the training run does not use ZeRO-3, if the format needs a
+            reference model, or if the model is an adapter with trained token embeddings.
     """
     if prm_format is not None and prm_format.head == "implicit":
         raise ValueError(
-            "shard_reward_model=True: got a format with head='implicit', whose two models are not split, expected "
-            "another head. Leave it False, or serve the scorer from another process."
+            "shard_reward_model=True: got a format with head='implicit', whose two models cannot be sharded, expected "
+            "another head. Set shard_reward_model=False, or run a scoring server in another process."
         )
     if not isinstance(reward_model, (str, Path)):
-        raise ValueError("shard_reward_model=True: got a scorer that is loaded already. Give its path instead.")
+        raise ValueError(
+            "shard_reward_model=True: got a scorer that is already loaded, expected a path or Hub id. Pass the path."
+        )
     if is_url(reward_model):
         raise ValueError(
-            "shard_reward_model=True: got the address of a scoring server, expected a path or id. Leave it False: the "
-            "model takes no memory here."
+            "shard_reward_model=True: got the address of a scoring server, expected a path or Hub id. Set "
+            "shard_reward_model=False, because the model takes no memory in this process."
         )
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:
         raise ValueError(
-            f"A reward model is split over the processes of a ZeRO-3 training, and this is "
-            f"{accelerator.distributed_type.value}{'' if plugin is None else f' of stage {plugin.zero_stage}'}. Leave "
-            "shard_reward_model False, or launch with accelerate_configs/zero3.yaml."
+            f"shard_reward_model=True: got a training run with {accelerator.distributed_type.value}"
+            f"{'' if plugin is None else f' of stage {plugin.zero_stage}'}, expected ZeRO-3. Set "
+            "shard_reward_model=False, or launch with accelerate_configs/zero3.yaml."
         )
-    # PEFT's layer reads the embedding's weight where ZeRO-3 has not gathered it.
+    # PEFT's layer for trained tokens reads the embedding's weight before ZeRO-3 has gathered it.
     if (adapter_config(str(reward_model), revision) or {}).get("trainable_token_indices"):
         raise ValueError(
-            f"shard_reward_model=True: got {reward_model}, an adapter that trained embeddings of new tokens, expected "
-            "one without them or a whole model. Merge it: "
+            f"shard_reward_model=True: got {reward_model}, an adapter with trained embeddings of new tokens, expected "
+            "a whole model, or an adapter without them. Merge it with "
             "AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(folder), and copy the "
             "tokenizer and prm_format.json to that folder."
         )

@@ -1,4 +1,4 @@
-"""Labelled steps and an eta become a trained reward model."""
+"""Trains a process reward model on labelled steps, or on rollouts that are labelled at an `eta`."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Makes what a trainer is given as a dataset into encoded examples: rollouts, labelled steps, token ids, a stream."""
+"""Prepares the datasets of [`ERPRMTrainer`]: encodes rollouts, labelled steps, token ids and streams."""
 
 import logging
 import os
@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 class PreparedDataset(NamedTuple):
-    """Encoded examples, the counts of [`encode_examples`] where rows were encoded here, the manifest of rollouts."""
+    """Encoded examples, the counts of [`encode_examples`] (`None` for examples that were encoded before, and for
+    streams), and the manifest of a rollout dataset."""
 
     examples: Dataset | IterableDataset
     counts: dict[str, Any] | None = None
@@ -42,16 +43,16 @@ def prepare_dataset(
 
     Args:
         dataset (`Any`):
-            A folder of rollouts or its [`RolloutDataset`], a `datasets.Dataset` or a `datasets.IterableDataset`.
+            A rollout folder or its [`RolloutDataset`], a `datasets.Dataset` or a `datasets.IterableDataset`.
         tokenizer, prm_format, max_length:
             See [`encode_examples`].
         args ([`ERPRMConfig`]):
-            Arguments of the training.
+            Arguments of the training run.
         name (`str`):
-            Named in errors and logs.
+            Name of the dataset in errors and logs.
         is_training (`bool`):
-            Whether it is trained on. Other datasets have labels at all steps, without weights, and a stream of them is
-            read into memory.
+            Whether the dataset is used for training. Evaluation datasets keep the labels of all steps, have no
+            weights, and are read into memory if they are streams.
 
     Raises:
         `FileNotFoundError`: if a path holds no rollouts.
@@ -78,7 +79,7 @@ def prepare_dataset(
     if not isinstance(dataset, Dataset):
         raise TypeError(
             f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a "
-            f"datasets.IterableDataset, a RolloutDataset or the folder of one. {_remedy(dataset)}"
+            f"datasets.IterableDataset, a RolloutDataset or a rollout folder. {_remedy(dataset)}"
         )
     if ENCODED_COLUMNS.issubset(dataset.column_names):
         check_encoded_labels(dataset, name)
@@ -88,10 +89,10 @@ def prepare_dataset(
 
 def open_rollouts(dataset: Any, name: str) -> Any:
     """
-    The rollouts of a folder where the dataset is a path, otherwise the dataset.
+    Opens the rollout folder if `dataset` is a path, and returns any other dataset unchanged.
 
     Raises:
-        `FileNotFoundError`: if a path holds no rollouts.
+        `FileNotFoundError`: if the path holds no rollouts.
     """
     if not isinstance(dataset, (str, os.PathLike)):
         return dataset
@@ -99,19 +100,19 @@ def open_rollouts(dataset: Any, name: str) -> Any:
         return RolloutDataset(local_path(dataset))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"The {name} dataset: {error} A dataset that has labels already is loaded first, with "
-            "datasets.load_dataset or datasets.load_from_disk, and passed itself."
+            f"The {name} dataset: {error} If it already has labels, load it with datasets.load_dataset or "
+            "datasets.load_from_disk, and pass the loaded dataset."
         ) from error
 
 
 def _warn_of_other_steps(dataset: RolloutDataset, prm_format: PRMFormat, name: str) -> None:
-    """Texts that are scored later are split as the format says, which should be how these solutions were split."""
+    """Warns if the format splits texts into other steps than the rollouts have."""
     for setting in ("splitter", "steps_of"):
         of_rollouts, of_format = getattr(dataset.settings, setting), getattr(prm_format, setting)
         if of_rollouts != of_format:
             logger.warning(
-                "The %s dataset has rollouts with %s=%r, but the reward model's format has %r: it will score "
-                "other steps than it was trained on. Set %s=%r in ERPRMConfig.",
+                "The %s dataset has rollouts with %s=%r, but the reward model's format has %r. The model would be "
+                "trained and used with different steps. Set %s=%r in ERPRMConfig.",
                 name, setting, of_rollouts, of_format, setting, of_rollouts,
             )  # fmt: skip
 
@@ -119,4 +120,4 @@ def _warn_of_other_steps(dataset: RolloutDataset, prm_format: PRMFormat, name: s
 def _remedy(dataset: Any) -> str:
     if isinstance(dataset, Mapping) and all(isinstance(part, (Dataset, IterableDataset)) for part in dataset.values()):
         return f"Pass one of its splits: {', '.join(f'dataset[{split!r}]' for split in dataset)}."
-    return "Rows in Python become one with datasets.Dataset.from_list(rows)."
+    return "Convert a list of rows with datasets.Dataset.from_list(rows)."

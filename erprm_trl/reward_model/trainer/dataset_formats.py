@@ -1,5 +1,8 @@
-"""The dataset forms that process reward models are trained on, read row by row. A row that its form does not allow is
-read as such, with the reason; whether labels fit their steps is checked in `step_examples`."""
+"""Reads rows of the dataset forms that process reward models are trained on.
+
+A row that cannot be read gets a reason instead of an error, so that a caller may skip it. Whether labels fit their
+steps is checked later.
+"""
 
 import math
 import re
@@ -14,24 +17,28 @@ FORMS = {
     "valued text": ("text", "value"),
     "token ids": ("input_ids", "labels"),
 }
-NO_LABEL = -100  # of a token that ends no step
-TEXT_SEPARATOR = "ки"  # closes the steps in Math-Shepherd's and the paper's published texts
+NO_LABEL = -100  # label of a token that does not end a step
+TEXT_SEPARATOR = "ки"  # follows each step in the published texts of Math-Shepherd and of the paper
 _FIRST_STEP = re.compile(r"\s*(?=Step 1\s*:)")
 
-WRONG_TYPE = "a value of another type"
-NOT_REPEATED = "a label text that is not its input's"
-NOT_ALIGNED = "labels and token ids that differ in number"
+WRONG_TYPE = "a value of the wrong type"
+NOT_REPEATED = "a label text that differs from its input text"
+NOT_ALIGNED = "different numbers of labels and token ids"
 READING_REMEDY = {
-    NOT_ALIGNED: "Give one label per token, -100 where no step ends.",
+    NOT_ALIGNED: "Give one label per token, and -100 where no step ends.",
     WRONG_TYPE: "Convert the column with dataset.map or dataset.cast_column, or drop the row.",
-    NOT_REPEATED: "Drop or mend the row.",
+    NOT_REPEATED: "Fix or drop the row.",
 }
 
 
 class Row(NamedTuple):
-    """A row's prompt, steps, labels (and their standard deviations, where asked for), or the `problem` that it could
-    not be read for and where it lies. A row of token ids has `input_ids`, and as `steps` the positions of its
-    labels."""
+    """
+    A row of a dataset.
+
+    `stds` are the standard deviations of the labels, if they were requested. A row of token ids has `input_ids`, and
+    its `steps` are the positions of its labels. A row that cannot be read has only `problem`, the reason, and
+    `detail`, its place in the row.
+    """
 
     prompt: str = ""
     steps: Sequence[str] | Sequence[int] = ()
@@ -43,15 +50,15 @@ class Row(NamedTuple):
 
 
 class _Unreadable(Exception):
-    """`args`: the problem, and where it lies."""
+    """A row cannot be read. `args` are the problem and its place in the row."""
 
 
 def find_form(columns: Sequence[str]) -> str:
     """
-    The name of the form that a dataset with these columns has.
+    Returns the name of the form that a dataset with these columns has.
 
     Raises:
-        `ValueError`: if there is none.
+        `ValueError`: if the columns fit no form.
     """
     form = next((name for name, needed in FORMS.items() if set(columns).issuperset(needed)), None)
     if form is None:
@@ -65,36 +72,41 @@ def find_form(columns: Sequence[str]) -> str:
 
 def to_stepwise(dataset):
     """
-    Brings a dataset into TRL's stepwise form `{"prompt", "completions", "labels"}`.
+    Converts a dataset to TRL's stepwise form `{"prompt", "completions", "labels"}`.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            In one of three forms. Stepwise: `prompt`, `completions` (list of steps), `labels` (list of booleans or
-            floats, one per step). Math-Shepherd's: `input` (question and steps, each closed by `ки`) and `label` (the
-            same text with `+` or `-` in its place). The paper's: `text` (like `input`) and `value` (list of floats,
-            one per step). In the text forms the question ends where `Step 1:` begins; text without it is read as steps
-            without a question. `.csv` and `.tsv` files can hold Math-Shepherd's form only.
+            A dataset in one of three forms:
+
+            - TRL's stepwise form: `prompt`, `completions` (list of steps) and `labels` (list of booleans or floats,
+              one per step).
+            - Math-Shepherd's form: `input` (question and steps, with `ки` after each step) and `label` (the same text
+              with `+` or `-` in place of `ки`).
+            - The paper's form: `text` (like `input`) and `value` (list of floats, one per step).
+
+            In the last two forms the question ends where `Step 1:` begins. A text without `Step 1:` has only steps and
+            no question. Of these forms, `.csv` and `.tsv` files can hold only Math-Shepherd's.
 
     Returns:
-        The stepwise form, of the same type; a dataset that has it already as it is. A row whose text and labels do
-        not fit keeps its mismatch: the encoder reports it.
+        The dataset in the stepwise form, of the same type. A dataset in this form is returned unchanged. Labels that
+        do not match the number of steps are kept, and the encoder reports them.
 
     Raises:
-        `ValueError`: if the columns are of no known form or hold token ids, a text or number is something else, or a
+        `ValueError`: if the columns have no known form or hold token ids, if a value has the wrong type, or if a
             `label` does not repeat its `input`.
     """
     from datasets import IterableDataset
 
     is_stream = isinstance(dataset, IterableDataset)
-    # After `map`, a stream does not know its columns: they are those of its first row.
+    # A stream does not know its columns after `map`, so they are read from its first row.
     columns = list(next(iter(dataset), {})) if is_stream else dataset.column_names
     form = find_form(columns)
     if form == "stepwise":
         return dataset
     if form == "token ids":
         raise ValueError(
-            "to_stepwise: got columns 'input_ids' and 'labels', expected texts. ERPRMTrainer reads token ids as they "
-            "are: pass the dataset to it."
+            "to_stepwise: got columns 'input_ids' and 'labels', expected texts. Pass the dataset to ERPRMTrainer, "
+            "which reads token ids directly."
         )
 
     def read(row: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -108,7 +120,7 @@ def to_stepwise(dataset):
 
 
 def read_row(row: Mapping[str, Any], form: str, with_stds: bool = False) -> Row:
-    """One row of a dataset of this form, with its column `label_std` if asked."""
+    """Reads a row of a dataset in this form, and its column `label_std` if `with_stds` is true."""
     try:
         return _READERS[form](row)._replace(stds=_numbers(row, "label_std") if with_stds else None)
     except _Unreadable as error:
@@ -117,7 +129,7 @@ def read_row(row: Mapping[str, Any], form: str, with_stds: bool = False) -> Row:
 
 
 def _read_stepwise(row: Mapping[str, Any]) -> Row:
-    # A missing step is an empty one: the encoder reports it as that.
+    # A missing step is read as an empty step, which the encoder reports.
     steps = _list(row, "completions", "a list of texts", lambda step: step is None or isinstance(step, str))
     return Row(_text(row, "prompt"), [step or "" for step in steps], _numbers(row, "labels"))
 
@@ -132,7 +144,7 @@ def _read_marked_text(row: Mapping[str, Any]) -> Row:
         if marked[position:end] != piece or mark not in (("",) if is_last else ("+", "-")):
             raise _Unreadable(
                 NOT_REPEATED,
-                f"column 'label': does not repeat 'input' with + or - for each {TEXT_SEPARATOR} (at character "
+                f"column 'label': does not repeat 'input' with + or - in place of each {TEXT_SEPARATOR} (at character "
                 f"{position}: {marked[position : end + 1][-60:]!r})",
             )
         if not is_last:
@@ -146,7 +158,7 @@ def _read_valued_text(row: Mapping[str, Any]) -> Row:
 
 
 def _read_steps(pieces: list[str], labels: list[float]) -> Row:
-    # What follows the last separator was never labelled.
+    # The text after the last separator has no label.
     steps = pieces[:-1]
     question = ""
     if steps and (first_step := _FIRST_STEP.search(steps[0])):
@@ -155,18 +167,20 @@ def _read_steps(pieces: list[str], labels: list[float]) -> Row:
 
 
 def _read_token_ids(row: Mapping[str, Any]) -> Row:
-    # As TRL's PRMTrainer prepared its datasets: a label at the last token of each step, -100 at all others.
+    # The form of TRL's PRMTrainer: a label at the last token of each step, and -100 at all other tokens.
     input_ids = _list(row, "input_ids", "a list of token ids", lambda value: type(value) is int and value >= 0)
     labels = _numbers(row, "labels")
     if len(labels) != len(input_ids):
         raise _Unreadable(
-            NOT_ALIGNED, f"column 'labels' has {len(labels)} for {len(input_ids)} token ids in column 'input_ids'"
+            NOT_ALIGNED,
+            f"column 'labels' has {len(labels)} values for {len(input_ids)} token ids in column 'input_ids'",
         )
     mask = row.get("attention_mask")
     if mask is not None:
         if len(mask) != len(input_ids):
             raise _Unreadable(
-                NOT_ALIGNED, f"column 'attention_mask' has {len(mask)} for {len(input_ids)} token ids in 'input_ids'"
+                NOT_ALIGNED,
+                f"column 'attention_mask' has {len(mask)} values for {len(input_ids)} token ids in 'input_ids'",
             )
         input_ids = [token for token, is_text in zip(input_ids, mask, strict=True) if is_text]
         labels = [label for label, is_text in zip(labels, mask, strict=True) if is_text]
@@ -189,7 +203,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 
 
 def _numbers(row: Mapping[str, Any], column: str) -> list[float]:
-    # A missing number is none that fits: the encoder reports it as that.
+    # A missing number is read as NaN, which the encoder reports.
     values = _list(row, column, "a list of numbers", lambda value: value is None or isinstance(value, Number))
     return [math.nan if value is None else float(value) for value in values]
 

@@ -1,4 +1,4 @@
-"""Trains a process reward model on soft step labels, with the constructor and the conventions of TRL's trainers."""
+"""Trains a process reward model on soft step labels, with the constructor and conventions of TRL's trainers."""
 
 import os
 from collections.abc import Callable
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 CITATION = """@article{zhang2025entropy,
-    title  = {{Entropy-Regularized Process Reward Model}}, author = {Hanning Zhang and Pengcheng Wang and Shizhe Diao
-    and Yong Lin and Rui Pan and Hanze Dong and Dylan Zhang and
-              Pavlo Molchanov and Tong Zhang},
+    title  = {{Entropy-Regularized Process Reward Model}},
+    author = {Hanning Zhang and Pengcheng Wang and Shizhe Diao and Yong Lin and Rui Pan and Hanze Dong and
+              Dylan Zhang and Pavlo Molchanov and Tong Zhang},
     year   = 2025,
     eprint = {arXiv:2412.11006}
 }"""
@@ -44,8 +44,8 @@ CITATION = """@article{zhang2025entropy,
 
 class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
     """
-    Trainer for Entropy-Regularized Process Reward Models (ER-PRM) and, with other labels, for any soft- or hard-label
-    PRM.
+    Trainer for Entropy-Regularized Process Reward Models (ER-PRM). It also trains any process reward model on other
+    soft or hard step labels.
 
     Example:
 
@@ -62,39 +62,45 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
 
     Args:
         model (`str`, `Path`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A model id, a folder, or a model: a causal language model for `head="lm"`, token classification with one
-            label or two for `head="token"`. Where no format is saved or named, a token classification model keeps its
-            head. A saved adapter is loaded with its base model and trained on; a [`~peft.PeftModel`] needs trainable
-            weights. A path or id is loaded in `float32` unless `args.model_init_kwargs` says otherwise.
+            Model to train: a Hub id, a folder or a loaded model. `head="lm"` needs a causal language model, and
+            `head="token"` a token classification model with one or two labels. A token classification model keeps its
+            head if it has no saved format and `args` sets none. A saved adapter is loaded with its base model, and its
+            training continues. A [`~peft.PeftModel`] must have trainable weights. A model from a path or id is loaded
+            in `float32`, unless `args.model_init_kwargs` sets another dtype.
         args ([`ERPRMConfig`] or [`~transformers.TrainingArguments`], *optional*):
             Configuration. Defaults to `ERPRMConfig("<model>-ERPRM")`.
         data_collator (`Callable`, *optional*):
-            Defaults to [`DataCollatorForStepLabels`]. Labels are checked in the dataset, once: a collator of your own
-            must keep them in [0, 1].
+            Function that forms batches. Defaults to [`DataCollatorForStepLabels`]. Labels are checked only in the
+            dataset, so a custom collator must keep them in [0, 1].
         train_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`], [`RolloutDataset`], `str` or `Path`):
-            Labelled steps in a form of [`to_stepwise`]; token ids as TRL's `PRMTrainer` prepared them, `input_ids` and
-            `labels` with -100 where no step ends; or rollouts (a folder or the dataset), labelled at `args.eta`. A
-            streaming dataset is checked and encoded while it is read, and needs `args.max_steps`.
+            Dataset for training, in one of these forms:
+
+            - Labelled steps in a form of [`to_stepwise`].
+            - Token ids in the form of TRL's `PRMTrainer`: `input_ids`, and `labels` with -100 where no step ends.
+            - Rollouts: a folder or a [`RolloutDataset`], labelled at `args.eta`.
+
+            A streaming dataset is checked and encoded while it is read, and needs `args.max_steps`.
         eval_dataset (the same, or a `dict` of them, *optional*):
             Dataset for evaluation. A streaming dataset is read into memory.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer. Defaults to the model's own.
+            Tokenizer. Defaults to the model's own tokenizer.
         compute_metrics (`Callable`, *optional*):
-            As in [`~transformers.Trainer`]. It gets `predictions` of shape (B, S, 2), logits of a bad and of a good
-            step, and `label_ids` of shape (B, S), for B solutions of up to S steps in the order of the dataset. Where
-            a solution has no step, both are -100.
+            As in [`~transformers.Trainer`]. It gets `predictions` of shape (B, S, 2) with the logits of a bad and of a
+            good step, and `label_ids` of shape (B, S), for B solutions of up to S steps in the order of the dataset.
+            Both are -100 where a solution has no step.
         callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics (*optional*):
             As in [`~transformers.Trainer`].
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Used when `model` is a string.
+            Quantization to load the model with, if `model` is a string.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Trains a new adapter. Not with a model that has one.
+            Configuration of a new adapter to train. It cannot be used with a model that already has an adapter.
 
     Raises:
-        `ValueError`: for data that cannot be used (row, column and remedy are named), a token of the format that the
-        tokenizer does not know, or a model without trainable weights. `FileNotFoundError`: if an adapter's base model
-        has moved, or a path holds no rollouts. `TypeError`: for arguments, a dataset or a PEFT configuration of
-        another type. `FloatingPointError`, while training or evaluating: if a loss, gradient or weight is not finite.
+        `ValueError`: for unusable data (the message names the row, the column and the fix), for a token of the format
+            that the tokenizer does not know, or for a model without trainable weights.
+        `FileNotFoundError`: if an adapter's base model has moved, or if a path holds no rollouts.
+        `TypeError`: for arguments, a dataset or a PEFT configuration of a wrong type.
+        `FloatingPointError`: during training or evaluation, if a loss, gradient or weight is not finite.
     """
 
     loss_is_scaled_for_ga = True
@@ -129,9 +135,9 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
         if isinstance(train_dataset, IterableDataset):
-            args.accelerator_config.dispatch_batches = False  # batches of several processes differ in width
+            args.accelerator_config.dispatch_batches = False  # dispatched batches must have the same width
         train_dataset, default_format = open_rollouts(train_dataset, "train"), None
-        if isinstance(train_dataset, RolloutDataset):  # texts that are scored later are split as these were
+        if isinstance(train_dataset, RolloutDataset):  # the model will score texts that are split in the same way
             settings = train_dataset.settings
             default_format = PRMFormat(splitter=settings.splitter, steps_of=settings.steps_of)
         model, processing_class, self.prm_format = prepare_model(
@@ -171,11 +177,11 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         if args.n_gpu > 1:
             raise ValueError(
                 f"ERPRMTrainer: got {args.n_gpu} GPUs visible to one process, expected one. Launch with `accelerate "
-                "launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
+                "launch` or `torchrun`, or make only one GPU visible with CUDA_VISIBLE_DEVICES."
             )
         if args.packing and "inputs" in args.include_for_metrics:
             raise ValueError(
-                "include_for_metrics: got 'inputs' with packing=True, where a row of inputs holds several solutions, "
+                "include_for_metrics: got 'inputs' with packing=True, which puts several solutions into a row, "
                 "expected one solution per row. Set packing=False."
             )
         self.label_names = ["step_labels"]
@@ -207,19 +213,19 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             ]  # fmt: skip
 
     def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
-        """Evaluates; `eval_dataset` may have any form that the constructor accepts."""
-        # With several evaluation sets a string is the name of one that is already prepared.
+        """Evaluates the model. `eval_dataset` may have any form that the constructor accepts."""
+        # With several evaluation sets, a string is the name of a set that is already prepared.
         is_name = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict)
         if eval_dataset is not None and not is_name:
             eval_dataset = self._prepare_evaluation(eval_dataset)
-        self._forget_evaluation()  # one that was interrupted
+        self._forget_evaluation()  # removes the records of an interrupted evaluation
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """
-        Predicts the steps of a dataset.
+        Predicts the step scores of a dataset.
 
         Args:
             test_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`], [`RolloutDataset`], `str` or `Path`):
@@ -228,8 +234,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
                 See [`~transformers.Trainer.predict`].
 
         Returns:
-            [`~transformers.trainer_utils.PredictionOutput`]: `predictions` and `label_ids` as `compute_metrics` gets
-            them, and `metrics`, those of an evaluation among them.
+            [`~transformers.trainer_utils.PredictionOutput`]: `predictions` and `label_ids` in the form that
+            `compute_metrics` gets, and `metrics`, which include the metrics of an evaluation.
         """
         self._forget_evaluation()
         output = super().predict(self._prepare_evaluation(test_dataset, "test"), ignore_keys, metric_key_prefix)
@@ -245,18 +251,19 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         self._tracking.forget_solutions()
 
     def _get_eval_sampler(self, eval_dataset):  # seam
-        return None  # dataset order, so that row i of the predictions belongs to row i of the dataset
+        return None  # keeps the dataset's order, so that row i of the predictions belongs to row i of the dataset
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of an update, and the number of labelled steps in them over all processes, by which the loss is
-        divided."""
+        """Returns the batches of an update and their number of labelled steps over all processes. The loss is divided
+        by this number."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         num_steps = torch.tensor(sum(int(batch["step_mask"].sum()) for batch in batches), device=device)
         return batches, self.accelerator.gather(num_steps).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean soft cross-entropy over the labelled steps of the whole update, whatever the number of processes and
-        batches. The outputs hold `logits` as `compute_metrics` gets them."""
+        """Returns the mean soft cross-entropy over the labelled steps of the update. It does not depend on how the
+        update is divided into processes and batches. The outputs hold `logits` in the form that `compute_metrics`
+        gets."""
         mask = inputs["step_mask"]
         logits = self._step_logits(model, inputs)
         labels = inputs["step_labels"][mask]
@@ -265,13 +272,13 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         losses = soft_step_cross_entropy(logits, labels, reduction="none")
         weighted = losses * inputs["step_weights"][mask] if "step_weights" in inputs else losses
         if num_items_in_batch is None:
-            loss = weighted.sum() / max(1, len(weighted))  # rows of an evaluation may have no labels
+            loss = weighted.sum() / max(1, len(weighted))  # evaluation rows may have no labels
         else:
-            # Gradients are averaged over processes: times their number, so that the sum is divided by the global count
-            # once.
+            # DDP averages gradients over processes. The factor turns the average into a sum, which is divided once by
+            # the number of steps over all processes.
             loss = weighted.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
         if self.model.training:
-            self._tracking.throughput.count(inputs["lengths"])  # the head computes two columns alone
+            self._tracking.throughput.count(inputs["lengths"])  # no head positions: it computes only two columns
         self._record(inputs, logits, losses)
         self._checked_loss(loss)
         if self.args.packing and not self._packing_checked:
@@ -302,7 +309,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             inputs["step_labels"][mask],
             losses.detach(),
         )
-        # (B, 3, S): rows can then be gathered, and the copies that fill an uneven last batch left out.
+        # With shape (B, 3, S), rows can be gathered over processes, without the copies that fill the last batch.
         table = self.accelerator.pad_across_processes(table.transpose(0, 1).contiguous(), dim=2, pad_index=torch.nan)
         gathered = self.accelerator.gather_for_metrics((table, inputs["question_ids"], inputs["lengths"]))
         self._records["train" if self.model.training else "eval"].add(*gathered)
@@ -310,7 +317,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             self._tracking.keep_solutions(inputs, table)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the step metrics gathered since the last log."""
+        """Logs, and adds the step metrics that were recorded since the last log."""
         mode = "train" if self.model.training else "eval"
         records = self._records[mode]
         evaluated = None
@@ -323,7 +330,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
                     raise ValueError(
                         "The evaluation dataset has no labelled step, expected at least one. Label its steps."
                     )
-                # One prefix for each evaluation set; the exact mean over steps replaces the mean over batches.
+                # Every evaluation set has its own prefix. The mean over steps replaces the mean over batches.
                 prefix = next((key.removesuffix("loss") for key in logs if key.endswith("_loss")), "eval_")
                 logs.update({f"{prefix}{key}": value for key, value in metrics.items()})
                 logs[f"{prefix}loss"] = loss
@@ -339,13 +346,13 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         records.clear()
 
     def _tokens_before(self) -> int:
-        if self._num_tokens is None:  # after a resume the count goes on
+        if self._num_tokens is None:  # a resumed run continues the count
             counts = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
             self._num_tokens = int(counts[-1]) if counts else 0
         return self._num_tokens
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Saves the model, its tokenizer, the format and the model card."""
+        """Saves the model, its tokenizer, its format and the model card."""
         super().save_model(output_dir, _internal_call=_internal_call)
         if self.args.should_save:
             self.prm_format.save(output_dir or self.args.output_dir)
@@ -358,7 +365,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ):
-        """Writes `README.md`: the format, eta, counts of the data and how to score with the model."""
+        """Writes the model card `README.md`, with the usage, the labels, the size of the data, and the format."""
         if not self.is_world_process_zero():
             return
         base_model = get_config_model_id(self.model.config)

@@ -22,28 +22,28 @@ def load_labelled_steps(
     Args:
         source (`str` or `Path`):
             A dataset id on the Hub, a local `.jsonl`, `.json`, `.csv`, `.tsv` (each also with `.gz`) or `.parquet`
-            file, a folder of files or one written by `save_to_disk`, or a function as `"package.module:function"` that
-            returns rows.
+            file, a folder of such files, a folder written by `save_to_disk`, or the name of a function that returns
+            rows, as `"package.module:function"`.
         config_name (`str`, *optional*):
             Configuration of a Hub dataset.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a source that has several.
+            Split to load from a source with several splits.
         streaming (`bool`, *optional*, defaults to `False`):
-            Whether to return an `IterableDataset`, which is read while the training needs its rows.
+            Whether to return an `IterableDataset`, whose rows are read during the training.
 
     Returns:
-        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: The rows as they are. [`to_stepwise`] says which
-        columns are read.
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: the unchanged rows. For the columns that the trainer
+        reads see [`to_stepwise`].
 
     Raises:
-        `ValueError`: if there is no such file, folder, split or function, a file holds no table, or a source without
-            splits is asked for one.
+        `ValueError`: if the file, folder, split or function does not exist, if a file holds no table, or if `split` is
+            set for a source without splits.
     """
     several = has_splits(source)
     if split != "train" and not several:
         raise ValueError(
-            f"{local_path(source)}: got split={split!r} for a source without splits, expected one with several. "
-            "Leave out the split, and name another file for other data."
+            f"{local_path(source)}: got split={split!r} for a source without splits, expected a source with splits. "
+            "Remove `split`, and use another file for other data."
         )
     options: dict[str, Any] = {"streaming": True} if streaming and several else {}
     rows = read_rows(source, config_name, split, options)

@@ -1,5 +1,5 @@
-"""What is computed from the logits of steps: metrics between two logs, by `functional.score_metrics`, and the padded
-logits that other metrics are computed from."""
+"""Collects the scores, labels and losses of steps between two logs and computes their metrics. Also pads the logits of
+steps for `compute_metrics`."""
 
 import math
 
@@ -10,11 +10,11 @@ from ...functional.score_metrics import auc, auc_within_groups, brier_score, exp
 from ..collator import LABEL_PADDING
 
 
-MAX_POSITIONS = 10  # mean scores are logged for the first steps only; later ones are rare and noisy
+MAX_POSITIONS = 10  # number of steps whose mean scores are logged, because means of later steps are noisy
 
 
 class StepRecords:
-    """Scores, labels and losses of steps, one table (B, 3, S) a batch with NaN where a solution has no step."""
+    """Scores, labels and losses of steps: one table (B, 3, S) per batch, with NaN where a solution has no step."""
 
     def __init__(self):
         self._batches: list[tuple[Tensor, Tensor]] = []
@@ -24,20 +24,20 @@ class StepRecords:
         return len(self._batches)
 
     def add(self, table: Tensor, question_ids: Tensor, num_tokens: Tensor) -> None:
-        """Adds a batch: table (B, 3, S) of scores, labels and losses; question_ids and num_tokens (B,)."""
+        """Adds a batch: `table` (B, 3, S) of scores, labels and losses, `question_ids` (B,) and `num_tokens` (B,)."""
         self._batches.append((table, question_ids))
         self._num_tokens.append(num_tokens.sum())
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes all batches."""
         self._batches.clear()
         self._num_tokens.clear()
 
     def metrics(self) -> dict[str, float]:
         """
-        Metrics over all steps added: `loss`, `brier`, `mae`, `accuracy` (score and label on the same side of 0.5),
-        `auc` and `auc_within_questions` (labels above 0.5 against the others), `ece`, `score/step_1` ... and
-        `num_tokens`. What is not defined (an AUC with one class, everything without a step) is left out.
+        Metrics over all added steps: `loss`, `brier`, `mae`, `accuracy` (score and label are on the same side of 0.5),
+        `auc` and `auc_within_questions` (labels above 0.5 are positive), `ece`, `score/step_1` ... and `num_tokens`.
+        Undefined metrics are left out, such as an AUC with only one class, or all metrics if there is no step.
         """
         scores, labels, losses, groups, positions = self.steps()
         num_tokens = {"num_tokens": int(torch.stack(self._num_tokens).sum())}
@@ -60,7 +60,7 @@ class StepRecords:
         return {**values, **num_tokens}
 
     def steps(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Of every step added: its score, label, loss, question and position, flat and on the CPU."""
+        """The score, label, loss, question id and position of all added steps, as flat tensors on the CPU."""
         columns = []
         for table, question_ids in self._batches:
             table, question_ids = table.cpu(), question_ids.cpu()
@@ -74,17 +74,17 @@ class StepRecords:
 
 def padded_logits(logits: Tensor, step_mask: Tensor) -> Tensor:
     """
-    Logits of steps as `compute_metrics` and `predict` get them: in the columns of a classifier with two classes.
+    Pads the logits of steps for `compute_metrics` and `predict`, in the columns of a classifier with two classes.
 
     Args:
         logits (`torch.Tensor`):
-            (number of steps, 2) as (good, bad), or (number of steps, 1).
+            Logits of shape (number of steps, 2) as (good, bad), or of shape (number of steps, 1).
         step_mask (`torch.Tensor`):
-            (B, S), True at real steps.
+            Mask of shape (B, S), True at real steps.
 
     Returns:
-        `torch.Tensor`: (B, S, 2) as (bad, good), -100 where there is no step. A single logit is that of "good" against
-        0, so a softmax over the columns gives the score.
+        `torch.Tensor`: logits of shape (B, S, 2) as (bad, good), -100 where there is no step. A single logit becomes
+        (0, logit), so that a softmax over the two columns gives the score.
     """
     columns = torch.cat([torch.zeros_like(logits), logits], dim=-1) if logits.shape[-1] == 1 else logits.flip(-1)
     padded = columns.new_full((*step_mask.shape, 2), LABEL_PADDING)

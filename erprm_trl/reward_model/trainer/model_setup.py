@@ -1,4 +1,4 @@
-"""Makes model, tokenizer and format agree before training: loading, new tokens, adapters, dropout, padding."""
+"""Prepares the model, the tokenizer and the format for training: loading, new tokens, adapters, dropout, padding."""
 
 import copy
 import logging
@@ -36,25 +36,26 @@ def prepare_model(
     default_format: PRMFormat | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, PRMFormat]":
     """
-    Everything [`ERPRMTrainer`] does to its model before training.
+    Prepares the model of [`ERPRMTrainer`] for training.
 
     Args:
         model, args, tokenizer, quantization_config, peft_config:
             Arguments of the trainer.
         default_format ([`PRMFormat`], *optional*):
-            Default of what neither the arguments nor the model say about the format.
+            Format fields to use where neither the arguments nor the model set them.
 
     Returns:
-        `tuple`: the model (wrapped by PEFT if asked), its tokenizer with a padding token if it has an end-of-text
-        token, and the format to train with.
+        `tuple`: the model (with a new adapter if `peft_config` is set), its tokenizer (with a padding token if it has
+        an end-of-text token), and the format to train with.
 
     Raises:
-        `ValueError`: if the format's tokens are not known to the tokenizer, the model does not fit the head, the head
-            is for scoring alone, there is nothing to train, or the adapter puts virtual tokens before the text.
-        `FileNotFoundError`: if the base model of a saved adapter is not at the place that the adapter names.
-        `TypeError`: if `peft_config` is no `PeftConfig`.
+        `ValueError`: if the tokenizer does not know the format's tokens, if the model does not fit the head, if the
+            head can only score, if there is nothing to train, or if the adapter inserts virtual tokens before the
+            text.
+        `FileNotFoundError`: if the base model of a saved adapter is not at the path that the adapter records.
+        `TypeError`: if `peft_config` is not a `PeftConfig`.
     """
-    set_seed(args.seed)  # new heads, tokens and adapters are random
+    set_seed(args.seed)  # new heads, tokens and adapters are initialised at random
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     init_kwargs = dict(args.model_init_kwargs or {}) if isinstance(model, str) else {}
     revision = init_kwargs.get("revision")
@@ -64,14 +65,14 @@ def prepare_model(
     if tokenizer is None:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
     added = prm_format.add_missing_tokens(tokenizer) if args.add_missing_tokens else []
-    prm_format.token_ids(tokenizer)  # before the weights are loaded: an error here is cheap
+    prm_format.token_ids(tokenizer)  # raises its errors before the weights are loaded
 
     if isinstance(model, str):
         if quantization_config is not None:
             init_kwargs["quantization_config"] = quantization_config
         model = _load(model, args, tokenizer, prm_format, init_kwargs, peft_config)
     elif args.model_init_kwargs or quantization_config is not None:
-        logger.warning("The model is already instantiated: model_init_kwargs and quantization_config are not used.")
+        logger.warning("model_init_kwargs and quantization_config are ignored, because the model is already loaded.")
     _check_head(model, prm_format)
     _fit_embeddings(model, tokenizer)
     if tokenizer.pad_token is None:
@@ -93,7 +94,7 @@ def _choose_format(
     revision: str | None,
     default: PRMFormat | None,
 ) -> PRMFormat:
-    """The format to train with. Where no format is saved or named, a token classification model keeps its head."""
+    """Returns the format to train with. A token classification model keeps its head if no format is saved or set."""
     saved = _saved_format(name, revision)
     prm_format = args.resolve_format(saved, default)
     if saved is None and args.format_preset is None and args.head in (None, "token"):
@@ -101,20 +102,20 @@ def _choose_format(
         if num_labels is not None:
             if isinstance(model, str):
                 logger.warning(
-                    "%s is a token classification model without prm_format.json: its head with num_labels=%d is "
+                    "%s is a token classification model without prm_format.json. Its head with num_labels=%d is "
                     "trained. Set format_preset='trl-prm' if TRL's PRMTrainer saved it.", model, num_labels,
                 )  # fmt: skip
             prm_format = replace(prm_format, head="token", num_labels=num_labels)
     if prm_format.head not in AUTO_MODELS:
         raise ValueError(
-            f"ERPRMTrainer: got a format with head={prm_format.head!r}, which is for scoring alone (StepScorer), "
-            f"expected one of {', '.join(AUTO_MODELS)}. Train from the model's base with one of these."
+            f"ERPRMTrainer: got a format with head={prm_format.head!r}, which can only score (StepScorer), expected "
+            f"one of {', '.join(AUTO_MODELS)}. Train the model's base model with one of these heads."
         )
     return prm_format
 
 
 def _labels_of_classifier(model: "str | PreTrainedModel", args: ERPRMConfig, revision: str | None) -> int | None:
-    """Number of labels of a token classification model, `None` for another model."""
+    """Number of labels of a token classification model, `None` for any other model."""
     if not isinstance(model, str):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         return base.config.num_labels if "ForTokenClassification" in type(base).__name__ else None
@@ -130,7 +131,7 @@ def _labels_of_classifier(model: "str | PreTrainedModel", args: ERPRMConfig, rev
 
 
 def _had_classifier(config: PreTrainedConfig) -> bool:
-    """Whether the checkpoint that a configuration was read from is a token classification model."""
+    """Whether the configuration's checkpoint is a token classification model."""
     return any("ForTokenClassification" in name for name in config.architectures or [])
 
 
@@ -142,12 +143,13 @@ def _load(
     init_kwargs: dict[str, Any],
     peft_config: "PeftConfig | None",
 ) -> "PreTrainedModel":
-    """Loads a whole model, or a saved adapter with its base model."""
+    """Loads a model, or a saved adapter with its base model."""
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
         init_kwargs["device_map"] = None
     if prm_format.head == "token":
         init_kwargs["num_labels"] = prm_format.num_labels
-        # Only where it has something to rename: loaded under ZeRO-3, a model is saved under the old names again.
+        # Only for models that need it: a model that is loaded under ZeRO-3 with a key mapping is saved with the old
+        # names.
         if "skywork-o1-prm" in (args.format_preset, preset_of(path_or_id)):
             init_kwargs.setdefault("key_mapping", VALUE_HEAD_NAMES)
     init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
@@ -174,13 +176,13 @@ def _load(
 
 def _fit_embeddings(model: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> None:
     embeddings = model.get_input_embeddings()
-    # PEFT puts embeddings with trained rows into a module of its own.
+    # PEFT wraps embeddings with trained rows in another module.
     if len(tokenizer) > getattr(embeddings, "original_module", embeddings).num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
 
 
 def _new_parts(model, prm_format: PRMFormat, added: list[str]) -> dict[str, Any]:
-    """Weights that are random unless they are trained: a head that the checkpoint lacks, rows of new tokens."""
+    """Weights that must be trained because they are random: a head that the checkpoint lacks, and new embeddings."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     parts = {}
     if prm_format.head == "token" and not _had_classifier(base.config):
@@ -195,7 +197,7 @@ def _uses_zero3(args: ERPRMConfig) -> bool:
 
 
 def _prepare_adapter(model, args: ERPRMConfig) -> None:
-    """Checks that a model's adapters can be trained here, and lets gradients reach them."""
+    """Checks that a model's adapters can be trained, and enables gradients for them."""
     refuse_virtual_tokens(model, "ERPRMTrainer")
     if not args.gradient_checkpointing:
         return
@@ -203,15 +205,16 @@ def _prepare_adapter(model, args: ERPRMConfig) -> None:
         if config.is_prompt_learning:  # transformers drops its keys and values when it recomputes a layer
             raise ValueError(
                 f"ERPRMTrainer: got an adapter of PEFT's type {config.peft_type.value} with "
-                "gradient_checkpointing=True, under which it is not trained. Set gradient_checkpointing=False."
+                "gradient_checkpointing=True, which does not train it, expected gradient_checkpointing=False. Set "
+                "gradient_checkpointing=False."
             )
     model.enable_input_require_grads()
-    if _uses_zero3(args):  # DeepSpeed's gathering does not survive non-reentrant recomputation under adapters
+    if _uses_zero3(args):  # with adapters, DeepSpeed's gathering fails in non-reentrant recomputation
         args.gradient_checkpointing_kwargs = {**(args.gradient_checkpointing_kwargs or {}), "use_reentrant": True}
 
 
 def longest_text(model, max_length: int | None) -> int | None:
-    """`max_length`, or the model's context where that is shorter: what is longer could not be scored later."""
+    """Returns `max_length`, or the model's context length if that is shorter. A longer text could not be scored."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return min((limit for limit in (max_length, context) if limit is not None), default=None)
 
@@ -231,14 +234,15 @@ def _check_head(model, prm_format: PRMFormat) -> None:
         model.get_output_embeddings() is not None or num_labels != prm_format.num_labels
     ):
         raise ValueError(
-            f"head='token': got a {type(model).__name__} with num_labels={num_labels}, expected token classification "
-            f"with num_labels={prm_format.num_labels}. Load it with AutoModelForTokenClassification.from_pretrained("
-            f"..., num_labels={prm_format.num_labels}), or pass the model's name."
+            f"head='token': got a {type(model).__name__} with num_labels={num_labels}, expected a token "
+            f"classification model with num_labels={prm_format.num_labels}. Load it with "
+            f"AutoModelForTokenClassification.from_pretrained(..., num_labels={prm_format.num_labels}), or pass the "
+            "model's name."
         )
     if prm_format.head == "lm" and model.get_output_embeddings() is None:
         raise ValueError(
-            f"head='lm': got {type(model).__name__} without a language-model head, expected a causal language model. "
-            "Load it with AutoModelForCausalLM, or leave `head` unset to train the head that it has."
+            f"head='lm': got a {type(model).__name__} without a language-model head, expected a causal language "
+            "model. Load it with AutoModelForCausalLM, or do not set `head` to train the model's own head."
         )
 
 
@@ -247,28 +251,28 @@ def _wrap(model, args: ERPRMConfig, tokenizer, prm_format: PRMFormat, peft_confi
 
     if not isinstance(peft_config, PeftConfig):
         raise TypeError(
-            f"`peft_config` must be a peft.PeftConfig (e.g. LoraConfig), got {type(peft_config).__name__}."
+            f"peft_config: got {type(peft_config).__name__}, expected a peft.PeftConfig. Pass e.g. a LoraConfig."
         )
     if hasattr(model, "peft_config"):
         raise ValueError(
-            f"ERPRMTrainer: got a {type(model).__name__} with an adapter together with `peft_config`, expected one of "
-            "them. Leave out `peft_config` to go on training the adapter. To train a new one, pass the base model, or "
-            "the result of merge_and_unload()."
+            f"ERPRMTrainer: got a {type(model).__name__} with an adapter together with `peft_config`, expected only "
+            "one of them. Remove `peft_config` to continue training the adapter. To train a new adapter, pass the "
+            "base model, or the result of merge_and_unload()."
         )
     peft_config = copy.deepcopy(peft_config)
-    # The default of LoraConfig and of TRL's ModelConfig is another task.
+    # The default task type of LoraConfig and of TRL's ModelConfig may be wrong for this head.
     peft_config.task_type = TASKS[prm_format.head]
     if prm_format.head == "token" and hasattr(peft_config, "modules_to_save"):
-        # The head is trained and saved whole, and named here so that "all-linear" leaves it out.
+        # The whole head is trained and saved. Naming it here also excludes it from "all-linear".
         head = _module_name(model, _classifier(model))
         peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), head})
     if added:
         if not hasattr(peft_config, "trainable_token_indices"):
             raise ValueError(
                 f"ERPRMTrainer: got a {type(peft_config).__name__} and new tokens {added}, expected an adapter that "
-                "can train their embeddings. Use a LoraConfig, or choose tokens that the tokenizer has."
+                "can train their embeddings. Use a LoraConfig, or choose tokens that the tokenizer knows."
             )
-        # Rows of new tokens are random: an adapter around frozen embeddings would never learn them.
+        # Embeddings of new tokens are random, and an adapter around frozen embeddings would never train them.
         indices = tokenizer.convert_tokens_to_ids(added)
         names = [_module_name(model, model.get_input_embeddings())]
         if prm_format.head == "lm" and not model.config.get_text_config().tie_word_embeddings:
@@ -276,12 +280,12 @@ def _wrap(model, args: ERPRMConfig, tokenizer, prm_format: PRMFormat, peft_confi
         own = peft_config.trainable_token_indices or {}
         own = {names[0]: own} if isinstance(own, list) else own
         peft_config.trainable_token_indices = own | {name: [*own.get(name, []), *indices] for name in names}
-    # ZeRO-3 gathers parameters in one dtype, so adapters keep the base model's.
+    # ZeRO-3 gathers parameters in one dtype, so adapters keep the base model's dtype.
     return get_peft_model(model, peft_config, autocast_adapter_dtype=not _uses_zero3(args))
 
 
 def _classifier(model):
-    """The head of a token classification model: transformers calls it `score` or `classifier`."""
+    """The head of a token classification model, which transformers names `score` or `classifier`."""
     return getattr(model, "score", None) or model.classifier
 
 

@@ -1,9 +1,9 @@
-"""Checks labelled steps row by row and encodes them, from a dataset or from a folder of rollouts.
+"""Checks and encodes labelled steps from a dataset or a rollout folder.
 
-Nothing is dropped silently: a row that cannot be used is an error that names it, or is counted under its reason.
+No row is dropped silently. An unusable row raises an error that names it, or is counted by its reason.
 
-From a folder of rollouts, labels are computed, checked and encoded in one pass over the rows, and one Arrow file is
-written. A second training with the same labels and encoding finds it.
+For a rollout folder, labels are computed, checked and encoded in one pass over the rows, and written to one Arrow
+file. A later training run with the same labels and encoding reads this file.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from .row_problems import TOO_LONG, droppable_row, find_problem
 
 logger = logging.getLogger(__name__)
 
-ENCODING_VERSION = 2
-"""Version of encoded examples, part of the name of cached ones. Raise it when a change of code changes them."""
+ENCODING_VERSION = 3
+"""Version of the encoded examples, and part of their cache's name. Raise it when a code change alters them."""
 
 ENCODED_COLUMNS = frozenset({"input_ids", "step_positions", "step_labels"})
-"""Columns that every encoded dataset has."""
+"""Columns of every encoded dataset."""
 
 
 def encode_examples(
@@ -50,20 +50,20 @@ def encode_examples(
 
     Args:
         dataset (`datasets.Dataset`):
-            See [`to_stepwise`].
+            Dataset in a form of [`to_stepwise`], or with token ids.
         tokenizer, prm_format, max_length:
             See [`~erprm_trl.reward_model.encode_solutions`].
         name (`str`, *optional*, defaults to `"train"`):
-            Named in errors and logs.
+            Name of the dataset in errors and logs.
         last_step_only (`bool`, *optional*, defaults to `False`):
-            Keeps the label of the last step alone: an outcome reward model.
+            Whether to keep only the label of the last step, as for an outcome reward model.
         invalid_rows (`str`, *optional*, defaults to `"error"`):
-            `"error"`, or `"drop"` to count and log them.
+            `"error"` raises an error at the first unusable row. `"drop"` skips such rows, and counts and logs them.
         num_proc (`int`, *optional*):
-            Processes.
+            Number of processes.
         label_weighting (`str`, *optional*, defaults to `"none"`):
             `"precision"` adds `step_weights` from the dataset's column `label_std`
-            ([`~erprm_trl.functional.precision_weights`]), with a mean of 1 over all steps that are kept.
+            ([`~erprm_trl.functional.precision_weights`]), with a mean of 1 over all kept steps.
 
     Returns:
         `tuple`: a `datasets.Dataset` with `input_ids`, `step_positions`, `step_labels`, `question_id`,
@@ -71,7 +71,8 @@ def encode_examples(
         {reason: n}, "rows_with_dropped_steps", "dropped_steps"}`.
 
     Raises:
-        `ValueError`: for the first unusable row if `invalid_rows="error"`; if no row is left; if columns are missing.
+        `ValueError`: for the first unusable row if `invalid_rows="error"`, if no row is left, or if columns are
+            missing.
     """
     check_options(invalid_rows, label_weighting)
     if len(dataset) == 0:
@@ -112,11 +113,10 @@ def encode_rollouts(
     label_weighting: str = "none",
 ) -> tuple[Any, dict[str, Any]]:
     """
-    Labels rollouts at `eta`, checks and encodes them: the result of [`encode_examples`] on
-    [`RolloutDataset.labels`], in one pass over the rows and with one Arrow file.
+    Labels rollouts at `eta`, checks and encodes them. The result equals [`encode_examples`] on
+    [`RolloutDataset.labels`], but needs only one pass over the rows and one Arrow file.
 
-    With several processes (`num_proc`) the labels are written first, because one process writes them, and then encoded
-    in parallel.
+    With several processes (`num_proc`), one process first writes the labels, and then they are encoded in parallel.
 
     Args:
         rollouts ([`~erprm_trl.rollouts.RolloutDataset`]):
@@ -161,7 +161,7 @@ def encode_rollouts(
 
 
 def form_of(column_names: Sequence[str], name: str) -> str:
-    """The form of the dataset `name`, a key of `FORMS`; `ValueError` where a column is missing."""
+    """Returns the form of the dataset `name`, a key of `FORMS`. Raises a `ValueError` if a column is missing."""
     form = find_form(column_names)
     if form == "stepwise" and "prompt" not in column_names:
         raise ValueError(
@@ -174,9 +174,9 @@ def form_of(column_names: Sequence[str], name: str) -> str:
 def check_options(invalid_rows: str, label_weighting: str) -> None:
     """Checks two arguments of [`encode_examples`]."""
     if invalid_rows not in ("error", "drop"):
-        raise ValueError(f"invalid_rows: got {invalid_rows!r}, expected 'error' or 'drop'.")
+        raise ValueError(f"invalid_rows: got {invalid_rows!r}, expected 'error' or 'drop'. Choose one.")
     if label_weighting not in ("none", "precision"):
-        raise ValueError(f"label_weighting: got {label_weighting!r}, expected 'none' or 'precision'.")
+        raise ValueError(f"label_weighting: got {label_weighting!r}, expected 'none' or 'precision'. Choose one.")
 
 
 def _check_deviations(name: str, column_names: Sequence[str], form: str, weighted: bool) -> None:
@@ -208,7 +208,7 @@ def _encoded_features(weighted: bool):
 
 
 def _keep_usable(encoded, name: str, invalid_rows: str, max_length: int | None) -> tuple[Any, dict[str, Any]]:
-    """The usable rows of what was encoded, and the counts of all."""
+    """Returns the usable encoded rows, and the counts of all rows."""
     problems = list(_values(encoded, "problem"))
     if invalid_rows == "error":
         for row, problem in enumerate(problems):
@@ -227,7 +227,7 @@ def _keep_usable(encoded, name: str, invalid_rows: str, max_length: int | None) 
     }
     if counts["dropped_rows"]:
         logger.warning(
-            "%s dataset: %d of %d rows left out: %s.",
+            "%s dataset: %d of %d rows are dropped: %s.",
             name,
             len(encoded) - len(kept),
             len(encoded),
@@ -235,26 +235,29 @@ def _keep_usable(encoded, name: str, invalid_rows: str, max_length: int | None) 
         )
     if dropped_steps:
         logger.warning(
-            "%s dataset: %d labelled steps at the end of %d solutions do not fit max_length=%s and are left out.",
+            "%s dataset: %d labelled steps at the end of %d solutions do not fit max_length=%s and are dropped.",
             name, counts["dropped_steps"], counts["rows_with_dropped_steps"], max_length,
         )  # fmt: skip
     if not keep:
-        raise ValueError(f"The {name} dataset has no usable row: {counts['dropped_rows']}.")
+        raise ValueError(
+            f"The {name} dataset has no usable row, expected at least one. Reasons and number of rows: "
+            f"{counts['dropped_rows']}. Set invalid_rows='error' to see the fix of the first row."
+        )
     label = _only_label(kept)
     if label is not None:
-        logger.warning("%s dataset: every label is %s: there is nothing to tell steps apart by.", name, label)
+        logger.warning("%s dataset: every label is %s. A model cannot learn to tell steps apart.", name, label)
     kept = kept.remove_columns(["problem", "detail", "num_dropped_steps"])
     return (_scale_weights(kept) if "step_weights" in kept.column_names else kept), counts
 
 
 def _values(dataset, column: str) -> Iterator[Any]:
-    """The values of a column, read in batches: a million rows of labels are not held in memory."""
+    """Yields the values of a column. They are read in batches, so that a large column is never in memory at once."""
     for batch in dataset.select_columns(column).iter(1000):
         yield from batch[column]
 
 
 def _only_label(dataset) -> float | None:
-    """The label that all steps have, `None` if there are several."""
+    """The common label of all steps, or `None` if their labels differ."""
     labels = set()
     for labels_S in _values(dataset, "step_labels"):
         labels.update(labels_S)
@@ -265,8 +268,8 @@ def _only_label(dataset) -> float | None:
 
 @dataclass(frozen=True)
 class _ScaledWeights:
-    """Divides `step_weights` by their mean when rows are read. The mean is known only when all rows are encoded, and
-    a second file with the quotients would repeat everything else."""
+    """Divides `step_weights` by their mean when rows are read. The mean is only known after all rows are encoded, and
+    writing the scaled weights would need a second copy of the whole file."""
 
     mean: float
 
@@ -298,15 +301,15 @@ def encode_batch(
         batch (`dict[str, list]`):
             Columns of the dataset.
         form (`str`):
-            Its form, a key of `FORMS`.
+            Form of the dataset, a key of `FORMS`.
         tokenizer, prm_format, max_length, last_step_only:
             See [`encode_examples`].
         weighted (`bool`):
             Whether to add `step_weights`.
 
     Returns:
-        `dict[str, list]`: The columns of [`encode_examples`], `problem` and `detail`, which say why a row cannot be
-        used and are empty for the others, and `num_dropped_steps`. One entry per row of the batch.
+        `dict[str, list]`: the columns of [`encode_examples`], `num_dropped_steps`, and `problem` and `detail`, which
+        hold the reason why a row cannot be used and its place. Both are empty for usable rows.
     """
     rows = [
         read_row(dict(zip(batch, values, strict=True)), form, weighted) for values in zip(*batch.values(), strict=True)
@@ -348,7 +351,7 @@ def encode_batch(
         columns["step_labels"].append(labels)
         if weighted:
             columns["step_weights"].append(weights)
-        # Token ids do not say where a question ends: each row of them counts as a question of its own.
+        # The end of the question is unknown in token ids, so every distinct row counts as a question.
         question = row.prompt if row.input_ids is None else repr(row.input_ids)
         columns["question_id"].append(
             int.from_bytes(hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()[:7], "big")
@@ -362,7 +365,7 @@ def encode_batch(
 
 
 def _cut_token_ids(row: Row, max_length: int | None) -> EncodedSolution:
-    """A row of token ids up to its last label within `max_length`."""
+    """Cuts a row of token ids after its last label within `max_length`."""
     positions = [position for position in row.steps if max_length is None or position < max_length]
     ids = list(row.input_ids or [])[: positions[-1] + 1 if positions else 0]
     return EncodedSolution(ids, positions, len(row.steps) - len(positions), None, 0)

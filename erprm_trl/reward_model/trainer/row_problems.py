@@ -1,4 +1,4 @@
-"""The reasons why a row of labelled steps cannot be used, how each is found, and what to do about it."""
+"""Finds the reason why a row of labelled steps cannot be used, and its fix."""
 
 import math
 from collections.abc import Mapping
@@ -8,22 +8,22 @@ from .dataset_formats import READING_REMEDY, Row
 
 NO_STEPS = "no steps"
 EMPTY_STEP = "an empty step"
-COUNT_MISMATCH = "labels and steps that differ in number"
+COUNT_MISMATCH = "different numbers of labels and steps"
 BAD_LABEL = "a label that is NaN or outside [0, 1]"
 BAD_STD = "a label_std that is missing, negative or not finite"
 SEPARATOR_INSIDE = "the separator's token inside a step"
 TOO_LONG = "no labelled step within max_length"
-UNKNOWN_IDS = "token ids that the tokenizer does not have"
+UNKNOWN_IDS = "token ids beyond the tokenizer's vocabulary"
 
 REMEDY = {
     **READING_REMEDY,
     NO_STEPS: "Drop the row.",
-    EMPTY_STEP: "Join it with its neighbour.",
+    EMPTY_STEP: "Join it with the step before or after it.",
     COUNT_MISMATCH: "Give one label per step.",
-    BAD_LABEL: "Labels are probabilities that a step is right: rescale rewards to [0, 1].",
-    BAD_STD: "Give one standard deviation per step, 0 where the label is exact.",
+    BAD_LABEL: "Labels are probabilities that a step is right. Rescale rewards to [0, 1].",
+    BAD_STD: "Give one standard deviation per step, and 0 for an exact label.",
     SEPARATOR_INSIDE: "Choose a separator that no step contains, such as separator='<|step|>' with "
-    "add_missing_tokens=True, or split the step there.",
+    "add_missing_tokens=True, or split the step at the separator.",
     UNKNOWN_IDS: "Prepare the dataset with the tokenizer of the model.",
     TOO_LONG: "Raise max_length, up to the model's context, or drop the row.",
 }
@@ -33,20 +33,22 @@ def find_problem(
     row: Row, separator_inside: int | None, vocabulary: int, text_column: str, label_column: str
 ) -> tuple[str, str]:
     """
-    The first reason why a row cannot be used.
+    Returns the first reason why a row cannot be used.
 
     Args:
         row ([`Row`]):
-            The row, as read.
-        separator_inside (`int`, *optional*):
+            The row.
+        separator_inside (`int` or `None`):
             Index of the first step whose own text contains the separator.
         vocabulary (`int`):
-            Size of the tokenizer.
-        text_column, label_column (`str`):
-            Names of its columns, for the error.
+            Size of the tokenizer's vocabulary.
+        text_column (`str`):
+            Name of the column with the steps, for the error message.
+        label_column (`str`):
+            Name of the column with the labels, for the error message.
 
     Returns:
-        `tuple[str, str]`: a key of `REMEDY`, and where in the row it is; two empty strings for a row that can be used.
+        `tuple[str, str]`: the problem, a key of `REMEDY`, and its place in the row. Both are empty for a usable row.
     """
     steps, labels, stds = row.steps, row.labels, row.stds
     if row.problem:
@@ -56,7 +58,7 @@ def find_problem(
     if len(labels) != len(steps):
         return (
             COUNT_MISMATCH,
-            f"column '{label_column}' has {len(labels)} for {len(steps)} steps in column '{text_column}'",
+            f"column '{label_column}' has {len(labels)} labels for {len(steps)} steps in column '{text_column}'",
         )
     for index, (step, label) in enumerate(zip(steps, labels, strict=True)):
         if isinstance(step, str) and not step.strip():
@@ -64,7 +66,7 @@ def find_problem(
         if not 0 <= label <= 1:
             return BAD_LABEL, f"column '{label_column}', step {index}: {label}"
     if row.input_ids and max(row.input_ids) >= vocabulary:
-        return UNKNOWN_IDS, f"column '{text_column}': {max(row.input_ids)}, of {vocabulary} tokens"
+        return UNKNOWN_IDS, f"column '{text_column}': id {max(row.input_ids)} for a vocabulary of {vocabulary} tokens"
     if stds is not None and (len(stds) != len(steps) or not all(0 <= std < math.inf for std in stds)):
         return BAD_STD, f"column 'label_std': {stds} for {len(steps)} steps"
     if separator_inside is not None:
@@ -74,17 +76,17 @@ def find_problem(
 
 def check_encoded_labels(dataset, name: str = "train") -> None:
     """
-    Checks the labels of a dataset that was encoded elsewhere, because the loss does not check them.
+    Checks the labels of a dataset that was encoded before, because the loss does not check them.
 
     Args:
         dataset (`datasets.Dataset`):
-            Columns `step_positions` and `step_labels`, as [`encode_examples`] returns them.
+            Dataset with the columns `step_positions` and `step_labels` of [`encode_examples`].
         name (`str`, *optional*, defaults to `"train"`):
-            Named in errors.
+            Name of the dataset in errors.
 
     Raises:
-        `ValueError`: for the first row whose labels and positions differ in number, or with a label that is missing,
-            NaN or outside [0, 1].
+        `ValueError`: for the first row with different numbers of labels and positions, or with a label that is
+            missing, NaN or outside [0, 1].
     """
     first_row = 0
     for batch in dataset.with_format(None).select_columns(["step_positions", "step_labels"]).iter(batch_size=1000):
@@ -93,7 +95,7 @@ def check_encoded_labels(dataset, name: str = "train") -> None:
 
 
 def check_encoded_batch(batch: Mapping[str, list], first_row: int, name: str) -> None:
-    """[`check_encoded_labels`] for consecutive rows of a dataset, of which the first has the index `first_row`."""
+    """Checks consecutive rows like [`check_encoded_labels`]. `first_row` is the index of the first of them."""
     rows = zip(batch["step_positions"], batch["step_labels"], strict=True)
     for row, (positions, labels) in enumerate(rows, start=first_row):
         if len(positions) != len(labels):
@@ -104,11 +106,11 @@ def check_encoded_batch(batch: Mapping[str, list], first_row: int, name: str) ->
 
 
 def unusable_row(row: int, name: str, problem: str, detail: str) -> ValueError:
-    """The error for a row of the dataset `name`, with what to do about its problem."""
+    """Returns the error for a row of the dataset `name`, with the fix of its problem."""
     return ValueError(f"Row {row} of the {name} dataset has {problem} ({detail}). {REMEDY[problem]}")
 
 
 def droppable_row(row: int, name: str, problem: str, detail: str) -> ValueError:
-    """[`unusable_row`] where unusable rows can be left out."""
+    """Returns the error of [`unusable_row`], and adds that such rows can be dropped."""
     error = unusable_row(row, name, problem, detail)
-    return ValueError(f'{error} invalid_rows="drop" leaves such rows out and counts them.')
+    return ValueError(f'{error} To drop and count such rows, set invalid_rows="drop".')

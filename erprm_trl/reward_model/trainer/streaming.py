@@ -1,6 +1,6 @@
 """Checks and encodes a streaming dataset of labelled steps while the training reads it.
 
-A stream has no length, so nothing is known of it as a whole: rows that are left out are counted as they come.
+The length of a stream is unknown, so dropped rows are counted and logged batch by batch.
 """
 
 import logging
@@ -16,7 +16,7 @@ from .row_problems import check_encoded_batch, droppable_row
 
 logger = logging.getLogger(__name__)
 
-_READ_TOGETHER = 100  # rows that are checked and encoded before the first of them is trained on
+_READ_TOGETHER = 100  # number of rows that are checked and encoded at a time
 
 
 def encode_stream(
@@ -31,28 +31,28 @@ def encode_stream(
     label_weighting: str = "none",
 ) -> IterableDataset:
     """
-    The stream of the encoded examples of a stream.
+    Encodes a stream of labelled steps.
 
     Args:
         dataset (`datasets.IterableDataset`):
-            Labelled steps in a form of [`to_stepwise`], token ids, or encoded examples. Its columns are those of its
+            Labelled steps in a form of [`to_stepwise`], token ids, or encoded examples. The columns are taken from the
             first row.
         tokenizer, prm_format, name, max_length, last_step_only, invalid_rows, label_weighting:
             See [`encode_examples`].
 
     Returns:
-        `datasets.IterableDataset`: Rows with the columns of [`encode_examples`].
+        `datasets.IterableDataset`: rows with the columns of [`encode_examples`].
 
     Raises:
         `ValueError`: if there is no row, if columns are missing, or for `label_weighting="precision"`, which needs the
-            mean over all steps; while the stream is read, for an unusable row if `invalid_rows="error"`.
+            mean over all steps. Also while the stream is read, for an unusable row if `invalid_rows="error"`.
     """
     check_options(invalid_rows, label_weighting)
     if label_weighting != "none":
         raise ValueError(
-            f"The {name} dataset is a stream, and label_weighting={label_weighting!r} needs the mean weight of all "
-            "steps, expected a datasets.Dataset. Set label_weighting='none', or read the stream first: "
-            "Dataset.from_list(list(stream))."
+            f"The {name} dataset is a stream, expected a datasets.Dataset, because "
+            f"label_weighting={label_weighting!r} needs the mean weight of all steps. Set label_weighting='none', or "
+            "read the stream first with Dataset.from_list(list(stream))."
         )
     dataset = dataset.with_format(None)
     first = next(iter(dataset), None)
@@ -85,14 +85,14 @@ def _usable_examples(
         keep += [] if problem else [row]
     if len(keep) < len(problems):
         logger.warning(
-            "%s dataset: %d of %d rows from row %d on left out: %s.",
+            "%s dataset: %d of %d rows, counted from row %d, are dropped: %s.",
             name, len(problems) - len(keep), len(problems), indices[0],
             dict(Counter(problem for problem in problems if problem)),
         )  # fmt: skip
     if shortened := [dropped_steps[row] for row in keep if dropped_steps[row]]:
         logger.warning(
-            "%s dataset: %d labelled steps at the end of %d of %d solutions from row %d on do not fit max_length and "
-            "are left out.",
+            "%s dataset: %d labelled steps at the end of %d of %d solutions, counted from row %d, do not fit "
+            "max_length and are dropped.",
             name, sum(shortened), len(shortened), len(problems), indices[0],
         )  # fmt: skip
     return {column: [values[row] for row in keep] for column, values in columns.items()}

@@ -1,5 +1,4 @@
-"""What the reward model's training shows in the trackers: its labels, its calibration, and solutions with their
-scores."""
+"""Logs the labels, the calibration and scored solutions of a reward model's training to the trackers."""
 
 from typing import Any
 
@@ -15,14 +14,14 @@ from .metrics import StepRecords
 
 class ERPRMTracking:
     """
-    Logs `labels/by_position` and `labels/all` when a training starts, and `calibration/eval` and `solutions/eval` at
-    each evaluation (the evaluation set's own name where there are several).
+    Logs `labels/by_position` and `labels/all` when a training run starts, and `calibration/eval` and `solutions/eval`
+    at each evaluation. With several evaluation sets, the name of the set replaces `eval`.
 
     Args:
         trainer ([`ERPRMTrainer`]):
-            Whose records these are.
+            The trainer to log for.
         manifests (`dict[str, dict]`):
-            The rollouts' manifest of each dataset that was made from rollouts.
+            Manifest of each dataset that was made from rollouts, by the name of the dataset.
     """
 
     def __init__(self, trainer, manifests: dict[str, dict]):
@@ -33,13 +32,13 @@ class ERPRMTracking:
 
     def keep_solutions(self, inputs: dict[str, Tensor], table: Tensor) -> None:
         """
-        Keeps the first solutions of an evaluation: those of the main process's first batches.
+        Keeps the first solutions of an evaluation, from the first batches of the main process.
 
         Args:
             inputs (`dict[str, torch.Tensor]`):
-                This process's batch, see [`DataCollatorForStepLabels`].
+                Batch of this process, see [`DataCollatorForStepLabels`].
             table (`torch.Tensor`):
-                (B, 3, S) of scores, labels and losses.
+                Scores, labels and losses of shape (B, 3, S).
         """
         args = self._trainer.args
         missing = args.num_logged_solutions - len(self._solutions)
@@ -64,7 +63,7 @@ class ERPRMTracking:
         self._solutions = []
 
     def log_evaluation(self, name: str, records: StepRecords) -> None:
-        """Logs the calibration and the solutions of the evaluation set `name`, and forgets the solutions."""
+        """Logs the calibration and the kept solutions of the evaluation set `name`, and discards the solutions."""
         trackers, step = self._tracker.trackers, self._trainer.state.global_step
         trackers.figure(
             f"calibration/{name}", lambda: reliability_diagram(*records.steps()[:2], f"calibration, {name}"), step
@@ -75,7 +74,7 @@ class ERPRMTracking:
 
     def _log_labels(self) -> None:
         trackers, step = self._tracker.trackers, self._trainer.state.global_step
-        if isinstance(self._trainer.train_dataset, IterableDataset):  # a stream's labels are not known yet
+        if isinstance(self._trainer.train_dataset, IterableDataset):  # the labels of a stream are not known yet
             return
         labels = self._trainer.train_dataset["step_labels"]
         trackers.figure("labels/by_position", lambda: label_histogram(labels[:], "labels of the training steps"), step)

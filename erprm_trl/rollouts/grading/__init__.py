@@ -1,4 +1,4 @@
-"""Grading: completions are compared with reference answers in worker processes that cannot hang the caller."""
+"""Compares completions with reference answers, in worker processes that cannot block the caller."""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,5 @@
-r"""Finds the final answer in a text: in a `\boxed{}`, after `####`, or after "the answer is". Takes time linear in the
-length of the text, which may be hostile."""
+r"""Extracts the final answer from a text: from a `\boxed{}`, after `####`, or after "the answer is". Takes time linear
+in the length of the text, because the text is untrusted."""
 
 import re
 from collections import deque
@@ -13,20 +13,22 @@ _BETWEEN_BOXES = re.compile(r"(?:\$|\\\)|\s)*(?:,\s*(?:and|or)?|and|or)(?:\$|\\\
 _ANSWER_MARK = re.compile(r"(?:answer[\s*_\"'`]*(?:is\b|:)|答案[\s*_]*(?:是|为|:|：))\s*:?", re.IGNORECASE)
 _ANSWER_LINE = re.compile(r"[\s>#*_]*(?:the\s+)?(?:final\s+)?answer[\s*_]*:", re.IGNORECASE)
 _ANSWER_HEADING = re.compile(r"(?:the\s+)?(?:final\s+)?answer", re.IGNORECASE)
-# `#### Step 2: add them` in the middle of a solution is a heading of Markdown.
+# `#### Step 2: add them` in the middle of a solution is a Markdown heading.
 _HEADING = re.compile(r"(?:step|part|case)\b|.*:$|\d+[.)]\s+[^\W\d]", re.IGNORECASE)
 _DELIMITERS = {"", "$", "$$", r"\[", r"\(", "```", "~~~"}
-_LONGEST_GAP = 20  # characters between two boxes that are one answer
+_LONGEST_GAP = 20  # largest number of characters between two boxes that form one answer
 
 
 def find_marked(text: str) -> str | None:
     r"""
-    The last `\boxed{...}` with balanced braces, else what follows the last `####` on its line.
+    Finds the content of the last `\boxed{...}` with balanced braces, or else the text after the last `####` in its
+    line.
 
-    `\boxed{2} and \boxed{3}` is the one answer `2,3`. A last line `Answer: ...` after the box counts instead of it.
+    `\boxed{2} and \boxed{3}` is the single answer `2,3`. A last line `Answer: ...` after the box takes precedence.
     """
     open_braces, answer, answer_at, end = [], None, -1, 0
-    # One pass with a stack: searching for the closing brace of each box in turn is quadratic in unclosed boxes.
+    # One pass with a stack, because searching for the closing brace of each box takes quadratic time if many boxes are
+    # not closed.
     for token in _BRACES.finditer(text):
         if token.group(1) or token.group() == "{":
             open_braces.append((token.start(), token.end(), token.group(1) is not None))
@@ -42,7 +44,7 @@ def find_marked(text: str) -> str | None:
 
 
 def _answer_line(text: str) -> str | None:
-    """What a last line that begins with "Answer:" says."""
+    """The answer in a last line that begins with "Answer:"."""
     line = text.rstrip().rpartition("\n")[2] if "\n" in text else ""
     if not _ANSWER_LINE.match(line):
         return None
@@ -61,7 +63,7 @@ def _after_hashes(text: str) -> str | None:
 
 
 def _first_line(text: str) -> str | None:
-    """The first line with more in it than marks and delimiters, without its marks."""
+    """The first line that contains more than marks and delimiters, without its marks."""
     lines = (strip_marks(line.group()) for line in re.finditer(r"[^\n]+", text))
     return next((line for line in lines if line not in _DELIMITERS), None)
 
@@ -73,24 +75,24 @@ def find_last_mark(text: str) -> re.Match | None:
 
 def extract_answer(text: str, pattern: str | None = None, reasoning: bool | None = None) -> str | None:
     r"""
-    Finds the final answer in a text, in time linear in its length unless `pattern` is not.
+    Extracts the final answer from a text, in time linear in its length (unless `pattern` takes longer).
 
     Args:
         text (`str`):
-            Completion, or any other text that ends in an answer.
+            Completion, or another text that ends with an answer.
         pattern (`str`, *optional*):
-            Regular expression: group 1 of its last match is the answer. Without it the answer is the first found of
-            the last `\boxed{...}` or `\fbox{...}` with balanced braces, what follows the last `####` on its line, and
-            what follows the last "answer is" or "answer:", on its line or on the next line with text.
+            Regular expression. Group 1 of its last match is the answer. Without a pattern, the answer is the first of
+            these that exists: the content of the last `\boxed{...}` or `\fbox{...}` with balanced braces, the text
+            after the last `####` in its line, and the text after the last "answer is" or "answer:", in its line or in
+            the next line with text.
         reasoning (`bool`, *optional*):
-            Whether the text is read for reasoning delimiters. By default, an answer is looked for after the last
-            `</think>` and in the last `<answer>` where the text has these, and a text whose `<think>` is not closed
-            has no answer. `True` also gives no answer for a text without `</think>`; `False` reads delimiters as
-            ordinary text.
+            How reasoning delimiters are treated. By default, only the text after the last `</think>` and in the last
+            `<answer>` is searched, if the text has these, and a text whose `<think>` is not closed has no answer. With
+            `True`, a text without `</think>` has no answer either. With `False`, delimiters are ordinary text.
 
     Returns:
-        `str` or `None`: The answer: as written in a box and in a pattern's group, and otherwise without Markdown
-        emphasis, delimiters and punctuation around it; `None` if there is none.
+        `str` or `None`: the answer, or `None` if there is no answer. An answer in a box or from a pattern is returned
+        unchanged, other answers without Markdown emphasis, delimiters and punctuation around them.
     """
     whole, text = text, graded_text(text, reasoning)
     if text is None:
@@ -106,7 +108,7 @@ def extract_answer(text: str, pattern: str | None = None, reasoning: bool | None
 
 
 def has_answer_delimiter(text: str, reasoning: bool | None = None) -> bool:
-    """Whether what is graded of a text stands in `<answer>`, so that all of it is the answer."""
+    """Whether the graded part of a text is in `<answer>`, so that all of it is the answer."""
     return reasoning is not False and text.find(ANSWER_OPEN, answer_start(text, reasoning) or 0) >= 0
 
 

@@ -1,13 +1,14 @@
-r"""The spelling in which answers are compared, and in which they vote: without marks, currency, units and thousands
-separators, so that `\boxed{\text{1\,234 eggs}}`, `**$1,234**.` and `1234` are the same.
+r"""Converts answers to the normal form in which they are compared and voted on: without marks, currency, units and
+thousands separators, so that `\boxed{\text{1\,234 eggs}}`, `**$1,234**.` and `1234` are the same.
 
-Nothing here reads mathematics, and everything takes time linear in the length of the text, which may be hostile.
+The text is not parsed as mathematics. All functions take time linear in the length of the text, because the text is
+untrusted.
 """
 
 import re
 
 
-_MAX_ROUNDS = 12  # nested marks around an answer
+_MAX_ROUNDS = 12  # largest number of nested marks around an answer that are removed
 _CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII
 _CHARACTERS |= {ord(space): " " for space in "\u00a0\u2002\u2003\u2007\u2009\u200a\u202f\u3000"}
 _CHARACTERS |= {0x2212: "-", 0x3002: "."}
@@ -26,7 +27,7 @@ _TEXT = re.compile(
 _DEGREES = re.compile(r" ?\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})| ?(?:\^ ?)?\\degree(?![A-Za-z])")
 _CURRENCY = re.compile(r"([-+]?)(?:(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\euro|\\pounds)\s*(?=\d)|[€£¥₹₩₽₫₱฿¢]\s*)")
 _DOLLARS_AND_CENTS = re.compile(r"(\d+) dollars?,?(?: and)? (\d{1,2}) cents?", re.IGNORECASE)
-# The numbers before a unit, with the LaTeX that they are written in. `x = 18 apples` keeps its `x =`.
+# The amount before a unit, including the LaTeX commands in it. `x = 18 apples` keeps its `x =`.
 _AMOUNT = re.compile(
     r"(?:[A-Za-z] ?= ?)?(?:\d[eE][-+]?\d|[-+\d.,/^*(){}: ²³½⅓¼¾π]|\\(?:[dtc]?frac|sqrt|pi|cdot|times)(?![A-Za-z]))*"
 )
@@ -42,8 +43,8 @@ _SHORT_UNITS = set(
     "rpm sq cu kw kwh hz khz mhz ghz gb mb kb tb usd eur gbp pcs deg rad am pm yr yrs wk wks mo th st nd rd fps "
     "pct".split()
 )
-_SMALL_WORDS = set("a an as at by he in is it of on per".split())  # inside a unit: `18 dollars a day`
-# After a number these are mathematics, not a unit.
+_SMALL_WORDS = set("a an as at by he in is it of on per".split())  # may be part of a unit, as in `18 dollars a day`
+# After a number, these words are mathematics and not a unit.
 _OPERATIONS = set(
     "and or to plus minus times over divided multiplied squared cubed factorial choose mod modulo base pi sqrt "
     "sin cos tan cot sec csc sinx cosx tanx log ln exp lim inf infinity max gcd lcm if when where unless not "
@@ -53,34 +54,35 @@ _OPERATIONS = set(
     "thousands thousandth thousandths million millions millionth millionths billion billions trillion trillions "
     "lakh lakhs crore crores".split()
 )
-# After "the answer is": a number that is not the whole answer.
+# A number after "the answer is" that is only a part of the answer.
 _CONTINUED = re.compile(
     r"[-+$]*\d[\d.,]*\s*(?:(?:hundred|thousand|million|billion|trillion|lakh|crore)s?\b|(?:or|and)\s+[-+$\\(]*\d"
     r"|_\s?\{?\s?\d|factorial\b)|(?:at least|at most|less than|more than|fewer than|greater than)\s",
     re.IGNORECASE,
 )
 _MINUS = re.compile(r"(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)
-_CJK = "\u3000"  # scripts from here on write words of one letter, and no variables
+_CJK = "\u3000"  # in scripts from here on, words may have one character, and variables are not used
 _BASE = re.compile(r"\d_ ?\{? ?(\d+) ?\}?$")
 _CHOICE = re.compile(r"\(?([A-J])(?:\)|[.:](?=\s|$)|$)")
 
 
 def plain_characters(text: str) -> str:
-    """Full-width forms, a Unicode minus and special spaces in ASCII, character by character."""
+    """Replaces full-width forms, the Unicode minus and special spaces by ASCII, character by character."""
     return text if text.isascii() else text.translate(_CHARACTERS)
 
 
 def strip_marks(text: str) -> str:
     r"""
     Removes Markdown emphasis, quotation marks, mathematical delimiters, parentheses and punctuation around an answer,
-    until nothing changes: `**(18)**.` is `18`. Points and intervals such as `(1,2)` keep their parentheses.
+    repeatedly until nothing changes. `**(18)**.` becomes `18`. Points and intervals such as `(1,2)` keep their
+    parentheses.
     """
     for _ in range(_MAX_ROUNDS):
         before = text
         text = text.strip(_MARKS).lstrip(":=：").lstrip()
         if text.endswith(_LATEX_SPACES):
             text = text[:-2]
-        elif text.endswith("\\"):  # of a space that is written with a backslash
+        elif text.endswith("\\"):  # left from a space that is written with a backslash
             text = text[:-1]
         elif not text.endswith(_ENDS_KEPT):
             text = text.rstrip(".,;:。，；：")
@@ -101,29 +103,29 @@ def _is_in_parentheses(text: str) -> bool:
     depth = 0
     for token in _PARENTHESES.finditer(text, 0, len(text) - 1):
         depth += {"(": 1, ")": -1}.get(token.group(), 0)
-        if depth == 0:  # closed before the end, as in `(x-1)(x+1)`
+        if depth == 0:  # the first parenthesis is closed before the end, as in `(x-1)(x+1)`
             return False
     return depth == 1
 
 
 def normalize_answer(text: str) -> str:
     """
-    The spelling that "exact" answers are compared in: without marks (see [`strip_marks`]), `$`, thousands commas,
-    full-width characters and Unicode minus. Units stay.
+    The spelling in which the method "exact" compares answers: without marks (see [`strip_marks`]), `$`, thousands
+    commas, full-width characters and Unicode minus. Units are kept.
     """
-    # `\!` closes up the thousands of `11,\! 111`.
+    # `\!` removes the space between the thousands in `11,\! 111`.
     text = re.sub(r"\\!\s*", "", plain_characters(text)).replace("{,}", ",")
     text = strip_marks(strip_marks(text).replace("\\$", "").replace("$", ""))
-    # Only at the start, so that the commas of `(1,234)` stay the commas of a point.
+    # Only at the start, because `(1,234)` is a point with two coordinates.
     return text.replace(",", "", thousands.group().count(",")) if (thousands := _THOUSANDS.match(text)) else text
 
 
 def normal_form(text: str) -> str:
     r"""
-    The spelling that answers are read and vote in: that of [`normalize_answer`], and where the answer is a number with
-    a unit, a currency or a percent sign, the number alone. What cannot be taken for that is left as it is.
+    The spelling in which answers are parsed and voted on. It is [`normalize_answer`], and for a number with a unit, a
+    currency or a percent sign, the number only. Other answers are not changed further.
 
-    Units are dropped, not compared: `18 eggs`, `18 \text{ cm}^2`, `€18` and `18` are the same, as in the answers of
+    Units are dropped and not compared: `18 eggs`, `18 \text{ cm}^2`, `€18` and `18` are the same, as in the answers of
     GSM8K and MATH.
     """
     text = _MINUS.sub("-", normalize_answer(text), count=1) if _MINUS.match(text.strip()) else normalize_answer(text)
@@ -135,18 +137,19 @@ def normal_form(text: str) -> str:
 
 
 def is_percentage(text: str) -> bool:
-    """Whether an answer is a number with a percent sign, which [`normal_form`] leaves out."""
+    """Whether an answer is a number with a percent sign, which [`normal_form`] removes."""
     return bool(_PERCENT.match(_split_unit(_flat(normalize_answer(text)))[1]))
 
 
 def is_words(text: str) -> bool:
-    """Whether a text is words of a language and no product of variables. Words of a formula are not."""
+    """Whether a text consists of words of a language, and is not a product of variables. Words of formulas, such as
+    `sqrt`, do not count."""
     words = [word.lower() for word in _WORD.findall(text)] if _is_letters(text) else []
     return any(len(word) >= 4 for word in words) and not any(word in ("infinity", "sqrt") for word in words)
 
 
 def same_words(left: str, right: str) -> bool:
-    """Whether two answers are the same words, in upper or lower case."""
+    """Whether two answers are the same words, ignoring case."""
     left, right = (_BLANK.sub("", text) for text in (left, right))
     return left == right or (len(left) > 2 and _is_letters(left) and left.casefold() == right.casefold())
 
@@ -156,7 +159,7 @@ def _is_letters(text: str) -> bool:
 
 
 def is_continued_number(text: str) -> bool:
-    """Whether a text begins with a number that is only a part of the answer, as in `5 million` and `5 or 6`."""
+    """Whether a text begins with a number that is only a part of the answer, as in `5 million` or `5 or 6`."""
     return _CONTINUED.match(text) is not None
 
 
@@ -166,23 +169,23 @@ def number_base(text: str) -> str | None:
 
 
 def choice_letter(text: str) -> str | None:
-    r"""The letter of an answer that names its choice first, such as `\textbf{(C)}\ 42`."""
+    r"""The letter of a choice with which an answer begins, as in `\textbf{(C)}\ 42`."""
     return match.group(1) if (match := _CHOICE.match(_flat(text))) else None
 
 
 def is_open_sequence(text: str) -> bool:
-    """Whether a text is a sequence that goes on, such as `1, 2, \\ldots`, of which math-verify reads a part."""
+    """Whether a text is an infinite sequence such as `1, 2, \\ldots`, of which math-verify would parse only a part."""
     return "," in text and ("dots" in text or "..." in text or "…" in text)
 
 
 def _flat(text: str) -> str:
-    """The text with LaTeX's text commands, spaces, percent and degree signs as plain characters."""
+    """Replaces LaTeX's text commands, spaces, percent and degree signs by plain characters."""
     text = _TEXT.sub(r"\1", _TEXT.sub(r"\1", text)).replace("\\%", "%")
     return strip_marks(_DEGREES.sub("°", _ORDINAL.sub("", _SPACE.sub(" ", text))))
 
 
 def _split_unit(flat: str) -> tuple[str, str]:
-    """A number and its unit. The number is empty if the text is anything else than a number with or without a unit."""
+    """Splits a text into a number and its unit. Both are empty if the text is not a number with an optional unit."""
     if match := _DOLLARS_AND_CENTS.fullmatch(flat):
         return f"{match.group(1)}.{match.group(2):0>2}", "dollars"
     flat = _CURRENCY.sub(r"\1", flat, count=1) if _CURRENCY.match(flat) else flat
@@ -206,7 +209,7 @@ def _split_unit(flat: str) -> tuple[str, str]:
 
 
 def _is_unit(text: str, glued: bool) -> bool:
-    """Whether what follows a number is a unit or other words. `glued`: without a space, as the variables of `5xy`."""
+    """Whether the text after a number is a unit or other words. `glued` means without a space, as in `5xy`."""
     text = _POWER.sub("", text)
     words = [word.lower() for word in _WORD.findall(text)]
     if any(char.isdigit() for char in text) or not {char for char in text if not char.isalpha()} <= _UNIT_SIGNS:
@@ -233,7 +236,7 @@ def _is_unit(text: str, glued: bool) -> bool:
 def _is_a_word(word: str, glued: bool) -> bool:
     if word >= _CJK:
         return True
-    # Variables are multiplied in the order of the alphabet: `abc`, `xyz`.
+    # Products of variables are usually in alphabetical order, such as `abc` and `xyz`.
     if all(left < right for left, right in zip(word, word[1:], strict=False)):
         return len(word) > 3 and not glued
     return len(word) > 3 or (len(word) == 3 and not glued)

@@ -1,4 +1,4 @@
-"""The parent's side of the processes that read untrusted answers: workers that exceed their time limit are killed and
+"""Runs the worker processes that parse untrusted answers. Workers that exceed their time limit are killed and
 replaced, and never block the caller."""
 
 import json
@@ -19,23 +19,23 @@ from .worker import METHODS
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 64  # what one worker holds at a time: enough to hide the pipe, few enough to share out
-START_LIMIT = 120.0  # seconds for a worker's imports: a caller's module may import torch
-MOMENT = 1.0  # seconds: a wait that took longer, as that of a process that was stopped, counts as one
-PATIENCE = 20  # time limits by the clock, for workers that end themselves at one of processor time
+BATCH_SIZE = 64  # items per worker at a time: enough to hide the latency of the pipe, few enough to balance the load
+START_LIMIT = 120.0  # seconds for the imports of a worker; the module of a caller's function may import torch
+MOMENT = 1.0  # longest wait in seconds; if this process was suspended, the wait still counts as this long
+PATIENCE = 20  # time limits of elapsed time after which a worker is killed that did not end at one of processor time
 WARNING_INTERVAL = 60.0  # seconds between two warnings about overruns
 
 
 class CallerError(Exception):
-    """A caller's function raised on item `args[0]`, saying `args[1]`."""
+    """The caller's function raised on item `args[0]`, with the message `args[1]`."""
 
 
 class _Worker:
-    """One worker process, the bytes under way to and from it, and the items it still owes an answer for."""
+    """One worker process, with the bytes that are being sent and received, and the items without a result so far."""
 
     def __init__(self, settings: dict):
         paths = [path or os.getcwd() for path in sys.path] + [str(Path(__file__).parents[2])]
-        # SAFEPATH: `-m` would otherwise put the current folder before the standard library.
+        # Without SAFEPATH, `-m` would put the current folder before the standard library.
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), PYTHONSAFEPATH="1")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "erprm_trl.rollouts.grading.worker"],
@@ -45,7 +45,7 @@ class _Worker:
             bufsize=0,
             env=environment,
         )
-        # Nothing that a worker does, or fails to do, may block this process.
+        # Non-blocking pipes, so that a worker can never block this process.
         os.set_blocking(self.process.stdin.fileno(), False)
         os.set_blocking(self.process.stdout.fileno(), False)
         self.outgoing = bytearray(json.dumps(settings).encode() + b"\n")
@@ -57,11 +57,11 @@ class _Worker:
     def send(self) -> None:
         try:
             del self.outgoing[: self.process.stdin.write(self.outgoing) or 0]
-        except BrokenPipeError:  # it has died: reading from it says so too, and that is where it is dealt with
+        except BrokenPipeError:  # the worker has died, which is handled when its output is read
             self.outgoing.clear()
 
     def receive(self) -> list | None:
-        """The messages that have arrived, `None` once the worker has ended."""
+        """The messages that have arrived, or `None` if the worker has ended."""
         chunk = self.process.stdout.read(1 << 16)
         if chunk == b"":
             return None
@@ -76,7 +76,7 @@ class _Worker:
 
 
 class GradingPool:
-    """Worker processes, started when there is work and replaced when they overrun or die."""
+    """Worker processes that are started when there is work, and replaced if they exceed their time limit or die."""
 
     def __init__(self, settings: dict, num_workers: int, time_limit: float):
         self.settings, self.num_workers, self.time_limit = settings, num_workers, time_limit
@@ -88,13 +88,13 @@ class GradingPool:
     def _reset(self) -> None:
         self._pid, self._lock, self._workers = os.getpid(), threading.Lock(), []
         self._selector = selectors.DefaultSelector()
-        # A pool that is dropped without `close`, as a reward function's is, leaves no processes behind, dead or alive.
-        # When this process ends, its workers end by themselves.
+        # A pool that is dropped without `close`, such as the pool of a reward function, must not leave processes or
+        # zombies behind. At the end of this process, workers end when their input is closed.
         weakref.finalize(self, _end, self._workers, self._pid).atexit = False
 
     def run(self, items: list[tuple[str, str, str]]) -> list[tuple[float, str | None]]:
-        """Reward and final answer for each `(operation, completion, answer)`, in order."""
-        if os.getpid() != self._pid:  # forked: the pipes and the lock belong to the parent
+        """Returns reward and final answer for each `(operation, completion, answer)`, in order."""
+        if os.getpid() != self._pid:  # after a fork, the pipes and the lock belong to the parent
             self._reset()
         with self._lock:
             overruns = self.num_timeouts
@@ -104,7 +104,7 @@ class GradingPool:
                 while len(self._results) < len(items):
                     self._share_out()
                     self._listen()
-            except BaseException:  # an interrupt too: replies to this call must not reach the next one
+            except BaseException:  # also after an interrupt, because the next call must not get replies to this call
                 self._stop_workers()
                 raise
             if self.num_timeouts > overruns:
@@ -138,7 +138,7 @@ class GradingPool:
             worker.seconds_left -= waited
         for key, event in events:
             worker = key.data
-            if worker not in self._workers:  # lost to an earlier event of this round
+            if worker not in self._workers:  # removed by an earlier event of this round
                 continue
             if event & selectors.EVENT_WRITE:
                 worker.send()
@@ -158,7 +158,8 @@ class GradingPool:
             if "error" in message:
                 raise RuntimeError(
                     f"The grading function {self.settings['method']!r} cannot be loaded in a worker process: "
-                    f"{message['error'].rstrip('.')}. Expected 'package.module:function' importable from `sys.path`."
+                    f"{message['error'].rstrip('.')}. Expected a function 'package.module:function' that can be "
+                    "imported. Check the spelling and PYTHONPATH."
                 )
             worker.ready = True
             return
@@ -174,12 +175,12 @@ class GradingPool:
         if not worker.ready:
             raise RuntimeError(
                 f"A grading worker ended, or took over {START_LIMIT:.0f} s, before it was ready (exit status "
-                f"{worker.process.returncode}). Run `python -m erprm_trl.rollouts.grading.worker` to see why."
+                f"{worker.process.returncode}). Run `python -m erprm_trl.rollouts.grading.worker` to see the reason."
             )
         if worker.batch:
             index = worker.batch[0]
-            # A worker may have died of something else (an operator, the out-of-memory killer): once is not held
-            # against the item. Running over the limit is.
+            # An item is retried once if its worker died, because the reason may be external (an operator, the
+            # out-of-memory killer). It is not retried if it exceeded the time limit.
             overran = overran or worker.process.returncode == -signal.SIGPROF
             if overran or index in self._retried:
                 self._results[worker.batch.popleft()] = (0.0, None)
@@ -198,8 +199,9 @@ class GradingPool:
         if time.monotonic() - self._warned_at >= WARNING_INTERVAL:
             self._warned_at = time.monotonic()
             logger.warning(
-                f"{count} answers could not be graded in time or ended their worker, and got reward 0 "
-                f"(time_limit={self.time_limit} s, {self.num_timeouts} so far; warned of at most once a minute)."
+                f"{count} answers could not be graded in time or crashed their worker, and got reward 0 "
+                f"(time_limit={self.time_limit} s, {self.num_timeouts} so far). This warning is logged at most once "
+                "per minute."
             )
 
     def _stop_workers(self) -> None:

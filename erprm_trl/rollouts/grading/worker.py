@@ -1,9 +1,9 @@
-"""The worker's side of grading: the methods that compare the answer of a completion with a reference.
+"""The code of a grading worker: the methods that compare the answer of a completion with a reference.
 
-Everything here may meet untrusted text, so `main` runs in a process of its own that speaks JSON lines and can be
-killed at any moment. Torch is never imported, and math-verify only for the "math" method. Time limits count processor
-time, so that a busy machine changes no reward; for a caller's function, which may wait for something, the pool uses
-the clock.
+The text may be untrusted, so `main` runs in a separate process, which communicates by JSON lines and can be killed at
+any moment. Torch is never imported, and math-verify only for the method "math". Time limits are in processor time, so
+that rewards do not depend on the load of the machine. A caller's function may wait for other processes, so the pool
+limits its elapsed time instead.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ from .normal_form import (
 
 
 METHODS = ("math", "exact")
-MEMORY_LIMIT = 4 << 30  # bytes of address space for a worker that reads untrusted text itself
+MEMORY_LIMIT = 4 << 30  # bytes of address space of a worker with the method "math" or "exact"
 
 
 class _Parsed(NamedTuple):
-    """What math-verify reads in a text: a sympy object, the text it came from, and whether it ran out of time. A
-    percent sign is left out of both."""
+    """The result of math-verify for a text: a sympy expression, the text of the answer, and whether parsing took too
+    long. A percent sign is removed from the expression and the text."""
 
     expression: Any
     text: str | None
@@ -52,12 +52,12 @@ class _Parsed(NamedTuple):
 
 
 class _OutOfTime(BaseException):
-    """No `Exception`: sympy and math-verify catch those."""
+    """Not an `Exception`, because sympy and math-verify catch every `Exception`."""
 
 
 @contextlib.contextmanager
 def processor_time(seconds: float):
-    """Interrupts what takes longer than so many seconds of processor time, in the main thread, with `_OutOfTime`."""
+    """Context that raises `_OutOfTime` after this many seconds of processor time, in the main thread."""
 
     def interrupt(signum, frame):
         raise _OutOfTime
@@ -71,16 +71,16 @@ def processor_time(seconds: float):
 
 
 _LONGEST_FORMULA = 100  # characters
-# One formula and no words: `(5, 3)`, `2^{10}`, `5x + 1`, but neither `5 apples` nor `5. 2 + 3 = 5`.
-# Each text can be read in one way alone, so that the time is linear.
+# A single formula without words: `(5, 3)`, `2^{10}`, `5x + 1`, but not `5 apples` or `5. 2 + 3 = 5`.
+# Each text can match in only one way, so that the time is linear.
 _FORMULA = re.compile(r"(?!.*[.;:?!]\s)(?:\\[A-Za-z]+(?![A-Za-z])|(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[^A-Za-z\\$])+")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _RATIO = re.compile(r"-?\d{1,100}(?:\.\d{1,100}|\s*/\s*[1-9]\d{0,99})?")
 
 
 class _Math:
-    """The "math" method: math-verify, a second of processor time for each reading and each comparison. Its own alarms
-    go by the clock."""
+    """The method "math". Uses math-verify, with one second of processor time per parse and per comparison. The
+    timeouts of math-verify itself are not used, because they are in elapsed time."""
 
     def __init__(self, pattern: str | None, max_chars: int, reasoning: bool | None = None):
         import math_verify
@@ -88,10 +88,10 @@ class _Math:
 
         self.pattern, self.max_chars, self.reasoning = pattern, max_chars, reasoning
         self.math_verify, self.rational = math_verify, Rational
-        # The first reading builds the grammar, which no answer is to pay for.
+        # The first parse builds the grammar, which must not count for the time of an answer.
         half = math_verify.parse(r"$\frac{1}{2}$", parsing_timeout=None)[0]
         math_verify.verify(half, half + 1, timeout_seconds=None)
-        # A reference is graded K times, and continuations of one question share few answers.
+        # The cache helps because a reference is parsed K times, and the continuations of a question have few answers.
         self.parse_bare = functools.lru_cache(maxsize=4096)(self._parse_bare)
 
     def _parse(self, text: str) -> _Parsed:
@@ -100,36 +100,37 @@ class _Math:
                 parsed = self.math_verify.parse(text, parsing_timeout=None, raise_on_error=True)
         except _OutOfTime:
             return _Parsed(None, None, timed_out=True)
-        except Exception:  # sympy and its LaTeX parser raise nearly anything on untrusted text
+        except Exception:  # sympy and its LaTeX parser may raise any error on untrusted text
             return _Parsed(None, None)
         expression = parsed[0] if parsed and not isinstance(parsed[0], str) else None
         return _Parsed(expression, parsed[-1] if parsed and isinstance(parsed[-1], str) else None)
 
     def _parse_bare(self, text: str) -> _Parsed:
-        """Reads an answer that stands alone."""
+        """Parses the text of an answer without other text around it."""
         answer = normal_form(text)
-        # math-verify reads words as products of letters, and leaves out the dots of a sequence.
+        # math-verify parses words as products of letters, and ignores the dots of a sequence.
         if len(answer) > self.max_chars or is_words(answer) or is_open_sequence(answer):
             return _Parsed(None, answer)
-        # math-verify finds numbers anywhere, but LaTeX only in an environment.
+        # math-verify finds numbers anywhere, but LaTeX only inside delimiters.
         parsed = self._parse(answer if _PLAIN_NUMBER.fullmatch(answer) else rf"\boxed{{{answer}}}")
-        # What it cannot read it may still cut short: then the answer as written is what is compared.
+        # If math-verify cannot parse the answer, it may return a part of the text. The full text is compared instead.
         parsed = parsed if parsed.expression is not None else parsed._replace(text=answer)
         return parsed._replace(is_percentage=is_percentage(text))
 
     def _final(self, completion: str, is_answer: bool) -> _Parsed:
-        """The last answer of a completion; `text` is `None` if there is none. `is_answer`: it is all of `<answer>`."""
+        """Parses the last answer of a completion. `text` is `None` if there is no answer. `is_answer` is whether the
+        completion is the content of `<answer>`."""
         marked = extract_answer(completion, self.pattern, False) if self.pattern else find_marked(completion)
         if marked is not None or self.pattern:
-            # The box's content only: math-verify would read several boxes as one set.
+            # Only the content of the box is parsed, because math-verify would parse several boxes as one set.
             return self._alone(marked)
         tail = plain_characters(completion[-self.max_chars :])  # math-verify drops a Unicode minus
         mark = find_last_mark(tail)
         after = after_mark(tail, mark) if mark else None
         if after is not None and _PLAIN_NUMBER.fullmatch(normal_form(after.rstrip("!"))):
-            return self._alone(after.rstrip("!"))  # in a sentence an exclamation mark, no factorial
+            return self._alone(after.rstrip("!"))  # in a sentence, this is an exclamation mark and not a factorial
         if after is not None and len(after) <= _LONGEST_FORMULA and _FORMULA.fullmatch(after):
-            # In text math-verify reads numbers alone: 10 in `10^{-3}`, and 3 in `(5, 3)`.
+            # In plain text, math-verify finds only numbers: 10 in `10^{-3}`, and 3 in `(5, 3)`.
             alone = self._alone(after)
             if alone.expression is not None:
                 return alone
@@ -139,7 +140,8 @@ class _Math:
             alone = self._alone(completion.strip())
             if alone.expression is not None or is_words(alone.text or ""):
                 return alone
-        # From the last "answer is" on, as math-verify prefers an earlier "final answer is" to a later correction.
+        # Parsing starts at the last "answer is", because math-verify prefers an earlier "final answer is" to a later
+        # correction.
         parsed = self._parse(tail[mark.start() :] if mark else tail)
         if parsed.text is None and mark and not parsed.timed_out:
             return self._alone(after)
@@ -153,7 +155,7 @@ class _Math:
         return self.parse_bare(answer) if is_readable else _Parsed(None, None)
 
     def _same(self, gold: _Parsed, final: _Parsed) -> tuple[bool, bool]:
-        """Whether the answers agree, and whether the question took too long."""
+        """Whether the answers are equal, and whether the comparison took too long."""
         letter = choice_letter(final.text or "")
         if same_words(gold.text or "", final.text or "") or (letter is not None and letter == gold.text):
             return True, False
@@ -176,17 +178,19 @@ class _Math:
             return False, False
 
     def _far_apart(self, left: Any, right: Any) -> bool:
-        """Whether two numbers differ in their size: math-verify rounds to six decimals, where `2^{-98}` is 0."""
+        """Whether two numbers have a large relative difference. Needed because math-verify rounds to six decimals,
+        where `2^{-98}` is 0."""
         if not (getattr(left, "is_number", False) and getattr(right, "is_number", False)):
             return False
         values = [left.evalf(20), right.evalf(20), (left - right).evalf(20)]
-        if not all(value.is_Float or value.is_Integer for value in values):  # a percentage of math-verify, say
+        if not all(value.is_Float or value.is_Integer for value in values):  # e.g. a percentage of math-verify
             return False
         left, right, difference = map(abs, values)
         return bool(difference > 1e-3 * max(left, right))
 
     def _spell(self, parsed: _Parsed) -> str:
-        """One spelling for equal rational numbers; other answers as written, so that they can be read again."""
+        """The same spelling for equal rational numbers. Other answers are not changed, so that they can be parsed
+        again."""
         value = parsed.expression
         if isinstance(value, self.rational) and max(abs(value.p), value.q) < 10**100:
             return str(value)
@@ -207,19 +211,20 @@ class _Math:
     def equivalent(self, left: str, right: str) -> tuple[float, str | None, bool]:
         parsed_left, parsed_right = self.parse_bare(left), self.parse_bare(right)
         same, slow = self._same(parsed_left, parsed_right)
-        if not same and not slow:  # math-verify reads `x>1` as an interval from one side only
+        if not same and not slow:  # math-verify compares `x>1` with an interval in one order only
             same, slow = self._same(parsed_right, parsed_left)
         return float(same), None, not same and (parsed_left.timed_out or parsed_right.timed_out or slow)
 
 
 class _Exact:
-    """The "exact" method: equal spelling. In a worker too, as a caller's pattern may take for ever on some text."""
+    """The method "exact", which compares spellings. It also runs in a worker, because a caller's pattern may take very
+    long on some texts."""
 
     def __init__(self, pattern: str | None, reasoning: bool | None = None):
         self.pattern, self.reasoning = pattern, reasoning
 
     def final(self, completion: str) -> str | None:
-        """The final answer, spelled for comparison."""
+        """The final answer in the spelling for comparison."""
         return normalize_answer(extract_answer(completion, self.pattern, self.reasoning) or "") or None
 
     def grade(self, completion: str, answer: str) -> tuple[float, str | None, bool]:
@@ -229,7 +234,7 @@ class _Exact:
 
 
 class FunctionGrader(_Exact):
-    """A caller's function: its float is the reward. `function` is the callable itself or its import path."""
+    """A caller's function, which returns the reward. `function` is the callable or its import path."""
 
     def __init__(
         self, function: str | Callable[[str, str], float], pattern: str | None, reasoning: bool | None = None
@@ -248,25 +253,26 @@ class FunctionGrader(_Exact):
 
 
 def reference_answer(text: str, reasoning: bool | None = None) -> str:
-    """The answer of a reference: bare, or marked as in a completion."""
-    # A reference without reasoning is no unfinished thought.
+    """Extracts the answer from a reference, which is either the answer alone, or marked as in a completion."""
+    # A reference without delimiters is not unfinished thinking.
     return extract_answer(text, reasoning=None if reasoning else reasoning) or text
 
 
 def _pump(requests, inbox: queue.SimpleQueue) -> None:
-    """Reads beside the grading, so that the end of the input (the caller is gone) ends a worker that is still busy."""
+    """Reads requests in a thread, so that the worker ends when its input ends (the caller is gone), even if busy."""
     for line in requests:
         inbox.put(json.loads(line))
     os._exit(0)
 
 
 def main() -> None:
-    """What a worker process runs: reads settings, then batches; writes a line when ready, then one for each item."""
+    """Runs a worker process. It reads settings and then batches. It writes one line when it is ready, and then one
+    line per item."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # A graded function may print, or read: neither may touch the protocol.
+    # A caller's function may print or read, which must not disturb the protocol.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles Ctrl-C
 
     def reply(message: dict | list) -> None:
         replies.write(json.dumps(message).encode() + b"\n")
@@ -280,9 +286,9 @@ def main() -> None:
             grader = _Math(pattern, settings["max_chars"], reasoning)
         else:
             grader = FunctionGrader(method, pattern, reasoning) if trusted else _Exact(pattern, reasoning)
-    except Exception as error:  # importing runs the caller's code
+    except Exception as error:  # importing the function runs code of the caller, which may raise any error
         return reply({"error": f"{type(error).__name__}: {error}"})
-    if not trusted:  # a caller's function may well use torch, which reserves more than this
+    if not trusted:  # a caller's function may use torch, which reserves more address space than this
         with contextlib.suppress(ImportError, ValueError, OSError):
             import resource
 
@@ -295,12 +301,14 @@ def main() -> None:
         for index, operation, left, right in inbox.get():
             reward, extracted, timed_out, error = 0.0, None, False, None
             if not trusted:
-                # Kept by the kernel, which ends this process then: a call into C may hold off every thread and signal.
+                # The kernel enforces this limit by ending the process. Threads and signal handlers could not, because
+                # a call into C may block them.
                 signal.setitimer(signal.ITIMER_PROF, settings["time_limit"])
             try:
                 reward, extracted, timed_out = getattr(grader, operation)(left, right)
             except (Exception, SystemExit) as caught:
-                # A caller's function that fails is the caller's to see; text that breaks a parser is a wrong answer.
+                # An error of a caller's function is reported to the caller. A text that breaks a parser is a wrong
+                # answer.
                 error = f"{type(caught).__name__}: {caught}" if trusted else None
             reply([index, reward, extracted, timed_out, error])
 

@@ -1,4 +1,4 @@
-"""Samplers: solutions and continuations from transformers, vLLM or a server, always as the assistant's turn."""
+"""Samples solutions and continuations from a policy with transformers, vLLM or a server."""
 
 from typing import TYPE_CHECKING
 

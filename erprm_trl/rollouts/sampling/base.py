@@ -1,7 +1,7 @@
-"""Samples solutions and continuations of prefixes, always as the assistant's turn. Grading and storage come later.
+"""The protocol of samplers, its data types, and functions that all samplers use.
 
-A sampler has two members: `sample(prompts, num_samples, seed, stop, until)` and `settings`, what the manifest of a
-collection records. The same call on the same machine gives the same completions, whatever was sampled before.
+A sampler has the method `sample(prompts, num_samples, seed, stop, until)`, and `settings`, which are stored in the
+manifest of a collection. The same call on the same machine gives the same completions, independently of earlier calls.
 """
 
 import hashlib
@@ -11,11 +11,17 @@ from typing import Any, NamedTuple, Protocol
 
 class Prompt(NamedTuple):
     """
-    What is to be continued: a question, and the assistant's text so far (empty for a whole solution).
+    A text to continue.
 
-    `prefix_ids` are the tokens of the prefix as they were sampled. Without them the prefix is encoded, which may give
-    other tokens. `prompt` is what the policy reads instead of the question in its template: a text as it stands, or
-    the messages of a conversation.
+    Args:
+        question (`str`):
+            Text of the question.
+        prefix (`str`, *optional*, defaults to `""`):
+            Beginning of the solution, which is continued. Empty for a new solution.
+        prefix_ids (`tuple[int, ...]`, *optional*):
+            Sampled tokens of the prefix. Without them, the prefix is encoded, which may give other tokens.
+        prompt (`str` or `list[dict[str, str]]`, *optional*):
+            Text or conversation that the policy reads instead of the question in the template.
     """
 
     question: str
@@ -25,9 +31,20 @@ class Prompt(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """What was sampled: the text after the prefix, whether it ended by itself, its length in tokens, and the tokens,
-    the one that ended it included. One that was stopped by `stop` holds the string that stopped it, and is not
-    finished. One that was ended by `until` is finished, and holds neither the string nor its tokens."""
+    """
+    A sampled text.
+
+    Args:
+        text (`str`):
+            Text after the prefix. If sampling stopped at a string of `stop`, the text includes this string. If it
+            ended at a string of `until`, the text does not include it.
+        finished (`bool`):
+            Whether the text is complete, i.e. ended with an end token or at a string of `until`.
+        num_tokens (`int`):
+            Number of sampled tokens.
+        token_ids (`tuple[int, ...]`, *optional*):
+            Sampled tokens, including the end token. Empty if the sampler does not return them.
+    """
 
     text: str
     finished: bool
@@ -36,7 +53,7 @@ class Completion(NamedTuple):
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A seed for one purpose, far from those of every other."""
+    """Derives a seed for one purpose, which is independent of the seeds for other purposes."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") % 2**31
 
 
@@ -45,15 +62,15 @@ Progress = Callable[[int, int], None]
 
 class Sampler(Protocol):
     """
-    The protocol of `collect_rollouts` and the policies.
+    The protocol of samplers, for `collect_rollouts` and the policy trainers.
 
-    A sampler may also have a [`PromptFormat`] as `prompt_format`. Then prefixes of a solution are continued from the
-    tokens that were sampled, otherwise from their text.
+    A sampler may also have a [`PromptFormat`] as attribute `prompt_format`. Prefixes of a solution are then continued
+    from their sampled tokens, and otherwise from their text.
     """
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that shapes a sample, as JSON values."""
+        """All settings that determine a sample, as JSON values."""
 
     def sample(
         self,
@@ -65,20 +82,33 @@ class Sampler(Protocol):
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """
-        `num_samples` completions of each prompt, in order.
+        Samples `num_samples` completions of each prompt.
 
-        A completion ends after the first of the strings `stop`, where guided search goes on, or before the first of
-        the strings `until`, where a solution is over. Neither is passed where there are no such strings.
+        Args:
+            prompts (`list[Prompt]`):
+                Texts to continue.
+            num_samples (`int`):
+                Number of completions per prompt.
+            seed (`int`):
+                Seed of the samples.
+            stop (`Sequence[str]`, *optional*):
+                Strings after which a completion stops without being finished, for guided search. Not passed if there
+                are no such strings.
+            until (`Sequence[str]`, *optional*):
+                Strings before which a completion ends and is finished. Not passed if there are no such strings.
+            progress (`Callable[[int, int], None]`, *optional*):
+                Function to call from time to time, with the number of completions that have ended and of tokens that
+                were sampled since its last call. Not passed to a sampler without this parameter.
 
-        `progress` is called every now and then with the number of completions that have ended and of tokens that were
-        sampled since its last call. It is not passed to a sampler without this parameter.
+        Returns:
+            `list[list[Completion]]`: the completions of each prompt, in the order of the prompts.
         """
 
 
 def decode_continuation(tokenizer, prompt: list[int], new: list[int], context: int = 4) -> str:
     """
-    Text of the tokens `new` as it stands after `prompt`. Decoded alone, many tokenizers would drop the space before
-    the first word.
+    Decodes the tokens `new` as the continuation of `prompt`. Without the last tokens of the prompt, many tokenizers
+    would drop the space before the first word.
     """
     tail = prompt[-context:]
     before = tokenizer.decode(tail, skip_special_tokens=True)
@@ -88,21 +118,21 @@ def decode_continuation(tokenizer, prompt: list[int], new: list[int], context: i
 
 def stop_strings(stop: str | Sequence[str] | None) -> list[str]:
     """
-    The setting `stop` as a list.
+    Converts the argument `stop` to a list.
 
     Raises:
-        `ValueError`: if it holds something that is not a text, or an empty one.
+        `ValueError`: if it contains an empty string, or an item that is not a string.
     """
     strings = [stop] if isinstance(stop, str) else list(stop or ())
     for string in strings:
         if not isinstance(string, str) or not string:
             raise ValueError(
                 f"stop: got {string!r} in {strings}, expected non-empty strings, such as ['\\n\\nQuestion:']. Leave "
-                "stop out if nothing but the policy ends a solution."
+                "stop out if only an end token should end a solution."
             )
     return strings
 
 
 def holds_stop(text: str, stop: Sequence[str]) -> bool:
-    """Whether one of the strings at which to stop stands in a text."""
+    """Whether a text contains one of the stop strings."""
     return any(string in text for string in stop)

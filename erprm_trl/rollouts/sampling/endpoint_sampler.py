@@ -1,5 +1,5 @@
-"""Sampling by a server: any `/v1/completions` of OpenAI's form, over HTTP, many requests at a time. Starting and
-stopping servers, and balancing between them, is left to a router."""
+"""The sampler for a server with an OpenAI-compatible `/v1/completions` endpoint. It sends many requests at a time to
+one address; use a router to balance the load over several servers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from .prompt_format import PromptFormat
 from .token_cuts import end_before, fit_tokens
 
 
-# What makes a completion the one that is asked for, or changes the form of the answer.
+# Fields of a request that the sampler sets itself, or that would change the form of the answer.
 OWN_FIELDS = {
     "model",
     "prompt",
@@ -35,68 +35,69 @@ COMPLETIONS = Service(
     remedies={
         401: "put the key into ${api_key_env}",
         403: "put a key that may use this model into ${api_key_env}",
-        404: "check base_url, which ends with /v1 as a rule, and the name under which the model is served",
+        404: "check base_url, which usually ends with /v1, and the name under which the model is served",
     },
     other_remedy="if the prompt is too long for the server, drop the question, lower max_new_tokens or serve a longer "
-    "context; if a field is refused, look at top_k and extra_body, and at send='text' for a server that takes no "
-    "token ids",
-    when_down="Look at the server, then start again: a collection keeps its finished chunks.",
+    "context; if the server refuses a field, check top_k and extra_body; if it does not accept token ids, set "
+    "send='text'",
+    when_down="Check the server, then start again. A collection keeps its finished chunks.",
 )
 
 
 class EndpointSampler:
     """
-    Samples from a `/v1/completions` endpoint: vLLM, SGLang, llama.cpp, `transformers serve`, a router before many.
+    Samples from a `/v1/completions` endpoint: vLLM, SGLang, llama.cpp, `transformers serve`, or a router in front of
+    several servers.
 
-    A completion is one request with its own seed, so a request that failed is sent again and asks for the same
-    sample. Dropped connections, servers that hang, 408, 409, 425, 429, 5xx and answers that are cut off or hold no
-    completion are tried again after growing, jittered waits, and no sooner than `Retry-After` says. Anything else,
-    and a request without an answer after all attempts, ends the call with an error, and the other requests with it;
-    [`collect_rollouts`] then has its finished chunks and continues there, also with another `base_url`.
+    Each completion is one request with its own seed, so a retried request asks for the same sample. A request is
+    retried after a dropped connection, a timeout, the statuses 408, 409, 425, 429 and 5xx, and an incomplete answer or
+    an answer without completion. The waits before retries grow, have random jitter, and are at least as long as
+    `Retry-After`. Any other failure, or a request without an answer after all attempts, cancels the other requests and
+    raises an error. [`collect_rollouts`] keeps its finished chunks, and a later call resumes there, also with another
+    `base_url`.
 
-    Whether a repeated call gives the same samples is up to the server: `transformers serve` seeds reliably at
-    `max_concurrency=1` only, and a fleet of different machines rounds differently.
+    The server determines whether a repeated call gives the same samples. `transformers serve` uses seeds reliably only
+    with `max_concurrency=1`, and servers on different machines round differently.
 
-    What is not sent is left to the server's defaults, which many take from the model's `generation_config.json`. To
-    sample the policy itself start `vllm serve --generation-config vllm` or SGLang with `--sampling-defaults openai`;
-    for llama.cpp set `extra_body={"top_k": 0, "min_p": 0.0}`. `transformers serve` is greedy at any temperature unless
-    that file says `"do_sample": true`.
+    Parameters that are not sent have the server's defaults, which many servers read from the model's
+    `generation_config.json`. To sample from the unmodified policy, start `vllm serve --generation-config vllm`, or
+    SGLang with `--sampling-defaults openai`. For llama.cpp, set `extra_body={"top_k": 0, "min_p": 0.0}`.
+    `transformers serve` decodes greedily at any temperature, unless `generation_config.json` has `"do_sample": true`.
 
     Args:
         model (`str`):
-            The name under which the policy is served.
+            Name under which the policy is served.
         base_url (`str`):
-            Where, up to `/completions`, e.g. `"http://localhost:8000/v1"`. A `user:password@` is sent as basic
-            authentication and shown nowhere.
+            Address of the endpoint without `/completions`, e.g. `"http://localhost:8000/v1"`. A `user:password@` in it
+            is sent as basic authentication, and never shown.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], `str` or `Path`, *optional*):
-            The policy's tokenizer, or its Hub id or folder. Defaults to `model`.
+            Tokenizer of the policy, or its Hub id or folder. Defaults to `model`.
         temperature, top_p, top_k, max_new_tokens (*optional*):
-            As in [`TransformersSampler`]; 0 for `top_k` sends none.
+            See [`TransformersSampler`]. With `top_k=0`, the field is not sent.
         prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
-            See [`PromptFormat`]. The chat template is applied here: the server gets the rendered prompt, and none of
-            these settings.
+            See [`PromptFormat`]. The chat template is applied here, and the server gets the rendered prompt.
         send (`str`, *optional*, defaults to `"tokens"`):
-            `"tokens"` sends prompts as token ids. `"text"`, for servers that take nothing else, sends the text that
-            the tokenizer turns into these ids: where it opens every text with a BOS token, a BOS written by the chat
-            template is left out, for the server would double it. A server that decodes the new tokens alone
-            (`transformers serve`) loses the space before the first word with tokenizers like Llama 2's; take another
-            server for these.
+            Form of the prompt. `"tokens"` sends token ids. `"text"`, for servers that do not accept token ids, sends a
+            text that the tokenizer encodes to the same ids. If the tokenizer adds a BOS token to every text, the BOS
+            token of the chat template is removed from the text, because the server adds it again. A server that
+            decodes new tokens without the prompt (`transformers serve`) loses the space before the first word with
+            tokenizers such as Llama 2's. Use another server for such tokenizers.
         max_concurrency (`int`, *optional*, defaults to `64`):
-            Requests at a time, of each process.
+            Maximum number of simultaneous requests per process.
         request_timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds for one attempt, from connecting to the last byte.
+            Timeout of one attempt, in seconds, from connecting to the last byte.
         max_attempts (`int`, *optional*, defaults to `12`):
-            Attempts for one completion.
+            Maximum number of attempts per completion.
         max_retry_seconds (`float`, *optional*, defaults to `900.0`):
-            No new attempt begins later than this after a completion's first one.
+            Time after the first attempt, in seconds, after which no new attempt starts.
         retry_wait (`float`, *optional*, defaults to `1.0`):
-            Seconds before the second attempt; doubled each time, up to 60.
+            Wait before the second attempt, in seconds. It doubles with each attempt, up to 60 seconds.
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the key. Without it none is sent.
+            Name of the environment variable with the API key. If it is not set, no key is sent.
         extra_body (`dict[str, Any]`, *optional*):
-            More fields of each request, e.g. `{"repetition_penalty": 1.1}`; part of `settings`. Completions have
-            `token_ids` only where the server returns them (vLLM: `{"return_token_ids": True}`), and
-            `collect_rollouts(store_token_ids=True)` needs them.
+            Additional fields of each request, e.g. `{"repetition_penalty": 1.1}`. They are part of `settings`.
+            Completions have `token_ids` only if the server returns them (vLLM: `{"return_token_ids": True}`), which
+            `collect_rollouts(store_token_ids=True)` needs.
     """
 
     def __init__(
@@ -124,11 +125,14 @@ class EndpointSampler:
         extra_body: dict[str, Any] | None = None,
     ):
         if send not in ("tokens", "text"):
-            raise ValueError(f"send: got {send!r}, expected 'tokens' or 'text'.")
+            raise ValueError(f"send: got {send!r}, expected 'tokens' or 'text'. Pass one of these two.")
         self.extra_body = extra_body or {}
         taken = self.extra_body.keys() & (OWN_FIELDS | ({"top_k"} if top_k > 0 else set()))
         if taken:
-            raise ValueError(f"extra_body: got {sorted(taken)}, which the sampler's own arguments set: use these.")
+            raise ValueError(
+                f"extra_body: got {sorted(taken)}, expected fields that no argument of the sampler sets. Use the "
+                "arguments of the sampler for these."
+            )
         self.client = EndpointClient(
             COMPLETIONS,
             base_url,
@@ -149,7 +153,8 @@ class EndpointSampler:
 
     @property
     def settings(self) -> dict[str, Any]:
-        # Not the URL: a fleet may move, and the samples stay what they are.
+        """All settings that determine a sample, as JSON values."""
+        # The address is left out, because servers may move without a change of the samples.
         return {
             "backend": "endpoint",
             "model": self.model_name,
@@ -171,15 +176,16 @@ class EndpointSampler:
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """
-        `num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`]. With `stop` the server
-        has to say what ended a text, as vLLM (`stop_reason`) and SGLang (`matched_stop`) do; what a token holds after
-        the string that stopped it is lost. With `until` alone any server will do.
+        Samples `num_samples` completions of each prompt, see [`TransformersSampler.sample`].
+
+        With `stop`, the server must report why a text ended, as vLLM (`stop_reason`) and SGLang (`matched_stop`) do.
+        Text of the last token after the stop string is lost. `until` works with any server.
 
         Raises:
-            [`EndpointError`]: if one completion cannot be had, or a server does not say whether a text was stopped or
-                ended by itself; nothing is returned then.
+            [`EndpointError`]: if a request fails for good, or if the server does not report whether a text was stopped
+                or ended with an end token.
         """
-        if self.send == "text":  # the server encodes a prefix by itself
+        if self.send == "text":  # the server encodes the prefix
             prompts = [prompt._replace(prefix_ids=None) for prompt in prompts]
         encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
         contents = encoded if self.send == "tokens" else [self._text(ids) for ids in encoded]
@@ -210,11 +216,11 @@ class EndpointSampler:
         completion = end_before(completion, until, self.tokenizer, prompt, ids)
         if not completion.token_ids or not (stop or until):
             return completion
-        # Servers leave the string that stopped a text out of the text, and not out of the ids.
+        # Servers remove the stop string from the text, but not from the token ids.
         fitted = fit_tokens(completion, self.tokenizer, ids)
         if completion.finished or decode_continuation(self.tokenizer, ids, list(fitted.token_ids)) == fitted.text:
             return fitted
-        return completion._replace(token_ids=())  # its text is continued: ids that lack a part of it are of no use
+        return completion._replace(token_ids=())  # the text will be continued, so incomplete token ids are useless
 
     def _text(self, ids: list[int]) -> str:
         whole = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -223,8 +229,8 @@ class EndpointSampler:
             if self.tokenizer(text)["input_ids"] == ids:
                 return text
         raise ValueError(
-            f"send='text': no text gives the {len(ids)} token ids of a prompt (it begins {whole[:80]!r}), so the "
-            "server would read another prompt. Use send='tokens'."
+            f"send: got 'text' with a prompt that begins with {whole[:80]!r}, expected a text that the tokenizer "
+            f"encodes to its {len(ids)} token ids. There is no such text. Use send='tokens'."
         )
 
     def _request(self, content: list[int] | str, seed: int | None, stop: Sequence[str]) -> dict[str, Any]:
@@ -245,10 +251,10 @@ class EndpointSampler:
         (choice,) = body["choices"]
         text, reason = choice["text"], choice["finish_reason"]
         if not isinstance(text, str) or reason not in ("stop", "length"):
-            raise ValueError("no text, or one that the server broke off")
-        text = whole_characters(text)  # it may be continued
-        # A tokenizer without a decoder joins words with spaces. A server that decodes the new tokens alone has lost
-        # the one before the first word.
+            raise ValueError("no text, or a text that the server did not complete")
+        text = whole_characters(text)  # the text may be continued, and tokenizers reject lone surrogates
+        # A tokenizer without a decoder joins words with spaces. A server that decodes new tokens without the prompt
+        # loses the space before the first word.
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None and backend.decoder is None and text and not text[0].isspace():
             text = " " + text
@@ -261,25 +267,25 @@ class EndpointSampler:
         if not all(
             type(value) is int and value >= 0 for value in (0 if num_tokens is None else num_tokens, *token_ids)
         ):
-            raise ValueError("a number or ids of tokens that are none")
+            raise ValueError("an invalid number of tokens, or invalid token ids")
         if num_tokens is None:
             num_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + finished
         return Completion(text, finished, num_tokens, token_ids)
 
 
 def _stop_string(choice: dict[str, Any], stop: Sequence[str], until: Sequence[str]) -> str | None:
-    """The string that stopped a text, or `None` if it ended by itself."""
+    """The string that stopped a text, or `None` if it ended with an end token."""
     strings = (*stop, *until)
-    for said in ("stop_reason", "matched_stop"):
-        if said in choice:
-            return choice[said] if choice[said] in strings else None
+    for name in ("stop_reason", "matched_stop"):
+        if name in choice:
+            return choice[name] if choice[name] in strings else None
     contained = next((string for string in strings if string in choice["text"]), None)
     if contained is None and stop:
-        # Taking the one for the other would go on after an end, or end a solution within.
+        # A wrong guess would continue a solution after its end, or end it in the middle.
         raise EndpointError(
-            f"The server ended a text with neither stop_reason nor matched_stop, and none of {list(stop)} is in it: "
-            "whether the text was stopped or ended by itself cannot be known. Serve the policy with vLLM or SGLang, "
-            "or sample with backend='transformers'."
+            f"Server: got an answer with neither stop_reason nor matched_stop, and without any of {list(stop)} in its "
+            "text, expected the reason why the text ended. Serve the policy with vLLM or SGLang, or sample with "
+            "backend='transformers'."
         )
     return contained
 

@@ -1,10 +1,9 @@
 """Key-value caches that make sampling with transformers faster.
 
-A growing cache sets memory aside for tokens to come, where transformers' own cache copies all of itself for every
-token. A cache of shared prompts also holds each prompt once for all of its samples, and comes with the attention that
-reads it so: decoding waits for memory, and a prompt that is copied to its samples is read once per sample and token
-instead of once per token (Juravsky et al., Hydragen, 2402.05099). It works for models with transformers' plain SDPA
-attention ([`can_share`]).
+A growing cache allocates memory for future tokens, while transformers' own cache is copied for every new token. A
+cache of shared prompts also stores each prompt only once for all its samples, with an attention function that reads it
+once per token instead of once per sample and token. This is faster because decoding is limited by memory bandwidth
+(Juravsky et al., Hydragen, 2402.05099). It works for models with transformers' plain SDPA attention ([`can_share`]).
 """
 
 import weakref
@@ -19,26 +18,26 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 
-ROOM = 32  # tokens, at least; a quarter of the length where that is more
-ATTENTION = "erprm_shared_prompts"  # name under which transformers knows the attention below
+ROOM = 32  # smallest number of tokens for which memory is allocated; a quarter of the length if that is more
+ATTENTION = "erprm_shared_prompts"  # name under which the attention below is registered in transformers
 MORE_THAN_PLAIN = ("softcap", "s_aux", "position_bias", "sliding_window")  # arguments that it does not implement
 
 
 class GrowingLayer(DynamicLayer):
     """
-    A layer of keys and values that writes new tokens into memory it has set aside.
+    A cache layer that writes new tokens into memory that it has allocated in advance.
 
-    `keys` and `values`, of shape (B, heads, length, size), are views of longer tensors. Other code may replace them
-    (by cropping, repeating): the next token is then added to the replacement.
+    `keys` and `values`, of shape (B, heads, length, size), are views of longer tensors. Other code may replace them,
+    e.g. by cropping or repeating. The next token is then added to the replacement.
     """
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Sets aside nothing yet: the first tokens say how many sequences there are."""
+        """Allocates no memory yet, because the number of sequences is known only with the first tokens."""
         super().lazy_initialization(key_states, value_states)
         self._views = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        """Adds tokens, and returns all keys and values, as transformers' layers do."""
+        """Adds tokens, and returns all keys and values, as in transformers."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         length = self.own_length()
@@ -55,7 +54,8 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Keeps these sequences, in this order, and the room behind them: one copy instead of two."""
+        """Keeps these sequences in this order. The allocated memory is kept too, which needs one copy instead of
+        two."""
         if not self.is_initialized or self._views is None or self.keys is not self._views[0]:
             super().reorder_cache(beam_idx)
         else:
@@ -63,7 +63,7 @@ class GrowingLayer(DynamicLayer):
             self._look_at(self.own_length())
 
     def own_length(self) -> int:
-        """Tokens in `keys`."""
+        """Number of tokens in `keys`."""
         return super().get_seq_length()
 
     def _look_at(self, length: int) -> None:
@@ -72,12 +72,15 @@ class GrowingLayer(DynamicLayer):
 
 def growing_cache(config) -> DynamicCache:
     """
-    An empty cache for a model.
+    Creates an empty growing cache for a model.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]):
             Configuration of the model. Layers without plain attention over all tokens (sliding windows, recurrent
             states) keep transformers' own cache.
+
+    Returns:
+        [`~transformers.DynamicCache`]: the cache.
     """
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -85,16 +88,20 @@ def growing_cache(config) -> DynamicCache:
 
 
 class PromptsNotShared(RuntimeError):
-    """The model does something with its keys that sharing them does not allow; nothing was sampled wrongly."""
+    """The model uses its keys in a way that sharing does not support. It is raised before a wrong token is sampled."""
 
 
 class SharedPrompts:
     """
-    Which of B samples continue which of U prompts: those of a prompt follow each other.
+    The assignment of B samples to U prompts. The samples of a prompt are consecutive.
+
+    Args:
+        counts (`torch.Tensor`):
+            Number of samples of each prompt, shape (U,).
 
     Attributes:
-        owners (`torch.Tensor`): shape (B,), the prompt of each sample, ascending.
-        unread (`bool`): whether keys were given out that [`shared_prompts_attention`] has not seen.
+        owners (`torch.Tensor`): index of the prompt of each sample, shape (B,), ascending.
+        unread (`bool`): whether keys were returned that [`shared_prompts_attention`] has not read.
     """
 
     def __init__(self, counts: Tensor):
@@ -102,12 +109,12 @@ class SharedPrompts:
         self._arrange(torch.arange(len(counts), device=counts.device).repeat_interleave(counts))
 
     def check(self) -> None:
-        """Raises `PromptsNotShared` if keys were given out that another attention has read."""
+        """Raises `PromptsNotShared` if keys were returned that another attention function has read."""
         if self.unread:
-            raise PromptsNotShared("The model has an attention of its own.")
+            raise PromptsNotShared("The model has its own attention function.")
 
     def keep(self, samples: Tensor) -> Tensor:
-        """Keeps these samples, ascending, and of the prompts, which are returned, those that still have one."""
+        """Keeps these samples, in ascending order. Returns the indices of the prompts that still have samples."""
         prompts, owners = self.owners[samples].unique_consecutive(return_inverse=True)
         self._arrange(owners)
         return prompts
@@ -116,28 +123,29 @@ class SharedPrompts:
         self.owners = owners
         counts = owners.bincount()
         self.num_prompts, self.most = len(counts), int(counts.max())
-        self._full = self.num_prompts * self.most == len(owners)  # every place is taken, and in order
+        self._full = self.num_prompts * self.most == len(owners)  # all prompts have equally many samples
         samples = torch.arange(len(owners), device=owners.device)
-        # Each prompt has a place for as many samples as the one with most of them.
+        # Each prompt gets as many places as the prompt with most samples needs.
         self._places = owners * self.most + samples - (counts.cumsum(0) - counts)[owners]
         self._samples = samples.new_zeros(self.num_prompts * self.most).scatter(0, self._places, samples)
 
     def by_prompt(self, of_samples: Tensor) -> Tensor:
-        """(B, heads, queries, n) to (U, heads, most samples × queries, n); free places hold anything."""
+        """From (B, heads, queries, n) to (U, heads, most samples × queries, n). Free places contain arbitrary
+        values."""
         placed = of_samples if self._full else of_samples[self._samples.to(of_samples.device)]
         placed = placed.unflatten(0, (self.num_prompts, self.most))
         return placed.transpose(1, 2).flatten(2, 3)
 
     def by_sample(self, of_prompts: Tensor) -> Tensor:
-        """Back from [`~SharedPrompts.by_prompt`]."""
+        """The inverse of [`~SharedPrompts.by_prompt`]."""
         placed = of_prompts.unflatten(2, (self.most, -1)).transpose(1, 2).flatten(0, 1)
         return placed if self._full else placed[self._places.to(placed.device)]
 
 
 class SharedPromptsLayer(GrowingLayer):
     """
-    Keys and values of a layer: `prompt_keys` and `prompt_values` of shape (U, heads, length, size), and as `keys` and
-    `values` those of the samples' own tokens.
+    The keys and values of a layer. `prompt_keys` and `prompt_values`, of shape (U, heads, length, size), belong to the
+    prompts, `keys` and `values` to the tokens of the samples after their prompts.
     """
 
     def __init__(self, prefilled: GrowingLayer, prompts: SharedPrompts):
@@ -147,19 +155,19 @@ class SharedPromptsLayer(GrowingLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """
-        Adds tokens and returns the samples' own alone, for [`shared_prompts_attention`].
+        Adds tokens. Returns only the keys and values after the prompts, for [`shared_prompts_attention`].
 
         Raises:
-            `PromptsNotShared`: if what another layer returned was read by another attention.
+            `PromptsNotShared`: if another attention function has read the keys of another layer.
         """
         self.prompts.check()
         keys, values = super().update(key_states, value_states)
-        keys.shared_by = weakref.ref(self)  # no cycle: memory is free as soon as the cache is
+        keys.shared_by = weakref.ref(self)  # avoids a reference cycle, so that memory is freed with the cache
         self.prompts.unread = True
         return keys, values
 
     def get_seq_length(self) -> int:
-        """The prompts' tokens and the samples' own."""
+        """Number of tokens of a prompt and of a sample after its prompt."""
         return self.prompt_keys.shape[-2] + self.own_length()
 
     def keep_prompts(self, prompts: Tensor) -> None:
@@ -170,13 +178,13 @@ class SharedPromptsLayer(GrowingLayer):
 
 class SharedPromptsCache(DynamicCache):
     """
-    The cache of B samples that continue U prompts.
+    The cache for B samples that continue U prompts.
 
     Args:
         prefilled ([`~transformers.DynamicCache`]):
-            A growing cache that holds the prompts, left as it is.
+            Growing cache with the prompts. It is not changed.
         counts (`torch.Tensor`):
-            Shape (U,), samples of each prompt, at least one.
+            Number of samples of each prompt, at least 1, shape (U,).
     """
 
     def __init__(self, prefilled: DynamicCache, counts: Tensor):
@@ -185,7 +193,7 @@ class SharedPromptsCache(DynamicCache):
         self.layers = [SharedPromptsLayer(layer, self.prompts) for layer in prefilled.layers]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keeps these samples, ascending."""
+        """Keeps these samples, in ascending order."""
         before = self.prompts.num_prompts
         prompts = self.prompts.keep(beam_idx)
         super().reorder_cache(beam_idx)
@@ -198,32 +206,34 @@ def shared_prompts_attention(
     module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling=None, **kwargs
 ) -> tuple[Tensor, None]:
     r"""
-    Attention of one new token a sample to its prompt and its own tokens, as transformers calls it.
+    Attention of one new token per sample to its prompt and to its tokens after the prompt. An attention function of
+    transformers.
 
     $$ o = \mathrm{softmax}(q [K_u; K_b]^\top / \sqrt{d}) [V_u; V_b] $$
 
-    with the prompt's keys and values $K_u, V_u$ read once for all of its samples. The softmax is float32.
+    The keys and values $K_u, V_u$ of a prompt are read once for all its samples. The softmax is in float32.
 
     Args:
         query (`torch.Tensor`):
-            Shape (B, query heads, 1, d).
+            Queries of the new tokens, shape (B, query heads, 1, d).
         key, value (`torch.Tensor`):
-            What [`SharedPromptsLayer.update`] returned: (B, heads, own length, d). Others are attended to as by SDPA.
+            Keys and values that [`SharedPromptsLayer.update`] returned, shape (B, heads, own length, d). For other
+            keys and values, SDPA is used.
         attention_mask (`torch.Tensor`, *optional*):
-            Shape (B or 1, 1, 1, prompt length + own length), True where attended.
+            Booleans, True where attended, shape (B or 1, 1, 1, prompt length + own length).
 
     Returns:
-        `tuple[torch.Tensor, None]`: (B, 1, query heads, d), and no weights.
+        `tuple[torch.Tensor, None]`: the output (B, 1, query heads, d), and `None` for the attention weights.
 
     Raises:
-        `PromptsNotShared`: for several new tokens at once, and where there is more than the plain attention (soft
-            caps, sinks, biases of positions, sliding windows).
+        `PromptsNotShared`: for several new tokens at once, or for attention that is not plain (soft caps, sinks,
+            position biases, sliding windows).
     """
     shared_by = getattr(key, "shared_by", None)
     if shared_by is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if query.shape[2] != 1 or any(kwargs.get(name) is not None for name in MORE_THAN_PLAIN):
-        raise PromptsNotShared("The model's attention is not the plain one.")
+        raise PromptsNotShared("The attention of the model is not plain.")
     layer = shared_by()
     prompts = layer.prompts
     prompts.unread = False
@@ -240,7 +250,7 @@ def shared_prompts_attention(
 
 
 def can_share(model: PreTrainedModel, cache: DynamicCache) -> bool:
-    """Whether a model attends by SDPA alone, everywhere to all tokens, as far as can be told without running it."""
+    """Whether all layers of a model use SDPA attention over all tokens, as far as this is known without running it."""
     return (
         model.config._attn_implementation == "sdpa"
         and type(model)._can_set_attn_implementation()  # seam
@@ -249,14 +259,14 @@ def can_share(model: PreTrainedModel, cache: DynamicCache) -> bool:
 
 
 def adds_virtual_tokens(model) -> bool:
-    """Whether a model has an adapter that puts tokens, or keys and values, of its own before each text: prefix tuning,
-    prompt tuning and the like. PEFT then makes the cache itself."""
+    """Whether a model has an adapter that adds tokens, or keys and values, before each text (prefix tuning, prompt
+    tuning, ...). PEFT then creates the cache itself."""
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
 @contextmanager
 def sharing_prompts(model: PreTrainedModel) -> Iterator[None]:
-    """The model attends by [`shared_prompts_attention`]; afterwards as it did before."""
+    """Context in which the model uses [`shared_prompts_attention`]."""
     AttentionInterface.register(ATTENTION, shared_prompts_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     model.set_attn_implementation(ATTENTION)

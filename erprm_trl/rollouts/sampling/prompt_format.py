@@ -1,5 +1,4 @@
-"""Turns a question into the text and the tokens that a policy reads: prompt template, chat template and few-shot
-examples."""
+"""Formats questions as prompts for a policy, with a prompt template, the chat template and few-shot examples."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,27 +9,27 @@ from .token_cuts import cut_tokens
 
 class PromptFormat:
     """
-    Turns a [`Prompt`] into the tokens that a policy reads. All samplers use it.
+    Converts a [`Prompt`] to the tokens that a policy reads. All samplers use this class.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer. If it has a chat template, the question becomes a user message and the prefix opens
-            the assistant's turn.
+            Tokenizer of the policy. If it has a chat template, the question becomes a user message, and the prefix is
+            the beginning of the assistant's turn.
         prompt_template (`str`, *optional*):
-            Text around the question, with `{question}` in it, e.g. `"{question}\\nReason step by step."`; the content
-            of the user message where there is a chat template. Defaults to the question alone.
+            Template of the prompt, which contains `{question}`, e.g. `"{question}\\nReason step by step."`. With a
+            chat template, it is the content of the user message. Defaults to the question only.
         system_prompt (`str`, *optional*):
-            A system message; needs a chat template.
+            System message. Needs a chat template.
         use_chat_template (`bool`, *optional*):
-            Whether to apply the tokenizer's chat template. Defaults to whether the tokenizer has one.
+            Whether to apply the tokenizer's chat template. Defaults to `True` if the tokenizer has a chat template.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            More arguments of the chat template, e.g. `{"enable_thinking": False}`.
+            Additional arguments of the chat template, e.g. `{"enable_thinking": False}`.
         examples (`Sequence[dict[str, str]]`, *optional*):
-            Solved examples (few-shot) before the question, each with `question` and `solution`. With a chat template
-            they are a user message, made by `prompt_template`, and an assistant message. Without one they are text:
-            the template's text of the example's question, its solution, and a blank line. A space is put between the
-            text and the solution where neither has white space there. Give the separator of the examples as `stop`
-            where solutions are sampled: a base model goes on with a question of its own after its answer.
+            Solved examples for a few-shot prompt, each with `question` and `solution`. With a chat template, each
+            example is a user message with the filled `prompt_template`, and an assistant message. Without a chat
+            template, each example is the filled template, the solution and a blank line, with a space between template
+            and solution if there is no white space. Pass the separator of the examples as `stop` when you sample
+            solutions, because a base model continues with another question after its answer.
     """
 
     def __init__(
@@ -50,20 +49,29 @@ class PromptFormat:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.examples = [_checked_example(index, example) for index, example in enumerate(examples or [])]
         if "{question}" not in self.prompt_template:
-            raise ValueError(f"Prompt template: got {prompt_template!r}, expected it to contain '{{question}}'.")
+            raise ValueError(
+                f"Prompt template: got {prompt_template!r}, expected it to contain '{{question}}'. Add it where the "
+                "question should be."
+            )
         if self.use_chat_template and not has_template:
-            raise ValueError("The tokenizer has no chat template: set one, or use_chat_template=False.")
+            raise ValueError(
+                "use_chat_template: got True with a tokenizer that has no chat template, expected one. Set "
+                "tokenizer.chat_template, or use_chat_template=False."
+            )
         if system_prompt is not None and not self.use_chat_template:
-            raise ValueError("A system prompt needs a chat template: put its text into prompt_template instead.")
+            raise ValueError(
+                "system_prompt: got a system prompt without a chat template, expected a chat template. Put the text "
+                "into prompt_template instead."
+            )
         if self.chat_template_kwargs and not self.use_chat_template:
             raise ValueError(
-                f"chat_template_kwargs: got {self.chat_template_kwargs} without a chat template, which alone reads "
-                "them. Leave them out, or set use_chat_template=True."
+                f"chat_template_kwargs: got {self.chat_template_kwargs} without a chat template, expected a chat "
+                "template. Leave them out, or set use_chat_template=True."
             )
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that shapes a prompt, as JSON values. Settings that are not used are left out."""
+        """All settings that determine a prompt, as JSON values. Unused settings are left out."""
         settings: dict[str, Any] = {
             "prompt_template": self.prompt_template,
             "system_prompt": self.system_prompt,
@@ -93,9 +101,9 @@ class PromptFormat:
         return self._apply_chat_template(messages)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of the question and the prefix, ready to be continued."""
-        # Text after the generation prompt is what the assistant has said so far; a user's turn that quotes the prefix
-        # would ask another question.
+        """Token ids of the question and the prefix."""
+        # The prefix comes after the generation prompt, as the beginning of the assistant's turn. A user message that
+        # quotes the prefix would be another question.
         text = self.render(prompt)
         if prompt.prefix_ids is None:
             text += prompt.prefix
@@ -109,20 +117,20 @@ class PromptFormat:
         self, prompt: Prompt, token_ids: Sequence[int], prefixes: Sequence[str]
     ) -> list[tuple[int, ...] | None]:
         """
-        The sampled tokens of prefixes of a solution.
+        Finds the sampled tokens of prefixes of a solution.
 
         Args:
             prompt ([`Prompt`]):
-                What the solution was sampled for.
+                Prompt of the solution.
             token_ids (`Sequence[int]`):
-                Sampled tokens of the solution. Empty if the sampler does not know them.
+                Sampled tokens of the solution. Empty if the sampler does not return them.
             prefixes (`Sequence[str]`):
-                Prefixes of the solution's text, each as long as the one before or longer.
+                Prefixes of the solution's text, in order of length.
 
         Returns:
-            `list[tuple[int, ...] | None]`: For each prefix tokens that decode to exactly its text. Where a token holds
-            the prefix's end and what follows it, its part of the prefix is encoded, and the tokens before it are those
-            that were sampled. `None` where there are no such tokens.
+            `list[tuple[int, ...] | None]`: for each prefix, tokens that decode to exactly its text, or `None` if there
+            are no such tokens. If a token contains both the end of the prefix and text after it, the end is encoded
+            again, and the tokens before it are the sampled tokens.
         """
         if not token_ids:
             return [None] * len(prefixes)
@@ -143,9 +151,8 @@ class PromptFormat:
             if [message["role"] for message in messages] == ["user"]:
                 return messages[0]["content"]
             raise ValueError(
-                f"Prompt: got the messages {str(messages)[:120]}, expected a text or one user message, for there is "
-                "no chat template to apply. Set the tokenizer's chat_template, leave use_chat_template unset, or give "
-                "texts as prompts."
+                f"Prompt: got the messages {str(messages)[:120]} without a chat template, expected a text or one user "
+                "message. Set the tokenizer's chat_template, leave use_chat_template unset, or pass texts as prompts."
             )
         return self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
@@ -155,7 +162,7 @@ class PromptFormat:
         return self.prompt_template.replace("{question}", question)
 
     def _without_eos(self, ids: list[int]) -> list[int]:
-        # Some tokenizers close every text with EOS; what follows it would be another text.
+        # Some tokenizers append EOS to every text, after which the model would start another text.
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
 
@@ -164,7 +171,7 @@ def _checked_example(index: int, example: Mapping[str, str]) -> dict[str, str]:
     if not texts or len(example) != 2 or not all(isinstance(text, str) and text.strip() for text in texts.values()):
         raise ValueError(
             f"examples[{index}]: got {str(example)[:120]!r}, expected a mapping with the texts 'question' and "
-            "'solution' and nothing else."
+            "'solution' and nothing else. Correct this example."
         )
     return texts
 

@@ -1,4 +1,4 @@
-"""Ends transformers' `generate` at strings, row by row. Which strings end a step is said by `steps.step_stops`."""
+"""A stopping criterion that ends rows of transformers' `generate` at strings."""
 
 from collections.abc import Sequence
 
@@ -10,28 +10,29 @@ from .base import decode_continuation, holds_stop
 
 class StopStrings(StoppingCriteria):
     """
-    Ends each row with the token that completes one of the strings in its new text.
+    Stops each row after the token that completes one of the strings in its new text.
 
-    The text is the one that [`decode_continuation`] gives, so strings are found with any tokenizer, also one without a
-    decoder.
+    The text is decoded by [`decode_continuation`], so strings are found with any tokenizer, including tokenizers
+    without a decoder.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer.
+            Tokenizer of the policy.
         stop (`Sequence[str]`):
-            The strings.
+            Strings at which rows stop.
         prompts (`list[list[int]]`):
-            Token ids of each row's prompt, not padded.
+            Token ids of the prompt of each row, without padding.
         start (`int`):
-            Where new tokens begin in the padded rows.
+            Index of the first new token in the padded rows.
 
-    `lengths` has the number of new tokens of each row that was stopped, `None` for the others.
+    Attributes:
+        lengths (`list[int | None]`): number of new tokens of each stopped row, `None` for the other rows.
     """
 
     def __init__(self, tokenizer, stop: Sequence[str], prompts: list[list[int]], start: int):
         self.tokenizer, self.stop, self.prompts, self.start = tokenizer, tuple(stop), prompts, start
         self.lengths: list[int | None] = [None] * len(prompts)
-        # A token that shows at all shows a byte at least.
+        # Every token with text has at least one byte, so this many tokens contain the longest string.
         self._window = max(len(string.encode()) for string in stop) + 4
         self._may_complete: dict[int, bool] = {}
 
@@ -46,13 +47,13 @@ class StopStrings(StoppingCriteria):
         return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
 
     def keep(self, rows: list[int]) -> None:
-        """Keeps these rows, of which none has been stopped."""
+        """Keeps only these rows, none of which has stopped."""
         self.prompts = [self.prompts[row] for row in rows]
         self.lengths = [None] * len(rows)
 
     def _completes(self, token: int) -> bool:
-        # Most tokens cannot end any of the strings. Part of a character, and a space, which many tokenizers do not
-        # show in a token alone, might.
+        # Most tokens cannot end any of the strings. Tokens with a part of a character may end one, and so may tokens
+        # with a space, which many tokenizers do not show when they decode a single token.
         if token not in self._may_complete:
             text = self.tokenizer.decode([token])
             self._may_complete[token] = "\ufffd" in text or any(

@@ -1,4 +1,4 @@
-"""Cuts sampled tokens where their text is cut: at the end of a step, and at a string that ends a solution."""
+"""Cuts sampled tokens at places in their text: at the ends of steps, and before a string that ends a solution."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -10,26 +10,26 @@ def cut_tokens(
     tokenizer, prompt: Sequence[int], token_ids: Sequence[int], prefixes: Sequence[str]
 ) -> list[tuple[int, bool]]:
     """
-    Finds the tokens that each prefix of a sampled text consists of.
+    Finds the tokens of each prefix of a sampled text.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer.
+            Tokenizer of the policy.
         prompt (`Sequence[int]`):
             Token ids before the text.
         token_ids (`Sequence[int]`):
             Sampled token ids of the text, length T.
         prefixes (`Sequence[str]`):
-            Prefixes of the text, each as long as the one before or longer.
+            Prefixes of the text, in order of length.
 
     Returns:
-        `list[tuple[int, bool]]`: For each prefix, the number of tokens up to the one that completes its last
-        character, and whether these tokens decode to exactly the prefix. They do not where that token goes on with
-        what follows the prefix.
+        `list[tuple[int, bool]]`: for each prefix, the number of tokens up to the token that completes its last
+        character, and whether these tokens decode to exactly the prefix. They do not if the last of these tokens also
+        contains text after the prefix.
     """
     prompt, token_ids = list(prompt), list(token_ids)
     cuts = []
-    start, known = 0, ""  # the last exact cut: only what follows it is decoded in the search
+    start, known = 0, ""  # the last exact cut; the search only decodes tokens after it
     for prefix in prefixes:
 
         def reaches(count: int, start: int = start, rest: str = prefix[len(known) :]) -> bool:
@@ -51,11 +51,26 @@ def end_before(
     completion: Completion, until: Sequence[str], tokenizer, prompt: Prompt, prompt_ids: Sequence[int]
 ) -> Completion:
     """
-    Ends a completion before the first of the strings `until` in it. It counts as finished then.
+    Cuts a completion before the first of the strings `until` in it. The completion then counts as finished.
 
-    A string may begin in the prompt's prefix: then nothing of the completion is kept. `token_ids` are those whose text
-    lies within the kept text, so a token that also holds the beginning of the string is dropped. `num_tokens` is their
-    number; for a completion without ids, the number of tokens of the kept text.
+    If the string begins in the prefix of the prompt, the completion becomes empty. `token_ids` keeps the tokens whose
+    text is entirely in the kept text, so a token that also contains the beginning of the string is dropped.
+    `num_tokens` is the number of kept tokens, or, for a completion without ids, the number of tokens of the kept text.
+
+    Args:
+        completion ([`Completion`]):
+            The completion.
+        until (`Sequence[str]`):
+            Strings that end a solution.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the policy.
+        prompt ([`Prompt`]):
+            Prompt of the completion.
+        prompt_ids (`Sequence[int]`):
+            Token ids of the prompt.
+
+    Returns:
+        [`Completion`]: the completion, cut if it contains one of the strings.
     """
     whole = prompt.prefix + completion.text
     begin = len(prompt.prefix)
@@ -70,8 +85,8 @@ def end_before(
 
 
 def fit_tokens(completion: Completion, tokenizer, prompt_ids: Sequence[int]) -> Completion:
-    """Drops the tokens at the end whose text is not in the completion's text. All are dropped where the others do not
-    decode to the beginning of the text."""
+    """Drops tokens at the end that are not part of the completion's text. If the remaining tokens do not decode to the
+    beginning of the text, all tokens are dropped."""
     prompt_ids, token_ids, text = list(prompt_ids), completion.token_ids, completion.text
     if decode_continuation(tokenizer, prompt_ids, list(token_ids)) == text:
         return completion

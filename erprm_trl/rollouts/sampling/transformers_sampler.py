@@ -1,4 +1,4 @@
-"""Sampling by transformers' `generate`: any causal language model, in batches across questions and prefixes."""
+"""The sampler for causal language models of transformers, which uses `generate`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,34 +26,35 @@ from .token_cuts import end_before
 
 class TransformersSampler:
     """
-    Samples from any causal language model of transformers, a PEFT model included, in batches across questions and
-    prefixes.
+    Samples from any causal language model of transformers, including PEFT models, in batches of different questions
+    and prefixes.
 
-    Prompts are sorted by length and cut into batches; each prompt is prefilled once, and its samples share its keys
-    and values, or have a copy each where the model's attention is not plain SDPA; samples that have ended leave the
-    batch. With an adapter that adds virtual tokens (prefix tuning, prompt tuning) each batch is one plain `generate`.
-    The model's own generation defaults (`top_k`, `repetition_penalty`, ...) are not applied: what is sampled is the
-    policy itself.
+    Prompts are sorted by length and divided into batches. Each prompt is prefilled once. Its samples share the keys
+    and values of the prompt, or each get a copy if the attention of the model is not plain SDPA. Samples that have
+    ended are removed from the batch. With an adapter that adds virtual tokens (prefix tuning, prompt tuning), each
+    batch is one plain call of `generate`. The generation defaults of the model (`top_k`, `repetition_penalty`, ...)
+    are not applied, so samples come from the unmodified policy.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy, on its device.
+            Policy, on its device.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+            Tokenizer of the policy.
         temperature (`float`, *optional*, defaults to `1.0`):
-            0 is greedy. Values of prefixes are defined by samples at 1 (arXiv 2412.11006).
+            Sampling temperature. 0 is greedy decoding. The value of a prefix is defined for temperature 1 (arXiv
+            2412.11006).
         top_p (`float`, *optional*, defaults to `1.0`):
-            Nucleus mass.
+            Probability mass kept by nucleus sampling.
         top_k (`int`, *optional*, defaults to `0`):
-            0 keeps the whole vocabulary.
+            Number of most likely tokens to sample from. 0 keeps the whole vocabulary.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Longest completion. One that reaches it is not `finished`.
+            Maximum number of tokens per completion. A completion that reaches it is not `finished`.
         batch_size (`int`, *optional*, defaults to `64`):
-            Sequences generated at a time.
+            Number of sequences generated in one batch.
         prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
             See [`PromptFormat`].
         fork_cache (`bool`, *optional*, defaults to `True`):
-            Prefill a prompt once for all its samples, instead of once a sample.
+            Whether to prefill a prompt once for all its samples, instead of once per sample.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class TransformersSampler:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.fork_cache = fork_cache
-        self._shares = True  # until the model turns out not to
+        self._shares = True  # set to False if the model turns out not to support shared prompts
         self.eos_token_ids = _eos_token_ids(model, tokenizer)
         self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_token_ids[0]
         self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -92,27 +93,30 @@ class TransformersSampler:
         cls, path_or_id: str | Path, *, model_init_kwargs: dict[str, Any] | None = None, **settings: Any
     ):
         """
-        Loads the policy and its tokenizer, a LoRA adapter's folder included, onto this process's device.
+        Loads the policy and its tokenizer onto the device of this process.
 
         Args:
             path_or_id (`str` or `Path`):
-                Hub id or folder.
+                Hub id or folder of a model, or of a LoRA adapter.
             model_init_kwargs (`dict[str, Any]`, *optional*):
-                Arguments of `AutoModelForCausalLM.from_pretrained`; `dtype` defaults to the checkpoint's,
-                `trust_remote_code` to False.
+                Arguments of `AutoModelForCausalLM.from_pretrained`. `dtype` defaults to the dtype of the checkpoint,
+                `trust_remote_code` to `False`.
             settings:
-                The other arguments of the class.
+                Other arguments of the class.
+
+        Returns:
+            [`TransformersSampler`]: the sampler.
 
         Raises:
-            `FileNotFoundError`: if an adapter's base model is not at the place that the adapter names.
-            `TypeError`: for `model_init_kwargs` that transformers does not know.
+            `FileNotFoundError`: if the base model that an adapter names does not exist.
+            `TypeError`: if transformers does not know one of the `model_init_kwargs`.
         """
         from accelerate import PartialState
         from transformers import AutoModelForCausalLM
 
         path_or_id = local_path(path_or_id)
         check_model_folder(path_or_id)
-        # Said outright: left open, transformers asks on the terminal whether to run a repository's code.
+        # Without an explicit `trust_remote_code`, transformers asks on the terminal whether to run code.
         kwargs = {"dtype": "auto", "trust_remote_code": False, **(model_init_kwargs or {})}
         shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
         adapter = adapter_config(path_or_id, kwargs.get("revision"))
@@ -126,7 +130,7 @@ class TransformersSampler:
                 raise
             raise TypeError(
                 f"model_init_kwargs: got {sorted(model_init_kwargs or {})}, expected arguments of "
-                f"AutoModelForCausalLM.from_pretrained ({error}). Leave out those of another backend, such as vLLM."
+                f"AutoModelForCausalLM.from_pretrained ({error}). Leave out arguments of other backends, such as vLLM."
             ) from error
         if "device_map" not in kwargs:
             model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)
@@ -134,6 +138,7 @@ class TransformersSampler:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """All settings that determine a sample, as JSON values."""
         return {
             "backend": "transformers",
             "model": self.model.config._name_or_path,
@@ -160,26 +165,27 @@ class TransformersSampler:
 
         Args:
             prompts (`list[Prompt]`):
-                What to continue.
+                Texts to continue.
             num_samples (`int`):
-                Completions of each prompt.
+                Number of completions per prompt.
             seed (`int`):
-                Fixes the draw together with the prompts and the settings; the global random state is left as it was.
+                Seed of the samples. The samples also depend on the prompts and the settings. The global random state
+                does not change.
             stop (`Sequence[str]`, *optional*):
-                A completion ends with the token that completes one of these strings, and is not `finished` then. The
-                token stays whole, with what it holds after the string.
+                Strings after which a completion stops without being `finished`. The token that completes the string is
+                kept, including text in it after the string.
             until (`Sequence[str]`, *optional*):
-                A completion ends before the first of these strings, and is `finished` then. Its `token_ids` are those
-                whose text lies before the string: a token that also holds the string's beginning is dropped.
+                Strings before which a completion ends and is `finished`. `token_ids` has the tokens whose text is
+                entirely before the string, so a token that also contains the beginning of the string is dropped.
             progress (`Callable[[int, int], None]`, *optional*):
-                Called every few tokens with the number of completions that have ended and of tokens that were sampled
-                since the last call.
+                Function to call every few tokens, with the number of completions that have ended and of tokens that
+                were sampled since its last call.
 
         Returns:
-            `list[list[Completion]]`: `num_samples` completions of each prompt, in the prompts' order.
+            `list[list[Completion]]`: the completions of each prompt, in the order of the prompts.
 
         Raises:
-            `ValueError`: if a prompt leaves no room in the model's context.
+            `ValueError`: if a prompt leaves no room in the context of the model.
         """
         encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
@@ -209,8 +215,8 @@ class TransformersSampler:
             text = self.tokenizer.decode(prompts[-1][:30])
             raise ValueError(
                 f"Prompt: got {longest} tokens, expected fewer than the context of {self.context_length} (the prompt "
-                f"begins {text!r}). Drop the question, or stop continuing solutions that are this long with a smaller "
-                "max_new_tokens."
+                f"begins with {text!r}). Drop the question, or set a smaller max_new_tokens if the prompt contains a "
+                "long solution."
             )
         unique, counts = _runs(prompts)
         input_ids, attention_mask = _left_pad(unique, self.pad_token_id, self.model.device)
@@ -221,7 +227,7 @@ class TransformersSampler:
             stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1]) if stop else None
             return self._continue(*each, cache, min(self.max_new_tokens, room), stopping, progress)
 
-        if adds_virtual_tokens(self.model):  # they come into the cache that `generate` makes, and into no other
+        if adds_virtual_tokens(self.model):  # PEFT adds virtual tokens only to a cache that `generate` creates
             new_tokens = continued(None)
         elif not self.fork_cache or len(unique) == len(prompts) or longest == 1:
             new_tokens = continued(growing_cache(self.model.config))
@@ -231,8 +237,8 @@ class TransformersSampler:
         return [self._completion(prompt, new) for prompt, new in zip(prompts, new_tokens, strict=True)]
 
     def _continue_shared(self, continued, prefilled, repeats: torch.Tensor) -> list[list[int]]:
-        """What `continued` makes of a cache in which the samples share their prompts, or, with models that cannot,
-        each have a copy."""
+        """Calls `continued` with a cache in which samples share their prompts, or with a copy of the prompt per sample
+        if the model does not support sharing."""
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if self._shares and can_share(model, prefilled):
             cache = SharedPromptsCache(prefilled, repeats)
@@ -241,7 +247,7 @@ class TransformersSampler:
                     new_tokens = continued(cache)
                 cache.prompts.check()
                 return new_tokens
-            except PromptsNotShared:  # at the first token
+            except PromptsNotShared:  # raised at the first token
                 self._shares = False
         prefilled.reorder_cache(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
         return continued(prefilled)
@@ -255,14 +261,14 @@ class TransformersSampler:
         stopping: StopStrings | None,
         progress: Progress | None,
     ) -> list[list[int]]:
-        """New tokens of each row, generated some at a time: between, rows that have ended leave the batch."""
+        """Generates the new tokens of each row in several calls. Rows that have ended are removed between calls."""
         start, eos = input_ids.shape[1], torch.tensor(self.eos_token_ids, device=input_ids.device)
         new_tokens: list[list[int]] = [[] for _ in input_ids]
         rows = list(range(len(input_ids)))
         while rows:
             made = input_ids.shape[1] - start
-            # Few at a time while texts are short: a text that ends waits for a quarter of its own length at most.
-            # Without a cache to go on with, all at once.
+            # Few tokens per call while texts are short, so that an ended text stays in the batch for at most a quarter
+            # of its length. Without a cache to continue from, all tokens are generated in one call.
             most = limit if cache is None else min(limit - made, max(8, made // 4))
             out = self._generate(input_ids, attention_mask, cache, most, stopping)
             is_end = torch.isin(out.sequences[:, input_ids.shape[1] :], eos)
@@ -272,7 +278,7 @@ class TransformersSampler:
             if out.sequences.shape[1] - start >= limit:
                 alive[:] = False
             ended, kept = (~alive).nonzero().flatten(), alive.nonzero().flatten()
-            if progress is not None:  # padding follows the first end token
+            if progress is not None:  # tokens after the first end token are padding
                 progress(len(ended), int((is_end.cumsum(1) - is_end.int() == 0).sum()))
             for index, new in zip(ended.tolist(), out.sequences[ended, start:].tolist(), strict=True):
                 new_tokens[rows[index]] = new[: lengths[index]]
@@ -290,7 +296,7 @@ class TransformersSampler:
     def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
         positions = (attention_mask.cumsum(-1) - 1).clamp_min(0)
         cache = growing_cache(self.model.config)
-        # The logits of the prompt are not needed: keep one position, not length x vocabulary.
+        # The logits of the prompt are not needed, so only one position is computed instead of length x vocabulary.
         self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -308,14 +314,14 @@ class TransformersSampler:
         config = GenerationConfig(
             do_sample=not greedy,
             max_new_tokens=max_new_tokens,
-            use_cache=True,  # models come out of training with the cache switched off
+            use_cache=True,  # training switches off the cache of models
             return_dict_in_generate=True,
             eos_token_id=self.eos_token_ids,
             pad_token_id=self.pad_token_id,
             **({} if greedy else {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}),
         )
-        # generate() fills what a config leaves open from the model's own: for the length of the call there is only
-        # ours. A PEFT model hands its config down to the model that it wraps, so both are put back.
+        # generate() fills unset options from the generation config of the model, so it is replaced during the call. A
+        # PEFT model passes its config on to the wrapped model, so both are restored.
         owners = [self.model, *([self.model.get_base_model()] if hasattr(self.model, "get_base_model") else [])]
         own = [owner.generation_config for owner in owners]
         try:
@@ -327,7 +333,8 @@ class TransformersSampler:
                 past_key_values=cache,
                 generation_config=config,
                 stopping_criteria=None if stopping is None else [stopping],
-                # Processes sample different prompts. ZeRO-3's weights are gathered before, so none waits for another.
+                # Processes sample different prompts. They need no synchronisation, because ZeRO-3's weights are
+                # gathered before.
                 synced_gpus=False,
             )
         finally:
@@ -335,7 +342,7 @@ class TransformersSampler:
                 owner.generation_config = generation_config
 
     def _completion(self, prompt: list[int], new: list[int]) -> Completion:
-        # The first end token ends the text, wherever padding uses the same id.
+        # The text ends at the first end token. Later ones may be padding with the same id.
         end = next((index for index, token in enumerate(new) if token in self.eos_token_ids), None)
         text = decode_continuation(self.tokenizer, prompt, new if end is None else new[:end])
         token_ids = tuple(new if end is None else new[: end + 1])
@@ -361,12 +368,10 @@ def _left_pad(prompts: list[list[int]], pad_token_id: int, device) -> tuple[torc
 
 
 def _eos_token_ids(model, tokenizer) -> list[int]:
-    # Chat models end a turn with a token that only their generation config names.
+    # Chat models end a turn with a token that is only in their generation config.
     ids = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = ids if isinstance(ids, list) else [ids]
     ids = [token for token in [*ids, tokenizer.eos_token_id] if token is not None]
     if not ids:
-        raise ValueError(
-            "The policy has no end-of-sequence token: set tokenizer.eos_token, or no sample would ever end."
-        )
+        raise ValueError("Policy: got no end-of-sequence token, expected one to end samples. Set tokenizer.eos_token.")
     return list(dict.fromkeys(ids))

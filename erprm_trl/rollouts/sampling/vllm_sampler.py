@@ -1,4 +1,4 @@
-"""Sampling by an offline vLLM engine, imported only when it is used."""
+"""The sampler for an offline vLLM engine. vLLM is imported only when the sampler is created."""
 
 import io
 import random
@@ -14,25 +14,25 @@ from .token_cuts import end_before
 
 class VLLMSampler:
     """
-    Samples with an offline `vllm.LLM`: prefix caching on, the samples of a prompt as one request (`n`), one seed a
+    Samples with an offline `vllm.LLM`, with prefix caching, one request per prompt (`n` samples), and one seed per
     sample.
 
-    vLLM decides by itself, in another process, which requests it computes together. Where its kernels round
-    differently in another batch (half precision on a GPU), a repeated call can differ in a few completions unless
-    `VLLM_BATCH_INVARIANT=1` is set.
+    vLLM chooses which requests it computes in the same batch. Kernels may round differently in different batches (half
+    precision on a GPU), so a repeated call may differ in a few completions, unless `VLLM_BATCH_INVARIANT=1` is set.
 
     Args:
         model (`str` or `Path`):
             Hub id or folder of the policy.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Defaults to the model's own. For a model without one add `engine_kwargs={"skip_tokenizer_init": True}`.
+            Tokenizer of the policy. Defaults to the tokenizer of the model. For a model without a tokenizer, also pass
+            `engine_kwargs={"skip_tokenizer_init": True}`.
         temperature, top_p, top_k, max_new_tokens (*optional*):
-            As in [`TransformersSampler`].
+            See [`TransformersSampler`].
         prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
             See [`PromptFormat`].
         engine_kwargs (`dict[str, Any]`, *optional*):
-            More arguments of `vllm.LLM`, e.g. `{"tensor_parallel_size": 2, "gpu_memory_utilization": 0.8}`. Without a
-            `"dtype"`, vLLM runs a float32 checkpoint in half precision.
+            Additional arguments of `vllm.LLM`, e.g. `{"tensor_parallel_size": 2, "gpu_memory_utilization": 0.8}`.
+            Without a `"dtype"`, vLLM runs a float32 checkpoint in half precision.
     """
 
     def __init__(
@@ -55,12 +55,14 @@ class VLLMSampler:
             from vllm import LLM
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise ImportError("VLLMSampler needs vLLM: pip install 'erprm_trl[vllm]'.") from error
+            raise ImportError(
+                "VLLMSampler: vLLM is not installed, expected the package vllm. Run pip install 'erprm_trl[vllm]'."
+            ) from error
         model = local_path(model)
-        # "vllm" generation config: the model's own sampling defaults are not applied.
+        # With generation_config="vllm", the sampling defaults of the model are not applied.
         defaults: dict[str, Any] = {"enable_prefix_caching": True, "generation_config": "vllm"}
         if current_platform.is_cpu():
-            # A seeded request whose prompt is prefilled in two parts ends vLLM's CPU engine.
+            # vLLM's CPU engine crashes if the prompt of a seeded request is prefilled in two parts.
             defaults["enable_chunked_prefill"] = False
         self.engine = LLM(model=model, **{**defaults, **(engine_kwargs or {})})
         config = self.engine.llm_engine.model_config
@@ -75,6 +77,7 @@ class VLLMSampler:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """All settings that determine a sample, as JSON values."""
         return {
             "backend": "vllm",
             "model": self.model_name,
@@ -95,13 +98,14 @@ class VLLMSampler:
         until: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        """`num_samples` completions of each prompt, in order; see [`TransformersSampler.sample`]."""
+        """Samples `num_samples` completions of each prompt, see [`TransformersSampler.sample`]."""
         from vllm import SamplingParams, TokensPrompt
 
         encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
         self._check_room(encoded)
         greedy = self.temperature == 0
-        # vLLM seeds the samples of a request with seed, seed + 1, ...: no other request or call may come near them.
+        # vLLM seeds the samples of a request with seed, seed + 1, ..., so the seeds of requests and calls must be far
+        # apart.
         first_seed = random.Random(seed).getrandbits(62)
         eos = self.tokenizer.eos_token_id
         params = [
@@ -112,15 +116,15 @@ class VLLMSampler:
                 top_k=self.top_k,
                 max_tokens=self.max_new_tokens,
                 seed=first_seed + index * num_samples,
-                # The engine knows the end tokens of the model and of its own tokenizer only.
+                # The engine only knows the end tokens of the model and of its own tokenizer.
                 stop_token_ids=None if eos is None else [eos],
-                # Looking for a string is the only use of vLLM's text: ours knows what stands before it.
+                # vLLM's text is only used to find stop strings. The text of a completion is decoded after its prompt.
                 stop=[*stop, *until],
                 detokenize=bool(stop or until),
             )
             for index in range(len(prompts))
         ]
-        # What earlier calls left in the cache would change how this one is computed.
+        # Cached prefixes of earlier calls would change the batches, and so the rounding, of this call.
         self.engine.reset_prefix_cache()
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in encoded]
         results = self.engine.generate(requests, params, use_tqdm=_progress_bar(progress) if progress else False)
@@ -138,8 +142,9 @@ class VLLMSampler:
         )
 
     def close(self) -> None:
-        """Ends the engine with its processes, which frees its memory."""
-        # Garbage collection may leave it alive: what vLLM keeps of an import that failed can refer to this object.
+        """Ends the engine and its processes, which frees its memory."""
+        # Deleting the engine is not enough, because references that vLLM keeps after a failed import may keep it
+        # alive.
         self.engine.llm_engine.engine_core.shutdown()
         del self.engine
 
@@ -147,27 +152,29 @@ class VLLMSampler:
         longest = max(encoded, key=len, default=[])
         if len(longest) >= self.context_length:
             raise ValueError(
-                f"A prompt of {len(longest)} tokens leaves no room in the context of {self.context_length} (it begins "
-                f"{self.tokenizer.decode(longest[:30])!r}). Drop the question, or stop continuing solutions that are "
-                "this long with a smaller max_new_tokens."
+                f"Prompt: got {len(longest)} tokens, expected fewer than the context of {self.context_length} (the "
+                f"prompt begins with {self.tokenizer.decode(longest[:30])!r}). Drop the question, or set a smaller "
+                "max_new_tokens if the prompt contains a long solution."
             )
 
     def _completion(self, prompt: list[int], output) -> Completion:
-        # What stopped it: nothing or an id for an end token, a string for one of `stop`.
+        # `stop_reason` is None or an id for an end token, and a string for a stop string.
         finished = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
         new = list(output.token_ids)
-        # The end token counts, but is no text; not every model's is a special token of the tokenizer.
+        # The end token is not part of the text. It is removed here because it may not be a special token of the
+        # tokenizer.
         text = decode_continuation(self.tokenizer, prompt, new[:-1] if finished else new)
         return Completion(text, finished, len(new), tuple(new))
 
 
 def _progress_bar(progress: Progress):
-    """What vLLM makes its progress bars with: bars that are not shown and tell `progress` of the completions."""
+    """A function with which vLLM creates its progress bars. The bars are hidden, and report completions to
+    `progress`."""
     from tqdm.std import tqdm
 
     class Updates(tqdm):
         def update(self, n: float | None = 1) -> bool | None:
-            progress(n, 0)  # vLLM does not say how many tokens they have
+            progress(n, 0)  # vLLM does not report the number of their tokens
             return super().update(n)
 
         def display(self, *args, **kwargs) -> bool:

@@ -1,4 +1,4 @@
-"""How good step scores are: calibration against continuations, and ProcessBench."""
+"""Evaluates step scores: calibration against the rewards of continuations, and ProcessBench."""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,5 @@
-"""Step scores as probabilities: how well they say what continuations of a prefix earn. Needs held-out rollouts with
-continuations; the formulas are in `functional`, plots in `report`."""
+"""Measures the calibration of step scores: how well they predict the rewards of a prefix's continuations. It needs
+held-out rollouts with continuations."""
 
 import hashlib
 import math
@@ -34,8 +34,9 @@ from ..bootstrap import mean_and_interval
 
 @dataclass
 class _ScoredPrefixes:
-    """Scores of P prefixes beside the rewards of their continuations (prefixes may differ in their number), flat over
-    solutions; `positions` are their steps from 1, `lengths` those of their whole solutions."""
+    """The scores of P prefixes and the rewards of their continuations, flat over solutions. The number of
+    continuations may differ. `positions` are the prefixes' numbers of steps, and `lengths` their solutions' numbers of
+    steps."""
 
     scores: Tensor
     rewards: list[list[float]]
@@ -56,39 +57,47 @@ def measure_calibration(
     """
     Compares step scores with the values of prefixes in held-out rollouts.
 
-    A prefix's label is its value at `eta` from all its K continuations. **K is finite**: the labels' noise is part of
-    the Brier score, of the calibration error's bins and of the uncertainty; `value_error` shows how much and takes it
-    off. Whole solutions have no continuation: they are apart, in `whole_solutions`, against their own reward.
+    The label of a prefix is its value at `eta`, estimated from its K continuations. **K is finite**, so the labels are
+    noisy. Their noise is part of the Brier score, of the calibration error and of the intervals. `value_error`
+    estimates and removes it. Whole solutions have no continuations, so `whole_solutions` compares their scores with
+    their own rewards.
 
     Args:
         rollouts ([`~erprm_trl.rollouts.RolloutDataset`]):
-            Held-out questions with continuations, many of them for a close look; not those of the training.
+            Rollouts of held-out questions with continuations. More continuations per prefix give less noise.
         step_scores (`Sequence`):
-            Of each solution of each question, from [`score_rollouts`].
+            Step scores of each solution of each question, from [`score_rollouts`].
         eta (`float`, *optional*, defaults to `0.0`):
-            Which value the scores are to be: the eta of the training.
+            Inverse reward temperature of the labels. Use the `eta` of the training.
         aggregation (`str`, *optional*, defaults to `"last"`):
-            What is compared, see [`~erprm_trl.functional.prefix_values`]: the score of a prefix's last step alone, as
-            the labels of the training have it, or the aggregate of its steps so far, as picks and policies use it.
+            Aggregation from a prefix's step scores to the score that is compared
+            ([`~erprm_trl.functional.prefix_values`]). `"last"` compares the last step's score, as in the training.
+            Others compare the aggregated score, as in selection and policy training.
         num_bins (`int`, *optional*, defaults to `10`):
-            Bins of the score.
+            Number of bins for the score.
 
     Returns:
-        `dict`: `eta`, `aggregation`, `prefixes`, `questions`, `continuations` (the fewest and the most of a prefix),
-        `mean_score`, `mean_label`, `brier` (with `low` and `high`), `brier_parts` (which add up to it exactly), `ece`,
-        `bins` (the reliability diagram), `auc_can_succeed` and `auc_can_succeed_within_questions` (of "some
-        continuation succeeds"; `None` without both kinds), `by_position` and `by_length` (lists with the same
-        figures), `value_error`, `recalibration` and `whole_solutions`.
+        `dict`: with these entries:
+
+        - `eta`, `aggregation`, `prefixes`, `questions`: the settings and the number of prefixes and questions.
+        - `continuations`: the smallest (`fewest`) and largest (`most`) number of continuations of a prefix.
+        - `mean_score`, `mean_label`: the means over prefixes.
+        - `brier`: the Brier score with `low` and `high`, and `brier_parts`, which add up to it exactly.
+        - `ece`: the expected calibration error, and `bins`, the reliability diagram.
+        - `auc_can_succeed`, `auc_can_succeed_within_questions`: the AUC for the prefixes with a successful
+          continuation, `None` if all prefixes or no prefix has one.
+        - `by_position`, `by_length`: lists of these measures by number of steps of the prefix and of the solution.
+        - `value_error`, `recalibration`, `whole_solutions`.
 
     Raises:
-        `ValueError`: without continuations, or with those that adaptive collections have; for scores of other
-            solutions; for rewards outside [0, 1].
+        `ValueError`: for rollouts without continuations or from adaptive collections, for scores of other solutions,
+            and for rewards outside [0, 1].
     """
     if rollouts.settings.shares_continuations:
         raise ValueError(
-            f"{rollouts.path}: collected with allocation='adaptive' or reuse_continuations=True, expected the same "
-            "number of continuations of each prefix, independent of the others: what is known here was stopped by its "
-            "outcome. Collect held-out rollouts with allocation='fixed'."
+            f"{rollouts.path}: got rollouts that were collected with allocation='adaptive' or "
+            "reuse_continuations=True, expected independent continuations, whose number does not depend on their "
+            "rewards. Collect held-out rollouts with allocation='fixed'."
         )
     rows = list(_scored_rows(rollouts, step_scores, aggregation))
     prefixes = _scored_prefixes(rollouts.path, rows)
@@ -130,8 +139,9 @@ def _scored_prefixes(path: Path, rows: list[tuple[RolloutRow, list[float]]]) -> 
     for row, row_scores in rows:
         if row.lacks_continuations:
             raise ValueError(
-                f"{path}: {row.name} has {len(row.steps)} steps and rewards for {len(row.prefix_rewards)} prefixes: "
-                "it was collected with num_continuations=0. Collect held-out rollouts with num_continuations >= 2."
+                f"{path}: {row.name} has {len(row.steps)} steps and rewards for {len(row.prefix_rewards)} prefixes, "
+                "because it was collected with num_continuations=0, expected rewards for every prefix. Collect "
+                "held-out rollouts with num_continuations >= 2."
             )
         for position, (score, rewards_K) in enumerate(zip(row_scores, row.prefix_rewards, strict=False), start=1):
             scores.append(score)
@@ -142,7 +152,7 @@ def _scored_prefixes(path: Path, rows: list[tuple[RolloutRow, list[float]]]) -> 
         texts[row.question_index] = row.question
     if not scores:
         raise ValueError(
-            f"{path}: got no prefix with continuations, expected solutions of two steps or more. Collect "
+            f"{path}: got no prefix with continuations, expected solutions with at least two steps. Collect "
             "with num_continuations >= 2, and check the splitter."
         )
     flat = (torch.tensor(values) for values in (questions, positions, lengths))
@@ -150,13 +160,13 @@ def _scored_prefixes(path: Path, rows: list[tuple[RolloutRow, list[float]]]) -> 
 
 
 def _scored_rows(rollouts, step_scores: Sequence[Sequence[Sequence[float]]], aggregation: str):
-    """The usable solutions, each with one score a prefix."""
+    """The usable solutions, each with one score per prefix."""
     solutions = rollouts.solutions()
     if [len(question) for question in solutions] != [len(question) for question in step_scores]:
         raise ValueError(
-            f"Step scores: got those of {sum(map(len, step_scores))} solutions of {len(step_scores)} questions, "
-            f"expected {len(rollouts)} of {len(solutions)} as in {rollouts.path}. Score the same rollouts with "
-            "`score_rollouts`."
+            f"Step scores: got scores of {sum(map(len, step_scores))} solutions of {len(step_scores)} questions, "
+            f"expected {len(rollouts)} solutions of {len(solutions)} questions as in {rollouts.path}. Score the same "
+            "rollouts with `score_rollouts`."
         )
     for question, question_scores in zip(solutions, step_scores, strict=True):
         for row, scores in zip(question, question_scores, strict=True):
@@ -179,7 +189,7 @@ def _values(prefixes: _ScoredPrefixes, eta: float) -> Tensor:
 
 
 def _by_count(rewards: list[list[float]]):
-    """Prefixes of the same number of continuations: their indices, and their rewards as (P, K)."""
+    """Groups prefixes by their number of continuations. Yields their indices (P,) and rewards (P, K)."""
     groups: dict[int, list[int]] = {}
     for index, rewards_K in enumerate(rewards):
         groups.setdefault(len(rewards_K), []).append(index)
@@ -189,13 +199,13 @@ def _by_count(rewards: list[list[float]]):
 
 def _value_error(prefixes: _ScoredPrefixes, squared: Tensor, eta: float) -> dict[str, Any]:
     """
-    Mean squared distance of scores from values: as measured, the part that is noise of K, and what is left.
+    Mean squared error of the scores: as measured, the part that is noise from finite K, and the rest.
 
-    What is left is exact on average at eta = 0. At other finite eta the bias and the variance of the value are
-    bootstrapped: approximate, and for large eta and small K far too little is taken off, because a prefix whose rare
-    successes are not among its K looks exact. `success_rate_without_noise` is exact on average at every finite eta:
-    the same for the success rate that the score stands for. Nothing says how noisy a maximum is: `None` at eta = +-inf
-    and with a single continuation.
+    The rest is unbiased at eta = 0. At other finite eta, the bias and the variance of the value are bootstrapped. This
+    is approximate. For large eta and small K it removes far too little noise, because a prefix whose rare successes
+    are not among its K continuations looks noise-free. `success_rate_without_noise` is the error of the implied
+    success rate, and is unbiased at every finite eta. The noise of a maximum cannot be estimated, so the results are
+    `None` at eta = +-inf, and also with a single continuation.
     """
     result: dict[str, Any] = {
         "method": None,
@@ -223,24 +233,25 @@ def _value_error(prefixes: _ScoredPrefixes, squared: Tensor, eta: float) -> dict
 
 def _recalibration(prefixes: _ScoredPrefixes, labels: Tensor, num_bins: int) -> dict[str, Any]:
     """
-    What two numbers on the log odds would mend, each half of the questions with the numbers fitted on the other.
+    The Brier score and the ECE after recalibrating the log-odds by a scale and a shift. They are fitted on one half of
+    the questions and applied to the other half, for both halves.
 
-    A Brier score that falls says that the scores are off as probabilities; their order, and every pick, stays. None
-    where a half has no question.
+    A lower Brier score means that the scores are not calibrated as probabilities. Recalibration does not change their
+    order. The results are `None` if one half has no question.
     """
     sides = {index: _side(text) for index, text in prefixes.question_texts.items()}
     first = torch.tensor([sides[index] for index in prefixes.questions.tolist()]) == 0
     if first.all() or not first.any():
         return {"fits": None, "brier": None, "ece": None}
-    mended, fits = torch.empty_like(prefixes.scores), []
+    recalibrated, fits = torch.empty_like(prefixes.scores), []
     for fitted_on, applied_to in ((first, ~first), (~first, first)):
         scale, shift = fit_recalibration(prefixes.scores[fitted_on], labels[fitted_on])
-        mended[applied_to] = recalibrate(prefixes.scores[applied_to], scale, shift)
+        recalibrated[applied_to] = recalibrate(prefixes.scores[applied_to], scale, shift)
         fits.append({"scale": scale, "shift": shift})
     return {
         "fits": fits,
-        "brier": _mean_and_interval((mended - labels).square(), prefixes.questions),
-        "ece": expected_calibration_error(mended, labels, num_bins).item(),
+        "brier": _mean_and_interval((recalibrated - labels).square(), prefixes.questions),
+        "ece": expected_calibration_error(recalibrated, labels, num_bins).item(),
     }
 
 
@@ -271,7 +282,8 @@ def _figures(scores: Tensor, labels: Tensor, positive: Tensor, num_bins: int) ->
 
 
 def _mean_and_interval(values: Tensor, questions: Tensor, num_resamples: int = 2000) -> dict[str, float]:
-    """Mean over prefixes with its 95% bootstrap interval over questions: prefixes of a question move together."""
+    """Mean over prefixes with its 95% bootstrap interval. Questions are resampled, because the prefixes of a question
+    are not independent."""
     _, question = questions.unique(return_inverse=True)
     counts = torch.bincount(question).double().numpy()
     sums = torch.bincount(question, weights=values).numpy()
@@ -280,4 +292,4 @@ def _mean_and_interval(values: Tensor, questions: Tensor, num_resamples: int = 2
 
 
 def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value  # NaN is no JSON
+    return None if math.isnan(value) else value  # JSON cannot hold NaN

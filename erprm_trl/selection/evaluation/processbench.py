@@ -1,5 +1,7 @@
-"""The ProcessBench protocol: does the first step scored below a threshold tell where a solution goes wrong? Judged
-solutions are loaded, some are held out to choose the threshold, and models are evaluated on the rest."""
+"""The ProcessBench protocol: predict the first wrong step of a solution as the first step scored below a threshold.
+
+Judged solutions are loaded, some are held out to choose the threshold, and models are evaluated on the rest.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,8 +19,7 @@ _FILES = (".jsonl", ".json", ".parquet")
 
 class JudgedSolution(NamedTuple):
     """
-    A row of the benchmark: `id`, `problem`, its `steps`, and `label`, the index of the first wrong step from 0, or -1
-    where every step is right.
+    A row of the benchmark. `label` is the index of the first wrong step, counted from 0, or -1 if every step is right.
     """
 
     id: str
@@ -29,30 +30,30 @@ class JudgedSolution(NamedTuple):
 
 def load_processbench(source: str | Path, subsets: Sequence[str] | None = None) -> dict[str, list[JudgedSolution]]:
     """
-    Loads judged solutions in ProcessBench's columns.
+    Loads judged solutions with ProcessBench's columns.
 
     Args:
         source (`str` or `Path`):
-            A dataset id on the Hub (each split is a subset, as in `"Qwen/ProcessBench"`); a `.jsonl`, `.json` or
-            `.parquet` file (one subset, named after it); a folder of such files; a folder written by
+            A dataset id on the Hub (each split is a subset, as in `"Qwen/ProcessBench"`), a `.jsonl`, `.json` or
+            `.parquet` file (one subset with the file's name), a folder of such files, or a folder written by
             `save_to_disk`.
         subsets (`Sequence[str]`, *optional*):
-            Which ones, in this order; all by default.
+            Names of the subsets to load, in this order. Defaults to all subsets.
 
     Returns:
-        `dict[str, list[JudgedSolution]]`: by subset. Columns other than `id`, `problem`, `steps` and `label` (such as
-        `generator` and `final_answer_correct`) are not read.
+        `dict[str, list[JudgedSolution]]`: the solutions by subset. Columns other than `id`, `problem`, `steps` and
+        `label` (such as `generator` and `final_answer_correct`) are not read.
 
     Raises:
-        `ValueError`: for a subset that is not there or has no rows, a column that is missing, or a row that is no
-            judged solution (subset, row and column are named).
+        `ValueError`: for a missing or empty subset, a missing column, or an invalid row (the message names the subset,
+            the row and the column).
     """
     if subsets is not None:
         check_texts("subsets", subsets)
     tables = _read_tables(local_path(source))
     unknown = [name for name in subsets or () if name not in tables]
     if unknown:
-        raise ValueError(f"Subsets of {source}: got {unknown}, expected some of {sorted(tables)}.")
+        raise ValueError(f"Subsets of {source}: got {unknown}, expected names from {sorted(tables)}. Correct them.")
     return {name: _read_rows(tables[name], f"{source}, {name}") for name in subsets or tables}
 
 
@@ -60,22 +61,24 @@ def split_by_question(
     data: Mapping[str, Sequence[JudgedSolution]], validation_share: float, seed: int = 0
 ) -> tuple[dict[str, list[JudgedSolution]], dict[str, list[JudgedSolution]]]:
     """
-    Splits judged solutions into validation and test by a hash of the problem: all solutions of a problem, in whatever
-    subset, fall on the same side, and the same problem always on the same.
+    Splits judged solutions into validation and test by a hash of the problem. All solutions of a problem are on the
+    same side, also across subsets and runs.
 
     Args:
         data (`Mapping[str, Sequence[JudgedSolution]]`):
-            By subset.
+            Solutions by subset.
         validation_share (`float`):
-            Share of problems for validation, strictly between 0 and 1.
+            Fraction of the problems for validation, strictly between 0 and 1.
         seed (`int`, *optional*, defaults to `0`):
-            Another seed gives another split.
+            Seed of the hash. Different seeds give different splits.
 
     Returns:
-        `tuple[dict, dict]`: validation and test, each by subset.
+        `tuple[dict, dict]`: the validation and the test solutions, each by subset.
     """
     if not 0.0 < validation_share < 1.0:
-        raise ValueError(f"`validation_share` is {validation_share}: expected a share strictly between 0 and 1.")
+        raise ValueError(
+            f"`validation_share` is {validation_share}: expected a fraction strictly between 0 and 1. Pass e.g. 0.2."
+        )
     limit = int(validation_share * 2**64)
     validation: dict[str, list[JudgedSolution]] = {name: [] for name in data}
     test: dict[str, list[JudgedSolution]] = {name: [] for name in data}
@@ -96,37 +99,40 @@ def hold_out(
     seed: int = 0,
 ) -> tuple[dict[str, list[JudgedSolution]], list[JudgedSolution], dict[str, Any]]:
     """
-    Sets validation solutions aside, to choose a threshold on: at most one way of three. No problem is on both sides.
+    Holds out validation solutions to choose a threshold on. Set at most one of `subsets`, `share` and `other`. No
+    problem is in both validation and test.
 
     Args:
         data (`Mapping[str, Sequence[JudgedSolution]]`):
-            From [`load_processbench`].
+            Solutions by subset, from [`load_processbench`].
         subsets (`Sequence[str]`, *optional*):
-            Subsets of `data` that become validation, and are then not tested.
+            Names of the subsets that are used for validation instead of the test.
         share (`float`, *optional*):
-            A share of the problems of every subset, by [`split_by_question`].
+            Fraction of the problems of every subset that is used for validation, see [`split_by_question`].
         other (`Mapping`, *optional*):
-            Another set of judged solutions.
+            Validation solutions from another source, by subset.
         seed (`int`, *optional*, defaults to `0`):
-            Of the share.
+            Seed of the split by `share`.
 
     Returns:
-        `tuple[dict, list, dict]`: test solutions by subset, validation solutions (none if no way is given), and a
-        record of how many there are and how many validation solutions were left out because their problem is tested.
+        `tuple[dict, list, dict]`: the test solutions by subset, the validation solutions (empty without `subsets`,
+        `share` and `other`), and a record with their numbers. The record also counts the validation solutions that
+        were dropped because their problem is tested.
 
     Raises:
-        `ValueError`: for two ways at once, an unknown subset, or when nothing is left on a side.
+        `ValueError`: if more than one of `subsets`, `share` and `other` is set, for an unknown subset, or if
+            validation or test is empty.
     """
     ways = [name for name, way in (("subsets", subsets), ("share", share), ("other", other)) if way is not None]
     if len(ways) > 1:
-        raise ValueError(f"Validation: got {' and '.join(ways)}, expected one way at most. Choose one.")
+        raise ValueError(f"Validation: got {' and '.join(ways)}, expected at most one of them. Choose one.")
     test = {name: list(solutions) for name, solutions in data.items()}
     validation: dict[str, Sequence[JudgedSolution]] = {}
     if subsets is not None:
         check_texts("subsets", subsets)
         unknown = [name for name in subsets if name not in test]
         if unknown:
-            raise ValueError(f"Validation subsets: got {unknown}, expected some of {sorted(test)}.")
+            raise ValueError(f"Validation subsets: got {unknown}, expected names from {sorted(test)}. Correct them.")
         validation = {name: test.pop(name) for name in subsets}
     elif share is not None:
         test, validation = split_by_question(data, share, seed)[::-1]
@@ -138,7 +144,7 @@ def hold_out(
     if not tested or (ways and not kept):
         raise ValueError(
             f"Validation by {ways[0] if ways else 'nothing'}: got {len(kept)} validation and "
-            f"{sum(map(len, test.values()))} test solutions, expected some of both. Change it."
+            f"{sum(map(len, test.values()))} test solutions, expected at least one of each. Hold out other solutions."
         )
     record = {
         "by": ways[0] if ways else None,
@@ -160,33 +166,33 @@ def evaluate_processbench(
     level: float = 0.95,
 ) -> dict[str, Any]:
     """
-    Runs the protocol for every model.
+    Runs the protocol for every reward model.
 
     Args:
         test (`Mapping[str, Sequence[JudgedSolution]]`):
-            By subset.
+            Test solutions by subset.
         scores (`Mapping[str, Mapping]`):
-            By name of a reward model: step scores of every test and validation solution, from [`score_judged`].
+            Step scores of every test and validation solution from [`score_judged`], by name of a reward model.
         threshold (`float`, *optional*):
-            A step is called wrong if its score is below; for all models. Without it each model's own is chosen on
-            `validation` by [`choose_threshold`].
+            Threshold for all models. A step counts as wrong if its score is below it. Defaults to a threshold per
+            model, which [`choose_threshold`] finds on `validation`.
         validation (`Sequence[JudgedSolution]`, *optional*):
-            From [`hold_out`]; not with `threshold`.
+            Validation solutions from [`hold_out`]. They cannot be combined with `threshold`.
         level (`float`, *optional*, defaults to `0.95`):
             Level of the bootstrap intervals over solutions.
 
     Returns:
-        `dict`: by name of a model `threshold`, `too_long` (test solutions that could not be scored and count as
-        wrong), `subsets` and `average` as in [`processbench_metrics`], and, for all models but the first,
-        `f1_minus_first`, the paired difference of average F1.
+        `dict`: by name of a model, `threshold`, `too_long` (the number of test solutions that could not be scored,
+        which count as wrong), `subsets` and `average` as in [`processbench_metrics`], and, for all models but the
+        first, `f1_minus_first` (the paired difference of average F1).
 
     Raises:
-        `ValueError`: for a threshold and validation solutions at once, or neither.
+        `ValueError`: if both or neither of `threshold` and `validation` are set.
     """
     if (threshold is None) == (not validation):
         raise ValueError(
-            f"Threshold: got {threshold} and {len(validation)} validation solutions, expected one of the two. Give a "
-            "threshold such as 0.5, or hold solutions out."
+            f"Threshold: got {threshold} and {len(validation)} validation solutions, expected exactly one of the two. "
+            "Set a threshold such as 0.5, or hold out validation solutions."
         )
     results: dict[str, Any] = {}
     labels = {name: [solution.label for solution in solutions] for name, solutions in test.items()}
@@ -224,7 +230,10 @@ def _read_tables(source: str) -> dict[str, Any]:
         if not is_saved:
             missing = [str(file) for file in files if not file.is_file()]
             if missing or not files:
-                raise ValueError(f"Judged solutions: no file at {(missing or [source])[0]!r}. Expected {_FILES}.")
+                raise ValueError(
+                    f"Judged solutions: got no file at {(missing or [source])[0]!r}, expected {', '.join(_FILES)}. "
+                    "Correct the path."
+                )
             return {
                 file.stem: (Dataset.from_parquet if file.suffix == ".parquet" else Dataset.from_json)(str(file))
                 for file in files
@@ -239,11 +248,11 @@ def _read_rows(table, name: str) -> list[JudgedSolution]:
     missing = [column for column in COLUMNS if column not in table.column_names]
     if missing:
         raise ValueError(
-            f"{name}: got columns {sorted(table.column_names)}, expected {', '.join(COLUMNS)} as in ProcessBench; "
-            f"{', '.join(missing)} is missing. Rename the columns that hold them."
+            f"{name}: got columns {sorted(table.column_names)} without {', '.join(missing)}, expected "
+            f"{', '.join(COLUMNS)} as in ProcessBench. Rename the columns."
         )
     if not len(table):
-        raise ValueError(f"{name}: got no rows, expected at least one judged solution.")
+        raise ValueError(f"{name}: got no rows, expected at least one judged solution. Check the file.")
     return [_judged(row, f"{name}, row {index}") for index, row in enumerate(table)]
 
 

@@ -1,5 +1,5 @@
-"""ProcessBench's figures: from step scores to the predicted first error, accuracy with and without errors, and their
-harmonic mean. Plain numbers in and out."""
+"""ProcessBench's metrics: the predicted first error, the accuracy on solutions with and without errors, and their
+harmonic mean F1."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,31 +10,35 @@ from ..bootstrap import check_num_resamples, mean_and_interval, middle_quantiles
 
 
 def first_error(step_scores: Sequence[float], threshold: float) -> int:
-    """Index of the first step whose score is below the threshold, -1 if there is none."""
+    """Index of the first step whose score is below the threshold, or -1 if there is no such step."""
     return next((index for index, score in enumerate(step_scores) if score < threshold), -1)
 
 
 def choose_threshold(step_scores: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
     """
-    The threshold with the best F1 on validation solutions.
+    Chooses the threshold with the highest F1 on validation solutions.
 
-    Every threshold is tried: the prediction is right on a solution without error up to its lowest score, and on one
-    with an error above the score of the wrong step up to the lowest score before it, so F1 changes at scores only.
+    The search is exact. On a solution without an error, the prediction is right for thresholds up to its lowest score.
+    On a solution with an error, it is right for thresholds above the wrong step's score and up to the lowest score
+    before it. F1 therefore changes only at scores.
 
     Args:
         step_scores (`Sequence[Sequence[float]]`):
-            Step scores of each solution; an empty list for one that is too long, which no threshold predicts.
+            Step scores of each solution. An empty list marks a solution that is too long, which always counts as
+            wrong.
         labels (`Sequence[int]`):
-            Index of the first wrong step, or -1.
+            Index of the first wrong step of each solution, or -1.
 
     Returns:
-        `float`: the middle of the best interval between neighbouring scores; of several, the one nearest to 0.5.
+        `float`: the middle of the best interval between neighbouring scores. Among several best intervals, it is the
+        middle nearest to 0.5.
 
     Raises:
-        `ValueError`: if there is no solution with an error, or none without.
+        `ValueError`: if there is no solution with an error, or no solution without an error.
     """
     _check_both_kinds(labels, "The validation solutions")
-    wins: dict[bool, list[tuple[float, float]]] = {True: [], False: []}  # by "has an error": right for low < t <= high
+    # By "has an error": the intervals low < threshold <= high of right predictions.
+    wins: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for scores, label in zip(step_scores, labels, strict=True):
         if scores:
             low, high = (scores[label], min(scores[:label], default=1.0)) if label >= 0 else (0.0, min(scores))
@@ -58,25 +62,30 @@ def processbench_metrics(
     seed: int = 0,
 ) -> dict[str, Any]:
     """
-    The protocol's figures: accuracy on solutions with an error (the first wrong step is found exactly) and on
-    solutions without one (-1 is predicted), their harmonic mean F1, and the mean of each over subsets.
+    Computes the metrics of the protocol: the accuracy on solutions with an error (the first wrong step is predicted
+    exactly), the accuracy on solutions without an error (-1 is predicted), their harmonic mean F1, and the means over
+    subsets.
 
     Args:
         predictions (`Mapping[str, Sequence[int | None]]`):
-            By subset, from [`first_error`]. `None` (the solution could not be scored) counts as wrong.
+            Predictions of each subset, from [`first_error`]. `None` marks a solution that could not be scored, and
+            counts as wrong.
         labels (`Mapping[str, Sequence[int]]`):
-            By subset.
-        level (`float`), num_resamples (`int`), seed (`int`, *optional*):
-            As in [`~erprm_trl.selection.bootstrap_interval`]. Solutions with and without an error are resampled
+            Index of the first wrong step of each solution, or -1, by subset.
+        level, num_resamples, seed (*optional*):
+            See [`~erprm_trl.selection.bootstrap_interval`]. Solutions with and without an error are resampled
             separately. The same seed and labels resample the same solutions, for any predictions.
 
     Returns:
-        `dict`: `subsets`, by name `erroneous`, `correct`, `f1` (each `{"mean", "low", "high"}`), `num_erroneous` and
-        `num_correct`; `average`, with the same three; `f1_resamples`, the bootstrap's averages of F1, for paired
-        differences between models ([`paired_f1_difference`]).
+        `dict`: with these entries:
+
+        - `subsets`: by name, `erroneous`, `correct` and `f1` (each `{"mean", "low", "high"}`), `num_erroneous` and
+          `num_correct`.
+        - `average`: `erroneous`, `correct` and `f1` over subsets.
+        - `f1_resamples`: the average F1 of each bootstrap resample, for [`paired_f1_difference`].
 
     Raises:
-        `ValueError`: if a subset has no solution with an error, or none without, or sizes differ.
+        `ValueError`: if a subset has no solution with an error or no solution without an error, or if sizes differ.
     """
     quantiles = middle_quantiles(level)
     check_num_resamples(num_resamples)
@@ -109,8 +118,8 @@ def processbench_metrics(
 
 def paired_f1_difference(left: Mapping[str, Any], right: Mapping[str, Any], level: float = 0.95) -> dict[str, float]:
     """
-    Average F1 of `left` minus that of `right`, two results of [`processbench_metrics`] on the same solutions with the
-    same seed, and its paired bootstrap interval: `{"mean", "low", "high"}`.
+    The average F1 of `left` minus the average F1 of `right` with its paired bootstrap interval, as `{"mean", "low",
+    "high"}`. Both are results of [`processbench_metrics`] on the same solutions with the same seed.
     """
     mean = left["average"]["f1"]["mean"] - right["average"]["f1"]["mean"]
     return mean_and_interval(mean, left["f1_resamples"] - right["f1_resamples"], middle_quantiles(level))
@@ -120,13 +129,13 @@ def _check_both_kinds(labels: Sequence[int], subject: str) -> None:
     erroneous = sum(label >= 0 for label in labels)
     if not 0 < erroneous < len(labels):
         raise ValueError(
-            f"{subject}: got {erroneous} solutions with an error and {len(labels) - erroneous} without, expected some "
-            "of both: F1 is their harmonic mean. Join subsets, or take more solutions."
+            f"{subject}: got {erroneous} solutions with an error and {len(labels) - erroneous} without, expected at "
+            "least one of each, because F1 needs both. Join subsets, or use more solutions."
         )
 
 
 def _covering(intervals: list[tuple[float, float]], candidates: np.ndarray) -> np.ndarray:
-    """How many of the intervals hold each candidate, which equals no end."""
+    """Number of intervals that contain each candidate. No candidate equals an end of an interval."""
     lows, highs = (np.sort([pair[end] for pair in intervals]) for end in (0, 1))
     return np.searchsorted(lows, candidates) - np.searchsorted(highs, candidates)
 

@@ -1,5 +1,4 @@
-"""Step scores of judged solutions in a file that grows: a run that is killed loses the batch in progress and nothing
-else."""
+"""Caches the step scores of judged solutions in a file, so that an interrupted run loses only the current chunk."""
 
 import hashlib
 import json
@@ -28,26 +27,26 @@ def score_judged(
     chunk_size: int = 256,
 ) -> dict[JudgedSolution, list[float]]:
     """
-    Scores the steps of judged solutions, or reads the scores that an earlier run has written.
+    Scores the steps of judged solutions. Scores from an earlier run are read from its file.
 
     Args:
         reward_model (`str` or `Path`):
-            Folder, Hub id or scoring server; loaded only if something is left to score.
+            Folder, Hub id or scoring server. It is only loaded if there are solutions to score.
         solutions (`Iterable[JudgedSolution]`):
-            Any, in any order; solutions with equal problem and steps are scored once.
+            Solutions in any order. Solutions with equal problem and steps are scored once.
         folder (`str` or `Path`):
-            Where `step_scores.json` is. It is replaced in one move after each chunk.
+            Folder of `step_scores.json`. The file is replaced atomically after each chunk.
         batch_size (`int`, *optional*, defaults to `32`):
-            Solutions that the model reads at a time.
+            Maximum number of solutions per batch.
         chunk_size (`int`, *optional*, defaults to `256`):
-            Solutions between two writes.
+            Number of solutions between two writes of the file.
 
     Returns:
-        `dict[JudgedSolution, list[float]]`: one score a step; none for a solution longer than the model's context.
+        `dict[JudgedSolution, list[float]]`: one score per step. A solution longer than the model's context has an
+        empty list.
 
     Raises:
-        `ValueError`: if the file is damaged, or holds the scores of another model or of other weights in the same
-            folder.
+        `ValueError`: if the file is damaged, or if it holds the scores of another model or of other weights.
     """
     solutions = list(solutions)
     check_text_lists("steps of the solutions", [solution.steps for solution in solutions])
@@ -82,10 +81,11 @@ def _read_scores(path: Path, identity: dict[str, Any]) -> dict[str, list[float]]
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged ({error!r}), expected step scores. Delete it to score again.") from error
+        message = f"{path}: got a damaged file ({error!r}), expected step scores. Delete the file to score again."
+        raise ValueError(message) from error
     if held != identity:
         raise ValueError(
-            f"{path} holds the scores of {held.get('reward_model')!r} with files {held.get('files')}, expected "
+            f"{path}: got scores of {held.get('reward_model')!r} with files {held.get('files')}, expected scores of "
             f"{identity['reward_model']!r} with {identity['files']}. Choose another folder, or delete the file to "
             "score again."
         )
@@ -93,7 +93,8 @@ def _read_scores(path: Path, identity: dict[str, Any]) -> dict[str, list[float]]
 
 
 def _files(reward_model: str) -> dict[str, list[int]]:
-    """Size and time of a local model's files: a model that is trained again in the same folder is another model."""
+    """Size and modification time of a local model's files, which tell a newly trained model in the same folder from
+    the old one."""
     files = (file for pattern in _WEIGHTS for file in sorted(Path(reward_model).glob(pattern)))
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 

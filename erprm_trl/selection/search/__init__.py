@@ -1,4 +1,4 @@
-"""Guided search: solutions are written step by step, and step scores decide which prefixes go on."""
+"""Guided search: a policy writes solutions step by step, and step scores select the prefixes to continue."""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,5 @@
-"""Guided search: the policy proposes next steps, and step scores decide which prefixes are continued. The policy is
-not trained."""
+"""Guided search: the policy proposes next steps, and step scores select the prefixes to continue. The policy is not
+trained."""
 
 import math
 from collections import Counter
@@ -19,17 +19,16 @@ from .question_search import GuidedResult, Node, QuestionSearch
 
 
 METHODS = ("beam", "resample", "particles")
-MAX_LINES = 32  # of one step of "whole_lines": a policy may write blank lines for ever
+MAX_LINES = 32  # maximum number of lines per step of "whole_lines", as a policy may write blank lines forever
 
 
 class Scorer(Protocol):
     """
-    What guided search asks of a reward model; [`~erprm_trl.reward_model.StepScorer`] is one. A backend of a
-    [`~erprm_trl.reward_model.StepScorer`] is wrapped in one.
+    Protocol of a reward model for guided search, such as [`~erprm_trl.reward_model.StepScorer`].
     """
 
     def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[float]]:
-        """One score a step of each solution."""
+        """Returns one score per step of each solution."""
 
 
 def guided_search(
@@ -53,70 +52,73 @@ def guided_search(
     show_progress: bool = True,
 ) -> list[GuidedResult]:
     r"""
-    Writes solutions step by step, steered by the values \\( V \\) of prefixes.
+    Writes solutions step by step, guided by the values \\( V \\) of their prefixes.
 
     The optimal policy for a reward with KL coefficient \\( 1/\eta \\) is \\( \pi^* \propto \pi_0 \exp(\eta r) \\), and
-    its next step follows \\( \pi_0 \exp(\eta V(\text{prefix + step})) \\) (Q#, arXiv 2502.20548). The score of a
-    reward model trained with `eta` is this V.
+    its next step is distributed as \\( \pi_0 \exp(\eta V(\text{prefix + step})) \\) (Q#, arXiv 2502.20548). The last
+    step score of a reward model that was trained with `eta` estimates this V.
 
-    | method | at each step |
+    | method | each round |
     |---|---|
-    | `"beam"` | `expansions` proposals for each of `width` beams; the `width` distinct texts of highest value stay |
-    | `"resample"` | each of `width` chains draws one of its `expansions` proposals by softmax(eta V) |
-    | `"particles"` | each of `width` particles goes on, weighted by exp(eta (V after - V before)), and is resampled |
+    | `"beam"` | proposes `expansions` steps for each of `width` beams, and keeps the `width` best distinct texts |
+    | `"resample"` | proposes `expansions` steps for each of `width` chains, and draws one by softmax(eta V) |
+    | `"particles"` | extends `width` particles, weights them by exp(eta (V after - V before)), and resamples them |
 
-    Beams are for the highest value. Chains are independent samples, of \\( \pi^* \\) as `expansions` grows. Particles
-    are a weighted set; a draw from it is one of \\( \pi_0 \exp(\eta V_\text{end}) / Z \\) as `width` grows, whatever
-    the values on the way.
+    Beams maximise the value. Chains are independent samples, whose distribution converges to \\( \pi^* \\) as
+    `expansions` grows. Particles are a weighted sample, whose distribution converges to
+    \\( \pi_0 \exp(\eta V_\text{end}) / Z \\) as `width` grows, for any values of intermediate steps.
 
-    All questions go on together: one call of the sampler and one of the scorer a step. Choices hang on the seed and
-    the question, not on the other questions; samples do where the sampler's do. A budget is a question's own, and is
-    looked at between steps.
+    All questions are searched together, with one call of the sampler and one call of the scorer per round. A
+    question's random choices depend only on the seed and the question. Its samples depend on other questions only if
+    the sampler's do. Budgets apply to each question, and are checked between rounds.
 
     Args:
         questions (`Sequence[str]`):
-            The questions.
+            Questions to solve.
         sampler ([`~erprm_trl.rollouts.Sampler`]):
-            The policy. Its `max_new_tokens` bounds a step here.
+            The policy. Its `max_new_tokens` limits the length of a step.
         scorer ([`~erprm_trl.reward_model.StepScorer`] or [`~erprm_trl.reward_model.ScoringBackend`]):
-            The reward model; anything with its `score`.
+            The reward model, or any object with a method `score` like [`StepScorer.score`].
         method (`str`, *optional*, defaults to `"particles"`):
-            `"beam"`, `"resample"` or `"particles"`.
+            Search method: `"beam"`, `"resample"` or `"particles"`.
         eta (`float`, *optional*):
-            Inverse reward temperature; needed by all but `"beam"`, which has none. `inf` is the greedy choice
-            (`"resample"` only).
+            Inverse reward temperature. It is required, except for `"beam"`, which does not use it. `inf` chooses
+            greedily and is only possible with `"resample"`.
         width (`int`, *optional*, defaults to `8`):
-            Beams, chains or particles of a question.
+            Number of beams, chains or particles per question.
         expansions (`int`, *optional*):
-            Next steps proposed for each; 4 by default. Particles have one.
+            Number of proposed steps per beam or chain. Defaults to 4. Particles always have 1.
         ess_threshold (`float`, *optional*, defaults to `0.5`):
-            Particles are resampled when their effective sample size is below this share of `width`. In [0, 1].
+            Fraction of `width` in [0, 1]. Particles are resampled when their effective sample size is below it.
         aggregation (`str`, *optional*, defaults to `"last"`):
-            From the scores of a prefix to its value ([`~erprm_trl.functional.aggregate`]). Only the last score is V.
+            Aggregation from the step scores of a prefix to its value ([`~erprm_trl.functional.aggregate`]). Only
+            `"last"` estimates V.
         splitter (`str`, *optional*):
-            Where steps end ([`~erprm_trl.rollouts.split_steps`]); defaults to the scorer's format. With
-            `"whole_lines"` a step ends when the line after it is written, which may belong to the step.
+            How texts are split into steps ([`~erprm_trl.rollouts.split_steps`]). Defaults to the scorer's format. With
+            `"whole_lines"`, the end of a step is only known after the next line is written.
         stop (`str` or `Sequence[str]`, *optional*):
-            Strings that end a solution, which is finished then and ends before them, as in
+            Strings that finish a solution. The solution ends before the string, as in
             [`~erprm_trl.rollouts.collect_rollouts`].
         max_steps (`int`, *optional*, defaults to `64`):
-            Rounds, each a step.
+            Maximum number of rounds. Each round adds one step.
         max_tokens (`int`, *optional*):
-            A solution with so many tokens is not continued.
-        token_budget, score_budget (`int`, *optional*):
-            A question that generated so many tokens, or cannot have one more step of all its solutions scored, is
-            ended. The last round may end above the first, by its own tokens.
-        seed (`int`, *optional*, defaults to 0):
-            Fixes every draw, as far as the sampler does.
+            Maximum number of tokens per solution. A solution with this many tokens is not continued.
+        token_budget (`int`, *optional*):
+            Number of generated tokens after which the search for a question ends. The last round may exceed it.
+        score_budget (`int`, *optional*):
+            Maximum number of scored steps per question. The search for a question ends before a round that could
+            exceed it.
+        seed (`int`, *optional*, defaults to `0`):
+            Random seed. Results are reproducible if the sampler is.
         show_progress (`bool`, *optional*, defaults to `True`):
-            A progress bar of finished questions and steps.
+            Whether to show a progress bar with the finished questions.
 
     Returns:
-        `list[GuidedResult]`: one a question.
+        `list[GuidedResult]`: one result per question.
 
     Raises:
-        `ValueError`: for arguments that do not fit, or a score that is not finite.
-        `TypeError`: for questions that are not a list of strings.
+        `ValueError`: for invalid arguments, or a score that is not finite.
+        `TypeError`: if `questions` is not a list of strings.
 
     Example:
 
@@ -143,7 +145,7 @@ def guided_search(
     seen: Counter[str] = Counter()
     searches = []
     for question in questions:
-        # The same question again is another search, with draws of its own.
+        # A repeated question is a separate search with other random choices.
         searches.append(QuestionSearch(question, width, derived_seed(seed, "choices", seen[question], question)))
         seen[question] += 1
     with progress_bar(len(searches), "Guided search", unit="questions", show=show_progress) as bar:
@@ -171,7 +173,7 @@ _Draw = Callable[[list[tuple[str, Node]], int, int], list[list[Completion]]]
 
 
 def _propose(live: list[QuestionSearch], draw: _Draw, expansions: int, stops: tuple[str, ...], seed: int) -> _Children:
-    """The children of every node, not yet scored, from one call of the sampler."""
+    """Samples the children of every node in one call of the sampler. They are not scored yet."""
     nodes = [(search.question, search.nodes[index]) for search in live for index in search.frontier]
     completions = iter(draw(nodes, expansions, seed))
     children = []
@@ -193,7 +195,7 @@ def _close_steps(
     max_tokens: int | None,
     seed: int,
 ) -> None:
-    """Writes line after line to the children, in place, until each has one closed step more than its parent."""
+    """Extends the children line by line, in place, until each has one more closed step than its parent."""
     num_closed = {node.text: len(closed(node)) for search, _ in children for node in search.nodes}
     for line in range(MAX_LINES):
         unclosed = [
@@ -229,7 +231,7 @@ def _child(node: Node, completion: Completion, stops: tuple[str, ...]) -> Node:
 def _score(
     children: _Children, scorer: Scorer, closed: _ClosedSteps, aggregation: str, max_tokens: int | None
 ) -> None:
-    """Gives the children their scores, in place: one call of the scorer, and no prefix of a question twice."""
+    """Scores the children in place, in one call of the scorer. Each prefix of a question is scored only once."""
     for _, proposed in children:
         for siblings in proposed:
             siblings[:] = [_cut_off(node, max_tokens) for node in siblings]
@@ -262,14 +264,14 @@ def _cut_off(node: Node, max_tokens: int | None) -> Node:
 def _checked(scores: Sequence[float], question: str, steps: Sequence[str]) -> tuple[float, ...]:
     if len(scores) != len(steps):
         raise ValueError(
-            f"Scores of {question[:80]!r}: got {len(scores)} for {len(steps)} steps, expected one a step. Look at the "
-            "scorer."
+            f"Scores of {question[:80]!r}: got {len(scores)} for {len(steps)} steps, expected one score per step. "
+            "Check the scorer."
         )
     for index, score in enumerate(scores):
         if not math.isfinite(score):
             raise ValueError(
                 f"Score of step {index + 1} ({steps[index][:80]!r}) of {question[:80]!r}: got {score}, expected a "
-                "finite number. Look at the reward model's weights and dtype."
+                "finite number. Check the reward model's weights and dtype."
             )
     return tuple(map(float, scores))
 
@@ -277,23 +279,23 @@ def _checked(scores: Sequence[float], question: str, steps: Sequence[str]) -> tu
 def _check_arguments(
     method: str, eta: float | None, width: int, expansions: int | None, ess_threshold: float, aggregation: str
 ) -> int:
-    """Raises a `ValueError` for what does not fit together; returns the number of expansions."""
+    """Raises a `ValueError` for invalid combinations of arguments, and returns the number of expansions."""
     if method not in METHODS:
-        raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}.")
+        raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}. Choose one.")
     if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}.")
+        raise ValueError(f"aggregation: got {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}. Choose one.")
     if method == "beam" and eta is not None:
-        raise ValueError(f"eta: got {eta} with method='beam', which ranks by the value itself. Leave it out.")
+        raise ValueError(f"eta: got {eta} with method='beam', expected None, as beams rank by value. Remove eta.")
     if method != "beam" and (eta is None or math.isnan(eta)):
         raise ValueError(
-            f"eta: got {eta} with method={method!r}, expected a number: the reward model's own, as a rule."
+            f"eta: got {eta} with method={method!r}, expected a number. Pass the eta of the reward model's training."
         )
     if method == "particles" and math.isinf(eta):
-        raise ValueError(f"eta: got {eta} with method='particles', expected a finite number. 'resample' takes it.")
+        raise ValueError(f"eta: got {eta} with method='particles', expected a finite number. Use method='resample'.")
     if method == "particles" and expansions not in (None, 1):
-        raise ValueError(f"expansions: got {expansions} with method='particles', which has one. Raise width instead.")
+        raise ValueError(f"expansions: got {expansions} with method='particles', expected 1. Raise width instead.")
     if not 0 <= ess_threshold <= 1:
-        raise ValueError(f"ess_threshold: got {ess_threshold}, expected a share in [0, 1].")
+        raise ValueError(f"ess_threshold: got {ess_threshold}, expected a fraction in [0, 1]. Pass e.g. 0.5.")
     expansions = (1 if method == "particles" else 4) if expansions is None else expansions
     _check_limits(width=width, expansions=expansions)
     return expansions
@@ -302,15 +304,15 @@ def _check_arguments(
 def _check_limits(**limits: int | None) -> None:
     for name, value in limits.items():
         if value is not None and value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1.")
+            raise ValueError(f"{name}: got {value}, expected at least 1. Raise it.")
 
 
 def _splitter(splitter: str | None, scorer: Any) -> tuple[str, str]:
-    """The splitter, and the part of a text that it splits, from the scorer's format where it has one."""
+    """The splitter and the part of a text that it splits. Both default to the scorer's format if it has one."""
     prm_format = getattr(scorer, "prm_format", None)
     if splitter is None:
         if prm_format is None:
-            raise ValueError("splitter: got none, and the scorer has no prm_format that names one. Pass splitter.")
+            raise ValueError("splitter: got None, and a scorer without a prm_format, expected a splitter. Pass one.")
         splitter = prm_format.splitter
     split_steps("", splitter)
     return splitter, "both" if prm_format is None else prm_format.steps_of

@@ -1,4 +1,4 @@
-"""Choosing in proportion to exponential weights: the arithmetic of guided search, in numpy and in log space."""
+"""Sampling in proportion to exponential weights, for guided search. Computed with numpy in log space."""
 
 import math
 
@@ -7,17 +7,17 @@ import numpy as np
 
 def tilted_probabilities(values: np.ndarray, eta: float) -> np.ndarray:
     """
-    `softmax(eta * values)`, with its limits: at `inf` the largest values share everything evenly, at `-inf` the
-    smallest.
+    `softmax(eta * values)`, including its limits: at `inf` the largest values share the probability evenly, and at
+    `-inf` the smallest values.
 
     Args:
         values (`np.ndarray`):
-            Finite numbers of shape (M,).
+            Finite values of shape (M,).
         eta (`float`):
-            Inverse reward temperature, in [-inf, inf].
+            Inverse reward temperature in [-inf, inf].
 
     Returns:
-        `np.ndarray`: float64 of shape (M,), adding up to 1.
+        `np.ndarray`: probabilities, float64 of shape (M,).
     """
     values = np.asarray(values, dtype=np.float64)
     if math.isinf(eta):
@@ -30,11 +30,14 @@ def tilted_probabilities(values: np.ndarray, eta: float) -> np.ndarray:
 
 def log_mean_exp(log_weights: np.ndarray) -> float:
     """
-    `log(mean(exp(log_weights)))` without overflow: [`~erprm_trl.functional.soft_value`] at eta = 1, for numpy arrays.
+    `log(mean(exp(log_weights)))` without overflow. It equals [`~erprm_trl.functional.soft_value`] at eta = 1.
 
     Args:
         log_weights (`np.ndarray`):
-            Of shape (N,).
+            Log-weights of shape (N,).
+
+    Returns:
+        `float`: the log of the mean weight.
     """
     top = log_weights.max()
     return float(top + np.log(np.exp(log_weights - top).mean()))
@@ -42,11 +45,16 @@ def log_mean_exp(log_weights: np.ndarray) -> float:
 
 def effective_sample_size(log_weights: np.ndarray) -> float:
     """
-    `(sum of w)^2 / sum of w^2`: N for equal weights, 1 if one particle has everything (Kong, Liu and Wong 1994).
+    Effective sample size `(sum of w)^2 / sum of w^2`.
 
     Args:
         log_weights (`np.ndarray`):
-            Of shape (N,), up to a constant.
+            Log-weights of shape (N,), up to an additive constant.
+
+    Returns:
+        `float`: a number from 1 (one particle has all the weight) to N (equal weights).
+
+    Source: Kong, Liu and Wong (1994).
     """
     weights = tilted_probabilities(log_weights, 1.0)
     return float(1.0 / np.square(weights).sum())
@@ -54,20 +62,22 @@ def effective_sample_size(log_weights: np.ndarray) -> float:
 
 def systematic_resample(log_weights: np.ndarray, offset: float) -> np.ndarray:
     """
-    Chooses N of N particles by N evenly spaced points with one common offset: particle i is chosen `floor(N w_i)` or
-    `ceil(N w_i)` times, `N w_i` times on average (Carpenter, Clifford and Fearnhead 1999).
+    Systematic resampling: chooses N of N particles by N evenly spaced points with one common offset. Particle i with
+    normalised weight `w_i` is chosen `floor(N w_i)` or `ceil(N w_i)` times, and `N w_i` times on average.
 
     Args:
         log_weights (`np.ndarray`):
-            Of shape (N,), up to a constant.
+            Log-weights of shape (N,), up to an additive constant.
         offset (`float`):
-            Uniform in [0, 1).
+            Random number, uniform in [0, 1).
 
     Returns:
         `np.ndarray`: N indices in ascending order.
+
+    Source: Carpenter, Clifford and Fearnhead (1999).
     """
     upper = np.cumsum(tilted_probabilities(log_weights, 1.0))
-    # An offset just below 1 rounds the last point to 1. Divided by its last entry the sum ends at exactly 1, above
-    # every point, also where no weight is left at the end.
+    # An offset just below 1 may round the last point to 1, so points are kept below 1. The cumulative sum is divided
+    # by its last entry, so that it ends at exactly 1, above every point.
     points = np.minimum((offset + np.arange(len(upper))) / len(upper), np.nextafter(1.0, 0.0))
     return np.searchsorted(upper / upper[-1], points, side="right")

@@ -1,5 +1,4 @@
-"""The state of the search for one question: its partial solutions, which of their continuations are chosen, and the
-tokens and scores that it cost."""
+"""The search for one question: its partial solutions, the selection among their continuations, and its budgets."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,13 +13,26 @@ from .particles import effective_sample_size, log_mean_exp, systematic_resample,
 @dataclass(frozen=True)
 class GuidedSolution:
     """
-    A solution that a search kept.
+    A solution of a search.
 
-    `text` is the solution and `steps` its steps with their delimiters. `step_scores` has one score per step, except
-    for a last step that was still being written when the search ended, and `value` is their aggregate, 0 without
-    steps. `log_weight` is the log of its share among the question's solutions. `finished` says whether the policy
-    ended it; `reason` is `"finished"`, `"length"` (a step reached the sampler's `max_new_tokens`, or the solution
-    `max_tokens`) or why the search ended before. `num_tokens` are its own tokens.
+    Attributes:
+        text (`str`):
+            The solution.
+        steps (`list[str]`):
+            The steps of the solution, with their delimiters.
+        step_scores (`list[float]`):
+            One score per step. The last step has no score if the search ended before the step did.
+        value (`float`):
+            Aggregate of the step scores, 0 without steps.
+        log_weight (`float`):
+            Log of the solution's normalised weight among the question's solutions.
+        num_tokens (`int`):
+            Number of tokens of the solution.
+        finished (`bool`):
+            Whether the policy finished the solution.
+        reason (`str`):
+            `"finished"`, `"length"` (a step reached the sampler's `max_new_tokens`, or the solution `max_tokens`), or
+            the reason why the search ended.
     """
 
     text: str
@@ -36,13 +48,23 @@ class GuidedSolution:
 @dataclass(frozen=True)
 class GuidedResult:
     """
-    What a search found for a question.
+    The result of a search for a question.
 
-    `solutions` are sorted: finished ones first, then by value, so the first is the answer. `tokens_generated` counts
-    every token that the policy wrote, those of discarded proposals included; `steps_scored` the prefixes that were
-    scored, each for its last step. `log_normalizer` is the particles' estimate of `log E exp(eta V)` under the policy
-    (its exponential is unbiased), `None` for other methods. `reason` is `"finished"` if every solution ended by itself
-    or by its length, or `"max_steps"`, `"token_budget"` or `"score_budget"`.
+    Attributes:
+        question (`str`):
+            The question.
+        solutions (`list[GuidedSolution]`):
+            The solutions, finished ones first, and then by descending value. The first is the answer.
+        tokens_generated (`int`):
+            Number of tokens that the policy generated, including discarded proposals.
+        steps_scored (`int`):
+            Number of scored prefixes.
+        log_normalizer (`float` or `None`):
+            The particles' estimate of `log E exp(eta V)` under the policy. Its exponential is unbiased. `None` for
+            other methods.
+        reason (`str`):
+            `"finished"` if every solution was finished or reached its maximum length, else `"max_steps"`,
+            `"token_budget"` or `"score_budget"`.
     """
 
     question: str
@@ -54,8 +76,8 @@ class GuidedResult:
 
 
 class Node(NamedTuple):
-    """A solution in the making. `reason` says why it is not continued, and `token_ids` are its sampled tokens, `None`
-    if the sampler does not know them."""
+    """A partial solution. `reason` is the reason why it is not continued, or `None`. `token_ids` are its sampled
+    tokens, or `None` if the sampler does not return them."""
 
     text: str = ""
     scores: tuple[float, ...] = ()
@@ -66,34 +88,34 @@ class Node(NamedTuple):
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
-        """Higher is better: texts that were cut off, and texts without a step, come last."""
+        """Sort key, where higher is better. Truncated texts and texts without a step come last."""
         return self.reason in (None, "finished"), bool(self.scores), self.value
 
 
 class QuestionSearch:
-    """The search for one question: its solutions so far and what they cost."""
+    """The search for one question, with `width` partial solutions."""
 
     def __init__(self, question: str, width: int, seed: int):
         self.question, self.width, self.seed = question, width, seed
         self.nodes = [Node()] * width
         self.log_weights = np.zeros(width)
-        # By steps: their scores and the value. Nothing is known before the first step, and its value cancels anyway.
+        # Step scores and value, by steps. The empty prefix has value 0, which cancels in the particles' weights.
         self.scored: dict[tuple[str, ...], tuple[tuple[float, ...], float]] = {(): ((), 0.0)}
         self.tokens_generated = 0
         self.reason: str | None = None
 
     @property
     def steps_scored(self) -> int:
-        """Prefixes that the scorer has seen."""
+        """Number of scored prefixes."""
         return len(self.scored) - 1
 
     @property
     def frontier(self) -> list[int]:
-        """The nodes that go on."""
+        """Indices of the nodes to continue."""
         return [] if self.reason else [i for i, node in enumerate(self.nodes) if node.reason is None]
 
     def check_budgets(self, expansions: int, token_budget: int | None, score_budget: int | None) -> None:
-        """Ends the search where the next round is beyond a budget."""
+        """Ends the search if the next round would exceed a budget."""
         if not self.frontier:
             return
         if token_budget is not None and self.tokens_generated >= token_budget:
@@ -104,7 +126,7 @@ class QuestionSearch:
     def advance(
         self, proposed: list[list[Node]], method: str, eta: float | None, threshold: float, depth: int
     ) -> None:
-        """Replaces each node by what is chosen of its children; a node that had ended is its only child."""
+        """Replaces the nodes by a selection of their children. A node that has ended is its own only child."""
         rng = np.random.default_rng(derived_seed(self.seed, depth))
         if method == "beam":
             distinct = {node.text: node for siblings in proposed for node in siblings}
@@ -118,14 +140,14 @@ class QuestionSearch:
             new = [node for (node,) in proposed]
             self.log_weights += eta * np.array([b.value - a.value for a, b in zip(self.nodes, new, strict=True)])
             self.nodes = new
-            # Once all have ended the weights say more than copies of the solutions would.
+            # Solutions that have all ended keep their weights, because resampling would only add noise.
             if self.frontier and effective_sample_size(self.log_weights) < threshold * self.width:
                 chosen = systematic_resample(self.log_weights, rng.random())
                 self.nodes = [new[index] for index in chosen]
                 self.log_weights = np.full(self.width, log_mean_exp(self.log_weights))
 
     def result(self, method: str, splitter: str, steps_of: str = "both") -> GuidedResult:
-        """What was found."""
+        """Returns the result of the search."""
         reason = self.reason or ("max_steps" if self.frontier else "finished")
         shares = np.log(tilted_probabilities(self.log_weights[: len(self.nodes)], 1.0))
         solutions = [

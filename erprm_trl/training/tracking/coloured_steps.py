@@ -1,4 +1,4 @@
-"""Solutions for people to read: steps coloured by score, every text escaped."""
+"""Renders solutions as HTML or Markdown, with steps coloured by score. All texts are escaped."""
 
 import html
 import math
@@ -7,22 +7,22 @@ from typing import Any, NamedTuple
 
 
 COLUMNS = ["question", "steps", "lowest score"]
-# From wrong to right; told apart by most readers, also those who are colour-blind.
+# Colours from wrong to right that colour-blind readers can also tell apart.
 LOW, MIDDLE, HIGH = (230, 140, 80), (250, 246, 232), (110, 175, 225)
-MARKS = ("🟧", "⬜", "🟦")  # where a tracker shows no colours of ours
+MARKS = ("🟧", "⬜", "🟦")  # for trackers that do not show HTML colours
 
 
 class ColouredSteps(NamedTuple):
     """
-    The steps of a solution.
+    The steps of a solution with their scores.
 
     Args:
         steps (`Sequence[str]`):
-            Their texts.
+            Texts of the steps.
         scores (`Sequence[float]`):
-            In [0, 1], one a step, or none if the solution could not be scored.
+            Scores in [0, 1], one per step. Empty if the solution could not be scored.
         labels (`Sequence[float]`, *optional*):
-            In [0, 1], one a step.
+            Labels in [0, 1], one per step.
     """
 
     steps: Sequence[str]
@@ -30,29 +30,29 @@ class ColouredSteps(NamedTuple):
     labels: Sequence[float] = ()
 
     def to_html(self) -> str:
-        """An ordered list, each step on the colour of its score."""
+        """The steps as an ordered list, with the colour of the score as background."""
         items = []
         for index, step in enumerate(self.steps):
             colour = f"background:{_colour(self.scores[index])};color:#111;" if self._is_scored(index) else ""
             items.append(
                 f'<li style="{colour}padding:2px 6px;margin:1px 0">'
-                f"<b>{self._numbers(index)}</b> {html.escape(step)}</li>"
+                f"<b>{self._caption(index)}</b> {html.escape(step)}</li>"
             )
         return f'<ol style="font:13px sans-serif;margin:0">{"".join(items)}</ol>'
 
     def to_markdown(self) -> str:
-        """One line a step, with a mark of its score."""
+        """The steps with one line per step, which starts with a coloured mark for the score."""
         lines = []
         for index, step in enumerate(self.steps):
             mark = MARKS[min(int(self.scores[index] * 3), 2)] if self._is_scored(index) else ""
-            lines.append(f"{mark} {self._numbers(index)} {escape_markdown(step)}".strip())
+            lines.append(f"{mark} {self._caption(index)} {escape_markdown(step)}".strip())
         return "<br>".join(lines)
 
     def _is_scored(self, index: int) -> bool:
-        # A model that diverged gives NaN, which has no colour; its tables are looked at all the more.
+        # The scores of a diverged model may be NaN, which has no colour. Its table should still be shown.
         return bool(self.scores) and not math.isnan(self.scores[index])
 
-    def _numbers(self, index: int) -> str:
+    def _caption(self, index: int) -> str:
         score = f"{self.scores[index]:.2f}" if self.scores else "not scored"
         return f"{score} (label {self.labels[index]:.2f})" if self.labels else score
 
@@ -86,7 +86,7 @@ def table_as_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def escape_markdown(text: str) -> str:
-    """Text that no Markdown or HTML reader takes for markup: punctuation as character references, one line."""
+    """Escapes a text so that Markdown and HTML readers find no markup in it. The result has a single line."""
     escaped = (char if char.isalnum() or ord(char) > 127 or char in " .,:+-=" else f"&#{ord(char)};" for char in text)
     return "".join(escaped).replace("&#10;", "<br>")
 

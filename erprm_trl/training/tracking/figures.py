@@ -1,4 +1,4 @@
-"""Figures of a run, drawn by matplotlib without a display. Numbers come from `functional`."""
+"""Figures of a training run, drawn with matplotlib. No display is needed."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,20 +13,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
-LABEL_BINS = 5  # few enough that each holds some of the K + 1 values that K continuations make
-MAX_POSITIONS = 24  # columns that can be read; later steps share the last one
+LABEL_BINS = 5  # K continuations give K + 1 label values, so more bins could be empty
+MAX_POSITIONS = 24  # more columns are not readable; later steps share the last column
 
 
 def label_histogram(labels: Sequence[Sequence[float]], title: str = "") -> "Figure":
     """
-    Labels by the position of the step: a column a position, shaded by the share of its labels in each fifth of
-    [0, 1], their mean as a line, and above it how many there are.
+    Draws the distribution of labels by the position of the step.
+
+    Each position is one column, shaded by the share of its labels in each fifth of [0, 1]. A line shows the mean label
+    per position, and bars at the top show the number of labels.
 
     Args:
         labels (`Sequence[Sequence[float]]`):
-            One list a solution, in [0, 1]; at least one label in all.
+            Labels in [0, 1], one list per solution, with at least one label in total.
         title (`str`, *optional*):
-            Above the plot.
+            Title above the plot.
 
     Returns:
         [`~matplotlib.figure.Figure`]: the figure.
@@ -58,7 +60,7 @@ def label_histogram(labels: Sequence[Sequence[float]], title: str = "") -> "Figu
         shares, origin="lower", aspect="auto", cmap="Blues", vmin=0, extent=(-0.5, num_positions - 0.5, 0, 1)
     )
     means = (sums / counts.clamp(min=1)).tolist()
-    outline = [withStroke(linewidth=3.2, foreground="white")]  # the line is seen on dark cells too
+    outline = [withStroke(linewidth=3.2, foreground="white")]  # makes the line visible on dark cells
     axes.plot(ticks, means, color=ORANGE, marker="o", markersize=3.5, linewidth=1.4, path_effects=outline)
     axes.set(xlabel="step", ylabel="label (line: mean)", ylim=(-0.02, 1.02))
     axes.set_xticks(ticks, names)
@@ -70,16 +72,18 @@ def label_histogram(labels: Sequence[Sequence[float]], title: str = "") -> "Figu
 
 def reliability_diagram(scores: Tensor, labels: Tensor, title: str = "") -> "Figure":
     """
-    Mean label against mean score in ten equal bins of the score, with the number of steps in each below and the
-    expected calibration error; on the diagonal scores are right as probabilities.
+    Draws the mean label against the mean score in ten equal-width bins of the score.
+
+    Calibrated scores are on the diagonal. The figure also shows the expected calibration error, and the number of
+    steps per bin.
 
     Args:
         scores (`torch.Tensor`):
-            In [0, 1], flat, not empty.
+            Scores in [0, 1], flat, not empty.
         labels (`torch.Tensor`):
-            Soft or hard, in [0, 1], of the same shape.
+            Soft or hard labels in [0, 1], of the same shape.
         title (`str`, *optional*):
-            Above the plot.
+            Title above the plot.
 
     Returns:
         [`~matplotlib.figure.Figure`]: the figure.

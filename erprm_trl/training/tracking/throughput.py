@@ -1,4 +1,4 @@
-"""Tokens a second and model FLOP/s utilisation (MFU) of a training, whatever trainer counts its batches here."""
+"""Measures tokens per second and model FLOP/s utilisation (MFU) of training. Used by all trainers."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
 
-# Dense bf16 peaks in TFLOP/s from the makers' data sheets; the first name that the device's own name holds.
+# Dense bf16 peaks in TFLOP/s from the vendors' data sheets. The first entry that is part of the device name counts.
 PEAKS = (
     ("GB200", 2500), ("B200", 2250), ("H200", 989), ("H100 PCIe", 756), ("H100 NVL", 835), ("H100", 989),
     ("H800", 989), ("H20", 148), ("A100", 312), ("A800", 312), ("A30", 165), ("A40", 150), ("A10G", 70), ("A10", 125),
@@ -23,7 +23,7 @@ PEAKS = (
 
 
 class Peak(NamedTuple):
-    """What a device can do in a second, `flops`, and whether that was `measured` here or is a table's."""
+    """Peak FLOP/s of a device, and whether the peak was measured here (`True`) or comes from the table (`False`)."""
 
     flops: float
     measured: bool
@@ -31,9 +31,19 @@ class Peak(NamedTuple):
 
 class ModelSize(NamedTuple):
     """
-    What a model's FLOPs depend on: `matrices`, the parameters of all but the embeddings and the output head, `head`,
-    those of the output head, `trainable_matrices` and `trainable_head`, the part of them that is trained, and
-    `attention`, layers × heads × the dimension of a head.
+    Sizes of a model that determine its FLOPs.
+
+    Attributes:
+        matrices (`int`):
+            Number N of parameters, without the embeddings and the output head.
+        head (`int`):
+            Number V of parameters of the output head.
+        trainable_matrices (`int`):
+            Number N' of trainable parameters among `matrices`.
+        trainable_head (`int`):
+            Number V' of trainable parameters among `head`.
+        attention (`int`):
+            Product of the number L of layers, the number H of heads and the dimension Q of a head.
     """
 
     matrices: int
@@ -44,7 +54,8 @@ class ModelSize(NamedTuple):
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelSize | None":
-        """Of a transformers or PEFT model; `None` for a mixture of experts, of which a token uses a part."""
+        """Reads the sizes of a transformers or PEFT model. `None` for a mixture of experts, where each token uses only
+        a part of the parameters."""
         config = model.config.get_text_config()
         experts = ("num_experts", "num_local_experts", "n_routed_experts")
         if any((getattr(config, name, None) or 1) > 1 for name in experts):
@@ -62,36 +73,36 @@ class ModelSize(NamedTuple):
         heads = getattr(config, "num_attention_heads", 0)
         width = (getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)) * heads
         return cls(
-            _number(matrices),
-            _number(head),
-            _number(parameter for parameter in matrices if parameter.requires_grad),
-            _number(parameter for parameter in head if parameter.requires_grad),
+            _count(matrices),
+            _count(head),
+            _count(parameter for parameter in matrices if parameter.requires_grad),
+            _count(parameter for parameter in head if parameter.requires_grad),
             getattr(config, "num_hidden_layers", 0) * width,
         )
 
     def training_flops(self, tokens: float, squared_lengths: float, logit_tokens: float) -> float:
         """
-        Of a forward and a backward pass, nothing computed again.
+        FLOPs of a forward and a backward pass, without recomputation.
 
-        `(4 N + 2 N') tokens + 12 L H Q sum_i T_i^2 + (4 V + 2 V') logit_tokens`, with N matrix parameters and V of the
-        output head, N' and V' those of them that are trained, L layers of H heads of dimension Q, and T_i the
-        sequences' lengths.
+        `(4 N + 2 N') tokens + 12 L H Q sum_i T_i^2 + (4 V + 2 V') logit_tokens`, where T_i are the lengths of the
+        sequences. The other symbols are explained in [`ModelSize`].
 
         Args:
             tokens (`float`):
-                Tokens in all, padding not counted: the sum of the lengths.
+                Number of tokens without padding, the sum of the T_i.
             squared_lengths (`float`):
-                The sum of the squares of the sequences' lengths.
+                Sum of the squared lengths T_i of the sequences.
             logit_tokens (`float`):
-                Tokens whose logits the loss needs.
+                Number of tokens for which the loss needs logits.
 
         Returns:
-            `float`: floating-point operations.
+            `float`: number of floating-point operations.
 
-        Limits: everything trained and logits everywhere, it is PaLM's `(6 N + 12 L H Q T)` a token, V being part of
-        its N. A frozen matrix needs no gradient of its own: 4 instead of 6; the adapters beside it are part of N'.
+        Limits: if all parameters are trained and logits are computed for all tokens, this is PaLM's
+        `(6 N + 12 L H Q T)` per token, where PaLM's N includes V. A frozen matrix has no weight gradient, so it needs
+        4 FLOPs per parameter and token instead of 6. Adapters are part of N'.
 
-        Source: Chowdhery et al. (2022), PaLM, appendix B; as there, causal attention is not halved.
+        Source: Chowdhery et al. (2022), PaLM, appendix B. As in PaLM, causal attention is not halved.
         """
         return (
             (4 * self.matrices + 2 * self.trainable_matrices) * tokens
@@ -102,24 +113,26 @@ class ModelSize(NamedTuple):
 
 class Throughput(TrainerCallback):
     """
-    Counts what a trainer trains on and times it: `perf/tokens_per_second`, of all processes together, and `perf/mfu`.
+    Counts the tokens of the training batches and measures the time: `perf/tokens_per_second` over all processes, and
+    `perf/mfu`.
 
-    The time is that of the training loop between two logs without evaluating and saving; of a policy it includes
-    sampling and scoring, whose operations are not counted. So `perf/mfu` is the share of the peak that learning itself
-    used, and low where sampling takes long. `perf/peak_tflops` is the peak of one device that it refers to, from a
-    table of GPUs (dense bf16) or, on other devices, measured once; the log says which.
+    The time is the time of the training loop between two logs, without evaluation and saving. When a policy is
+    trained, it includes sampling and scoring, but their FLOPs are not counted. `perf/mfu` is therefore the share of
+    the peak that the updates use, and is low if sampling takes long. `perf/peak_tflops` is the peak of one device on
+    which `perf/mfu` is based. It comes from a table of GPUs (dense bf16), or is measured once on other devices. The
+    log states which.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            What is trained, before it is wrapped.
+            Model that is trained, before it is wrapped.
         accelerator ([`~accelerate.Accelerator`]):
-            The trainer's.
+            Accelerator of the trainer.
         dtype (`torch.dtype`):
-            What the training computes in; for a measured peak.
+            Dtype in which the peak is measured, if it is measured.
         clock (`Callable`, *optional*):
-            Seconds from some start.
+            Function that returns the time in seconds.
         peak ([`Peak`], *optional*):
-            The device's, if it is known better.
+            Peak of the device. Defaults to the table or the measurement.
     """
 
     def __init__(
@@ -138,20 +151,20 @@ class Throughput(TrainerCallback):
 
     def count(self, lengths: Tensor, logit_mask: Tensor | None = None) -> None:
         """
-        Adds a batch of this process that is trained on; waits for no device.
+        Adds a training batch of this process. Does not synchronise with the device.
 
         Args:
             lengths (`torch.Tensor`):
-                (B,), tokens of each sequence, padding not counted.
+                Number of tokens of each sequence without padding, (B,).
             logit_mask (`torch.Tensor`, *optional*):
-                Not 0 at tokens whose logits the loss needs. Without it the head is not counted.
+                Non-zero at tokens for which the loss needs logits. Without it, the head is not counted.
         """
         logit_tokens = torch.zeros_like(lengths).sum() if logit_mask is None else logit_mask.sum()
         counts = torch.stack([lengths.sum(), lengths.square().sum(), logit_tokens]).long()
         self._counts = counts if self._counts is None else self._counts + counts
 
     def metrics(self) -> dict[str, float]:
-        """Since the last call; all processes call it together."""
+        """The metrics since the last call. All processes must call it."""
         if self._counts is None or self._seconds <= 0:
             return {}
         tokens, squares, logit_tokens = self.accelerator.reduce(self._counts, reduction="sum").tolist()
@@ -165,28 +178,28 @@ class Throughput(TrainerCallback):
 
     @property
     def peak(self) -> Peak:
-        """The device's, found when it is first needed."""
+        """Peak of the device, determined on first use."""
         if self._peak is None:
             self._peak = device_peak(self.accelerator.device, self.dtype)
             if self.accelerator.is_main_process:
-                source = f"measured by a product in {self.dtype}" if self._peak.measured else "dense bf16, data sheet"
-                logger.info("perf/mfu refers to %.4g TFLOP/s a device: %s.", self._peak.flops / 1e12, source)
+                source = f"measured with {self.dtype} matrices" if self._peak.measured else "dense bf16, data sheet"
+                logger.info("perf/mfu is based on %.4g TFLOP/s per device (%s).", self._peak.flops / 1e12, source)
         return self._peak
 
-    # A step's time ends with it. What evaluating and saving take lies between its end and their own events.
+    # The clock is reset after each step, and again after evaluation and saving, so that their time is left out.
     def on_train_begin(self, args, state, control, **kwargs):
         """Starts the clock."""
         self._mark = self.clock()
         self._forget()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Takes the time of a step."""
+        """Adds the time of a step."""
         now = self.clock()
         self._seconds += now - self._mark
         self._mark = now
 
     def on_evaluate(self, args, state, control, **kwargs):
-        """Leaves the time of an evaluation out."""
+        """Leaves out the time of an evaluation."""
         self._mark = self.clock()
 
     on_predict = on_save = on_evaluate
@@ -197,7 +210,7 @@ class Throughput(TrainerCallback):
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """A known GPU's dense bf16 peak, or the best of some square matrix products on this device."""
+    """The dense bf16 peak of a known GPU, or the peak measured with square matrix products on this device."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         known = next((teraflops for part, teraflops in PEAKS if part.lower() in name.lower()), None)
@@ -206,18 +219,18 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
     size = 512 if device.type == "cpu" else 8192
     factor = torch.ones(size, size, device=device, dtype=dtype)
     seconds = []
-    for _ in range(4):  # the first one warms up
+    for _ in range(4):  # the first product is a warm-up
         start = time.perf_counter()
         (factor @ factor)[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - start)
     return Peak(2 * size**3 / min(seconds[1:]), measured=True)
 
 
-def _number(parameters) -> int:
+def _count(parameters) -> int:
     return sum(math.prod(_shape(parameter)) for parameter in parameters)
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    # Partitioned by ZeRO-3 or packed into 4 bits, a parameter holds fewer elements than its matrix has.
+    # A parameter that is partitioned by ZeRO-3 or packed into 4 bits has fewer elements than its matrix.
     packed = getattr(getattr(parameter, "quant_state", None), "shape", None)
     return tuple(getattr(parameter, "ds_shape", None) or packed or parameter.shape)

@@ -1,6 +1,7 @@
-"""Sends a figure, a table, a histogram or an artifact to every tracker that is running: one call, each one's own form.
+"""Logs figures, tables, histograms and artifacts to all running trackers with one call.
 
-Nothing here starts a training's trackers, the trainer's callbacks do that; and nothing that fails here ends a run.
+In training, the callbacks of the trainer start the trackers. Errors while logging are reported once, and never stop
+the run.
 """
 
 import io
@@ -19,16 +20,16 @@ from .coloured_steps import ColouredSteps, table_as_html, table_as_markdown
 
 logger = logging.getLogger(__name__)
 
-STEP = "train/global_step"  # the x-axis that transformers' callbacks define
+STEP = "train/global_step"  # the x-axis that transformers' callbacks use
 
 
 class Trackers:
     """
-    The trackers of a run. What is sent is made only if one is running; an error is logged once for each kind.
+    The trackers of a run. Content is created only if a tracker is running. Each kind of error is logged once.
 
     Args:
         running (`Callable`):
-            Returns those that are running now, `[]` on other processes than the main one.
+            Function that returns the running trackers, `[]` on all processes except the main process.
 
     Example:
 
@@ -44,31 +45,33 @@ class Trackers:
 
     @classmethod
     def of(cls, trainer) -> "Trackers":
-        """Those of a [`~transformers.Trainer`]'s `report_to` that its callbacks have started."""
+        """The trackers in `report_to` that the callbacks of a [`~transformers.Trainer`] have started."""
         return cls(lambda: _started_by(trainer) if trainer.is_world_process_zero() else [])
 
     @classmethod
     @contextmanager
     def start(cls, report_to: str | list[str], folder: str | Path, config: Mapping[str, Any]) -> Iterator["Trackers"]:
         """
-        Trackers of something that is no training.
+        Starts trackers for a run without a trainer, such as an evaluation. They are closed at the end of the context.
 
         Args:
             report_to (`str` or `list[str]`):
-                Some of `"wandb"`, `"trackio"`, `"tensorboard"`; `"none"` is passed over.
+                Trackers to start: `"wandb"`, `"trackio"`, `"tensorboard"`. `"none"` is ignored.
             folder (`str` or `Path`):
-                Its last part names the run; tensorboard writes below it.
+                Output folder. Its last part is the name of the run. TensorBoard writes to its subfolder `runs`.
             config (`Mapping`):
-                Shown redacted.
+                Configuration of the run, which is logged in redacted form.
 
         Raises:
-            `ValueError`: for another tracker.
+            `ValueError`: for an unknown tracker.
         """
         report_to = [report_to] if isinstance(report_to, str) else report_to
         names = [name for name in report_to if name != "none"]
         unknown = sorted(set(names) - set(_START))
         if unknown:
-            raise ValueError(f"report_to: got {unknown}, expected some of {', '.join(_START)}, or none.")
+            raise ValueError(
+                f"report_to: got {unknown}, expected names among {', '.join(_START)}, none. Correct the names."
+            )
         running = [_START[name](Path(local_path(folder)), redacted(config)) for name in names]
         try:
             yield cls(lambda: running)
@@ -77,30 +80,30 @@ class Trackers:
                 tracker.finish()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers."""
+        """Logs numbers by name."""
         self._send("scalars", "scalars", lambda: values, step)
 
     def figure(self, name: str, draw: Callable[[], Any], step: int) -> None:
-        """A matplotlib `Figure`."""
+        """Logs the matplotlib `Figure` that `draw` returns."""
         self._send("image", name, lambda: _image(draw()), step)
 
     def histogram(self, name: str, values: Callable[[], Any], step: int) -> None:
-        """The distribution of a list of numbers."""
+        """Logs the distribution of the numbers that `values` returns."""
         self._send("histogram", name, values, step)
 
     def table(self, name: str, table: Callable[[], tuple[list[str], list[list[Any]]]], step: int) -> None:
-        """Columns and rows of strings, numbers and [`ColouredSteps`]."""
+        """Logs a table. `table` returns its columns, and its rows of strings, numbers and [`ColouredSteps`]."""
         self._send("table", name, table, step)
 
     def artifact(self, kind: str, files: Callable[[], Mapping[str, str | Path]]) -> None:
-        """Files by the names that they are to have: a `str` is a file's text, a `Path` a file."""
+        """Logs an artifact. `files` returns its files by name: a `str` is the text of a file, a `Path` is copied."""
         self._send("artifact", kind, files)
 
     def _send(self, method: str, name: str, make: Callable[[], Any], *step: int) -> None:
         running = self._running()
         try:
             content = make() if running else None
-        except Exception as error:  # whatever it is, a picture is not worth a training
+        except Exception as error:  # no error in a figure may stop training
             return self._warn(f"`{name}` could not be made", error)
         for tracker in running:
             try:
@@ -111,11 +114,11 @@ class Trackers:
     def _warn(self, failure: str, error: Exception) -> None:
         if failure not in self._failed:
             self._failed.add(failure)
-            logger.warning("%s: %r. The run goes on without it; later failures are not reported.", failure, error)
+            logger.warning("%s: %r. The run continues. Later failures of this kind are not logged.", failure, error)
 
 
 class _OpenRun:
-    """What wandb and trackio share: media classes of the same names, logged in the run that is open."""
+    """Base class for wandb and trackio, which have media classes with the same names."""
 
     def __init__(self, run, media):
         self.run, self.media = run, media
@@ -168,7 +171,7 @@ class WandbTracker(_OpenRun):
 
 
 class TrackioTracker(_OpenRun):
-    """Trackio. Its tables cut texts off, so coloured ones are pages of their own."""
+    """Trackio. Its tables truncate texts, so tables with coloured steps are logged as HTML pages."""
 
     name = "trackio"
 
@@ -200,7 +203,7 @@ class TrackioTracker(_OpenRun):
 
 
 class TensorBoardTracker:
-    """TensorBoard: tables are texts, and artifacts texts too; other files it cannot hold."""
+    """TensorBoard. Tables and text artifacts are logged as texts. Other files cannot be logged."""
 
     name = "tensorboard"
 
@@ -227,10 +230,10 @@ class TensorBoardTracker:
     def artifact(self, kind: str, files: Mapping[str, str | Path]) -> None:
         kept = {name: content for name, content in files.items() if isinstance(content, str)}
         for name, content in kept.items():
-            # An indented block is shown as it stands.
+            # An indented block is shown without formatting.
             self.writer.add_text(f"artifact/{kind}/{name}", "    " + content.replace("\n", "\n    "))
         if len(kept) < len(files):
-            raise TypeError("tensorboard holds no files, expected texts; add wandb or trackio to report_to for them")
+            raise TypeError("tensorboard: got files, expected texts. Add wandb or trackio to report_to to log files")
 
     def finish(self) -> None:
         self.writer.close()
@@ -256,7 +259,7 @@ def _started_by(trainer) -> list[Any]:
 def _start_wandb(folder: Path, config: dict[str, Any]) -> WandbTracker:
     import wandb
 
-    project = os.getenv("WANDB_PROJECT", "huggingface")  # where transformers puts trainings
+    project = os.getenv("WANDB_PROJECT", "huggingface")  # the default project of transformers
     run = wandb.init(project=project, name=folder.name, config=config)
     run.define_metric("*", step_metric=STEP, step_sync=True)
     return WandbTracker(run)

@@ -1,4 +1,4 @@
-"""What a trainer of this package has beside its metrics: its trackers, its throughput, and its artifacts."""
+"""The callback that gives a trainer its trackers, its throughput metrics and its artifacts."""
 
 import json
 from collections.abc import Callable
@@ -15,29 +15,30 @@ from .throughput import Throughput
 from .trackers import Trackers
 
 
-# Weights, configurations, tokenizers, the format and the card. `training_args.bin` holds secrets; the optimizer's
-# and the random generators' states serve only to resume.
+# Weights, configurations, tokenizers, the format and the model card. `training_args.bin` is left out because it may
+# contain secrets, the states of the optimizer and the random generators because they are only needed to resume.
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
 NOT_MODEL_FILES = {"trainer_state.json"}
 
 
 class TrainingTracker(TrainerCallback):
     """
-    Made by a trainer at the end of its constructor; adds itself and [`Throughput`] to the callbacks.
+    A callback that a trainer creates at the end of its constructor. It adds itself and [`Throughput`] to the callbacks
+    of the trainer.
 
     Args:
         trainer ([`~transformers.Trainer`]):
-            Its arguments are derived from [`TrackingConfig`].
+            Trainer whose arguments derive from [`TrackingConfig`].
         manifest (`Callable`, *optional*):
-            Returns what the data is, as JSON holds it, or `None`.
+            Function that returns a description of the data as JSON values, or `None`.
         at_start (`Callable`, *optional*):
-            Called on every process when the trackers of a training have just started.
+            Function that is called on every process after the trackers have started.
         last_model (`Callable`, *optional*):
-            Returns the folder of the last model that was saved, or `None`. Defaults to the last checkpoint's.
+            Function that returns the folder of the last saved model, or `None`. Defaults to the last checkpoint.
 
     Attributes:
-        trackers ([`Trackers`]): those of the trainer.
-        throughput ([`Throughput`]): the trainer counts its batches there.
+        trackers ([`Trackers`]): trackers of the trainer.
+        throughput ([`Throughput`]): throughput counter, to which the trainer adds its batches.
     """
 
     def __init__(
@@ -56,15 +57,15 @@ class TrainingTracker(TrainerCallback):
         self._begun = False
         args._shown_of_model = _shown(trainer.model)
         for callback in trainer.callback_handler.callbacks:
-            # Its folder is set only when a training begins: what is logged before goes to the working directory.
+            # Without a folder here, values that are logged before training starts would go to the working directory.
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(Path(args.output_dir, default_logdir()))
         trainer.add_callback(self.throughput)
-        # Trackers end their runs at the end of a training: what is logged then has to come before them.
+        # Trackers close their runs at the end of training, so this callback must run before them.
         trainer.callback_handler.callbacks.insert(0, self)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        """Once, and then all trackers have started."""
+        """Logs the configuration and the data once, after all trackers have started."""
         if self._begun:
             return
         self._begun = True
@@ -82,7 +83,9 @@ class TrainingTracker(TrainerCallback):
     def _model_files(self) -> dict[str, Path]:
         folder = self._last_model()
         if folder is None:
-            raise FileNotFoundError("log_artifacts: no checkpoint was saved, expected one. Set save_strategy.")
+            raise FileNotFoundError(
+                "log_artifacts: no checkpoint was saved, expected one to log as an artifact. Set save_strategy."
+            )
         return {
             path.name: path
             for path in sorted(Path(folder).iterdir())
@@ -91,7 +94,7 @@ class TrainingTracker(TrainerCallback):
 
 
 def _shown(model) -> dict[str, Any]:
-    # Laid over what transformers' callbacks take from the model themselves: absolute paths among it.
+    # These values replace those that transformers' callbacks read from the model, which include absolute paths.
     shown: dict[str, Any] = {"_name_or_path": getattr(model.config, "_name_or_path", "")}
     if hasattr(model, "peft_config"):
         shown["peft_config"] = {name: config.to_dict() for name, config in model.peft_config.items()}

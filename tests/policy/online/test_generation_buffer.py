@@ -1,4 +1,4 @@
-"""A step policy resumed at any update, past the first epoch too, is the straight run's to the bit."""
+"""A step policy that is resumed at any update, in any epoch, equals the policy of an uninterrupted run bitwise."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer
 
 
 TRAINERS = {"grpo": (StepGRPOTrainer, StepGRPOConfig), "ppo": (StepPPOTrainer, StepPPOConfig)}
-# Of four questions two at a time, four rows: an epoch is two generations
+# Two of four questions per generation, with four rows: an epoch has two generations
 QUESTIONS, GENERATIONS = 4, 2
 
 
 class SaveAt(TrainerCallback):
-    """Saves a checkpoint after these updates."""
+    """Saves a checkpoint after each of these updates."""
 
     def __init__(self, updates):
         self.updates = updates
@@ -50,7 +50,7 @@ def make_trainer(kind, folder, save_at=(), **others):
     return trainer
 
 
-# Two batches a generation, gone through twice
+# Two batches per generation, and two passes over them
 REUSED = {"per_device_train_batch_size": 2, "steps_per_generation": 2, "num_iterations": 2}
 
 
@@ -58,16 +58,16 @@ REUSED = {"per_device_train_batch_size": 2, "steps_per_generation": 2, "num_iter
 @pytest.mark.parametrize(
     ("kind", "others", "updates", "resumed_at"),
     [
-        # Eight updates an epoch, four a generation: at the first epoch's end, in the middle of the second one's first
-        # generation, and at the end of the third one's
+        # Eight updates per epoch, four per generation: at the first epoch's end, in the middle of the second's
+        # first generation, and at the end of the third epoch's
         ("grpo", REUSED, 24, (8, 11, 20)),
         ("ppo", REUSED, 24, (8, 11, 20)),
-        # Eight passes an epoch, in updates of five and of three
+        # Eight passes per epoch, in updates of five and of three
         ("grpo", {**REUSED, "gradient_accumulation_steps": 5}, 6, (2, 3)),
     ],
     ids=["grpo", "ppo", "uneven updates"],
 )
-def test_a_resumed_run_is_the_straight_run(tmp_path, kind, others, updates, resumed_at):
+def test_a_resumed_run_equals_the_uninterrupted_run(tmp_path, kind, others, updates, resumed_at):
     straight = make_trainer(kind, tmp_path / "run", resumed_at, **others)
     straight.train()
     assert straight.state.global_step == updates
@@ -75,7 +75,7 @@ def test_a_resumed_run_is_the_straight_run(tmp_path, kind, others, updates, resu
     assert first != second != third
     expected = straight.model.state_dict()
     for update in resumed_at:
-        torch.manual_seed(update)  # what it needs it finds in the checkpoint
+        torch.manual_seed(update)  # the checkpoint holds the random state that it needs
         resumed = make_trainer(kind, tmp_path / "resumed", **others)
         resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{update}"))
         assert resumed.state.global_step == updates
@@ -85,21 +85,21 @@ def test_a_resumed_run_is_the_straight_run(tmp_path, kind, others, updates, resu
             assert torch.equal(weight, expected[name]), (update, name)
 
 
-def test_the_order_is_trls_in_the_first_epoch_and_another_in_each(tmp_path):
+def test_the_order_equals_trls_in_the_first_epoch_and_differs_in_later_epochs(tmp_path):
     trainer = make_trainer("grpo", tmp_path)
     ours, theirs = trainer._get_train_sampler(), GRPOTrainer._get_train_sampler(trainer)
-    assert list(ours) == list(ours) == list(theirs)  # where it goes on after a resume, whatever was drawn before
+    assert list(ours) == list(ours) == list(theirs)  # the order does not depend on the random state
     ours.epoch = 1
     assert list(ours) != list(theirs) and sorted(ours) == sorted(theirs)
 
 
 @pytest.mark.slow("trains several times")
 @pytest.mark.parametrize("lacking", ["file", "sizes"])
-def test_a_generation_that_cannot_be_had_is_sampled_anew(tmp_path, caplog, lacking):
+def test_a_missing_generation_is_sampled_again(tmp_path, caplog, lacking):
     others = {**REUSED, "num_train_epochs": 1}
     straight = make_trainer("grpo", tmp_path / "run", [3, 4], **others)
     straight.train()
-    (file,) = tmp_path.rglob("generation_*.safetensors")  # none where a generation has ended
+    (file,) = tmp_path.rglob("generation_*.safetensors")  # there is no file at the end of a generation
     assert file == tmp_path / "run" / "checkpoint-3" / "generation_0_of_1.safetensors"
     if lacking == "file":
         file.unlink()
@@ -108,8 +108,8 @@ def test_a_generation_that_cannot_be_had_is_sampled_anew(tmp_path, caplog, lacki
     resumed = make_trainer("grpo", tmp_path / "resumed", **others)
     resumed.train(resume_from_checkpoint=str(file.parent))
     assert (
-        "checkpoint-3: made between updates that share a generation, and without a generation_0_of_1.safetensors"
+        "checkpoint-3 was saved between updates that share a generation, and has no generation_0_of_1.safetensors"
         in caplog.text
     )
-    assert resumed.asked == straight.asked  # the first one's last update, and the second one in its place
+    assert resumed.asked == straight.asked  # the last update of the first generation, and the second generation
     assert resumed.state.global_step == straight.state.global_step == 8

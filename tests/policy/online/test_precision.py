@@ -1,5 +1,5 @@
-"""Weights in half precision: what is trained on stays float32, and is what float64 makes of the same logits. Solutions
-and groups without steps, and evaluations without labels, take no part."""
+"""Weights in half precision: losses and scores stay float32 and agree with float64. Solutions and groups without steps
+have no advantages, and rows without labels are not evaluated."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def erprm(folder, model, data, head="lm", **options):
 
 
 def exact_log_odds(model, head, batch, tokenizer):
-    """In float64, from what the model makes of the text in its own precision."""
+    """Log-odds in float64, from the model's hidden states in its own precision."""
     with torch.no_grad():
         trunk = model.base_model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
@@ -48,7 +48,7 @@ def exact_log_odds(model, head, batch, tokenizer):
             good, bad = tokenizer.convert_tokens_to_ids([DIAL_FORMAT.good_token, DIAL_FORMAT.bad_token])
             weight = model.lm_head.weight.double()
             z = trunk.double() @ (weight[good] - weight[bad])
-        else:  # the head is the model's, and rounds as the model does
+        else:  # the head belongs to the model, and rounds like it
             z = model.score(trunk)[..., 0].double()
     rows = torch.arange(len(z))[:, None].expand_as(batch["step_positions"])[batch["step_mask"]]
     return z[rows, batch["step_positions"][batch["step_mask"]]]
@@ -56,7 +56,7 @@ def exact_log_odds(model, head, batch, tokenizer):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head", ["lm", "token"])
-def test_reward_models(head, dtype, tmp_path):
+def test_reward_models_in_half_precision(head, dtype, tmp_path):
     tokenizer = word_level()
     trainer = erprm(tmp_path, tiny_llama(len(tokenizer), head).to(dtype), Dataset.from_list(ROWS), head)
     batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
@@ -69,7 +69,7 @@ def test_reward_models(head, dtype, tmp_path):
     assert loss.dtype == outputs["logits"].dtype == torch.float32 and trainer.model.dtype == dtype
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     loss.backward()
-    assert all(bool(one.grad.isfinite().all()) for one in trainer.model.parameters() if one.grad is not None)
+    assert all(bool(weight.grad.isfinite().all()) for weight in trainer.model.parameters() if weight.grad is not None)
     scorer = StepScorer(trainer.model, tokenizer, trainer.prm_format)
     scores = scorer.score([row["prompt"] for row in ROWS], [row["completions"] for row in ROWS])
     assert sum(scores, []) == pytest.approx(z.sigmoid().tolist(), abs=1e-5)
@@ -78,24 +78,24 @@ def test_reward_models(head, dtype, tmp_path):
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("name", ["grpo", "ppo"])
-def test_policies(name, dtype, tmp_path):
+def test_policies_in_half_precision(name, dtype, tmp_path):
     output = {}
-    for one in (dtype, torch.float32):
-        path = save_tiny(tmp_path / "policy", word_level())  # the reference policy is read again
-        trainer = policy(name, tmp_path, path, model_init_kwargs={"dtype": one}, beta=0.1)
-        output[one] = rollout(trainer, ["4 ки 8 </s>", "2 </s>", "", ""])
-        loss = trainer.compute_loss(trainer.model, output[one] | {"num_items_in_batch": torch.tensor(6)})
+    for precision in (dtype, torch.float32):
+        path = save_tiny(tmp_path / "policy", word_level())  # the reference policy is loaded from the same path
+        trainer = policy(name, tmp_path, path, model_init_kwargs={"dtype": precision}, beta=0.1)
+        output[precision] = rollout(trainer, ["4 ки 8 </s>", "2 </s>", "", ""])
+        loss = trainer.compute_loss(trainer.model, output[precision] | {"num_items_in_batch": torch.tensor(6)})
         loss.backward()
-        assert loss.dtype == torch.float32 and trainer.model.dtype == one
+        assert loss.dtype == torch.float32 and trainer.model.dtype == precision
     half, whole = output[dtype], output[torch.float32]
     floats = {key: value for key, value in half.items() if getattr(value, "is_floating_point", bool)()}
     assert {"advantages", "ref_per_token_logps"} <= floats.keys() and (name == "grpo" or "old_values" in floats)
     for key, value in floats.items():
         assert value.dtype == torch.float32 and bool(value.isfinite().all()), key
-        # bfloat16 knows 8 bits: this says that nothing is of another kind, not that it is precise.
+        # bfloat16 has 8 bits, so this only detects gross errors.
         torch.testing.assert_close(value, whole[key], atol=0.1, rtol=0.05)
     if name == "grpo":
-        assert torch.equal(half["advantages"], whole["advantages"])  # of scores, which are float32 in any case
+        assert torch.equal(half["advantages"], whole["advantages"])  # advantages of scores, which are always float32
 
 
 def policy(name, folder, model=None, **options):
@@ -107,7 +107,9 @@ def policy(name, folder, model=None, **options):
 
 
 def rollout(trainer, texts):
-    generate_fixed(trainer, [ids or [2] for ids in encode(trainer.processing_class, *texts)])  # [2]: ended at once
+    generate_fixed(
+        trainer, [ids or [2] for ids in encode(trainer.processing_class, *texts)]
+    )  # [2]: an empty completion
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     return trainer._generate_and_score_completions([{"prompt": f"Tom dial {row // 2}"} for row in range(len(texts))])
@@ -115,7 +117,7 @@ def rollout(trainer, texts):
 
 @pytest.mark.parametrize("credit", ["difference", "min_form", "sum", "outcome"])
 @pytest.mark.parametrize("name", ["grpo", "ppo"])
-def test_groups_without_steps(name, credit, tmp_path):
+def test_groups_without_steps_do_not_affect_other_groups(name, credit, tmp_path):
     trainer = policy(name, tmp_path, credit=credit, **({"whiten_advantages": False} if name == "ppo" else {}))
     both = rollout(trainer, ["4 ки 8 </s>", "2 </s>", "", ""])["advantages"]
     alone = rollout(trainer, ["4 ки 8 </s>", "2 </s>"])["advantages"]
@@ -124,12 +126,12 @@ def test_groups_without_steps(name, credit, tmp_path):
     assert nothing.shape == (4, 1) and not nothing.any()
 
 
-def test_rows_without_labels(tmp_path):
+def test_rows_without_labels_do_not_affect_the_evaluation(tmp_path):
     data = erprm(tmp_path, tiny_llama(len(word_level())), Dataset.from_list(ROWS)).train_dataset
     without = [{**row, "step_positions": [], "step_labels": []} for row in data]
     mixed = Dataset.from_list([without[0], data[0], data[1], *without, without[0]], features=data.features)
     trainer = erprm(tmp_path, tiny_llama(len(word_level())), mixed, train_sampling_strategy="sequential", packing=True)
-    # Its batches are of two: a row without labels in the first, and nothing else in the third.
+    # Batches have two rows: the first has one row without labels, and the third has no labels at all.
     plain = erprm(tmp_path, tiny_llama(len(word_level())), data)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], abs=1e-6)
     with pytest.raises(ValueError, match="no labelled step"):

@@ -1,4 +1,4 @@
-"""Step GRPO: advantages by hand, the same as TRL's trainer where the two must agree, and what TRL must not change."""
+"""Step GRPO: advantages worked by hand, agreement with TRL's trainer, and canaries for changes in TRL."""
 
 import dataclasses
 import math
@@ -47,7 +47,7 @@ def make_trainer(folder, *, scorer=None, dataset=None, funcs=(), tokenizer=None,
 
 
 def rollout(trainer, texts, **columns):
-    """What TRL makes of fixed completions, two a question."""
+    """TRL's batch for fixed completions, two per question."""
     generate_fixed(trainer, encode(trainer.processing_class, *texts))
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
@@ -58,7 +58,7 @@ def rollout(trainer, texts, **columns):
 
 
 def watch_steps(trainer):
-    """Keeps the steps from which the trainer makes its advantages."""
+    """Keeps the steps from which the trainer computes its advantages."""
     seen, set_advantages = [], trainer._set_advantages
 
     def watching(output, steps):
@@ -74,37 +74,37 @@ def check(advantages, expected):
 
 
 def outcome_reward(completions, **columns):
-    """1 for the first of each two, 0 for the second."""
+    """1 for the first completion of each pair, 0 for the second."""
     return [float(index % 2 == 0) for index in range(len(completions))]
 
 
-# Means of a group are over its steps, advantages are sums from the step on, nothing is divided (scale "none").
+# A group's mean is over its steps, an advantage is the sum from its step on, and scale "none" divides nothing.
 BY_HAND = {
-    # v_0 = (0.8 + 0.2) / 2 = 0.5; A pays -0.1, 0.4 and B -0.3; mean 0; A: 0.3, 0.4.
+    # v_0 = (0.8 + 0.2) / 2 = 0.5. The rewards are -0.1, 0.4 for A and -0.3 for B, with mean 0. A: 0.3, 0.4.
     "difference": [[0.3, 0.3, 0.4, 0.4], [-0.3, -0.3, 0, 0]],
-    # Mean of 0.4, 0.8, 0.2 is 7/15: A is left with -1/15, 1/3, B with -4/15; A: 4/15, 1/3.
+    # The mean of 0.4, 0.8, 0.2 is 7/15. Centred: -1/15, 1/3 for A and -4/15 for B. A: 4/15, 1/3.
     "sum": [[4 / 15, 4 / 15, 1 / 3, 1 / 3], [-4 / 15, -4 / 15, 0, 0]],
-    # Solutions are worth 0.8 and 0.2, mean 0.5.
+    # Solution scores 0.8 and 0.2 with mean 0.5.
     "outcome": [[0.3, 0.3, 0.3, 0.3], [-0.3, -0.3, 0, 0]],
 }
 
 
 @pytest.mark.parametrize("credit", BY_HAND)
-def test_advantages_by_hand(tmp_path, credit):
+def test_advantages_worked_by_hand(tmp_path, credit):
     output = rollout(make_trainer(tmp_path, credit=credit), [A, B])
     check(output["advantages"], BY_HAND[credit])
     assert output["completion_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
-def test_gamma_discounts_what_later_steps_are_paid(tmp_path, gamma):
-    # A pays -0.1 and 0.4, B -0.3, mean 0: the first step of A is worth -0.1 + 0.4 gamma.
+def test_gamma_discounts_the_rewards_of_later_steps(tmp_path, gamma):
+    # Rewards -0.1 and 0.4 for A, -0.3 for B, mean 0. The advantage of A's first step is -0.1 + 0.4 gamma.
     output = rollout(make_trainer(tmp_path, gamma=gamma), [A, B])
     check(output["advantages"], [[-0.1 + 0.4 * gamma] * 2 + [0.4] * 2, [-0.3, -0.3, 0, 0]])
 
 
-def test_advantages_by_hand_of_min_form(tmp_path):
-    # Softmax of -4, -8: 1 / (1 + e^-4) and the rest. A pays 0.4 of the first and 0.8 of the second, B 0.2.
+def test_advantages_of_min_form_worked_by_hand(tmp_path):
+    # Softmax of -4, -8: 1 / (1 + e^-4) and the rest. A's rewards are 0.4 and 0.8 times these, and B's is 0.2.
     first = 1 / (1 + math.exp(-4))
     paid = [0.4 * first, 0.8 * (1 - first), 0.2]
     mean = sum(paid) / 3
@@ -115,7 +115,7 @@ def test_advantages_by_hand_of_min_form(tmp_path):
 
 
 def test_the_reward_models_own_aggregation_is_the_default(tmp_path):
-    # "min": the prefixes of A are worth 0.4, 0.4, v_0 = (0.4 + 0.2) / 2 = 0.3: 0.1, 0 and for B -0.1.
+    # "min": A's prefixes have values 0.4, 0.4, and v_0 = (0.4 + 0.2) / 2 = 0.3. Rewards: 0.1, 0 and for B -0.1.
     check(
         rollout(make_trainer(tmp_path, aggregation=None), [A, B])["advantages"],
         [[0.1, 0.1, 0, 0], [-0.1, -0.1, 0, 0]],
@@ -129,10 +129,10 @@ def test_the_reward_models_own_aggregation_is_the_default(tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["group", "batch"])
-def test_advantages_by_hand_with_a_scale(tmp_path, scale):
-    # First group as above: -0.1, 0.4, -0.3, deviation sqrt((0.01 + 0.16 + 0.09) / 2).
-    # Second group "6 </s>", "6 ки 6": v_0 = 0.6 and all rewards 0; five steps more in the batch's deviation are
-    # six rewards with the squares 0.26 and mean 0, so sqrt(0.26 / 5).
+def test_scaled_advantages_worked_by_hand(tmp_path, scale):
+    # First group as above: -0.1, 0.4, -0.3 with standard deviation sqrt((0.01 + 0.16 + 0.09) / 2).
+    # Second group "6 </s>", "6 ки 6": v_0 = 0.6 and all rewards are 0. The batch's standard deviation is over
+    # six rewards with mean 0 and a sum of squares of 0.26, so it is sqrt(0.26 / 5).
     std = {"group": math.sqrt(0.26 / 2), "batch": math.sqrt(0.26 / 5)}[scale] + 1e-4
     output = rollout(make_trainer(tmp_path, scale_rewards=scale), [A, B, "6 </s>", "6 ки 6"])
     check(
@@ -143,15 +143,15 @@ def test_advantages_by_hand_with_a_scale(tmp_path, scale):
 
 @pytest.mark.parametrize("credit", BY_HAND)
 def test_the_outcome_is_added_to_every_token(tmp_path, credit):
-    # Outcomes 1 and 0 of the mean 0.5, weight 0.5: 0.25 more for A, 0.25 less for B.
+    # Outcomes 1 and 0 with mean 0.5 and weight 0.5: 0.25 more for A, 0.25 less for B.
     trainer = make_trainer(tmp_path, credit=credit, funcs=[outcome_reward], outcome_weight=0.5)
     (a, b) = BY_HAND[credit]
     expected = [[value + 0.25 for value in a], [b[0] - 0.25, b[1] - 0.25, 0, 0]]
     check(rollout(trainer, [A, B])["advantages"], expected)
 
 
-def test_reward_weights_weigh_the_other_functions(tmp_path):
-    # 2 * (1, 0) + 3 * (0.1, 0.1), None counting nothing: mean-free +-1, plus the steps' at outcome weight 1.
+def test_reward_weights_apply_to_the_other_reward_functions(tmp_path):
+    # 2 * (1, 0) + 3 * (0.1, 0.1), and None does not count. Centred: +-1, plus the steps' advantages.
     def constant(completions, **columns):
         return [0.1] * len(completions)
 
@@ -178,7 +178,7 @@ def test_step_rewards_are_computed_once_for_each_batch_of_generations(tmp_path, 
     monkeypatch.setattr(step_trainer, "step_rewards", counting)
     rollout(trainer, [A, B])
     assert len(calls) == 1
-    # From 0: A is worth 0.8 at its end and B 0.2, on average 0.5.
+    # Starting from 0, A has 0.8 at its end and B 0.2, on average 0.5.
     assert trainer._metrics["train"]["reward_parts/step"] == [pytest.approx(0.5)]
 
 
@@ -186,18 +186,18 @@ def test_two_trainers_may_share_a_reward_function(tmp_path):
     reward = StepRewardFunction(FakeScorer(by_last_number))
     first, second = (make_trainer(tmp_path, scorer=reward) for _ in range(2))
     for trainer in (first, second, first):
-        reward(["q"] * 3, ["4", "8", "2"])  # a call by hand leaves no trace
+        reward(["q"] * 3, ["4", "8", "2"])  # a call outside the trainer has no effect
         check(rollout(trainer, [A, B])["advantages"], BY_HAND["difference"])
 
 
-def test_a_reward_function_that_was_replaced_is_an_error(tmp_path):
+def test_a_replaced_reward_function_is_an_error(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.reward_funcs = [lambda prompts, **columns: [0.5] * len(prompts)]
-    with pytest.raises(RuntimeError, match="got no batch, expected one of 2 completions"):
+    with pytest.raises(RuntimeError, match="got no batch, expected a batch of 2 completions"):
         rollout(trainer, [A, B])
 
 
-def test_the_step_reward_need_not_come_first(tmp_path):
+def test_the_step_reward_may_have_any_place_in_the_list(tmp_path):
     tokenizer = word_level()
     trainer = StepGRPOTrainer(
         tiny_llama(len(tokenizer)),
@@ -210,14 +210,14 @@ def test_the_step_reward_need_not_come_first(tmp_path):
     check(rollout(trainer, [A, B])["advantages"], [[value + 0.25 for value in a], [b[0] - 0.25, b[1] - 0.25, 0, 0]])
 
 
-def test_padding_never_leaks(tmp_path):
-    # The pad id 0 is also sampled, inside A: it counts as a token of its step, and B's padding as none.
+def test_padding_does_not_affect_advantages(tmp_path):
+    # The pad id 0 is also sampled inside A, where it counts as a token of its step. B's padding does not count.
     trainer = make_trainer(tmp_path)
     seen = watch_steps(trainer)
     with_pad = rollout(trainer, ["4 <pad> ки 8 </s>", "2 <pad> </s>"])
     check(with_pad["advantages"], [[0.3, 0.3, 0.3, 0.4, 0.4], [-0.3, -0.3, -0.3, 0, 0]])
     assert with_pad["completion_mask"].sum(-1).tolist() == [5, 3]
-    # Whatever lies under the mask of the scores, and behind a row's last step, is never read.
+    # Values under the mask of the scores, and after a row's last step, are never read.
     (steps,) = seen
     garbage = steps.scores.masked_fill(~steps.mask, 1e9)
     ends = steps.token_ends.masked_fill(~steps.mask[steps.local], 1)
@@ -226,7 +226,7 @@ def test_padding_never_leaks(tmp_path):
     torch.testing.assert_close(again["advantages"], with_pad["advantages"])
 
 
-def test_more_padding_changes_nothing(tmp_path):
+def test_wider_batches_do_not_change_advantages(tmp_path):
     # A second group makes the batch wider in steps and in tokens.
     wide = rollout(make_trainer(tmp_path), [A, B, "1 ки 1 ки 1 ки 1 ки 1 </s>", "1 </s>"])
     check(wide["advantages"][:2, :4], BY_HAND["difference"])
@@ -241,17 +241,17 @@ def test_end_token_that_is_also_the_padding(tmp_path):
     check(output["advantages"], BY_HAND["difference"])
 
 
-def test_no_separator_and_cut_by_the_length_limit(tmp_path):
-    # "5 + 3" is one step of 0.3; "4 ки 8 ки" ends with its separator, without end token: steps 0.4, 0.8.
-    # v_0 = 0.55: -0.25 and -0.15, 0.4; mean 0; the second row gets 0.25, 0.4.
+def test_truncated_completions_and_completions_without_separators_are_scored(tmp_path):
+    # "5 + 3" is one step of 0.3. "4 ки 8 ки" ends with its separator, without an end token: steps 0.4, 0.8.
+    # v_0 = 0.55: rewards -0.25 and -0.15, 0.4 with mean 0. The second row has 0.25, 0.4.
     output = rollout(make_trainer(tmp_path), ["5 + 3 </s>", "4 ки 8 ки"])
     check(output["advantages"], [[-0.25] * 4, [0.25, 0.25, 0.4, 0.4]])
 
 
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])
 @pytest.mark.parametrize("credit", ["difference", "min_form", "sum", "outcome"])
-def test_what_cannot_be_scored_teaches_nothing(tmp_path, credit, scale):
-    # All of the first group and one of the second: its lone sibling has no one to be compared with.
+def test_unscorable_completions_have_no_advantage(tmp_path, credit, scale):
+    # The whole first group and one completion of the second group, whose other completion has no comparison.
     trainer = make_trainer(tmp_path, credit=credit, scale_rewards=scale)
     output = rollout(trainer, ["</s>", "ки </s>", "</s>", "7 </s>"])
     assert output["advantages"].shape == (4, 2)
@@ -262,53 +262,53 @@ def test_what_cannot_be_scored_teaches_nothing(tmp_path, credit, scale):
     assert all(weight.grad is None or weight.grad.abs().max() == 0 for weight in trainer.model.parameters())
 
 
-def test_a_row_that_cannot_be_scored_is_left_out_of_its_groups_mean(tmp_path):
-    # Four a group: A, B, nothing, "2": v_0 = (0.8 + 0.2 + 0.2) / 3 = 0.4. A pays 0, 0.4, B and "2" -0.2; mean 0.
+def test_an_unscorable_row_is_not_in_its_groups_mean(tmp_path):
+    # A group of A, B, an empty text and "2": v_0 = (0.8 + 0.2 + 0.2) / 3 = 0.4. Rewards: A 0, 0.4, B and "2" -0.2.
     trainer = make_trainer(tmp_path, num_generations=4)
     output = rollout(trainer, [A, B, "</s>", B])
     check(output["advantages"], [[0.4] * 4, [-0.2, -0.2, 0, 0], [0] * 4, [-0.2, -0.2, 0, 0]])
 
 
-def test_the_outcome_teaches_where_steps_cannot(tmp_path):
+def test_unscorable_completions_keep_the_outcomes_advantage(tmp_path):
     trainer = make_trainer(tmp_path, funcs=[outcome_reward])
     check(rollout(trainer, ["</s>", "</s>"])["advantages"], [[0.5], [-0.5]])
 
 
-def test_answers_on_some_rows_only(tmp_path):
+def test_only_some_rows_may_have_answers(tmp_path):
     rows = dial.make_questions(4, seed=5)
     dataset = Dataset.from_dict({"prompt": [row["question"] for row in rows], "answer": ["4", None, "4", None]})
     trainer = make_trainer(
         tmp_path, dataset=dataset, grading="exact", answer_pattern=r"(\d+)$", credit="outcome", outcome_weight=1.0
     )
     assert isinstance(trainer.answer_reward, AnswerReward)
-    # First group: scores 0.4 and 0.2, right and wrong; second without an answer: 0.9 and 0.1.
+    # First group: scores 0.4 and 0.2, right and wrong. Second group without an answer: 0.9 and 0.1.
     output = rollout(trainer, ["4 </s>", "2 </s>", "9 </s>", "1 </s>"], answer=["4", "4", None, None])
     check(output["advantages"], [[0.6] * 2, [-0.6] * 2, [0.4] * 2, [-0.4] * 2])
     metrics = trainer._metrics["train"]
     assert metrics["steps/accuracy"] == [0.5]
-    assert metrics["steps/agreement"] == [1.0]  # the one graded pair is ordered by its scores
+    assert metrics["steps/agreement"] == [1.0]  # the only graded pair is in the right order
 
 
-def test_agreement_is_of_rows_with_a_score_and_an_answer(tmp_path):
+def test_agreement_uses_only_rows_with_a_score_and_an_answer(tmp_path):
     answered = questions(4, answer=["4"] * 4)
     options = {"grading": "exact", "answer_pattern": r"(\d+)$", "outcome_weight": 1.0, "num_generations": 4}
     trainer = make_trainer(tmp_path, dataset=answered, **options)
-    # Right with 0.4, wrong with 0.2 and 0.9; the second has no step, so no score: one pair of two is ordered.
+    # Right with 0.4, wrong with 0.2 and 0.9. The second has no step and no score. One of two pairs is in order.
     rollout(trainer, ["4 </s>", "</s>", "2 </s>", "9 </s>"], answer=["4"] * 4)
     assert trainer._metrics["train"]["steps/accuracy"] == [0.25]
     assert trainer._metrics["train"]["steps/agreement"] == [0.5]
 
 
-def test_a_row_without_an_outcome_is_left_out_of_its_groups_mean(tmp_path):
+def test_a_row_without_an_outcome_is_not_in_its_groups_mean(tmp_path):
     def sometimes(completions, **columns):
         return [1.0, None, 0.0, 0.5]
 
-    # Steps are all worth the same: v_0 = 0.5, rewards 0. Outcomes 1, 0, 0.5 have the mean 0.5.
+    # All steps have the same score: v_0 = 0.5, rewards 0. Outcomes 1, 0, 0.5 have the mean 0.5.
     trainer = make_trainer(tmp_path, num_generations=4, funcs=[sometimes])
     check(rollout(trainer, ["5 </s>"] * 4)["advantages"], [[0.5] * 2, [0.0] * 2, [-0.5] * 2, [0.0] * 2])
 
 
-def test_the_outcome_weight_is_one_where_there_is_an_outcome(tmp_path):
+def test_the_outcome_weight_defaults_to_one_if_there_is_an_outcome(tmp_path):
     answered = questions(4, answer=["4"] * 4)
     assert make_trainer(tmp_path).outcome_weight == 0.0
     assert make_trainer(tmp_path, funcs=[outcome_reward]).outcome_weight == 1.0
@@ -319,7 +319,7 @@ def test_the_outcome_weight_is_one_where_there_is_an_outcome(tmp_path):
     assert len(trainer.reward_funcs) == 2  # answers are not graded twice
 
 
-def test_a_weight_of_zero_grades_and_logs_but_does_not_teach(tmp_path):
+def test_an_outcome_weight_of_zero_grades_and_logs_without_training(tmp_path):
     trainer = make_trainer(
         tmp_path, dataset=questions(4, answer=["4"] * 4), outcome_weight=0.0, grading="exact", answer_pattern=r"(\d+)$"
     )
@@ -328,7 +328,7 @@ def test_a_weight_of_zero_grades_and_logs_but_does_not_teach(tmp_path):
     assert trainer._metrics["train"]["rewards/answer_reward/mean"] == [0.5]
 
 
-def test_a_named_column_that_is_missing_is_an_error_and_the_remedies_help(tmp_path):
+def test_a_missing_column_is_an_error_with_fixes_that_work(tmp_path):
     data = questions(4, solution=["4"] * 4)
     message = r"StepGRPOTrainer: got answer_column='final', expected one of .* train_dataset \(prompt, solution\)"
     with pytest.raises(ValueError, match=message):
@@ -344,7 +344,7 @@ def test_a_named_column_that_is_missing_is_an_error_and_the_remedies_help(tmp_pa
 
 
 @pytest.mark.parametrize("evaluation", ["dataset", "datasets"])
-def test_an_evaluation_needs_the_columns_that_the_training_has(tmp_path, evaluation):
+def test_an_evaluation_needs_the_columns_of_the_training(tmp_path, evaluation):
     data = questions(4, problem=["q"] * 4, answer=["4"] * 4)
 
     def with_evaluation(other):
@@ -364,9 +364,11 @@ def test_an_evaluation_needs_the_columns_that_the_training_has(tmp_path, evaluat
     assert with_evaluation(data).answer_reward is not None
 
 
-def test_an_outcome_weight_without_an_outcome_is_an_error_and_the_remedies_help(tmp_path, caplog):
+def test_an_outcome_weight_without_an_outcome_is_an_error_with_fixes_that_work(tmp_path, caplog):
     data = questions(4, solution=["4"] * 4)
-    with pytest.raises(ValueError, match="got outcome_weight=0.5, expected a column 'answer' .* prompt, solution"):
+    with pytest.raises(
+        ValueError, match="got outcome_weight=0.5 without an outcome, expected a column 'answer' .* prompt, solution"
+    ):
         make_trainer(tmp_path, dataset=data, outcome_weight=0.5)
     trainer = make_trainer(tmp_path, dataset=data, outcome_weight=0.5, answer_column="solution")
     assert trainer.outcome_weight == 0.5 and trainer.answer_reward.answer_column == "solution"
@@ -376,13 +378,13 @@ def test_an_outcome_weight_without_an_outcome_is_an_error_and_the_remedies_help(
     assert "StepGRPOTrainer: the column 'solution' of the training dataset is not used. Set answer_col" in caplog.text
 
 
-def test_a_reward_of_unscorable_completions_is_refused(tmp_path):
+def test_an_unscorable_reward_is_refused(tmp_path):
     with pytest.raises(ValueError, match="StepGRPOTrainer: got a StepRewardFunction with unscorable_reward=0.0"):
         make_trainer(tmp_path, scorer=StepRewardFunction(FakeScorer(by_text), unscorable_reward=0.0))
 
 
-def test_step_metrics_have_their_usual_names_whatever_the_reward_functions_name(tmp_path):
-    # The guard and the tables of solutions read them.
+def test_step_metrics_have_no_prefix_with_another_name_of_the_reward_function(tmp_path):
+    # The guard and the tables of solutions read these names.
     trainer = make_trainer(tmp_path, scorer=StepRewardFunction(FakeScorer(by_last_number), name="prm"))
     rollout(trainer, [A, B])
     metrics = trainer._metrics["train"]
@@ -391,7 +393,7 @@ def test_step_metrics_have_their_usual_names_whatever_the_reward_functions_name(
 
 
 @pytest.mark.parametrize("answers", [False, True])
-def test_a_streaming_dataset_whose_columns_only_its_rows_know(tmp_path, answers):
+def test_columns_of_a_streaming_dataset_are_read_from_its_rows(tmp_path, answers):
     data = questions(4, answer=["8"] * 4).to_iterable_dataset()
     data = data.map(lambda row: {"other": 1}, remove_columns=[] if answers else ["answer"])
     assert data.column_names is None
@@ -416,7 +418,7 @@ THINKING_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if 
     ],
     ids=str,
 )
-def test_an_answer_inside_thinking_that_the_template_opened_is_none(tmp_path, options, reasoning):
+def test_an_answer_inside_thinking_that_the_template_opens_is_wrong(tmp_path, options, reasoning):
     tokenizer = word_level()
     tokenizer.chat_template = THINKING_TEMPLATE
     prompt = [{"role": "user", "content": "Tom dial 3"}] if options.pop("conversational", True) else "Tom dial 3"
@@ -427,19 +429,19 @@ def test_an_answer_inside_thinking_that_the_template_opened_is_none(tmp_path, op
     assert trainer.answer_reward([prompt], ["4 ки 8"], answer=["8"]) == [0.0 if reasoning else 1.0]
 
 
-def test_the_logged_advantage_is_the_one_that_is_trained_on(tmp_path):
+def test_the_logged_advantage_is_the_mean_of_the_trained_advantages(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1, log_completions=True, credit="sum")
     generate_fixed(trainer, encode(trainer.processing_class, A, B, A, B))
     trainer.train()
     (file,) = (tmp_path / "completions").glob("*.parquet")
     table = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
-    # A's four tokens have 4/15, 4/15, 1/3, 1/3 and B's two -4/15; GRPO's own would be 0.3 and -0.3.
+    # A's four tokens have 4/15, 4/15, 1/3, 1/3, and B's two have -4/15. GRPO's own would be 0.3 and -0.3.
     assert table["advantage"] == [pytest.approx(value) for value in (3 / 10, -4 / 15) * 2]
 
 
-@pytest.mark.slow("trains with TRL's trainer too")
+@pytest.mark.slow("also trains with TRL's trainer")
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_outcome_credit_is_trls_own_grpo(tmp_path, scale):
+def test_the_credit_outcome_equals_trls_own_grpo(tmp_path, scale):
     def run(trainer_class, config_class, **others):
         tokenizer = word_level()
         trainer = trainer_class(
@@ -473,8 +475,8 @@ def test_outcome_credit_is_trls_own_grpo(tmp_path, scale):
     assert max((weight - initial[name]).abs().max() for name, weight in our_weights.items()) > 1e-3
 
 
-def test_canary_trls_loss_takes_an_advantage_a_token(tmp_path):
-    """If this fails TRL no longer multiplies each token's ratio by its own advantage: see
+def test_canary_trls_loss_takes_one_advantage_per_token(tmp_path):
+    """If this fails, TRL no longer multiplies each token's ratio by its own advantage. See
     `StepTrainer._generate_and_score_completions`."""
     trainer = make_trainer(tmp_path)
     batch = rollout(trainer, [A, B])
@@ -483,7 +485,7 @@ def test_canary_trls_loss_takes_an_advantage_a_token(tmp_path):
     loss = trainer._compute_loss(trainer.model, batch)
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
-    # At ratio 1 the DAPO loss is -sum(A) over the 6 tokens and its gradient that of -sum(A log p) / 6.
+    # At ratio 1, the DAPO loss is -sum(A) over the 6 tokens, and its gradient is the gradient of -sum(A log p) / 6.
     assert trainer.loss_type == "dapo"
     assert loss.item() == pytest.approx(-batch["advantages"].sum().item() / 6, abs=1e-6)
 
@@ -502,8 +504,8 @@ def test_the_configurations_have_the_fields_of_trl_that_the_trainers_read():
         assert {"steps_per_generation", "scale_rewards", "num_iterations"} <= {*config.__dataclass_fields__}
 
 
-def test_canary_what_calculates_rewards_sees(tmp_path, monkeypatch):
-    """If this fails TRL calls `_calculate_rewards` with something else: see `StepTrainer._calculate_rewards`."""
+def test_canary_arguments_of_calculate_rewards(tmp_path, monkeypatch):
+    """If this fails, TRL calls `_calculate_rewards` with other arguments. See `StepTrainer._calculate_rewards`."""
     trainer = make_trainer(tmp_path, funcs=[outcome_reward])
     calculate, seen = trainer._calculate_rewards, []
 
@@ -533,7 +535,7 @@ def test_canary_what_calculates_rewards_sees(tmp_path, monkeypatch):
     ],
 )
 def test_rows_keep_their_advantages_through_shuffling_and_splitting(tmp_path, others):
-    # Eight completions a generation, or four; all steps have different scores.
+    # Eight or four completions per generation. All steps have different scores.
     texts = ["1 ки 9", "3 </s>", "5 ки 2 ки 6", "8 ки 4 </s>", "7 ки 3", "2 </s>", "6 </s>", "9 ки 1 ки 5"]
     trainer = make_trainer(tmp_path, credit="sum", max_steps=4, **others)
     generate_fixed(trainer, encode(trainer.processing_class, *texts))
@@ -546,10 +548,10 @@ def test_rows_keep_their_advantages_through_shuffling_and_splitting(tmp_path, ot
     trainer._compute_loss = compute_loss
     trainer.train()
     assert all(math.isfinite(log["grad_norm"]) for log in trainer.state.log_history[:-1])
-    number = 4 * 4 * others.get("gradient_accumulation_steps", 1)  # micro-batches of four, four updates
-    assert len(rows) == number
-    # A step's advantage is its score and those after it, less the group's mean for each of them: recomputed here from
-    # the row's own tokens, with one mean for the two texts that are neighbours in the list.
+    num_rows = 4 * 4 * others.get("gradient_accumulation_steps", 1)  # micro-batches of four, four updates
+    assert len(rows) == num_rows
+    # A step's advantage is the sum of its own and later scores, each minus the group's mean. It is recomputed here
+    # from the row's tokens, with one mean for each pair of neighbours in the list.
     means = {}
     for first, second in zip(texts[::2], texts[1::2], strict=True):
         scores = [by_last_number(step) for text in (first, second) for step in text.replace("</s>", "").split("ки")]
@@ -561,7 +563,7 @@ def test_rows_keep_their_advantages_through_shuffling_and_splitting(tmp_path, ot
         for word in reversed(text.split()):
             paid += by_last_number(word) - means[text] if word.isdigit() else 0.0
             expected.append(paid)
-        # A separator belongs to the step before it, the end token to the last one.
+        # A separator belongs to the step before it, and the end token to the last step.
         tokens = text.split()
         expected = expected[::-1]
         for index, word in enumerate(tokens):
@@ -581,13 +583,13 @@ def test_the_same_seed_gives_the_same_weights_bitwise(tmp_path):
         return torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])
 
     first = run("first", 3)
-    torch.rand(7)  # what was drawn before does not matter
+    torch.rand(7)  # the global random state must not matter
     assert torch.equal(run("again", 3), first)
     assert not torch.equal(run("other", 4), first)
 
 
-def test_num_iterations_clips_with_an_advantage_a_token(tmp_path):
-    # The second pass over a batch has another policy than the one that sampled: ratios, so losses, differ.
+def test_num_iterations_clips_with_an_advantage_per_token(tmp_path):
+    # In the second pass over a batch, the policy differs from the one that sampled, so ratios and losses differ.
     trainer = make_trainer(tmp_path, num_iterations=2, max_steps=2, learning_rate=0.1)
     generate_fixed(trainer, encode(trainer.processing_class, A, B, "6 </s>", "1 ки 7"))
     trainer.train()
@@ -612,7 +614,9 @@ def test_the_kl_of_beta_is_in_the_loss(tmp_path):
     assert trainer.beta == 0.5 and trainer.ref_model is not None
     batch = rollout(trainer, [A, B])
     batch["advantages"] = torch.zeros_like(batch["advantages"])
-    assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(0.0, abs=1e-7)  # the policy is its own
+    assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(
+        0.0, abs=1e-7
+    )  # the policy equals its reference
     batch["ref_per_token_logps"] = batch["ref_per_token_logps"] - 1.0
     # k3 at d = 1: e^-1 - 1 + 1 = e^-1.
     assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(0.5 * math.exp(-1), abs=1e-5)
@@ -626,25 +630,25 @@ def test_the_kl_of_beta_is_in_the_loss(tmp_path):
         ({"score_temperature": 0.0}, "score_temperature: got 0.0"),
         ({"outcome_weight": -1.0}, "outcome_weight: got -1.0"),
         ({"outcome_weight": math.inf}, "outcome_weight: got inf"),
-        ({"loss_type": "vespo"}, "one advantage a completion"),
-        ({"off_policy_mask_threshold": 0.1}, "one advantage a completion"),
+        ({"loss_type": "vespo"}, "one advantage per completion"),
+        ({"off_policy_mask_threshold": 0.1}, "one advantage per completion"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "expected 'sum_then_normalize'"),
     ],
 )
-def test_config_errors(tmp_path, others, message):
+def test_invalid_configurations_are_errors(tmp_path, others, message):
     with pytest.raises(ValueError, match=message):
         StepGRPOConfig(**settings(tmp_path, **others))
 
 
-def test_there_is_one_process_reward_model(tmp_path):
+def test_exactly_one_process_reward_model_is_needed(tmp_path):
     tokenizer = word_level()
-    for funcs, number in [
+    for funcs, count in [
         ([], 0),
         (outcome_reward, 0),
         ([outcome_reward], 0),
         ([FakeScorer(by_text), StepRewardFunction(FakeScorer(by_text))], 2),
     ]:
-        with pytest.raises(ValueError, match=f"StepGRPOTrainer: got {number} process reward models"):
+        with pytest.raises(ValueError, match=f"StepGRPOTrainer: got {count} process reward models"):
             StepGRPOTrainer(
                 tiny_llama(len(tokenizer)),
                 funcs,
@@ -677,12 +681,12 @@ def test_evaluation_uses_its_own_group_size(tmp_path):
     generate_fixed(trainer, encode(trainer.processing_class, A, "8 </s>", B, B))
     trainer.model.eval()
     output = trainer._generate_and_score_completions([{"prompt": "Tom dial 3"}] * 4)
-    # v_0 = (0.8 + 0.8 + 0.2 + 0.2) / 4 = 0.5: A pays -0.1, 0.4, the others 0.3, -0.3, -0.3; mean 0. In groups of two
+    # v_0 = (0.8 + 0.8 + 0.2 + 0.2) / 4 = 0.5. Rewards: A -0.1, 0.4, the others 0.3, -0.3, -0.3. In groups of two,
     # v_0 would be 0.8 and 0.2.
     check(output["advantages"], [[0.3, 0.3, 0.4, 0.4], [0.3, 0.3, 0, 0], *[[-0.3, -0.3, 0, 0]] * 2])
 
 
-def test_evaluation_runs(tmp_path):
+def test_evaluation_logs_metrics(tmp_path):
     trainer = make_trainer(tmp_path, scorer=FakeScorer(by_text), per_device_eval_batch_size=4)
     metrics = trainer.evaluate(eval_dataset=questions(4))
     assert math.isfinite(metrics["eval_loss"])
@@ -690,6 +694,6 @@ def test_evaluation_runs(tmp_path):
 
 
 def test_truncated_completions_may_be_masked(tmp_path):
-    # A has no end token, so TRL masks it away; its scores still count in the group.
+    # A has no end token, so TRL masks it. Its scores still count in the group.
     trainer = make_trainer(tmp_path, mask_truncated_completions=True, funcs=[outcome_reward])
     check(rollout(trainer, ["4 ки 8 ки", B])["advantages"], [[0.0] * 4, [-0.3 - 0.5] * 2 + [0, 0]])

@@ -1,4 +1,4 @@
-"""Step PPO: advantages by hand, the KL and the value loss in their places, checkpoints, LoRA, bf16."""
+"""Step PPO: advantages worked by hand, the KL, the value loss, checkpoints, LoRA and bf16."""
 
 import math
 
@@ -52,7 +52,7 @@ def rollout(trainer, texts):
 
 
 def set_head(trainer, weight=0.3, bias=0.1):
-    """A critic that has learned something: weights that alternate in sign."""
+    """Gives the critic nonzero weights that alternate in sign."""
     with torch.no_grad():
         size = trainer.value_head.weight.shape[1]
         trainer.value_head.weight.copy_(torch.tensor([[weight * (-1) ** index for index in range(size)]]))
@@ -64,30 +64,33 @@ def check(values, expected, atol=2e-6):
 
 
 def outcome_reward(completions, **columns):
-    """1 for the first of each two, 0 for the second."""
+    """1 for the first completion of each pair, 0 for the second."""
     return [float(index % 2 == 0) for index in range(len(completions))]
 
 
 def logps_and_hidden(model, batch):
-    """The sampled tokens' log-probabilities and the hidden state in which each was chosen, without TRL."""
+    """The log-probability of each sampled token and the hidden state before it, computed without TRL."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-    number = batch["completion_ids"].shape[1]
+    num_tokens = batch["completion_ids"].shape[1]
     output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
     logps = output.logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    return logps[:, -number:], output.hidden_states[-1][:, :-1][:, -number:]
+    return logps[:, -num_tokens:], output.hidden_states[-1][:, :-1][:, -num_tokens:]
 
 
-# With a critic that says 0, gamma = lambda = 1, the advantage of a token is the reward from it on.
+# With all values 0 and gamma = lambda = 1, the advantage of a token is the sum of the rewards from it on.
 BY_HAND = {
-    "difference": [[0.8, 0.8, 0.4, 0.4], [0.2, 0.2, 0, 0]],  # 0.4 and 0.8 - 0.4; nothing is taken off the first
+    "difference": [
+        [0.8, 0.8, 0.4, 0.4],
+        [0.2, 0.2, 0, 0],
+    ],  # rewards 0.4 and 0.8 - 0.4, and nothing is subtracted from the first
     "sum": [[1.2, 1.2, 0.8, 0.8], [0.2, 0.2, 0, 0]],
     "outcome": [[0.8, 0.8, 0.8, 0.8], [0.2, 0.2, 0, 0]],
 }
 
 
 @pytest.mark.parametrize("credit", BY_HAND)
-def test_advantages_by_hand_with_a_critic_at_zero(tmp_path, credit):
+def test_advantages_with_zero_values_worked_by_hand(tmp_path, credit):
     trainer = make_trainer(tmp_path, credit=credit)
     batch = rollout(trainer, [A, B])
     check(batch["advantages"], BY_HAND[credit])
@@ -96,26 +99,26 @@ def test_advantages_by_hand_with_a_critic_at_zero(tmp_path, credit):
     assert trainer._metrics["train"]["reward_parts/step"] == [pytest.approx(sum(r[0] for r in BY_HAND[credit]) / 2)]
 
 
-def test_gamma_and_lambda_count_tokens(tmp_path):
-    # Rewards of A 0, 0.4, 0, 0.4. gamma = 0.5, lambda 1: 0.4; 0.2; 0.5; 0.25. lambda = 0.5 with a critic at 0 is the
-    # same, and both together halve twice: 0.4; 0.1; 0.425; 0.10625.
+def test_gamma_and_lambda_apply_per_token(tmp_path):
+    # A's rewards are 0, 0.4, 0, 0.4. With gamma = 0.5: 0.4, 0.2, 0.5, 0.25. With values 0, lambda = 0.5 gives the
+    # same, and both together halve twice: 0.4, 0.1, 0.425, 0.10625.
     check(rollout(make_trainer(tmp_path, gamma=0.5), [A, B])["advantages"][0], [0.25, 0.5, 0.2, 0.4])
     check(rollout(make_trainer(tmp_path, gae_lambda=0.5), [A, B])["advantages"][0], [0.25, 0.5, 0.2, 0.4])
     both = make_trainer(tmp_path, gamma=0.5, gae_lambda=0.5)
     check(rollout(both, [A, B])["advantages"], [[0.10625, 0.425, 0.1, 0.4], [0.05, 0.2, 0, 0]])
 
 
-def test_the_outcome_is_paid_on_the_last_token(tmp_path):
-    # lambda = 0: the advantage is the reward itself. 0.5 * 1 on A's end token, and on B's 0.5 * 0.
+def test_the_outcome_is_the_reward_of_the_last_token(tmp_path):
+    # With lambda = 0, the advantage is the reward itself: 0.5 * 1 on A's end token, and 0.5 * 0 on B's.
     trainer = make_trainer(tmp_path, funcs=[outcome_reward], outcome_weight=0.5, gae_lambda=0.0)
     check(rollout(trainer, [A, B])["advantages"], [[0, 0.4, 0, 0.9], [0, 0.2, 0, 0]])
-    # The second of a pair that has the outcome 0 and the first of the next: by its last token, not the batch's.
+    # A pair's second completion has the outcome 0, on its own last token instead of the batch's last position.
     batch = rollout(trainer, [B, A, "</s>", B])
     check(batch["advantages"], [[0, 0.7, 0, 0], [0, 0.4, 0, 0.4], [0.5, 0, 0, 0], [0, 0.2, 0, 0]])
     assert trainer._metrics["train"]["reward_parts/outcome"] == [0.25, 0.25]
 
 
-def test_a_learned_critic_is_subtracted(tmp_path):
+def test_a_trained_critic_is_the_baseline(tmp_path):
     trainer = make_trainer(tmp_path, gae_lambda=0.95, gamma=0.9)
     set_head(trainer)
     batch = rollout(trainer, [A, B])
@@ -123,7 +126,7 @@ def test_a_learned_critic_is_subtracted(tmp_path):
     values = (hidden @ trainer.value_head.weight[0] + trainer.value_head.bias).detach() * batch["completion_mask"]
     check(batch["old_values"], values, 1e-5)
     assert values.std() > 0.01
-    # Generalised advantages one row at a time, in plain Python.
+    # Generalised advantages row by row in plain Python.
     for row, rewards in enumerate([[0, 0.4, 0, 0.4], [0, 0.2]]):
         expected, advantage, following = [], 0.0, 0.0
         for reward, value in reversed(list(zip(rewards, values[row].tolist(), strict=False))):
@@ -137,9 +140,9 @@ def test_a_learned_critic_is_subtracted(tmp_path):
 
 
 @pytest.mark.parametrize("credit", ["difference", "outcome"])
-def test_the_reward_models_values_as_critic(tmp_path, credit):
-    # v_0 = (0.8 + 0.2) / 2 = 0.5. Every token is paid the last value less the value before its step: 0.8 - 0.5,
-    # 0.8 - 0.4; 0.2 - 0.5. Whether it was paid on the way or at the end, lambda = 1 makes no difference.
+def test_advantages_with_the_reward_model_as_critic_worked_by_hand(tmp_path, credit):
+    # v_0 = (0.8 + 0.2) / 2 = 0.5. A token's advantage is the last value minus the value before its step: 0.8 - 0.5,
+    # 0.8 - 0.4 and 0.2 - 0.5. With lambda = 1, it does not matter at which token a reward is given.
     trainer = make_trainer(tmp_path, critic="erprm", credit=credit)
     assert trainer.value_head is None
     batch = rollout(trainer, [A, B])
@@ -150,9 +153,9 @@ def test_the_reward_models_values_as_critic(tmp_path, credit):
     assert "value/loss" not in trainer._metrics["train"]
 
 
-def test_the_reward_models_values_with_an_outcome(tmp_path):
-    # The outcome, 1 and 0, is still to be expected at weight 0.5 times the prefix's value: tokens of A get 0.5 more,
-    # less 0.5 * (0.5, 0.5, 0.4, 0.4); those of B 0.5 * 0.5 less.
+def test_the_reward_model_as_critic_with_an_outcome_worked_by_hand(tmp_path):
+    # The expected outcome is the prefix's value, with weight 0.5. A's tokens have 0.5 * 1 more, minus
+    # 0.5 * (0.5, 0.5, 0.4, 0.4). B's tokens have 0.5 * 0.5 less.
     trainer = make_trainer(tmp_path, critic="erprm", funcs=[outcome_reward], outcome_weight=0.5)
     check(
         rollout(trainer, [A, B])["advantages"],
@@ -160,16 +163,16 @@ def test_the_reward_models_values_with_an_outcome(tmp_path):
     )
 
 
-def test_no_outcome_is_expected_where_there_is_none(tmp_path):
+def test_no_outcome_is_expected_for_rows_without_an_outcome(tmp_path):
     def sometimes(completions, **columns):
         return [1.0, None]
 
     trainer = make_trainer(tmp_path, critic="erprm", funcs=[sometimes], outcome_weight=0.5)
-    # A as above; B is paid the fall of its value alone.
+    # A as above. B has only the decrease of its value.
     check(rollout(trainer, [A, B])["advantages"], [[0.3 + 0.25, 0.3 + 0.25, 0.4 + 0.3, 0.4 + 0.3], [-0.3, -0.3, 0, 0]])
 
 
-def test_what_cannot_be_scored_has_no_step_reward(tmp_path):
+def test_unscorable_completions_have_no_step_reward(tmp_path):
     for others in ({}, {"critic": "erprm"}, {"whiten_advantages": True}):
         trainer = make_trainer(tmp_path, **others)
         batch = rollout(trainer, ["</s>", "ки </s>"])
@@ -178,13 +181,13 @@ def test_what_cannot_be_scored_has_no_step_reward(tmp_path):
         assert math.isnan(trainer._metrics["train"]["value/explained_variance"][0])  # returns do not vary
 
 
-def test_explained_variance_by_hand(tmp_path):
+def test_explained_variance_worked_by_hand(tmp_path):
     trainer = make_trainer(tmp_path)
     set_head(trainer, weight=0.0, bias=0.3)
     rollout(trainer, [A, B])
-    # A constant critic explains nothing.
+    # A constant critic has an explained variance of 0.
     assert trainer._metrics["train"]["value/explained_variance"] == [pytest.approx(0.0, abs=1e-5)]
-    # The reward model's value, expected outcomes: returns 0.8 (4 tokens), 0.2 (2) and values 0.5, 0.5, 0.4, 0.4; 0.5.
+    # With the reward model's values: returns 0.8 (4 tokens) and 0.2 (2), values 0.5, 0.5, 0.4, 0.4 and 0.5.
     trainer = make_trainer(tmp_path, critic="erprm", credit="outcome")
     rollout(trainer, [A, B])
     errors, returns = torch.tensor([0.3, 0.3, 0.4, 0.4, -0.3, -0.3]), torch.tensor([0.8] * 4 + [0.2] * 2)
@@ -201,7 +204,7 @@ def test_whitened_advantages_have_mean_zero_and_variance_one(tmp_path):
     assert kept.mean().item() == pytest.approx(0, abs=1e-6) and kept.var().item() == pytest.approx(1, abs=1e-5)
     of = plain["advantages"][mask]
     check(kept, (of - of.mean()) / of.std(), 1e-5)
-    check(batch["returns"], plain["returns"])  # what the critic learns is not whitened
+    check(batch["returns"], plain["returns"])  # returns are not whitened
 
 
 def perturb(model):
@@ -218,7 +221,7 @@ def policy_path(tmp_path_factory):
 
 
 @pytest.mark.parametrize("critic", ["head", "erprm"])
-def test_the_kl_is_taken_off_the_rewards_and_not_in_the_loss(tmp_path, policy_path, critic):
+def test_the_kl_is_subtracted_from_the_rewards_and_not_in_the_loss(tmp_path, policy_path, critic):
     trainer = make_trainer(
         tmp_path, model=policy_path, beta=0.5, critic=critic, gae_lambda=0.0 if critic == "head" else 1
     )
@@ -229,7 +232,7 @@ def test_the_kl_is_taken_off_the_rewards_and_not_in_the_loss(tmp_path, policy_pa
         ref_logps, _ = logps_and_hidden(AutoModelForCausalLM.from_pretrained(policy_path), batch)
     kl = (logps - ref_logps) * batch["completion_mask"]  # k1
     assert kl.abs().max() > 0.1 and kl.min() < 0
-    if critic == "head":  # lambda = 0: the reward itself
+    if critic == "head":  # with lambda = 0, the advantage is the reward itself
         expected = torch.tensor([[0, 0.4, 0, 0.4], [0, 0.2, 0, 0]]) - 0.5 * kl
     else:
         to_go = kl.flip(-1).cumsum(-1).flip(-1)
@@ -243,7 +246,7 @@ def test_the_kl_is_taken_off_the_rewards_and_not_in_the_loss(tmp_path, policy_pa
     loss = trainer._compute_loss(trainer.model, batch)
     assert loss.item() == pytest.approx(-expected.sum().item() / 6, abs=1e-5)
     assert trainer.beta == 0.5
-    # The logged KL is k3 under the policy now, a mean over tokens.
+    # The logged KL is the mean of k3 over tokens, under the current policy.
     k3 = ((-kl).exp() - 1 + kl) * batch["completion_mask"]
     assert metrics["kl"] == [pytest.approx(k3.sum().item() / 6, abs=1e-5)]
 
@@ -263,8 +266,8 @@ def test_the_kl_may_be_in_the_loss_instead(tmp_path, policy_path):
     assert trainer._metrics["train"]["kl"] == [pytest.approx(k3.sum().item() / 6, abs=1e-5)]
 
 
-def test_the_kl_uses_the_rollouts_policy_also_where_trl_stores_its_logps(tmp_path, policy_path):
-    # num_iterations=2: TRL makes the pass over the rollout itself.
+def test_the_kl_uses_the_rollouts_policy_also_if_trl_stores_its_logps(tmp_path, policy_path):
+    # With num_iterations=2, TRL runs the forward pass over the rollout itself.
     trainer = make_trainer(tmp_path, model=policy_path, beta=0.5, num_iterations=2, gae_lambda=0.0)
     perturb(trainer.model)
     batch = rollout(trainer, [A, B])
@@ -272,7 +275,7 @@ def test_the_kl_uses_the_rollouts_policy_also_where_trl_stores_its_logps(tmp_pat
     check(batch["advantages"], torch.tensor([[0, 0.4, 0, 0.4], [0, 0.2, 0, 0]]) - 0.5 * kl, 1e-5)
 
 
-def test_trl_gets_the_policy_itself_and_the_hook_is_for_the_length_of_the_call(tmp_path, monkeypatch):
+def test_trl_gets_the_policy_itself_and_the_hook_is_removed_after_the_call(tmp_path, monkeypatch):
     trainer, models = make_trainer(tmp_path), []
     original = GRPOTrainer._get_per_token_logps_and_entropies
 
@@ -292,7 +295,7 @@ def test_trl_gets_the_policy_itself_and_the_hook_is_for_the_length_of_the_call(t
     assert len(models) == 2 and len(trainer.model._forward_hooks) == hooks
 
 
-def test_the_value_loss_reaches_head_and_trunk(tmp_path):
+def test_the_value_loss_has_gradients_in_the_head_and_the_policy(tmp_path):
     trainer = make_trainer(tmp_path, vf_coef=2.0, value_clip_range=None)
     set_head(trainer)
     batch = rollout(trainer, [A, B])
@@ -319,10 +322,10 @@ def test_the_value_loss_reaches_head_and_trunk(tmp_path):
 
 def test_the_value_loss_is_clipped_at_the_rollouts_values(tmp_path):
     trainer = make_trainer(tmp_path, vf_coef=1.0, value_clip_range=0.2)
-    batch = rollout(trainer, [A, B])  # values 0, returns 0.8, 0.8, 0.4, 0.4; 0.2, 0.2
+    batch = rollout(trainer, [A, B])  # values 0, and returns 0.8, 0.8, 0.4, 0.4 and 0.2, 0.2
     batch["advantages"] = torch.zeros(2, 4)
     set_head(trainer, weight=0.0, bias=0.5)
-    # Clipped to 0.2: errors (0.6, 0.6, 0.2, 0.2, 0, 0); as it is (0.3, 0.3, 0.1, 0.1, 0.3, 0.3). The larger counts.
+    # Errors clipped to 0.2: (0.6, 0.6, 0.2, 0.2, 0, 0). Unclipped: (0.3, 0.3, 0.1, 0.1, 0.3, 0.3). The larger counts.
     loss = trainer._compute_loss(trainer.model, batch)
     expected = (2 * 0.36 + 2 * 0.04 + 2 * 0.09) / 2 / 6
     assert loss.item() == pytest.approx(expected, abs=1e-6)
@@ -330,11 +333,11 @@ def test_the_value_loss_is_clipped_at_the_rollouts_values(tmp_path):
     assert metrics["value/loss"] == [pytest.approx(expected, abs=1e-6)]
     assert metrics["value/clip_fraction"] == [pytest.approx(4 / 6)]
     loss.backward()
-    # Only B's tokens still teach: (0.5 - 0.2) / 6 each.
+    # Only B's tokens have a gradient: (0.5 - 0.2) / 6 each.
     assert trainer.value_head.bias.grad.item() == pytest.approx(2 * 0.3 / 6, abs=1e-6)
 
 
-def test_values_stored_with_the_rollout_stay_as_they_were(tmp_path):
+def test_values_stored_with_the_rollout_do_not_change(tmp_path):
     trainer = make_trainer(tmp_path, num_iterations=2, learning_rate=0.1, per_device_train_batch_size=2)
     generate_fixed(trainer, encode(trainer.processing_class, A, B))
     seen, super_loss = [], trainer._compute_loss
@@ -342,7 +345,7 @@ def test_values_stored_with_the_rollout_stay_as_they_were(tmp_path):
     def compute_loss(model, inputs):
         loss = super_loss(model, inputs)
         now = trainer.value_head(logps_and_hidden(trainer.model, inputs)[1]).detach() * inputs["completion_mask"]
-        # TRL shuffles once, then serves the same rows: sorted by length they are comparable.
+        # TRL shuffles the rows once, so they are sorted by length for the comparison.
         order = inputs["completion_mask"].sum(-1).argsort(descending=True)
         seen.append((inputs["old_values"][order].clone(), inputs["returns"][order].clone(), now[order]))
         return loss
@@ -352,13 +355,13 @@ def test_values_stored_with_the_rollout_stay_as_they_were(tmp_path):
     (old_first, returns_first, now_first), (old_second, returns_second, now_second) = seen
     check(old_first, torch.zeros(2, 4))
     assert torch.equal(old_first, old_second) and torch.equal(returns_first, returns_second)
-    assert (now_first == 0).all() and now_second.abs().max() > 0.05  # the critic itself has moved
+    assert (now_first == 0).all() and now_second.abs().max() > 0.05  # the critic's own values have changed
     check(returns_first, BY_HAND["difference"])
 
 
 @pytest.mark.slow("trains several times")
 @pytest.mark.parametrize("others", [{}, {"num_iterations": 2}])
-def test_two_batches_of_four_are_one_of_eight(tmp_path, others):
+def test_two_batches_of_four_equal_one_batch_of_eight(tmp_path, others):
     def run(**sizes):
         trainer = make_trainer(
             tmp_path, vf_coef=1.0, optim="sgd", learning_rate=0.5, max_grad_norm=1e6, max_steps=2, **others, **sizes
@@ -377,8 +380,8 @@ def test_two_batches_of_four_are_one_of_eight(tmp_path, others):
     assert logs[0]["grad_norm"] > 0.01
 
 
-def test_two_updates_a_generation_weigh_its_tokens_alike(tmp_path):
-    # With a learning rate of 0 the two updates' losses, of half the rows each, have the mean of the whole.
+def test_two_updates_per_generation_weight_its_tokens_equally(tmp_path):
+    # With a learning rate of 0, the mean of the losses of two updates on half the rows equals the whole loss.
     def losses(**sizes):
         trainer = make_trainer(tmp_path, vf_coef=1.0, optim="sgd", learning_rate=0.0, **sizes)
         set_head(trainer)
@@ -396,7 +399,7 @@ OF_UPDATE = {"value/loss", "value/clip_fraction"}
 
 
 def trained(folder, **others):
-    """Updates with sampling, a critic that learns and all that is on by default."""
+    """A trainer after updates with sampling, a trained critic and all default options."""
     trainer = make_trainer(
         folder, scorer=FakeScorer(by_text), whiten_advantages=True, num_iterations=2, value_clip_range=0.2, **others
     )
@@ -415,7 +418,7 @@ def loading_report(folder):
 
 @pytest.mark.slow("trains several times")
 @pytest.mark.parametrize("critic_learning_rate", [None, 0.05])
-def test_resuming_at_a_generation_equals_the_straight_run(tmp_path, critic_learning_rate):
+def test_resuming_at_a_generation_equals_the_uninterrupted_run(tmp_path, critic_learning_rate):
     others = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "critic_learning_rate": critic_learning_rate}
     straight = trained(tmp_path / "run", **others)
     straight.train()
@@ -427,7 +430,7 @@ def test_resuming_at_a_generation_equals_the_straight_run(tmp_path, critic_learn
     checkpoint = tmp_path / "run/checkpoint-2"
     assert keys_of(checkpoint / VALUE_HEAD_FILE) == {"weight", "bias"}
     assert keys_of(checkpoint / "model.safetensors") <= set(initial)
-    # Whoever kills a run finds a checkpoint whole if it has this file.
+    # A checkpoint with this file is complete.
     last = (checkpoint / "trainer_state.json").stat().st_mtime_ns
     assert all(file.stat().st_mtime_ns <= last for file in checkpoint.iterdir())
     resumed = trained(tmp_path / "resumed", **others)
@@ -452,10 +455,12 @@ def test_resuming_at_a_generation_equals_the_straight_run(tmp_path, critic_learn
     if critic_learning_rate:
         assert [{id(weight) for weight in group["params"]} for group in of_head] == [head]
     all_params = [id(weight) for group in resumed.optimizer.param_groups for weight in group["params"]]
-    assert sorted(all_params) == sorted(id(weight) for weight in resumed.model.parameters())  # each in one group
+    assert sorted(all_params) == sorted(
+        id(weight) for weight in resumed.model.parameters()
+    )  # each weight is in exactly one group
 
 
-def test_what_is_exported_has_no_value_head(tmp_path, caplog):
+def test_exported_weights_have_no_value_head(tmp_path, caplog):
     trainer = trained(tmp_path / "run", save_strategy="steps", save_steps=2, max_steps=2)
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
@@ -478,8 +483,8 @@ def test_a_checkpoint_without_a_head_is_an_error(tmp_path):
     assert not (tmp_path / "run/checkpoint-2" / VALUE_HEAD_FILE).exists()
     with pytest.raises(FileNotFoundError, match="expected a checkpoint of StepPPOTrainer with critic='head'"):
         trained(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
-    anew = trained(tmp_path / "other", model=str(tmp_path / "run/checkpoint-2"), max_steps=1)  # the remedy
-    assert anew.train().global_step == 1
+    restarted = trained(tmp_path / "other", model=str(tmp_path / "run/checkpoint-2"), max_steps=1)  # the proposed fix
+    assert restarted.train().global_step == 1
 
 
 @pytest.mark.slow("trains several times")
@@ -510,7 +515,7 @@ def test_lora_trains_the_head_and_resumes(tmp_path, policy_path):
 @pytest.mark.parametrize(
     "others", [{"gradient_checkpointing": True}, {"bf16": True}], ids=["gradient checkpointing", "bf16"]
 )
-def test_memory_saving_changes_little(tmp_path, others):
+def test_memory_saving_options_change_results_little(tmp_path, others):
     def run(**options):
         trainer = make_trainer(tmp_path, max_steps=1, optim="sgd", learning_rate=0.1, vf_coef=1.0, **options)
         set_head(trainer)
@@ -545,13 +550,15 @@ def test_two_updates_with_sampling_log_everything(tmp_path, policy_path):
     first, second = trainer.state.log_history[:2]
     of_rollout = OF_ROLLOUT | {"reward_parts/outcome", "reward_parts/kl", "rewards/outcome_reward/mean"}
     assert of_rollout | OF_UPDATE | {"kl"} <= set(first)
-    assert OF_UPDATE | {"kl"} <= set(second) and not of_rollout & set(second)  # the same rollout once more
+    assert OF_UPDATE | {"kl"} <= set(second) and not of_rollout & set(
+        second
+    )  # the second update uses the same rollout
     for log in (first, second):
         assert math.isfinite(log["loss"]) and log["grad_norm"] > 0
     assert first["kl"] == 0 < second["kl"] and second["value/loss"] < first["value/loss"]
 
 
-def test_evaluation_runs(tmp_path):
+def test_evaluation_logs_metrics(tmp_path):
     trainer = make_trainer(tmp_path, scorer=FakeScorer(by_text), per_device_eval_batch_size=4)
     set_head(trainer)
     assert math.isfinite(trainer.evaluate(eval_dataset=questions(4))["eval_loss"])
@@ -567,13 +574,13 @@ def test_truncated_completions_may_be_masked(tmp_path):
     ("others", "message"),
     [
         ({"critic": "oracle"}, "critic: got 'oracle'"),
-        ({"critic": "erprm", "credit": "sum"}, "critic='erprm' with credit='sum'"),
+        ({"critic": "erprm", "credit": "sum"}, "critic='erprm': got credit='sum'"),
         ({"gamma": 1.5}, "gamma: got 1.5"),
         ({"gae_lambda": -0.1}, "gae_lambda: got -0.1"),
         ({"value_clip_range": 0.0}, "value_clip_range: got 0.0"),
         ({"credit": "nothing"}, "credit: got 'nothing'"),
     ],
 )
-def test_config_errors(tmp_path, others, message):
+def test_invalid_configurations_are_errors(tmp_path, others, message):
     with pytest.raises(ValueError, match=message):
         StepPPOConfig(**settings(tmp_path, **others))

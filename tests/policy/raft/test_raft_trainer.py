@@ -1,4 +1,4 @@
-"""RAFT on the shipped policy in miniature: what is trained on, runs that were killed, LoRA, no answers, vLLM."""
+"""RAFT in miniature on the shipped policy: training data, killed runs, LoRA, no answers, and vLLM."""
 
 import json
 import shutil
@@ -24,7 +24,9 @@ from erprm_trl.rollouts import Prompt, Question, RolloutDataset
 
 
 ANSWERED = dial.make_questions(8, seed=1)
-QUESTIONS = [{"question": row["question"]} for row in ANSWERED]  # no answers: no grading, and its processes
+QUESTIONS = [
+    {"question": row["question"]} for row in ANSWERED
+]  # without answers there is no grading and none of its processes
 DIAL = {
     "num_rounds": 2,
     "num_generations": 4,
@@ -47,7 +49,7 @@ DIAL = {
 
 
 class Killed(BaseException):
-    """What no handler catches."""
+    """An exception that no handler catches."""
 
 
 @pytest.fixture(scope="module")
@@ -95,22 +97,22 @@ def test_two_rounds_end_to_end(build, tmp_path):
     logs = trainer.state.log_history
     rounds = [entry for entry in logs if "raft/round" in entry]
     assert [entry["raft/round"] for entry in rounds] == [0, 1]
-    # 8 questions, one pick each, 2 epochs of 2 batches; the second round's steps go on from the first's
+    # 8 questions with one selected solution each, 2 epochs of 2 batches. The second round continues the step count.
     assert [entry["step"] for entry in logs if "loss" in entry] == list(range(1, 9))
     assert output.global_step == trainer.state.global_step == 8
-    assert len([entry for entry in logs if "eval_accuracy" in entry]) == 3  # the first policy's too
+    assert len([entry for entry in logs if "eval_accuracy" in entry]) == 3  # also for the first policy
     for index in (0, 1):
         entries = manifest(trainer, index)
         assert entries["kept"] == 8 and entries["kept"] + sum(entries["dropped"].values()) == 32
         picks = read_rows(tmp_path / "out" / f"round-{index}" / "picks.jsonl")
         rewards = [pick["reward"] for pick in picks]
         assert rounds[index]["raft/picked_accuracy"] == sum(rewards) / 8
-        # each pick has the best score of its question's solutions
+        # each selected solution has the best score of its question
         scores = [
             min(entry["step_scores"]) for entry in read_rows(tmp_path / "out" / f"round-{index}" / "scores.jsonl")
         ]
         assert [pick["score"] for pick in picks] == pytest.approx([max(scores[4 * i : 4 * i + 4]) for i in range(8)])
-    # the second round sampled from what the first had trained
+    # the second round sampled from the policy that the first round trained
     assert equal_files(tmp_path / "out" / "round-1" / "policy", trainer)
     trainer.save_model()
     trainer.create_model_card(model_name="out")
@@ -125,7 +127,7 @@ def equal_files(folder, trainer):
 
 
 class Recorder:
-    """A sampler that remembers what it sampled."""
+    """A sampler that records its samples."""
 
     completions: dict = {}
 
@@ -135,8 +137,8 @@ class Recorder:
 
     def sample(self, prompts, num_samples, seed):
         result = self.inner.sample(prompts, num_samples, seed)
-        for prompt, some in zip(prompts, result, strict=True):
-            Recorder.completions[prompt.question] = (self.inner.prompt_format.encode(prompt), some)
+        for prompt, samples in zip(prompts, result, strict=True):
+            Recorder.completions[prompt.question] = (self.inner.prompt_format.encode(prompt), samples)
         return result
 
 
@@ -148,8 +150,8 @@ CHAT = (
 
 @pytest.mark.slow("trains with three tokenizers")
 @pytest.mark.parametrize("kind", ["dial", "bytes", "bytes, chat"])
-def test_training_sees_the_tokens_that_were_sampled(build, monkeypatch, kind):
-    """Also where a random model writes what no tokenizer would give for its text."""
+def test_training_uses_exactly_the_sampled_tokens(build, monkeypatch, kind):
+    """A random model samples tokens that differ from the tokenizer's encoding of their text."""
     Recorder.completions = {}
     monkeypatch.setattr(live_policy, "TransformersSampler", Recorder)
     options = {"num_rounds": 1, "top_k": 2}
@@ -159,7 +161,7 @@ def test_training_sees_the_tokens_that_were_sampled(build, monkeypatch, kind):
         model = zoo.tiny_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id)
         with torch.no_grad():
             model.lm_head.weight.mul_(3)
-        model.lm_head.weight.data[tokenizer.eos_token_id] *= 3  # ends now and then
+        model.lm_head.weight.data[tokenizer.eos_token_id] *= 3  # so that some solutions end
         options |= {"policy": model, "processing_class": tokenizer, "max_completion_length": 60, "num_generations": 16}
         options["questions"] = [{"prompt": [{"role": "user", "content": f"Ä {row['question']}"}]} for row in QUESTIONS]
     trainer = build(**options)
@@ -167,9 +169,9 @@ def test_training_sees_the_tokens_that_were_sampled(build, monkeypatch, kind):
     rows = trainer.train_dataset.to_list()
     assert len(rows) > 4
     sampled = {
-        tuple(prompt + list(one.token_ids)): len(prompt)
-        for prompt, some in Recorder.completions.values()
-        for one in some
+        tuple(prompt + list(sample.token_ids)): len(prompt)
+        for prompt, samples in Recorder.completions.values()
+        for sample in samples
     }
     for example in rows:
         length = sampled[tuple(example["input_ids"])]
@@ -191,7 +193,7 @@ PROMPTED = [
 
 
 @pytest.mark.parametrize("with_question", [True, False])
-def test_a_prompt_is_what_the_policy_reads(build, tmp_path, with_question):
+def test_the_policy_gets_the_column_prompt_unchanged(build, tmp_path, with_question):
     tokenizer = zoo.load_dial_policy()[1]
     tokenizer.chat_template = "{{ messages[0]['content'] }} check {{ messages[1]['content'] }}{{ end }}"
     rows = [row if with_question else {"prompt": row["prompt"]} for row in PROMPTED]
@@ -203,11 +205,11 @@ def test_a_prompt_is_what_the_policy_reads(build, tmp_path, with_question):
     for pick in picks:
         text = f"Ä check {pick['prompt']} answer"
         assert pick["prompt_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
-    with pytest.raises(ValueError, match="prompt_template: set, but .*column `prompt`.*Leave these settings out"):
+    with pytest.raises(ValueError, match="prompt_template: got a value .*column `prompt`.*Do not set them"):
         build("other", questions=rows, processing_class=tokenizer, prompt_template="check {question}")
 
 
-def test_settings_of_prompts_reach_the_sampler(build, tmp_path):
+def test_prompt_settings_are_passed_to_the_sampler(build, tmp_path):
     tokenizer = zoo.load_dial_policy()[1]
     tokenizer.chat_template = CHAT
     examples = [{"question": "1 + 1", "solution": "2"}]
@@ -226,7 +228,7 @@ def test_settings_of_prompts_reach_the_sampler(build, tmp_path):
 
 class KillAt(TrainerCallback):
     def __init__(self, step):
-        self.step, self.rounds = step, 0  # rounds that are let through
+        self.step, self.rounds = step, 0  # number of rounds to skip
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
@@ -236,7 +238,7 @@ class KillAt(TrainerCallback):
 
 
 def killed_while_sampling(monkeypatch, trainer):
-    """In the second chunk of the second round."""
+    """Kills the run in the second chunk of the second round."""
     calls = []
     sample = TransformersSampler.sample
 
@@ -257,12 +259,12 @@ def killed_after_scoring(monkeypatch, trainer):
 
 
 def killed_in_training(monkeypatch, trainer):
-    """Between two checkpoints of the first round."""
+    """Kills the run between two checkpoints of the first round."""
     trainer.add_callback(KillAt(3))
 
 
 def killed_while_saving(monkeypatch, trainer):
-    """A checkpoint that is not whole."""
+    """Kills the run while it saves a checkpoint, which is then incomplete."""
     save = RAFTTrainer._save_rng_state
 
     def dying(self, output_dir):
@@ -294,7 +296,7 @@ def killed_after_a_round(monkeypatch, trainer):
 
 @pytest.fixture(scope="module")
 def straight(scorer, tmp_path_factory):
-    """Weights of a run that nobody killed, by `start_from`."""
+    """Weights of an uninterrupted run, by `start_from`."""
     runs = {}
     for start_from in ("last", "first"):
         folder = tmp_path_factory.mktemp(start_from)
@@ -321,7 +323,7 @@ RESUMED = {"save_strategy": "steps", "save_steps": 2}
         (killed_after_a_round, "first"),
     ],
 )
-def test_a_killed_run_ends_where_the_straight_one_does(build, straight, kill, start_from):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(build, straight, kill, start_from):
     trainer = build(start_from=start_from, **RESUMED)
     with pytest.MonkeyPatch.context() as patch:
         kill(patch, trainer)
@@ -334,13 +336,13 @@ def test_a_killed_run_ends_where_the_straight_one_does(build, straight, kill, st
 
 
 @pytest.mark.slow("trains several rounds")
-def test_train_again_after_an_interrupt(build, straight):
-    """In a notebook: the same trainer goes on, unless its policy is neither the first one nor on disk."""
+def test_train_can_be_called_again_after_an_interrupt(build, straight):
+    """As in a notebook: the same trainer resumes, unless its policy has changed and is not saved."""
     kill = KillAt(1)
     trainer = build(callbacks=[kill])
     with pytest.raises(Killed):
         trainer.train()
-    with pytest.raises(ValueError, match="Construct the trainer anew"):
+    with pytest.raises(ValueError, match="Construct the trainer again"):
         trainer.train()
     trainer = build(callbacks=[kill])
     kill.step, kill.rounds = 3, 1
@@ -364,7 +366,7 @@ def test_more_rounds_continue_and_another_configuration_does_not(build):
     straight = build("straight", num_rounds=2)
     straight.train()
     assert equal(weights(trainer), weights(straight))
-    # once it is finished nothing is done again
+    # a finished run repeats nothing
     manifests = [manifest(trainer, index) for index in (0, 1)]
     again = build(num_rounds=2)
     assert again.train().global_step == 8
@@ -377,7 +379,7 @@ def test_more_rounds_continue_and_another_configuration_does_not(build):
 
 
 @pytest.mark.slow("trains several rounds")
-def test_lora(build, tmp_path):
+def test_lora_trains_and_resumes(build, tmp_path):
     adapter = LoraConfig(r=4, target_modules="all-linear")
     runs = {}
     for start_from in ("last", "first"):
@@ -389,7 +391,7 @@ def test_lora(build, tmp_path):
         assert moved and all("lora" in name for name in moved)
         assert (tmp_path / start_from / "round-1" / "policy" / "adapter_model.safetensors").is_file()
     assert not equal(runs["last"], runs["first"])
-    # the second round alone again, from the first round's adapter
+    # repeats only the second round, from the first round's adapter
     shutil.rmtree(tmp_path / "last" / "round-1")
     again = build("last", peft_config=adapter, learning_rate=1e-2)
     again.train()
@@ -398,7 +400,7 @@ def test_lora(build, tmp_path):
 
 @pytest.fixture
 def adapter(tmp_path):
-    """Folder of an adapter of the shipped policy whose weights are not those of a new one."""
+    """Folder of an adapter of the shipped policy, whose weights differ from a new adapter's."""
     model = get_peft_model(zoo.load_dial_policy()[0], LoraConfig(r=4, target_modules="all-linear"))
     torch.manual_seed(0)
     with torch.no_grad():
@@ -410,7 +412,7 @@ def adapter(tmp_path):
 
 
 @pytest.mark.slow("trains several rounds")
-def test_the_training_of_a_saved_adapter_goes_on(build, adapter):
+def test_the_training_of_a_saved_adapter_continues(build, adapter):
     trainer = build(policy=str(adapter))
     before = weights(trainer)
     trainer.train()
@@ -418,7 +420,7 @@ def test_the_training_of_a_saved_adapter_goes_on(build, adapter):
     moved = {name for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])}
     assert moved and all("lora" in name for name in moved)
     assert manifest(trainer, 0)["config"]["model"] == str(adapter)
-    # killed and resumed it is the same; another adapter is another run
+    # a killed and resumed run has the same result, and another adapter is refused
     shutil.rmtree(Path(trainer.args.output_dir, "round-1"))
     again = build(policy=str(adapter))
     again.train()
@@ -429,7 +431,7 @@ def test_the_training_of_a_saved_adapter_goes_on(build, adapter):
 
 
 @pytest.mark.slow("trains a round")
-def test_an_adapter_that_brings_its_own_keys_and_values(build):
+def test_prefix_tuning_trains(build):
     trainer = build(peft_config=PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"), num_rounds=2)
     before = weights(trainer)
     trainer.train()
@@ -439,7 +441,7 @@ def test_an_adapter_that_brings_its_own_keys_and_values(build):
     assert torch.equal(saved["prompt_embeddings"], trained)
 
 
-def test_columns_are_named_or_guessed_and_a_missing_one_is_an_error(build):
+def test_columns_are_configured_or_found_and_a_missing_column_is_an_error(build):
     rows = [{"text": row["question"], "problem": "other", "result": "1", "solution": "2"} for row in QUESTIONS]
     trainer = build(questions=rows)
     assert trainer.questions[0] == Question("other", "2")
@@ -457,7 +459,7 @@ def test_columns_are_named_or_guessed_and_a_missing_one_is_an_error(build):
 
 
 @pytest.mark.parametrize("kind", ["question", "prompt"])
-def test_a_streaming_dataset_whose_columns_only_its_rows_know(tmp_path, scorer, kind):
+def test_columns_of_a_streaming_dataset_are_read_from_its_rows(tmp_path, scorer, kind):
     rows = Dataset.from_list(ANSWERED).to_iterable_dataset()
     rows = rows.map(lambda row: {kind: row["question"], "final_answer": row["answer"]}, remove_columns=["answer"])
     assert rows.column_names is None
@@ -469,14 +471,14 @@ def test_a_streaming_dataset_whose_columns_only_its_rows_know(tmp_path, scorer, 
 
 
 @pytest.mark.slow("trains a round")
-def test_no_answers_no_grades(build, tmp_path):
+def test_nothing_is_graded_without_answers(build, tmp_path):
     trainer = build(questions=[{"prompt": row["question"]} for row in QUESTIONS], num_rounds=1, drop_uniform=None)
     trainer.train()
     assert not any("accuracy" in key for entry in trainer.state.log_history for key in entry if "raft/" in key)
     assert {pick["reward"] for pick in read_rows(tmp_path / "out" / "round-0" / "picks.jsonl")} == {None}
     with pytest.raises(ValueError, match="no `eval_dataset`"):
         trainer.evaluate()
-    with pytest.raises(ValueError, match="drop_uniform=True needs to know"):
+    with pytest.raises(ValueError, match="drop_uniform: got True for training questions without answers"):
         build(questions=[{"prompt": row["question"]} for row in QUESTIONS], drop_uniform=True)
     build(questions=ANSWERED, drop_uniform=True)
 
@@ -491,15 +493,15 @@ def test_with_answers_uniform_questions_are_dropped_by_default(build):
 
 
 @pytest.mark.slow("trains a round")
-def test_what_cannot_be_kept_is_counted(build):
-    """A limit that most solutions reach."""
+def test_dropped_solutions_are_counted_by_reason(build):
+    """With a token limit that most solutions reach."""
     trainer = build(num_rounds=1, max_completion_length=30)
     trainer.train()
     dropped = manifest(trainer, 0)["dropped"]
     assert dropped["unfinished"] > 0
 
 
-REMEDIES = {  # settings with which nothing can be kept; what the error says; what that makes of the settings
+FIXES = {  # settings that drop every solution, the fix in the error, and the fixed settings
     "unfinished": ({"max_completion_length": 5}, "raise max_completion_length .*512", {"max_completion_length": 64}),
     "longer_than_max_length": ({"max_length": 20}, "raise max_length", {"max_length": 100}),
     "below_threshold": ({"score_threshold": 1.1}, "lower score_threshold", {"score_threshold": 0.0}),
@@ -512,34 +514,34 @@ REMEDIES = {  # settings with which nothing can be kept; what the error says; wh
 
 
 @pytest.mark.slow("trains a round")
-@pytest.mark.parametrize("reason", REMEDIES)
-def test_a_round_without_picks_names_the_reasons_and_the_remedies_help(build, tmp_path, reason):
-    failing, remedy, changed = REMEDIES[reason]
+@pytest.mark.parametrize("reason", FIXES)
+def test_a_round_without_selected_solutions_is_an_error_with_fixes_that_work(build, tmp_path, reason):
+    failing, remedy, changed = FIXES[reason]
     failing = {"num_rounds": 1, "num_train_epochs": 1, **failing}
     with pytest.raises(ValueError, match=rf"round-0: got no solution to train on, .*{reason}: \d+, {remedy}") as error:
         build(**failing).train()
-    assert "choose another output_dir for new ones, or move this folder away." in str(error.value)
-    with pytest.raises(ValueError, match="holds a round of another configuration"):
+    assert "For new settings choose another output_dir, or move this folder away." in str(error.value)
+    with pytest.raises(ValueError, match="got a round with other settings"):
         build(**{**failing, **changed}).train()
     build("another", **{**failing, **changed}).train()
     shutil.move(tmp_path / "out" / "round-0", tmp_path / "away")
     assert build(**{**failing, **changed}).train().global_step > 0
 
 
-def test_solutions_longer_than_the_reward_models_context(build, scorer, monkeypatch):
+def test_solutions_longer_than_the_reward_models_context_are_dropped(build, scorer, monkeypatch):
     monkeypatch.setattr(scorer.model.config, "max_position_embeddings", 20)
-    with pytest.raises(ValueError, match="too_long_for_reward_model: 32, take a reward model with a longer context"):
+    with pytest.raises(ValueError, match="too_long_for_reward_model: 32, use a reward model with a longer context"):
         build().train()
 
 
 @pytest.mark.slow("trains a round")
-def test_a_damaged_policy_is_made_again_where_the_error_says(build, tmp_path, straight):
+def test_the_fix_for_a_damaged_policy_works(build, tmp_path, straight):
     options, out = {"start_from": "first", **RESUMED}, tmp_path / "out"
     for damaged, moved in (("round-0/policy", out / "round-0"), ("first-policy", out)):
-        build(num_rounds=1, **options).train()  # the next round reads both policies
+        build(num_rounds=1, **options).train()  # the next round loads both policies
         file = out / damaged / "model.safetensors"
         file.write_bytes(file.read_bytes()[:100])
-        with pytest.raises(ValueError, match=rf"damaged .*Move {moved}( and the rounds after it)? away"):
+        with pytest.raises(ValueError, match=rf"damaged .*Move {moved}( and all later rounds)? away"):
             build(**options).train()
         shutil.move(moved, tmp_path / f"damaged-{moved.name}")
     trainer = build(**options)
@@ -549,7 +551,7 @@ def test_a_damaged_policy_is_made_again_where_the_error_says(build, tmp_path, st
 
 @pytest.mark.slow("trains several rounds")
 def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path, monkeypatch):
-    """The engine is a stand-in: transformers on the folder it is given."""
+    """The engine is replaced by transformers with the same saved policy."""
     folders, alive = [], []
 
     class Engine(TransformersSampler):
@@ -568,7 +570,7 @@ def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path
     monkeypatch.setattr(
         raft_trainer.SFTTrainer,
         "train",
-        lambda self, *given: (not alive or pytest.fail("the engine is alive")) and train(self, *given),
+        lambda self, *arguments: (not alive or pytest.fail("the engine is alive")) and train(self, *arguments),
     )
     trainer = build("vllm", use_vllm=True, vllm_kwargs='{"seed": 3}')
     trainer.evaluate(Dataset.from_list(ANSWERED[:1]))
@@ -578,12 +580,12 @@ def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path
     live = build("live")
     live.train()
     assert equal(weights(live), weights(trainer))
-    with pytest.raises(ValueError, match="without an adapter"):
+    with pytest.raises(ValueError, match="use_vllm: got True with several processes or an adapter"):
         build(use_vllm=True, peft_config=LoraConfig(r=2, target_modules="all-linear"))
 
 
 @pytest.mark.slow("trains a round")
-def test_a_reward_model_by_path(build, scorer, tmp_path):
+def test_the_reward_model_may_be_a_path(build, scorer, tmp_path):
     scorer.model.save_pretrained(tmp_path / "erprm")
     scorer.tokenizer.save_pretrained(tmp_path / "erprm")
     FORMAT.save(tmp_path / "erprm")
@@ -592,7 +594,7 @@ def test_a_reward_model_by_path(build, scorer, tmp_path):
     trainer.train()
 
 
-def test_evaluate_is_sampled_anew(build):
+def test_evaluate_uses_new_samples(build):
     trainer = build(eval_questions=ANSWERED[:3])
     metrics = trainer.evaluate()
     assert metrics["eval_accuracy"] * 12 == pytest.approx(round(metrics["eval_accuracy"] * 12))
@@ -609,21 +611,21 @@ def test_evaluate_is_sampled_anew(build):
         ({"num_rounds": 0}, "num_rounds: got 0"),
         ({"start_from": "best"}, "start_from: got 'best'"),
         ({"aggregation": "max"}, "aggregation: got 'max'"),
-        ({"top_k": 5}, "top_k: got 5 picks of 4"),
-        ({"temperature": 0.0}, "greedy solutions are all alike"),
+        ({"top_k": 5}, "top_k: got 5, expected at most num_generations=4"),
+        ({"temperature": 0.0}, "all greedy solutions of a question are equal"),
         ({"eval_strategy": "steps"}, "eval_strategy: got"),
-        ({"completion_only_loss": False}, "leave completion_only_loss"),
+        ({"completion_only_loss": False}, "got completion_only_loss=False"),
     ],
 )
-def test_configuration_errors(tmp_path, options, message):
+def test_invalid_configurations_are_errors(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         RAFTConfig(str(tmp_path), **{**DIAL, **options})
 
 
-def test_arguments_that_do_not_fit(build):
+def test_invalid_arguments_are_errors(build):
     with pytest.raises(ValueError, match="Columns of the given rows: got"):
         build(questions=[{"text": "?"}])
     with pytest.raises(ValueError, match="holds no reference answer"):
         build(questions=[{"prompt": "?", "answer": "1"}, {"prompt": "??", "answer": None}])
-    with pytest.raises(ValueError, match="give it as `model`"):
+    with pytest.raises(ValueError, match="pass it as `model`"):
         build().train(resume_from_checkpoint="outputs/checkpoint-3")

@@ -1,4 +1,4 @@
-"""Picks worked out by hand, the questions of a round, and what a round's folder takes for complete."""
+"""The selection of solutions worked by hand, the questions of a round, and the folder of a round."""
 
 import json
 from dataclasses import asdict
@@ -32,7 +32,7 @@ def row(question, text, reward=None, finished=True, num_tokens=4):
     )
 
 
-# Question 0: right, wrong and a copy; 1: all right; 2: all wrong; 3: one that did not finish.
+# Question 0: right, wrong and a duplicate. 1: all right. 2: all wrong. 3: an unfinished solution.
 ROWS = [
     row(0, "a|b", 1.0),
     row(0, "a|c", 0.0),
@@ -52,12 +52,12 @@ UNUSABLE = [None] * 8 + ["unfinished", None]
 @pytest.mark.parametrize(
     ("options", "kept", "dropped"),
     [
-        # the best of each; of the equal ones (6 and 7) the first
+        # the best of each question, and the first of equal scores (6 and 7)
         ({}, [1, 5, 6, 9], {"duplicate": 1, "not_best": 4, "unfinished": 1}),
         ({"top_k": 2}, [1, 3, 5, 4, 6, 7, 9], {"duplicate": 1, "not_best": 1, "unfinished": 1}),
-        # without deduplication the copy competes, and comes third
+        # without deduplication, the duplicate takes part and is third
         ({"top_k": 3, "deduplicate": False}, [1, 3, 0, 5, 4, 6, 7, 9], {"not_best": 1, "unfinished": 1}),
-        # 0.6 stays: the threshold is the least score kept
+        # 0.6 is selected: a score equal to the threshold is not below it
         (
             {"score_threshold": 0.6},
             [1, 5, 6],
@@ -70,12 +70,12 @@ UNUSABLE = [None] * 8 + ["unfinished", None]
         ),
     ],
 )
-def test_picks_by_hand(options, kept, dropped):
+def test_selection_worked_by_hand(options, kept, dropped):
     assert pick_solutions(ROWS, SCORES, UNUSABLE, **options) == (kept, dropped)
     assert len(kept) + sum(dropped.values()) == len(ROWS)
 
 
-def test_a_solution_below_the_threshold_is_counted_once_with_its_copies():
+def test_duplicates_below_the_threshold_are_counted_as_duplicates():
     rows = [row(0, "a"), row(0, "a"), row(0, "b")]
     assert pick_solutions(rows, [0.1, 0.1, 0.9], [None] * 3, score_threshold=0.5) == (
         [2],
@@ -83,18 +83,18 @@ def test_a_solution_below_the_threshold_is_counted_once_with_its_copies():
     )
 
 
-def test_graded_rewards_that_are_equal_but_not_right_are_wrong():
+def test_equal_rewards_below_one_count_as_all_wrong():
     rows = [row(0, "a", 0.5), row(0, "b", 0.5)]
     assert pick_solutions(rows, [0.1, 0.2], [None] * 2, drop_uniform=True) == ([], {"all_wrong": 2})
 
 
-def test_scores_of_solutions():
+def test_solution_scores_are_aggregated():
     assert solution_scores([[0.5, 0.25], [], [1.0]], "min") == [0.25, None, 1.0]
     assert solution_scores([[0.5, 0.25], [], [1.0]], "product") == [0.125, None, 1.0]
     assert solution_scores([[], []], "min") == [None, None]
 
 
-def test_metrics_by_hand():
+def test_metrics_worked_by_hand():
     metrics = round_metrics(ROWS, SCORES, [1, 5], {"not_best": 8})
     assert metrics == pytest.approx(
         {
@@ -102,7 +102,7 @@ def test_metrics_by_hand():
             "mean_score": 4.9 / 9,
             "picked_score": (0.9 + 0.8) / 2,
             "unfinished_share": 0.1,
-            "steps_per_answer": 13 / 10,  # three of the ten have two steps
+            "steps_per_answer": 13 / 10,  # three of the ten solutions have two steps
             "tokens_per_step": 40 / 13,
             "dropped_not_best": 8,
             "accuracy": 0.6,
@@ -113,15 +113,15 @@ def test_metrics_by_hand():
     assert without == {"num_picked": 0, "unfinished_share": 0.0, "steps_per_answer": 0.5, "tokens_per_step": 6.0}
 
 
-def test_questions_of_rounds_go_through_all_of_them_and_begin_anew():
-    questions = [Question(str(number)) for number in range(5)]
+def test_questions_of_rounds_cover_all_questions_and_start_again():
+    questions = [Question(str(index)) for index in range(5)]
     rounds = [questions_of_round(questions, index, 2, seed=7) for index in range(5)]
     flat = [question for block in rounds for question in block]
     assert sorted(flat[:5]) == sorted(questions) and flat[:5] != questions
     assert flat[5:] == flat[:5]
     assert questions_of_round(questions, 3, None, seed=7) == questions
     assert questions_of_round(questions, 0, 5, seed=8) != questions_of_round(questions, 0, 5, seed=7)
-    with pytest.raises(ValueError, match="questions_per_round: got 6, expected at most the 5"):
+    with pytest.raises(ValueError, match="questions_per_round: got 6, expected at most 5"):
         questions_of_round(questions, 0, 6, seed=7)
 
 
@@ -130,29 +130,29 @@ def test_seeds_differ_by_purpose_round_and_run():
     assert len(seeds) == 9 * 9 * 2
 
 
-def test_a_folder_refuses_another_configuration_and_names_the_difference(tmp_path):
+def test_a_folder_refuses_other_settings_and_names_the_difference(tmp_path):
     folder = RoundFolder(tmp_path, 0)
-    folder.check_config({"eta": 1})  # nothing there yet
+    folder.check_config({"eta": 1})  # the folder does not exist yet
     folder.add(config={"eta": 1, "pairs": (1, 2)})
     folder.add(kept=3)
     folder.check_config({"eta": 1, "pairs": (1, 2)})
     assert folder.manifest["kept"] == 3
-    with pytest.raises(ValueError, match="round-0 holds a round of another configuration: eta was 1 and is now 2;"):
+    with pytest.raises(ValueError, match="round-0: got a round with other settings: eta was 1 and is now 2;"):
         folder.check_config({"eta": 2, "pairs": (1, 3)})
 
 
-def test_a_reward_model_format_of_an_older_release_has_fewer_fields(tmp_path):
+def test_a_format_of_an_older_release_with_fewer_fields_is_accepted(tmp_path):
     folder = RoundFolder(tmp_path, 0)
     new = asdict(PRMFormat(splitter="newline"))
     added = ("steps_of", "expected_ids")
     folder.add(config={"reward_model_format": {name: new[name] for name in new if name not in added}})
     folder.check_config({"reward_model_format": new})
-    folder.check_config({"reward_model_format": {**new, "expected_ids": {"separator": 1}}})  # no score is another
-    with pytest.raises(ValueError, match="another configuration: reward_model_format was"):
+    folder.check_config({"reward_model_format": {**new, "expected_ids": {"separator": 1}}})  # does not change scores
+    with pytest.raises(ValueError, match="other settings: reward_model_format was"):
         folder.check_config({"reward_model_format": {**new, "steps_of": "answer"}})
 
 
-def test_rows_come_back_and_are_there_whole_or_not_at_all(tmp_path):
+def test_rows_are_written_atomically_and_read_again(tmp_path):
     rows = [{"text": "é\u2028\ud800", "ids": [1, 2]}, {"text": "", "ids": []}]
     write_rows(tmp_path / "rows.jsonl", rows)
     assert read_rows(tmp_path / "rows.jsonl") == rows

@@ -1,4 +1,4 @@
-"""Which tokens of a solution RAFT trains on."""
+"""The tokens of a solution that RAFT trains on."""
 
 import pytest
 import zoo
@@ -17,7 +17,7 @@ def row_of(completion):
 
 
 @pytest.mark.parametrize("stop", ["apples", "pples", "les.", "otal", " of 22"])
-def test_the_text_before_a_stop_string_is_trained_on_whole(stop):
+def test_the_whole_text_before_a_stop_string_is_trained_on(stop):
     tokenizer = zoo.byte_level_bpe()
     prompt_format, prompt = PromptFormat(tokenizer), Prompt("7 + 15?")
     ids = tokenizer("7 + 15 = 22, a total of 22 apples.", add_special_tokens=False)["input_ids"]

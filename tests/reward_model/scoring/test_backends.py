@@ -1,5 +1,5 @@
-"""A class of five members is a scorer: what the facade does for it, who takes it, and that our backends are such
-classes."""
+"""The backend protocol: what the facade adds to any class with its five members, the functions that accept such a
+class, and that the package's own backends follow the protocol."""
 
 import inspect
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ from erprm_trl.selection import guided_search, score_rollouts
 
 
 class LengthBackend:
-    """The example of the protocol's docstring, with a context of 10 characters per step."""
+    """The example in the protocol's docstring, with a limit of 10 characters per step."""
 
     prm_format, model_name, context_length, weights = PRMFormat(aggregation="mean"), "length", 10, None
 
@@ -47,15 +47,15 @@ def scorer():
     return StepScorer.from_backend(LengthBackend())
 
 
-# What the facade adds
+# Checks and conversions of the facade
 
 
-def test_equal_solutions_reach_the_backend_once(scorer):
+def test_duplicate_solutions_reach_the_backend_once(scorer):
     questions, steps = ["q", "p", "q", "q", "p"], [["ab"], ["ab"], ("ab",), ["ab", "c"], ["ab"]]
     scores = scorer.score(questions, steps)
     assert scores == [[0.2], [0.2], [0.2], [0.2, 0.1], [0.2]]
     assert scorer.backend.calls == [(["q", "p", "q"], [["ab"], ["ab"], ["ab", "c"]])]
-    scores[0].append(1.0)  # no list is shared
+    scores[0].append(1.0)  # duplicates do not share a list
     assert scores[2] == [0.2]
 
 
@@ -75,29 +75,29 @@ def test_an_error_names_the_solution_by_the_callers_index(scorer, steps, index):
     assert scorer.score(["q"] * len(steps), steps, skip_too_long=True) == expected
 
 
-def test_real_models_name_the_callers_index_too():
+def test_errors_of_real_backends_name_the_callers_index():
     local = StepScorer(tiny_llama(46), word_level(), DIAL_FORMAT)
     steps = [["answer 2"], ["answer 2"], ["7 " * 300]]
-    with pytest.raises(ValueError, match="^Solution 2 has .* tokens, more than the model's context of 256"):
+    with pytest.raises(ValueError, match="^Solution 2 has .* tokens, expected at most the model's context of 256"):
         local.score(["Tom ?"] * 3, steps)
     with serving(scoring_app(local)) as url, pytest.raises(ValueError, match="^Solution 2 is too long for http"):
         StepScorer.from_pretrained(url).score(["Tom ?"] * 3, steps)
 
 
-def test_lengths_are_checked_before_the_backend_is_asked(scorer):
+def test_lengths_are_checked_before_the_backend_is_called(scorer):
     with pytest.raises(ValueError, match="got 2 questions for 1 solutions, expected one question per solution"):
         scorer.score(["q", "q"], [["a"]])
     assert scorer.backend.calls == []
 
 
-def test_texts_are_split_and_scores_aggregated(scorer):
+def test_texts_are_split_and_scores_are_aggregated(scorer):
     assert scorer.split("ab\n\ncdef\n") == ["ab", "cdef"]
     assert scorer.score_texts(["q", "q"], ["ab\ncdef", ""]) == [[0.2, 0.4], []]
     assert scorer.score_solutions(["q", "q"], [["ab", "cdef"], ["a"]]) == pytest.approx([0.3, 0.1])
     assert scorer.score([], []) == []
 
 
-def test_the_rest_is_the_backends(scorer):
+def test_other_attributes_are_the_backends(scorer):
     assert (scorer.prm_format, scorer.model_name, scorer.context_length) == (
         PRMFormat(aggregation="mean"),
         "length",
@@ -116,10 +116,10 @@ def test_the_rest_is_the_backends(scorer):
     [
         ([[0.5]], "Wrong.score: got 1 lists of scores for 2 solutions, expected one per solution"),
         ([[0.5], [0.5]], "Wrong.score: got 1 scores for the 2 steps of solution 2, expected one per step"),
-        ([[0.5], []], "Solution 2 got no scores from Wrong.score"),
+        ([[0.5], []], "Solution 2 is too long: got no scores from Wrong.score"),
     ],
 )
-def test_a_backend_that_loses_scores_is_an_error(answer, message):
+def test_a_wrong_number_of_scores_is_an_error(answer, message):
     class Wrong(LengthBackend):
         def score(self, questions, steps, skip_too_long):
             return answer
@@ -128,7 +128,7 @@ def test_a_backend_that_loses_scores_is_an_error(answer, message):
         StepScorer.from_backend(Wrong()).score(["q"] * 3, [["a"], ["a"], ["b", "c"]])
 
 
-def test_what_is_no_backend_is_an_error():
+def test_a_class_without_all_members_is_an_error():
     half = SimpleNamespace(score=print, prm_format=PRMFormat())
     with pytest.raises(TypeError, match="got a SimpleNamespace without model_name, context_length, weights, expected"):
         StepScorer.from_backend(half)
@@ -137,12 +137,12 @@ def test_what_is_no_backend_is_an_error():
     assert StepScorer.of(scorer) is scorer and isinstance(scorer, ScoringBackend)
 
 
-# Our backends
+# The package's backends
 
 
 @pytest.fixture(params=["local", "implicit", "sharded", "remote", "fake", "held", "docstring"])
 def backend(request, monkeypatch, tmp_path):
-    """Each backend, over a tiny model where it has one."""
+    """Each backend, with a tiny model if it needs a model."""
     model, tokenizer = tiny_llama(46), word_level()
     if request.param == "local":
         yield LocalBackend(model, tokenizer, DIAL_FORMAT)
@@ -193,7 +193,7 @@ def test_the_docstrings_example_runs():
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-# Processes that score together
+# Backends that all processes call together
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_docstrings_example_runs():
     [(["q", "q"], [["a"]], ValueError), (["q"], [[["a"]]], TypeError), (["q"], [["7 " * 300]], ValueError)],
     ids=["lengths", "no text", "too long"],
 )
-def test_an_error_before_or_in_the_backend_is_told_to_the_other_processes(monkeypatch, questions, steps, error):
+def test_an_error_before_or_in_the_backend_stops_the_other_processes(monkeypatch, questions, steps, error):
     monkeypatch.setattr(sharded_scoring, "prepare_deepspeed", lambda model, accelerator: model)
     told = []
 
@@ -216,10 +216,10 @@ def test_an_error_before_or_in_the_backend_is_told_to_the_other_processes(monkey
     assert told == [-1]
 
 
-# Everything that takes a scorer takes a backend
+# Functions with a scorer argument also accept a backend
 
 
-def test_a_bare_backend_goes_where_a_scorer_goes():
+def test_reward_functions_and_trainers_accept_a_backend():
     scorer = load_scorer(LengthBackend(), Accelerator(cpu=True), 32)
     assert isinstance(scorer, StepScorer) and scorer.model_name == "length"
     assert StepRewardFunction(LengthBackend())(["q"], ["ab\ncdef"]) == pytest.approx([0.3])
@@ -230,11 +230,11 @@ def test_a_bare_backend_goes_where_a_scorer_goes():
     rollouts = SimpleNamespace(settings=SimpleNamespace(splitter="newline"), solutions=lambda: [rows])
     backend = LengthBackend()
     assert score_rollouts(backend, rollouts) == [[[0.2, 0.1]] * 2] and len(backend.calls[0][0]) == 1
-    with pytest.raises(ValueError, match="shard_reward_model=True: got a scorer that is loaded already"):
+    with pytest.raises(ValueError, match="shard_reward_model=True: got a scorer that is already loaded"):
         check_sharding(LengthBackend(), None)
 
 
-def test_guided_search_takes_a_backend():
+def test_guided_search_accepts_a_backend():
     results = [
         guided_search(
             ["q"], TabularSampler(), scorer, method="beam", width=2, expansions=2, splitter="newline", seed=3
@@ -244,7 +244,7 @@ def test_guided_search_takes_a_backend():
     assert results[0] == results[1] and results[0][0].solutions[0].step_scores
 
 
-def test_a_server_takes_a_backend():
+def test_a_server_accepts_a_backend():
     held = HeldScorer()
     with serving(scoring_app(held)) as url:
         scores = RemoteBackend(url).score(["q"] * 3, [["a"], ["b"], ["a"]], skip_too_long=True)
@@ -255,17 +255,17 @@ def len_in_unit(step):
     return 1 / (1 + len(step))
 
 
-def test_weights_that_zero3_split_are_refused_whatever_scores():
+def test_partitioned_weights_are_refused_for_every_backend():
     model = nn.Linear(1, 1)
     model.weight.ds_id = 0
     with pytest.raises(ValueError, match="partitioned by ZeRO-3"):
         load_scorer(FakeScorer(by_last_number, weights=model), Accelerator(cpu=True), 32)
 
 
-# Formats of servers
+# Formats of servers and folders
 
 
-def test_a_servers_format_is_asked_of_the_server():
+def test_a_servers_format_is_read_from_the_server():
     with pytest.raises(
         ValueError, match=r"got the address of a scoring server.*from_pretrained\(url\).prm_format"
     ) as error:
@@ -277,10 +277,10 @@ def test_a_servers_format_is_asked_of_the_server():
         assert StepRewardFunction(url).prm_format == HeldScorer().prm_format
 
 
-def test_a_folders_format_is_read(tmp_path):
+def test_a_folders_format_is_read_from_the_folder(tmp_path):
     DIAL_FORMAT.save(tmp_path)
     assert load_format(tmp_path) == load_format(str(tmp_path)) == DIAL_FORMAT
     assert load_format(tmp_path, PRMFormat()) == PRMFormat()
     (tmp_path / "base").mkdir()
-    with pytest.raises(FileNotFoundError, match="has no prm_format.json"):
+    with pytest.raises(FileNotFoundError, match="got no prm_format.json"):
         load_format(tmp_path / "base")

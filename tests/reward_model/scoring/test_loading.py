@@ -1,4 +1,4 @@
-"""What is loaded to score: models of TRL's trainer, adapters and their bases, heads that an architecture lacks."""
+"""Loading reward models: models of TRL's trainer, adapters and their base models, and missing heads."""
 
 import json
 import shutil
@@ -27,10 +27,10 @@ QUESTION = "How many clips?"
 
 
 @pytest.mark.parametrize("family", [TRLPRM, TRLPRMWithBOS])
-def test_a_model_of_trls_trainer_is_scored_with_its_preset(family, tmp_path):
+def test_a_model_of_trls_trainer_scores_with_its_preset(family, tmp_path):
     torch.manual_seed(0)
     saved = family(tmp_path / "model")
-    with pytest.raises(FileNotFoundError, match=r'models of TRL.s PRMTrainer PRMFormat\.preset\("trl-prm"\)'):
+    with pytest.raises(FileNotFoundError, match=r'PRMFormat\.preset\("trl-prm"\) for a model of TRL.s PRMTrainer'):
         StepScorer.from_pretrained(saved.path)
     scorer = StepScorer.from_pretrained(saved.path, prm_format="trl-prm")
     assert scorer.score([QUESTION], [STEPS])[0] == pytest.approx(saved.score(QUESTION, STEPS), abs=1e-5)
@@ -49,7 +49,7 @@ def save_adapter(folder, config):
     return folder / "adapter", model
 
 
-def test_an_adapter_whose_base_has_moved(tmp_path):
+def test_an_adapter_with_a_moved_base_model_is_an_error_with_a_fix(tmp_path):
     adapter, _ = save_adapter(tmp_path, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     before = StepScorer.from_pretrained(adapter).score([QUESTION], [STEPS])
     shutil.move(tmp_path / "base", tmp_path / "moved")
@@ -58,7 +58,7 @@ def test_an_adapter_whose_base_has_moved(tmp_path):
     message = str(failure.value)
     assert str(adapter) in message and f"base_model_name_or_path={str(tmp_path / 'base')!r}" in message
     assert "write its new place into base_model_name_or_path of" in message
-    file = adapter / "adapter_config.json"  # as the message says
+    file = adapter / "adapter_config.json"  # the fix that the message proposes
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "moved")}))
     assert StepScorer.from_pretrained(adapter).score([QUESTION], [STEPS]) == before
 
@@ -73,7 +73,7 @@ def test_an_adapter_whose_base_has_moved(tmp_path):
 )
 def test_adapters_that_shift_positions_are_refused(config, tmp_path):
     adapter, model = save_adapter(tmp_path, config)
-    expected = "Scoring: got an adapter of PEFT's type P_?(ROMPT_)?TUNING, which puts 3 virtual tokens.*LoRA, IA3"
+    expected = "Scoring: got an adapter of PEFT's type P_?(ROMPT_)?TUNING, which inserts 3 virtual tokens.*LoRA, IA3"
     with pytest.raises(ValueError, match=expected):
         StepScorer.from_pretrained(adapter)
     with pytest.raises(ValueError, match=expected):
@@ -90,7 +90,7 @@ def test_adapters_that_shift_positions_are_refused(config, tmp_path):
     ids=["LoRA", "IA3", "prefix tuning"],
 )
 @torch.no_grad()
-def test_other_adapters_are_read_at_the_separators(config, tmp_path):
+def test_other_adapters_are_scored_at_the_separators(config, tmp_path):
     adapter, model = save_adapter(tmp_path, config)
     scorer = StepScorer.from_pretrained(adapter)
     assert isinstance(scorer.model, PeftModel)
@@ -98,28 +98,28 @@ def test_other_adapters_are_read_at_the_separators(config, tmp_path):
     logits = model.eval()(input_ids=torch.tensor([encoded.input_ids])).logits[0, encoded.step_positions]
     expected = logits[:, [scorer.token_ids.good, scorer.token_ids.bad]].softmax(-1)[:, 0].tolist()
     assert scorer.score([QUESTION], [STEPS])[0] == pytest.approx(expected, abs=1e-5)
-    assert max(expected) - min(expected) > 5e-4  # a score that is read elsewhere would be another
+    assert max(expected) - min(expected) > 5e-4  # so that scores at other positions would differ
 
 
-def test_a_head_that_an_architecture_lacks_names_the_one_that_it_has(tmp_path):
+def test_an_architecture_without_the_head_is_an_error_that_names_the_other_head(tmp_path):
     tokenizer = byte_level_bpe()
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Gemma3TextConfig(vocab_size=len(tokenizer), num_key_value_heads=1, head_dim=8, **sizes)
     Gemma3ForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     for prm_format in ("trl-prm", PRMFormat(separator="\n", head="token_mlp", num_labels=2)):
-        with pytest.raises(ValueError, match=r"gemma3_text\).*no token classification.*Use head='lm'"):
+        with pytest.raises(ValueError, match=r"gemma3_text'.*no token classification.*Use head='lm'"):
             StepScorer.from_pretrained(tmp_path, prm_format=prm_format)
     assert len(StepScorer.from_pretrained(tmp_path, prm_format=FORMAT).score([QUESTION], [STEPS])[0]) == len(STEPS)
     base = AutoModelForCausalLM.from_pretrained(tmp_path)
     adapter = tmp_path / "adapter"
     get_peft_model(base, LoraConfig(task_type="TOKEN_CLS", target_modules=["q_proj"])).save_pretrained(adapter)
     tokenizer.save_pretrained(adapter)
-    with pytest.raises(ValueError, match=r"gemma3_text\).*no token classification.*Use head='lm'"):
+    with pytest.raises(ValueError, match=r"gemma3_text'.*no token classification.*Use head='lm'"):
         StepScorer.from_pretrained(adapter, prm_format="trl-prm")
 
 
-def test_a_tokenizer_without_padding_and_end_tokens():
+def test_a_tokenizer_without_padding_and_end_tokens_can_score():
     with_end = byte_level_bpe()
     without = PreTrainedTokenizerFast(tokenizer_object=with_end.backend_tokenizer)
     assert without.pad_token is None and without.eos_token is None
@@ -134,8 +134,8 @@ def test_a_tokenizer_without_padding_and_end_tokens():
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["lm", "token"])
-def test_a_separator_of_several_ids_is_read_at_its_last(head):
-    """Mistral's and Llama 2's kind of tokenizer: a line feed by itself is a mark and the line feed."""
+def test_scores_are_read_at_the_last_id_of_a_long_separator(head):
+    """In Mistral's and Llama 2's tokenizers, a newline alone is encoded as SentencePiece's mark and the newline."""
     tokenizer = sentencepiece_style(bos=True)
     separator = tokenizer.encode("\n", add_special_tokens=False)
     assert len(separator) == 2

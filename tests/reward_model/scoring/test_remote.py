@@ -1,5 +1,5 @@
-"""Scores from a server are those of the scorer behind it, wherever a reward model is named; and what a server's faults
-do."""
+"""Remote scoring: the same scores as the server's scorer in every function that takes a reward model, and the handling
+of a server's faults."""
 
 import asyncio
 import json
@@ -45,8 +45,8 @@ from erprm_trl.rollouts import EndpointError, TransformersSampler, collect_rollo
 
 
 TOKEN, LOGIN = "t0ken-that-nobody-may-see", "user:passw0rd@"
-QUESTIONS = [f"Tom dial {number} . right 15 . ?" for number in range(9)]
-STEPS = [[f"{number} + 15 = 3"] * (number % 4) for number in range(9)]
+QUESTIONS = [f"Tom dial {index} . right 15 . ?" for index in range(9)]
+STEPS = [[f"{index} + 15 = 3"] * (index % 4) for index in range(9)]
 TOO_LONG = ["7 " * 300]
 
 
@@ -61,13 +61,13 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local(path):
-    """It, in this process."""
+    """A scorer of the model in this process."""
     return StepScorer.from_pretrained(path)
 
 
 @pytest.fixture(scope="module")
 def url(path):
-    """It, on a server."""
+    """The address of a server with the model."""
     with serving(scoring_app(StepScorer.from_pretrained(path))) as address:
         yield address
 
@@ -88,23 +88,23 @@ def expected(questions, steps):
 # The same scores
 
 
-def test_the_scores_are_those_of_the_scorer(local, url, path):
+def test_remote_scores_equal_local_scores(local, url, path):
     scorer = StepScorer.from_pretrained(url, batch_size=7, device="cpu")
     assert isinstance(scorer.backend, RemoteBackend)
     assert scorer.score(QUESTIONS, STEPS) == local.score(QUESTIONS, STEPS)
-    assert [len(scores) for scores in scorer.score(QUESTIONS, STEPS)] == [number % 4 for number in range(9)]
-    texts = [f" 7 + 15 = 2 ки answer {number} ки" for number in range(9)]
+    assert [len(scores) for scores in scorer.score(QUESTIONS, STEPS)] == [index % 4 for index in range(9)]
+    texts = [f" 7 + 15 = 2 ки answer {index} ки" for index in range(9)]
     assert scorer.score_texts(QUESTIONS, texts) == local.score_texts(QUESTIONS, texts)
     assert scorer.split(texts[0]) == ["7 + 15 = 2", "answer 0"]
-    some = [1, 2, 3, 5]
-    asked = [QUESTIONS[i] for i in some], [tuple(STEPS[i]) for i in some]
+    rows = [1, 2, 3, 5]
+    asked = [QUESTIONS[i] for i in rows], [tuple(STEPS[i]) for i in rows]
     assert scorer.score_solutions(*asked) == local.score_solutions(*asked)
     assert scorer.score([], []) == [] and scorer.score(QUESTIONS[:1], [[]]) == [[]]
     assert load_format(url) == scorer.prm_format == FORMAT
     assert (scorer.model_name, scorer.context_length) == (Path(path).name, 256)
 
 
-def test_too_long_solutions(local, url):
+def test_solutions_that_are_too_long_are_errors_or_skipped(local, url):
     scorer, steps = remote(url), [*STEPS[1:4], TOO_LONG, STEPS[5]]
     questions = QUESTIONS[:5]
     assert scorer.score(questions, steps, skip_too_long=True) == local.score(questions, steps, skip_too_long=True)
@@ -114,25 +114,25 @@ def test_too_long_solutions(local, url):
         scorer.score(questions, steps[:4])
 
 
-def test_requests_keep_to_the_servers_limits():
-    longest = ["d" * 150]  # 182 bytes with the rest of its body
+def test_requests_stay_within_the_servers_limits():
+    longest = ["d" * 150]  # its request body has 182 bytes
     questions, steps = (
-        [f"ü {number} ?" for number in range(20)],
-        [["a", "ü"][: 1 + number % 2] for number in range(20)],
+        [f"ü {index} ?" for index in range(20)],
+        [["a", "ü"][: 1 + index % 2] for index in range(20)],
     )
     steps[7], steps[11], steps[13] = ["a", "b", "c"], ["d" * 250], longest
     app = Faulty(scoring_app(HeldScorer(), max_solutions=3, max_steps=2, max_body_bytes=220))
     with serving(app) as url:
         scores = remote(url).score(questions, steps, skip_too_long=True)
-        with pytest.raises(ValueError, match=r"Solution 7 .* 2 steps or 220 bytes"):
+        with pytest.raises(ValueError, match=r"Solution 7 .* 2 steps and 220 bytes"):
             remote(url).score(questions[:10], steps[:10])
-    assert scores == [[] if i in (7, 11) else one for i, one in enumerate(expected(questions, steps))]
+    assert scores == [[] if i in (7, 11) else values for i, values in enumerate(expected(questions, steps))]
     sizes = [len(sent["steps"]) for sent in app.bodies[:7]]
     assert max(sizes) == 3 and sum(len(sent["steps"]) for sent in app.bodies) == 18 + 9
 
 
-def test_requests_are_filled():
-    questions = [f"Tom dial ü {number:02} . right 15 . ?" for number in range(18)]
+def test_requests_are_as_large_as_the_limits_allow():
+    questions = [f"Tom dial ü {index:02} . right 15 . ?" for index in range(18)]
     steps = [["7 + 15 = 22", "answer 22"]] * 18
     four = {"questions": questions[:4], "steps": steps[:4], "skip_too_long": True}
     most = len(json.dumps(four, ensure_ascii=False).encode())
@@ -147,14 +147,14 @@ def test_split_requests_give_the_same_scores(local):
         assert remote(url).score(QUESTIONS, STEPS) == close_to(local.score(QUESTIONS, STEPS))
 
 
-def test_as_many_requests_at_a_time_as_allowed():
+def test_max_concurrency_limits_concurrent_requests():
     app = Faulty(scoring_app(HeldScorer(), max_solutions=1), together=3)
     with serving(app) as url:
         assert remote(url, max_concurrency=3).score(QUESTIONS, STEPS) == expected(QUESTIONS, STEPS)
     assert app.most_at_once == 3
 
 
-def test_many_clients_at_once(local, url):
+def test_many_clients_can_score_at_once(local, url):
     scores_here = close_to(local.score(QUESTIONS, STEPS))
     with ThreadPoolExecutor(8) as clients:
         scorers = list(clients.map(lambda _: remote(url), range(8)))
@@ -162,19 +162,19 @@ def test_many_clients_at_once(local, url):
             assert scores == scores_here
 
 
-def test_inside_a_running_loop(local, url):
+def test_scoring_works_inside_a_running_event_loop(local, url):
     async def cell():
         return remote(url).score(QUESTIONS, STEPS)
 
     assert asyncio.run(cell()) == local.score(QUESTIONS, STEPS)
 
 
-# What fails
+# Faults
 
 
 @pytest.mark.slow("waits for many retries")
 @pytest.mark.parametrize("fault", [408, 429, 502, 503, 504, "drop", "hang"])
-def test_what_is_tried_again(fault):
+def test_temporary_faults_are_retried(fault):
     app = Faulty(scoring_app(HeldScorer(), max_solutions=2), lambda attempt: fault if attempt < 2 else None)
     with serving(app) as url:
         scorer = remote(url, request_timeout=0.3 if fault == "hang" else 60.0, max_attempts=9)
@@ -195,7 +195,7 @@ def test_what_is_tried_again(fault):
         *(f'{{"scores": {scores}}}' for scores in ("[[NaN]]", "[]", "[[0.5, 0.5]]")),
     ],
 )
-def test_what_is_not_tried_again(fault):
+def test_permanent_faults_are_not_retried(fault):
     app = Faulty(scoring_app(HeldScorer()), lambda attempt: fault)
     with serving(app) as url:
         said = (
@@ -208,21 +208,21 @@ def test_what_is_not_tried_again(fault):
     assert set(app.attempts.values()) == {1}
 
 
-def test_a_server_that_stays_down_is_one_clear_error():
+def test_a_server_that_stays_down_is_an_error():
     app = Faulty(scoring_app(HeldScorer()), lambda attempt: 503)
     with serving(app) as url:
         scorer = remote(url)
-        with pytest.raises(EndpointError, match="/score gave no scores in 3 attempts .* status 503: no, 503. Look at"):
+        with pytest.raises(EndpointError, match="/score gave no scores in 3 attempts .* status 503: no, 503. Check"):
             scorer.score(QUESTIONS, STEPS)
         assert set(app.attempts.values()) == {3}
     with pytest.raises(EndpointError, match="/format gave no scores in 3 attempts .*ConnectError"):
         remote(url)
 
 
-def test_a_nan_is_an_error():
+def test_a_nan_score_is_an_error():
     with (
         serving(scoring_app(HeldScorer())) as url,
-        pytest.raises(EndpointError, match=r"500: .*\[0\]\[0\].* gave nan"),
+        pytest.raises(EndpointError, match=r"500: .*\[0\]\[0\].* returned nan"),
     ):
         remote(url).score(["Tom ?"], [["nan"]])
 
@@ -242,7 +242,7 @@ HUGE = ["[" * 100_000, '{"scores": [[' + "9" * 400 + "]]}", '{"scores": [[2.0]]}
 
 
 @pytest.mark.slow("hundreds of hostile answers")
-def test_whatever_a_server_answers_is_read_or_refused(url):
+def test_any_answer_of_a_server_is_read_or_refused(url):
     backend = remote(url).backend
 
     @settings(max_examples=settings().max_examples // 2, deadline=None)
@@ -252,7 +252,7 @@ def test_whatever_a_server_answers_is_read_or_refused(url):
             try:
                 answer = read(text)
             except EndpointError as error:
-                assert f"{path}: got an answer that is none of a scoring server" in str(error)
+                assert f"{path}: got an answer in another form" in str(error)
                 continue
             if path == "/score":
                 assert all(type(value) is float and 0 <= value <= 1 for values in answer for value in values)
@@ -269,38 +269,38 @@ PIECES = st.sampled_from(
 TEXTS = st.lists(PIECES, max_size=4).map("".join)
 
 
-def test_a_real_model_answers_any_text(url, local):
+def test_a_real_model_scores_any_text(url, local):
     @settings(max_examples=settings().max_examples // 4, deadline=None)
     @given(TEXTS, st.lists(st.lists(TEXTS, max_size=4), max_size=3), st.booleans())
     def check(question, steps, skip):
         body = {"questions": [question] * len(steps), "steps": steps, "skip_too_long": skip}
         answer = httpx.post(f"{url}/score", json=body, timeout=60, verify=False)
         scores = local.score(body["questions"], steps, skip_too_long=True)
-        cut = [some and not values for some, values in zip(steps, scores, strict=True)]
+        cut = [solution and not values for solution, values in zip(steps, scores, strict=True)]
         assert answer.status_code == (422 if any(cut) and not skip else 200)
         if answer.status_code == 200:
             assert answer.json()["scores"] == close_to(scores)
-        assert all(len(values) in (0, len(some)) for values, some in zip(scores, steps, strict=True))
+        assert all(len(values) in (0, len(solution)) for values, solution in zip(scores, steps, strict=True))
 
     check()
     assert httpx.get(f"{url}/health", timeout=60, verify=False).json() == {"status": "ok", "waiting": 0}
 
 
-def test_something_else_at_the_address():
+def test_an_address_of_another_service_is_an_error():
     from starlette.responses import PlainTextResponse
 
     with serving(PlainTextResponse("<html>welcome</html>"), lifespan="off") as url:
-        with pytest.raises(EndpointError, match=r"/format: got an answer that is none of a scoring server"):
+        with pytest.raises(EndpointError, match=r"/format: got an answer in another form"):
             remote(url)
-    with serving(scoring_app(HeldScorer())) as url, pytest.raises(EndpointError, match="404.*nothing follows it"):
+    with serving(scoring_app(HeldScorer())) as url, pytest.raises(EndpointError, match="404.*without a path after it"):
         remote(f"{url}/v1")
-    with pytest.raises(ValueError, match="base_url: expected something like 'http://localhost:8100'"):
+    with pytest.raises(ValueError, match="base_url: got .*expected an address such as 'http://localhost:8100'"):
         StepScorer.from_pretrained("http://host?token=secret")
 
 
-def test_what_the_server_decides(url):
+def test_loading_arguments_are_refused_with_an_address(url):
     for arguments in ({"dtype": "float32"}, {"device_map": "auto"}, {"revision": "main"}, {"prm_format": FORMAT}):
-        with pytest.raises(ValueError, match=f"{next(iter(arguments))}: got a value for the address"):
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))}: got a value together with the address"):
             StepScorer.from_pretrained(url, **arguments)
     with pytest.raises(ValueError, match="revision"):
         load_format(url, revision="main")
@@ -310,11 +310,11 @@ def test_what_the_server_decides(url):
         StepRewardFunction(url).shard(Accelerator(cpu=True))
 
 
-# Who may know what
+# Secrets
 
 
 @pytest.mark.parametrize("login", ["", LOGIN], ids=["token", "login"])
-def test_secrets_are_sent_and_seen_nowhere(login, monkeypatch, caplog):
+def test_secrets_are_sent_but_never_shown(login, monkeypatch, caplog):
     monkeypatch.setenv("ERPRM_SCORER_TOKEN", f"{TOKEN}\n")
     caplog.set_level(logging.DEBUG)
     app = Faulty(
@@ -322,7 +322,7 @@ def test_secrets_are_sent_and_seen_nowhere(login, monkeypatch, caplog):
     )
     with started(app) as server:
         scorer = remote(f"http://{login}{server.address}")
-        with pytest.raises(EndpointError, match=r"status 401: .*into \$ERPRM_SCORER_TOKEN") as error:
+        with pytest.raises(EndpointError, match=r"status 401: .*set \$ERPRM_SCORER_TOKEN") as error:
             scorer.score(QUESTIONS, STEPS)
     assert app.authorizations == {"Basic dXNlcjpwYXNzdzByZA==" if login else f"Bearer {TOKEN}"}
     shown = "".join(traceback.format_exception(error.value)) + caplog.text + scorer.backend.client.base_url
@@ -330,19 +330,19 @@ def test_secrets_are_sent_and_seen_nowhere(login, monkeypatch, caplog):
     assert TOKEN not in shown and "passw0rd" not in shown
 
 
-def test_another_token_is_refused_at_once(monkeypatch):
+def test_a_wrong_token_is_refused_without_a_retry(monkeypatch):
     monkeypatch.setenv("ERPRM_SCORER_TOKEN", "another")
     with serving(scoring_app(HeldScorer(), token=TOKEN)) as url:
         with pytest.raises(EndpointError, match="/format refused a request with status 401"):
             remote(url)
 
 
-# Wherever a reward model is named
+# Every function that takes a reward model
 
 
 @pytest.fixture(scope="module")
 def dial_path(tmp_path_factory):
-    """The shipped base as a reward model."""
+    """The shipped dial base model as a reward model."""
     folder = tmp_path_factory.mktemp("erprm")
     AutoModelForCausalLM.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
     AutoTokenizer.from_pretrained(dial.BASE_PATH).save_pretrained(folder)
@@ -352,7 +352,7 @@ def dial_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dial_address(dial_path):
-    """It, on a server: host and port."""
+    """Host and port of a server with the dial reward model."""
     with started(scoring_app(StepScorer.from_pretrained(dial_path))) as server:
         yield server.address
 
@@ -367,7 +367,9 @@ def dial_address(dial_path):
     ],
     ids=["grpo", "ppo", "ppo with the reward model as critic"],
 )
-def test_a_step_update_is_the_same(dial_path, dial_address, tmp_path, trainer_class, config_class, others):
+def test_a_policy_update_is_the_same_with_an_address(
+    dial_path, dial_address, tmp_path, trainer_class, config_class, others
+):
     policies = []
     for reward_model in (dial_path, f"http://{LOGIN}{dial_address}"):
         folder = tmp_path / str(len(policies))
@@ -398,7 +400,7 @@ def test_a_step_update_is_the_same(dial_path, dial_address, tmp_path, trainer_cl
 
 
 @pytest.mark.slow("trains a policy")
-def test_raft_and_best_of_n_take_an_address(dial_address, tmp_path, monkeypatch, capfd):
+def test_raft_and_best_of_n_accept_an_address(dial_address, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(RECIPES.parent)
     url = f"http://{LOGIN}{dial_address}"
     assert isinstance(load_scorer(url, Accelerator(cpu=True), 32).backend, RemoteBackend)
@@ -440,7 +442,7 @@ def assert_nowhere(secret, folder):
 
 @pytest.mark.slow("starts a server's process")
 @pytest.mark.parametrize("source", ["environment", "file"])
-def test_the_recipe_ends_with_all_answers_delivered(source, dial_path, tmp_path, monkeypatch):
+def test_the_recipe_delivers_all_answers_before_it_ends(source, dial_path, tmp_path, monkeypatch):
     options = ["--reward_model", dial_path, "--port", "0", "--batch_size", "1", "--max_batch", "1"]
     environment = {**os.environ, "ERPRM_SCORER_TOKEN": TOKEN}
     if source == "file":
@@ -459,11 +461,11 @@ def test_the_recipe_ends_with_all_answers_delivered(source, dial_path, tmp_path,
         url = address[1]
         assert httpx.get(f"{url}/format", verify=False).status_code == 401
         questions = [row["question"] for row in dial.make_questions(8, 0)] * 4
-        steps = [[f"{number} + 4 = 7"] * 6 for number in range(32)]
+        steps = [[f"{index} + 4 = 7"] * 6 for index in range(32)]
         scorer = remote(url, max_attempts=1)
         with ThreadPoolExecutor(12) as clients:
             answers = [clients.submit(scorer.score, questions, steps) for _ in range(12)]
-            while True:  # all have arrived, and not all are answered
+            while True:  # all requests have arrived, and some are not answered yet
                 waiting = httpx.get(f"{url}/health", verify=False).json()["waiting"]
                 if waiting + sum(answer.done() for answer in answers) >= 12:
                     break

@@ -1,4 +1,4 @@
-"""Scores do not depend on who else is in the batch, and errors say which solution."""
+"""Scores do not depend on the other solutions in the batch, and errors name the solution."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +13,8 @@ from erprm_trl import PRMFormat, StepScorer
 
 
 FORMAT = PRMFormat(separator="ки", good_token="✓", bad_token="✗", prompt_template="check {question}", splitter="ки")
-QUESTIONS = [f"Tom dial {number} . right 15 . ?" for number in range(9)]
-STEPS = [[f"{number} + 15 = 3"] * (1 + number % 4) for number in range(9)]
+QUESTIONS = [f"Tom dial {index} . right 15 . ?" for index in range(9)]
+STEPS = [[f"{index} + 15 = 3"] * (1 + index % 4) for index in range(9)]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def scorer():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
-def test_batching_and_order_change_nothing(scorer, batch_size):
+def test_batch_size_and_order_do_not_change_scores(scorer, batch_size):
     alone = [scorer.score([question], [steps])[0] for question, steps in zip(QUESTIONS, STEPS, strict=True)]
     together = StepScorer(scorer.model, scorer.tokenizer, FORMAT, batch_size=batch_size)
     for left, right in zip(together.score(QUESTIONS, STEPS), alone, strict=True):
@@ -33,23 +33,23 @@ def test_batching_and_order_change_nothing(scorer, batch_size):
         assert left == pytest.approx(right, abs=1e-6)
 
 
-def test_two_threads_at_once_get_their_own_scores(scorer):
-    # One model with two scorers: what must not be shared is the model's.
+def test_two_threads_at_once_get_the_right_scores(scorer):
+    # Two scorers share a model, whose head's forward is replaced during a call.
     scorers = [StepScorer(scorer.model, scorer.tokenizer, FORMAT, batch_size=size) for size in (1, 2)]
     asked = [(QUESTIONS[::-1], STEPS[::-1]), (QUESTIONS, STEPS)]
-    expected = [one.score(*some) for one, some in zip(scorers, asked, strict=True)]
+    expected = [other.score(*arguments) for other, arguments in zip(scorers, asked, strict=True)]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(2) as threads:
-            jobs = [threads.submit(scorers[number % 2].score, *asked[number % 2]) for number in range(20)]
-            for number, job in enumerate(jobs):
-                assert job.result() == expected[number % 2]
+            jobs = [threads.submit(scorers[index % 2].score, *asked[index % 2]) for index in range(20)]
+            for index, job in enumerate(jobs):
+                assert job.result() == expected[index % 2]
     finally:
         sys.setswitchinterval(interval)
 
 
-def test_raw_text_is_split_as_the_format_says(scorer):
+def test_raw_text_is_split_by_the_formats_splitter(scorer):
     text = " 7 + 15 = 2 ки answer 2 ки"
     assert scorer.split(text) == ["7 + 15 = 2", "answer 2"]
     assert scorer.score_texts(QUESTIONS[:1], [text]) == scorer.score(QUESTIONS[:1], [["7 + 15 = 2", "answer 2"]])
@@ -60,20 +60,20 @@ def test_later_steps_do_not_change_earlier_scores(scorer):
     assert scorer.score(QUESTIONS[:1], [["7 + 15 = 2"]])[0] == pytest.approx(full[:1], abs=1e-6)
 
 
-def test_solutions_are_aggregated(scorer):
+def test_solution_scores_are_aggregated(scorer):
     steps = scorer.score(QUESTIONS, STEPS)
     assert scorer.score_solutions(QUESTIONS, STEPS) == pytest.approx([min(scores) for scores in steps])
 
 
-def test_no_steps_and_no_solutions(scorer):
+def test_solutions_without_steps_and_no_solutions_are_accepted(scorer):
     assert scorer.score(QUESTIONS[:2], [[], ["answer 2"]])[0] == []
     assert scorer.score([], []) == []
 
 
-def test_errors(scorer, tmp_path):
+def test_invalid_arguments_are_errors(scorer, tmp_path):
     with pytest.raises(ValueError, match="got 2 questions for 1 solutions, expected one question per solution"):
         scorer.score(QUESTIONS[:2], [["answer 2"]])
-    with pytest.raises(ValueError, match="Solution 1 has .* tokens, more than the model's context of 256"):
+    with pytest.raises(ValueError, match="Solution 1 has .* tokens, expected at most the model's context of 256"):
         scorer.score(QUESTIONS[:2], [["answer 2"], ["7 " * 300]])
     path = save_tiny(tmp_path, word_level())
     with pytest.raises(FileNotFoundError, match="PRMFormat.*save"):
@@ -94,12 +94,12 @@ def test_errors(scorer, tmp_path):
         (lambda scorer: scorer.score_solutions(QUESTIONS[:1], ["answer 2"]), r"^steps\[0\]: got the str"),
     ],
 )
-def test_a_string_where_a_list_of_texts_belongs_is_an_error(scorer, call, message):
+def test_a_string_instead_of_a_list_is_an_error(scorer, call, message):
     with pytest.raises(TypeError, match=message):
         call(scorer)
 
 
-def test_a_string_is_an_error_of_every_backend():
+def test_a_string_instead_of_a_list_is_an_error_with_every_backend():
     class Lengths:
         prm_format, model_name, context_length, weights = FORMAT, "length", None, None
 
@@ -117,11 +117,11 @@ def test_a_string_is_an_error_of_every_backend():
     for call in (lambda: scorer.score(["q"], ["ab"]), lambda: scorer.score_texts(["q", "q"], "ab")):
         with pytest.raises(TypeError, match="got the str 'ab'"):
             call()
-    assert backend.told == 2  # processes that share the backend do not wait for this one
+    assert backend.told == 2  # the other processes do not wait for this process
 
 
-def test_sharded_by_accelerate(scorer, tmp_path):
-    """Weights on disk, brought in layer by layer by accelerate's hooks: the same scores."""
+def test_offloaded_weights_give_the_same_scores(scorer, tmp_path):
+    """Accelerate offloads the weights to disk and loads them layer by layer. The scores are the same."""
     path = save_tiny(tmp_path / "model", word_level())
     FORMAT.save(path)
     expected = StepScorer.from_pretrained(path).score(QUESTIONS, STEPS)
@@ -134,7 +134,7 @@ def test_sharded_by_accelerate(scorer, tmp_path):
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 30, 64, 10_000])
-def test_a_budget_of_tokens_bounds_batches_and_changes_nothing(scorer, max_batch_tokens, monkeypatch):
+def test_max_batch_tokens_limits_batches_and_does_not_change_scores(scorer, max_batch_tokens, monkeypatch):
     bounded = StepScorer(scorer.model, scorer.tokenizer, FORMAT, batch_size=4, max_batch_tokens=max_batch_tokens)
     shapes = []
     inner = bounded.backend._collate
@@ -152,19 +152,19 @@ def test_a_budget_of_tokens_bounds_batches_and_changes_nothing(scorer, max_batch
     assert max(rows for rows, _ in shapes) == {1: 1, 30: 2, 64: 3, 10_000: 4}[max_batch_tokens]
 
 
-def test_equal_solutions_are_scored_once(scorer, monkeypatch):
+def test_duplicate_solutions_are_scored_once(scorer, monkeypatch):
     rows = []
     inner = scorer.backend._collate
     monkeypatch.setattr(scorer.backend, "_collate", lambda examples: rows.append(len(examples)) or inner(examples))
     scores = scorer.score([*QUESTIONS, *QUESTIONS[:4]], [*STEPS, *STEPS[:2], STEPS[7], STEPS[3]])
-    assert sum(rows) == 10  # the last but one is a new one
+    assert sum(rows) == 10  # the last but one solution is not a duplicate
     assert scores[9:11] + scores[12:] == [*scores[:2], scores[3]]
-    scores[0].append(0.5)  # no list is shared
+    scores[0].append(0.5)  # duplicates do not share a list
     assert len(scores[9]) == len(STEPS[0])
 
 
-def test_loading_draws_nothing(tmp_path):
-    # A resumed policy loads its reward model later than the straight run did, and has to sample the same.
+def test_loading_does_not_change_the_random_state(tmp_path):
+    # A resumed policy loads its reward model at another time than the uninterrupted run, but must sample the same.
     save_tiny(tmp_path / "base", word_level())
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     get_peft_model(base, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")).save_pretrained(tmp_path)

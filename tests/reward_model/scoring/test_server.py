@@ -1,4 +1,4 @@
-"""The scoring server: what it answers, what it joins, what it refuses, and how it ends."""
+"""The scoring server: its answers, its batching of requests, its refusals, and its shutdown."""
 
 import asyncio
 import json
@@ -24,12 +24,12 @@ TOKEN = "t0ken-of-the-server"
 
 
 def body(*steps, question="Tom ?", **more):
-    """A request of solutions to one question."""
-    return {"questions": [question] * len(steps), "steps": [list(some) for some in steps], **more}
+    """The body of a request with solutions to one question."""
+    return {"questions": [question] * len(steps), "steps": [list(solution) for solution in steps], **more}
 
 
 def post(url, content, **options):
-    # No TLS here, and making its context takes longer than a request.
+    # Creating a TLS context takes longer than a request, and there is no TLS here.
     options |= {"content": content} if not isinstance(content, (dict, list)) else {"json": content}
     return httpx.post(f"{url}/score", timeout=60, verify=False, **options)
 
@@ -38,15 +38,15 @@ def get(url, **options):
     return httpx.get(url, timeout=60, verify=False, **options)
 
 
-def until_waiting(url, number):
-    while get(f"{url}/health").json()["waiting"] != number:
+def until_waiting(url, count):
+    while get(f"{url}/health").json()["waiting"] != count:
         pass
 
 
-def until_queued(app, number):
-    """Until so many requests are read and wait for their turn; those that the server counts may still be arriving."""
+def until_queued(app, count):
+    """Waits until `count` requests are read and queued. (`/health` also counts requests that are arriving.)"""
     jobs = app.routes[-1].endpoint.__self__._batches._jobs
-    while len(jobs) != number:
+    while len(jobs) != count:
         pass
 
 
@@ -58,24 +58,24 @@ def url():
         yield address
 
 
-def test_health_format_and_scores(url):
+def test_health_format_and_scores_are_served(url):
     assert get(f"{url}/health").json() == {"status": "ok", "waiting": 0}
     served = get(f"{url}/format").json()
     assert served == {
         "prm_format": json.loads(HeldScorer().prm_format.to_json()),
-        "model": "fake",  # and not where it lies
+        "model": "fake",  # and not its path
         "max_length": 50,
         "max_body_bytes": 2000,
         "max_solutions": 3,
         "max_steps": 4,
     }
     answer = post(url, body(["a", "b"], [], ["c"]))
-    assert answer.json() == {"scores": [expected_scores("Tom ?", some) for some in (["a", "b"], [], ["c"])]}
+    assert answer.json() == {"scores": [expected_scores("Tom ?", solution) for solution in (["a", "b"], [], ["c"])]}
     assert post(url, {"questions": [], "steps": []}).json() == {"scores": []}
     assert post(url, body(["a"], ["word " * 50], skip_too_long=True)).json()["scores"][1] == []
 
 
-def test_a_context_is_the_default_limit_of_steps():
+def test_the_context_length_is_the_default_of_max_steps():
     with serving(scoring_app(HeldScorer())) as url:
         assert get(f"{url}/format").json()["max_steps"] == 50
 
@@ -83,14 +83,14 @@ def test_a_context_is_the_default_limit_of_steps():
 @pytest.mark.parametrize(
     ("content", "status", "error"),
     [
-        (b"", 400, "no JSON"),
-        (b"{", 400, "no JSON"),
-        (b"\xff\xfe\xfa", 400, "no JSON"),
-        (b"[" * 1900, 400, "no JSON"),
+        (b"", 400, "invalid JSON"),
+        (b"{", 400, "invalid JSON"),
+        (b"\xff\xfe\xfa", 400, "invalid JSON"),
+        (b"[" * 1900, 400, "invalid JSON"),
         (b'{"questions": [' + b"9" * 1900 + b'], "steps": []}', 422, r"questions\[0\]|1 questions for 0"),
-        ([], 422, "an object with questions, steps"),
-        ({"questions": []}, 422, "an object with questions, steps"),
-        (body(["a"], secret=SECRET), 422, "and nothing else"),
+        ([], 422, "got other fields, expected questions, steps"),
+        ({"questions": []}, 422, "got other fields, expected questions, steps"),
+        (body(["a"], secret=SECRET), 422, "got other fields"),
         ({"questions": SECRET, "steps": []}, 422, "questions: got str, expected a list"),
         ({"questions": [], "steps": {}}, 422, "steps: got dict, expected a list"),
         (body(["a"], skip_too_long="yes"), 422, "skip_too_long: got str"),
@@ -103,12 +103,12 @@ def test_a_context_is_the_default_limit_of_steps():
         (b'{"questions": ["a"], "steps": [["\\ud800"]]}', 422, r"steps\[0\]: got a lone surrogate"),
         (body(["a"], [f"{SECRET} " * 11]), 422, r"steps\[1\]: .* context of 50"),
         (body(["a"] * 1, ["x" * 2000]), 413, "more than 2000 bytes"),
-        (body(["a", "nan"]), 500, r"steps\[0\]\[1\]: the reward model gave nan"),
-        (body(["poison", SECRET]), 500, r"The reward model failed \(ValueError\)"),
+        (body(["a", "nan"]), 500, r"steps\[0\]\[1\]: the reward model returned nan"),
+        (body(["poison", SECRET]), 500, "The reward model failed with ValueError"),
     ],
     ids=str,
 )
-def test_refusals_name_the_row_and_quote_nothing(url, content, status, error, caplog):
+def test_refusals_name_the_row_without_quoting_text(url, content, status, error, caplog):
     caplog.set_level(logging.DEBUG)
     answer = post(url, content)
     assert answer.status_code == status
@@ -118,7 +118,7 @@ def test_refusals_name_the_row_and_quote_nothing(url, content, status, error, ca
     assert "poison" not in caplog.text and ("serving.py" in caplog.text) == ("failed" in error)
 
 
-def test_bytes_are_counted_as_they_arrive(url):
+def test_body_bytes_are_counted_while_they_arrive(url):
     sent = []
 
     def chunks():
@@ -132,7 +132,7 @@ def test_bytes_are_counted_as_they_arrive(url):
     assert post(url, whole + b" " * (2001 - len(whole))).status_code == 413
 
 
-def test_a_body_that_does_not_come(monkeypatch):
+def test_a_body_that_does_not_arrive_gets_status_408(monkeypatch):
     monkeypatch.setattr(scoring_server, "BODY_SECONDS", 0.05)
     with started(scoring_app(HeldScorer())) as server:
         with socket.create_connection(server.servers[0].sockets[0].getsockname(), timeout=60) as connection:
@@ -152,14 +152,14 @@ def connected(url):
 
 
 def until_hung_up_on(url, sent, more=b"", times=200_000):
-    """What a server answers before it closes the connection, on which `more` is sent again and again."""
+    """Sends `more` repeatedly, and returns the server's answer before it closes the connection."""
     got = b""
     with connected(url) as connection:
         try:
             connection.sendall(sent)
             for _ in range(times if more else 0):
                 connection.sendall(more)
-            assert not more, "It read all of it."
+            assert not more, "The server read everything."
             while data := connection.recv(65536):
                 got += data
         except (BrokenPipeError, ConnectionResetError):
@@ -172,8 +172,8 @@ def is_well(url):
 
 
 @pytest.mark.parametrize("headers", [b"X-More: " + b"y" * 8000 + b"\r\n", b"y" * 8000], ids=["many", "one"])
-def test_headers_have_a_size(headers):
-    """Whoever sends them: no token is known before they have ended."""
+def test_the_size_of_headers_is_limited(headers):
+    """The limit applies to all clients, because the token is only known after the headers."""
     with serving(scoring_app(HeldScorer(), token=TOKEN)) as url:
         until_hung_up_on(url, HEAD + b"X-More: ", headers, times=2000)
         assert is_well(url)
@@ -184,12 +184,12 @@ ENDLESS = {
     "a first line": (b"POST /sc", b""),
     "headers": (HEAD, b""),
     "body without a token": (HEAD + CHUNKED, CHUNK),
-    "body without a token that lies": (HEAD + b"Content-Length: 1000000000000\r\n\r\n", b"y" * 8000),
+    "body without a token and with a wrong length": (HEAD + b"Content-Length: 1000000000000\r\n\r\n", b"y" * 8000),
     "body too large": (HEAD + b"Authorization: Bearer " + TOKEN.encode() + b"\r\n" + CHUNKED, CHUNK),
 }
 
 
-def test_what_never_begins_or_never_ends_is_hung_up_on(monkeypatch):
+def test_connections_that_never_begin_or_end_a_request_are_closed(monkeypatch):
     with serving(scoring_app(HeldScorer(), max_body_bytes=2000, token=TOKEN)) as url:
         for sent, more in ENDLESS.values():
             with monkeypatch.context() as patch:
@@ -198,14 +198,14 @@ def test_what_never_begins_or_never_ends_is_hung_up_on(monkeypatch):
             assert is_well(url)
 
 
-def test_a_request_under_way_is_not_hung_up_on():
+def test_a_connection_with_a_running_request_is_not_closed():
     scorer = HeldScorer()
     scorer.go.clear()
     with started(scoring_app(scorer)) as server, ThreadPoolExecutor(1) as clients:
         answer = clients.submit(post, server.url, body(["a"]))
         until_waiting(server.url, 1)
         for connection in list(server.server_state.connections):
-            for last in (None, connection.cycle):  # as when it was made, and when a request before was answered
+            for last in (None, connection.cycle):  # a new connection, and one with an answered request
                 connection.loop.call_soon_threadsafe(connection._close_if_none_began, last)
         until_waiting(server.url, 1)
         scorer.go.set()
@@ -221,7 +221,7 @@ def test_a_request_under_way_is_not_hung_up_on():
         HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
         HEAD + b"X-Null: a\0b\r\n\r\n",
-        HEAD + b"Content-Length: 1\r\n\r\n" + EMPTY,  # the rest is no request
+        HEAD + b"Content-Length: 1\r\n\r\n" + EMPTY,  # the rest is not a request
         b"POST /score HTTP/9\r\n\r\n",
         b"GET /health\r\n\r\n",
         b"\xff" * 100 + b"\r\n\r\n",
@@ -230,26 +230,26 @@ def test_a_request_under_way_is_not_hung_up_on():
     ],
     ids=repr,
 )
-def test_what_is_no_request(sent, url):
+def test_invalid_requests_are_refused(sent, url):
     with connected(url) as connection:
         connection.sendall(sent)
         assert connection.recv(1000).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 405 ", b"HTTP/1.1 501 "))
     assert is_well(url)
 
 
-def test_a_body_that_is_cut_off(url):
+def test_a_truncated_body_is_ignored(url):
     with connected(url) as connection:
         connection.sendall(HEAD + b"Content-Length: 100\r\n\r\n" + EMPTY)
         until_waiting(url, 1)
     until_waiting(url, 0)
 
 
-def test_other_addresses_and_methods(url):
+def test_other_paths_and_methods_are_refused(url):
     assert get(f"{url}/").status_code == 404 and "error" in get(f"{url}/").json()
     assert get(f"{url}/score").status_code == 405
 
 
-def test_the_token():
+def test_a_token_is_required_if_it_is_set():
     with serving(scoring_app(HeldScorer(), token=TOKEN)) as url:
         for headers in (
             {},
@@ -269,7 +269,7 @@ def test_the_token():
         assert get(f"{url}/health").status_code == 200
 
 
-def test_arguments_that_cannot_be_meant():
+def test_invalid_limits_and_tokens_are_errors():
     for name in ("max_body_bytes", "max_solutions", "max_steps", "max_waiting", "max_batch"):
         with pytest.raises(ValueError, match=f"{name} of the scoring server: got 0"):
             scoring_app(HeldScorer(), **{name: 0})
@@ -282,7 +282,7 @@ def test_arguments_that_cannot_be_meant():
 @pytest.mark.parametrize(
     ("max_batch", "calls"), [(1024, [1, 24]), (6, [1, 6, 6, 6, 6]), (5, [1, *[4] * 6]), (1, [1, *[2] * 12])]
 )
-def test_requests_that_wait_are_scored_together(max_batch, calls):
+def test_waiting_requests_are_scored_together(max_batch, calls):
     scorer = HeldScorer()
     scorer.go.clear()
     app = scoring_app(scorer, max_batch=max_batch)
@@ -294,14 +294,14 @@ def test_requests_that_wait_are_scored_together(max_batch, calls):
         until_queued(app, 12)
         scorer.go.set()
         assert first.result().json() == {"scores": [expected_scores("Tom ?", ["first"])]}
-        for i, one in enumerate(others):
+        for i, future in enumerate(others):
             asked = [f"{i}"], ["b", "c"]
-            assert one.result().json() == {"scores": [expected_scores(f"{i} ?", some) for some in asked]}
+            assert future.result().json() == {"scores": [expected_scores(f"{i} ?", solution) for solution in asked]}
     assert scorer.calls == calls
     assert len(scorer.threads) == 1
 
 
-def test_a_bad_request_fails_alone():
+def test_a_failing_request_does_not_affect_other_requests():
     scorer = HeldScorer()
     scorer.go.clear()
     requests = [["a"], ["poison"], ["nan"], ["word " * 60], ["b"]]
@@ -311,9 +311,9 @@ def test_a_bad_request_fails_alone():
         while not scorer.calls:
             pass
         answers = []
-        for number, steps in enumerate(requests):
+        for index, steps in enumerate(requests):
             answers.append(clients.submit(post, url, body(steps)))
-            until_queued(app, number + 1)
+            until_queued(app, index + 1)
         scorer.go.set()
         assert first.result().status_code == 200
         assert [answer.result().status_code for answer in answers] == [200, 500, 500, 422, 200]
@@ -322,7 +322,7 @@ def test_a_bad_request_fails_alone():
     assert scorer.calls == [1, 5, 1, 1, 1, 1, 1]
 
 
-def test_too_many_waiting_requests():
+def test_too_many_waiting_requests_get_status_503():
     scorer = HeldScorer()
     scorer.go.clear()
     with serving(scoring_app(scorer, max_waiting=2)) as url, ThreadPoolExecutor(2) as clients:
@@ -332,11 +332,11 @@ def test_too_many_waiting_requests():
         assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
         assert "2 requests are waiting" in refused.json()["error"]
         scorer.go.set()
-        assert [one.result().status_code for one in waiting] == [200, 200]
+        assert [future.result().status_code for future in waiting] == [200, 200]
         assert post(url, body(["a"])).status_code == 200
 
 
-def test_who_has_left_is_not_scored():
+def test_requests_of_disconnected_clients_are_not_scored():
     scorer = HeldScorer()
     scorer.go.clear()
     with started(scoring_app(scorer)) as server, ThreadPoolExecutor(2) as clients:
@@ -356,27 +356,27 @@ def test_who_has_left_is_not_scored():
     assert scorer.questions == ["first ?", "last ?"]
 
 
-def test_it_ends_when_what_was_asked_is_answered():
+def test_shutdown_waits_for_the_answers_of_all_requests():
     scorer = HeldScorer()
     scorer.go.clear()
     with started(scoring_app(scorer, max_batch=1)) as server, ThreadPoolExecutor(4) as clients:
         waiting = [clients.submit(post, server.url, body([f"{i}"])) for i in range(4)]
         until_waiting(server.url, 4)
         server.should_exit = True
-        while server.servers[0].sockets:  # closed: who comes now is refused
+        while server.servers[0].sockets:  # once closed, new connections are refused
             server.thread.join(0.01)
         with pytest.raises(httpx.ConnectError):
             post(server.url, body(["late"]))
         scorer.go.set()
-        answers = [one.result().json()["scores"][0] for one in waiting]
+        answers = [future.result().json()["scores"][0] for future in waiting]
         assert answers == [expected_scores("Tom ?", [f"{i}"]) for i in range(4)]
         server.thread.join(60)
     (worker,) = scorer.threads
     assert worker not in {thread.ident for thread in threading.enumerate()}
 
 
-def test_the_end_waits_for_the_scorer_by_itself():
-    """As with a server that does not wait for its connections."""
+def test_the_apps_shutdown_waits_for_the_scorer():
+    """The app must wait, because a server may not wait for its connections."""
     scorer = HeldScorer()
     scorer.go.clear()
     app = scoring_app(scorer, max_batch=1)
@@ -384,12 +384,12 @@ def test_the_end_waits_for_the_scorer_by_itself():
     async def run():
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app")
         async with client, app.router.lifespan_context(app):
-            asked = [asyncio.create_task(client.post("/score", json=body(["a"]))) for _ in range(4)]
+            tasks = [asyncio.create_task(client.post("/score", json=body(["a"]))) for _ in range(4)]
             while (await client.get("/health")).json()["waiting"] != 4:
                 await asyncio.sleep(0)
             scorer.go.set()
         assert len(scorer.calls) == 4
-        return [(await one).status_code for one in asked]
+        return [(await task).status_code for task in tasks]
 
     assert asyncio.run(run()) == [200] * 4
 
@@ -411,7 +411,7 @@ NEARLY = st.fixed_dictionaries(
 @pytest.mark.slow("hundreds of hostile requests")
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.binary(max_size=3000) | (NEARLY | JSON_VALUES).map(lambda value: json.dumps(value).encode()))
-def test_it_answers_whatever_comes(url, content):
+def test_any_body_gets_an_answer(url, content):
     answer = post(url, content)
     assert answer.status_code in (200, 400, 413, 422)
     assert list(answer.json()) == (["scores"] if answer.status_code == 200 else ["error"])

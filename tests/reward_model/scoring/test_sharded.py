@@ -1,4 +1,4 @@
-"""What processes that share a reward model have to agree on; real processes are in tests/distributed."""
+"""How processes that share a sharded reward model coordinate, without real processes."""
 
 from types import SimpleNamespace
 
@@ -15,53 +15,53 @@ QUESTIONS, STEPS = ["Tom dial 3 . right 15 . ?"] * 3, [["3 + 15 = 18", "answer 1
 
 
 @pytest.fixture
-def beside(monkeypatch, dial_policy, dial_format):
-    """A scorer of a process beside another one, which says that it has so many batches; and the plain scorer."""
+def next_to_process(monkeypatch, dial_policy, dial_format):
+    """Makes a sharded scorer next to a simulated process with `others` batches, and an ordinary scorer."""
     monkeypatch.setattr(sharded_scoring, "prepare_deepspeed", lambda model, accelerator: model)
 
     def make(others):
-        told = []
+        sent = []
 
-        def gather(number):
-            told.append(int(number))
-            return torch.cat([number, torch.tensor([others])])
+        def gather(num_batches):
+            sent.append(int(num_batches))
+            return torch.cat([num_batches, torch.tensor([others])])
 
         accelerator = SimpleNamespace(device=torch.device("cpu"), gather=gather)
         backend = ShardedBackend(*dial_policy, dial_format, accelerator, batch_size=2)
         passes = []
         score_batch = backend.local.score_batch
         backend.local.score_batch = lambda batch: passes.append(len(batch)) or score_batch(batch)
-        return StepScorer.from_backend(backend), passes, told, StepScorer(*dial_policy, dial_format, batch_size=2)
+        return StepScorer.from_backend(backend), passes, sent, StepScorer(*dial_policy, dial_format, batch_size=2)
 
     return make
 
 
 @pytest.mark.parametrize(("others", "passes"), [(1, 2), (2, 2), (5, 5)])
-def test_every_process_makes_as_many_passes_as_the_longest(beside, others, passes):
-    sharded, made, told, plain = beside(others)
+def test_every_process_runs_the_largest_number_of_batches(next_to_process, others, passes):
+    sharded, made, sent, plain = next_to_process(others)
     assert sharded.score(QUESTIONS, STEPS) == plain.score(QUESTIONS, STEPS)
-    assert (len(made), told) == (passes, [2])
+    assert (len(made), sent) == (passes, [2])
 
 
-def test_a_process_without_solutions_goes_along(beside):
-    sharded, made, told, _ = beside(3)
+def test_a_process_without_solutions_takes_part(next_to_process):
+    sharded, made, sent, _ = next_to_process(3)
     assert sharded.score([], []) == []
-    assert (len(made), told) == (3, [0])
+    assert (len(made), sent) == (3, [0])
 
 
-def test_an_error_on_one_is_an_error_on_all(beside):
-    sharded, made, told, _ = beside(1)
-    with pytest.raises(ValueError, match="more than the model's context"):
+def test_an_error_on_one_process_is_an_error_on_all(next_to_process):
+    sharded, made, sent, _ = next_to_process(1)
+    with pytest.raises(ValueError, match="expected at most the model's context"):
         sharded.score(QUESTIONS[:1], [["3 + 15 = 18"] * 2000])
-    assert (made, told) == ([], [-1])
-    sharded, made, told, _ = beside(-1)
-    with pytest.raises(RuntimeError, match="another process cannot be scored"):
+    assert (made, sent) == ([], [-1])
+    sharded, made, sent, _ = next_to_process(-1)
+    with pytest.raises(RuntimeError, match="Another process could not score"):
         sharded.score(QUESTIONS, STEPS)
-    assert (made, told) == ([], [2])
+    assert (made, sent) == ([], [2])
 
 
 @pytest.mark.parametrize("stage", [None, 2])
-def test_without_zero3_nothing_is_split(stage):
+def test_sharding_needs_zero3(stage):
     plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
     accelerator = SimpleNamespace(
         state=SimpleNamespace(deepspeed_plugin=plugin), distributed_type=SimpleNamespace(value="MULTI_GPU")
@@ -70,12 +70,12 @@ def test_without_zero3_nothing_is_split(stage):
         check_sharding(dial.BASE_PATH, accelerator)
 
 
-def test_a_scorer_that_is_there_is_not_split(dial_policy, dial_format):
-    with pytest.raises(ValueError, match="loaded already"):
+def test_a_loaded_scorer_cannot_be_sharded(dial_policy, dial_format):
+    with pytest.raises(ValueError, match="already loaded"):
         check_sharding(StepScorer(*dial_policy, dial_format), None)
 
 
-def test_an_adapter_with_new_tokens_is_to_be_merged_first(tmp_path):
+def test_an_adapter_with_new_tokens_must_be_merged(tmp_path):
     accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
     LoraConfig(target_modules="all-linear").save_pretrained(tmp_path)
     check_sharding(tmp_path, accelerator)

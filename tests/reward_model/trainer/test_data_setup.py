@@ -1,4 +1,4 @@
-"""Every form of a dataset that the trainer takes gives the same examples; errors say what helps."""
+"""Every form of a dataset that the trainer accepts gives the same examples, and errors contain a fix that works."""
 
 import math
 from pathlib import Path
@@ -34,7 +34,7 @@ def examples(*arguments, **options):
 
 
 def token_ids(rows):
-    """Rows as TRL's PRMTrainer prepared them: a label at each separator, -100 elsewhere, and more after the last."""
+    """Rows in the form of TRL's PRMTrainer: labels at separators, -100 elsewhere, and ids after the last label."""
     separator = TOKENIZER.convert_tokens_to_ids("ки")
     for row in rows:
         ids = TOKENIZER.encode(f"check {row['prompt']} " + "".join(f"{step} ки " for step in row["completions"]))
@@ -44,7 +44,7 @@ def token_ids(rows):
 
 
 @pytest.mark.parametrize("splitter", ["newline", "whole_lines"])
-def test_a_warning_if_rollouts_were_split_otherwise_than_the_format_says(tmp_path, caplog, splitter):
+def test_another_splitter_in_the_format_than_in_the_rollouts_is_a_warning(tmp_path, caplog, splitter):
     (tmp_path / "q.jsonl").write_text('{"question": "Tom 7 ?", "answer": "1"}\n')
     settings = {"num_continuations": 1, "grading": "exact", "answer_pattern": r"answer (\d+)", "show_progress": False}
     questions = load_questions(tmp_path / "q.jsonl")
@@ -56,8 +56,8 @@ def test_a_warning_if_rollouts_were_split_otherwise_than_the_format_says(tmp_pat
 
 
 def test_the_format_takes_the_splitter_of_the_rollouts(tmp_path):
-    """Texts that are scored later are split as those that were trained on, unless an argument or the model says
-    otherwise."""
+    """The model will score texts that are split like the training texts, unless an argument or the model's own format
+    sets another splitter."""
     (tmp_path / "q.jsonl").write_text('{"question": "Tom 7 ?", "answer": "1"}\n')
     settings = {"num_continuations": 1, "grading": "exact", "answer_pattern": r"answer (\d+)", "show_progress": False}
     collect_rollouts(
@@ -77,8 +77,8 @@ def test_the_format_takes_the_splitter_of_the_rollouts(tmp_path):
     assert splitter_of("reward_model") == "blank_line"
 
 
-def test_padding_of_token_ids_is_left_out():
-    """TRL's form may be padded, as its `attention_mask` says."""
+def test_padding_of_token_ids_is_removed():
+    """Rows in TRL's form may be padded, with an `attention_mask`."""
     padded = [
         {
             "input_ids": [0, 0, *row["input_ids"]],
@@ -93,20 +93,20 @@ def test_padding_of_token_ids_is_left_out():
         prepared(Dataset.from_list(padded))
 
 
-def test_token_ids_give_the_examples_that_their_texts_give():
+def test_token_ids_give_the_same_examples_as_their_texts():
     data = Dataset.from_list(list(token_ids(ROWS)))
     assert examples(data) == examples(DATA)
     result = prepared(data)
     assert result.counts["steps"] == 5 and result.examples["prompt_length"][:] == [0, 0]
     assert len(set(result.examples["question_id"][:])) == 2
-    # Cut like texts: whole steps that fit, counted.
+    # Token ids are cut like texts: steps that do not fit are dropped and counted.
     longest = prepared(DATA).examples["step_positions"][1][1] + 1
     for dataset in (data, DATA):
         cut = prepared(dataset, max_length=longest)
         assert [len(labels) for labels in cut.examples["step_labels"]] == [2, 2]
         assert (cut.counts["dropped_steps"], cut.counts["rows_with_dropped_steps"]) == (1, 1)
     assert examples(data, train_on_last_step_only=True) == examples(DATA, train_on_last_step_only=True)
-    # As TRL's trainer saw them: true and false, or whole numbers.
+    # Labels as in TRL's trainer: booleans or integers.
     whole = Dataset.from_list([{"input_ids": [7, 8, 9, 9], "labels": [-100, 1, -100, 0]}])
     assert examples(whole) == [{"input_ids": [7, 8, 9, 9], "step_positions": [1, 3], "step_labels": [1.0, 0.0]}]
 
@@ -114,14 +114,14 @@ def test_token_ids_give_the_examples_that_their_texts_give():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"input_ids": [7, 8], "labels": [1]}, "column 'labels' has 1 for 2 token ids .*one label per token, -100"),
+        ({"input_ids": [7, 8], "labels": [1]}, "column 'labels' has 1 values for 2 token ids .*one label per token"),
         ({"input_ids": [7, 8], "labels": [-100, -100]}, "no steps .*column 'input_ids'"),
         ({"input_ids": [7, 8], "labels": [-100, 2]}, r"outside \[0, 1\] .*column 'labels', step 0: 2.0"),
         ({"input_ids": [7, -8], "labels": [-100, 1]}, "column 'input_ids', step 1: got -8"),
-        ({"input_ids": [7, 999], "labels": [-100, 1]}, "token ids that the tokenizer does not have .*999"),
+        ({"input_ids": [7, 999], "labels": [-100, 1]}, "token ids beyond the tokenizer's vocabulary .*999"),
     ],
 )
-def test_token_ids_that_cannot_be_used_are_named_or_counted(row, message):
+def test_unusable_token_ids_are_errors_or_counted(row, message):
     good = {"input_ids": [7, 8], "labels": [-100, 0]}
     with pytest.raises(ValueError, match=f"Row 1 of the train dataset has .*{message}"):
         prepared(Dataset.from_list([good, row]))
@@ -129,7 +129,7 @@ def test_token_ids_that_cannot_be_used_are_named_or_counted(row, message):
     assert len(left.examples) == 1 and sum(left.counts["dropped_rows"].values()) == 1
 
 
-def test_streams_give_the_examples_that_datasets_give(caplog):
+def test_streams_give_the_same_examples_as_datasets(caplog):
     token_rows = list(token_ids(ROWS))
     encoded = prepared(DATA).examples
     for rows in (DATA, Dataset.from_list(token_rows), encoded):
@@ -141,20 +141,20 @@ def test_streams_give_the_examples_that_datasets_give(caplog):
     longest = prepared(DATA).examples["step_positions"][1][1] + 1
     short = prepared(DATA.to_iterable_dataset(), max_length=longest)
     assert [len(row["step_labels"]) for row in short.examples] == [2, 2]
-    assert "1 labelled steps at the end of 1 of 2 solutions from row 0 on do not fit" in caplog.text
+    assert "1 labelled steps at the end of 1 of 2 solutions, counted from row 0, do not fit" in caplog.text
 
 
-def test_rows_of_a_stream_that_cannot_be_used_are_named_or_counted(caplog):
+def test_unusable_rows_of_a_stream_are_errors_or_counted(caplog):
     bad = {**ROWS[0], "labels": [7.0, 1.0]}
     stream = Dataset.from_list([*ROWS, bad]).to_iterable_dataset().map(lambda row: row)
     with pytest.raises(ValueError, match=r"Row 2 of the train dataset has a label .*outside .*invalid_rows=.drop."):
         list(prepared(stream).examples)
     assert len(list(prepared(stream, invalid_rows="drop").examples)) == 2
-    assert "1 of 3 rows from row 0 on left out: {'a label that is NaN or outside [0, 1]': 1}" in caplog.text
+    assert "1 of 3 rows, counted from row 0, are dropped: {'a label that is NaN or outside [0, 1]': 1}" in caplog.text
     late = Dataset.from_list([*[ROWS[0]] * 130, bad]).to_iterable_dataset()
     with pytest.raises(ValueError, match="Row 130 of the train dataset"):
         list(prepared(late).examples)
-    # A stream for evaluation is read at once, so that its end is known to all processes.
+    # An evaluation stream is read at once, so that all processes know its length.
     evaluated = prepared(stream, is_training=False, invalid_rows="drop")
     assert isinstance(evaluated.examples, Dataset) and (evaluated.counts["kept"], evaluated.counts["rows"]) == (2, 3)
     encoded = [dict(row) for row in prepared(DATA).examples]
@@ -163,10 +163,10 @@ def test_rows_of_a_stream_that_cannot_be_used_are_named_or_counted(caplog):
         list(prepared(stream).examples)
 
 
-def test_what_a_stream_cannot_do_is_an_error_whose_remedy_helps():
+def test_unsupported_uses_of_a_stream_are_errors_with_a_working_fix():
     rows = [{**row, "label_std": [0.1] * len(row["labels"])} for row in ROWS]
     stream = Dataset.from_list(rows).to_iterable_dataset().map(lambda row: row)
-    with pytest.raises(ValueError, match=r"is a stream, and label_weighting='precision'.*Dataset.from_list\(list"):
+    with pytest.raises(ValueError, match=r"is a stream, .*label_weighting='precision'.*Dataset.from_list\(list"):
         prepared(stream, label_weighting="precision")
     assert len(prepared(Dataset.from_list(list(stream)), label_weighting="precision").examples) == 2
     assert len(list(prepared(stream, label_weighting="none").examples)) == 2
@@ -179,8 +179,8 @@ def test_what_a_stream_cannot_do_is_an_error_whose_remedy_helps():
             prepared(stream.remove_columns("prompt"), is_training)
 
 
-def test_rollouts_are_taken_as_a_folder_however_it_is_written(tmp_path, monkeypatch):
-    questions = load_questions([{"question": f"What is {number}?", "answer": str(number % 3)} for number in range(4)])
+def test_rollout_folders_are_accepted_in_every_spelling_of_their_path(tmp_path, monkeypatch):
+    questions = load_questions([{"question": f"What is {index}?", "answer": str(index % 3)} for index in range(4)])
     options = {"num_solutions": 2, "num_continuations": 2, "grading": "exact", "answer_pattern": r"answer (\d+)"}
     collect_rollouts(questions, FakeSampler(), tmp_path / "rollouts", show_progress=False, **options)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -193,7 +193,7 @@ def test_rollouts_are_taken_as_a_folder_however_it_is_written(tmp_path, monkeypa
         assert result.examples[:] == expected
 
 
-def test_other_things_are_errors_whose_remedies_help(tmp_path):
+def test_other_types_of_datasets_are_errors_with_a_working_fix(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train dataset: .*not a folder of rollouts.*load_from_disk"):
         prepared(str(tmp_path))
     with pytest.raises(TypeError, match=r"is a list, expected .*Dataset.from_list\(rows\)"):
@@ -232,25 +232,25 @@ def test_other_things_are_errors_whose_remedies_help(tmp_path):
         ),
         (
             {"prompt": ["7 ?"], "completions": [["7", " ", "8"]], "labels": [[0.5, 0.7, 1.0]]},
-            "an empty step .*Join it with its neighbour",
+            "an empty step .*Join it with the step before or after it",
             lambda data: data.map(lambda row: {"completions": ["7 ", "8"], "labels": [0.5, 1.0]}),
         ),
     ],
 )
-def test_the_remedies_for_rows_help(rows, message, mend):
+def test_the_proposed_fixes_of_rows_work(rows, message, mend):
     data = Dataset.from_dict(rows)
     with pytest.raises(ValueError, match=message):
         prepared(data)
     assert prepared(mend(data)).examples["step_labels"][:] == [[0.5, 1.0]]
 
 
-def test_a_solution_that_is_too_long_fits_a_larger_max_length():
+def test_a_solution_that_is_too_long_fits_with_a_larger_max_length():
     with pytest.raises(ValueError, match="no labelled step within max_length.*Raise max_length"):
         prepared(DATA, max_length=5)
     assert prepared(DATA, max_length=50).counts["steps"] == 5
 
 
-def test_text_forms_of_a_stream_become_stepwise():
+def test_text_forms_of_a_stream_are_converted_to_stepwise():
     rows = [{"text": "7 ки 8 ки", "value": [0.5, 1.0]}]
     stream = Dataset.from_list(rows).to_iterable_dataset()
     for same in (stream, stream.map(lambda row: row)):
@@ -258,12 +258,12 @@ def test_text_forms_of_a_stream_become_stepwise():
         assert [row["step_labels"] for row in prepared(same).examples] == [[0.5, 1.0]]
     stepwise = DATA.to_iterable_dataset().map(lambda row: row)
     assert list(to_stepwise(stepwise)) == ROWS
-    with pytest.raises(ValueError, match="'input_ids' and 'labels', expected texts.*pass the dataset to it"):
+    with pytest.raises(ValueError, match="'input_ids' and 'labels', expected texts.*Pass the dataset to ERPRMTrainer"):
         to_stepwise(Dataset.from_list(list(token_ids(ROWS))))
 
 
 def test_an_evaluation_uses_all_steps_and_no_weights():
-    """`train_on_last_step_only` is for training, as with TRL's PRMTrainer."""
+    """`train_on_last_step_only` applies only to training, as in TRL's PRMTrainer."""
     data = Dataset.from_list([{**row, "label_std": [0.1] * len(row["labels"])} for row in ROWS])
     settings = {"train_on_last_step_only": True, "label_weighting": "precision"}
     trained, evaluated = (prepared(data, is_training, **settings).examples for is_training in (True, False))
@@ -272,7 +272,7 @@ def test_an_evaluation_uses_all_steps_and_no_weights():
     assert "step_weights" not in evaluated.column_names
 
 
-def test_an_evaluation_set_with_the_name_train_is_no_training(tmp_path):
+def test_an_evaluation_set_named_train_is_not_counted_as_training_data(tmp_path):
     path = save_tiny(tmp_path / "model", TOKENIZER)
     args = ERPRMConfig(
         str(tmp_path / "out"),

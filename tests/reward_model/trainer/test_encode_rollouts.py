@@ -1,4 +1,4 @@
-"""From a folder of rollouts to encoded examples: one pass, one Arrow file, and the examples of two steps."""
+"""Encoding a rollout folder: one pass, one Arrow file, and the same examples as labelling first and encoding then."""
 
 import builtins
 import json
@@ -39,7 +39,7 @@ def collect(folder, num_continuations=3, **settings):
 
 
 def edit_rows(folder, edit):
-    """Replaces the rows of the shard by what `edit` makes of them."""
+    """Replaces each row of the shard by `edit(row)`."""
     shard = folder / "rollouts-00000.jsonl"
     rows = [json.loads(line) for line in shard.read_text().splitlines()]
     shard.write_text("".join(json.dumps(edit(row)) + "\n" for row in rows))
@@ -92,7 +92,7 @@ def arrow_files(folder):
     ids=["sample", "maximum", "last step", "posterior", "weighted", "short", "weighted last step"],
 )
 @pytest.mark.parametrize("allocation", ["fixed", "adaptive"])
-def test_the_examples_are_those_of_labelling_and_encoding_to_the_last_bit(tmp_path, allocation, options):
+def test_the_examples_equal_labelling_and_then_encoding_bitwise(tmp_path, allocation, options):
     rollouts = collect(tmp_path, allocation=allocation)
     one_pass, counts = encode(rollouts, **options)
     two_steps, expected_counts = encode_in_two_steps(rollouts, **options)
@@ -106,8 +106,8 @@ def test_the_examples_are_those_of_labelling_and_encoding_to_the_last_bit(tmp_pa
 @pytest.mark.parametrize(
     ("options", "passes"), [({}, 1), (POSTERIOR, 2), (WEIGHTED, 2)], ids=["sample", "posterior", "weighted"]
 )
-def test_one_pass_and_one_file_and_none_the_second_time(tmp_path, opened, options, passes):
-    """The posterior's prior is fitted in a pass of its own, which writes nothing."""
+def test_the_first_use_takes_one_pass_and_the_second_use_takes_none(tmp_path, opened, options, passes):
+    """The posterior needs another pass to fit its prior, which does not write a file."""
     collect(tmp_path)
     opened.clear()
     first, _ = encode(RolloutDataset(tmp_path), **options)
@@ -120,7 +120,7 @@ def test_one_pass_and_one_file_and_none_the_second_time(tmp_path, opened, option
     assert again.to_list() == first.to_list()
 
 
-def test_a_trainer_makes_one_pass_and_one_file(tmp_path, opened, dial_format):
+def test_a_trainer_takes_one_pass_and_writes_one_file(tmp_path, opened, dial_format):
     collect(tmp_path / "rollouts")
     settings = {
         name: getattr(dial_format, name) for name in ("separator", "good_token", "bad_token", "prompt_template")
@@ -135,7 +135,7 @@ def test_a_trainer_makes_one_pass_and_one_file(tmp_path, opened, dial_format):
     assert first.data_counts == again.data_counts and list(first.train_dataset) == list(again.train_dataset)
 
 
-def test_labels_are_cached_without_being_computed_again(tmp_path, monkeypatch, caplog):
+def test_cached_labels_are_not_computed_again(tmp_path, monkeypatch, caplog):
     rollouts = collect(tmp_path)
     for make in (lambda: rollouts.labels(2.0, "posterior"), lambda: encode(rollouts, **WEIGHTED)[0]):
         first = make().to_list()
@@ -158,7 +158,7 @@ def test_labels_are_cached_without_being_computed_again(tmp_path, monkeypatch, c
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_the_examples_depend_on_names_another_file(tmp_path, change):
+def test_every_setting_that_changes_the_examples_changes_the_file_name(tmp_path, change):
     rollouts = collect(tmp_path)
     arguments = {"eta": 2.0, "estimator": "sample", "tokenizer": word_level(), "prm_format": FORMAT}
     encode_rollouts(rollouts, **arguments)
@@ -166,7 +166,7 @@ def test_whatever_the_examples_depend_on_names_another_file(tmp_path, change):
     assert len(arrow_files(tmp_path)) == 2
 
 
-def test_versions_and_rows_name_another_file(tmp_path, monkeypatch):
+def test_versions_and_rows_change_the_file_name(tmp_path, monkeypatch):
     rollouts = collect(tmp_path)
     encode(rollouts)
     for count, (module, name) in enumerate(
@@ -179,23 +179,23 @@ def test_versions_and_rows_name_another_file(tmp_path, monkeypatch):
     assert {labels[-1] for labels in encode(changed)[0]["step_labels"]} == {0.25}
 
 
-def test_rewards_outside_the_range_are_named_or_counted(tmp_path, caplog):
+def test_rewards_outside_the_range_are_errors_or_counted(tmp_path, caplog):
     collect(tmp_path)
     rollouts = edit_rows(tmp_path, lambda row: {**row, "outcome_reward": 1.5} if row["question_index"] == 2 else row)
     with pytest.raises(
-        ValueError, match=r"Row \d+ of the train dataset has a label that is NaN or outside.*rescale rewards"
+        ValueError, match=r"Row \d+ of the train dataset has a label that is NaN or outside.*Rescale rewards"
     ):
         encode(rollouts)
     encoded, counts = encode(rollouts, invalid_rows="drop")
     assert counts["dropped_rows"] == {"a label that is NaN or outside [0, 1]": counts["rows"] - len(encoded)}
-    assert 0 < len(encoded) < counts["rows"] and "rows left out" in caplog.text
-    for options in ({}, WEIGHTED):  # the mean weight is over the rows that are kept
+    assert 0 < len(encoded) < counts["rows"] and "rows are dropped" in caplog.text
+    for options in ({}, WEIGHTED):  # the mean weight is over the kept rows
         encoded, counts = encode(rollouts, invalid_rows="drop", **options)
         two_steps, expected_counts = encode_in_two_steps(rollouts, invalid_rows="drop", **options)
         assert encoded.to_list() == two_steps.to_list() and counts == expected_counts
 
 
-def test_solutions_without_continuations_are_named_before_anything_is_written(tmp_path):
+def test_solutions_without_continuations_are_errors_before_a_file_is_written(tmp_path):
     collect(tmp_path)
     rollouts = edit_rows(tmp_path, lambda row: {**row, "prefix_rewards": []} if row["question_index"] >= 4 else row)
     lacking = next(row for row in rollouts if row.lacks_continuations)
@@ -205,13 +205,13 @@ def test_solutions_without_continuations_are_named_before_anything_is_written(tm
     assert arrow_files(tmp_path) == []
 
 
-def test_what_is_wrong_with_labels_is_raised_as_it_is(tmp_path):
+def test_errors_of_labels_are_raised_unchanged(tmp_path):
     collect(tmp_path)
     rollouts = edit_rows(
-        tmp_path, lambda row: {**row, "prefix_rewards": [[2.0 for _ in some] for some in row["prefix_rewards"]]}
+        tmp_path, lambda row: {**row, "prefix_rewards": [[2.0 for _ in rewards] for rewards in row["prefix_rewards"]]}
     )
     for make in (lambda: encode(rollouts, **POSTERIOR), lambda: rollouts.labels(**POSTERIOR)):
-        with pytest.raises(ValueError, match="Rewards: got one that is NaN or outside"):
+        with pytest.raises(ValueError, match="Rewards: got a reward that is NaN or outside"):
             make()
     assert arrow_files(tmp_path) == []
     with pytest.raises(ValueError, match="expected 'label_std' among them"):
@@ -220,7 +220,7 @@ def test_what_is_wrong_with_labels_is_raised_as_it_is(tmp_path):
         encode(rollouts, invalid_rows="keep")
 
 
-def test_unusable_solutions_are_counted_also_when_labels_are_cached(tmp_path, caplog):
+def test_unusable_solutions_are_also_counted_with_cached_labels(tmp_path, caplog):
     collect(tmp_path)
     empty = {"steps": [], "prefix_rewards": []}
     reasons = {0: {**empty, "unusable": "no steps"}, 5: {"unusable": "too odd"}}
@@ -240,7 +240,7 @@ def test_with_several_processes_labels_are_written_first(tmp_path):
     assert parallel.to_list() == one_pass.to_list() and parallel_counts == counts
 
 
-def test_weights_stay_scaled_in_whatever_is_made_of_the_dataset(tmp_path):
+def test_weights_stay_scaled_in_derived_datasets(tmp_path):
     encoded, _ = encode(collect(tmp_path), **WEIGHTED)
     weights = [weight for row in encoded for weight in row["step_weights"]]
     assert sum(weights) / len(weights) == pytest.approx(1.0)

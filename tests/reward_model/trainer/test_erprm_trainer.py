@@ -1,4 +1,4 @@
-"""Training: what is learned, what is logged, what is saved, and what does not change the result."""
+"""Training with ERPRMTrainer: learning, logging, saving, and options that must not change the result."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def weights(trainer):
 
 @pytest.mark.slow("trains hundreds of steps")
 @pytest.mark.parametrize("head", ["lm", "token"])
-def test_two_examples_are_learned_down_to_their_entropy(head, model_path, tmp_path):
+def test_the_loss_on_two_examples_falls_to_their_entropy(head, model_path, tmp_path):
     data = DATA.select([0, 1])
     trainer = ERPRMTrainer(model_path, config(tmp_path, head=head, max_steps=150), train_dataset=data)
     trainer.train()
@@ -76,13 +76,13 @@ def test_two_examples_are_learned_down_to_their_entropy(head, model_path, tmp_pa
     assert trainer.evaluate(data)["eval_loss"] == pytest.approx(entropy, abs=0.02)
 
 
-def test_the_logged_loss_and_metrics_by_an_independent_forward(model_path, tmp_path):
+def test_logged_loss_and_metrics_equal_an_independent_forward(model_path, tmp_path):
     trainer = ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA, eval_dataset=DATA)
     metrics = trainer.evaluate()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
     good, bad = tokenizer.convert_tokens_to_ids(["✓", "✗"])
     scores, labels, questions, positions = [], [], [], []
-    for row in ROWS:  # one plain text at a time, whole logits, naive Python
+    for row in ROWS:  # one text at a time, full logits, plain Python
         text = f"check {row['prompt']}"
         for position, (step, label) in enumerate(zip(row["completions"], row["labels"], strict=True)):
             text += f" {step} ки"
@@ -117,8 +117,8 @@ def test_the_logged_loss_and_metrics_by_an_independent_forward(model_path, tmp_p
 @pytest.mark.parametrize(
     "options", [{"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}, {"pad_to_multiple_of": 32}]
 )
-def test_accumulation_and_padding_change_nothing(options, model_path, tmp_path):
-    """The loss is a mean over the update's steps, so how it is cut into batches and padded does not matter."""
+def test_accumulation_and_padding_do_not_change_the_loss(options, model_path, tmp_path):
+    """The loss is a mean over the update's steps, so its division into batches and its padding do not matter."""
     whole = {"per_device_train_batch_size": 4, "max_steps": 3, "train_sampling_strategy": "sequential", "optim": "sgd"}
     runs = []
     for change in ({}, options):
@@ -131,7 +131,7 @@ def test_accumulation_and_padding_change_nothing(options, model_path, tmp_path):
 
 
 @pytest.mark.slow("trains twice")
-def test_resume_equals_a_straight_run_bitwise(model_path, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_run_bitwise(model_path, tmp_path):
     straight = ERPRMTrainer(model_path, config(tmp_path / "a", max_steps=6), train_dataset=DATA)
     straight.train()
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
@@ -147,7 +147,7 @@ def test_resume_equals_a_straight_run_bitwise(model_path, tmp_path):
 
 
 @pytest.mark.parametrize("head", ["lm", "token"])
-def test_a_checkpoint_gives_the_same_numbers_in_plain_transformers(head, model_path, tmp_path):
+def test_a_checkpoint_gives_the_same_scores_in_plain_transformers(head, model_path, tmp_path):
     from transformers import AutoModelForTokenClassification
 
     trainer = ERPRMTrainer(
@@ -169,7 +169,7 @@ def test_a_checkpoint_gives_the_same_numbers_in_plain_transformers(head, model_p
 
 
 def test_the_evaluation_loss_is_the_mean_over_steps(model_path, tmp_path):
-    # Batches of 4 and 4 steps and of 1: their mean would be another number.
+    # The batches have 4, 4 and 1 steps, so a mean over batches would differ.
     data = DATA.select([0, 1, 2, 3, 3])
     args = config(tmp_path, per_device_eval_batch_size=2)
     trainer = ERPRMTrainer(model_path, args, train_dataset=DATA, eval_dataset=data)
@@ -182,13 +182,13 @@ def test_the_evaluation_loss_is_the_mean_over_steps(model_path, tmp_path):
     assert loss != pytest.approx((sum(each[:4]) / 4 + sum(each[4:8]) / 4 + each[8]) / 3, abs=1e-3)
 
 
-def test_an_outcome_reward_model_is_trained_on_the_last_step_alone(model_path, tmp_path):
+def test_an_outcome_reward_model_is_trained_only_on_the_last_step(model_path, tmp_path):
     trainer = ERPRMTrainer(model_path, config(tmp_path, train_on_last_step_only=True), train_dataset=DATA)
     assert [labels[:] for labels in trainer.train_dataset["step_labels"]] == [[1.0], [0.0], [1.0], [0.0]]
 
 
-def test_label_smoothing_draws_the_labels_of_the_training_to_one_half(model_path, tmp_path):
-    """v becomes (1 - s) v + s / 2; TRL's option of that name is not ignored."""
+def test_label_smoothing_moves_training_labels_towards_one_half(model_path, tmp_path):
+    """A label v becomes (1 - s) v + s / 2."""
     halved = [[0.5 * label + 0.25 for label in row["labels"]] for row in ROWS]
     by_hand = Dataset.from_list([{**row, "labels": labels} for row, labels in zip(ROWS, halved, strict=True)])
     smoothed = ERPRMTrainer(model_path, config(tmp_path, label_smoothing_factor=0.5), train_dataset=DATA)
@@ -198,14 +198,14 @@ def test_label_smoothing_draws_the_labels_of_the_training_to_one_half(model_path
         trainer.train()
     torch.testing.assert_close(weights(smoothed), weights(expected), atol=1e-6, rtol=0)
     assert not torch.allclose(weights(smoothed), weights(plain), atol=1e-4)
-    # An evaluation uses the labels as they are.
+    # An evaluation uses the unchanged labels.
     assert smoothed.evaluate(DATA)["eval_loss"] == pytest.approx(expected.evaluate(DATA)["eval_loss"], abs=1e-5)
     for value in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="label_smoothing_factor: got .*from 0 .*to 1"):
             config(tmp_path, label_smoothing_factor=value)
 
 
-def test_plain_training_arguments_are_taken_as_trl_takes_them(model_path, tmp_path):
+def test_plain_training_arguments_are_accepted_as_in_trl(model_path, tmp_path):
     settings = {"max_steps": 1, "learning_rate": 0.5, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
     PRMFormat(**FORMAT).save(model_path)
     try:
@@ -220,7 +220,7 @@ def test_plain_training_arguments_are_taken_as_trl_takes_them(model_path, tmp_pa
         ERPRMTrainer(model_path, SFTConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=DATA)
 
 
-def test_paths_may_be_written_with_a_tilde_and_as_path(tmp_path, monkeypatch):
+def test_paths_may_have_a_tilde_and_be_path_objects(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     save_tiny(tmp_path / "model", word_level())
     options = {"save_strategy": "steps", "save_steps": 2}
@@ -236,7 +236,7 @@ def test_paths_may_be_written_with_a_tilde_and_as_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("head", ["lm", "token"])
-def test_lora_trains_is_saved_and_is_scored_with(head, model_path, tmp_path):
+def test_a_lora_adapter_is_trained_saved_and_used_to_score(head, model_path, tmp_path):
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = ERPRMTrainer(
         model_path, config(tmp_path, head=head, gradient_checkpointing=True), train_dataset=DATA, peft_config=lora
@@ -248,10 +248,10 @@ def test_lora_trains_is_saved_and_is_scored_with(head, model_path, tmp_path):
         DATA["prompt"][:], DATA["completions"][:]
     )
     scorer = StepScorer.from_pretrained(tmp_path)
-    assert scorer.model_name == str(tmp_path)  # not its base's
+    assert scorer.model_name == str(tmp_path)  # not the base model's name
     loaded = scorer.score(DATA["prompt"][:], DATA["completions"][:])
-    for one, other in zip(inside, loaded, strict=True):
-        assert one == pytest.approx(other, abs=1e-6)
+    for trained, reloaded in zip(inside, loaded, strict=True):
+        assert trained == pytest.approx(reloaded, abs=1e-6)
     base = ERPRMTrainer(model_path, config(tmp_path, head=head), train_dataset=DATA)
     untrained = StepScorer(base.model, base.processing_class, base.prm_format).score(
         DATA["prompt"][:], DATA["completions"][:]
@@ -302,7 +302,7 @@ def test_rollout_folders_are_labelled_at_eta(model_path, tmp_path, dial_policy):
         ERPRMTrainer(model_path, config(tmp_path / "out"), train_dataset=str(tmp_path))
 
 
-def test_saved_format_and_card(model_path, tmp_path):
+def test_the_format_and_the_model_card_are_saved(model_path, tmp_path):
     data = Dataset.from_list([*ROWS, {**ROWS[0], "labels": [7.0, 1.0]}])
     options = {"save_strategy": "steps", "save_steps": 4, "invalid_rows": "drop"}
     trainer = ERPRMTrainer(model_path, config(tmp_path / "out", **options), train_dataset=data)
@@ -313,7 +313,7 @@ def test_saved_format_and_card(model_path, tmp_path):
     assert "4 of 5 solutions, 8 labelled steps" in card
     assert "1 with a label that is NaN or outside [0, 1]" in card
     assert str(tmp_path) not in card  # no local path
-    # what was saved is the default of the next training; arguments win
+    # the saved format is the default of the next training, and arguments override it
     options = {**dict.fromkeys(FORMAT), "aggregation": "product"}
     again = ERPRMTrainer(
         str(tmp_path / "out" / "checkpoint-4"), config(tmp_path / "next", **options), train_dataset=DATA
@@ -322,11 +322,11 @@ def test_saved_format_and_card(model_path, tmp_path):
 
 
 def cpu_config(output_dir):
-    """The default configuration on a machine without accelerator."""
+    """The default configuration on a machine without an accelerator."""
     return ERPRMConfig(output_dir, use_cpu=True, bf16=False, report_to="none")
 
 
-def test_a_model_object_and_default_arguments(model_path, tmp_path, monkeypatch):
+def test_a_model_object_trains_with_default_arguments(model_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = tiny_llama(len(word_level()))
     PRMFormat(**FORMAT).save(model_path)
@@ -342,7 +342,7 @@ def test_a_model_object_and_default_arguments(model_path, tmp_path, monkeypatch)
     assert trainer.model is model
 
 
-def test_solutions_longer_than_the_models_context_are_cut_and_counted(model_path, tmp_path):
+def test_steps_beyond_the_models_context_are_dropped_and_counted(model_path, tmp_path):
     long = {"prompt": "Tom ?", "completions": ["7 " * 100, "8 " * 100, "9 " * 100], "labels": [1.0, 0.5, 0.0]}
     for max_length in (None, 1024):
         arguments = config(tmp_path, max_length=max_length)
@@ -354,7 +354,7 @@ def test_solutions_longer_than_the_models_context_are_cut_and_counted(model_path
             ERPRMTrainer(model_path, arguments, train_dataset=data)
 
 
-def test_wrong_models_and_datasets(model_path, tmp_path):
+def test_wrong_models_and_datasets_are_errors(model_path, tmp_path):
     with pytest.raises(ValueError, match="`train_dataset` is required"):
         ERPRMTrainer(model_path, config(tmp_path))
     with pytest.raises(ValueError, match="num_labels=1"):
@@ -363,12 +363,12 @@ def test_wrong_models_and_datasets(model_path, tmp_path):
         ERPRMTrainer(
             tiny_llama(46, "token"), config(tmp_path, head="lm"), train_dataset=DATA, processing_class=word_level()
         )
-    with pytest.raises(TypeError, match="must be a peft.PeftConfig"):
+    with pytest.raises(TypeError, match="expected a peft.PeftConfig"):
         ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA, peft_config={"r": 4})
 
 
-def test_bad_labels_are_an_error_whichever_way_they_come(model_path, tmp_path):
-    """The loss does not check labels, so each way to it does: training and evaluation sets, encoded or not."""
+def test_bad_labels_are_an_error_in_every_dataset(model_path, tmp_path):
+    """The loss does not check labels, so all datasets are checked: training and evaluation sets, encoded or not."""
     trainer = ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA)
     encoded = trainer.train_dataset
     bad = Dataset.from_list([*ROWS, {**ROWS[0], "labels": [7.0, 1.0]}])
@@ -382,7 +382,7 @@ def test_bad_labels_are_an_error_whichever_way_they_come(model_path, tmp_path):
                 trainer.evaluate(evaluated)
 
 
-def test_several_evaluation_sets(model_path, tmp_path):
+def test_several_evaluation_sets_are_logged_separately(model_path, tmp_path):
     sets = {"easy": DATA.select([0, 1]), "hard": DATA.select([2, 3])}
     trainer = ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA, eval_dataset=sets)
     metrics = trainer.evaluate()

@@ -1,4 +1,4 @@
-"""Certain labels weigh more: weights and losses by hand, packed or not, with both heads; none by default."""
+"""Weighting by certainty: weights and losses worked by hand, with and without packing, and with both heads."""
 
 import math
 
@@ -42,20 +42,20 @@ def trainer_on(tmp_path, dial_format, **options):
     return ERPRMTrainer(dial.BASE_PATH, args, train_dataset=data, eval_dataset=data.remove_columns("label_std"))
 
 
-def test_weights_by_hand(dial_policy, dial_format):
+def test_weights_equal_values_worked_by_hand(dial_policy, dial_format):
     data = Dataset.from_dict(ROWS)
     encoded, _ = encode_examples(data, dial_policy[1], dial_format, label_weighting="precision")
     for got, expected in zip(encoded["step_weights"][:], WEIGHTS, strict=True):
         assert got == pytest.approx(expected, rel=1e-6)
     last, _ = encode_examples(data, dial_policy[1], dial_format, label_weighting="precision", last_step_only=True)
-    assert last["step_weights"][:] == [[1.0], [1.0]]  # both are exact
-    length = len(encoded[0]["input_ids"]) - 1  # the first solution's last step falls off
+    assert last["step_weights"][:] == [[1.0], [1.0]]  # both labels are exact
+    length = len(encoded[0]["input_ids"]) - 1  # drops the first solution's last step
     short, counts = encode_examples(data, dial_policy[1], dial_format, label_weighting="precision", max_length=length)
     assert counts["dropped_steps"] == 1
     assert short[0]["step_weights"] == pytest.approx([0.5 / 0.5625, 0.25 / 0.5625], rel=1e-6)
 
 
-def test_what_cannot_be_weighted(dial_policy, dial_format):
+def test_datasets_without_deviations_cannot_be_weighted(dial_policy, dial_format):
     tokenizer = dial_policy[1]
     data = Dataset.from_dict(ROWS)
     with pytest.raises(ValueError, match="expected 'label_std'.*='posterior'"):
@@ -68,7 +68,7 @@ def test_what_cannot_be_weighted(dial_policy, dial_format):
             encode_examples(rows, tokenizer, dial_format, label_weighting="precision")
 
 
-def test_the_batch_holds_them_in_float32(dial_policy, dial_format):
+def test_the_batch_holds_weights_in_float32(dial_policy, dial_format):
     tokenizer = dial_policy[1]
     encoded, _ = encode_examples(Dataset.from_dict(ROWS), tokenizer, dial_format, label_weighting="precision")
     batch = DataCollatorForStepLabels(tokenizer.pad_token_id)(list(encoded))
@@ -81,7 +81,7 @@ def test_the_batch_holds_them_in_float32(dial_policy, dial_format):
 
 @pytest.mark.parametrize("head", ["lm", "token"])
 @pytest.mark.parametrize("packing", [False, True])
-def test_the_loss_by_hand(tmp_path, dial_format, head, packing):
+def test_the_weighted_loss_equals_a_value_worked_by_hand(tmp_path, dial_format, head, packing):
     trainer = trainer_on(tmp_path, dial_format, head=head, packing=packing, label_weighting="precision")
     batch = trainer.data_collator(list(trainer.train_dataset))
     mask = batch["step_mask"]
@@ -89,7 +89,7 @@ def test_the_loss_by_hand(tmp_path, dial_format, head, packing):
     logits = outputs["logits"][mask].double().detach()
     odds = logits[:, 1] - logits[:, 0]
     terms = []
-    # what the batch says of each step, and what the rows say
+    # label and weight of each step in the batch and in the rows
     by_label = {label: weight for labels, weights in zip(ROWS["labels"], WEIGHTS, strict=True)
                 for label, weight in zip(labels, weights, strict=True)}  # fmt: skip
     for z, label in zip(odds.tolist(), batch["step_labels"][mask].tolist(), strict=True):
@@ -99,20 +99,20 @@ def test_the_loss_by_hand(tmp_path, dial_format, head, packing):
     assert loss.item() == pytest.approx(sum(terms) / 5, rel=1e-5)
     in_update = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(5))
     assert in_update.item() == pytest.approx(sum(terms) / 5, rel=1e-5)
-    # evaluation is not weighted
+    # the evaluation loss is not weighted
     plain = F.binary_cross_entropy_with_logits(odds.float(), batch["step_labels"][mask])
     assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.item(), rel=1e-4)
 
 
-def test_by_default_nothing_changes(tmp_path, dial_format):
-    """With a `label_std` column or without, the loss and the weights after an update are the same to the bit."""
-    one = trainer_on(tmp_path, dial_format)
-    batch = one.data_collator(list(one.train_dataset))
-    loss, outputs = one.compute_loss(one.model, batch, return_outputs=True)
+def test_the_default_ignores_label_std(tmp_path, dial_format):
+    """Without weighting, the loss is the plain mean, although the dataset has the column `label_std`."""
+    plain = trainer_on(tmp_path, dial_format)
+    batch = plain.data_collator(list(plain.train_dataset))
+    loss, outputs = plain.compute_loss(plain.model, batch, return_outputs=True)
     mask = batch["step_mask"]
     logits = outputs["logits"][mask].float()
     odds = logits[:, 1] - logits[:, 0]
     expected = F.binary_cross_entropy_with_logits(odds, batch["step_labels"][mask], reduction="none").mean()
     assert torch.equal(loss, expected)
     weighted = trainer_on(tmp_path, dial_format, label_weighting="precision")
-    assert weighted.train().training_loss != one.train().training_loss
+    assert weighted.train().training_loss != plain.train().training_loss

@@ -1,4 +1,4 @@
-"""Labelled steps are read from wherever they are kept, and what cannot be read is named."""
+"""Labelled steps are read from every kind of source, and errors name a source that cannot be read."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ MARKED = [{"input": "7 ? 7 + 1 = 8 ки", "label": "7 ? 7 + 1 = 8 +"}]
 
 
 def save(folder, kind):
-    """Saves the rows, and returns where."""
+    """Saves the rows and returns their path."""
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)
     if kind.endswith(".gz"):
         (folder / f"rows{kind}").write_bytes(gzip.compress(lines.encode()))
@@ -45,7 +45,7 @@ def save(folder, kind):
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".jsonl.gz", ".parquet", "dataset", "splits", "files"])
-def test_files_and_folders(kind, tmp_path, monkeypatch):
+def test_files_and_folders_are_read(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = save(tmp_path, kind)
     for source in (path, str(path), f"~/{path.name}", Path("~", path.name)):
@@ -62,14 +62,14 @@ def test_files_and_folders(kind, tmp_path, monkeypatch):
             load_labelled_steps(path, split="test")
 
 
-def test_csv_and_functions(tmp_path):
+def test_csv_files_and_functions_are_read(tmp_path):
     (tmp_path / "rows.csv").write_text("input,label\n" + ",".join(MARKED[0].values()) + "\n")
     assert list(load_labelled_steps(tmp_path / "rows.csv")) == MARKED
     for streaming in (False, True):
         assert list(load_labelled_steps("erprm_runs:rows", streaming=streaming)) == erprm_runs.ROWS
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_errors_name_a_missing_source(tmp_path):
     for name, message in ((tmp_path / "no.jsonl", "no file at .*no.jsonl"), (tmp_path / "no", "no file or folder")):
         with pytest.raises(ValueError, match=message):
             load_labelled_steps(name)
@@ -98,7 +98,7 @@ def test_the_recipe_trains_on_a_file(tmp_path):
         trainer = recipe.main(*arguments)
         assert trainer.state.global_step == 1 and trainer.evaluate()["eval_loss"] > 0
         StepScorer.from_pretrained(tmp_path / "out")
-    # An adapter is made, and goes on from where it was saved.
+    # A new adapter is trained, and its training is continued from its saved folder.
     adapter = {**settings, "--output_dir": str(tmp_path / "adapter")}
     new = ["--use_peft", "true", "--lora_target_modules", "all-linear"]
     recipe, arguments = parse("train_erprm", [part for pair in adapter.items() for part in pair] + new)

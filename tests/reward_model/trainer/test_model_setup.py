@@ -1,5 +1,5 @@
-"""What a model has to be: adapters that are trained on, heads that are kept, and what is refused before it trains
-nothing or something else."""
+"""Preparing a model for training: adapters whose training continues, heads that are kept, and models that are refused
+because nothing or the wrong weights would be trained."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def config(folder, **options):
 
 
 def train(model, folder, data=DATA, processing_class=None, peft_config=None, **options):
-    """A trainer that has trained and saved its model."""
+    """Trains, saves the model, and returns the trainer."""
     trainer = ERPRMTrainer(
         model,
         config(folder, **options),
@@ -84,7 +84,7 @@ def test_a_new_adapter_starts_from_the_seed(is_path, model_path, tmp_path):
     adapters = []
     for global_seed in range(2):
         model = model_path if is_path else AutoModelForCausalLM.from_pretrained(model_path)
-        torch.manual_seed(global_seed)  # what ran before in the process must not matter
+        torch.manual_seed(global_seed)  # the state of the global generator must not matter
         trainer = ERPRMTrainer(
             model,
             config(tmp_path, **FORMAT),
@@ -100,11 +100,11 @@ def test_a_new_adapter_starts_from_the_seed(is_path, model_path, tmp_path):
 
 @pytest.mark.parametrize("head", ["lm", "token"])
 @pytest.mark.parametrize("kind", ["LoRA", "IA3"])
-def test_a_saved_adapter_is_continued(kind, head, model_path, tmp_path):
+def test_training_of_a_saved_adapter_continues(kind, head, model_path, tmp_path):
     first = train(model_path, tmp_path / "first", peft_config=ADAPTERS[kind], head=head, **FORMAT)
     again = ERPRMTrainer(tmp_path / "first", config(tmp_path / "again"), train_dataset=DATA)
     assert again.prm_format == first.prm_format
-    torch.testing.assert_close(scores_of(again), scores_of(first), atol=1e-6, rtol=0)  # it starts where that one ended
+    torch.testing.assert_close(scores_of(again), scores_of(first), atol=1e-6, rtol=0)  # the saved weights
     before = {name: weight.clone() for name, weight in again.model.named_parameters()}
     again.train()
     again.save_model()
@@ -117,14 +117,14 @@ def test_a_saved_adapter_is_continued(kind, head, model_path, tmp_path):
 
 
 @pytest.mark.parametrize("head", ["lm", "token"])
-def test_a_prefix_is_trained_and_scored_with_at_the_right_positions(head, model_path, tmp_path):
+def test_prefix_tuning_is_trained_and_scored_at_the_right_positions(head, model_path, tmp_path):
     new = ADAPTERS["prefix"]
     with pytest.raises(ValueError, match="PREFIX_TUNING with gradient_checkpointing=True.*=False"):
         ERPRMTrainer(model_path, config(tmp_path, head=head, **FORMAT), train_dataset=DATA, peft_config=new)
     trainer = train(model_path, tmp_path, peft_config=new, head=head, gradient_checkpointing=False, **FORMAT)
     loaded = StepScorer.from_pretrained(tmp_path)
     torch.testing.assert_close(scores(loaded), scores_of(trainer), atol=1e-6, rtol=0)
-    # A plain forward, read at the separators of the text.
+    # A plain forward pass, read at the separators of the text.
     ids = torch.tensor([trainer.processing_class.encode("check Tom dial 7 . right 15 . ? 7 + 15 = 2 ки answer 2 ки")])
     at = (ids[0] == trainer.processing_class.convert_tokens_to_ids("ки")).nonzero()[:, 0]
     logits = trainer.model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, at].detach()
@@ -138,11 +138,11 @@ def test_a_prefix_is_trained_and_scored_with_at_the_right_positions(head, model_
 @pytest.mark.parametrize("head", ["lm", "token"])
 @pytest.mark.parametrize("new", [PromptTuningConfig(num_virtual_tokens=3), PromptEncoderConfig(num_virtual_tokens=3)])
 def test_virtual_tokens_before_the_text_are_refused(new, head, model_path, tmp_path):
-    with pytest.raises(ValueError, match=r"ERPRMTrainer: got an adapter of PEFT's type P\w+, which puts 3 virtual"):
+    with pytest.raises(ValueError, match=r"ERPRMTrainer: got an adapter of PEFT's type P\w+, which inserts 3 virtual"):
         ERPRMTrainer(model_path, config(tmp_path, head=head, **FORMAT), train_dataset=DATA, peft_config=new)
 
 
-def test_a_model_with_an_adapter_is_trained_if_the_adapter_can_be(model_path, tmp_path):
+def test_a_model_with_a_trainable_adapter_is_trained(model_path, tmp_path):
     train(model_path, tmp_path / "first", peft_config=ADAPTERS["LoRA"], **FORMAT)
     options = {"train_dataset": DATA, "processing_class": word_level()}
 
@@ -157,7 +157,7 @@ def test_a_model_with_an_adapter_is_trained_if_the_adapter_can_be(model_path, tm
         ERPRMTrainer(tiny_llama(46).requires_grad_(False), config(tmp_path, **FORMAT), **options)
 
 
-def test_an_adapter_is_refused_together_with_a_new_one(model_path, tmp_path):
+def test_an_adapter_together_with_peft_config_is_refused(model_path, tmp_path):
     new = ADAPTERS["LoRA"]
     trainer = train(model_path, tmp_path / "first", peft_config=new, **FORMAT)
     both = {"train_dataset": DATA, "peft_config": new}
@@ -165,14 +165,14 @@ def test_an_adapter_is_refused_together_with_a_new_one(model_path, tmp_path):
         ERPRMTrainer(str(tmp_path / "first"), config(tmp_path), **both)
     with pytest.raises(ValueError, match="got a PeftModelForCausalLM with an adapter together with `peft_config`"):
         ERPRMTrainer(trainer.model, config(tmp_path, **FORMAT), processing_class=word_level(), **both)
-    # What the message says: the base model, or the adapter merged into it.
+    # The fixes that the message proposes: the base model, or the merged adapter.
     ERPRMTrainer(model_path, config(tmp_path, **FORMAT), **both)
     merged = trainer.model.merge_and_unload()
     ERPRMTrainer(merged, config(tmp_path, **FORMAT), processing_class=word_level(), **both)
     assert new.task_type is None  # the configuration is not changed
 
 
-def test_an_adapter_whose_base_has_moved_names_both(tmp_path):
+def test_an_adapter_with_a_moved_base_model_is_an_error_that_names_both(tmp_path):
     base = save_tiny(tmp_path / "base", word_level())
     train(base, tmp_path / "adapter", peft_config=ADAPTERS["LoRA"], **FORMAT)
     shutil.move(base, tmp_path / "elsewhere")
@@ -185,7 +185,7 @@ def test_an_adapter_whose_base_has_moved_names_both(tmp_path):
 
 
 def test_a_new_head_that_is_frozen_is_refused(model_path, tmp_path):
-    """It would be random, and not be saved."""
+    """A frozen new head would stay random, and would not be saved."""
     base = AutoModelForTokenClassification.from_pretrained(model_path, num_labels=1)
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
     options = {"train_dataset": DATA, "processing_class": word_level()}
@@ -194,7 +194,7 @@ def test_a_new_head_that_is_frozen_is_refused(model_path, tmp_path):
     base = AutoModelForTokenClassification.from_pretrained(model_path, num_labels=1)
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["score"]))
     ERPRMTrainer(adapted, config(tmp_path, **FORMAT), **options)
-    # A head that was trained before may stay as it is.
+    # A trained head may be frozen.
     train(model_path, tmp_path / "trained", head="token", **FORMAT)
     trained = AutoModelForTokenClassification.from_pretrained(tmp_path / "trained")
     ERPRMTrainer(get_peft_model(trained, LoraConfig(target_modules=["q_proj"])), config(tmp_path, **FORMAT), **options)
@@ -209,7 +209,7 @@ def test_new_tokens_whose_embeddings_are_frozen_are_refused(tmp_path):
         ERPRMTrainer(adapted, config(tmp_path, **tokens), processing_class=byte_level_bpe(), **data)
     with pytest.raises(ValueError, match=r"IA3Config and new tokens .*Use a LoraConfig"):
         ERPRMTrainer(path, config(tmp_path, **tokens), peft_config=ADAPTERS["IA3"], **data)
-    # An adapter that has learned them is continued.
+    # The training of an adapter with trained embeddings continues.
     first = train(path, tmp_path / "first", peft_config=LoraConfig(target_modules=["q_proj"]), **tokens)
     again = train(tmp_path / "first", tmp_path / "again")
     assert len(again.processing_class) == len(first.processing_class) == len(byte_level_bpe()) + 3
@@ -219,17 +219,17 @@ def test_new_tokens_whose_embeddings_are_frozen_are_refused(tmp_path):
 
 
 def trl_prm(folder):
-    """What TRL's PRMTrainer saved: two classes, no `prm_format.json`."""
+    """A model as TRL's PRMTrainer saves it: two classes and no `prm_format.json`."""
     tokenizer = byte_level_bpe()
     model = AutoModelForTokenClassification.from_pretrained(save_tiny(folder / "base", tokenizer))
-    assert model.config.num_labels == 2  # the default
+    assert model.config.num_labels == 2  # transformers' default
     model.save_pretrained(folder / "prm")
     tokenizer.save_pretrained(folder / "prm")
     return folder / "prm"
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_what_trls_prmtrainer_saved_is_scored_and_trained_on(lora, tmp_path):
+def test_a_model_of_trls_prmtrainer_is_scored_and_trained(lora, tmp_path):
     path = trl_prm(tmp_path)
     preset = PRMFormat.preset("trl-prm")
     before = scores(StepScorer.from_pretrained(path, prm_format=preset))
@@ -249,7 +249,7 @@ def test_a_token_classification_model_keeps_its_head(num_labels, model_path, tmp
     trainer = train(model, tmp_path / "out", processing_class=word_level(), **FORMAT)
     assert (trainer.prm_format.head, trainer.prm_format.num_labels) == ("token", num_labels)
     torch.testing.assert_close(scores(StepScorer.from_pretrained(tmp_path / "out")), scores_of(trainer))
-    # and where it is loaded by its path
+    # also if it is loaded by its path
     (tmp_path / "out" / "prm_format.json").unlink()
     again = ERPRMTrainer(tmp_path / "out", config(tmp_path / "next", **FORMAT), train_dataset=DATA)
     assert again.prm_format == trainer.prm_format
@@ -257,25 +257,25 @@ def test_a_token_classification_model_keeps_its_head(num_labels, model_path, tmp
     assert "without prm_format.json" in caplog.text and "format_preset='trl-prm'" in caplog.text
 
 
-def test_a_head_that_is_asked_for_wins_and_other_models_are_named(model_path, tmp_path):
+def test_a_configured_head_takes_precedence_and_unfit_models_are_errors(model_path, tmp_path):
     two = AutoModelForTokenClassification.from_pretrained(model_path, num_labels=2)
     options = {"train_dataset": DATA, "processing_class": word_level()}
     assert ERPRMTrainer(two, config(tmp_path, head="token", **FORMAT), **options).prm_format.num_labels == 2
-    with pytest.raises(ValueError, match="without a language-model head.*leave `head` unset"):
+    with pytest.raises(ValueError, match="without a language-model head.*do not set `head`"):
         ERPRMTrainer(two, config(tmp_path, head="lm", **FORMAT), **options)
-    with pytest.raises(ValueError, match="got a LlamaForCausalLM with num_labels=2, expected token classification"):
+    with pytest.raises(ValueError, match="got a LlamaForCausalLM with num_labels=2, expected a token classification"):
         ERPRMTrainer(tiny_llama(46), config(tmp_path, head="token", **FORMAT), **options)
     many = AutoModelForTokenClassification.from_pretrained(model_path, num_labels=5)
     with pytest.raises(ValueError, match="num_labels: got 5, expected 1"):
         ERPRMTrainer(many, config(tmp_path, **FORMAT), **options)
 
 
-def test_an_architecture_without_token_classification_says_to_use_the_other_head(tmp_path):
+def test_an_architecture_without_token_classification_is_an_error_that_names_the_other_head(tmp_path):
     tokenizer = word_level()
     architecture = CONFIG_MAPPING["codegen"](vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=4, rotary_dim=4)
     AutoModelForCausalLM.from_config(architecture).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"model: got an architecture \(codegen\).*Use head='lm'"):
+    with pytest.raises(ValueError, match=r"model: got the architecture 'codegen'.*Use head='lm'"):
         ERPRMTrainer(tmp_path / "model", config(tmp_path, head="token", **FORMAT), train_dataset=DATA)
     train(tmp_path / "model", tmp_path / "out", head="lm", **FORMAT)
 
@@ -284,7 +284,7 @@ def test_an_architecture_without_token_classification_says_to_use_the_other_head
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_a_tokenizer_without_padding_and_end_of_text_will_do(packing, tmp_path):
+def test_a_tokenizer_without_padding_and_end_of_text_is_accepted(packing, tmp_path):
     words = {word: index for index, word in enumerate(["?", "+", "-", "\n", "2", "4", "=", "5"])}
     backend = Tokenizer(models.WordLevel(words, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Sequence(

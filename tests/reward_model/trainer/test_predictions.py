@@ -1,4 +1,4 @@
-"""What `compute_metrics` and `predict` get of the steps: which rows, in which order, in which columns."""
+"""The rows, order and columns of the steps that `compute_metrics` and `predict` get."""
 
 import json
 
@@ -20,7 +20,7 @@ def model_path(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("tiny"), word_level())
 
 
-def test_the_columns_are_those_of_a_classifier_with_two_classes():
+def test_logits_have_the_columns_of_a_classifier_with_two_classes():
     mask = torch.tensor([[True, True], [True, False]])
     good_and_bad = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     expected = [[[2.0, 1.0], [4.0, 3.0]], [[6.0, 5.0], [-100.0, -100.0]]]
@@ -32,7 +32,7 @@ def test_the_columns_are_those_of_a_classifier_with_two_classes():
 
 
 def check(got, expected):
-    """What one process notes down, against logits of every row by itself."""
+    """Compares the recorded predictions of one process with the logits of each row alone."""
     assert got["metrics"]["eval_rows"] == got["predicted_metrics"]["test_rows"] == len(ROWS)
     for predictions, labels in (got["first"], got["predicted"]):
         assert len(predictions) == len(labels) == len(ROWS)
@@ -42,7 +42,7 @@ def check(got, expected):
             real = torch.tensor(predictions[row][:num_steps])
             torch.testing.assert_close(real, expected[row], atol=1e-5, rtol=0)
             assert all(pair == [-100.0, -100.0] for pair in predictions[row][num_steps:])
-    # All metrics of an evaluation are those of a prediction too; the loss is the mean over all steps.
+    # A prediction has all metrics of an evaluation, and the loss is the mean over all steps.
     same = {
         key.removeprefix("eval_"): value for key, value in got["metrics"].items() if not key.startswith("eval_run")
     }
@@ -56,7 +56,7 @@ def check(got, expected):
 
 @pytest.fixture(scope="module")
 def expected(model_path):
-    """Logits (bad, good) at the separators of every row, from plain forwards."""
+    """Logits (bad, good) at the separators of every row, from plain forward passes."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
     columns = tokenizer.convert_tokens_to_ids([FORMAT["bad_token"], FORMAT["good_token"]])
     logits = []
@@ -70,13 +70,13 @@ def expected(model_path):
 @pytest.mark.parametrize(
     "options", [{}, {"packing": True}, {"streaming": True}], ids=["plain", "packing", "streaming"]
 )
-def test_rows_come_padded_in_the_order_of_the_dataset(options, model_path, expected, tmp_path):
+def test_predictions_are_padded_and_in_the_order_of_the_dataset(options, model_path, expected, tmp_path):
     erprm_runs.predict(model_path, tmp_path, **options)
     check(json.loads((tmp_path / "0-of-1.json").read_text()), expected)
 
 
 @pytest.mark.slow("starts processes")
-def test_several_processes_predict_what_one_does(model_path, expected, tmp_path):
+def test_several_processes_predict_the_same_as_one_process(model_path, expected, tmp_path):
     folders = {}
     for world, options in ((2, (False, False)), (2, (True, False)), (3, (False, True))):
         folder = tmp_path / f"{world}-{options}"
@@ -92,7 +92,7 @@ def test_several_processes_predict_what_one_does(model_path, expected, tmp_path)
             check(json.loads(file.read_text()), expected)
 
 
-def test_a_prediction_and_an_interrupted_evaluation_leave_nothing_behind(model_path, tmp_path):
+def test_predictions_and_interrupted_evaluations_leave_no_records(model_path, tmp_path):
     args = ERPRMConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, **FORMAT)
     data = Dataset.from_list(ROWS)
     trainer = ERPRMTrainer(model_path, args, train_dataset=data)
@@ -110,8 +110,8 @@ def test_a_prediction_and_an_interrupted_evaluation_leave_nothing_behind(model_p
     assert trainer.evaluate(data.select([1]))["eval_loss"] == pytest.approx(alone)
 
 
-def test_metrics_of_ones_own_choose_the_best_checkpoint(model_path, tmp_path):
-    """TRL's usual metric, the argmax of the classes against 0 and 1, is read in the same columns."""
+def test_custom_metrics_choose_the_best_checkpoint(model_path, tmp_path):
+    """TRL's usual metric, the argmax of the two classes, works with these columns."""
 
     def accuracy(evaluated):
         mask = evaluated.label_ids != -100
@@ -142,7 +142,7 @@ def test_metrics_of_ones_own_choose_the_best_checkpoint(model_path, tmp_path):
     assert trainer.state.best_metric == pytest.approx(max(log["eval_accuracy"] for log in logs))
 
 
-def test_inputs_are_given_to_metrics_one_solution_per_row(model_path, tmp_path):
+def test_metrics_get_inputs_with_one_solution_per_row(model_path, tmp_path):
     def compute_metrics(evaluated):
         return {"same_rows": len(evaluated.inputs) == len(evaluated.predictions) == len(ROWS)}
 

@@ -1,4 +1,4 @@
-"""Dataset forms by hand, and each kind of bad row, tried one by one."""
+"""Dataset forms worked by hand, and each kind of bad row."""
 
 import math
 from itertools import accumulate
@@ -23,7 +23,7 @@ def encode(rows, **options):
     return encode_examples(Dataset.from_list(rows), word_level(), FORMAT, **options)
 
 
-def test_math_shepherds_form():
+def test_math_shepherds_form_is_read():
     row = {
         "input": "Tom has 3. How many? Step 1: 3 + 1 = 4 ки\nStep 2: The answer is: 4 ки",
         "label": "Tom has 3. How many? Step 1: 3 + 1 = 4 +\nStep 2: The answer is: 4 -",
@@ -37,7 +37,7 @@ def test_math_shepherds_form():
         to_stepwise(Dataset.from_list([{**row, "label": row["label"].replace("4 -", "5 -")}]))
 
 
-def test_the_papers_form():
+def test_the_papers_form_is_read():
     rows = [
         {"text": "How many? Step 1: a ки Step 2: b ки", "value": [0.25, 1.0]},
         {"text": "no heading ки b ки and text after the last separator", "value": [0.5, 0.0]},
@@ -47,7 +47,7 @@ def test_the_papers_form():
     assert second == {"prompt": "", "completions": ["no heading", "b"], "labels": [0.5, 0.0]}
 
 
-def test_stepwise_form_with_boolean_labels():
+def test_the_stepwise_form_may_have_boolean_labels():
     encoded, counts = encode([{**GOOD, "labels": [True, False]}])
     assert encoded[0]["step_labels"] == [1.0, 0.0]
     assert counts == {
@@ -60,15 +60,15 @@ def test_stepwise_form_with_boolean_labels():
     }
 
 
-def test_a_solution_with_one_step_is_fine():
+def test_a_solution_with_one_step_is_usable():
     encoded, _ = encode([{**GOOD, "completions": ["answer 8"], "labels": [1.0]}])
     assert len(encoded[0]["step_positions"]) == 1
 
 
 BAD = [
-    ({"labels": [0.5]}, "labels and steps that differ in number.*'labels' has 1 for 2 steps.*one label per step"),
-    ({"labels": [0.5, 0.5, 0.5]}, "'labels' has 3 for 2 steps"),
-    ({"labels": [0.5, math.nan]}, "a label that is NaN or outside.*step 1: nan.*rescale"),
+    ({"labels": [0.5]}, "different numbers of labels and steps.*'labels' has 1 labels for 2 steps.*one label per"),
+    ({"labels": [0.5, 0.5, 0.5]}, "'labels' has 3 labels for 2 steps"),
+    ({"labels": [0.5, math.nan]}, "a label that is NaN or outside.*step 1: nan.*Rescale"),
     ({"labels": [0.5, None]}, "a label that is NaN or outside"),
     ({"labels": [1.2, 0.5]}, "column 'labels', step 0: 1.2"),
     ({"labels": [0.5, -0.1]}, "column 'labels', step 1: -0.1"),
@@ -81,7 +81,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
-def test_a_bad_row_is_an_error_that_names_it_or_is_counted(change, message, caplog):
+def test_a_bad_row_is_an_error_that_names_it_or_counted(change, message, caplog):
     rows = [GOOD, {**GOOD, **change}, GOOD]
     with pytest.raises(
         ValueError, match=f"(?s)Row 1 of the train dataset has .*{message}|Row 1 of the train dataset has {message}"
@@ -90,21 +90,21 @@ def test_a_bad_row_is_an_error_that_names_it_or_is_counted(change, message, capl
     encoded, counts = encode(rows, max_length=50, invalid_rows="drop")
     assert len(encoded) == counts["kept"] == 2
     assert sum(counts["dropped_rows"].values()) == 1
-    assert "1 of 3 rows left out" in caplog.text
+    assert "1 of 3 rows are dropped" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0.5, math.nan], "NaN or outside.*step 1: nan.*rescale"),
+        ([0.5, math.nan], "NaN or outside.*step 1: nan.*Rescale"),
         ([0.5, None], "NaN or outside.*step 1: None"),
         ([1.01, 0.5], "NaN or outside.*step 0: 1.01"),
         ([0.5, -0.01], "NaN or outside.*step 1: -0.01"),
-        ([0.5], "differ in number.*1 labels for 2 positions"),
-        ([0.5, 0.5, 0.5], "differ in number.*3 labels for 2 positions"),
+        ([0.5], "different numbers of labels and steps.*1 labels for 2 positions"),
+        ([0.5, 0.5, 0.5], "different numbers of labels and steps.*3 labels for 2 positions"),
     ],
 )
-def test_a_bad_label_of_a_dataset_that_is_already_encoded_is_an_error(labels, message):
+def test_a_bad_label_of_an_encoded_dataset_is_an_error(labels, message):
     encoded, _ = encode([GOOD] * 1002)
     check_encoded_labels(encoded, "eval")
     rows = [*encoded.select(range(1001)), {**encoded[0], "step_labels": labels}]
@@ -112,7 +112,7 @@ def test_a_bad_label_of_a_dataset_that_is_already_encoded_is_an_error(labels, me
         check_encoded_labels(Dataset.from_list(rows), "eval")
 
 
-def test_truncated_labels_are_counted_and_logged(caplog):
+def test_dropped_steps_are_counted_and_logged(caplog):
     long = {**GOOD, "completions": ["7 + 1 = 8", "answer 8", "8 " * 60], "labels": [0.9, 1.0, 0.0]}
     encoded, counts = encode([GOOD, long], max_length=50)
     assert encoded[1]["step_labels"] == [0.9, 1.0]
@@ -120,7 +120,7 @@ def test_truncated_labels_are_counted_and_logged(caplog):
     assert "1 labelled steps at the end of 1 solutions do not fit max_length=50" in caplog.text
 
 
-def test_labels_that_are_all_the_same_are_said(caplog):
+def test_identical_labels_are_a_warning(caplog):
     encode([{**GOOD, "labels": [0.0, 0.0]}] * 2)
     assert "every label is 0.0" in caplog.text
     caplog.clear()
@@ -128,7 +128,7 @@ def test_labels_that_are_all_the_same_are_said(caplog):
     assert "every label" not in caplog.text
 
 
-def test_last_step_only():
+def test_last_step_only_keeps_the_label_of_the_last_step():
     encoded, counts = encode([GOOD], last_step_only=True)
     assert encoded[0]["step_labels"] == [1.0]
     assert len(encoded[0]["input_ids"]) == encoded[0]["step_positions"][0] + 1
@@ -136,7 +136,7 @@ def test_last_step_only():
     long = {**GOOD, "completions": ["7 + 1 = 8", "8 " * 60]}
     with pytest.raises(
         ValueError, match="no labelled step within max_length"
-    ):  # the outcome's label would be on another step
+    ):  # the last step, which has the label, was dropped
         encode([long], max_length=50, last_step_only=True)
 
 
@@ -156,7 +156,7 @@ def test_last_step_only():
         (lambda: encode([GOOD], label_weighting="std"), "label_weighting: got 'std'"),
     ],
 )
-def test_empty_datasets_and_unknown_columns_and_arguments(encode_them, message):
+def test_empty_datasets_unknown_columns_and_arguments_are_errors(encode_them, message):
     with pytest.raises(ValueError, match=message):
         encode_them()
 
@@ -165,8 +165,8 @@ OF_ANOTHER_TYPE = [
     ({"prompt": 7}, r"column 'prompt': got 7 \(int\), expected a text"),
     ({"prompt": None}, "column 'prompt': got None"),
     ({"prompt": [{"role": "user", "content": "7 ?"}]}, r"column 'prompt': got \[\{"),
-    ({"completions": "ab"}, r"column 'completions': got 'ab' \(str\), expected a list of texts"),  # not two letters
-    ({"completions": {"a": "7", "b": "8"}}, "column 'completions': got {.*expected a list of texts"),  # not two keys
+    ({"completions": "ab"}, r"column 'completions': got 'ab' \(str\), expected a list of texts"),  # not letters
+    ({"completions": {"a": "7", "b": "8"}}, "column 'completions': got {.*expected a list of texts"),  # not keys
     ({"completions": ["7 + 1 = 8", ["answer 8"]]}, r"column 'completions', step 1: got \['answer 8'\] \(list\) in"),
     ({"completions": [1, 2]}, "column 'completions', step 0: got 1"),
     ({"labels": 0.5}, r"column 'labels': got 0.5 \(float\), expected a list of numbers"),
@@ -177,15 +177,15 @@ OF_ANOTHER_TYPE = [
 
 
 @pytest.mark.parametrize(("change", "message"), OF_ANOTHER_TYPE, ids=lambda case: str(case)[:40])
-def test_a_value_of_another_type_is_an_error_that_names_it_or_is_counted(change, message, caplog):
+def test_a_value_of_the_wrong_type_is_an_error_that_names_it_or_counted(change, message, caplog):
     good = {**GOOD, "label_std": [0.1, 0.0]}
     data = Dataset.from_list([good, {**good, **change}], features=Features({column: Json() for column in good}))
     options = {"label_weighting": "precision"}
-    with pytest.raises(ValueError, match=f"Row 1 of the train dataset has a value of another type .*{message}.*Conv"):
+    with pytest.raises(ValueError, match=f"Row 1 of the train dataset has a value of the wrong type .*{message}.*Con"):
         encode_examples(data, word_level(), FORMAT, **options)
     encoded, counts = encode_examples(data, word_level(), FORMAT, invalid_rows="drop", **options)
-    assert len(encoded) == 1 and counts["dropped_rows"] == {"a value of another type": 1}
-    assert "1 of 2 rows left out" in caplog.text
+    assert len(encoded) == 1 and counts["dropped_rows"] == {"a value of the wrong type": 1}
+    assert "1 of 2 rows are dropped" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_value_of_another_type_is_an_error_that_names_it_or_is_counted(change,
         ({"input": "7 ки", "label": None}, "column 'label': got None"),
         ({"text": "7 ки", "value": "+"}, r"column 'value': got '\+' \(str\), expected a list of numbers; \.csv and"),
         ({"text": ["7 ки"], "value": [1.0]}, "column 'text': got "),
-        ({"text": "7 ки 8 ки", "value": [1.0]}, "column 'value' has 1 for 2 steps in column 'text'"),
+        ({"text": "7 ки 8 ки", "value": [1.0]}, "column 'value' has 1 labels for 2 steps in column 'text'"),
         ({"text": "7 ки", "value": [None]}, "column 'value', step 0: nan"),
     ],
 )
@@ -206,7 +206,7 @@ def test_text_forms_name_their_own_columns(row, message, caplog):
     with pytest.raises(ValueError, match=rf"Row 1 .*\({message}"):
         encode_examples(data, word_level(), FORMAT)
     encoded, counts = encode_examples(data, word_level(), FORMAT, invalid_rows="drop")
-    assert len(encoded) == 1 and sum(counts["dropped_rows"].values()) == 1 and "left out" in caplog.text
+    assert len(encoded) == 1 and sum(counts["dropped_rows"].values()) == 1 and "are dropped" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch", "pandas", "arrow"])
@@ -219,7 +219,7 @@ def test_a_formatted_dataset_is_read_like_any_other(kind):
     assert to_stepwise(valued)[0] == {"prompt": "", "completions": ["7", "8"], "labels": [0.5, 1.0]}
 
 
-# Not "7": the feature Json gives a text that is JSON back as what it says.
+# Not "7", because the feature Json parses a text that is valid JSON.
 OTHER_TEXTS = st.text(st.characters(codec="utf-8"), max_size=4).map("x".__add__)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-2, 2) | OTHER_TEXTS,
@@ -231,8 +231,8 @@ SOME_LABELS = st.floats(0, 1) | st.sampled_from([True, 0, 1, 1.0000001, -1e-9, N
 
 
 @st.composite
-def some_rows(draw):
-    """Rows of steps and labels, some of them right, with values put where they do not belong."""
+def drawn_rows(draw):
+    """Rows of steps and labels. Some are right, and others have values of a wrong type."""
     rows = []
     for _ in range(draw(st.integers(1, 12))):
         steps = draw(st.lists(STEP_TEXTS, max_size=3))
@@ -249,7 +249,7 @@ def some_rows(draw):
 
 
 def is_usable(row, max_length):
-    """What a row must be, said another way than by the code."""
+    """An independent implementation of the conditions for a usable row."""
     prompt, steps, labels = row["prompt"], row["completions"], row["labels"]
     return (
         isinstance(prompt, str)
@@ -264,14 +264,14 @@ def is_usable(row, max_length):
 
 
 def how_many_fit(prompt, steps, max_length):
-    """Steps that are read; a separator follows each."""
+    """Number of steps that fit, each with its separator."""
     ends = accumulate(len(f"{step} ки".split()) for step in steps)
     return sum(len(f"check {prompt}".split()) + end <= max_length for end in ends)
 
 
 @settings(max_examples=settings().max_examples // 10, deadline=None)
-@given(some_rows())
-def test_whatever_a_dataset_holds_is_read_or_named_or_counted(rows):
+@given(drawn_rows())
+def test_any_dataset_is_read_or_its_bad_rows_are_errors_or_counted(rows):
     data = Dataset.from_list(rows, features=Features({column: Json() for column in rows[0]}))
     usable = [row for row in rows if is_usable(row, 24)]
     bad = [index for index, row in enumerate(rows) if row not in usable]
@@ -284,12 +284,12 @@ def test_whatever_a_dataset_holds_is_read_or_named_or_counted(rows):
         return
     encoded, counts = encode_examples(data, word_level(), FORMAT, max_length=24, invalid_rows="drop")
     assert counts["kept"] == len(encoded) == len(usable) and sum(counts["dropped_rows"].values()) == len(bad)
-    for one, row in zip(encoded, usable, strict=True):
+    for example, row in zip(encoded, usable, strict=True):
         # The feature Json keeps ten digits.
-        assert one["step_labels"] == pytest.approx(
-            [float(label) for label in row["labels"]][: len(one["step_labels"])], abs=1e-9
+        assert example["step_labels"] == pytest.approx(
+            [float(label) for label in row["labels"]][: len(example["step_labels"])], abs=1e-9
         )
-        assert len(one["step_labels"]) == len(one["step_positions"]) > 0 and one["length"] <= 24
+        assert len(example["step_labels"]) == len(example["step_positions"]) > 0 and example["length"] <= 24
         scored = encode_solution(word_level(), FORMAT, row["prompt"], row["completions"], max_length=24)
-        assert (one["input_ids"], one["step_positions"]) == (scored.input_ids, scored.step_positions)
+        assert (example["input_ids"], example["step_positions"]) == (scored.input_ids, scored.step_positions)
     assert counts["steps"] + counts["dropped_steps"] == sum(len(row["labels"]) for row in usable)

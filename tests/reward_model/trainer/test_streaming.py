@@ -1,4 +1,4 @@
-"""A training on a stream is the training on its rows, in one process and in several."""
+"""Training on a stream equals training on its rows, with one process and with several."""
 
 import json
 
@@ -27,12 +27,12 @@ def losses(trainer):
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 
 
-def test_a_stream_trains_as_its_rows_do_in_their_order(model_path, tmp_path):
+def test_training_on_a_stream_equals_training_on_its_rows_in_order(model_path, tmp_path):
     data = Dataset.from_list(ROWS)
     rows = ERPRMTrainer(model_path, config(tmp_path, train_sampling_strategy="sequential"), train_dataset=data)
     rows.train()
     stream = data.to_iterable_dataset().map(lambda row: row)
-    assert stream.column_names is None  # as after any map
+    assert stream.column_names is None  # `map` removes the column names of a stream
     streamed = ERPRMTrainer(model_path, config(tmp_path), train_dataset=stream, eval_dataset=stream)
     streamed.train()
     assert losses(streamed) == pytest.approx(losses(rows), abs=1e-6) and len(losses(rows)) == 4
@@ -41,7 +41,7 @@ def test_a_stream_trains_as_its_rows_do_in_their_order(model_path, tmp_path):
     assert counts == [log["num_tokens"] for log in rows.state.log_history if "num_tokens" in log]
 
 
-def test_a_resumed_stream_goes_on_where_it_was(model_path, tmp_path):
+def test_a_resumed_run_continues_the_stream(model_path, tmp_path):
     stream = Dataset.from_list(ROWS).to_iterable_dataset().map(lambda row: row)
     saved = {"save_strategy": "steps", "save_steps": 2}
     straight = ERPRMTrainer(model_path, config(tmp_path, **saved), train_dataset=stream)

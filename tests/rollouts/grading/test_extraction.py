@@ -1,4 +1,4 @@
-"""What counts as the final answer of a text."""
+"""Tests the extraction of the final answer from a text."""
 
 import time
 
@@ -81,14 +81,14 @@ def test_extract_answer_is_linear_on_hostile_text(size):
         ("<think>24</think>\n<answer>Evelyn</answer>", None, "Evelyn"),
         ("<answer>\n**72**.\n</answer>", None, "72"),
         ("<answer>The answer is 72.</answer> #### 5", None, "72"),
-        (r"so \boxed{24} </think> \boxed{72}", None, "72"),  # the template opened the thought
+        (r"so \boxed{24} </think> \boxed{72}", None, "72"),  # the template opened the thinking
         (r"so \boxed{24}", True, None),
         (r"so \boxed{24} </think> \boxed{72}", True, "72"),
         (r"<think>maybe \boxed{72}", False, "72"),
         ("<answer>Evelyn</answer>", False, None),
     ],
 )
-def test_only_what_follows_the_thinking_is_the_answer(text, reasoning, answer):
+def test_the_answer_is_after_the_thinking(text, reasoning, answer):
     assert extract_answer(text, reasoning=reasoning) == answer
     pattern = r"boxed\{(\d+)\}|<answer>(?=(Evelyn))"
     if answer != "Evelyn" and "answer>" not in text:

@@ -23,7 +23,7 @@ DATA = ROOT / "tests" / "data"
 PUBLIC_DATA = Path(os.environ.get("ERPRM_TEST_DATA", "nowhere"))
 CASES = Path(os.environ.get("ERPRM_CASES", "nowhere"), "grading.jsonl")
 
-# Stands in for a caller's own module: workers import it by name.
+# A module that replaces a caller's own module. Workers import it by name.
 CALLER = """
 import os, sys, time
 
@@ -140,7 +140,7 @@ def test_math(math_grader, completion, answer, reward, extracted):
         (r"\boxed{18 \text{ dollars and } 50 \text{ cents}}", "18.50", 1.0, "37/2"),
         (r"\boxed{5xy}", "5", 0.0, "5xy"),  # variables, no unit
         (r"\boxed{5 or 6}", "5", 0.0, "5, 6"),
-        # A percent sign may be left out, and a percentage of at most 100 is also its share.
+        # A percent sign may be left out, and a percentage of at most 100 also equals its fraction.
         (r"\boxed{12.5\%}", "12.5", 1.0, "25/2"),
         (r"\boxed{50}", r"50\%", 1.0, "50"),
         (r"\boxed{50\%}", r"\frac{1}{2}", 1.0, "50"),
@@ -148,7 +148,8 @@ def test_math(math_grader, completion, answer, reward, extracted):
         ("it is 50%", "0.5", 1.0, "50"),
         (r"\boxed{5000\%}", "50", 0.0, "5000"),
         (r"\boxed{0.5}", "50", 0.0, "1/2"),
-        # Units are dropped, not compared, as GSM8K and MATH do. A base may be left out, and two bases must agree.
+        # Units are dropped and not compared, as in GSM8K and MATH. A base may be left out, but two bases must be
+        # equal.
         (r"\boxed{18 \text{ cm}}", r"18 \text{ m}", 1.0, "18"),
         (r"\boxed{7 AM}", "7", 1.0, "7"),
         (r"\boxed{2516}", "2516_8", 1.0, "2516"),
@@ -157,11 +158,11 @@ def test_math(math_grader, completion, answer, reward, extracted):
         (r"\boxed{\textbf{(C)}\ 42}", "C", 1.0, r"\text{(C)} 42"),
         (r"\boxed{\textbf{(C)}\ 42}", "B", 0.0, r"\text{(C)} 42"),
         (r"\boxed{(B)}", r"\text{(B)}", 1.0, "B"),
-        # Words are compared as words, and not as products of letters.
+        # Words are not parsed as products of letters.
         (r"\boxed{\text{No solution}}", r"\text{no solution}", 1.0, "No solution"),
         (r"\boxed{even}", "neve", 0.0, "even"),
         (r"\boxed{2} and \boxed{3}", "3,2", 1.0, "2,3"),
-        # math-verify rounds to six decimals, and leaves out the dots of a sequence.
+        # math-verify rounds to six decimals, and ignores the dots of a sequence.
         (r"\boxed{\frac{1}{2^{98}}}", r"\frac{1}{2^{99}}", 0.0, r"\frac{1}{2^{98}}"),
         (r"\boxed{2^{-98}}", r"\frac{1}{2^{98}}", 1.0, "2^{-98}"),
         (r"\boxed{0.333333}", r"\frac{1}{3}", 1.0, "333333/1000000"),
@@ -169,7 +170,7 @@ def test_math(math_grader, completion, answer, reward, extracted):
         (r"\boxed{1,2,\ldots}", r"1, 2, \ldots", 1.0, r"1,2,\ldots"),
     ],
 )
-def test_answer_and_reference_are_read_in_one_normal_form(math_grader, completion, answer, reward, extracted):
+def test_answer_and_reference_have_the_same_normal_form(math_grader, completion, answer, reward, extracted):
     assert math_grader.grade_and_extract([completion], [answer]) == ([reward], [extracted])
 
 
@@ -200,14 +201,14 @@ THOUGHTS = [
         (False, [0.0, 0.0, 1.0, 1.0, 0.0, 1.0], ["24", "24", "72", "72", "24", "72"]),
     ],
 )
-def test_thinking_earns_no_reward(reasoning, rewards, extracted):
+def test_answers_inside_the_thinking_get_no_reward(reasoning, rewards, extracted):
     with Grader("math", num_workers=1, reasoning=reasoning) as grader:
         assert grader.grade_and_extract(THOUGHTS, ["72"] * 6) == (rewards, extracted)
-        # A reference may hold the thinking of the model that wrote it.
+        # A reference may contain the thinking of the model that wrote it.
         assert grader.grade(["</think> \\boxed{72}"] * 2, ["<think>24</think>\\boxed{72}", "#### 72"]) == [1.0] * 2
     assert grade(THOUGHTS[1:3], ["72"] * 2, num_workers=1, reasoning=False) == [0.0, 1.0]
     with Grader("exact", num_workers=1, reasoning=reasoning) as grader:
-        assert grader.grade(["</think> #### 72"], ["#### 72"]) == [1.0]  # no unfinished thought
+        assert grader.grade(["</think> #### 72"], ["#### 72"]) == [1.0]  # not unfinished thinking
         without_marks = [0, 3]  # "exact" needs a marked answer
         kept = [None if row in without_marks else text for row, text in enumerate(extracted)]
         kept[0] = None if reasoning is False else "72"
@@ -227,7 +228,7 @@ def test_all_of_an_answer_delimiter_is_the_answer(math_grader):
     )
 
 
-def test_a_callers_function_gets_the_whole_completion_unless_reasoning_is_asked_for():
+def test_a_callers_function_gets_the_complete_completion_unless_reasoning_is_true():
     seen = []
 
     def read(completion, answer):
@@ -255,7 +256,7 @@ def test_pattern_overrides_the_marks():
         assert grader.grade_and_extract(completions, ["0.5"] * 3) == ([1.0, 1.0, 0.0], ["1/2", "1/2", None])
 
 
-def test_exact_compares_spelling_only():
+def test_exact_compares_only_the_spelling():
     with Grader("exact", num_workers=1) as grader:
         completions = [
             r"\boxed{$1,000.$}",
@@ -284,7 +285,7 @@ def test_equivalent_by_mathematics(math_grader):
     assert not math_grader.equivalent("4", "5")
 
 
-def test_no_answer_agrees_with_a_reference_without_content(math_grader):
+def test_no_answer_equals_a_reference_without_content(math_grader):
     assert math_grader.grade([r"\boxed{5}", "The answer is 7."], ["**", "$$"]) == [0.0, 0.0]
     assert not math_grader.equivalent("5", "") and not math_grader.equivalent("", "0")
     assert not math_grader.equivalent("x+1", "x-1")
@@ -303,26 +304,26 @@ def test_no_answer_agrees_with_a_reference_without_content(math_grader):
     ],
     ids=lambda text: text[:18],
 )
-def test_hostile_answers_leave_their_neighbours_rewards_alone(math_grader, hostile):
+def test_hostile_answers_do_not_affect_other_rewards(math_grader, hostile):
     completions, answers = [r"\boxed{1}", hostile, r"\boxed{2}", r"\boxed{3}"], ["1", "5", "2", "4"]
     assert math_grader.grade(completions, answers) == [1.0, 0.0, 1.0, 0.0]
 
 
-def test_some_of_the_hostile_answers(math_grader):
-    """Those that take no time; all of them, ten thousand, are `benchmarks/hostile_answers.py`'s."""
+def test_a_sample_of_the_hostile_answers(math_grader):
+    """Only kinds that are graded quickly. `benchmarks/hostile_answers.py` grades ten thousand answers of all kinds."""
     path = Path(__file__).parents[2] / "benchmarks" / "hostile_answers.py"
     spec = importlib.util.spec_from_file_location("hostile_answers", path)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     quick = {"right", "unicode", "text", "broken"}
-    answers = [one for one in benchmark.hostile_answers(120, seed=1) if one.kind in quick]
-    rewards = math_grader.grade([one.completion for one in answers], [one.answer for one in answers])
-    assert rewards == [one.reward for one in answers] and 0 < sum(rewards) < len(rewards)
+    answers = [answer for answer in benchmark.hostile_answers(120, seed=1) if answer.kind in quick]
+    rewards = math_grader.grade([answer.completion for answer in answers], [answer.answer for answer in answers])
+    assert rewards == [answer.reward for answer in answers] and 0 < sum(rewards) < len(rewards)
     assert "Z" not in benchmark.children()
 
 
-def test_a_worker_has_built_the_grammar_before_its_first_answer():
-    """Or the first answer would pay for it."""
+def test_a_worker_builds_the_grammar_before_its_first_answer():
+    """Otherwise the time of the first answer would include building the grammar."""
     code = (
         "import sys\n"
         "from erprm_trl.rollouts.grading.worker import _Math\n"
@@ -334,8 +335,8 @@ def test_a_worker_has_built_the_grammar_before_its_first_answer():
     assert out.stdout == "set()\n"
 
 
-def test_limits_are_of_processor_time():
-    """What a busy machine takes away is not held against an answer."""
+def test_time_limits_are_in_processor_time():
+    """The load of the machine does not affect the result."""
     code = (
         "import subprocess, sys\n"
         "from erprm_trl.rollouts.grading.worker import _OutOfTime, processor_time\n"
@@ -356,8 +357,8 @@ def test_limits_are_of_processor_time():
 
 
 @pytest.mark.slow("waits for a stopped process")
-def test_a_process_that_was_stopped_for_long_blames_no_worker(monkeypatch):
-    # Ctrl-Z, and minutes later fg: at every look at the clock a quarter of an hour has passed.
+def test_workers_are_not_killed_after_the_process_was_suspended(monkeypatch):
+    # Simulates Ctrl-Z, and fg minutes later: a quarter of an hour passes between two calls of the clock.
     clock = itertools.count(step=900.0)
     monkeypatch.setattr(_grading_pool, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with Grader("math", num_workers=2, time_limit=10.0) as grader:
@@ -366,7 +367,7 @@ def test_a_process_that_was_stopped_for_long_blames_no_worker(monkeypatch):
 
 
 @pytest.mark.slow("waits for time limits")
-def test_math_answers_that_take_too_long_are_counted_and_warned_of(caplog):
+def test_math_answers_that_take_too_long_are_counted_with_a_warning(caplog):
     with Grader("math", num_workers=1) as grader:
         assert grader.grade([r"\boxed{99999999!}", r"\boxed{1}"], ["5", "1"]) == [0.0, 1.0]
         assert grader.num_timeouts == 1
@@ -379,7 +380,7 @@ def test_math_answers_that_take_too_long_are_counted_and_warned_of(caplog):
 
 
 @pytest.mark.slow("waits for a time limit")
-def test_worker_that_cannot_be_interrupted_is_killed_and_the_rest_of_its_batch_goes_on():
+def test_a_worker_that_cannot_be_interrupted_is_killed_and_the_rest_of_its_batch_is_graded():
     pattern = r"((?:a|aa)+)$"  # exponential in the run of a's before a b
     with Grader("exact", answer_pattern=pattern, num_workers=1, time_limit=1.0) as grader:
         # 400 items over one worker: the overrun happens inside a full batch
@@ -432,7 +433,7 @@ def test_function_by_import_path_and_by_object_run_in_workers(caller):
         assert grader.grade(["18", "19"], ["18", "18"]) == [1.0, 0.0]
 
 
-def test_lambda_runs_in_this_process_and_says_so(caplog):
+def test_a_lambda_runs_in_this_process_with_a_warning(caplog):
     with Grader(lambda completion, answer: os.getpid()) as grader:
         assert grader.grade(["a"], ["b"]) == [float(os.getpid())]
     assert "without a time limit" in caplog.text
@@ -455,7 +456,7 @@ def close_to(completion, answer, tolerance=0.0, reader=None):
 
 
 @pytest.mark.parametrize("method", [CloseTo(0.1), functools.partial(close_to, tolerance=0.1), CloseTo(0.1).__call__])
-def test_callable_objects_grade(method):
+def test_callable_objects_are_accepted(method):
     assert grade(["1.05", "2"], ["1", "1"], method=method) == [1.0, 0.0]
     assert grade(["1.05", "2"], ["1", "1"], method=method) == [1.0, 0.0]
     assert grade(["1.05"], ["1"], method=CloseTo(0.0)) == [0.0]  # another object of the same class
@@ -480,7 +481,7 @@ def test_function_that_hangs_is_killed_and_counted(caller):
         assert grader.num_timeouts == 1
 
 
-def test_function_that_raises_names_its_row_and_the_next_call_is_clean(caller):
+def test_the_error_of_a_function_names_the_row_and_does_not_affect_the_next_call(caller):
     with Grader(f"{caller}:refuse", num_workers=1) as grader:
         with pytest.raises(RuntimeError, match=r"row 2: ZeroDivisionError: division by zero"):
             grader.grade(["aa", "aa", "", "aa"], ["1"] * 4)
@@ -493,19 +494,19 @@ def test_function_that_raises_names_its_row_and_the_next_call_is_clean(caller):
         Grader(lambda completion, answer: 1 / len(completion)).grade(["a", ""], ["1", "1"])
 
 
-def test_function_that_cannot_be_imported_says_so(caller):
+def test_the_error_for_a_function_that_cannot_be_imported(caller):
     with Grader(f"{caller}:missing", num_workers=1) as grader:
         with pytest.raises(RuntimeError, match=r"cannot be loaded in a worker.*missing.*PYTHONPATH\. Expected"):
             grader.grade(["a"], ["1"])
 
 
-def test_item_that_ends_its_worker_twice_gets_zero(caller):
+def test_an_item_that_crashes_its_worker_twice_gets_reward_0(caller):
     with Grader(f"{caller}:die", num_workers=1) as grader:
         assert grader.grade(["a", "die", "b"], ["1"] * 3) == [1.0, 0.0, 1.0]
         assert grader.num_timeouts == 1
 
 
-def test_worker_killed_from_outside_costs_no_reward(caller, tmp_path):
+def test_a_worker_killed_from_outside_does_not_change_rewards(caller, tmp_path):
     pid_file = tmp_path / "pid"
 
     def kill():
@@ -520,7 +521,7 @@ def test_worker_killed_from_outside_costs_no_reward(caller, tmp_path):
     killer.join()
 
 
-def test_workers_that_died_idle_are_replaced():
+def test_workers_that_died_while_idle_are_replaced():
     with Grader("exact", num_workers=2) as grader:
         completions, answers = ["#### 1", "#### 2", "#### 3"], ["1", "0", "3"]
         assert grader.grade(completions, answers) == [1.0, 0.0, 1.0]
@@ -534,7 +535,7 @@ def test_workers_that_died_idle_are_replaced():
 
 
 @pytest.mark.slow("waits for a stuck worker")
-def test_worker_that_stops_reading_does_not_block_the_caller():
+def test_a_worker_that_stops_reading_does_not_block_the_caller():
     with Grader("exact", num_workers=1, time_limit=0.5) as grader:
         assert grader.grade(["#### 1"], ["1"]) == [1.0]
         os.kill(grader._pool._workers[0].process.pid, signal.SIGSTOP)
@@ -637,7 +638,7 @@ def processor_ticks(pid):
 def test_a_busy_worker_ends_when_its_caller_is_gone(caller, tmp_path, busy):
     settings = {"method": f"{caller}:hang", "pattern": None, "max_chars": 10, "time_limit": 0.2}
     text = "hang"
-    if busy == "in C":  # one regular expression match, which no thread of the worker outlives
+    if busy == "in C":  # a regular expression match, during which no other thread of the worker runs
         settings, text = settings | {"method": "exact", "pattern": r"((?:a|aa)+)$"}, "a" * 60 + "b"
     worker = subprocess.Popen(
         [sys.executable, "-m", "erprm_trl.rollouts.grading.worker"],
@@ -660,28 +661,28 @@ def test_a_busy_worker_ends_when_its_caller_is_gone(caller, tmp_path, busy):
         worker.stdout.close()
 
 
-def test_workers_import_neither_torch_nor_math_verify_without_need():
+def test_workers_do_not_import_torch_and_import_math_verify_only_for_math():
     code = "import sys, erprm_trl.rollouts.grading.worker; print({'torch', 'transformers', 'sympy'} & {*sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert out.stdout == "set()\n"
 
 
-def test_many_completions_without_an_answer_are_warned_of(caplog):
+def test_a_warning_if_no_completion_has_an_answer(caplog):
     with Grader("exact", num_workers=1) as grader:
         grader.grade([f"it is {i}" for i in range(40)], ["1"] * 40)
-    assert "None of 40 completions holds a final answer" in caplog.text
+    assert "None of 40 completions has a final answer" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((["a", "b"], ["1"]), "2 completions and 1 answers.*repeat an answer"),
+        ((["a", "b"], ["1"]), "2 completions and 1 answers.*Repeat an answer"),
         ((["a", "b"], ["1", None]), r"answers\[1\] is None"),
         ((["a", "b"], ["1", "  "]), r"answers\[1\] is '  '"),
         ((["a"], [18]), r"answers\[0\] is 18"),
         (([["a"]], ["1"]), r"completions\[0\] is a list"),
         (("18", ["1", "8"]), r"`completions` is a str \('18'\), expected a list of texts"),
-        ((["1", "8"], "18"), r"`answers` is a str \('18'\), expected a list of texts: pass `answers=\[...\]`"),
+        ((["1", "8"], "18"), r"`answers` is a str \('18'\), expected a list of texts. Pass `answers=\[...\]`"),
         ((iter(["1"]), ["1"]), "`completions` is a list_iterator"),
         ((["a"], ["1"], 5), "`method` is a int, expected 'math', 'exact', a function"),
         ((["a"], ["1"], "maths"), "'maths', expected one of 'math', 'exact'"),
@@ -689,13 +690,13 @@ def test_many_completions_without_an_answer_are_warned_of(caplog):
         ((["a"], ["1"], "math", None, 0), "num_workers=0"),
     ],
 )
-def test_bad_input_is_refused(arguments, message):
+def test_errors_name_invalid_input(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         grade(*arguments)
 
 
 def each_set(ours, public):
-    """A parameter for our questions, and for the public set in whose form they are where its folder is known."""
+    """Parameters for our own questions, and for the public dataset in the same format, if its folder is known."""
     return pytest.mark.parametrize(
         "path",
         [
@@ -717,12 +718,12 @@ def read_rows(path):
 
 
 @each_set("math_form.jsonl", "math500.jsonl")
-def test_math_solutions_are_right_and_each_others_are_wrong(path):
+def test_math_solutions_are_right_and_solutions_to_other_questions_are_wrong(path):
     rows = read_rows(path)
     solutions, answers = [row["solution"] for row in rows], [row["answer"] for row in rows]
     with Grader("math", num_workers=2) as grader:
         assert sum(grader.grade(solutions, answers)) >= 0.99 * len(rows)
-        # Without the box the text differs from the reference's, so math-verify has to read both.
+        # Without the box, the text differs from the reference, so math-verify must parse both.
         assert sum(grader.grade([f"So we get ${answer}$." for answer in answers], answers)) >= 0.99 * len(rows)
         assert sum(grader.grade(solutions, answers[1:] + answers[:1])) <= 0.02 * len(rows)
         assert grader.num_timeouts == 0
@@ -745,11 +746,11 @@ def test_gsm8k_answers_are_right(path):
         ("[1, 2)", "1"), (r"3 \times 10^5", "3"), ("x^2 - 1", "2"),
     ],
 )  # fmt: skip
-def test_a_formula_after_the_answer_is_read_whole(math_grader, answer, other):
+def test_a_formula_after_the_answer_mark_is_read_completely(math_grader, answer, other):
     completion = f"So we get it.\nThe answer is {answer}."
 
     assert math_grader.grade([completion, completion], [answer, other]) == [1.0, 0.0]
-    # Where words or sentences follow, the first number counts, as before.
+    # If words or sentences follow, the first number counts.
     assert math_grader.grade(["The answer is 5. 2 + 3 = 5.", "The answer is 5 apples."], ["5", "5"]) == [1.0, 1.0]
 
 

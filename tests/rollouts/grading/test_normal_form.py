@@ -1,4 +1,4 @@
-"""The spelling in which answers are compared and vote."""
+"""Tests the normal form in which answers are compared and voted on."""
 
 import time
 
@@ -114,7 +114,7 @@ def test_other_numbers_and_words(text, normal):
         "x > 3", r"\{1, 2\}", "[1, 2)", "1010_2", "5 + apples",
     ],
 )  # fmt: skip
-def test_mathematics_after_a_number_is_no_unit(text):
+def test_mathematics_after_a_number_is_not_a_unit(text):
     assert normal_form(text) == text
 
 
@@ -124,7 +124,7 @@ def test_exact_answers_keep_units_and_decimals():
     assert normalize_answer("(1,234)") == "(1,234)"
 
 
-def test_what_else_is_read_in_an_answer():
+def test_other_properties_of_answers():
     assert all(is_percentage(text) for text in ("50%", r"50\%", "50 percent"))
     assert not any(is_percentage(text) for text in ("50 cents", "50", "x%"))
     assert [number_base(text) for text in ("1010_2", "1010_{12}", "1010", "x_2")] == ["2", "12", None, None]
@@ -140,7 +140,7 @@ def test_what_else_is_read_in_an_answer():
 
 @settings(deadline=None)
 @given(st.text(st.sampled_from("0123456789 .,$%()*`\\{}_^-+/xekmcirpt°€\n"), max_size=30))
-def test_the_normal_form_is_a_normal_form(text):
+def test_the_normal_form_is_idempotent(text):
     assert strip_marks(strip_marks(text)) == strip_marks(text)
     assert normalize_answer(normalize_answer(text)) == normalize_answer(text)
     assert normal_form(normal_form(text)) == normal_form(text)

@@ -1,4 +1,4 @@
-"""Sampling over HTTP: against `transformers serve`, and against a server that fails in every way it can."""
+"""Tests sampling over HTTP, with `transformers serve`, and with a server that fails in many ways."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ def first_attempt_only(fault):
 
 @pytest.fixture(scope="module")
 def serve_url():
-    """`transformers serve` with dial's base, in threads of this process."""
+    """`transformers serve` with the base model of dial, in threads of this process."""
     from transformers.cli.serve import Serve
     from transformers.utils import logging as transformers_logging
 
@@ -89,11 +89,11 @@ def serve_sampler(url, **arguments):
 
 
 @pytest.mark.slow("samples the same prompts twice")
-def test_greedy_is_that_of_transformers(serve_url, dial_policy):
+def test_greedy_decoding_equals_transformers(serve_url, dial_policy):
     prompts = [*PROMPTS, *(Prompt(row["question"], f" 3 + 4 = 7 {dial.SEPARATOR}") for row in ROWS)]
     reference = TransformersSampler(*dial_policy, temperature=0, max_new_tokens=64).sample(prompts, 2, seed=0)
     greedy = serve_sampler(serve_url, temperature=0).sample(prompts, 2, seed=0)
-    assert greedy == [[one._replace(token_ids=()) for one in completions] for completions in reference]
+    assert greedy == [[completion._replace(token_ids=()) for completion in completions] for completions in reference]
     assert len({completions[0].text for completions in greedy}) > 6
 
 
@@ -103,14 +103,14 @@ def test_seeds_of_transformers_serve_one_at_a_time(serve_url):
     first = sampler.sample(PROMPTS[:2], 4, seed=0)
     assert sampler.sample(PROMPTS[:2], 4, seed=0) == first
     assert sampler.sample(PROMPTS[:2], 4, seed=1) != first
-    assert len({one.text for one in first[0]}) > 1
+    assert len({completion.text for completion in first[0]}) > 1
 
 
-def test_what_transformers_serve_does_not_take_is_said(serve_url):
+def test_the_error_names_fields_that_transformers_serve_rejects(serve_url):
     tokens = EndpointSampler(str(dial.BASE_PATH), serve_url)
     with pytest.raises(EndpointError, match=r"status 400: .*must be a string.*='text'"):
         tokens.sample(PROMPTS, 1, seed=0)
-    with pytest.raises(EndpointError, match=r"status 422: .*top_k.*look at top_k"):
+    with pytest.raises(EndpointError, match=r"status 422: .*top_k.*check top_k"):
         serve_sampler(serve_url, top_k=5).sample(PROMPTS, 1, seed=0)
 
 
@@ -137,26 +137,28 @@ def test_the_recipe_collects_from_an_endpoint(serve_url, tmp_path):
     assert (client.max_concurrency, client.request_timeout, client.api_key_env) == (4, 50.0, "NO_KEY_HERE")
     rollouts = config.run()
     assert len(rollouts.rows) == 4 and rollouts.rows[0].sampler["backend"] == "endpoint"
-    # The pretrained base is right on more than half of its samples: words that stuck together would be unknown to it.
+    # The base model is right on more than half of its samples. It would not know words that are joined by mistake.
     assert rollouts.manifest["summary"]["mean_outcome_reward"] > 0
-    with pytest.raises(ValueError, match="base_url: got none"):
+    with pytest.raises(ValueError, match="base_url: got None"):
         CollectConfig("model", "questions", "rollouts", backend="endpoint")
 
 
-# What is asked
+# Requests
 
 
-def test_one_request_a_completion_each_with_its_seed():
+def test_one_request_per_completion_with_its_own_seed():
     with FaultyServer() as server:
         sampler = sampler_for(server.url, temperature=0.7, top_p=0.9, max_new_tokens=33, extra_body={"min_p": 0.1})
         completions = sampler.sample(PROMPTS, 5, seed=3)
         bodies = sorted(server.bodies, key=lambda body: body["seed"])
         assert len({body["seed"] for body in bodies}) == len(bodies) == 30
         tokenizer = dial.build_tokenizer()
-        said = {tuple(tokenizer(prompt.question)["input_ids"]): [] for prompt in PROMPTS}
+        texts = {tuple(tokenizer(prompt.question)["input_ids"]): [] for prompt in PROMPTS}
         for body in bodies:
-            said[tuple(body["prompt"])].append(answer(body)["choices"][0]["text"])
-        assert [sorted(one.text for one in some) for some in completions] == [sorted(said[ids]) for ids in said]
+            texts[tuple(body["prompt"])].append(answer(body)["choices"][0]["text"])
+        assert [sorted(completion.text for completion in samples) for samples in completions] == [
+            sorted(texts[ids]) for ids in texts
+        ]
         assert bodies[0].keys() == {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "min_p"}
         assert {(body["model"], body["max_tokens"], body["temperature"], body["top_p"]) for body in bodies} == {
             ("pseudo", 33, 0.7, 0.9)
@@ -171,15 +173,17 @@ def test_one_request_a_completion_each_with_its_seed():
         assert {body["top_k"] for body in server.bodies} == {20}
 
 
-def test_greedy_asks_once_and_copies():
+def test_greedy_decoding_sends_one_request_per_prompt():
     with FaultyServer() as server:
         completions = sampler_for(server.url, temperature=0).sample(PROMPTS, 4, seed=0)
         assert len(server.bodies) == 6 and all("seed" not in body for body in server.bodies)
-        assert [len(some) for some in completions] == [4] * 6 and all(len(set(some)) == 1 for some in completions)
+        assert [len(samples) for samples in completions] == [4] * 6 and all(
+            len(set(samples)) == 1 for samples in completions
+        )
 
 
 def bos_tokenizer(special_tokens):
-    """Dial's tokenizer, with a BOS token that opens every text, or with what a `TemplateProcessing` says."""
+    """The tokenizer of dial with a BOS token at the start of every text, or with a given `TemplateProcessing`."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = dial.build_tokenizer()
@@ -201,11 +205,11 @@ def test_text_is_read_as_the_same_tokens(chat):
         sampler.sample(PROMPTS[:1], 1, seed=0)
         assert tokenizer(server.bodies[0]["prompt"])["input_ids"] == expected
         closing = EndpointSampler("pseudo", server.url, bos_tokenizer("<s> $A </s>"), send="text")
-        with pytest.raises(ValueError, match=r"the \d+ token ids .*Use send='tokens'"):
+        with pytest.raises(ValueError, match=r"its \d+ token ids.*Use send='tokens'"):
             closing.sample(PROMPTS[:1], 1, seed=0)
 
 
-def test_end_length_and_tokens_are_the_servers():
+def test_end_length_and_tokens_come_from_the_server():
     choice = {"text": " 7 + 15 = 2", "finish_reason": "stop"}
     bodies = [
         {"choices": [{**choice, "token_ids": [5, 6, 2]}], "usage": {"completion_tokens": 3}},
@@ -255,7 +259,7 @@ HUGE = [
 ]
 
 
-def test_whatever_a_server_answers_is_a_completion_or_asked_for_again():
+def test_any_answer_of_a_server_is_a_completion_or_is_retried():
     sampler = sampler_for("http://host/v1")
 
     @settings(max_examples=settings().max_examples // 2, deadline=None)
@@ -281,7 +285,7 @@ def test_whatever_a_server_answers_is_a_completion_or_asked_for_again():
         ({"max_concurrency": 0}, "max_concurrency"),
     ],
 )
-def test_arguments_that_cannot_be_meant(arguments, message):
+def test_errors_name_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         sampler_for("http://host/v1", **arguments)
 
@@ -289,13 +293,13 @@ def test_arguments_that_cannot_be_meant(arguments, message):
 @pytest.mark.parametrize(
     "url", ["localhost:8000/v1", "http://u:secret@host:8o/v1", "ftp://u:secret@host/v1", "http://host/v1?key=secret"]
 )
-def test_an_address_that_cannot_be_meant_is_refused_and_not_quoted(url):
-    with pytest.raises(ValueError, match="base_url: expected something like") as error:
+def test_the_error_for_an_invalid_address_does_not_quote_it(url):
+    with pytest.raises(ValueError, match="base_url: got .*, expected an address such as") as error:
         sampler_for(url)
     assert "secret" not in "".join(traceback.format_exception(error.value))
 
 
-# What fails
+# Failures
 
 
 def some_faults(body, attempt):
@@ -322,7 +326,7 @@ def test_faults_change_no_row(tmp_path):
     assert len({(row.question_index, row.solution_index) for row in faulty.rows}) == len(faulty.rows) == 12
 
 
-def test_concurrency_reaches_its_bound_and_not_more():
+def test_concurrency_reaches_its_limit_and_does_not_exceed_it():
     with FaultyServer(together=16) as server:
         sampler_for(server.url, max_concurrency=16).sample(PROMPTS, 20, seed=0)
         assert server.most_at_once == 16 and len(server.bodies) == 120
@@ -352,7 +356,7 @@ def test_concurrency_reaches_its_bound_and_not_more():
     ],
     ids=str,
 )
-def test_what_is_tried_again(fault):
+def test_failures_that_are_retried(fault):
     fault = {"choices": fault} if isinstance(fault, list) else fault
     with FaultyServer(first_attempt_only(fault)) as server:
         completions = sampler_for(server.url).sample(PROMPTS[:2], 2, seed=0)
@@ -365,7 +369,7 @@ def test_what_is_tried_again(fault):
     ("status", "remedy"),
     [(400, "too long"), (401, r"\$THE_KEY"), (404, "ends with /v1"), (307, "top_k"), (422, "extra_body")],
 )
-def test_what_is_not_tried_again_ends_the_other_requests(status, remedy):
+def test_failures_that_are_not_retried_cancel_the_other_requests(status, remedy):
     once = threading.Event()
 
     def fault(body, attempt):
@@ -375,37 +379,37 @@ def test_what_is_not_tried_again_ends_the_other_requests(status, remedy):
         return status
 
     with FaultyServer(fault, together=8) as server:
-        # Were the others not cancelled, they would be tried again after the timeout.
+        # If the others were not cancelled, they would be retried after the timeout.
         sampler = sampler_for(server.url, request_timeout=10.0, api_key_env="THE_KEY")
         with pytest.raises(EndpointError, match=rf"status {status}: .*because.*Remedy: .*{remedy}") as error:
             sampler.sample(PROMPTS, 4, seed=0)
         assert server.url + "/completions" in str(error.value) and len(str(error.value)) < 800
-    # Once the server has ended: the client may be done before the others' requests are written down.
+    # Checked after the server has ended, because the client may finish before all requests are recorded.
     assert len(server.bodies) == 8 and set(server.attempts.values()) == {1}
     assert server.left_by_client == 7
 
 
-def test_a_server_that_stays_down_is_one_clear_error():
+def test_a_server_that_stays_down_raises_one_clear_error():
     with FaultyServer(lambda body, attempt: 503) as server:
         with pytest.raises(EndpointError, match=r"/v1/completions .*3 attempts .*status"):
             sampler_for(server.url).sample(PROMPTS, 2, seed=0)
         assert max(server.attempts.values()) == 3
         url = server.url
-    with pytest.raises(EndpointError, match="in 3 attempts .*the last: ConnectError"):
+    with pytest.raises(EndpointError, match="in 3 attempts .*The last attempt: ConnectError"):
         sampler_for(url).sample(PROMPTS, 2, seed=0)
 
 
-def test_a_server_that_hangs_is_one_clear_error():
+def test_a_server_that_hangs_raises_one_clear_error():
     with FaultyServer(lambda body, attempt: "hang") as server:
         with pytest.raises(EndpointError, match="in 2 attempts .*no answer within 0.1 s"):
             sampler_for(server.url, request_timeout=0.1, max_attempts=2).sample(PROMPTS[:2], 1, seed=0)
 
 
-def test_retry_after_is_waited_for_or_not_at_all(caplog):
+def test_retry_after_is_respected(caplog):
     caplog.set_level(logging.INFO)
     with FaultyServer(first_attempt_only((429, {"Retry-After": "1"}))) as server:
         sampler_for(server.url).sample(PROMPTS[:1], 1, seed=0)
-        assert "the next in 1.0 s" in caplog.text
+        assert "The next attempt is in 1.0 s" in caplog.text
     with FaultyServer(first_attempt_only((429, {"Retry-After": "3600"}))) as server:
         with pytest.raises(EndpointError, match="in 1 attempts .*status 429"):
             sampler_for(server.url).sample(PROMPTS[:1], 1, seed=0)
@@ -415,7 +419,7 @@ def test_retry_after_is_waited_for_or_not_at_all(caplog):
     ] * 7 + [7]
 
 
-def test_waiting_leaves_the_global_random_state():
+def test_waiting_does_not_change_the_global_random_state():
     random.seed(0)
     before = random.getstate()
     with FaultyServer(first_attempt_only(500)) as server:
@@ -423,7 +427,7 @@ def test_waiting_leaves_the_global_random_state():
     assert random.getstate() == before
 
 
-# Who may know what
+# Secrets
 
 
 def leaked(secret, error, caplog, folder):
@@ -433,7 +437,7 @@ def leaked(secret, error, caplog, folder):
 
 @pytest.mark.slow("runs a recipe")
 @pytest.mark.parametrize("login", ["", "user:passw0rd@"], ids=["key", "login"])
-def test_the_key_is_sent_and_seen_nowhere(login, tmp_path, caplog, monkeypatch):
+def test_the_key_is_sent_and_never_shown(login, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("THE_KEY", KEY + "\n")
     caplog.set_level(logging.DEBUG)
     sent = "Basic dXNlcjpwYXNzdzByZA==" if login else f"Bearer {KEY}"
@@ -449,7 +453,7 @@ def test_the_key_is_sent_and_seen_nowhere(login, tmp_path, caplog, monkeypatch):
             refused.sample(PROMPTS, 1, seed=0)
     for secret in (KEY, "passw0rd"):
         assert not leaked(secret, error.value, caplog, tmp_path)
-    # What is looked at does hold such things.
+    # The searched texts do contain other fields of the request.
     assert leaked("because", error.value, caplog, tmp_path) and leaked("pseudo", error.value, caplog, tmp_path)
 
 
@@ -459,15 +463,15 @@ def test_without_a_key_no_header_is_sent(monkeypatch):
         sampler_for(server.url).sample(PROMPTS, 1, seed=0)
         assert server.authorizations == {None}
         monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nsecond")
-        with pytest.raises(ValueError, match=r"\$OPENAI_API_KEY holds characters") as error:
+        with pytest.raises(ValueError, match=r"\$OPENAI_API_KEY: got characters") as error:
             sampler_for(server.url).sample(PROMPTS, 1, seed=0)
     assert KEY not in str(error.value)
 
 
-# Where it runs, and how it ends
+# Event loops, interrupts and restarts
 
 
-def test_it_runs_inside_a_running_loop():
+def test_sampling_works_inside_a_running_event_loop():
     with FaultyServer() as server:
         sampler = sampler_for(server.url)
 
@@ -527,7 +531,7 @@ def test_a_failure_writes_nothing_and_another_server_continues(tmp_path):
 
 
 @pytest.mark.slow("starts a process and kills it")
-def test_killed_and_started_again(tmp_path):
+def test_a_killed_collection_resumes(tmp_path):
     code = (
         "import json, sys\n"
         "from erprm_trl import EndpointSampler, dial\n"

@@ -1,5 +1,5 @@
-"""Both caches against transformers' own: the growing one holds the same keys and values whatever is done to it, and
-samples that share their prompt's keys and values have the same logits as samples with a copy each."""
+"""Tests both caches against transformers' own cache. The growing cache has the same keys and values after any
+operations. Samples that share the keys and values of their prompt have the same logits as samples with copies."""
 
 import gc
 import weakref
@@ -56,7 +56,7 @@ def random_tokens(rows, length):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_operations_against_transformers_own_cache(seed):
-    """Prompts, forks, tokens, rows that leave, crops and repeats; everything returned and held is equal."""
+    """Applies random operations to both caches, and compares all returned and stored keys and values."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     ours, original = growing_cache(GROWING), DynamicCache(config=GROWING)
@@ -87,7 +87,7 @@ def test_random_operations_against_transformers_own_cache(seed):
                 assert torch.equal(mine.keys, theirs.keys) and torch.equal(mine.values, theirs.values)
 
 
-def test_memory_is_set_aside_once_for_many_tokens():
+def test_memory_is_allocated_once_for_many_tokens():
     cache = growing_cache(GROWING)
     cache.update(random_tokens(2, 5), random_tokens(2, 5), 0)
     places = set()
@@ -97,7 +97,7 @@ def test_memory_is_set_aside_once_for_many_tokens():
     assert len(places) == 1
 
 
-def test_layers_of_other_kinds_keep_transformers_own_cache():
+def test_other_kinds_of_layers_keep_transformers_own_cache():
     config = MistralConfig(num_hidden_layers=2, sliding_window=4)
     assert [type(layer) for layer in growing_cache(config).layers] == [
         type(layer) for layer in DynamicCache(config=config).layers
@@ -111,7 +111,7 @@ def tiny(config):
 
 
 def prefilled(model):
-    """Prompts of two lengths, padded on the left, but for their last token."""
+    """Prefills prompts of two lengths, padded on the left, without their last token."""
     mask = torch.tensor([[0] * (max(LENGTHS) - length) + [1] * length for length in LENGTHS])
     ids = torch.randint(4, 46, mask.shape, generator=torch.Generator().manual_seed(1)) * mask
     cache = growing_cache(model.config)
@@ -124,8 +124,8 @@ def prefilled(model):
 
 
 def decode(model, cache, ids, mask, keeps, seed=2):
-    """Logits of tokens given one after the other; before each, some samples may leave."""
-    generator, found = torch.Generator().manual_seed(seed), []
+    """Logits of consecutive tokens. Before each token, samples may be removed."""
+    generator, logits = torch.Generator().manual_seed(seed), []
     for keep in keeps:
         if keep is not None:
             keep = torch.tensor(keep)
@@ -133,20 +133,20 @@ def decode(model, cache, ids, mask, keeps, seed=2):
             ids, mask = ids[keep], mask[keep]
         positions = mask.sum(-1, keepdim=True) - 1
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-        found.append(out.logits[:, -1])
+        logits.append(out.logits[:, -1])
         ids = torch.randint(4, 46, ids.shape, generator=generator)
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-    return found
+    return logits
 
 
 @pytest.mark.parametrize("name", SHARED)
 @torch.no_grad()
-def test_the_same_logits_as_with_copies(name):
+def test_shared_prompts_give_the_same_logits_as_copies(name):
     model = tiny(SHARED[name])
     counts = torch.tensor(COUNTS)
-    # First all, then some of two prompts, then none of the first, the last one alone, and again nobody leaves.
+    # All samples, then a part of two prompts, then no sample of the first prompt, and then only the last sample.
     keeps = [None, None, [0, 2, 3, 5, 7], None, [2, 3, 4], [2], None]
-    found = []
+    decoded = []
     for share in (False, True):
         cache, ids, mask = prefilled(model)
         ids, mask = ids.repeat_interleave(counts, 0), mask.repeat_interleave(counts, 0)
@@ -154,20 +154,20 @@ def test_the_same_logits_as_with_copies(name):
             assert can_share(model, cache)
             cache = SharedPromptsCache(cache, counts)
             with sharing_prompts(model):
-                found.append(decode(model, cache, ids, mask, keeps))
+                decoded.append(decode(model, cache, ids, mask, keeps))
             assert cache.prompts.num_prompts == 1 and cache.layers[0].prompt_keys.shape[0] == 1
             assert cache.get_seq_length() == 6 + len(keeps)
         else:
             cache.reorder_cache(torch.arange(3).repeat_interleave(counts))
-            found.append(decode(model, cache, ids, mask, keeps))
-    for copies, shared in zip(*found, strict=True):
+            decoded.append(decode(model, cache, ids, mask, keeps))
+    for copies, shared in zip(*decoded, strict=True):
         assert copies.std() > 0.05
         torch.testing.assert_close(shared, copies, rtol=0, atol=1e-5)
     assert model.config._attn_implementation == "sdpa"
 
 
 @torch.no_grad()
-def test_a_mask_that_hides_nothing_may_be_left_out():
+def test_a_mask_without_padding_may_be_left_out():
     model = tiny(SHARED["grouped"])
     ids = torch.randint(4, 46, (2, 6), generator=torch.Generator().manual_seed(0))
     copies, cache = DynamicCache(config=model.config), growing_cache(model.config)
@@ -181,27 +181,29 @@ def test_a_mask_that_hides_nothing_may_be_left_out():
     torch.testing.assert_close(shared, expected, rtol=0, atol=1e-5)
 
 
-def test_bfloat16_is_no_further_off_than_with_copies():
+def test_shared_prompts_are_as_accurate_as_copies_in_bfloat16():
     exact = tiny(SHARED["grouped"])
-    model = tiny(SHARED["grouped"]).bfloat16()
-    counts, found = torch.tensor(COUNTS), {}
-    for name, one, share in (("exact", exact, False), ("copies", model, False), ("shared", model, True)):
+    half = tiny(SHARED["grouped"]).bfloat16()
+    counts, last_logits = torch.tensor(COUNTS), {}
+    for name, model, share in (("exact", exact, False), ("copies", half, False), ("shared", half, True)):
         with torch.no_grad():
-            cache, ids, mask = prefilled(one)
+            cache, ids, mask = prefilled(model)
             ids, mask = ids.repeat_interleave(counts, 0), mask.repeat_interleave(counts, 0)
             if share:
-                with sharing_prompts(one):
-                    found[name] = decode(one, SharedPromptsCache(cache, counts), ids, mask, [None] * 4)[-1].float()
+                with sharing_prompts(model):
+                    last_logits[name] = decode(model, SharedPromptsCache(cache, counts), ids, mask, [None] * 4)[
+                        -1
+                    ].float()
             else:
                 cache.reorder_cache(torch.arange(3).repeat_interleave(counts))
-                found[name] = decode(one, cache, ids, mask, [None] * 4)[-1].float()
-    gaps = {name: (found[name] - found["exact"]).square().mean().sqrt() for name in ("copies", "shared")}
+                last_logits[name] = decode(model, cache, ids, mask, [None] * 4)[-1].float()
+    gaps = {name: (last_logits[name] - last_logits["exact"]).square().mean().sqrt() for name in ("copies", "shared")}
     assert gaps["shared"] < 1.5 * gaps["copies"]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_places_of_samples(seed):
-    """To prompts and back is nothing done, and each prompt finds its own samples, whoever has left."""
+def test_by_prompt_and_by_sample_are_inverse(seed):
+    """Converting to prompts and back changes nothing, and each prompt gets its own samples, also after removals."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.randint(1, 5, (6,), generator=generator)
     prompts = SharedPrompts(counts)
@@ -210,10 +212,10 @@ def test_places_of_samples(seed):
         values = torch.randn(len(owners), 2, 3, 5, generator=generator)
         placed = prompts.by_prompt(values)
         assert torch.equal(prompts.by_sample(placed), values)
-        for number, owner in enumerate(dict.fromkeys(owners)):
-            own = values[[index for index, one in enumerate(owners) if one == owner]]
+        for place, owner in enumerate(dict.fromkeys(owners)):
+            own = values[[index for index, other in enumerate(owners) if other == owner]]
             expected = own.transpose(0, 1).reshape(2, -1, 5)
-            assert torch.equal(placed[number, :, : expected.shape[1]], expected)
+            assert torch.equal(placed[place, :, : expected.shape[1]], expected)
         kept = (torch.rand(len(owners), generator=generator) < 0.7).nonzero().flatten()
         if len(kept) == 0:
             break
@@ -239,13 +241,13 @@ def test_the_sampler_shares_prompts(stop, dial_policy, monkeypatch):
 
     monkeypatch.setattr(kv_cache, "shared_prompts_attention", counted)
     questions = [Prompt(row["question"]) for row in dial.make_questions(5, seed=3)]
-    found = [
+    results = [
         TransformersSampler(*dial_policy, max_new_tokens=24, batch_size=12, fork_cache=fork).sample(
             questions, 4, seed=0, stop=stop
         )
         for fork in (True, False)
     ]
-    assert found[0] == found[1]
+    assert results[0] == results[1]
     assert seen and all(seen)
 
 
@@ -258,7 +260,7 @@ OWN = {
 
 @pytest.mark.slow("samples with many models")
 @pytest.mark.parametrize("name", OWN)
-def test_models_with_another_attention_are_given_copies(name, dial_policy):
+def test_models_with_another_attention_get_copies(name, dial_policy):
     model = tiny(OWN[name])
     assert not can_share(model, growing_cache(model.config))
     model.generation_config.eos_token_id = 2
@@ -268,7 +270,7 @@ def test_models_with_another_attention_are_given_copies(name, dial_policy):
     assert model.config._attn_implementation == before
 
 
-def test_an_attention_that_does_not_know_of_shared_keys_is_noticed(dial_policy, monkeypatch):
+def test_an_attention_function_without_support_for_shared_keys_is_detected(dial_policy, monkeypatch):
     attend = kv_cache.shared_prompts_attention
 
     def forgetful(module, query, key, value, mask, **kwargs):
@@ -282,7 +284,7 @@ def test_an_attention_that_does_not_know_of_shared_keys_is_noticed(dial_policy, 
 
 
 @torch.no_grad()
-def test_memory_is_free_as_soon_as_the_cache_is():
+def test_memory_is_freed_with_the_cache():
     cache = SharedPromptsCache(prefilled(tiny(SHARED["llama"]))[0], torch.tensor(COUNTS))
     new = torch.randn(8, 4, 1, 8)
     for layer in range(2):
@@ -298,16 +300,16 @@ def test_memory_is_free_as_soon_as_the_cache_is():
 
 
 @torch.no_grad()
-def test_what_it_refuses():
+def test_errors_for_attention_that_is_not_plain():
     model = tiny(SHARED["llama"])
     cache, _, _ = prefilled(model)
     layer = SharedPromptsCache(cache, torch.tensor(COUNTS)).layers[0]
     new = torch.randn(8, 4, 1, 8)
     keys, values = layer.update(new, new)
-    with pytest.raises(PromptsNotShared, match="attention of its own"):
+    with pytest.raises(PromptsNotShared, match="its own attention function"):
         layer.update(new, new)
     for options in ({"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"sliding_window": 4}):
-        with pytest.raises(PromptsNotShared, match="not the plain one"):
+        with pytest.raises(PromptsNotShared, match="is not plain"):
             kv_cache.shared_prompts_attention(None, new, keys, values, None, **options)
-    with pytest.raises(PromptsNotShared, match="not the plain one"):
+    with pytest.raises(PromptsNotShared, match="is not plain"):
         kv_cache.shared_prompts_attention(None, new.repeat(1, 1, 2, 1), keys, values, None)

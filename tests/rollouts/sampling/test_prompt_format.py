@@ -1,4 +1,4 @@
-"""Prompts: what a policy reads before its solution."""
+"""Tests the formatting of prompts."""
 
 import json
 
@@ -19,7 +19,7 @@ EXAMPLES = [{"question": "1+1?", "solution": "It is 2."}, {"question": "1+2?", "
 
 
 class Recording:
-    """A tokenizer that keeps what it is asked to encode; one id a character."""
+    """A tokenizer with one id per character that records the texts it encodes."""
 
     chat_template = None
     eos_token_id = 0
@@ -42,7 +42,7 @@ def test_plain_prompts():
     assert ids[-1] == ord("\n")  # the end token that this tokenizer appends is not left before the continuation
 
 
-def test_a_prefix_opens_the_assistants_turn():
+def test_a_prefix_begins_the_assistants_turn():
     tokenizer = Recording()
     tokenizer.chat_template = CHAT
     PromptFormat(tokenizer, "{question} Think.", system_prompt="Be brief.").encode(Prompt("2+2?", "Step 1: 4\n"))
@@ -55,7 +55,7 @@ def test_prompt_errors():
         PromptFormat(Recording(), "no place")
     with pytest.raises(ValueError, match="no chat template"):
         PromptFormat(Recording(), use_chat_template=True)
-    with pytest.raises(ValueError, match="needs a chat template"):
+    with pytest.raises(ValueError, match="got a system prompt without a chat template"):
         PromptFormat(Recording(), system_prompt="x")
     with pytest.raises(ValueError, match=r"chat_template_kwargs: got .*without a chat template.*Leave them out"):
         PromptFormat(Recording(), chat_template_kwargs={"enable_thinking": False})
@@ -65,7 +65,7 @@ def test_prompt_errors():
         PromptFormat(chat, use_chat_template=False, chat_template_kwargs={"enable_thinking": False})
 
 
-def test_a_chat_template_can_be_switched_off_and_takes_arguments():
+def test_a_chat_template_can_be_disabled_and_has_arguments():
     tokenizer = Recording()
     tokenizer.chat_template = CHAT
     assert PromptFormat(tokenizer).render(Prompt("2+2?")) == "<|user|>2+2?\n<|assistant|>"
@@ -79,7 +79,7 @@ def test_a_chat_template_can_be_switched_off_and_takes_arguments():
     assert PromptFormat(tokenizer).settings.keys() == {"prompt_template", "system_prompt", "use_chat_template"}
 
 
-def test_a_prompt_is_read_as_it_stands():
+def test_a_prompt_text_is_used_unchanged():
     tokenizer = Recording()
     format_ = PromptFormat(tokenizer, "Q: {question}\nA:")
     format_.encode(Prompt("2+2?", " 4", prompt="Think, then add two and two:"))
@@ -118,13 +118,13 @@ def test_examples_are_messages_or_text():
 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("make", [zoo.byte_level_bpe, zoo.sentencepiece_style])
-def test_a_prefix_is_read_as_the_tokens_that_were_sampled(make, chat):
+def test_a_prefix_is_encoded_as_its_sampled_tokens(make, chat):
     tokenizer = make()
     tokenizer.chat_template = CHAT if chat else None
     format_ = PromptFormat(tokenizer)
     prompt = Prompt("What is 7 + 15?")
     opening = format_.encode(prompt)
-    # letter by letter, as a policy may write and no tokenizer would
+    # one token per letter, which a policy may sample but no tokenizer would produce
     text = "\nHälfte von 22\n\nist 11.\n"
     letters = [token for letter in text for token in tokenizer(letter, add_special_tokens=False)["input_ids"]]
     text = decode_continuation(tokenizer, opening, letters)
@@ -144,12 +144,12 @@ def test_a_prefix_is_read_as_the_tokens_that_were_sampled(make, chat):
 @pytest.mark.parametrize(
     "bad", [{"question": "1+1?"}, {"question": "1+1?", "solution": ""}, "1+1? 2", {**EXAMPLES[0], "answer": "2"}]
 )
-def test_an_example_that_cannot_be_used_is_named(bad):
+def test_the_error_names_an_invalid_example(bad):
     with pytest.raises(ValueError, match=r"examples\[1\]: got .*expected a mapping with the texts 'question'"):
         PromptFormat(Recording(), examples=[EXAMPLES[0], bad])
 
 
-def test_samplers_and_configurations_take_all_settings(tmp_path):
+def test_samplers_and_configurations_accept_all_settings(tmp_path):
     settings = {"chat_template_kwargs": {"enable_thinking": False}, "examples": EXAMPLES}
     collect = CollectConfig(
         str(dial.BASE_PATH),

@@ -1,4 +1,4 @@
-"""Samplers that are told where to stop: the same draws as without, cut at the first stop, and honest counts."""
+"""Tests stop strings: samples are the same as without them, cut at the first stop string, with correct counts."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ PROMPTS = [Prompt(row["question"]) for row in dial.make_questions(6, seed=2)]
 
 
 @pytest.mark.slow("samples with many tokenizers")
-def test_a_stopped_sample_is_the_beginning_of_the_whole_one(dial_policy):
-    # One sequence a call: what is drawn for it hangs on which others are still in its batch.
+def test_a_stopped_sample_is_the_beginning_of_the_complete_sample(dial_policy):
+    # One sequence per call, because samples depend on the other sequences in the batch.
     sampler = TransformersSampler(*dial_policy, max_new_tokens=48)
     different = set()
     for prompt in PROMPTS:
@@ -30,35 +30,39 @@ def test_a_stopped_sample_is_the_beginning_of_the_whole_one(dial_policy):
     assert len(different) > 4
 
 
-def test_step_by_step_greedy_is_greedy(dial_policy):
+def test_greedy_decoding_step_by_step_equals_greedy_decoding(dial_policy):
     sampler = TransformersSampler(*dial_policy, max_new_tokens=48, temperature=0)
-    whole = [one for (one,) in sampler.sample(PROMPTS, 1, seed=0)]
+    whole = [completion for (completion,) in sampler.sample(PROMPTS, 1, seed=0)]
     texts, tokens = [""] * len(PROMPTS), [0] * len(PROMPTS)
     live = list(range(len(PROMPTS)))
     while live:
         samples = sampler.sample([PROMPTS[i]._replace(prefix=texts[i]) for i in live], 1, seed=0, stop=STOP)
-        for i, (one,) in zip(list(live), samples, strict=True):
-            texts[i] += one.text
-            tokens[i] += one.num_tokens
-            if one.finished:
+        for i, (completion,) in zip(list(live), samples, strict=True):
+            texts[i] += completion.text
+            tokens[i] += completion.num_tokens
+            if completion.finished:
                 live.remove(i)
-    assert texts == [one.text for one in whole] and tokens == [one.num_tokens for one in whole]
+    assert texts == [completion.text for completion in whole] and tokens == [
+        completion.num_tokens for completion in whole
+    ]
 
 
-def test_an_end_before_a_stop_is_an_end(dial_policy):
+def test_a_text_that_ends_before_a_stop_string_is_finished(dial_policy):
     prefix = next(
-        one.text
-        for (one,) in TransformersSampler(*dial_policy, max_new_tokens=48, temperature=0).sample(PROMPTS[:1], 1, 0)
+        completion.text
+        for (completion,) in TransformersSampler(*dial_policy, max_new_tokens=48, temperature=0).sample(
+            PROMPTS[:1], 1, 0
+        )
     )
     sampler = TransformersSampler(*dial_policy, max_new_tokens=48, temperature=0)
-    # one row ends at once, and is padded while the other goes on to its stop
+    # one row ends immediately, and is padded until the other row reaches its stop string
     ended, stopped = sampler.sample([PROMPTS[0]._replace(prefix=prefix), PROMPTS[1]], 1, seed=0, stop=STOP)
     assert ended[0].finished and ended[0].text == "" and ended[0].num_tokens == 1
     assert not stopped[0].finished and stopped[0].text.endswith(dial.SEPARATOR)
 
 
 class Pieces:
-    """A tokenizer of a few pieces of bytes, which loses the space before the first word, as SentencePiece does."""
+    """A small byte-level tokenizer that loses the space before the first word, as SentencePiece does."""
 
     pieces = (b"", b"a", b".\n\nb", b"\n", b"b", b"\xd0", b"\xb8", b" ")
 
@@ -86,8 +90,8 @@ def test_where_rows_are_stopped(rows, stop, lengths):
     assert stopping.lengths == lengths
 
 
-def test_servers_that_say_what_ended_a_text():
-    said = [
+def test_servers_that_report_why_a_text_ended():
+    choices = [
         {"text": " 1 + 2 = 3 ", "finish_reason": "stop", "stop_reason": dial.SEPARATOR},  # vLLM
         {"text": " 1 + 2 = 3 ", "finish_reason": "stop", "matched_stop": dial.SEPARATOR},  # SGLang
         {"text": f" 1 + 2 = 3 {dial.SEPARATOR}", "finish_reason": "stop"},  # transformers serve
@@ -95,21 +99,23 @@ def test_servers_that_say_what_ended_a_text():
         {"text": " answer 3", "finish_reason": "stop", "matched_stop": 2},
         {"text": " answer", "finish_reason": "length", "stop_reason": None},
     ]
-    answers = iter({"choices": [choice], "usage": {"completion_tokens": 6}} for choice in said)
+    answers = iter({"choices": [choice], "usage": {"completion_tokens": 6}} for choice in choices)
     with FaultyServer(lambda body, attempt: next(answers)) as server:
         sampler = EndpointSampler("pseudo", server.url, dial.build_tokenizer(), max_concurrency=1)
-        completions = [one for (one,) in sampler.sample(PROMPTS, 1, seed=0, stop=STOP)]
+        completions = [completion for (completion,) in sampler.sample(PROMPTS, 1, seed=0, stop=STOP)]
         assert [body["stop"] for body in server.bodies] == [[dial.SEPARATOR]] * 6
-    assert {(one.text, one.finished) for one in completions[:3]} == {(f" 1 + 2 = 3 {dial.SEPARATOR}", False)}
-    assert [(one.text, one.finished) for one in completions[3:]] == [
+    assert {(completion.text, completion.finished) for completion in completions[:3]} == {
+        (f" 1 + 2 = 3 {dial.SEPARATOR}", False)
+    }
+    assert [(completion.text, completion.finished) for completion in completions[3:]] == [
         (" answer 3", True),
         (" answer 3", True),
         (" answer", False),
     ]
-    assert [one.num_tokens for one in completions] == [6] * 6
+    assert [completion.num_tokens for completion in completions] == [6] * 6
 
 
-def test_the_ids_of_a_stopped_step_are_those_of_its_text_or_none():
+def test_the_ids_of_a_stopped_step_match_its_text_or_are_empty():
     tokenizer = dial.build_tokenizer()
     ids = tokenizer(f"1 + 2 = 3 {dial.SEPARATOR}")["input_ids"]
     answers = iter(
@@ -122,12 +128,12 @@ def test_the_ids_of_a_stopped_step_are_those_of_its_text_or_none():
     )
     with FaultyServer(lambda body, attempt: next(answers)) as server:
         sampler = EndpointSampler("pseudo", server.url, tokenizer, max_concurrency=1)
-        completions = [one for (one,) in sampler.sample(PROMPTS[:2], 1, seed=0, stop=STOP)]
+        completions = [completion for (completion,) in sampler.sample(PROMPTS[:2], 1, seed=0, stop=STOP)]
     assert {completion.text for completion in completions} == {f" 1 + 2 = 3 {dial.SEPARATOR}"}
     assert [completion.token_ids for completion in completions] == [tuple(ids), ()]
 
 
-def test_a_server_that_does_not_say_is_an_error():
+def test_a_server_that_does_not_report_why_a_text_ended_raises():
     silent = {"choices": [{"text": " answer 3", "finish_reason": "stop"}]}
     with FaultyServer(lambda body, attempt: silent) as server:
         sampler = EndpointSampler("pseudo", server.url, dial.build_tokenizer(), retry_wait=0.001)
@@ -144,7 +150,7 @@ def test_a_server_that_does_not_say_is_an_error():
 
 
 def test_a_completion_ends_before_a_string(dial_policy):
-    """One sequence a call: the same draws as without the string."""
+    """One sequence per call, so that samples are the same as without the string."""
     sampler = TransformersSampler(*dial_policy, max_new_tokens=48)
     for prompt in PROMPTS[:3]:
         ((long,),) = sampler.sample([prompt], 1, 0)
@@ -153,12 +159,12 @@ def test_a_completion_ends_before_a_string(dial_policy):
         assert ended.text.rstrip(" ") == kept and ended.finished
         assert ended.token_ids == long.token_ids[: len(kept.split())] and ended.num_tokens == len(ended.token_ids)
         assert sampler.sample([prompt], 1, 0, until=("never said",)) == [[long]]
-        # a step ends inside a solution, the solution ends where its string stands
+        # a step ends inside a solution, and the solution ends at its stop string
         ((step,),) = sampler.sample([prompt], 1, 0, stop=STOP, until=("=",))
         assert step.finished and "=" not in step.text and long.text.startswith(step.text)
 
 
-def test_rows_that_were_stopped_leave_the_batch(dial_policy):
+def test_stopped_rows_are_removed_from_the_batch(dial_policy):
     model, tokenizer = dial_policy
     rows, forward = [], model.forward
 
@@ -184,17 +190,20 @@ def test_rows_that_were_stopped_leave_the_batch(dial_policy):
 def test_servers_that_end_a_text_at_a_string():
     tokenizer = dial.build_tokenizer()
     ids = tokenizer("1 + 2 = 3")["input_ids"]
-    said = [
+    choices = [
         {"text": " 1 + 2 = 3 ", "finish_reason": "stop", "stop_reason": dial.SEPARATOR},  # vLLM
-        {"text": f" 1 + 2 = 3 {dial.SEPARATOR} 3", "finish_reason": "stop"},  # a server that keeps what follows
-        {"text": " 1 + 2 = 3", "finish_reason": "stop"},  # llama.cpp: it does not say what ended the text
+        {
+            "text": f" 1 + 2 = 3 {dial.SEPARATOR} 3",
+            "finish_reason": "stop",
+        },  # a server that keeps the text after the string
+        {"text": " 1 + 2 = 3", "finish_reason": "stop"},  # llama.cpp, which does not report what ended the text
         {"text": " 1 + 2 = 3", "finish_reason": "stop", "stop_reason": dial.SEPARATOR, "token_ids": [*ids, 4, 5]},
         {"text": " 1 + 2 = 3", "finish_reason": "length", "stop_reason": None},
     ]
-    answers = iter({"choices": [choice], "usage": {"completion_tokens": 7}} for choice in said)
+    answers = iter({"choices": [choice], "usage": {"completion_tokens": 7}} for choice in choices)
     with FaultyServer(lambda body, attempt: next(answers)) as server:
         sampler = EndpointSampler("pseudo", server.url, tokenizer, max_concurrency=1)
-        completions = [one for (one,) in sampler.sample(PROMPTS[:5], 1, seed=0, until=STOP)]
+        completions = [completion for (completion,) in sampler.sample(PROMPTS[:5], 1, seed=0, until=STOP)]
         assert [body["stop"] for body in server.bodies] == [[dial.SEPARATOR]] * 5
     assert [completion.text.rstrip() for completion in completions] == [" 1 + 2 = 3"] * 5
     assert [completion.finished for completion in completions] == [True] * 4 + [False]

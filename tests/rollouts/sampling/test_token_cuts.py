@@ -1,4 +1,4 @@
-"""Where sampled tokens are cut: at the ends of steps and before strings that end a solution."""
+"""Tests cutting sampled tokens at the ends of steps, and before strings that end a solution."""
 
 import pytest
 import zoo
@@ -44,7 +44,7 @@ def test_each_prefix_against_a_search_through_all_lengths(make, text):
     assert cut_tokens(tokenizer, prompt, ids, [f"{text}?"]) == [(len(ids), False)]  # not a prefix
 
 
-def test_the_token_that_holds_a_boundary_is_not_split():
+def test_a_token_with_a_boundary_inside_is_not_split():
     ids = (1, 3, 1, 2, 1)  # "a", "\nb", "a", ".\n\n", "a"
     assert cut_tokens(Pieces(), [], ids, ["a\n", "a\nba", "a\nba.\n\n"]) == [(2, False), (3, True), (4, True)]
 
@@ -62,13 +62,13 @@ def test_a_completion_ends_before_the_first_string():
     assert end([1, 2, 5, 6], ["\n\n Q:"]) == Completion("a.", True, 1, (1,))
     assert end([5, 6], [" Q:"]) == Completion("", True, 0, ())
     whole = Completion("a\n", False, 2, (1, 4))
-    assert end([1, 4], [" Q:"]) == whole  # never said: as it was
+    assert end([1, 4], [" Q:"]) == whole  # the string does not occur, so nothing changes
 
 
 def test_a_string_may_begin_in_the_prefix():
     assert end([5, 6, 1], ["\n Q:"], prefix="a\n") == Completion("", True, 0, ())
     assert end([1, 5, 6], ["\n Q:"], prefix="a\n") == Completion("a Q:", False, 3, (1, 5, 6))
-    assert not end([1], ["\n Q:"], prefix="a\n Q:").finished  # what was said before is not said again
+    assert not end([1], ["\n Q:"], prefix="a\n Q:").finished  # tokens of the prefix are not repeated
 
 
 def test_without_ids_the_tokens_of_the_kept_text_are_counted():
@@ -76,7 +76,7 @@ def test_without_ids_the_tokens_of_the_kept_text_are_counted():
     assert completion == Completion("aa", True, 2)
 
 
-def test_ids_that_are_not_those_of_the_text_are_dropped():
+def test_ids_that_do_not_match_the_text_are_dropped():
     assert fit_tokens(Completion("ab", True, 2, (4, 4)), Pieces(), []) == Completion("ab", True, 2)
     fits = Completion("a\nb", True, 2, (1, 3))
     assert fit_tokens(fits, Pieces(), []) is fits

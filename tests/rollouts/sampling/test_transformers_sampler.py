@@ -1,4 +1,4 @@
-"""Sampling: what is drawn, and what the draw does not depend on."""
+"""Tests the samples of the transformers sampler, and that they do not depend on batches or earlier calls."""
 
 import copy
 
@@ -22,7 +22,7 @@ def sampler(policy, **options):
 PROMPTS = [*(Prompt(question) for question in QUESTIONS), Prompt(QUESTIONS[0], " 7 + 1 = 8 ки")]
 
 
-def test_repeatable_in_order_and_without_a_trace(dial_policy):
+def test_samples_are_repeatable_and_do_not_change_the_global_state(dial_policy):
     torch.manual_seed(3)
     expected_next = torch.rand(1)
     torch.manual_seed(3)
@@ -40,7 +40,7 @@ def test_repeatable_in_order_and_without_a_trace(dial_policy):
         assert all(completion.text.split()[0] == start for completion in samples)
 
 
-def test_forked_caches_give_the_samples_of_whole_prefills(dial_policy):
+def test_forked_caches_give_the_same_samples_as_separate_prefills(dial_policy):
     whole = sampler(dial_policy, fork_cache=False).sample(PROMPTS, 4, seed=1)
     assert sampler(dial_policy, fork_cache=True).sample(PROMPTS, 4, seed=1) == whole
 
@@ -56,14 +56,14 @@ def test_the_models_own_sampling_defaults_are_not_applied(dial_policy):
 
 @pytest.mark.slow("thousands of samples")
 def test_samples_follow_the_policy(dial_policy):
-    """First tokens of 4,000 samples against the model's own probabilities, within five standard errors."""
+    """Compares the first tokens of 4,000 samples with the probabilities of the model, within five standard errors."""
     model, tokenizer = dial_policy
     prompt = Prompt(QUESTIONS[0], " 7 + 1 =")
     ids = torch.tensor([PromptFormat(tokenizer).encode(prompt)])
     exact = model(ids).logits[0, -1].softmax(-1).detach()
     texts = [
-        one.text.strip()
-        for one in sampler(dial_policy, max_new_tokens=1, batch_size=4000).sample([prompt], 4000, 0)[0]
+        completion.text.strip()
+        for completion in sampler(dial_policy, max_new_tokens=1, batch_size=4000).sample([prompt], 4000, 0)[0]
     ]
     token = int(exact.argmax())
     p = float(exact[token])
@@ -73,7 +73,7 @@ def test_samples_follow_the_policy(dial_policy):
 
 def test_finished_and_length(dial_policy):
     long = sampler(dial_policy, max_new_tokens=64).sample(PROMPTS[:2], 2, seed=0)
-    for completion in (one for some in long for one in some):
+    for completion in sum(long, []):
         assert completion.finished
         assert completion.text.endswith("ки") and "</s>" not in completion.text
         assert completion.num_tokens == len(completion.text.split()) + 1  # and the end token
@@ -95,8 +95,8 @@ def test_continuations_keep_the_space_before_their_first_word(dial_policy):
 
 
 def test_greedy_and_adapters(dial_policy):
-    one, other = sampler(dial_policy, temperature=0).sample(PROMPTS, 2, seed=0)[0]
-    assert one == other
+    first, second = sampler(dial_policy, temperature=0).sample(PROMPTS, 2, seed=0)[0]
+    assert first == second
     adapted = get_peft_model(copy.deepcopy(dial_policy[0]), LoraConfig(r=2, target_modules=["q_proj"]))
     assert sampler((adapted, dial_policy[1])).sample(PROMPTS, 2, seed=1) == sampler(dial_policy).sample(
         PROMPTS, 2, seed=1
@@ -104,7 +104,7 @@ def test_greedy_and_adapters(dial_policy):
 
 
 @pytest.mark.parametrize("fork_cache", [True, False])
-def test_an_adapter_that_brings_its_own_keys_and_values(dial_policy, fork_cache):
+def test_an_adapter_with_its_own_keys_and_values(dial_policy, fork_cache):
     model, tokenizer = copy.deepcopy(dial_policy[0]), dial_policy[1]
     plain = TransformersSampler(model, tokenizer, temperature=0, max_new_tokens=30)
     prompts = [Prompt(row["question"]) for row in dial.make_questions(3, seed=1)]
@@ -149,8 +149,9 @@ def test_an_adapter_whose_base_model_has_moved(dial_policy, tmp_path):
 
 
 @pytest.mark.slow("samples with many tokenizers")
-def test_samples_that_have_ended_leave_the_batch(dial_policy):
-    """No row is computed after its end for longer than the tokens between two looks; alone, texts are the same."""
+def test_ended_samples_are_removed_from_the_batch(dial_policy):
+    """No row stays in the batch after its end for longer than one call of `generate`. The texts are the same as
+    without a batch."""
     model, tokenizer = dial_policy
     rows, forward = [], model.forward
 
@@ -164,8 +165,8 @@ def test_samples_that_have_ended_leave_the_batch(dial_policy):
         samples = sampler(dial_policy, max_new_tokens=64, batch_size=20).sample(whole, 4, seed=0)
     finally:
         del model.forward
-    lengths = [one.num_tokens for some in samples for one in some]
-    assert max(lengths) > min(lengths) + 16  # or there is nothing to see here
+    lengths = [completion.num_tokens for completions in samples for completion in completions]
+    assert max(lengths) > min(lengths) + 16  # otherwise this test would check nothing
     computed = sum(rows[1:])  # without the prompt
     assert sum(lengths) <= computed <= sum(length + max(8, length // 4) for length in lengths)
     assert sampler(dial_policy, max_new_tokens=64, temperature=0).sample(PROMPTS, 1, seed=0) == [
@@ -173,7 +174,7 @@ def test_samples_that_have_ended_leave_the_batch(dial_policy):
     ]
 
 
-def test_arguments_of_another_backend_are_named():
+def test_the_error_names_arguments_of_another_backend():
     init_kwargs = {"dtype": "float32", "gpu_memory_utilization": 0.9}
     with pytest.raises(TypeError, match=r"model_init_kwargs: got \['dtype', 'gpu_memory_utilization'\].*vLLM"):
         TransformersSampler.from_pretrained(dial.BASE_PATH, model_init_kwargs=init_kwargs)

@@ -15,7 +15,7 @@ MAX_NEW_TOKENS = 24
 
 
 def save_model(folder, with_tokenizer=True, **generation_config):
-    """A tiny random policy whose next words hang on all words before them, and which often stops."""
+    """A tiny random policy whose next word depends on all words before it, and which often stops."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = build_tokenizer()
@@ -70,7 +70,7 @@ def vllm_sampler(folder, tokenizer=None, **engine_kwargs):
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    """The model, its tokenizer, a sampler of each kind."""
+    """The model, its tokenizer, and one sampler per backend."""
     folder = tmp_path_factory.mktemp("policy")
     model, tokenizer = save_model(folder)
     with vllm_sampler(folder) as sampler:
@@ -78,7 +78,7 @@ def policy(tmp_path_factory):
 
 
 def assert_end_and_length(completion):
-    """A word is one token; special tokens are no text, but the policy may sample them."""
+    """Each word is one token. Special tokens are not part of the text, but the policy may sample them."""
     num_words = len(completion.text.split())
     assert num_words + completion.finished <= completion.num_tokens <= MAX_NEW_TOKENS
     assert completion.finished or completion.num_tokens == MAX_NEW_TOKENS
@@ -88,12 +88,12 @@ def assert_end_and_length(completion):
 
 def test_without_vllm_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)  # what import does with a missing package
-    with pytest.raises(ImportError, match=r"vLLM: pip install 'erprm_trl\[vllm\]'"):
+    with pytest.raises(ImportError, match=r"vLLM is not installed.*pip install 'erprm_trl\[vllm\]'"):
         VLLMSampler("any-model")
 
 
 def test_end_tokens_and_tokenizer_that_the_engine_does_not_have(tmp_path):
-    # As chat models have them: an end token that only the generation config names, and sampling defaults.
+    # As in chat models, an end token that is only in the generation config, and sampling defaults.
     equals = build_tokenizer().convert_tokens_to_ids("=")
     model, tokenizer = save_model(tmp_path, False, eos_token_id=[equals], do_sample=True, top_k=1)
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %} answer"
@@ -103,10 +103,11 @@ def test_end_tokens_and_tokenizer_that_the_engine_does_not_have(tmp_path):
         assert set(reference.eos_token_ids) == {equals, tokenizer.eos_token_id}
         sampler.prompt_format = reference.prompt_format
         sampled = sampler.sample(PROMPTS, 8, seed=0)
-        for one in sum(sampled, []):
-            assert_end_and_length(one)
-            assert "=" not in one.text
-        assert len({one.text for one in sampled[0]}) > 1  # top_k=1 is not applied: it would leave one
+        for completion in sum(sampled, []):
+            assert_end_and_length(completion)
+            assert "=" not in completion.text
+        # top_k=1 of the model is not applied, otherwise all samples would be equal
+        assert len({completion.text for completion in sampled[0]}) > 1
         sampler.temperature = reference.temperature = 0
         greedy = sampler.sample(PROMPTS, 1, seed=0)
         assert greedy == reference.sample(PROMPTS, 1, seed=0)
@@ -114,7 +115,7 @@ def test_end_tokens_and_tokenizer_that_the_engine_does_not_have(tmp_path):
         assert sampler.prompt_format.encode(PROMPTS[0]) == ids
 
 
-def test_completions_in_order_and_the_same_again(policy):
+def test_completions_are_in_order_and_repeatable(policy):
     _, _, sampler, _ = policy
     first = sampler.sample(PROMPTS, 3, seed=5)
     assert [len(completions) for completions in first] == [3] * len(PROMPTS)
@@ -128,13 +129,15 @@ def test_text_end_and_length(policy):
     _, _, sampler, _ = policy
     prompts = [*PROMPTS, *(Prompt(row["question"], f" 3 + 4 = 7 {SEPARATOR}") for row in ROWS)]
     completions = sum(sampler.sample(prompts, 4, seed=0), [])
-    assert {one.finished for one in completions} == {False, True}
-    for one in completions:
-        assert_end_and_length(one)
-    assert any(len(one.text.split()) + 1 == one.num_tokens for one in completions if one.finished)
+    assert {completion.finished for completion in completions} == {False, True}
+    for completion in completions:
+        assert_end_and_length(completion)
+    assert any(
+        len(completion.text.split()) + 1 == completion.num_tokens for completion in completions if completion.finished
+    )
 
 
-def test_greedy_is_that_of_transformers_and_may_be_repeated(policy, monkeypatch):
+def test_greedy_decoding_equals_transformers_and_is_repeatable(policy, monkeypatch):
     _, _, sampler, reference = policy
     monkeypatch.setattr(sampler, "temperature", 0)
     monkeypatch.setattr(reference, "temperature", 0)
@@ -151,19 +154,19 @@ def test_samples_follow_the_model(policy, monkeypatch):
     (completions,) = sampler.sample(PROMPTS[:1], 4000, seed=0)
     input_ids = tokenizer(PROMPTS[0].question, return_tensors="pt")["input_ids"]
     expected = model(input_ids).logits[0, -1].softmax(-1)
-    finished = sum(one.finished for one in completions) / len(completions)
+    finished = sum(completion.finished for completion in completions) / len(completions)
     assert finished == pytest.approx(expected[tokenizer.eos_token_id].item(), abs=0.03)
     for word, token in tokenizer.get_vocab().items():
         if token not in tokenizer.all_special_ids:
-            share = sum(one.text == f" {word}" for one in completions) / len(completions)
+            share = sum(completion.text == f" {word}" for completion in completions) / len(completions)
             assert share == pytest.approx(expected[token].item(), abs=0.035), word  # over 4 standard errors
 
 
 def test_samples_of_neighbouring_prompts_and_seeds_differ(policy):
     _, _, sampler, _ = policy
-    # The same prompt again and again: completions that come back are drawn with the same random numbers.
+    # With the same prompt, equal completions would mean that the same random numbers were used.
     drawn = [*sampler.sample(PROMPTS[:1] * 8, 8, seed=0), *sampler.sample(PROMPTS[:1] * 8, 8, seed=1)]
-    long = [one.text for completions in drawn for one in completions if one.num_tokens > 8]
+    long = [completion.text for completions in drawn for completion in completions if completion.num_tokens > 8]
     assert len(long) > 20
     assert len(set(long)) == len(long)
 
@@ -171,7 +174,7 @@ def test_samples_of_neighbouring_prompts_and_seeds_differ(policy):
 def test_long_prompts(policy):
     _, _, sampler, _ = policy
     (short, cut) = sampler.sample([PROMPTS[0], Prompt("Tom " * 505)], 4, seed=0)
-    assert all(one.num_tokens <= 7 for one in cut)  # the context ends before max_new_tokens
+    assert all(completion.num_tokens <= 7 for completion in cut)  # the context ends before max_new_tokens
     with pytest.raises(ValueError, match=r"512 tokens .*context of 512.*'Tom Tom"):
         sampler.sample([PROMPTS[0], Prompt("Tom " * 512), PROMPTS[1]], 2, seed=0)
     # More tokens than the engine prefills in one step, none of them shared. Cutting a prompt in two killed vLLM's CPU
@@ -181,7 +184,7 @@ def test_long_prompts(policy):
     assert sampler.sample([PROMPTS[0], Prompt("Tom " * 505)], 4, seed=0) == [short, cut]
 
 
-def test_settings_are_those_in_force(policy):
+def test_settings_are_the_effective_settings(policy):
     _, _, sampler, reference = policy
     assert sampler.settings.keys() == reference.settings.keys() - {"batch_size"}
     assert sampler.settings["backend"] == "vllm"
@@ -220,13 +223,22 @@ def test_strings_that_end_a_completion(policy):
     completions = sum(
         sampler.sample(PROMPTS, 4, seed=0, until=("=",), progress=lambda *numbers: reports.append(numbers)), []
     )
-    assert not any("=" in one.text for one in completions)
-    ended = [one for one in completions if one.finished and tokenizer.eos_token_id not in one.token_ids]
-    assert ended and all(one.num_tokens == len(one.token_ids) == len(one.text.split()) for one in ended)
-    assert sum(number for number, _ in reports) == len(completions) and sum(tokens for _, tokens in reports) > 0
+    assert not any("=" in completion.text for completion in completions)
+    ended = [
+        completion
+        for completion in completions
+        if completion.finished and tokenizer.eos_token_id not in completion.token_ids
+    ]
+    assert ended and all(
+        completion.num_tokens == len(completion.token_ids) == len(completion.text.split()) for completion in ended
+    )
+    assert (
+        sum(num_completions for num_completions, _ in reports) == len(completions)
+        and sum(tokens for _, tokens in reports) > 0
+    )
 
 
-def test_prefixes_are_read_as_their_tokens(policy):
+def test_prefixes_are_encoded_as_their_sampled_tokens(policy):
     _, _, sampler, _ = policy
     (whole,) = sampler.sample(PROMPTS[:1], 1, seed=0)[0]
     ids = whole.token_ids[:4]

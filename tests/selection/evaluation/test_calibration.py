@@ -1,4 +1,4 @@
-"""Calibration of made rollouts with known success rates: hand-worked values, naive loops, and what noise hides."""
+"""Calibration on simulated rollouts with known success rates: values worked by hand, naive loops, noise removal."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from erprm_trl.selection import measure_calibration
 
 
 def write_rollouts(folder, solutions, *, splitter="newline"):
-    """A folder of rollouts; `solutions[q]` are tuples (steps, rewards of each prefix, outcome) of question q."""
+    """Writes a rollout folder. `solutions[q]` are tuples (steps, rewards of each prefix, outcome) of question q."""
     folder.mkdir(parents=True)
-    number = len(solutions[0])
-    config = {"num_questions": len(solutions), "chunk_size": len(solutions), "num_solutions": number}
+    num_solutions = len(solutions[0])
+    config = {"num_questions": len(solutions), "chunk_size": len(solutions), "num_solutions": num_solutions}
     (folder / "manifest.json").write_text(json.dumps({"config": {**config, "splitter": splitter}}))
     rows = [
         {
@@ -41,7 +41,7 @@ def write_rollouts(folder, solutions, *, splitter="newline"):
 
 
 def simulated_rollouts(folder, num_questions, k, seed=0):
-    """Rollouts whose prefixes have known success rates: returns them and the rates, by question, solution and step."""
+    """Returns rollouts whose prefixes have known success rates, and the rates by question, solution and step."""
     rng = np.random.default_rng(seed)
     solutions, rates = [], []
     for _ in range(num_questions):
@@ -49,7 +49,7 @@ def simulated_rollouts(folder, num_questions, k, seed=0):
         for _ in range(2):
             steps = int(rng.integers(2, 5))
             p = rng.beta(0.7, 0.7, size=steps)
-            rewards = [[float(r) for r in rng.random(k) < one] for one in p[:-1]]
+            rewards = [[float(r) for r in rng.random(k) < rate] for rate in p[:-1]]
             of_question.append((steps, rewards, float(rng.random() < p[-1])))
             of_rates.append(p.tolist())
         solutions.append(of_question)
@@ -57,28 +57,28 @@ def simulated_rollouts(folder, num_questions, k, seed=0):
     return write_rollouts(folder, solutions), rates
 
 
-# Question 0: one solution of three steps, prefixes with 1 of 2 and 0 of 2. Question 1: two steps, prefix with 2 of 2.
+# Question 0: three steps, whose prefixes succeed 1 and 0 of 2 times. Question 1: two steps, 2 of 2 times.
 BY_HAND = [[(3, [[1.0, 0.0], [0.0, 0.0]], 0.0)], [(2, [[1.0, 1.0]], 1.0)]]
 SCORES = [[[0.7, 0.2, 0.1]], [[0.9, 0.6]]]
 
 
-def test_by_hand(tmp_path):
+def test_measures_worked_by_hand(tmp_path):
     result = measure_calibration(write_rollouts(tmp_path / "r", BY_HAND), SCORES, num_bins=2)
     assert (result["prefixes"], result["questions"]) == (3, 2)
     assert result["continuations"] == {"fewest": 2, "most": 2}
     assert result["mean_score"] == pytest.approx(0.6) and result["mean_label"] == pytest.approx(0.5)
     # (.7 - .5)^2 = .04, (.2 - 0)^2 = .04, (.9 - 1)^2 = .01
     assert result["brier"]["mean"] == pytest.approx(0.03)
-    # Lower bin: .2 against 0, share 1/3. Upper: mean .8 against .75, share 2/3.
+    # Lower bin: .2 against 0, weight 1/3. Upper bin: mean .8 against .75, weight 2/3.
     assert result["ece"] == pytest.approx(0.2 / 3 + 0.05 * 2 / 3)
-    assert [one["count"] for one in result["bins"]] == [1, 2]
-    # Can succeed: yes (.7), no (.2), yes (.9). Within question 0 alone: .7 > .2.
+    assert [entry["count"] for entry in result["bins"]] == [1, 2]
+    # Can succeed: yes (.7), no (.2), yes (.9). Within question 0: .7 > .2.
     assert result["auc_can_succeed"] == 1.0 and result["auc_can_succeed_within_questions"] == 1.0
-    assert [(one["position"], one["count"]) for one in result["by_position"]] == [(1, 2), (2, 1)]
+    assert [(entry["position"], entry["count"]) for entry in result["by_position"]] == [(1, 2), (2, 1)]
     assert result["by_position"][0]["brier"] == pytest.approx(0.025)
     assert result["by_position"][1]["auc_can_succeed"] is None
-    assert [(one["length"], one["count"]) for one in result["by_length"]] == [(2, 1), (3, 2)]
-    # Noise: variance of (1, 0) is 1/2, over K = 1/4; the others have none.
+    assert [(entry["length"], entry["count"]) for entry in result["by_length"]] == [(2, 1), (3, 2)]
+    # Noise: the variance of (1, 0) is 1/2, and divided by K = 2 it is 1/4. The other prefixes have no noise.
     assert result["value_error"]["noise"] == pytest.approx(0.25 / 3)
     assert result["value_error"]["squared_without_noise"]["mean"] == pytest.approx(0.03 - 0.25 / 3)
     assert result["whole_solutions"]["count"] == 2
@@ -94,15 +94,15 @@ def test_labels_follow_eta(tmp_path):
     assert hard["eta"] == "inf"
     json.dumps(hard, allow_nan=False)
     soft = measure_calibration(rollouts, SCORES, eta=2.0)
-    # log(1 + (e^2 - 1) / 2) / 2 for the first prefix, 0 and 1 for the others
+    # log(1 + (e^2 - 1) / 2) / 2 for the first prefix, 0 and 1 for the other prefixes
     assert soft["mean_label"] == pytest.approx((math.log(1 + (math.e**2 - 1) / 2) / 2 + 1) / 3)
     assert "n/a" in format_calibration_table({"prm": hard})
 
 
-def test_against_a_naive_reading_of_larger_rollouts(tmp_path):
+def test_measures_of_larger_rollouts_equal_naive_loops(tmp_path):
     rollouts, rates = simulated_rollouts(tmp_path / "r", 60, k=3)
     rng = np.random.default_rng(1)
-    scores = [[[float(rng.random()) for _ in one] for one in question] for question in rates]
+    scores = [[[float(rng.random()) for _ in solution] for solution in question] for question in rates]
     result = measure_calibration(rollouts, scores)
     flat = [
         (score, sum(rewards) / 3, max(rewards) > 0, q)
@@ -124,19 +124,20 @@ def test_against_a_naive_reading_of_larger_rollouts(tmp_path):
             if yes and not no and (q == r or not same)
         ]
         assert result[key] == pytest.approx(sum(wins) / len(wins), abs=1e-12)
-    assert sum(one["count"] for one in result["by_position"]) == len(flat)
-    assert sum(one["count"] * one["brier"] for one in result["by_length"]) / len(flat) == pytest.approx(
+    assert sum(entry["count"] for entry in result["by_position"]) == len(flat)
+    assert sum(entry["count"] * entry["brier"] for entry in result["by_length"]) / len(flat) == pytest.approx(
         result["brier"]["mean"], abs=1e-12
     )
 
 
 @pytest.mark.slow("thousands of simulated rollouts")
 @pytest.mark.parametrize("eta", [0.0, 2.0])
-def test_noise_is_taken_off(tmp_path, eta):
-    """The true value as the score: nothing but the noise of K = 6 is left, and it goes away."""
+def test_value_error_removes_the_noise(tmp_path, eta):
+    """With the true value as the score, the measured error is only the noise of K = 6, which is removed."""
     rollouts, rates = simulated_rollouts(tmp_path / "r", 400, k=6)
     values = [
-        [[math.log1p(p * math.expm1(eta)) / eta if eta else p for p in one] for one in question] for question in rates
+        [[math.log1p(p * math.expm1(eta)) / eta if eta else p for p in solution] for solution in question]
+        for question in rates
     ]
     error = measure_calibration(rollouts, values, eta=eta)["value_error"]
     assert error["squared"]["low"] > 0.01
@@ -144,14 +145,16 @@ def test_noise_is_taken_off(tmp_path, eta):
     assert abs(error["squared_without_noise"]["mean"]) < 0.15 * error["squared"]["mean"]
     rate = error["success_rate_without_noise"]
     assert rate["low"] < 0 < rate["high"]
-    off = [[[min(1.0, v + 0.1) if v < 0.5 else v - 0.1 for v in one] for one in question] for question in values]
+    off = [
+        [[min(1.0, v + 0.1) if v < 0.5 else v - 0.1 for v in solution] for solution in question] for question in values
+    ]
     moved = measure_calibration(rollouts, off, eta=eta)["value_error"]["squared_without_noise"]
     assert moved["low"] < 0.01 < moved["high"] or moved["mean"] == pytest.approx(0.01, abs=0.002)
 
 
-def test_recalibration_shows_scores_that_are_too_sure(tmp_path):
+def test_recalibration_improves_overconfident_scores(tmp_path):
     rollouts, rates = simulated_rollouts(tmp_path / "r", 300, k=16)
-    sure = [[[1 / (1 + ((1 - p) / p) ** 4) for p in one] for one in question] for question in rates]
+    sure = [[[1 / (1 + ((1 - p) / p) ** 4) for p in solution] for solution in question] for question in rates]
     result = measure_calibration(rollouts, sure)
     assert result["recalibration"]["ece"] < 0.6 * result["ece"]
     assert result["recalibration"]["brier"]["mean"] < result["brier"]["mean"]
@@ -161,15 +164,15 @@ def test_recalibration_shows_scores_that_are_too_sure(tmp_path):
 
 
 def test_recalibration_is_fitted_on_the_other_half(tmp_path):
-    """One half of the questions always succeeds and the other never: what either half teaches is wrong on the other.
-    Fitted on its own half, the error would all but vanish."""
+    """One half of the questions always succeeds, and the other half never does, so that a fit on one half is wrong on
+    the other half. A fit on the same half would almost remove the error."""
     halves = [hashlib.sha256(f"question {q}".encode()).digest()[0] % 2 for q in range(12)]
     rollouts = write_rollouts(tmp_path / "r", [[(2, [[float(half)] * 2], 0.0)] for half in halves])
     result = measure_calibration(rollouts, [[[0.5, 0.5]] for _ in halves])
     assert result["brier"]["mean"] == 0.25 and result["recalibration"]["brier"]["mean"] > 0.9
 
 
-def test_the_aggregate_of_the_steps_so_far(tmp_path):
+def test_aggregated_scores_are_compared_for_other_aggregations(tmp_path):
     rollouts = write_rollouts(tmp_path / "r", [[(3, [[1.0], [0.0]], 0.0)], [(2, [[1.0]], 1.0)]])
     scores = [[[0.4, 0.8, 0.1]], [[0.5, 0.9]]]
     last = measure_calibration(rollouts, scores)
@@ -177,27 +180,29 @@ def test_the_aggregate_of_the_steps_so_far(tmp_path):
     by_min = measure_calibration(rollouts, scores, aggregation="min")
     assert by_min["by_position"][1]["mean_score"] == 0.4 and by_min["auc_can_succeed"] == 0.75
     assert by_min["whole_solutions"]["mean_score"] == pytest.approx((0.1 + 0.5) / 2)
-    assert by_min["value_error"]["squared_without_noise"] is None  # one continuation
+    assert by_min["value_error"]["squared_without_noise"] is None  # a single continuation
     with pytest.raises(ValueError, match="Aggregation: got 'max'"):
         measure_calibration(rollouts, scores, aggregation="max")
 
 
-def test_prefixes_may_differ_in_their_continuations(tmp_path):
+def test_prefixes_may_have_different_numbers_of_continuations(tmp_path):
     rollouts = write_rollouts(tmp_path / "r", [[(3, [[1.0, 0.0], [0.0, 0.0, 1.0, 0.0]], 0.0)]])
     result = measure_calibration(rollouts, [[[0.5, 0.25, 0.0]]])
     assert result["continuations"] == {"fewest": 2, "most": 4}
     assert result["brier"]["mean"] == 0.0
-    assert result["recalibration"]["ece"] is None  # one question: no other half
+    assert result["recalibration"]["ece"] is None  # a single question has no other half
 
 
-def test_continuations_that_were_stopped_by_their_outcome_are_refused(tmp_path):
+def test_adaptive_collections_are_refused(tmp_path):
     rollouts = write_rollouts(tmp_path / "r", [[(2, [[1.0, 0.0]], 0.0)]])
     rollouts.manifest["config"]["reuse_continuations"] = True
-    with pytest.raises(ValueError, match="stopped by its outcome. Collect held-out rollouts with allocation='fixed'"):
+    with pytest.raises(
+        ValueError, match="does not depend on their rewards. Collect held-out rollouts with allocation='fixed'"
+    ):
         measure_calibration(rollouts, [[[0.5, 0.25]]])
 
 
-def test_the_plot(tmp_path):
+def test_the_plot_and_the_table_show_the_calibration(tmp_path):
     rollouts, rates = simulated_rollouts(tmp_path / "r", 40, k=8)
     result = measure_calibration(rollouts, rates)
     figure = draw_calibration({"the truth": result, "twice": result}, title="made rollouts")
@@ -205,7 +210,7 @@ def test_the_plot(tmp_path):
     diagram, by_position, histogram, ranking = figure.axes
     assert figure.legends[0].get_texts()[1].get_text() == f"the truth (ECE {result['ece']:.3f})"
     drawn = diagram.lines[1].get_ydata()
-    assert list(drawn) == [one["mean_label"] for one in result["bins"] if one["count"]]
+    assert list(drawn) == [entry["mean_label"] for entry in result["bins"] if entry["count"]]
     assert list(by_position.lines[0].get_xdata()) == [1, 2, 3]
     table = format_calibration_table({"the truth": result})
     assert "8 continuations each, value at eta = 0.0, scores by last" in table and f"{result['ece']:.4f}" in table
@@ -216,11 +221,11 @@ def test_the_plot(tmp_path):
     [
         ([[(3, [], 0.0)]], [[[0.1] * 3]], "question 0, solution 0 has 3 steps and rewards for 0 prefixes"),
         ([[(1, [], 0.0)]], [[[0.1]]], "got no prefix with continuations"),
-        (BY_HAND, SCORES[:1], "got those of 1 solutions of 1 questions, expected 2 of 2"),
+        (BY_HAND, SCORES[:1], "got scores of 1 solutions of 1 questions, expected 2 solutions of 2 questions"),
         (BY_HAND, [SCORES[0], [[0.9]]], "got 1 for question 1, solution 0 with 2 steps"),
         ([[(2, [[3.0, 0.0]], 0.0)]], [[[0.1, 0.2]]], "`labels` is 1.5 at flat index 0"),
     ],
 )
-def test_what_cannot_be_compared_is_named(tmp_path, solutions, scores, message):
+def test_errors_name_invalid_rollouts_and_scores(tmp_path, solutions, scores, message):
     with pytest.raises(ValueError, match=message):
         measure_calibration(write_rollouts(tmp_path / "r", solutions), scores)

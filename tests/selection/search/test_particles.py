@@ -1,4 +1,4 @@
-"""Exponential weights worked by hand, and systematic resampling against exact counting."""
+"""Exponential weights worked by hand, and systematic resampling compared with exact counting."""
 
 import math
 from fractions import Fraction
@@ -16,7 +16,7 @@ from erprm_trl.selection.search.particles import (
 )
 
 
-def test_probabilities_tilted_by_hand():
+def test_tilted_probabilities_worked_by_hand():
     # e^(2 * 0.5) : e^0 = e : 1
     assert tilted_probabilities([0.5, 0.0], 2.0) == pytest.approx([math.e / (1 + math.e), 1 / (1 + math.e)])
     assert tilted_probabilities([0.3, 0.9, 0.9], math.inf).tolist() == [0, 0.5, 0.5]
@@ -25,8 +25,8 @@ def test_probabilities_tilted_by_hand():
     assert tilted_probabilities([1.0, 1.001], 1e6) == pytest.approx([0, 1])  # no overflow
 
 
-def test_effective_sample_size_by_hand():
-    # shares 3/4 and 1/4: 1 / (9/16 + 1/16) = 1.6; constants cancel
+def test_effective_sample_size_worked_by_hand():
+    # weights 3/4 and 1/4: 1 / (9/16 + 1/16) = 1.6. Constant factors cancel.
     for shift in (0.0, 1e4, -1e4):
         assert effective_sample_size(np.log([3.0, 1.0]) + shift) == pytest.approx(1.6)
     assert effective_sample_size(np.zeros(7)) == pytest.approx(7)
@@ -35,7 +35,7 @@ def test_effective_sample_size_by_hand():
 
 
 def naive_systematic(weights, offset):
-    """Exact: how many points (offset + k) / N lie in each particle's piece of [0, 1)."""
+    """Exact number of points (offset + k) / N in each particle's interval of [0, 1)."""
     total, n, lower, chosen = sum(weights), len(weights), Fraction(0), []
     for index, weight in enumerate(weights):
         upper = lower + Fraction(weight, total)
@@ -45,10 +45,10 @@ def naive_systematic(weights, offset):
 
 
 @pytest.mark.parametrize("weights", [(1, 2, 5), (0, 3, 0, 1, 0), (7,), (1, 1, 1, 1, 1, 1, 3), (5, 0, 0)])
-def test_systematic_resampling_against_exact_counting(weights):
+def test_systematic_resampling_equals_exact_counting(weights):
     log_weights = np.array([math.log(weight) if weight else -math.inf for weight in weights])
     counts = np.zeros(len(weights))
-    for k in range(997):  # a prime: no point falls on a border, where floats and fractions may differ
+    for k in range(997):  # 997 is prime, so no point is on a border, where floats and fractions may differ
         offset = Fraction(2 * k + 1, 2 * 997)
         chosen = systematic_resample(log_weights, float(offset))
         assert chosen.tolist() == naive_systematic(weights, offset)
@@ -56,7 +56,7 @@ def test_systematic_resampling_against_exact_counting(weights):
     assert counts == pytest.approx(np.array(weights) / sum(weights) * len(weights), abs=0.01)
 
 
-def test_systematic_resampling_never_runs_off_the_end():
+def test_systematic_resampling_never_exceeds_the_last_index():
     weights = np.log(np.full(10, 0.1))
     assert systematic_resample(weights, np.nextafter(1.0, 0)).max() == 9
     assert systematic_resample(np.array([-np.inf, 0.0]), 0.0).tolist() == [1, 1]

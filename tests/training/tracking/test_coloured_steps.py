@@ -1,4 +1,4 @@
-"""Colours, and texts of a model that stay texts."""
+"""Tests colours, and the escaping of texts."""
 
 from html.parser import HTMLParser
 
@@ -20,11 +20,11 @@ HOSTILE = [
     "`code` **bold** <http://evil.example> # head",
     "&lt;script&gt; &#60;b&#62;",
 ]
-OURS = {"table", "tr", "th", "td", "ol", "li", "b", "br"}
+TAGS = {"table", "tr", "th", "td", "ol", "li", "b", "br"}
 
 
 class Read(HTMLParser):
-    """Tags, attributes and text of a page."""
+    """Collects the tags, the attributes and the text of a page."""
 
     def __init__(self, page):
         super().__init__()
@@ -40,20 +40,20 @@ class Read(HTMLParser):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_text(text):
+def test_hostile_text_is_shown_as_text(text):
     solution = ColouredSteps([text, text], [0.1, 0.9], [0.0, 1.0])
     rows = [[text, solution, 0.1]]
     page = Read(table_as_html([text], rows))
-    assert page.tags <= OURS and page.attributes <= {"style"}
+    assert page.tags <= TAGS and page.attributes <= {"style"}
     assert text in page.text
     shown = Read(markdown(table_as_markdown(["question", "steps", "score"], rows), extensions=["tables"]))
-    assert shown.tags <= OURS | {"thead", "tbody"} and not shown.attributes
+    assert shown.tags <= TAGS | {"thead", "tbody"} and not shown.attributes
     assert text.replace("\n", "") in shown.text
-    assert len(table_as_markdown(["question"], [[text]]).split("\n")) == 3  # it stays in its cell
+    assert len(table_as_markdown(["question"], [[text]]).split("\n")) == 3  # the text stays in its cell
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"])))
-def test_markdown_gives_any_text_back(text):
+def test_markdown_shows_any_text_unchanged(text):
     read = Read(markdown(f"x{escape_markdown(text)}x"))
     assert read.tags <= {"p"} and read.text == f"x{text}x"
 
@@ -73,7 +73,7 @@ def test_a_solution_without_scores():
     assert ColouredSteps([], []).to_markdown() == ""
 
 
-def test_scores_of_a_model_that_diverged_have_no_colour():
+def test_nan_scores_have_no_colour():
     solution = ColouredSteps(["a", "b"], [float("nan"), 0.9])
     assert solution.to_html().count("background") == 1 and Read(solution.to_html()).text == "nan a0.90 b"
     assert solution.to_markdown() == "nan a<br>🟦 0.90 b"
@@ -87,7 +87,7 @@ def test_scores_of_a_model_that_diverged_have_no_colour():
 def test_any_text_is_escaped(text, scores):
     solution = ColouredSteps([text] * max(len(scores), 1), scores, [0.5] * max(len(scores), 1))
     page = Read(table_as_html([text], [[text, solution, 0.1]]))
-    assert page.tags <= OURS and page.attributes <= {"style"}
+    assert page.tags <= TAGS and page.attributes <= {"style"}
     lines = table_as_markdown([text, "steps"], [[text, solution]])
     shown = Read(markdown(lines, extensions=["tables"]))
-    assert shown.tags <= OURS | {"thead", "tbody", "p"} and not shown.attributes
+    assert shown.tags <= TAGS | {"thead", "tbody", "p"} and not shown.attributes

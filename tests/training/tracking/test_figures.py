@@ -1,4 +1,4 @@
-"""What the figures show, read from their artists."""
+"""Tests the figures by the contents of their matplotlib artists."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def test_labels_by_position():
     figure = label_histogram([[1.0, 0.0], [1.0, 0.5], [0.19]])
     above, axes = figure.axes[:2]
     assert [bar.get_height() for bar in above.patches] == [3, 2]
-    (image,) = axes.images  # rows are fifths of [0, 1], from 0 up
+    (image,) = axes.images  # rows are fifths of [0, 1], starting at 0
     expected = [[1 / 3, 1 / 2], [0, 0], [0, 1 / 2], [0, 0], [2 / 3, 0]]
     torch.testing.assert_close(torch.tensor(image.get_array().data), torch.tensor(expected, dtype=torch.float64))
     (line,) = axes.lines
@@ -25,8 +25,8 @@ def test_late_positions_share_a_column():
     assert len(heights) == 24 and heights[-1] == 7 + 1 and sum(heights) == 54
     assert axes.get_xticklabels()[-1].get_text() == "24+"
     assert axes.lines[0].get_ydata()[-1] == pytest.approx(7 / 8)
-    exactly = label_histogram([[1.0] * 24])
-    assert exactly.axes[1].get_xticklabels()[-1].get_text() == "24"
+    full = label_histogram([[1.0] * 24])
+    assert full.axes[1].get_xticklabels()[-1].get_text() == "24"
 
 
 def test_reliability():

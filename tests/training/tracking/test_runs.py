@@ -1,4 +1,4 @@
-"""A reward model and a policy trained with every tracker at once, and what they wrote, read back."""
+"""Trains a reward model and policies with all trackers, and checks the files that the trackers wrote."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from wandb_file import read_runs
 pytestmark = pytest.mark.slow("trains in processes of their own, with every tracker")
 
 
-QUESTION = "dial"  # a word of every question, and of no key, name or step
+QUESTION = "dial"  # a word that is in every question, but in no key, name or step
 LOSS = {"train/loss", "train/perf/tokens_per_second", "train/perf/mfu", "train/perf/peak_tflops"}
 PARTS = {"train/reward_parts/step", "train/reward_parts/outcome", "train/reward_parts/kl"}
 RUNS = ["erprm", "grpo", "raft"]
@@ -33,7 +33,7 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The files of both trainings; a run's are complete only when its process has ended."""
+    """The files of all runs. The files of a run are complete only after its process has ended."""
     folder = tmp_path_factory.mktemp("tracked")
     environment = {
         **os.environ,
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
 
 
 def trackio_rows(trained, project):
-    """History and configuration in trackio's database."""
+    """History, configurations and artifacts in trackio's database."""
     with sqlite3.connect(trained.folder / "trackio" / f"{project}.db") as connection:
         history = [json.loads(row[0]) for row in connection.execute("select metrics from metrics order by id")]
         configs = [json.loads(row[0]) for row in connection.execute("select config from configs")]
@@ -65,7 +65,7 @@ def trackio_rows(trained, project):
 
 
 def tensorboard_events(trained, name):
-    """All events of a training, loaded."""
+    """All TensorBoard events of a run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (folder,) = (trained.folder / name / "runs").iterdir()
@@ -73,7 +73,7 @@ def tensorboard_events(trained, name):
 
 
 def texts(events):
-    """TensorBoard's texts by their tags."""
+    """TensorBoard's texts, by tag."""
     return {
         tag.removesuffix("/text_summary"): events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
         for tag in events.Tags()["tensors"]
@@ -81,7 +81,7 @@ def texts(events):
 
 
 def check_clean(trained, value, question=True):
-    """No secret, no absolute path and, outside tables, no question."""
+    """Checks that there is no secret, no absolute path and, outside tables, no question."""
     text = json.dumps(value, ensure_ascii=False)
     assert TOKEN not in text
     assert str(trained.folder) not in text
@@ -108,14 +108,14 @@ def test_wandb_table_of_solutions(trained):
     run = trained.wandb["erprm"]
     paths = [row["solutions/eval.path"] for row in run.history if "solutions/eval.path" in row]
     rows = [json.loads(line) for line in (trained.folder / "rollouts" / "rollouts-00000.jsonl").open()]
-    asked = {row["question"] for row in rows}
+    questions = {row["question"] for row in rows}
     assert len(paths) == 2
     for path in paths:
         table = json.loads((run.files / path).read_text())
         assert table["columns"] == ["question", "steps", "lowest score"]
-        assert len(table["data"]) == 3 and {row[0] for row in table["data"]} <= asked
+        assert len(table["data"]) == 3 and {row[0] for row in table["data"]} <= questions
     (files,) = [files for name, files in run.artifacts.items() if "solutionseval" in name]
-    # Solutions that are the same, with the same scores, are one file.
+    # Equal solutions with equal scores share one file.
     assert sum(name.endswith(".html") for name in files) == len({tuple(row) for row in table["data"]}) > 1
 
 
@@ -125,7 +125,7 @@ def test_wandb_policy(trained):
     logged = [row for row in run.history if "train/reward_parts/kl" in row]
     assert len(logged) == 2
     for row in logged:
-        # beta 0.1 times the KL a token times the tokens a completion: 4 + 2 + 6 + 3 of 4
+        # beta 0.1 times the KL per token times the mean number of tokens per completion, (4 + 2 + 6 + 3) / 4
         assert row["train/reward_parts/kl"] == pytest.approx(-0.1 * row["train/kl"] * 15 / 4, abs=1e-9)
         assert row["train/reward_parts/outcome"] == row["train/rewards/answer_reward/mean"]
     assert logged[1]["train/kl"] > 0
@@ -142,7 +142,7 @@ def test_wandb_rounds(trained):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_nothing_in_wandb_that_should_not_be_there(trained, name):
+def test_wandb_gets_no_secrets_and_no_absolute_paths(trained, name):
     run = trained.wandb[name]
     assert run.config["hub_token"] == "<redacted>" and run.config["output_dir"] == name
     check_clean(trained, run.config)
@@ -185,7 +185,7 @@ def test_trackio(trained, name):
         "raft": {"solutions/raft", "train/raft/round"},
     }
     assert LOSS | expected[name] <= keys
-    assert sum("train/loss" in row for row in history) == (2 if name == "grpo" else 4)  # one run, also of two rounds
+    assert sum("train/loss" in row for row in history) == (2 if name == "grpo" else 4)  # two rounds are one run
     media = trained.folder / "trackio" / "media"
     for row in history:
         for key in ("labels/by_position", "calibration/eval"):

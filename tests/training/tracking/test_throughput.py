@@ -1,4 +1,4 @@
-"""FLOPs by hand and against torch's own counter, and rates by a clock that the test turns."""
+"""Tests FLOPs by hand and against torch's own counter, and rates with a fake clock."""
 
 import pytest
 import torch
@@ -13,41 +13,41 @@ from erprm_trl.training.tracking.throughput import PEAKS, ModelSize, Peak, Throu
 SMALL = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
-def llama(**others):
-    config = LlamaConfig(vocab_size=96, num_key_value_heads=2, attn_implementation="eager", **{**SMALL, **others})
+def llama(**options):
+    config = LlamaConfig(vocab_size=96, num_key_value_heads=2, attn_implementation="eager", **{**SMALL, **options})
     return LlamaForCausalLM(config)
 
 
 def counted(model, ids, logit_tokens):
-    """FLOPs that torch counts in a forward and a backward pass with logits at the last tokens."""
+    """FLOPs that torch counts for a forward and a backward pass, with logits for the last `logit_tokens` tokens."""
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, logits_to_keep=logit_tokens, use_cache=False).logits.sum().backward()
     return counter.get_total_flops()
 
 
-def test_by_hand():
-    # Hidden 2, one layer, one head: q, k, v, o 4 each, the MLP 3 x 2 x 3, three norms of 2: 40. The head has 5 x 2.
+def test_sizes_and_flops_worked_by_hand():
+    # Hidden size 2, one layer, one head: q, k, v, o 4 each, MLP 3 x 2 x 3, three norms of 2: 40. The head has 5 x 2.
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=5, hidden_size=2, intermediate_size=3, num_hidden_layers=1, num_attention_heads=1)
     )
     size = ModelSize.of(model)
     assert size == (40, 10, 40, 10, 2)
-    # Two sequences of 3 and 1 tokens, logits at two: 6 x 40 x 4 + 12 x 2 x (9 + 1) + 6 x 10 x 2
+    # Two sequences of 3 and 1 tokens, logits for two tokens: 6 x 40 x 4 + 12 x 2 x (9 + 1) + 6 x 10 x 2
     assert size.training_flops(4, 10, 2) == 960 + 240 + 120
 
 
 @pytest.mark.parametrize("length", [8, 128])
 @pytest.mark.parametrize("tied", [False, True])
-def test_equals_what_torch_counts(length, tied):
+def test_flops_equal_torchs_counter(length, tied):
     model = llama(tie_word_embeddings=tied)
     expected = counted(model, torch.randint(96, (3, length)), 5)
     flops = ModelSize.of(model).training_flops(3 * length, 3 * length**2, 3 * 5)
     assert flops == pytest.approx(expected, rel=0.03)
 
 
-def test_a_frozen_base_costs_four_instead_of_six():
+def test_frozen_parameters_need_four_flops_per_token_instead_of_six():
     model = get_peft_model(llama(), LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"]))
-    model.enable_input_require_grads()  # as gradient checkpointing wants it: no layer is spared its backward pass
+    model.enable_input_require_grads()  # as with gradient checkpointing, every layer has a backward pass
     size = ModelSize.of(model)
     expected = counted(model, torch.randint(96, (2, 32)), 32)
     flops = size.training_flops(64, 2 * 32**2, 64)
@@ -57,10 +57,10 @@ def test_a_frozen_base_costs_four_instead_of_six():
     )
 
 
-def test_partitioned_and_packed_parameters_count_in_full():
+def test_partitioned_parameters_count_in_full():
     model = llama()
     expected = ModelSize.of(model)
-    for parameter in model.parameters():  # as ZeRO-3 leaves them
+    for parameter in model.parameters():  # as with ZeRO-3
         parameter.ds_shape = parameter.shape
         parameter.data = torch.empty(0)
     assert ModelSize.of(model) == expected
@@ -72,7 +72,7 @@ def test_a_mixture_of_experts_has_no_size():
 
 
 class Clock:
-    """Seconds that pass only by hand."""
+    """A clock that the test sets."""
 
     def __init__(self):
         self.now = 100.0
@@ -81,7 +81,7 @@ class Clock:
         return self.now
 
 
-def test_rates_leave_evaluating_and_saving_out():
+def test_rates_leave_out_evaluation_and_saving():
     clock, model = Clock(), llama()
     throughput = Throughput(model, Accelerator(cpu=True), torch.float32, clock, Peak(1e6, measured=False))
     throughput.on_train_begin(None, None, None)
@@ -102,7 +102,7 @@ def test_rates_leave_evaluating_and_saving_out():
         "perf/mfu": pytest.approx(flops / 4.0 / 1e6),
         "perf/peak_tflops": 1e-6,
     }
-    # What lies between a step's end and the next one's, such as loading data, counts; and nothing counts twice.
+    # The time between two steps, such as loading data, counts. Nothing counts twice.
     throughput.count(mask.sum(-1))
     clock.now += 0.5
     throughput.on_step_end(None, None, None)
@@ -110,7 +110,7 @@ def test_rates_leave_evaluating_and_saving_out():
     assert throughput.metrics() == {}
 
 
-def test_the_peak_of_known_devices_and_a_measured_one(monkeypatch):
+def test_the_peak_of_known_devices_and_a_measured_peak(monkeypatch):
     names = {
         "NVIDIA H100 80GB HBM3": 989,
         "NVIDIA H100 PCIe": 756,
@@ -124,7 +124,7 @@ def test_the_peak_of_known_devices_and_a_measured_one(monkeypatch):
     for name, teraflops in names.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert device_peak(torch.device("cuda"), torch.bfloat16) == (teraflops * 1e12, False)
-    # A name that holds another is looked for first.
+    # A name that contains another name must come before it.
     parts = [part for part, _ in PEAKS]
     assert not [(a, b) for index, a in enumerate(parts) for b in parts[index + 1 :] if a in b]
     peak = device_peak(torch.device("cpu"), torch.float32)

@@ -1,4 +1,4 @@
-"""One call to every tracker: what it costs where none runs, what fails, and runs that are no training."""
+"""Tests logging to all trackers: without a running tracker, with failing trackers, and without a trainer."""
 
 import logging
 
@@ -14,7 +14,7 @@ from erprm_trl.training.tracking import Trackers, label_histogram
 
 
 class Broken:
-    """A tracker that never works."""
+    """A tracker that always fails."""
 
     name = "broken"
 
@@ -25,10 +25,10 @@ class Broken:
         return fail
 
 
-class Kept:
-    """A tracker that remembers."""
+class Recorder:
+    """A tracker that records its calls."""
 
-    name = "kept"
+    name = "recorder"
 
     def __init__(self):
         self.calls = []
@@ -37,9 +37,9 @@ class Kept:
         return lambda *arguments: self.calls.append((method, *arguments))
 
 
-def test_nothing_is_made_where_no_tracker_runs():
+def test_no_content_is_created_without_a_running_tracker():
     def never():
-        raise AssertionError("made for nobody")
+        raise AssertionError("content was created")
 
     trackers = Trackers(lambda: [])
     trackers.figure("a", never, 0)
@@ -48,14 +48,14 @@ def test_nothing_is_made_where_no_tracker_runs():
     trackers.artifact("a", never)
 
 
-def test_a_failure_is_said_once_and_the_others_still_get_theirs(caplog):
-    kept = Kept()
-    trackers = Trackers(lambda: [Broken(), kept])
+def test_a_failure_is_logged_once_and_does_not_affect_other_trackers(caplog):
+    recorder = Recorder()
+    trackers = Trackers(lambda: [Broken(), recorder])
     with caplog.at_level(logging.WARNING):
         for step in range(3):
             trackers.histogram("labels/all", lambda: [0.0, 1.0], step)
             trackers.figure("impossible", lambda: label_histogram([]), step)
-    assert kept.calls == [("histogram", "labels/all", [0.0, 1.0], step) for step in range(3)]
+    assert recorder.calls == [("histogram", "labels/all", [0.0, 1.0], step) for step in range(3)]
     assert len(caplog.records) == 2
     assert "`labels/all` could not be logged to broken: ConnectionError" in caplog.messages[0]
     assert "`impossible` could not be made" in caplog.messages[1]
@@ -63,8 +63,8 @@ def test_a_failure_is_said_once_and_the_others_still_get_theirs(caplog):
 
 @pytest.mark.slow("trains with every tracker")
 @pytest.mark.parametrize("broken", [True, False])
-def test_a_training_survives_its_trackers(broken, tmp_path, monkeypatch, caplog):
-    tracker = Broken() if broken else Kept()
+def test_training_continues_with_a_broken_tracker(broken, tmp_path, monkeypatch, caplog):
+    tracker = Broken() if broken else Recorder()
     monkeypatch.setattr("erprm_trl.training.tracking.trackers._started_by", lambda trainer: [tracker])
     tokenizer = word_level()
     options = {**settings(tmp_path), "log_artifacts": ["config", "data", "checkpoint"], "splitter": "ки"}
@@ -77,7 +77,7 @@ def test_a_training_survives_its_trackers(broken, tmp_path, monkeypatch, caplog)
         train_dataset=data,
         eval_dataset={"math": data},
     )
-    trainer.args.report_to = ["kept"]
+    trainer.args.report_to = ["recorder"]
     trainer.train()
     assert trainer.state.global_step == 2
     if broken:
@@ -96,14 +96,14 @@ def test_a_training_survives_its_trackers(broken, tmp_path, monkeypatch, caplog)
 
 
 def test_other_processes_log_nothing():
-    class OnAnother:
+    class TrainerOnAnotherProcess:
         def is_world_process_zero(self):
             return False
 
-    assert Trackers.of(OnAnother())._running() == []
+    assert Trackers.of(TrainerOnAnotherProcess())._running() == []
 
 
-def test_best_of_n_curves_in_a_run_of_their_own(tmp_path):
+def test_best_of_n_curves_are_logged_without_a_trainer(tmp_path):
     answers = [[("7", 1.0), ("8", 0.0)], [("1", 0.0), ("2", 1.0)]]
     solutions = [
         [
@@ -159,5 +159,5 @@ def test_reward_parts_by_hand(tmp_path):
         trainer._generate_and_score_completions([{"prompt": f"Tom dial {index // 2}"} for index in range(4)])
         metrics = trainer._metrics["train"]
         assert metrics["reward_parts/step"] == [pytest.approx(step)]
-        assert metrics["reward_parts/outcome"] == [0.25]  # half of the weight 0.5, nothing where there is none
+        assert metrics["reward_parts/outcome"] == [0.25]  # weight 0.5 times the mean of 1 and 0; None counts as 0
         assert "reward_parts/kl" not in metrics
