@@ -65,6 +65,13 @@ COMMANDS = {
     "quickstart": Command("Run all stages on the embedded task.", "quickstart", "quickstart", is_offline=True),
     "env": Command("Print versions and devices, for bug reports.", "env"),
 }
+_SAME = "The same command resumes where it stopped."
+_CHECKPOINT = "Add --resume true to resume from the last checkpoint."
+# Advice in the message of an interrupted command.
+RESUMING = {
+    **dict.fromkeys(("collect", "score", "processbench", "raft"), _SAME),
+    **dict.fromkeys(("train", "grpo", "ppo"), _CHECKPOINT),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +115,8 @@ def dispatch(argv: list[str]) -> int:
     except StoppedByGuard as error:
         return _fail(f"erprm {name}", error, STOPPED_BY_GUARD, debug)
     except KeyboardInterrupt:
-        return _fail(f"erprm {name}", "Interrupted.", INTERRUPTED, debug)
+        advice = RESUMING.get(name, "")
+        return _fail(f"erprm {name}", f"Interrupted. {advice}".rstrip(), INTERRUPTED, debug)
     except SystemExit as stop:  # after --help
         return stop.code or 0
     except Exception as error:
@@ -144,7 +152,7 @@ def run(name: str, argv: Sequence[str]) -> int:
     with quiet(verbose=options.verbose or command.is_server) as console:
         stage = importlib.import_module(f"erprm_trl.scripts.{command.module}")
         parser = parsing.StageParser(name, stage.main, command.stage, command.several_processes)
-        if launcher.is_on_cpu():
+        if launcher.is_on_cpu() or launcher.lacks_accelerator():
             parser.set_defaults_with_config(use_cpu=True)
         config, others = parser.set_config(options)
         unknown = parser.unknown_words(argv)

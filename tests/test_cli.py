@@ -97,6 +97,19 @@ def test_exit_codes_and_one_line_per_error(erprm, capsys, argv, code, line):
     assert err == line and out == ("" if code else "done\n")
 
 
+def test_an_interrupted_command_says_how_to_resume(monkeypatch, capsys):
+    assert cli.RESUMING.keys() <= cli.COMMANDS.keys()
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupted)
+    assert cli.main(["collect"]) == cli.main(["grpo"]) == 130
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "erprm collect: Interrupted. The same command resumes where it stopped."
+    assert second == "erprm grpo: Interrupted. Add --resume true to resume from the last checkpoint."
+
+
 def test_debug_shows_the_traceback(erprm, capsys):
     assert erprm("--error", "bug", "--debug") == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err

@@ -12,6 +12,9 @@ from ..rollouts import CollectConfig
 from .outcome import print_outcome
 
 
+MANY_UNFINISHED = 0.2  # share of solutions at the token limit from which the summary advises a higher limit
+
+
 def main(config: CollectConfig) -> None:
     """Runs a collection and prints its summary."""
     summary = config.run().manifest["summary"]
@@ -35,7 +38,10 @@ def describe(summary: dict[str, Any], folder: str) -> list[str]:
     share = "" if right is None else f", {right:.1%} of them right"
     lines = [f"{folder} holds {summary['solutions']} solutions with {summary['steps']} steps{share}."]
     if summary["unfinished_share"]:
-        lines.append(f"{summary['unfinished_share']:.1%} of the solutions reached the token limit before they ended.")
+        advice = " Raise --max_new_tokens." if summary["unfinished_share"] >= MANY_UNFINISHED else ""
+        lines.append(
+            f"{summary['unfinished_share']:.1%} of the solutions reached the token limit before they ended.{advice}"
+        )
     if summary["prefixes"]:
         lines.append(
             f"{summary['prefixes']} prefixes have continuations, {summary['mean_prefix_reward']:.1%} of which are "

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 
 from .outcome import UsageError
@@ -23,6 +24,13 @@ def is_launched() -> bool:
 def is_on_cpu() -> bool:
     """Whether the configuration of accelerate says that all processes use CPUs."""
     return os.environ.get(USE_CPU, "").lower() in ("true", "1")
+
+
+def lacks_accelerator() -> bool:
+    """Whether a single process runs without an accelerator. False for commands that have not imported torch."""
+    torch = sys.modules.get("torch")
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return alone and torch is not None and not torch.accelerator.is_available()
 
 
 def launch_options(

@@ -93,10 +93,5 @@ def main(arguments: ScoreArguments) -> Path:
     lines = [f"{without_login(arguments.reward_model)} scored {len(present)} of {len(scores)} solutions.{mean}"]
     if len(present) < len(scores):
         lines.append(f"{len(scores) - len(present)} solutions have no steps, or exceed the model's context length.")
-    print_outcome(
-        *lines,
-        f"Scores: {path}.",
-        next_command=f"erprm processbench --reward_models {without_login(arguments.reward_model)} "
-        "--output_dir RESULTS",
-    )
+    print_outcome(*lines, f"Scores: {path}.")
     return path

@@ -19,10 +19,15 @@ SUMMARY = {
 def test_rollouts_with_continuations():
     assert describe(SUMMARY, "out") == [
         "out holds 12 solutions with 72 steps, 75.0% of them right.",
-        "25.0% of the solutions reached the token limit before they ended.",
+        "25.0% of the solutions reached the token limit before they ended. Raise --max_new_tokens.",
         "60 prefixes have continuations, 50.0% of which are right. 132 texts were sampled in all.",
         "1 solutions have no labels: no step.",
     ]
+
+
+def test_few_unfinished_solutions_need_no_advice():
+    lines = describe({**SUMMARY, "unfinished_share": 0.1}, "out")
+    assert lines[1] == "10.0% of the solutions reached the token limit before they ended."
 
 
 def test_samples_without_continuations_or_grades():

@@ -71,6 +71,21 @@ def test_the_exit_code_is_that_of_the_process(monkeypatch, error, code):
     assert launcher.is_on_cpu()
 
 
+def test_a_single_process_without_accelerator_trains_on_the_cpu(monkeypatch):
+    import torch
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert launcher.lacks_accelerator()
+    monkeypatch.setenv("WORLD_SIZE", "2")  # several such processes would each train alone
+    assert not launcher.lacks_accelerator()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not launcher.lacks_accelerator()
+    monkeypatch.delitem(sys.modules, "torch")  # `erprm collect --help` must not import it
+    assert not launcher.lacks_accelerator()
+
+
 def test_values_that_accelerate_refuses_are_usage_errors(capsys):
     with pytest.raises(UsageError, match="accelerate launch does not take --num_processes two"):
         launcher.launch(["--num_processes", "two"], ["train"])

@@ -143,15 +143,15 @@ def _texts(index: int, row: Mapping, question_column: str, solution_column: str)
     question = _message(row.get(question_column), "user")
     solution = _message(row.get(solution_column), "assistant")
     is_steps = isinstance(solution, list) and all(isinstance(step, str) for step in solution)
-    for column, value, fits in (
-        (question_column, question, isinstance(question, str)),
-        (solution_column, solution, isinstance(solution, str) or is_steps),
+    for argument, column, value, fits in (
+        ("question_column", question_column, question, isinstance(question, str)),
+        ("solution_column", solution_column, solution, isinstance(solution, str) or is_steps),
     ):
         if not fits:
             raise ValueError(
                 f"Row {index}: column {column!r} is {str(value)[:80]!r} ({type(value).__name__}), expected a text"
                 f"{' or a list of steps' if column == solution_column else ''}, or a conversation with one message. "
-                "Drop the row, or name another column."
+                f"Drop the row, or name another column with `{argument}`."
             )
     return question, solution
 
