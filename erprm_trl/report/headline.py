@@ -133,8 +133,11 @@ def _of_comparison(compared: Sequence[Comparison], aggregation: str) -> Headline
             numbers.append(KeyNumber(f"{auc:.2f}", f"AUC within questions of {shown[best]}", detail))
         verdict = _compared(chosen, single, f"the best of {most} solutions, chosen by {shown[best]}, is right", alone)
         vote = "more than" if chosen["mean"] > majority["mean"] else "not more than"
+        overlap = chosen["low"] <= majority["high"] and majority["low"] <= chosen["high"]
+        vote_noise = " (the intervals overlap)" if overlap else ""
         num_trained = sum(map(is_trained, ranking))
-        remarks = [f"That is {vote} a majority vote. A perfect choice would reach {_percent(curves['pass'][most])}."]
+        perfect = _percent(curves["pass"][most])
+        remarks = [f"That is {vote} a majority vote{vote_noise}. A perfect choice would reach {perfect}."]
         if num_trained > 1:
             remarks[0] += (
                 f" The best of {num_trained} trained reward models is shown. It was selected on these questions, so "

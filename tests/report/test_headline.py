@@ -66,6 +66,13 @@ def test_the_best_trained_model_is_shown_first(tmp_path):
     assert rows == ["eta 2", "eta 0", "base, not trained"]
 
 
+@pytest.mark.parametrize(("low", "vote"), [(0.65, "more than a majority vote."), (0.5, "(the intervals overlap).")])
+def test_a_majority_vote_is_beaten_only_beyond_the_intervals(tmp_path, low, vote):
+    write_samples(tmp_path / "samples", [[1, 1]])
+    write_json(tmp_path / "best_of_n.json", curves(eta_2=point(0.7, low)))
+    assert vote in " ".join(headline(tmp_path).remarks)
+
+
 def test_names_and_places():
     assert not is_trained("Base (untrained)") and not is_trained("base, not trained") and is_trained("restrained")
     names = ["base, not trained", "a", "b", "c"]
