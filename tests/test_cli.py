@@ -245,4 +245,4 @@ def test_commands_run_as_a_module(tmp_path):
     lines = result.stdout.splitlines()
     mean = sum(row["score"] for row in scored) / 3
     assert lines[0] == f"{model} scored 3 of 3 solutions. The mean score is {mean:.3f}."
-    assert lines[-1].startswith("Next: erprm ")
+    assert lines[-1] == "Scores: scores/scores.jsonl."

@@ -59,7 +59,7 @@ def test_the_exit_code_is_that_of_the_process(monkeypatch, error, code):
             raise error
 
     monkeypatch.setattr(launch, "launch_command", launch_command)
-    monkeypatch.delenv(launcher.USE_CPU, raising=False)
+    monkeypatch.setenv(launcher.USE_CPU, "")  # recorded, so that what `launch` sets is removed after the test
     config = str(CONFIGS / "cpu_ddp.yaml")
     assert launcher.launch(["--config_file", config], ["train", "--seed", "1"]) == code
     assert started == [(config, True, ["train", "--seed", "1"])]
