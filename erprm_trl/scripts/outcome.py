@@ -1,6 +1,6 @@
 """How a command ends: what it prints last, and the exceptions that have an exit code of their own."""
 
-import os
+from .console import is_main_process
 
 
 class UsageError(ValueError):
@@ -9,11 +9,6 @@ class UsageError(ValueError):
 
 class StoppedByGuard(RuntimeError):
     """The guard stopped the training of a policy."""
-
-
-def is_main_process() -> bool:
-    """Whether this is the first of all launched processes, or the only process."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def print_outcome(*lines: str, next_command: str | None = None) -> None:
