@@ -54,7 +54,9 @@ def progress_bar(total: int | None, title: str, *, unit: str, show: bool = True,
     """
     from tqdm.auto import tqdm
 
-    is_log = not sys.stderr.isatty() and "ipykernel" not in sys.modules
+    # A script may import ipykernel, e.g. to execute notebooks. Only a notebook replaces standard error.
+    is_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
+    is_log = not sys.stderr.isatty() and not is_notebook
     counts = "{percentage:3.0f}%" if is_log else "{percentage:3.0f}%|{bar:10}|"
     options.setdefault("miniters", 0)  # only the time since the last update decides when to print
     if total is not None:

@@ -2,7 +2,9 @@
 
 import io
 import os
+import sys
 import termios
+from types import ModuleType
 
 import pytest
 
@@ -50,6 +52,21 @@ def test_a_log_file_gets_whole_lines_and_none_at_the_start(monkeypatch):
         for _ in range(40):
             bar.update(1)
     assert log.getvalue() == "Training: 100% 40/40 updates [00:00<00:00]\n"
+
+
+def test_only_a_notebook_is_a_notebook(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))  # as after nbclient is imported
+    log = io.StringIO()
+    monkeypatch.setattr("sys.stderr", log)
+    with progress_bar(2, "Training", unit="updates") as bar:
+        bar.update(2)
+    assert log.getvalue() == "Training: 100% 2/2 updates [00:00<00:00]\n"
+
+    cell = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr("sys.stderr", cell)
+    with progress_bar(2, "Training", unit="updates") as bar:
+        bar.update(2)
+    assert "\rTraining: 100%|##########| 2/2 updates [" in cell.getvalue()
 
 
 @pytest.mark.parametrize(("seconds", "lines"), [(59, 0), (61, 1)])
