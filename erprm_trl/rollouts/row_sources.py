@@ -4,8 +4,9 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..io.paths import local_path
 
 
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz", ".parquet")
+MOST_NESTED = 60  # levels of lists and objects in a row of JSON; Arrow reads 64
 _BLANK = b"\xef\xbb\xbf \t\r\n"  # includes the byte order mark
 
 
@@ -66,6 +68,48 @@ def read_rows(
     from datasets import load_dataset
 
     return _one_split(load_dataset(path, config_name, split=split, **dataset_kwargs), split, path)
+
+
+def open_rows(
+    what: str,
+    source: str | PathLike | Iterable[Mapping[str, Any]],
+    config_name: str | None,
+    split: str,
+    dataset_kwargs: dict[str, Any],
+    max_rows: int | None,
+) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """
+    Reads the rows of a dataset as a sequence of at least one row, whose first row is a mapping.
+
+    Args:
+        what (`str`):
+            Name of the rows, for errors, e.g. `"Questions"`.
+        source, config_name, split, dataset_kwargs:
+            See [`read_rows`].
+        max_rows (`int`, *optional*):
+            Maximum number of rows. From a stream, no more rows than this are read.
+
+    Returns:
+        `tuple[Sequence[Mapping[str, Any]], str]`: a list, or a `datasets.Dataset`, which stays on disk, and the name
+        of the source.
+
+    Raises:
+        `ValueError`: if there are no rows, or the first row is not a mapping.
+    """
+    rows = read_rows(source, config_name, split, dataset_kwargs)
+    is_table = hasattr(rows, "select_columns") and hasattr(rows, "__len__")  # a `datasets.Dataset`, kept on disk
+    if hasattr(rows, "with_format"):
+        rows = rows.with_format(None)
+    rows = rows.select(range(len(rows))[:max_rows]) if is_table else list(islice(rows, max_rows))
+    name = str(source) if isinstance(source, (str, PathLike)) else "the given rows"
+    if not len(rows):
+        raise ValueError(f"{what}: got no rows from {name}, expected at least one. Check the file and `split`.")
+    if not isinstance(rows[0], Mapping):
+        raise ValueError(
+            f"{what}: got {str(rows[0])[:80]!r} as the first row of {name}, expected a mapping of columns to "
+            "values. Pass rows such as {'question': ..., 'answer': ...}."
+        )
+    return rows, name
 
 
 def has_splits(source: str | PathLike) -> bool:
@@ -166,7 +210,7 @@ def _check_csv(path: str, delimiter: str) -> tuple[list[str], int]:
 
 def _count_rows(path: str) -> int:
     """Checks a JSON file, and counts its rows. `datasets` alone would not name the line of an error, round integers
-    with more than 64 bits, and end the process at a line `null`."""
+    with more than 64 bits, and end the process at a line `null` and at deeply nested lists."""
     with _open(path) as file:
         whole = _is_one_value(path, file.read(1024))
         file.seek(0)
@@ -176,6 +220,8 @@ def _count_rows(path: str) -> int:
                 continue
             try:
                 value = json.loads(text.decode("utf-8-sig"), parse_int=_exact_int)
+                if text.count(b"[") + text.count(b"{") > MOST_NESTED and _is_nested(value, MOST_NESTED):
+                    raise ValueError(f"got more than {MOST_NESTED} levels of lists and objects")
                 rows = value if whole and isinstance(value, list) else [value]
                 if not all(isinstance(row, dict) for row in rows):
                     raise ValueError("got a row that is not a JSON object")
@@ -193,6 +239,19 @@ def _is_one_value(path: str, start: bytes) -> bool:
     # Whether the file is one list, or one object over several lines, instead of one object per line.
     first_line = start.lstrip(_BLANK).split(b"\n")[0].strip()
     return first_line.startswith(b"[") or (path.removesuffix(".gz").endswith(".json") and first_line == b"{")
+
+
+def _is_nested(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested in a value in more than this number of levels."""
+    values = [value]
+    for _ in range(levels):
+        values = [
+            child
+            for item in values
+            if isinstance(item, (list, dict))
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return any(isinstance(item, (list, dict)) for item in values)
 
 
 def _exact_int(digits: str) -> int:
