@@ -139,8 +139,8 @@ def download_rollouts(repo_id: str, *, revision: str | None = None, token: str |
         raise FileNotFoundError(
             f"{repo_id}: got no such folder, so this is not a rollout folder, and no dataset of this name on the Hub "
             f"({str(error).strip().splitlines()[0]}), expected a folder that collect_rollouts wrote, or a dataset "
-            "that RolloutDataset.push_to_hub uploaded. Correct the path, log in with `hf auth login` if the dataset is "
-            "private, or collect rollouts first, e.g. with erprm collect."
+            "that RolloutDataset.push_to_hub uploaded. Correct the path, log in with `hf auth login` if the dataset "
+            "is private, or collect rollouts first, e.g. with erprm collect."
         ) from error
     return Path(folder)
 

@@ -2,26 +2,29 @@
 
 erprm calibrate --recipe dial
 
-The rollouts come from `erprm collect`, on questions that no model was trained on, with many continuations.
+The rollouts come from `erprm collect`, on questions that no model was trained on, with many continuations. Without
+continuations, and for solutions from elsewhere (--solutions), the scores of whole solutions are compared with their
+rewards.
 """
 
 import json
 from dataclasses import dataclass, field
 
-import erprm_trl
-
 from .. import report, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
+from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
 from .scoring import score_with_each
 
 
-@dataclass
-class CalibrationArguments:
+@dataclass(kw_only=True)
+class CalibrationArguments(SolutionArguments):
     """The rollouts, the reward models, and what a score should be."""
 
-    rollouts: str = field(metadata={"help": "Rollout folder of held-out questions, with continuations."})
+    rollouts: str | None = field(
+        default=None, metadata={"help": "Rollout folder of held-out questions, with continuations."}
+    )
     reward_models: list[str] = field(
         metadata={"help": "Reward models to compare: folders, Hub ids or scoring servers."}
     )
@@ -37,8 +40,8 @@ class CalibrationArguments:
 
 def main(arguments: CalibrationArguments) -> dict:
     """Scores, measures, prints and plots."""
-    rollouts = erprm_trl.RolloutDataset(arguments.rollouts)
     folder = make_folder(arguments.output_dir)
+    rollouts = open_samples(arguments, "rollouts", folder, local_paths("reward_models", arguments.reward_models))
     scores = score_with_each(local_paths("reward_models", arguments.reward_models), rollouts, arguments.batch_size)
     results = {
         name: selection.measure_calibration(
