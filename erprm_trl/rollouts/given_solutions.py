@@ -316,6 +316,16 @@ def load_solutions(
     return GivenSolutions(rows, name, columns, step_delimiter)
 
 
+def as_solutions(
+    source: str | PathLike | Sequence[GivenSolution] | Iterable[Mapping[str, Any]],
+) -> Sequence[GivenSolution]:
+    """Returns a sequence of [`GivenSolution`] unchanged, and reads any other source with [`load_solutions`]."""
+    if isinstance(source, Sequence) and not isinstance(source, str) and len(source):
+        if isinstance(source[0], GivenSolution):
+            return source
+    return load_solutions(source)
+
+
 def _steps_column(row: Mapping[str, Any]) -> str | None:
     if "completions" in row and "labels" in row:  # TRL's stepwise form
         return "completions"
