@@ -29,6 +29,8 @@ class SolutionGroups(OnDiskSequence):
             The solutions. They are read once.
         need_answers (`bool`):
             Whether each solution needs a reference answer.
+        need_correct (`bool`, *optional*, defaults to `False`):
+            Whether each solution needs to say whether it is correct.
 
     Attributes:
         sizes (`numpy.ndarray`): number of solutions of each question.
@@ -36,10 +38,10 @@ class SolutionGroups(OnDiskSequence):
 
     Raises:
         `ValueError`: if there are no solutions, the steps of a solution are not its text, or a needed reference answer
-            is missing.
+            or correctness is missing.
     """
 
-    def __init__(self, solutions: Sequence[GivenSolution], need_answers: bool):
+    def __init__(self, solutions: Sequence[GivenSolution], need_answers: bool, need_correct: bool = False):
         if not len(solutions):
             raise ValueError(
                 "Solutions: got an empty sequence, expected at least one. Pass the result of load_solutions."
@@ -47,11 +49,13 @@ class SolutionGroups(OnDiskSequence):
         self._solutions = solutions
         digest = hashlib.sha256()
         groups, texts, ids = _Keys(), _Keys(), _Keys()
-        without_answer = []
+        without_answer, without_correct = [], []
         for index, solution in enumerate(solutions):
             _check(index, solution)
             if solution.answer is None:
                 without_answer.append(index)
+            if solution.correct is None:
+                without_correct.append(index)
             digest.update(json.dumps(solution).encode() + b"\n")
             groups.add([solution.question, solution.answer])
             texts.add(solution.question)
@@ -62,6 +66,12 @@ class SolutionGroups(OnDiskSequence):
                 f"solution {without_answer[0]} ({solutions[without_answer[0]].question[:80]!r}), expected an answer "
                 "for each, because solutions and continuations are graded. Name the column with answer_column, drop "
                 "these rows, or set grading=None and num_continuations=0."
+            )
+        if need_correct and without_correct:
+            raise ValueError(
+                f"Solutions: got {len(without_correct)} of {len(solutions)} without a correctness, the first is "
+                f"solution {without_correct[0]} ({solutions[without_correct[0]].question[:80]!r}), expected true or "
+                "false for each with grading='stated'. Name the column with correct_column, or choose another grading."
             )
         self.fingerprint = digest.hexdigest()[:16]
         group_of_solution = groups.numbers()

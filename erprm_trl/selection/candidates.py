@@ -53,8 +53,8 @@ def collect_candidates(
     Reads solutions that were made elsewhere, grades them if needed, and writes them into a folder of samples.
 
     The columns of RLHFlow's test sets (`prompt`, `answers`, `label`) and of search-and-learn's completions (`problem`,
-    `answer`, `completions`) are recognised. The mark `ки` after the steps of RLHFlow's Mistral solutions is removed.
-    Other names are read as in [`~erprm_trl.rollouts.load_solutions`].
+    `answer`, `completions`) are recognised. The mark `ки` after the steps of RLHFlow's Mistral solutions is removed,
+    unless it is the splitter. Other names are read as in [`~erprm_trl.rollouts.load_solutions`].
 
     Args:
         source (`str`, `PathLike` or iterable of mappings):
@@ -84,6 +84,7 @@ def collect_candidates(
     """
     rows = read_rows(source, config_name, split, dataset_kwargs or {})
     chosen = {name: column for name, column in columns.items() if column is not None}
+    rows = rows if hasattr(rows, "column_names") else list(rows)
     names = getattr(rows, "column_names", None) or list(next(iter(rows), {}))
     known = next((form for form in _PUBLISHED if form.issubset(names)), None)
     if known is not None and not {"question_column", "solution_column", "steps_column"} & set(chosen):
@@ -92,7 +93,8 @@ def collect_candidates(
                 chosen.setdefault(argument, found)
         logger.info("Candidates: the columns are read as %s.", chosen)
     given = load_solutions(rows, metadata_columns=[], max_rows=max_rows, **chosen)
-    solutions = _WithoutMarks(given) if any(_MARK in solution.text for solution in given) else given
+    is_marked = splitter.strip() != _MARK and any(_MARK in solution.text for solution in given)
+    solutions = _WithoutMarks(given) if is_marked else given
     return collect_rollouts(
         solutions=solutions,
         output_dir=output_dir,
