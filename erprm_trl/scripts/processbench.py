@@ -35,7 +35,9 @@ class ProcessBenchArguments:
         default="label",
         metadata={"help": "Column of the index of the first wrong step (-1 if there is none), or of labels per step."},
     )
-    splitter: str = field(default="newline", metadata={"help": "Splitter of solutions that are texts."})
+    splitter: str | None = field(
+        default=None, metadata={"help": "Splitter of solutions that are texts. Not needed for lists of steps."}
+    )
     subsets: list[str] | None = field(default=None, metadata={"help": "Subsets to test on. Defaults to all subsets."})
     threshold: float | None = field(
         default=None, metadata={"help": "Steps with a score below the threshold are predicted to be wrong."}

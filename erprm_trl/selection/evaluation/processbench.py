@@ -23,7 +23,7 @@ class _Columns(NamedTuple):
     problem: str
     steps: str
     label: str
-    splitter: str
+    splitter: str | None
 
 
 class JudgedSolution(NamedTuple):
@@ -44,7 +44,7 @@ def load_processbench(
     problem_column: str = "problem",
     steps_column: str = "steps",
     label_column: str = "label",
-    splitter: str = "newline",
+    splitter: str | None = None,
 ) -> dict[str, list[JudgedSolution]]:
     """
     Loads judged solutions, by default with ProcessBench's columns.
@@ -63,8 +63,8 @@ def load_processbench(
         label_column (`str`, *optional*, defaults to `"label"`):
             Column of the index of the first wrong step (-1 if every step is right), or of one label per step. Labels
             per step are booleans, or numbers of which those below 0.5 belong to wrong steps.
-        splitter (`str`, *optional*, defaults to `"newline"`):
-            Splitter of solutions that are texts, see [`~erprm_trl.PRMFormat`].
+        splitter (`str`, *optional*):
+            Splitter of solutions that are texts, see [`~erprm_trl.PRMFormat`]. Without it, a text is an error.
 
     Returns:
         `dict[str, list[JudgedSolution]]`: the solutions by subset. `id` is the number of the row if there is no column
@@ -289,12 +289,12 @@ def _judged(row: Mapping[str, Any], index: int, name: str, columns: _Columns) ->
         raise ValueError(
             f"{name}: column {columns.problem!r} got {problem!r}, expected a non-empty string. Drop the row."
         )
-    if isinstance(steps, str):
+    if isinstance(steps, str) and columns.splitter is not None:
         steps = clean_steps(split_steps(steps, columns.splitter), columns.splitter)
     if not isinstance(steps, list) or not steps or not all(isinstance(s, str) and s.strip() for s in steps):
         raise ValueError(
             f"{name}: column {columns.steps!r} got {str(row[columns.steps])[:80]!r}, expected a list of non-empty "
-            "strings, or the text of a solution. Split the solution into steps, or drop the row."
+            "strings. Split the solution into steps, set `splitter` if it is a text, or drop the row."
         )
     if isinstance(label, list):
         label = _first_wrong(label, len(steps), f"{name}: column {columns.label!r}")
