@@ -173,9 +173,7 @@ def collect_rollouts(
         _check_questions(questions, sampler)
     else:
         completer = _completer_of_given(questions, sampler, completer, num_continuations, store_token_ids)
-        stated = grading == STATED
-        groups = SolutionGroups(as_solutions(solutions), grading is not None and not stated, need_correct=stated)
-        questions, sampler = groups, None
+        questions, sampler = _groups(as_solutions(solutions), grading), None
     completer = None if completer is sampler or num_continuations == 0 else completer
     path = make_folder(output_dir)
     reasoning, continue_from = _modes(path, questions[0], sampler, completer, reasoning, num_continuations)
@@ -301,6 +299,11 @@ def _completer_of_given(
             "tokens. Leave it out."
         )
     return completer
+
+
+def _groups(solutions: Sequence[GivenSolution], grading: str | Callable[[str, str], float] | None) -> SolutionGroups:
+    is_stated = grading == STATED
+    return SolutionGroups(solutions, need_answers=grading is not None and not is_stated, need_correct=is_stated)
 
 
 def _extent(questions: Sequence[Question] | SolutionGroups, num_solutions: int, chunk_size: int) -> dict[str, Any]:

@@ -92,7 +92,11 @@ def collect_candidates(
             if found := next((name for name in usual if name in names), None):
                 chosen.setdefault(argument, found)
         logger.info("Candidates: the columns are read as %s.", chosen)
-    given = load_solutions(rows, metadata_columns=[], max_rows=max_rows, **chosen)
+    if isinstance(source, (str, PathLike)):  # read again by its name, which errors then show
+        options = {"config_name": config_name, "split": split, "dataset_kwargs": dataset_kwargs}
+        given = load_solutions(source, metadata_columns=[], max_rows=max_rows, **options, **chosen)
+    else:
+        given = load_solutions(rows, metadata_columns=[], max_rows=max_rows, **chosen)
     is_marked = splitter.strip() != _MARK and any(_MARK in solution.text for solution in given)
     solutions = _WithoutMarks(given) if is_marked else given
     return collect_rollouts(

@@ -341,7 +341,9 @@ def test_other_columns_texts_and_labels_per_step(tmp_path):
         JudgedSolution("1", "q", ("a",), -1),
     ]
     write_jsonl(tmp_path / "text.jsonl", [{"problem": "q", "steps": "one\ntwo", "label": 1}])
-    assert load_processbench(tmp_path / "text.jsonl", splitter="newline")["text"] == [JudgedSolution("0", "q", ("one", "two"), 1)]
+    assert load_processbench(tmp_path / "text.jsonl", splitter="newline")["text"] == [
+        JudgedSolution("0", "q", ("one", "two"), 1)
+    ]
     for labels in ([True], [2.0, 0.0, 1.0], ["+", "-", "+"]):
         write_jsonl(tmp_path / "judged.jsonl", [{"prompt": "q", "completions": ["a", "b", "c"], "labels": labels}])
         with pytest.raises(
