@@ -85,6 +85,4 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"--config: {path} is not YAML ({error}).") from error
     if not isinstance(config, dict):
         raise UsageError(f"--config: {path} holds {type(config).__name__}, expected a mapping of fields to values.")
-    return {
-        field: path_in_package(value) if isinstance(value, str) else value for field, value in config.items()
-    }
+    return {field: path_in_package(value) if isinstance(value, str) else value for field, value in config.items()}

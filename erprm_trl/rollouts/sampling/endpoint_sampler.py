@@ -202,7 +202,8 @@ class EndpointSampler:
         def request_seed(index: int, sample: int) -> int | None:
             if greedy:
                 return None
-            return derived_seed(seed, index, sample) if prompt_seeds is None else derived_seed(prompt_seeds[index], sample)
+            parts = (seed, index) if prompt_seeds is None else (prompt_seeds[index],)
+            return derived_seed(*parts, sample)
 
         requests = [
             self._request(content, request_seed(index, sample), (*stop, *until))

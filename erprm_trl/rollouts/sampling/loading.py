@@ -76,6 +76,4 @@ def load_sampler(settings: Mapping[str, Any]) -> Sampler:
         return VLLMSampler(model, engine_kwargs=init_kwargs, **present(*SHARED))
     if backend == "endpoint":
         return EndpointSampler(model, settings["base_url"], **present(*SHARED, *OF_ENDPOINT), **init_kwargs)
-    return TransformersSampler.from_pretrained(
-        model, model_init_kwargs=init_kwargs, **present("batch_size", *SHARED)
-    )
+    return TransformersSampler.from_pretrained(model, model_init_kwargs=init_kwargs, **present("batch_size", *SHARED))
