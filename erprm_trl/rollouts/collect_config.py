@@ -1,27 +1,16 @@
 """The configuration of a collection, for YAML files and the command line."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import rollouts  # its names are loaded on first use, so that a command line is parsed without torch
 from ..io.config_values import read_json_fields, refuse_escapes
+from . import sampling
 
 
 if TYPE_CHECKING:
     from .dataset import RolloutDataset
     from .sampling.base import Sampler
-
-
-# Arguments that all samplers have.
-SAMPLER_SETTINGS = (
-    "temperature top_p top_k max_new_tokens "
-    "prompt_template system_prompt use_chat_template chat_template_kwargs examples"
-).split()
-# Fields of a policy except its model and its backend.
-POLICY_FIELDS = (
-    *SAMPLER_SETTINGS, "batch_size", "base_url", "max_concurrency", "request_timeout", "api_key_env",
-    "model_init_kwargs",
-)  # fmt: skip
 
 
 @dataclass
@@ -64,6 +53,9 @@ class CollectConfig:
     )
     id_column: str | None = field(
         default=None, metadata={"help": "Column of the identifier of a row. Defaults to a usual name."}
+    )
+    metadata_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns to keep with each solution. They default to all other columns."}
     )
     step_delimiter: str = field(
         default="\n", metadata={"help": "Text between two steps of steps_column that have none between them."}
@@ -232,12 +224,14 @@ class CollectConfig:
                 "solutions, or --solutions SOLUTIONS to label existing ones."
             )
         self._check_models()
-        for policy in filter(None, (self, self._completer_config())):
-            if policy.backend == "endpoint" and policy.base_url is None:
-                raise ValueError(
-                    "base_url: got None with backend='endpoint', expected the address of a server. Pass e.g. "
-                    "http://localhost:8000/v1."
-                )
+        if self.completer_model_name_or_path is not None:
+            sampling.check_sampler_settings(self._completer_settings())
+        needs_address = self.solutions is None or self.completer_model_name_or_path is None
+        if needs_address and self.backend == "endpoint" and self.base_url is None:
+            raise ValueError(
+                "base_url: got None with backend='endpoint', expected the address of a server. Pass e.g. "
+                "http://localhost:8000/v1."
+            )
 
     def _check_models(self) -> None:
         model, completer = self.model_name_or_path, self.completer_model_name_or_path
@@ -269,24 +263,21 @@ class CollectConfig:
             "answer_column": self.answer_column,
             "dataset_kwargs": self.dataset_kwargs,
         }
-        completer = self._completer_config()
-        completer = None if completer is None or not self.num_continuations else completer._sampler()
         if self.solutions is None:
             questions = rollouts.load_questions(self.dataset_name, max_questions=self.max_questions, **rows)
-            return self._collect(questions=questions, sampler=self._sampler(), completer=completer)
+            return self._collect(questions=questions, sampler=self._sampler(), completer=self._completer())
         solutions = rollouts.load_solutions(
             self.solutions,
             solution_column=self.solution_column,
             steps_column=self.steps_column,
             correct_column=self.correct_column,
             id_column=self.id_column,
+            metadata_columns=self.metadata_columns,
             step_delimiter=self.step_delimiter,
             max_rows=self.max_questions,
             **rows,
         )
-        if completer is None and self.num_continuations:
-            completer = self._sampler()
-        return self._collect(solutions=solutions, completer=completer)
+        return self._collect(solutions=solutions, completer=self._completer())
 
     def _collect(self, **source: Any) -> "RolloutDataset":
         return rollouts.collect_rollouts(
@@ -309,36 +300,23 @@ class CollectConfig:
             chunk_size=self.chunk_size,
         )
 
-    def _completer_config(self) -> "CollectConfig | None":
-        """The configuration of the second policy, as if it were the first."""
-        if self.completer_model_name_or_path is None:
-            return None
-        settings = self.completer_settings or {}
-        unknown = settings.keys() - set(POLICY_FIELDS)
-        if unknown:
-            raise ValueError(
-                f"completer_settings: got {sorted(unknown)}, expected some of {sorted(POLICY_FIELDS)}. Correct the "
-                "names."
-            )
-        return replace(
-            self,
-            model_name_or_path=self.completer_model_name_or_path,
-            backend=self.completer_backend or self.backend,
-            completer_model_name_or_path=None,
-            completer_backend=None,
-            completer_settings=None,
-            **settings,
-        )
+    def _sampler_settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in sampling.SETTING_NAMES}
 
     def _sampler(self) -> "Sampler":
-        settings = {name: getattr(self, name) for name in SAMPLER_SETTINGS}
-        init_kwargs = self.model_init_kwargs or {}
-        if self.backend == "vllm":
-            return rollouts.VLLMSampler(self.model_name_or_path, engine_kwargs=init_kwargs, **settings)
-        if self.backend == "endpoint":
-            settings |= {name: getattr(self, name) for name in ("max_concurrency", "request_timeout", "api_key_env")}
-            return rollouts.EndpointSampler(self.model_name_or_path, self.base_url, **settings, **init_kwargs)
-        settings["batch_size"] = self.batch_size
-        return rollouts.TransformersSampler.from_pretrained(
-            self.model_name_or_path, model_init_kwargs=init_kwargs, **settings
-        )
+        return sampling.load_sampler(self._sampler_settings())
+
+    def _completer(self) -> "Sampler | None":
+        settings = self._completer_settings() if self.num_continuations else None
+        return None if settings is None else sampling.load_sampler(settings)
+
+    def _completer_settings(self) -> dict[str, Any] | None:
+        """The settings of the policy that continues solutions, if it does not sample them."""
+        if self.completer_model_name_or_path is None:
+            return None if self.solutions is None else self._sampler_settings()
+        return {
+            **self._sampler_settings(),
+            "model_name_or_path": self.completer_model_name_or_path,
+            "backend": self.completer_backend or self.backend,
+            **(self.completer_settings or {}),
+        }

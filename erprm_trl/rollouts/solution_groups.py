@@ -49,29 +49,28 @@ class SolutionGroups(OnDiskSequence):
         self._solutions = solutions
         digest = hashlib.sha256()
         groups, texts, ids = _Keys(), _Keys(), _Keys()
-        without_answer, without_correct = [], []
+        num_without, first_without = 0, 0
         for index, solution in enumerate(solutions):
             _check(index, solution)
             if solution.answer is None:
-                without_answer.append(index)
-            if solution.correct is None:
-                without_correct.append(index)
+                first_without = index if num_without == 0 else first_without
+                num_without += 1
+            if need_correct and solution.correct is None:
+                raise ValueError(
+                    f"Solutions: got solution {index} ({solution.question[:80]!r}) without a correctness, expected "
+                    "true or false for each with grading='stated'. Name the column with correct_column, or choose "
+                    "another grading."
+                )
             digest.update(json.dumps(solution).encode() + b"\n")
             groups.add([solution.question, solution.answer])
             texts.add(solution.question)
             ids.add(index if solution.id is None else [solution.id])
-        if need_answers and without_answer:
+        if need_answers and num_without:
             raise ValueError(
-                f"Solutions: got {len(without_answer)} of {len(solutions)} without a reference answer, the first is "
-                f"solution {without_answer[0]} ({solutions[without_answer[0]].question[:80]!r}), expected an answer "
-                "for each, because solutions and continuations are graded. Name the column with answer_column, drop "
-                "these rows, or set grading=None and num_continuations=0."
-            )
-        if need_correct and without_correct:
-            raise ValueError(
-                f"Solutions: got {len(without_correct)} of {len(solutions)} without a correctness, the first is "
-                f"solution {without_correct[0]} ({solutions[without_correct[0]].question[:80]!r}), expected true or "
-                "false for each with grading='stated'. Name the column with correct_column, or choose another grading."
+                f"Solutions: got {num_without} of {len(solutions)} without a reference answer, the first is solution "
+                f"{first_without} ({solutions[first_without].question[:80]!r}), expected an answer for each, because "
+                "solutions and continuations are graded. Name the column with answer_column, drop these rows, or set "
+                "grading=None and num_continuations=0."
             )
         self.fingerprint = digest.hexdigest()[:16]
         group_of_solution = groups.numbers()

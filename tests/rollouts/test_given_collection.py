@@ -8,7 +8,9 @@ import pytest
 import zoo
 from fake_sampler import FakeSampler
 
+from erprm_trl import dial
 from erprm_trl.rollouts import (
+    CollectConfig,
     CollectionSettings,
     Completion,
     GivenSolution,
@@ -290,3 +292,70 @@ def test_reasoning_of_the_completer_does_not_cut_off_given_solutions(tmp_path):
     # The prompt opens the completer's thinking. The given solution was written without thinking.
     data = collect_rollouts(solutions=ROWS[:1], completer=Thinking(), output_dir=tmp_path, **SETTINGS)
     assert data[0].outcome_reward == 1.0 and data.settings.reasoning is None
+
+
+def small_config(tmp_path, **fields):
+    """A configuration for solutions of the dial task, without the model's own solutions."""
+    defaults = {
+        "solutions": "erprm_trl.dial:make_solutions", "dataset_kwargs": {"num_solutions": 5, "seed": 1},
+        "step_delimiter": " ки ", "output_dir": str(tmp_path), "num_continuations": 2, "splitter": dial.SEPARATOR,
+        "grading": "exact", "answer_pattern": dial.ANSWER_PATTERN, "max_new_tokens": 24,
+    }  # fmt: skip
+    return CollectConfig(**{**defaults, **fields})
+
+
+def test_the_configuration_labels_given_solutions(tmp_path):
+    data = small_config(tmp_path, model_name_or_path=dial.BASE_PATH, id_column="id", chunk_size=1).run()
+    source = dial.make_solutions(5, seed=1)
+    assert [row.solution_id for row in data] == [row["id"] for row in source]
+    for row, solution in zip(data, source, strict=True):
+        assert row.steps == [f"{step} ки " for step in solution["steps"][:-1]] + solution["steps"][-1:]
+        assert row.metadata == {"first_error": solution["first_error"]} and row.is_right == solution["correct"]
+        assert [len(rewards) for rewards in row.prefix_rewards] == [2] * (len(row.steps) - 1)
+    assert data.settings.completer["model"] == dial.BASE_PATH and data.settings.completer["max_new_tokens"] == 24
+    assert data.manifest["summary"]["given"]["graded_differently"] == 0
+    assert data.labels(0.0)["completions"] == [row["steps"] for row in source]
+
+
+def test_the_configuration_of_a_second_policy(tmp_path):
+    config = small_config(
+        tmp_path,
+        solutions=None,
+        dataset_name="erprm_trl.dial:make_questions",
+        dataset_kwargs={"num_questions": 2, "seed": 1},
+        model_name_or_path=dial.BASE_PATH,
+        completer_model_name_or_path=dial.BASE_PATH,
+        completer_settings='{"temperature": 0.5}',
+        num_solutions=1,
+    )
+    settings = config.run().settings
+    assert (settings.sampler["temperature"], settings.completer["temperature"]) == (1.0, 0.5)
+    assert settings.sampler | {"temperature": 0.5} == settings.completer and settings.continue_from == "text"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dataset_name": "questions.jsonl"}, "dataset_name, solutions: got both"),
+        ({"solutions": None}, "dataset_name, solutions: got neither"),
+        ({}, "model_name_or_path: got None with solutions.*--num_continuations 0"),
+        ({"model_name_or_path": "a", "completer_model_name_or_path": "b"}, "got 'a' and 'b' with solutions"),
+        ({"model_name_or_path": "a", "completer_backend": "vllm"}, "completer_backend: got 'vllm' without"),
+        (
+            {"completer_model_name_or_path": "a", "completer_settings": {"temprature": 1}},
+            "got the setting 'temprature'.*Did you mean 'temperature'",
+        ),
+        ({"completer_model_name_or_path": "a", "completer_backend": "endpoint"}, "base_url=None with backend"),
+        ({"solutions": None, "dataset_name": "q", "model_name_or_path": None}, "model_name_or_path: got None, exp"),
+        ({"model_name_or_path": "a", "output_dir": None}, "output_dir: got None"),
+        ({"model_name_or_path": "a", "step_delimiter": r"\n"}, "step_delimiter: got"),
+    ],
+)
+def test_errors_of_the_configuration_name_fields_and_remedies(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        small_config(tmp_path, **fields)
+
+
+def test_the_configuration_grades_solutions_without_a_model(tmp_path):
+    data = small_config(tmp_path, num_continuations=0).run()
+    assert [row.is_right for row in data] == [row["correct"] for row in dial.make_solutions(5, seed=1)]

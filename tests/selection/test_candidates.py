@@ -122,7 +122,7 @@ def test_damaged_rows_are_named(tmp_path, rows, message):
 
 def test_only_given_solutions_that_are_not_continued_can_have_a_stated_grading(tmp_path):
     rows = [{"question": "a", "response": "b"}]
-    with pytest.raises(ValueError, match="1 of 1 without a correctness, the first is solution 0 .*correct_column"):
+    with pytest.raises(ValueError, match="got solution 0 .'a'. without a correctness, .*correct_column"):
         collect_rollouts(solutions=rows, output_dir=tmp_path, num_continuations=0, grading="stated")
     with pytest.raises(ValueError, match="grading: got 'stated' with given solutions and num_continuations=2"):
         collect_rollouts(solutions=rows, output_dir=tmp_path, num_continuations=2, grading="stated")
