@@ -69,7 +69,7 @@ class MonteCarloScorer:
             How step scores become one score per solution.
         last_step (`str`, *optional*, defaults to `"reward"`):
             Score of the last step: `"reward"` grades the solution, which must be complete. `"continuations"` continues
-            it like every other prefix. Guided search uses the second, because it scores unfinished solutions.
+            it like every other prefix. Guided search uses the second for solutions that are not finished.
         max_continuations (`int`, *optional*):
             Maximum number of continuations per call. If a call needs more, it samples the same smaller number for each
             of its prefixes, logs a warning and counts the prefixes in `costs["reduced_prefixes"]`. If there would be
