@@ -92,8 +92,8 @@ def measure_calibration(
         - `by_position`, `by_length`: lists of these measures by number of steps of the prefix and of the solution.
         - `value_error`, `recalibration`, `whole_solutions`.
         - `rates`: whether the scores, converted from values at `eta`, are success rates: the root mean squared `error`
-          without the noise of K continuations, the `ece`, and `are_rates`, which is true up to an ECE of 0.05. `None` at
-          infinite eta and for other rewards than 0 and 1.
+          without the noise of K continuations, the `ece`, and `are_rates`, which is true up to an ECE of 0.05. `None`
+          at infinite eta and for other rewards than 0 and 1.
 
     Raises:
         `ValueError`: for rollouts without continuations or from adaptive collections, for scores of other solutions,

@@ -120,15 +120,15 @@ def test_whether_scores_are_success_rates(tmp_path):
 
 
 def test_the_error_of_success_rates_is_free_of_the_noise_of_continuations(tmp_path):
-    rollouts, rates = simulated_rollouts(tmp_path / "r", 400, k=4)
+    rollouts, rates = simulated_rollouts(tmp_path / "r", 1500, k=4)
     off = [[[min(1.0, rate + 0.1) for rate in solution] for solution in question] for question in rates]
     squares = [
         (min(1.0, rate + 0.1) - rate) ** 2 for question in rates for solution in question for rate in solution[:-1]
     ]
     result = measure_calibration(rollouts, off)["rates"]
     expected = math.sqrt(sum(squares) / len(squares))
-    assert result["error"]["low"] < expected < result["error"]["high"] and not result["are_rates"]
-    assert result["error"]["mean"] == pytest.approx(expected, abs=0.03)
+    # With the noise of four continuations, the error would be twice as large.
+    assert result["error"]["mean"] == pytest.approx(expected, abs=0.02) and not result["are_rates"]
 
 
 def test_measures_of_larger_rollouts_equal_naive_loops(tmp_path):
