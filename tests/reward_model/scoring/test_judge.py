@@ -55,7 +55,9 @@ def test_a_solution_without_a_readable_vote():
     judge, _ = judge_of(["hm"] * 3)
     assert judge.score(["q"], [STEPS]) == [[0.5] * 3]
     assert judge.costs["unreadable_solutions"] == 1
-    strict, _ = judge_of([r"\boxed{0}", "hm", r"\boxed{-1}", "hm", r"\boxed{0}"], max_attempts=2, unreadable_score=None)
+    strict, _ = judge_of(
+        [r"\boxed{0}", "hm", r"\boxed{-1}", "hm", r"\boxed{0}"], max_attempts=2, unreadable_score=None
+    )
     with pytest.raises(ValueError, match=r"no readable verdict on a solution of 'q' in 2 attempts.*unreadable_score"):
         strict.score(["p", "q", "r"], [STEPS] * 3)
     assert strict.score(["p", "r"], [STEPS] * 2) == [[0.0] * 3, [1.0] * 3]  # nothing is asked again

@@ -64,9 +64,7 @@ def test_the_policys_texts_do_not_depend_on_batches(dial_policy):
     rows = dial.make_questions(3, seed=4)
     questions = [row["question"] for row in rows for _ in range(2)]
     starts = [dial.DialQuestion.parse(question) for question in questions]
-    steps = [
-        [f"{s.start} {s.moves[0][0]} {s.moves[0][1]} = {index}", "answer 3"] for index, s in enumerate(starts)
-    ]
+    steps = [[f"{s.start} {s.moves[0][0]} {s.moves[0][1]} = {index}", "answer 3"] for index, s in enumerate(starts)]
 
     def scores(batch_size, order):
         scorer = MonteCarloScorer(
@@ -173,7 +171,9 @@ def test_errors_of_a_call(dial_policy):
     question = dial.make_questions(1, seed=4)[0]
     long = MonteCarloScorer(TransformersSampler(*dial_policy), "exact", answers=load_questions([question]))
     steps = [["answer 1"], ["7 " * 600, "answer 1"]]
-    with pytest.raises(SolutionTooLong, match="Solution 1 has .* tokens with the prompt, expected fewer than") as error:
+    with pytest.raises(
+        SolutionTooLong, match="Solution 1 has .* tokens with the prompt, expected fewer than"
+    ) as error:
         long.score([question["question"]] * 2, steps)
     assert error.value.index == 1
     scores = long.score([question["question"]] * 2, steps, skip_too_long=True)
