@@ -66,7 +66,7 @@ class MonteCarloScorer:
             How raw texts are split into steps ([`~erprm_trl.rollouts.split_steps`]).
         separator (`str`, *optional*):
             Text between two steps of a prefix. Defaults to a text that fits `splitter`, see
-            [`~erprm_trl.steps.join_steps`].
+            [`~erprm_trl.rollouts.join_steps`].
         aggregation (`str`, *optional*, defaults to `"min"`):
             How step scores become one score per solution.
         last_step (`str`, *optional*, defaults to `"reward"`):
