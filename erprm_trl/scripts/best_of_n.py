@@ -17,7 +17,7 @@ from ..rollouts.grading.grader import comparison_method
 from ..training import tracking
 from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
-from .scoring import score_with_each
+from .scoring import TRAINED_ETA, score_with_each
 
 
 @dataclass(kw_only=True)
@@ -32,6 +32,14 @@ class BestOfNArguments(SolutionArguments):
     ns: list[int] | None = field(
         default=None, metadata={"help": "Numbers of samples to choose from. Defaults to powers of two."}
     )
+    eta: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Etas at which the scores are read. Each is a line of the table. Defaults to the scores as the "
+            "models give them."
+        },
+    )
+    trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
     batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
     plot_aggregation: str = field(
         default="min", metadata={"help": "Aggregation of step scores in the plot: min, last, product or mean."}
@@ -47,7 +55,9 @@ def main(arguments: BestOfNArguments) -> dict:
     samples = open_samples(arguments, "samples", folder, local_paths("reward_models", arguments.reward_models))
     fewest = min(map(len, samples.solutions()))
     ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
-    scores = score_with_each(local_paths("reward_models", arguments.reward_models), samples, arguments.batch_size)
+    etas = arguments.eta if isinstance(arguments.eta, list) else [] if arguments.eta is None else [arguments.eta]
+    models = local_paths("reward_models", arguments.reward_models)
+    scores = score_with_each(models, samples, arguments.batch_size, etas, arguments.trained_eta)
     settings = samples.settings
     with rollouts.Grader(comparison_method(settings.grading), settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
