@@ -188,8 +188,8 @@ def _from_json(path: str):
     try:
         return Dataset.from_json(path)
     except DatasetGenerationError:
-        # The types of the columns come from the first block. A column that is empty there, as in PRM800K, only gets its
-        # type if all rows are in one block.
+        # The types of the columns come from the first block. A column that is empty there, as in PRM800K, gets its
+        # type only if all rows are in one block.
         return Dataset.from_json(path, chunksize=_ONE_BLOCK)
 
 
