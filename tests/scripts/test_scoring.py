@@ -7,8 +7,9 @@ import pytest
 from step_fakes import DIAL_FORMAT, FakeScorer, by_last_number
 
 from erprm_trl import StepScorer
-from erprm_trl.scripts import scoring
+from erprm_trl.reward_model import scoring
 from erprm_trl.scripts.best_of_n import BestOfNArguments
+from erprm_trl.scripts.scoring import score_with_each
 
 
 ROWS = [[SimpleNamespace(question="q", steps=["step 2", "step 7"])], [SimpleNamespace(question="r", steps=["step 5"])]]
@@ -31,8 +32,8 @@ def models(monkeypatch):
 
 
 def test_a_model_scores_once_for_several_etas(models):
-    assert scoring.score_with_each(["a", "b"], SAMPLES, 8) == {"a": RATES, "b": RATES}
-    scores = scoring.score_with_each(["a", "b"], SAMPLES, 8, [0.0, 2.0], trained_eta=0.0)
+    assert score_with_each(["a", "b"], SAMPLES, 8) == {"a": RATES, "b": RATES}
+    scores = score_with_each(["a", "b"], SAMPLES, 8, [0.0, 2.0], trained_eta=0.0)
     assert list(scores) == ["a (eta = 0)", "a (eta = 2)", "b (eta = 0)", "b (eta = 2)"]
     assert scores["a (eta = 0)"] == RATES == scores["b (eta = 0)"]
     expected = [math.log(1 + rate * (math.e**2 - 1)) / 2 for rate in (0.2, 0.7, 0.5)]
@@ -44,7 +45,7 @@ def test_a_model_scores_once_for_several_etas(models):
 
 def test_nothing_is_scored_if_the_scores_of_one_model_cannot_be_read(models):
     with pytest.raises(ValueError, match="does not record the eta of its labels"):
-        scoring.score_with_each(["a", "b"], SAMPLES, 8, [2.0])
+        score_with_each(["a", "b"], SAMPLES, 8, [2.0])
     assert models["a"].calls == []
 
 
