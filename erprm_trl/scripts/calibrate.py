@@ -14,7 +14,7 @@ from .. import report, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
 from ..io.redaction import without_login
-from ..reward_model.scoring.eta import eta_or_as_trained
+from ..reward_model import scoring
 from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
 from .scoring import TRAINED_ETA, load_scorer
@@ -55,7 +55,7 @@ def main(arguments: CalibrationArguments) -> dict:
     scores = {}
     for path in reward_models:
         scorer, name = load_scorer(path, arguments.batch_size, arguments.trained_eta), without_login(path)
-        readable = eta_or_as_trained(scorer.prm_format, arguments.eta, name)
+        readable = scoring.eta_or_as_trained(scorer.prm_format, arguments.eta, name)
         scores[name] = selection.score_rollouts(scorer, rollouts, eta=readable)
     results = {
         name: selection.measure_calibration(
