@@ -145,8 +145,8 @@ def check_sharding(
         )
     if is_scorer_file(reward_model):
         raise ValueError(
-            f"shard_reward_model=True: got the scorer file {reward_model}, expected a path or Hub id of a reward model. "
-            "Set shard_reward_model=False, and sample from a server (backend: endpoint) if memory is short."
+            f"shard_reward_model=True: got the scorer file {reward_model}, expected a folder or Hub id. Set "
+            "shard_reward_model=False, and sample from a server (backend: endpoint) if memory is short."
         )
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:
