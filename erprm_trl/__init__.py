@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         grade,
         load_questions,
     )
-    from .selection import best_of_n
+    from .selection import best_of_n, preference_pairs
 
 __version__ = "0.2.0"
 install()  # old import paths still work, with a warning
@@ -62,6 +62,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "grade",
             "load_questions",
         ],
-        "selection": ["best_of_n"],
+        "selection": ["best_of_n", "preference_pairs"],
     },
 )
