@@ -3,8 +3,8 @@
 erprm pairs --recipe dial
 erprm pairs --rollouts outputs/rollouts --level step --pairs_per_question 4 --output_dir outputs/step_pairs
 
-`output_dir` gets `pairs.jsonl` or `pairs.parquet`, which `datasets.load_dataset` and `erprm dpo` read, and `pairs.json`
-with the settings and counts.
+`output_dir` gets `pairs.jsonl` or `pairs.parquet`, which `datasets.load_dataset` and `erprm dpo` read. `pairs.json` has
+the settings and counts.
 """
 
 import json

@@ -129,8 +129,8 @@ def preference_pairs(
         completion (`str`, *optional*, defaults to `"rest"`):
             Text of a pair of steps. `"rest"` is the whole rest of a solution with this step: the best one with the
             better step, the worst one with the worse step. Pairs whose rewards contradict the values are left out.
-            `"step"` is the step alone. It needs [`~erprm_trl.policy.StepDPOTrainer`], because [`~trl.DPOTrainer`] would
-            add an EOS token after the step.
+            `"step"` is the step alone. It needs [`~erprm_trl.policy.StepDPOTrainer`], because [`~trl.DPOTrainer`] adds
+            an EOS token after the step.
         conversational (`bool`, *optional*):
             Whether to write messages. Defaults to `True` for whole solutions of a collection with a chat template.
             Solutions with `</think>` are written as text, because chat templates drop the thinking of messages.

@@ -1,4 +1,4 @@
-"""DPO on preference pairs of dial, over seeds: `python tests/benchmarks/preference_pairs.py --seeds 0 1 2 --json FILE`.
+"""DPO on pairs of dial, over seeds: `python tests/benchmarks/preference_pairs.py --seeds 0 1 2 --json FILE`.
 
 Each seed has its own questions and rollouts. From the same rollouts, the shipped policy is trained on pairs of whole
 solutions, and on pairs of steps with the rest of the solution or with the step alone. All get the same number of
