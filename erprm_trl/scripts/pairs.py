@@ -3,8 +3,8 @@
 erprm pairs --recipe dial
 erprm pairs --rollouts outputs/rollouts --level step --pairs_per_question 4 --output_dir outputs/step_pairs
 
-`output_dir` gets `pairs.jsonl` or `pairs.parquet`, which `datasets.load_dataset` and `erprm dpo` read. `pairs.json` has
-the settings and counts.
+`output_dir` gets `pairs.jsonl` or `pairs.parquet`, which `datasets.load_dataset` and `erprm dpo` read. The settings
+and counts are in `pairs.json`.
 """
 
 import json
@@ -126,7 +126,7 @@ def main(arguments: PairsArguments) -> "selection.PairCounts":
     path = folder / f"pairs.{arguments.file_format}"
     _write(pairs, path)
     settings = {**asdict(arguments), "reward_model": None if scorer is None else scorer.model_name}
-    replace_file(folder / "pairs.json", json.dumps({"settings": settings, "counts": asdict(counts)}, indent=2))
+    replace_file(folder / "pairs.json", json.dumps({"settings": settings, "counts": vars(counts)}, indent=2))
     replace_file(folder / "README.md", CARD.format(file=path.name, counts=counts))
     print_outcome(
         *describe(counts),

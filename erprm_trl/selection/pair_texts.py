@@ -98,11 +98,39 @@ def uses_chat_template(settings: CollectionSettings) -> bool:
     return bool(settings.sampler.get("use_chat_template"))
 
 
+def suits_messages(settings: CollectionSettings, tokenizer=None) -> bool:
+    """
+    Whether whole solutions to the questions of a collection can be written as messages.
+
+    They can if the sampler applied a chat template that writes a message of the assistant directly after the sampler's
+    prompt. Some templates insert empty thinking. If the tokenizer cannot be loaded, the template is not checked.
+
+    Args:
+        settings ([`CollectionSettings`]):
+            Settings of the collection.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the policy. Defaults to the tokenizer of the sampler's model.
+    """
+    if not uses_chat_template(settings):
+        return False
+    if tokenizer is None:
+        try:
+            tokenizer = _tokenizer_of(settings.sampler)
+        except ValueError:
+            return True
+    texts = PairTexts(settings, conversational=False, with_ends=False, tokenizer=tokenizer)
+    prompt = texts.prompt_format.render(Prompt("question"))
+    messages = chat_messages("question", texts.prompt_template, texts.system_prompt, texts.examples)
+    messages.append({"role": "assistant", "content": _CONTENT})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **texts.chat_template_kwargs)
+    return text.startswith(prompt + _CONTENT)
+
+
 def _tokenizer_of(sampler: dict[str, Any]):
     model = sampler.get("model")
     try:
         return load_tokenizer(model, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         raise ValueError(
             f"Tokenizer: got the sampler's model {model!r}, whose tokenizer cannot be loaded ({error}), expected the "
             "policy's tokenizer, to write its chat template as text. Pass tokenizer= (--tokenizer in a command)."

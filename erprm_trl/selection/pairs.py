@@ -14,7 +14,7 @@ from ..reward_model import scoring
 from ..rollouts.dataset import RolloutDataset
 from ..rollouts.records import RolloutRow
 from ..steps import clean_steps
-from .pair_texts import PairTexts, uses_chat_template
+from .pair_texts import PairTexts, suits_messages
 from .solution_pairs import Pair, solution_pairs
 from .step_pairs import StepValues, branching, step_pairs
 
@@ -133,7 +133,8 @@ def preference_pairs(
             an EOS token after the step.
         conversational (`bool`, *optional*):
             Whether to write messages. Defaults to `True` for whole solutions of a collection with a chat template.
-            Solutions with `</think>` are written as text, because chat templates drop the thinking of messages.
+            Solutions with `</think>` are written as text, because chat templates drop the thinking of messages. So are
+            all solutions if the template writes anything between the sampler's prompt and an answer.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer of the policy. It is only used to render a chat template as text. Defaults to the tokenizer of
             the sampler's model.
@@ -214,7 +215,7 @@ def find_pairs(
         )
     if conversational is None:
         thinks = any(THINK_CLOSE in pair.chosen + pair.rejected for pair in pairs)
-        conversational = level == "solution" and uses_chat_template(rollouts.settings) and not thinks
+        conversational = level == "solution" and not thinks and suits_messages(rollouts.settings, tokenizer)
     if conversational and level == "step":
         raise ValueError(
             "conversational: got True with level='step', expected text, because a prefix is inside the assistant's "
