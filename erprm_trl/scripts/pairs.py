@@ -102,7 +102,7 @@ class PairsArguments:
 
 
 def main(arguments: PairsArguments) -> "selection.PairCounts":
-    """Makes the pairs, writes them, and prints what became of the questions."""
+    """Makes the pairs, writes them, and prints their counts."""
     folder = make_folder(arguments.output_dir)
     collection = erprm_trl.RolloutDataset(arguments.rollouts)
     scorer = None
@@ -143,7 +143,7 @@ def describe(counts: "selection.PairCounts") -> list[str]:
 
     Args:
         counts ([`~erprm_trl.selection.PairCounts`]):
-            What became of the questions.
+            Counts of questions, pairs and solutions.
     """
     lines = [f"{counts.questions_with_pairs} of {counts.questions} questions have {counts.pairs} pairs."]
     for reason, count in sorted(counts.without_pair.items()):

@@ -23,7 +23,7 @@ class PairTexts:
 
     Args:
         settings ([`CollectionSettings`]):
-            Settings of the collection, with those of its sampler.
+            Settings of the collection and its sampler.
         conversational (`bool`):
             Whether rows hold messages. Otherwise they hold text.
         with_ends (`bool`):

@@ -32,7 +32,7 @@ CHOICES = {"level": ("solution", "step"), "rank_by": ("reward", "score"), "compl
 @dataclass
 class PairCounts:
     """
-    What became of the questions and solutions of a collection.
+    Counts of the questions, pairs and solutions of a collection.
 
     Attributes:
         questions (`int`): number of questions.
@@ -186,7 +186,7 @@ def find_pairs(
     conversational: bool | None = None,
     tokenizer=None,
 ) -> "tuple[Dataset, PairCounts]":
-    """Makes the dataset of [`preference_pairs`], and counts what became of the questions."""
+    """Makes the dataset of [`preference_pairs`], and counts questions, pairs and solutions."""
     from datasets import Dataset
 
     rank_by = rank_by or ("reward" if score is None else "score")

@@ -2,8 +2,8 @@
 
 Each seed has its own questions and rollouts. From the same rollouts, the shipped policy is trained on pairs of whole
 solutions, and on pairs of steps with the rest of the solution or with the step alone. All get the same number of
-pairs. The accuracy is graded by the true answer on new questions at temperature 1, before and after. Finished runs are
-saved in FILE.
+pairs. `--kinds solutions --continuations 0` samples no continuations. The accuracy is graded by the true answer on new
+questions at temperature 1, before and after. Finished runs are saved in FILE.
 """
 
 import argparse
@@ -77,9 +77,7 @@ def run(seed, arguments):
     """All figures of a seed."""
     rollouts = collect(seed, Path(arguments.folder, f"rollouts-{seed}"), arguments)
     test = make_questions(arguments.test_questions, TEST_SEED + seed)
-    made = {
-        name: find_pairs(rollouts, pairs_per_question=arguments.pairs, **options) for name, options in KINDS.items()
-    }
+    made = {name: find_pairs(rollouts, pairs_per_question=arguments.pairs, **KINDS[name]) for name in arguments.kinds}
     size = min(len(pairs) for pairs, _ in made.values())
     figures = {"pairs": size, "right": rollouts.manifest["summary"]["mean_outcome_reward"], "runs": {}}
     for name, (pairs, counts) in made.items():
@@ -107,6 +105,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", default="preference_pairs.json")
     parser.add_argument("--folder", default="preference_pairs")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--solutions", type=int, default=8)
     parser.add_argument("--continuations", type=int, default=8)
@@ -128,7 +127,7 @@ def main():
     print(
         f"\n{len(kept)} seeds, {[figures['pairs'] for figures in kept]} pairs\n{'before':<30}{mean:.3f} ± {half:.3f}"
     )
-    for name in KINDS:
+    for name in arguments.kinds:
         after = [figures["runs"][name]["after"] for figures in kept]
         gains = [100 * (value - figures["before"]) for value, figures in zip(after, kept, strict=True)]
         (mean, half), (gain, spread) = interval(after), interval(gains)
