@@ -43,19 +43,24 @@ def damaged_file(paths: Iterable[Path]) -> str | None:
     return None
 
 
-def check_model_folder(path_or_id: str | Path) -> None:
+def check_model_folder(path_or_id: str | Path, revision: str | None = None) -> None:
     """
-    Checks the files of a model before they are loaded, because the errors of the loaders do not name the file.
+    Checks the files of a model before they are loaded, because the errors of the loaders do not name the file, or the
+    model.
 
     Args:
         path_or_id (`str` or `Path`):
-            Folder or Hub id of the model. A Hub id is not checked.
+            Folder or Hub id of the model or adapter. Of a Hub id, only the configuration is read.
+        revision (`str`, *optional*):
+            Revision on the Hub.
 
     Raises:
         `ValueError`: if a file in the folder is damaged.
+        `OSError`: if there is no such folder, and the Hub id cannot be read and was not downloaded before.
     """
     folder = Path(local_path(path_or_id))
     if not folder.is_dir():
+        _check_hub_id(local_path(path_or_id), revision)
         return
     damage = damaged_file(path for pattern in LOADED for path in folder.glob(pattern))
     if damage is not None:
@@ -63,3 +68,21 @@ def check_model_folder(path_or_id: str | Path) -> None:
             f"{folder}: {damage}, expected a saved model. Resume the training that saved it, which saves it again, or "
             "copy the folder again."
         )
+
+
+def _check_hub_id(name: str, revision: str | None) -> None:
+    from transformers.utils import cached_file
+
+    reasons = []
+    for file in ("config.json", "adapter_config.json"):
+        try:
+            cached_file(name, file, revision=revision)
+            return
+        except (OSError, ValueError) as error:  # ValueError: not a name that the Hub allows
+            reasons.append(error)
+    reason = " ".join(str(reasons[0]).splitlines()[0].split()).rstrip(".")
+    raise OSError(
+        f"{name}: got no folder, and no model of this name on the Hub or in its local cache ({reason}), expected a "
+        "folder of a saved model, or a Hub id. Check the spelling and the network, and set HF_TOKEN for a private or "
+        "gated model."
+    ) from reasons[0]

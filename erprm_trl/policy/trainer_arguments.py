@@ -60,9 +60,9 @@ def policy_model(
             )
         return model, processing_class, quantization_config
     name = local_path(model)
-    check_model_folder(name)
     init_kwargs: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     revision = init_kwargs.pop("revision", None)
+    check_model_folder(name, revision)
     if quantization_config is not None:
         init_kwargs["quantization_config"] = quantization_config
     if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):

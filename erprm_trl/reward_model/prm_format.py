@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import replace_file
 from ..io.config_values import is_url, refuse_escapes
+from ..io.file_checks import check_model_folder
 from ..io.paths import local_path
 from ..reasoning import STEPS_OF
 from .presets import PRESETS, preset_of
@@ -280,9 +281,13 @@ class PRMFormat:
         from transformers.utils import cached_file
 
         path_or_id = local_path(path_or_id)
+        preset = preset_of(path_or_id)
+        if preset is None and not Path(path_or_id).is_dir():
+            # Without a network, every file of a Hub id seems to be missing.
+            check_model_folder(path_or_id, revision)
         file = cached_file(path_or_id, FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
         if file is None:
-            if preset := preset_of(path_or_id):
+            if preset:
                 logger.warning("%s has no %s. Its format is the preset %r.", path_or_id, FORMAT_FILE, preset)
                 return cls.preset(preset)
             raise FileNotFoundError(

@@ -15,6 +15,7 @@ from ..io.paths import local_path
 
 
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz", ".parquet")
+MOST_NESTED = 60  # levels of lists and objects in a row of JSON; Arrow reads 64
 _BLANK = b"\xef\xbb\xbf \t\r\n"  # includes the byte order mark
 
 
@@ -166,7 +167,7 @@ def _check_csv(path: str, delimiter: str) -> tuple[list[str], int]:
 
 def _count_rows(path: str) -> int:
     """Checks a JSON file, and counts its rows. `datasets` alone would not name the line of an error, round integers
-    with more than 64 bits, and end the process at a line `null`."""
+    with more than 64 bits, and end the process at a line `null` and at deeply nested lists."""
     with _open(path) as file:
         whole = _is_one_value(path, file.read(1024))
         file.seek(0)
@@ -176,6 +177,8 @@ def _count_rows(path: str) -> int:
                 continue
             try:
                 value = json.loads(text.decode("utf-8-sig"), parse_int=_exact_int)
+                if text.count(b"[") + text.count(b"{") > MOST_NESTED and _is_nested(value, MOST_NESTED):
+                    raise ValueError(f"got more than {MOST_NESTED} levels of lists and objects")
                 rows = value if whole and isinstance(value, list) else [value]
                 if not all(isinstance(row, dict) for row in rows):
                     raise ValueError("got a row that is not a JSON object")
@@ -193,6 +196,19 @@ def _is_one_value(path: str, start: bytes) -> bool:
     # Whether the file is one list, or one object over several lines, instead of one object per line.
     first_line = start.lstrip(_BLANK).split(b"\n")[0].strip()
     return first_line.startswith(b"[") or (path.removesuffix(".gz").endswith(".json") and first_line == b"{")
+
+
+def _is_nested(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested in a value in more than this number of levels."""
+    values = [value]
+    for _ in range(levels):
+        values = [
+            child
+            for item in values
+            if isinstance(item, (list, dict))
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return any(isinstance(item, (list, dict)) for item in values)
 
 
 def _exact_int(digits: str) -> int:

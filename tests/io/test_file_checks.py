@@ -9,7 +9,16 @@ from broken_disks import no_file_above
 from datasets import Dataset
 from fake_sampler import FakeSampler
 
-from erprm_trl import PRMFormat, RolloutDataset, StepScorer, TransformersSampler, collect_rollouts, dial
+from erprm_trl import (
+    ERPRMConfig,
+    ERPRMTrainer,
+    PRMFormat,
+    RolloutDataset,
+    StepScorer,
+    TransformersSampler,
+    collect_rollouts,
+    dial,
+)
 from erprm_trl.dial.experiments.chain import FORMAT
 from erprm_trl.policy import RAFTConfig, RAFTTrainer
 from erprm_trl.policy.raft.policy_sampler import PolicySampler
@@ -142,3 +151,25 @@ def test_raft_resumes_after_a_full_disk_and_the_error_names_damaged_files(tmp_pa
     shutil.rmtree(folder)
     raft(tmp_path, scorer).train()
     assert (folder / "policy" / "model.safetensors").read_bytes() == weights
+
+
+QUESTION = {"question": "2 + 3?", "answer": "5"}
+ROW = {"prompt": "2 + 3?", "completions": ["5"], "labels": [1.0]}
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "outputs/no-such-folder/model", "./no-such-folder"])
+@pytest.mark.parametrize(
+    "load",
+    [
+        PRMFormat.load,
+        StepScorer.from_pretrained,
+        TransformersSampler.from_pretrained,
+        lambda name: ERPRMTrainer(name, ERPRMConfig(use_cpu=True, bf16=False), train_dataset=[ROW]),
+        lambda name: RAFTTrainer(name, "erprm", RAFTConfig(use_cpu=True, bf16=False), train_dataset=[QUESTION]),
+    ],
+    ids=["format", "scorer", "sampler", "reward model trainer", "RAFT"],
+)
+def test_the_error_names_a_model_that_cannot_be_found(load, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"no-such-.*: got no folder, and no model of this name .* Check the spelling"):
+        load(name)

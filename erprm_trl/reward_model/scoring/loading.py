@@ -80,7 +80,7 @@ def load_backend(
         )
         return RemoteBackend(path_or_id)
     path_or_id = local_path(path_or_id)
-    check_model_folder(path_or_id)
+    check_model_folder(path_or_id, revision)
     prm_format = resolve_format(prm_format, path_or_id, revision)
     kwargs: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "revision": revision}
     kwargs["trust_remote_code"] = trust_remote_code

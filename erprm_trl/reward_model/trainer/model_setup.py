@@ -60,7 +60,7 @@ def prepare_model(
     init_kwargs = dict(args.model_init_kwargs or {}) if isinstance(model, str) else {}
     revision = init_kwargs.get("revision")
     if isinstance(model, str):
-        check_model_folder(model)
+        check_model_folder(model, revision)
     prm_format = _choose_format(model, name, args, revision, default_format)
     if tokenizer is None:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)

@@ -115,9 +115,9 @@ class TransformersSampler:
         from transformers import AutoModelForCausalLM
 
         path_or_id = local_path(path_or_id)
-        check_model_folder(path_or_id)
         # Without an explicit `trust_remote_code`, transformers asks on the terminal whether to run code.
         kwargs = {"dtype": "auto", "trust_remote_code": False, **(model_init_kwargs or {})}
+        check_model_folder(path_or_id, kwargs.get("revision"))
         shared = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
         adapter = adapter_config(path_or_id, kwargs.get("revision"))
         if adapter is not None:
