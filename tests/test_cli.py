@@ -15,8 +15,11 @@ from erprm_trl.rollouts import CollectConfig
 from erprm_trl.scripts.outcome import StoppedByGuard
 
 
-TRAINERS = ["train", "raft", "grpo", "ppo"]
-NAMES = "collect train score best-of-n processbench calibrate search raft grpo ppo serve report memory quickstart env"
+TRAINERS = ["train", "raft", "grpo", "ppo", "dpo"]
+NAMES = (
+    "collect train score best-of-n processbench calibrate search raft grpo ppo pairs dpo serve report memory "
+    "quickstart env"
+)
 
 
 def test_every_command_has_a_module_with_its_main():

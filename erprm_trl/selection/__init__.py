@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         score_judged,
         score_rows,
     )
+    from .pairs import PairCounts, find_pairs, preference_pairs
     from .search import GuidedResult, GuidedSolution, guided_search
     from .voting import (
         group_answers,
@@ -52,6 +53,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "score_judged",
             "score_rows",
         ],
+        "pairs": ["PairCounts", "find_pairs", "preference_pairs"],
         "search": ["GuidedResult", "GuidedSolution", "guided_search"],
         "voting": [
             "group_answers",
