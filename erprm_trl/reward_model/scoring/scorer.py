@@ -3,6 +3,7 @@
 Selection, guided search, policy training and the scoring server all use it.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from ...io.text_lists import check_text_lists, check_texts
 from ...steps import clean_steps, split_steps
 from ..prm_format import FormatTokenIds, PRMFormat
 from .backend import CollectiveBackend, ScoringBackend, SolutionTooLong
+from .export import save_token_classifier
 from .loading import backend_of, load_backend
 
 
@@ -270,6 +272,31 @@ class StepScorer:
     def score_solutions(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[float]:
         """Returns one score per solution, by the format's aggregation. A solution without steps is an error."""
         return aggregate(self.score(questions, steps), self.prm_format.aggregation).tolist()
+
+    def export_token_classifier(self, folder: str | Path) -> None:
+        """
+        Saves the reward model as an `AutoModelForTokenClassification`, which engines such as vLLM serve.
+
+        The two classes are "bad" and "good", and the head has the rows of the bad and the good token of the
+        language-model head. The scores are the same. Adapters are merged into the weights, which takes the memory of
+        a second copy of the model. The tokenizer and a `prm_format.json` with `head="token"` and `num_labels=2` are
+        saved in the same folder. A reward model with a token classification head is saved with its own head.
+
+        Args:
+            folder (`str` or `Path`):
+                Folder for the exported model.
+
+        Raises:
+            `ValueError`: if the model is not in this process, if the folder has a model, or if the model has another
+                kind of head, a quantized dtype, an adapter that cannot be merged, or an architecture without a token
+                classification model with the same scores.
+        """
+        if self.weights is None:
+            raise ValueError(
+                f"export_token_classifier: got a {type(self.backend).__name__} without a model, expected a model in "
+                "this process. Run erprm export --reward_model FOLDER --output_dir NEW_FOLDER where the model is."
+            )
+        save_token_classifier(copy.deepcopy(self.model), self.tokenizer, self.prm_format, folder)
 
     def split(self, completion: str) -> list[str]:
         """Splits a raw text into steps by the format's splitter."""
