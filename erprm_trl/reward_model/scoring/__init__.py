@@ -8,6 +8,7 @@ from ..._lazy import lazy_exports
 if TYPE_CHECKING:
     from .backend import CollectiveBackend, ScoringBackend, SolutionTooLong
     from .export import export_reward_model
+    from .eta import scores_at_eta
     from .implicit import ImplicitBackend
     from .loading import load_backend, load_format
     from .local import LocalBackend
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "backend": ["CollectiveBackend", "ScoringBackend", "SolutionTooLong"],
         "export": ["export_reward_model"],
+        "eta": ["scores_at_eta"],
         "implicit": ["ImplicitBackend"],
         "loading": ["load_backend", "load_format"],
         "local": ["LocalBackend"],
