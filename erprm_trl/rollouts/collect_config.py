@@ -5,18 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from .. import rollouts  # its names are loaded on first use, so that a command line is parsed without torch
 from ..io.config_values import read_json_fields, refuse_escapes
+from . import sampling
 
 
 if TYPE_CHECKING:
     from .dataset import RolloutDataset
     from .sampling.base import Sampler
-
-
-# Arguments that all samplers have.
-SAMPLER_SETTINGS = (
-    "temperature top_p top_k max_new_tokens "
-    "prompt_template system_prompt use_chat_template chat_template_kwargs examples"
-).split()
 
 
 @dataclass
@@ -203,14 +197,4 @@ class CollectConfig:
         )
 
     def _sampler(self) -> "Sampler":
-        settings = {name: getattr(self, name) for name in SAMPLER_SETTINGS}
-        init_kwargs = self.model_init_kwargs or {}
-        if self.backend == "vllm":
-            return rollouts.VLLMSampler(self.model_name_or_path, engine_kwargs=init_kwargs, **settings)
-        if self.backend == "endpoint":
-            settings |= {name: getattr(self, name) for name in ("max_concurrency", "request_timeout", "api_key_env")}
-            return rollouts.EndpointSampler(self.model_name_or_path, self.base_url, **settings, **init_kwargs)
-        settings["batch_size"] = self.batch_size
-        return rollouts.TransformersSampler.from_pretrained(
-            self.model_name_or_path, model_init_kwargs=init_kwargs, **settings
-        )
+        return sampling.load_sampler({name: getattr(self, name) for name in sampling.SETTING_NAMES})
