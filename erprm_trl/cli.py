@@ -59,6 +59,7 @@ COMMANDS = {
     "raft": Command("Train a policy in rounds of sampling and selection.", "raft", "train_raft", True),
     "grpo": Command("Train a policy with GRPO on step scores.", "grpo", "train_step_grpo", True),
     "ppo": Command("Train a policy with PPO on step scores.", "ppo", "train_step_ppo", True),
+    "export": Command("Export a reward model for engines such as vLLM.", "export"),
     "serve": Command("Serve a reward model over HTTP.", "serve", "serve_scorer", is_server=True),
     "report": Command("Write a page about a run: solutions with step scores, and curves.", "report"),
     "memory": Command("Estimate the memory that a training takes on each GPU.", "memory"),

@@ -16,7 +16,8 @@ from erprm_trl.scripts.outcome import StoppedByGuard
 
 
 TRAINERS = ["train", "raft", "grpo", "ppo"]
-NAMES = "collect train score best-of-n processbench calibrate search raft grpo ppo serve report memory quickstart env"
+NAMES = "collect train score best-of-n processbench calibrate search raft grpo ppo export serve report memory"
+NAMES += " quickstart env"
 
 
 def test_every_command_has_a_module_with_its_main():

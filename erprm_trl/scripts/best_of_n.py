@@ -16,7 +16,7 @@ from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
 from ..training import tracking
 from .outcome import print_outcome
-from .scoring import TRAINED_ETA, score_with_each
+from .scoring import SCORING_BACKEND, TRAINED_ETA, score_with_each
 
 
 @dataclass
@@ -39,6 +39,7 @@ class BestOfNArguments:
         },
     )
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
     plot_aggregation: str = field(
         default="min", metadata={"help": "Aggregation of step scores in the plot: min, last, product or mean."}
@@ -56,7 +57,8 @@ def main(arguments: BestOfNArguments) -> dict:
     ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
     etas = arguments.eta if isinstance(arguments.eta, list) else [] if arguments.eta is None else [arguments.eta]
     models = local_paths("reward_models", arguments.reward_models)
-    scores = score_with_each(models, samples, arguments.batch_size, etas, arguments.trained_eta)
+    scoring = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
+    scores = score_with_each(models, samples, arguments.batch_size, etas, **scoring)
     settings = samples.settings
     with rollouts.Grader(settings.grading, answer_pattern=settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)

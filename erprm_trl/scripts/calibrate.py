@@ -16,7 +16,7 @@ from ..io.paths import local_paths
 from ..io.redaction import without_login
 from ..reward_model.scoring.eta import eta_or_as_trained
 from .outcome import print_outcome
-from .scoring import TRAINED_ETA, load_scorer
+from .scoring import SCORING_BACKEND, TRAINED_ETA, load_scorer
 
 
 @dataclass
@@ -36,6 +36,7 @@ class CalibrationArguments:
         },
     )
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     aggregation: str = field(
         default="last",
         metadata={"help": "How the step scores of a prefix become its score: last, min, product or mean."},
@@ -50,7 +51,8 @@ def main(arguments: CalibrationArguments) -> dict:
     folder = make_folder(arguments.output_dir)
     scores = {}
     for path in local_paths("reward_models", arguments.reward_models):
-        scorer, name = load_scorer(path, arguments.batch_size, arguments.trained_eta), without_login(path)
+        scoring = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
+        scorer, name = load_scorer(path, arguments.batch_size, **scoring), without_login(path)
         readable = eta_or_as_trained(scorer.prm_format, arguments.eta, name)
         scores[name] = selection.score_rollouts(scorer, rollouts, eta=readable)
     results = {

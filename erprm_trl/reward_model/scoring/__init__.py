@@ -8,6 +8,7 @@ from ..._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .backend import CollectiveBackend, OutcomeBackend, ScoringBackend, SolutionTooLong
+    from .engine_server import EngineServerBackend
     from .eta import scores_at_eta
     from .export import export_reward_model
     from .implicit import ImplicitBackend
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
     from .renamed import RemoteStepScorer
     from .scorer import StepScorer, solution_scores
     from .sharded import ShardedBackend
+    from .vllm import VLLMBackend
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "backend": ["CollectiveBackend", "OutcomeBackend", "ScoringBackend", "SolutionTooLong"],
+        "engine_server": ["EngineServerBackend"],
         "eta": ["scores_at_eta"],
         "export": ["export_reward_model"],
         "implicit": ["ImplicitBackend"],
@@ -35,5 +38,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "renamed": ["RemoteStepScorer"],
         "scorer": ["StepScorer", "solution_scores"],
         "sharded": ["ShardedBackend"],
+        "vllm": ["VLLMBackend"],
     },
 )

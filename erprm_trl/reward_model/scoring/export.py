@@ -18,7 +18,7 @@ from ...io.paths import local_path
 from ...io.tokenizers import load_tokenizer
 from ..heads import refuse_virtual_tokens
 from ..prm_format import PRMFormat, resolve_format
-from .loading import load_reward_model, unpartitioned
+from .weights import load_reward_model, unpartitioned
 
 
 LABELS = {0: "bad", 1: "good"}
@@ -115,8 +115,8 @@ def _check_saved_tokenizer(tokenizer, folder: str) -> None:
 def _check_request(prm_format: PRMFormat, folder: str | Path) -> None:
     if prm_format.head not in ("lm", "token"):
         raise ValueError(
-            f"export: got head={prm_format.head!r}, expected 'lm', or 'token' to merge an adapter. A linear layer with "
-            "two classes cannot express the other heads. Score with the model itself."
+            f"export: got head={prm_format.head!r}, expected 'lm', or 'token' to merge an adapter. A linear layer "
+            "with two classes cannot express the other heads. Score with the model itself."
         )
     if Path(local_path(folder), "config.json").exists():
         raise ValueError(f"{folder}: got a folder with a model, expected a new folder. Choose another one.")

@@ -147,6 +147,12 @@ class LocalBackend:
         return log_odds_at_head(self.model, self.model, self.prm_format.head, self.token_ids, batch)
 
 
+def scores_of_classes(logits: Tensor) -> list[float]:
+    """Step scores from the logits of a token classification model: of shape (steps, 1), or (steps, 2) with the class
+    "good" last."""
+    return step_log_odds(logits.flip(-1)).sigmoid().tolist()
+
+
 def solutions_to_score(encoded: list[EncodedSolution], context: int | None, skip_too_long: bool) -> list[int]:
     """
     Returns the indices of the solutions that have steps and fit the context.

@@ -10,10 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig
 
-from ...functional.step_losses import step_log_odds
 from ...io.adapters import adapter_config
 from ...io.file_checks import check_model_folder
 from ...io.paths import local_path
@@ -21,7 +19,7 @@ from ...io.tokenizers import load_tokenizer
 from ..encoding import encode_solutions
 from ..prm_format import FORMAT_FILE, PRMFormat, resolve_format
 from .export import export_reward_model
-from .local import solutions_to_score
+from .local import scores_of_classes, solutions_to_score
 
 
 logger = logging.getLogger(__name__)
@@ -109,9 +107,7 @@ class VLLMBackend:
                 "enable_prefix_caching": False,
                 "skip_tokenizer_init": True,
             }
-            self.engine = LLM(
-                model=path_or_id, runner="pooling", **{**defaults, **loading, **(engine_kwargs or {})}
-            )
+            self.engine = LLM(model=path_or_id, runner="pooling", **{**defaults, **loading, **(engine_kwargs or {})})
 
     @property
     def context_length(self) -> int:
@@ -136,7 +132,7 @@ class VLLMBackend:
             use_tqdm=False,
         )
         for index, output in zip(kept, outputs, strict=True):
-            scores[index] = step_scores(output.outputs.data[encoded[index].step_positions])
+            scores[index] = scores_of_classes(output.outputs.data[encoded[index].step_positions])
         return scores
 
     def close(self) -> None:
@@ -144,12 +140,6 @@ class VLLMBackend:
         # Deleting the engine is not enough, because references that vLLM keeps may keep it alive.
         self.engine.llm_engine.engine_core.shutdown()
         del self.engine
-
-
-def step_scores(logits: Tensor) -> list[float]:
-    """Scores of steps from the logits of a token classification model: of shape (steps, 1), or (steps, 2) with the
-    class "good" last."""
-    return step_log_odds(logits.flip(-1)).sigmoid().tolist()
 
 
 def _is_servable(path_or_id: str, prm_format: PRMFormat, revision: str | None) -> bool:
