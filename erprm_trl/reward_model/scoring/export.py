@@ -93,9 +93,10 @@ def save_token_classifier(model: nn.Module, tokenizer, prm_format: PRMFormat, fo
         ids = prm_format.token_ids(tokenizer)
         model = _token_classifier(model, bad=ids.bad, good=ids.good)
     folder = local_path(folder)
-    model.save_pretrained(folder)
+    model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _check_saved_tokenizer(tokenizer, folder)
+    model.save_pretrained(folder)
     exported.save(folder)  # at last, because nothing loads a folder without a format
     return exported
 
@@ -130,7 +131,7 @@ def _merged(model: nn.Module) -> PreTrainedModel:
             "export: got a quantized model, expected weights in a floating-point dtype, because adapters and the head "
             "are merged into them. Load the model without quantization."
         )
-    if not hasattr(model, "merge_and_unload"):
+    if not hasattr(model, "peft_config"):
         return model
     for config in model.peft_config.values():
         if config.is_prompt_learning:
