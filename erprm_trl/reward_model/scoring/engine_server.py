@@ -39,7 +39,7 @@ ENGINE = Service(
 
 class Engine(NamedTuple):
     """
-    What a kind of server expects and returns.
+    A kind of server: the form of its requests and answers.
 
     Attributes:
         name (`str`):

@@ -75,21 +75,10 @@ def load_backend(
     if backend not in BACKENDS:
         raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(BACKENDS)}. Correct the name.")
     if is_url(path_or_id) or is_scorer_file(path_or_id):
-        refuse_loading(
-            path_or_id,
-            prm_format=None if is_url(path_or_id) else prm_format,
-            tokenizer=None if is_url(path_or_id) else tokenizer,
-            backend=None if backend == "local" else backend,
-            dtype=None if dtype == "auto" else dtype,
-            device_map=device_map,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            accelerator=accelerator,
-        )
-        if is_url(path_or_id):
-            return connect(path_or_id, prm_format=prm_format, tokenizer=tokenizer)
-        with unpartitioned():
-            return load_scorer_file(path_or_id)
+        loading = {"device_map": device_map, "revision": revision, "trust_remote_code": trust_remote_code}
+        loading |= {"accelerator": accelerator, "dtype": dtype if dtype != "auto" else None}
+        loading["backend"] = backend if backend != "local" else None
+        return _load_elsewhere(path_or_id, prm_format, tokenizer, loading)
     if tokenizer is not None:
         raise ValueError(
             "tokenizer: got a value together with a folder or Hub id, expected it only with the address of a vLLM or "
@@ -118,6 +107,18 @@ def load_backend(
         model = model.to(device)
         reference_model = None if reference_model is None else reference_model.to(device)
     return backend_of(model, tokenizer, prm_format, reference_model, **limits)
+
+
+def _load_elsewhere(
+    path_or_url: str | Path, prm_format: PRMFormat | str | None, tokenizer, loading: dict[str, Any]
+) -> ScoringBackend:
+    """The backend for an address or a scorer file. The arguments `loading` are refused."""
+    if is_url(path_or_url):
+        refuse_loading(path_or_url, **loading)
+        return connect(path_or_url, prm_format=prm_format, tokenizer=tokenizer)
+    refuse_loading(path_or_url, prm_format=prm_format, tokenizer=tokenizer, **loading)
+    with unpartitioned():
+        return load_scorer_file(path_or_url)
 
 
 def _load_vllm_backend(
