@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .remote import RemoteBackend
     from .renamed import RemoteStepScorer
     from .scorer import StepScorer, solution_scores
+    from .scorer_file import load_scorer_file
     from .sharded import ShardedBackend
     from .vllm import VLLMBackend
 
@@ -37,6 +38,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "remote": ["RemoteBackend"],
         "renamed": ["RemoteStepScorer"],
         "scorer": ["StepScorer", "solution_scores"],
+        "scorer_file": ["load_scorer_file"],
         "sharded": ["ShardedBackend"],
         "vllm": ["VLLMBackend"],
     },

@@ -378,7 +378,7 @@ class StepScorer:
         """Returns a scorer for solutions that may be unfinished. It is this scorer, unless the backend scores the last
         step by the solution's outcome ([`MonteCarloScorer`])."""
         if isinstance(self.backend, OutcomeBackend):
-            return StepScorer.from_backend(self.backend.for_unfinished())
+            return self.from_backend(self.backend.for_unfinished(), eta=self.eta, trained_eta=self._stated_eta)
         return self
 
     @contextmanager
