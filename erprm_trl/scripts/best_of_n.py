@@ -48,6 +48,10 @@ class BestOfNArguments:
         default_factory=lambda: ["none"], metadata={"help": "Trackers: wandb, trackio, tensorboard, or none."}
     )
 
+    def __post_init__(self):
+        if isinstance(self.eta, (int, float)):
+            self.eta = [self.eta]
+
 
 def main(arguments: BestOfNArguments) -> dict:
     """Scores, compares, prints and plots."""
@@ -55,10 +59,9 @@ def main(arguments: BestOfNArguments) -> dict:
     folder = make_folder(arguments.output_dir)
     fewest = min(map(len, samples.solutions()))
     ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
-    etas = arguments.eta if isinstance(arguments.eta, list) else [] if arguments.eta is None else [arguments.eta]
     models = local_paths("reward_models", arguments.reward_models)
-    scoring = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
-    scores = score_with_each(models, samples, arguments.batch_size, etas, **scoring)
+    options = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
+    scores = score_with_each(models, samples, arguments.batch_size, arguments.eta or (), **options)
     settings = samples.settings
     with rollouts.Grader(settings.grading, answer_pattern=settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)

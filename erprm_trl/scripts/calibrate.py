@@ -14,7 +14,7 @@ from .. import report, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
 from ..io.redaction import without_login
-from ..reward_model.scoring.eta import eta_or_as_trained
+from ..reward_model import scoring
 from .outcome import print_outcome
 from .scoring import SCORING_BACKEND, TRAINED_ETA, load_scorer
 
@@ -51,9 +51,9 @@ def main(arguments: CalibrationArguments) -> dict:
     folder = make_folder(arguments.output_dir)
     scores = {}
     for path in local_paths("reward_models", arguments.reward_models):
-        scoring = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
-        scorer, name = load_scorer(path, arguments.batch_size, **scoring), without_login(path)
-        readable = eta_or_as_trained(scorer.prm_format, arguments.eta, name)
+        options = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
+        scorer, name = load_scorer(path, arguments.batch_size, **options), without_login(path)
+        readable = scoring.eta_or_as_trained(scorer.prm_format, arguments.eta, name)
         scores[name] = selection.score_rollouts(scorer, rollouts, eta=readable)
     results = {
         name: selection.measure_calibration(

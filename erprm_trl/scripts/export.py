@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..io.redaction import without_login
-from ..reward_model.scoring.export import export_reward_model
+from ..reward_model import scoring
 from .outcome import print_outcome
 
 
@@ -26,7 +26,7 @@ class ExportArguments:
 
 def main(arguments: ExportArguments) -> Path:
     """Exports the model, and says how to serve it."""
-    export_reward_model(
+    scoring.export_reward_model(
         arguments.reward_model, arguments.output_dir, prm_format=arguments.prm_format, dtype=arguments.dtype
     )
     print_outcome(

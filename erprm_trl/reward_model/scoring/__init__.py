@@ -9,7 +9,7 @@ from ..._lazy import lazy_exports
 if TYPE_CHECKING:
     from .backend import CollectiveBackend, OutcomeBackend, ScoringBackend, SolutionTooLong
     from .engine_server import EngineServerBackend
-    from .eta import scores_at_eta
+    from .eta import eta_or_as_trained, format_at_eta, scores_at_eta
     from .export import export_reward_model
     from .implicit import ImplicitBackend
     from .judge import JudgeScorer
@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "backend": ["CollectiveBackend", "OutcomeBackend", "ScoringBackend", "SolutionTooLong"],
         "engine_server": ["EngineServerBackend"],
-        "eta": ["scores_at_eta"],
+        "eta": ["eta_or_as_trained", "format_at_eta", "scores_at_eta"],
         "export": ["export_reward_model"],
         "implicit": ["ImplicitBackend"],
         "judge": ["JudgeScorer"],
