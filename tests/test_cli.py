@@ -17,7 +17,7 @@ from erprm_trl.scripts.outcome import StoppedByGuard
 
 TRAINERS = ["train", "raft", "grpo", "ppo", "dpo"]
 NAMES = (
-    "collect train score best-of-n processbench calibrate search raft grpo ppo pairs dpo serve report memory "
+    "collect train score best-of-n processbench calibrate search raft grpo ppo pairs dpo export serve report memory "
     "quickstart env"
 )
 
