@@ -170,7 +170,7 @@ def draw_label_noise(noise: Mapping[str, Any], *, title: str = "") -> "Figure":
 
     Args:
         noise (`Mapping`):
-            From [`~erprm_trl.rollouts.label_noise.measure_label_noise`].
+            From [`~erprm_trl.rollouts.measure_label_noise`].
         title (`str`, *optional*):
             Title of the plot.
 

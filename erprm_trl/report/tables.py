@@ -129,7 +129,7 @@ def label_noise_facts(noise: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     Args:
         noise (`Mapping`):
-            From [`~erprm_trl.rollouts.label_noise.measure_label_noise`].
+            From [`~erprm_trl.rollouts.measure_label_noise`].
     """
     repeated, questions = noise["repeated"], noise["questions"]
     below = [
@@ -154,7 +154,7 @@ def format_label_noise_table(noise: Mapping[str, Any]) -> str:
 
     Args:
         noise (`Mapping`):
-            From [`~erprm_trl.rollouts.label_noise.measure_label_noise`].
+            From [`~erprm_trl.rollouts.measure_label_noise`].
     """
     facts = label_noise_facts(noise)
     width = max(len(name) for name, _ in facts) + 2

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .collect_config import CollectConfig
     from .dataset import RolloutDataset
     from .grading import Grader, extract_answer, grade
+    from .label_noise import measure_label_noise
     from .label_options import LabelOptions
     from .questions import Question, Questions, load_questions
     from .records import CollectionSettings, RolloutRow
@@ -27,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "collect_config": ["CollectConfig"],
         "dataset": ["RolloutDataset"],
         "grading": ["Grader", "extract_answer", "grade"],
+        "label_noise": ["measure_label_noise"],
         "label_options": ["LabelOptions"],
         "questions": ["Question", "Questions", "load_questions"],
         "records": ["CollectionSettings", "RolloutRow"],

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 
 import erprm_trl
 
-from .. import report
+from .. import report, rollouts
 from ..io.atomic_files import make_folder, replace_file
-from ..rollouts.label_noise import measure_label_noise
 from .outcome import print_outcome
 
 
@@ -27,9 +26,8 @@ class InspectLabelsArguments:
 
 def main(arguments: InspectLabelsArguments) -> dict:
     """Measures, prints and plots."""
-    rollouts = erprm_trl.RolloutDataset(arguments.rollouts)
     folder = make_folder(arguments.output_dir)
-    noise = measure_label_noise(rollouts, arguments.eta)
+    noise = rollouts.measure_label_noise(erprm_trl.RolloutDataset(arguments.rollouts), arguments.eta)
     replace_file(folder / "label_noise.json", json.dumps(noise, indent=2))
     report.draw_label_noise(noise).savefig(folder / "label_noise.png", dpi=150)
     print_outcome(

@@ -95,6 +95,14 @@ def test_the_evaluation_recipes_in_miniature(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "calibration" / "calibration.png").stat().st_size > 5000
     assert "2 continuations each, value at eta = 2.0" in capsys.readouterr().out
 
+    recipe, (arguments,) = parse(
+        "inspect_labels", ["--rollouts", rollouts, "--output_dir", str(tmp_path / "noise"), "--eta", "0"]
+    )
+    noise = recipe.main(arguments)
+    assert json.loads((tmp_path / "noise" / "label_noise.json").read_text()) == noise
+    assert (tmp_path / "noise" / "label_noise.png").stat().st_size > 5000
+    assert "standard error of a label" in capsys.readouterr().out
+
     run("best_of_n", "best_of_n", "--samples", rollouts, "--reward_models", *models)
     differences = json.loads((tmp_path / "best_of_n" / "paired_differences.json").read_text())
     assert differences["models"][models[1]]["min"]["test"]["p_value"] == 1.0
