@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "rollouts": BASE,
     "reward_model": BASE,
     "reward_model.trainer": {"training", "rollouts", "_trl", *CONTRACT},
-    "reward_model.scoring": {"_trl", *CONTRACT},
+    # Scorers without a reward model sample and grade texts, and read reference answers.
+    "reward_model.scoring": {"_trl", "rollouts", *CONTRACT},
     "selection": {"reward_model.scoring", "rollouts", *BASE},
     "policy": POLICY,
     "policy.online": POLICY,
@@ -135,6 +136,8 @@ def test_a_module_only_imports_what_its_folder_may_import(path):
         ("reward_model/encoding.py", "from .scoring.scorer import StepScorer", False),
         ("reward_model/trainer/metrics.py", "from ..scoring.scorer import StepScorer", False),
         ("reward_model/scoring/scorer.py", "from ..trainer.metrics import StepRecords", False),
+        ("reward_model/scoring/scorer.py", "from ...rollouts.collect import collect_rollouts", False),
+        ("reward_model/scoring/monte_carlo.py", "from ...rollouts.sampling.base import Sampler", True),
         ("reward_model/trainer/metrics.py", "from ...rollouts.dataset import RolloutDataset", True),
         ("selection/voting.py", "from ..reward_model.scoring.scorer import StepScorer", True),
         ("selection/voting.py", "from ..policy import guards", False),

@@ -8,7 +8,7 @@ from .._lazy import lazy_exports
 if TYPE_CHECKING:
     from .encoding import EncodedSolution, encode_solution, encode_solutions
     from .prm_format import PRMFormat
-    from .scoring import RemoteBackend, RemoteStepScorer, ScoringBackend, StepScorer
+    from .scoring import JudgeScorer, MonteCarloScorer, RemoteBackend, RemoteStepScorer, ScoringBackend, StepScorer
     from .trainer import ERPRMConfig, ERPRMTrainer, load_labelled_steps, to_stepwise
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -16,7 +16,14 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "encoding": ["EncodedSolution", "encode_solution", "encode_solutions"],
         "prm_format": ["PRMFormat"],
-        "scoring": ["RemoteBackend", "RemoteStepScorer", "ScoringBackend", "StepScorer"],
+        "scoring": [
+            "JudgeScorer",
+            "MonteCarloScorer",
+            "RemoteBackend",
+            "RemoteStepScorer",
+            "ScoringBackend",
+            "StepScorer",
+        ],
         "trainer": ["ERPRMConfig", "ERPRMTrainer", "load_labelled_steps", "to_stepwise"],
     },
 )

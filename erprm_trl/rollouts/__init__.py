@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .collect import collect_rollouts
     from .collect_config import CollectConfig
     from .dataset import RolloutDataset
+    from .given_solutions import GivenSolution, GivenSolutions, load_solutions
     from .grading import Grader, extract_answer, grade
     from .label_noise import measure_label_noise
     from .label_options import LabelOptions
@@ -27,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "collect": ["collect_rollouts"],
         "collect_config": ["CollectConfig"],
         "dataset": ["RolloutDataset"],
+        "given_solutions": ["GivenSolution", "GivenSolutions", "load_solutions"],
         "grading": ["Grader", "extract_answer", "grade"],
         "label_noise": ["measure_label_noise"],
         "label_options": ["LabelOptions"],

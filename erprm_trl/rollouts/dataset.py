@@ -72,16 +72,16 @@ class RolloutDataset:
         """
         settings = self.settings
         rows_in_chunk = settings.chunk_sizes
-        num_rows = settings.num_questions * settings.num_solutions
-        places, states = np.full((num_rows, 2), -1), np.zeros(num_rows, dtype=np.int16)
+        ends = np.cumsum(rows_in_chunk)
+        places, states = np.full((ends[-1], 2), -1), np.zeros(ends[-1], dtype=np.int16)
         for shard_index, shard in enumerate(self._shards):
             for chunk, rows, starts in read_chunks(shard, len(rows_in_chunk)):
                 if len(rows) != rows_in_chunk[chunk]:
                     continue
-                for row, start in zip(rows, starts[:-1], strict=True):  # the last start is the end of the chunk
-                    index = row.question_index * settings.num_solutions + row.solution_index
-                    places[index] = shard_index, start
-                    states[index] = self._state(row)
+                # The rows of a chunk are in the order of the questions. The last start is the end of the chunk.
+                index = slice(ends[chunk] - len(rows), ends[chunk])
+                places[index, 0], places[index, 1] = shard_index, starts[:-1]
+                states[index] = [self._state(row) for row in rows]
         complete = places[:, 0] >= 0
         return places[complete], states[complete]
 

@@ -25,7 +25,7 @@ class BestOfNArguments:
 
     samples: str = field(metadata={"help": "Rollout folder with several solutions per question."})
     reward_models: list[str] = field(
-        metadata={"help": "Reward models to compare: folders, Hub ids or scoring servers."}
+        metadata={"help": "Reward models to compare: folders, Hub ids, scoring servers or scorer files."}
     )
     output_dir: str = field(metadata={"help": "Folder for the scores, the results and the plot."})
     ns: list[int] | None = field(

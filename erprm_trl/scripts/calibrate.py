@@ -23,7 +23,7 @@ class CalibrationArguments:
 
     rollouts: str = field(metadata={"help": "Rollout folder of held-out questions, with continuations."})
     reward_models: list[str] = field(
-        metadata={"help": "Reward models to compare: folders, Hub ids or scoring servers."}
+        metadata={"help": "Reward models to compare: folders, Hub ids, scoring servers or scorer files."}
     )
     output_dir: str = field(metadata={"help": "Folder for the scores, the results and the plot."})
     eta: float = field(default=0.0, metadata={"help": "Eta that the reward models were trained with."})

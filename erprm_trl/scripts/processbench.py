@@ -21,7 +21,7 @@ class ProcessBenchArguments:
     """The judged solutions and the reward models. Give a threshold, or a way to hold out solutions."""
 
     reward_models: list[str] = field(
-        metadata={"help": "Reward models to compare: folders, Hub ids or scoring servers."}
+        metadata={"help": "Reward models to compare: folders, Hub ids, scoring servers or scorer files."}
     )
     output_dir: str = field(metadata={"help": "Folder for the scores and the results."})
     dataset: str = field(

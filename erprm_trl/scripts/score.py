@@ -23,7 +23,7 @@ from .outcome import print_outcome
 class ScoreArguments:
     """The reward model and the solutions."""
 
-    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id, scoring server or scorer file of the reward model."})
     dataset_name: str = field(
         metadata={
             "help": "Source of the solutions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or "

@@ -25,7 +25,7 @@ class GuidedSearchArguments:
     """The policy, the reward model, the questions, and the arguments of [`~erprm_trl.selection.guided_search`]."""
 
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of the policy."})
-    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id, scoring server or scorer file of the reward model."})
     dataset_name: str = field(
         metadata={
             "help": "Source of the questions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or "

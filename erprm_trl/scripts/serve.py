@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class ServeArguments:
     """The reward model and the server."""
 
-    reward_model: str = field(metadata={"help": "Folder or Hub id of the reward model."})
+    reward_model: str = field(metadata={"help": "Folder or Hub id of the reward model, or a scorer file."})
     host: str = field(
         default="127.0.0.1",
         metadata={"help": "Address to listen on. Use 0.0.0.0 for other machines, and set a token."},

@@ -23,6 +23,7 @@ from .backend import ScoringBackend
 from .implicit import ImplicitBackend
 from .local import LocalBackend
 from .remote import RemoteBackend, refuse_loading
+from .scorer_file import is_scorer_file, load_scorer_file, scorer_file_format
 from .sharded import ShardedBackend, check_sharding
 
 
@@ -38,7 +39,7 @@ def load_format(
 
     Args:
         path_or_url (`str` or `Path`):
-            Folder, Hub id, or address of a scoring server.
+            Folder, Hub id, address of a scoring server, or scorer file.
         prm_format ([`PRMFormat`] or `str`, *optional*):
             A format or the name of a preset. If set, nothing is read and no server is asked.
         revision (`str`, *optional*):
@@ -50,8 +51,10 @@ def load_format(
         [`~erprm_trl.rollouts.EndpointError`]: if the request to the server fails.
     """
     if prm_format is None and is_url(path_or_url):
-        refuse_loading(revision=revision)
+        refuse_loading(path_or_url, revision=revision)
         return RemoteBackend(path_or_url).prm_format
+    if prm_format is None and is_scorer_file(path_or_url):
+        return scorer_file_format(path_or_url)
     return resolve_format(prm_format, path_or_url, revision)
 
 
@@ -69,8 +72,9 @@ def load_backend(
     accelerator: "Accelerator | None" = None,
 ) -> ScoringBackend:
     """Loads the backend for a reward model. For the arguments and errors see [`StepScorer.from_pretrained`]."""
-    if is_url(path_or_id):
+    if is_url(path_or_id) or is_scorer_file(path_or_id):
         refuse_loading(
+            path_or_id,
             prm_format=prm_format,
             dtype=None if dtype == "auto" else dtype,
             device_map=device_map,
@@ -78,7 +82,10 @@ def load_backend(
             trust_remote_code=trust_remote_code,
             accelerator=accelerator,
         )
-        return RemoteBackend(path_or_id)
+        if is_url(path_or_id):
+            return RemoteBackend(path_or_id)
+        with unpartitioned():
+            return load_scorer_file(path_or_id)
     path_or_id = local_path(path_or_id)
     check_model_folder(path_or_id, revision)
     prm_format = resolve_format(prm_format, path_or_id, revision)

@@ -14,7 +14,7 @@ from ...functional.aggregation import aggregate
 from ...io.text_lists import check_text_lists, check_texts
 from ...steps import clean_steps, split_steps
 from ..prm_format import FormatTokenIds, PRMFormat
-from .backend import CollectiveBackend, ScoringBackend, SolutionTooLong
+from .backend import CollectiveBackend, OutcomeBackend, ScoringBackend, SolutionTooLong
 from .loading import backend_of, load_backend
 
 
@@ -120,8 +120,9 @@ class StepScorer:
         Args:
             path_or_id (`str` or `Path`):
                 Folder, Hub id, or address of a scoring server such as `"http://host:8100"` (see [`RemoteBackend`]).
-                The server chooses its device and batch size. With an address, `device`, `batch_size` and
-                `max_batch_tokens` are ignored, and the other arguments raise an error.
+                Or a scorer file, i.e. a `.yaml` file for a [`MonteCarloScorer`] or a [`JudgeScorer`]. The server or
+                the file chooses the device and batch size. With an address or a scorer file, `device`, `batch_size`
+                and `max_batch_tokens` are ignored, and the other arguments raise an error.
             prm_format ([`PRMFormat`] or `str`, *optional*):
                 Format of the model, or the name of a preset ([`PRMFormat.preset`]). Defaults to the model's own
                 `prm_format.json`.
@@ -275,6 +276,13 @@ class StepScorer:
         """Splits a raw text into steps by the format's splitter."""
         splitter = self.prm_format.splitter
         return clean_steps(split_steps(completion, splitter, self.prm_format.steps_of), splitter)
+
+    def for_unfinished(self) -> "StepScorer":
+        """Returns a scorer for solutions that may be unfinished. It is this scorer, unless the backend scores the last
+        step by the solution's outcome ([`MonteCarloScorer`])."""
+        if isinstance(self.backend, OutcomeBackend):
+            return StepScorer.from_backend(self.backend.for_unfinished())
+        return self
 
     @contextmanager
     def _stopping_other_processes(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from ...io.paths import local_path
 from ...io.redaction import without_login
 from ...io.text_lists import check_text_lists
 from ...reward_model.scoring.scorer import StepScorer
+from ...reward_model.scoring.scorer_file import is_scorer_file, scorer_file_identity
 from .processbench import JudgedSolution
 
 
@@ -31,7 +32,7 @@ def score_judged(
 
     Args:
         reward_model (`str` or `Path`):
-            Folder, Hub id or scoring server. It is only loaded if there are solutions to score.
+            Folder, Hub id, scoring server or scorer file. It is only loaded if there are solutions to score.
         solutions (`Iterable[JudgedSolution]`):
             Solutions in any order. Solutions with equal problem and steps are scored once.
         folder (`str` or `Path`):
@@ -70,8 +71,10 @@ def score_judged(
 
 
 def reward_model_identity(reward_model: str) -> dict[str, Any]:
-    """Name of a reward model, and the sizes and times of its files: scores are only continued with the same model."""
-    return {"reward_model": without_login(reward_model), "files": _files(reward_model)}
+    """Name of a reward model, and the sizes and times of its files, or the settings of a scorer file: scores are only
+    continued with the same model and settings."""
+    files = scorer_file_identity(reward_model) if is_scorer_file(reward_model) else _files(reward_model)
+    return {"reward_model": without_login(reward_model), "files": files}
 
 
 def _read_scores(path: Path, identity: dict[str, Any]) -> dict[str, list[float]]:

@@ -131,7 +131,7 @@ def guided_search(
     expansions = _check_arguments(method, eta, width, expansions, ess_threshold, aggregation)
     _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
     if isinstance(scorer, ScoringBackend):
-        scorer = scoring.StepScorer.of(scorer)
+        scorer = scoring.StepScorer.of(scorer).for_unfinished()
     splitter, steps_of = _splitter(splitter, scorer)
     stops, until = step_stops(splitter), stop_strings(stop)
 
