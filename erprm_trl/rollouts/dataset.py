@@ -231,7 +231,7 @@ class RolloutDataset:
     def question_rates(self) -> np.ndarray:
         """Estimates how often the completer solves each question, see [`question_rates`]. The shape is
         (num_questions,), with NaN for questions without rewards."""
-        return question_rates(self.rows, self.settings.num_questions)
+        return question_rates(self.rows, self.settings.num_questions, self.settings.continues_own_samples)
 
     def solutions(self) -> list[list[RolloutRow]]:
         """The rows grouped by question, as best-of-N needs them."""

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 
 
@@ -32,7 +31,6 @@ from erprm_trl.functional import soft_value_from_rate
 from erprm_trl.rollouts import (
     Grader,
     Prompt,
-    RolloutDataset,
     TransformersSampler,
     collect_rollouts,
     load_questions,
@@ -86,7 +84,7 @@ def main():
             if all(key in cells for key in keys.values()):
                 continue
             rollouts = continued(folder / f"seed-{seed}", seed, name, samplers, arguments)
-            values = reference_values(folder / f"seed-{seed}", seed, samplers["right"], arguments)
+            values = reference_values(folder / f"seed-{seed}", seed, rollouts, samplers["right"], arguments)
             for remedy, key in keys.items():
                 if key not in cells:
                     labels = labelled(rollouts, remedy, arguments.eta)
@@ -177,29 +175,15 @@ def collect(sampler, folder, num_questions, seed, **settings):
 
 def continued(folder, seed, name, samplers, arguments):
     """The rollouts of a seed: solutions of the right policy, continued by a completer."""
-    rollouts = collect(
+    return collect(
         samplers["right"],
-        folder / "right",
+        folder / name,
         arguments.questions,
         seed,
         num_continuations=arguments.continuations,
         include_question=True,
+        completer=None if name == "right" else samplers[name],
     )
-    if name == "right":
-        return rollouts
-    path = folder / name
-    if not (path / "manifest.json").exists():
-        prefixes = sorted({(row.question, row.prefix(length)) for row in rollouts for length in range(len(row.steps))})
-        answers = {row.question: row.answer for row in rollouts}
-        rewards = sampled_rewards(samplers[name], prefixes, answers, arguments.continuations, (seed, name))
-        path.mkdir(parents=True, exist_ok=True)
-        with open(path / "rollouts-00000.jsonl", "w", encoding="utf-8") as file:
-            for row in rollouts:
-                row.prefix_rewards = [rewards[row.question, row.prefix(length)] for length in range(1, len(row.steps))]
-                row.question_rewards = rewards[row.question, ""]
-                file.write(json.dumps(row.to_json()) + "\n")
-        shutil.copy(folder / "right" / "manifest.json", path)
-    return RolloutDataset(path)
 
 
 def sampled_rewards(sampler, prefixes, answers, num_samples, name):
@@ -215,11 +199,11 @@ def sampled_rewards(sampler, prefixes, answers, num_samples, name):
     return {prefix: rewards[i * num_samples : (i + 1) * num_samples] for i, prefix in enumerate(prefixes)}
 
 
-def reference_values(folder, seed, sampler, arguments):
+def reference_values(folder, seed, rollouts, sampler, arguments):
     """V of the right policy, by question and number of steps, for prefixes of the first questions."""
     path = folder / f"reference-{arguments.reference}.json"
     if not path.exists():
-        rows = [row for row in RolloutDataset(folder / "right") if row.question_index < arguments.reference_questions]
+        rows = [row for row in rollouts if row.question_index < arguments.reference_questions]
         prefixes = sorted({(row.question, row.prefix(length)) for row in rows for length in range(1, len(row.steps))})
         answers = {row.question: row.answer for row in rows}
         rewards = sampled_rewards(sampler, prefixes, answers, arguments.reference, (seed, "reference"))
