@@ -167,3 +167,8 @@ def test_rates_come_from_the_bare_question_if_it_was_continued(tmp_path):
     rows = [json.loads(line) | {"question_rewards": [1, 0, 0, 0]} for line in shard.read_text().splitlines()]
     shard.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert RolloutDataset(rollouts.path).question_rates().tolist() == [0.25, 0.25]
+
+
+def test_outcomes_of_another_policy_do_not_count_for_the_rates(tmp_path):
+    rollouts = write_rollouts(tmp_path / "rollouts", SOLUTIONS, completer={"model": "another"})
+    assert rollouts.question_rates().tolist() == [2 / 4, 1 / 4]  # only the continuations of the first steps
