@@ -167,7 +167,7 @@ def make_results(folder: Path, code: str) -> None:
     outputs.mkdir()
     for name in ("erprm", "my-erprm", "prm"):
         make_model(outputs / name)
-        PRMFormat(splitter="newline").save(outputs / name)
+        PRMFormat(splitter="newline", eta=0.0).save(outputs / name)
     TRLPRM(outputs / "trl-prm")
     sampler = TransformersSampler.from_pretrained(str(outputs / "erprm"), max_new_tokens=32)
     for name, solutions, continuations in (("rollouts", 2, 2), ("held_out", 2, 2), ("samples", 4, 0)):

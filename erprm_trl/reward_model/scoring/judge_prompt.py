@@ -34,7 +34,7 @@ Is the last step right? A step is wrong if it contains a mistake in a calculatio
 
 NO_ERROR = -1
 _FIELDS = re.compile(r"\{(question|steps|good|bad)\}")
-_TAG = re.compile(r"<(?=/?step\b)", re.IGNORECASE)
+_TAG = re.compile(r"<(?=/?step_)", re.IGNORECASE)
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{([^{}]{0,60}(?:\{[^{}]{0,60}\}[^{}]{0,60})?)\}")
 _MARKS = r"[^\w\u2212\u2013-]*"  # marks around a verdict, without minus signs
 _NUMBER = re.compile(
