@@ -7,7 +7,8 @@ checker (is every step so far right?) and with the value V of the right policy, 
 Then it trains a reward model on them, and selects among solutions of other questions.
 
 Each seed has its own questions, solutions, continuations and models. Intervals are 95% t-intervals over seeds, and
-differences to plain labels are paired by seed. Finished cells are kept in `label_noise.json` and skipped.
+differences to plain labels are paired by seed. Finished cells are kept in `seed-0/weak.json` and so on, and
+skipped.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from erprm_trl.dial.pretrain import write_solution
 from erprm_trl.dial.processbench import judged_solutions
 from erprm_trl.dial.task import random_question, turn
 from erprm_trl.functional import soft_value_from_rate
+from erprm_trl.io.atomic_files import replace_file
 from erprm_trl.rollouts import (
     Grader,
     Prompt,
@@ -62,41 +64,52 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--completers", nargs="+", choices=COMPLETERS, default=COMPLETERS)
     parser.add_argument("--remedies", nargs="+", choices=list(REMEDIES), default=list(REMEDIES))
-    parser.add_argument("--questions", type=int, default=150, help="Training questions per seed.")
+    parser.add_argument("--questions", type=int, default=120, help="Training questions per seed.")
     parser.add_argument("--test_questions", type=int, default=100)
     parser.add_argument("--continuations", type=int, default=8)
     parser.add_argument("--reference", type=int, default=64, help="Continuations per prefix for V.")
-    parser.add_argument("--reference_questions", type=int, default=40)
+    parser.add_argument("--reference_questions", type=int, default=30)
     parser.add_argument("--eta", type=float, default=2.0)
     parser.add_argument("--max_steps", type=int, default=50)
     parser.add_argument("--output_dir", default="outputs/bench/label_noise")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(arguments.output_dir)
-    path = folder / "label_noise.json"
-    cells = json.loads(path.read_text()) if path.exists() else {}
-    samplers = {name: completer(folder, name) for name in COMPLETERS}
+    samplers = {name: completer(folder, name) for name in dict.fromkeys(["right", *arguments.completers])}
     samples = collect(samplers["right"], folder / "samples", arguments.test_questions, TEST_SEED, num_solutions=16)
     judged = processbench(samples)
     for seed in arguments.seeds:
         for name in arguments.completers:
-            keys = {remedy: f"{seed}, {name}, {remedy}" for remedy in arguments.remedies}
-            if all(key in cells for key in keys.values()):
+            path = cells_file(folder, seed, name)
+            cells = read_cells(path)
+            if cells.keys() >= set(arguments.remedies):
                 continue
             rollouts = continued(folder / f"seed-{seed}", seed, name, samplers, arguments)
             values = reference_values(folder / f"seed-{seed}", seed, rollouts, samplers["right"], arguments)
-            for remedy, key in keys.items():
-                if key not in cells:
-                    labels = labelled(rollouts, remedy, arguments.eta)
-                    cells[key] = label_errors(labels, values, arguments.eta) | {
-                        "kept": len(labels) / len(rollouts),
-                        "pass@1": pass_at_1(rollouts),
-                        **quality(train(labels, folder, seed, arguments.max_steps), samples, judged),
-                    }
-                    path.write_text(json.dumps(cells, indent=1))
-                    print(key, {figure: round(value, 3) for figure, value in cells[key].items()}, flush=True)
+            for remedy in arguments.remedies:
+                if remedy in cells:
+                    continue
+                labels = labelled(rollouts, remedy, arguments.eta)
+                cells[remedy] = label_errors(labels, values) | {
+                    "kept": len(labels) / len(rollouts),
+                    "pass@1": pass_at_1(rollouts),
+                    **quality(train(labels, path.parent, seed, arguments.max_steps), samples, judged),
+                }
+                replace_file(path, json.dumps(cells, indent=1))
+                print(seed, name, remedy, {key: round(value, 3) for key, value in cells[remedy].items()}, flush=True)
     for name in arguments.completers:
-        print_table(name, cells, arguments.seeds, arguments.remedies)
+        runs = [read_cells(cells_file(folder, seed, name)) for seed in arguments.seeds]
+        print_table(name, runs, arguments.remedies)
+
+
+def cells_file(folder, seed, name):
+    """File with the figures of each remedy. Other seeds and completers may run in other processes."""
+    return folder / f"seed-{seed}" / f"{name}.json"
+
+
+def read_cells(path):
+    """Figures by remedy, empty if none has finished."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def completer(folder, name):
@@ -111,7 +124,7 @@ def completer(folder, name):
     return TransformersSampler.from_pretrained(str(path), max_new_tokens=64, batch_size=512)
 
 
-def fine_tune(name, path, num_steps=150, batch_size=32):
+def fine_tune(name, path, num_steps=120, batch_size=32):
     """Trains the shipped policy and saves it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -208,7 +221,7 @@ def reference_values(folder, seed, rollouts, sampler, arguments):
         answers = {row.question: row.answer for row in rows}
         rewards = sampled_rewards(sampler, prefixes, answers, arguments.reference, (seed, "reference"))
         rates = [[*prefix, sum(rewards[prefix]) / arguments.reference] for prefix in prefixes]
-        path.write_text(json.dumps(rates))
+        replace_file(path, json.dumps(rates))
     rates = {(question, words(prefix)): rate for question, prefix, rate in json.loads(path.read_text())}
     values = soft_value_from_rate(torch.tensor(list(rates.values()), dtype=torch.float64), arguments.eta)
     return dict(zip(rates, values.tolist(), strict=True))
@@ -228,7 +241,7 @@ def labelled(rollouts, remedy, eta):
     return rollouts.labels(eta, **options)
 
 
-def label_errors(labels, values, eta):
+def label_errors(labels, values):
     """RMS errors of the labels of proper prefixes, compared with the verdicts of the checker and with V."""
     errors = {"verdict": [], "V": []}
     for example in labels:
@@ -295,10 +308,9 @@ def quality(scorer, samples, judged):
     return {"best of 16": result["best_of_n"][16]["mean"], "F1": f1["mean"], "AUC": result["auc_within_questions"]}
 
 
-def print_table(name, cells, seeds, remedies):
+def print_table(name, seeds, remedies):
     """Prints the means over seeds, and the differences to plain labels that are paired by seed, as Markdown."""
-    runs = {remedy: [cells.get(f"{seed}, {name}, {remedy}") for seed in seeds] for remedy in remedies}
-    runs = {remedy: cells_S for remedy, cells_S in runs.items() if None not in cells_S}
+    runs = {remedy: [cells[remedy] for cells in seeds] for remedy in remedies if all(remedy in c for c in seeds)}
     if "plain" not in runs:
         return
     rates = [cell["pass@1"] for cell in runs["plain"]]
