@@ -332,6 +332,8 @@ def _draw_certain(axes: "Axes", noise: Mapping[str, Any]) -> None:
         style = {"color": COLOURS[colour], "linestyle": line, "marker": "o", "markersize": 3.5, "linewidth": 1.4}
         axes.plot([x for x, _ in known], [y for _, y in known], **style, label=name)
     axes.set(xlabel="steps of the prefix", ylabel="share of prefixes, or mean rate", ylim=(-0.03, 1.03))
+    if noise["by_position"][-1]["or_more"]:
+        axes.set(xlabel=f"steps of the prefix ({positions[-1]}: {positions[-1]} or more)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     _open_axes(axes)
 

@@ -180,7 +180,8 @@ def format_label_noise_table(noise: Mapping[str, Any]) -> str:
     for point in noise["by_position"]:
         shares = f"{_share(point['certain_failure']):>12}{_share(point['certain_success']):>14}"
         rates = f"{_number(point['right']):>14}{_number(point['wrong']):>14}"
-        lines.append(f"{point['position']:<8}{point['prefixes']:>10}{shares}{rates}")
+        steps = f"{point['position']}{'+' * point['or_more']}"
+        lines.append(f"{steps:<8}{point['prefixes']:>10}{shares}{rates}")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from .records import RolloutRow
 
 
 LOW_RATES = (0.05, 0.1, 0.25)
-MOST_POSITIONS = 24  # later prefixes share the last position
+MOST_POSITIONS = 12  # longer prefixes share the last position
 
 
 def measure_label_noise(rollouts: RolloutDataset, eta: float = 0.0) -> dict[str, Any]:
@@ -44,7 +44,8 @@ def measure_label_noise(rollouts: RolloutDataset, eta: float = 0.0) -> dict[str,
           `with_failing_prefix`, the share of right solutions with such a prefix. The solution itself shows that these
           labels are too low.
         - `by_position`: for each number of steps, `prefixes`, the shares of labels that are certain (all rewards are
-          equal), `certain_failure` and `certain_success`, and the mean rate in `right` and in `wrong` solutions.
+          equal), `certain_failure` and `certain_success`, and the mean rate in `right` and in `wrong` solutions. From
+          12 steps on, prefixes count together (`or_more`).
         - `questions`: their number, the mean `rate` ([`RolloutDataset.question_rates`]), and the shares of questions
           whose rate is `below` certain rates, by rate.
 
@@ -136,6 +137,7 @@ def _by_position(rows: Iterable[RolloutRow]) -> list[dict[str, Any]]:
         for place, rewards_K in enumerate(row.prefix_rewards, start=1):
             position, rate = counts.setdefault(min(place, MOST_POSITIONS), Counter()), _mean(rewards_K)
             position["prefixes"] += 1
+            position["longer"] += place > MOST_POSITIONS
             position["certain_failure"] += max(rewards_K) == 0
             position["certain_success"] += min(rewards_K) == 1
             position[kind] += 1
@@ -143,6 +145,7 @@ def _by_position(rows: Iterable[RolloutRow]) -> list[dict[str, Any]]:
     return [
         {
             "position": position,
+            "or_more": count["longer"] > 0,
             "prefixes": count["prefixes"],
             "certain_failure": _share(count["certain_failure"], count["prefixes"]),
             "certain_success": _share(count["certain_success"], count["prefixes"]),

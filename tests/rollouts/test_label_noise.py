@@ -49,6 +49,7 @@ def test_certain_labels_by_position(rollouts):
     first, second, third = measure_label_noise(rollouts)["by_position"]
     assert first == {
         "position": 1,
+        "or_more": False,
         "prefixes": 3,
         "certain_failure": 0.0,
         "certain_success": 1 / 3,
@@ -57,6 +58,13 @@ def test_certain_labels_by_position(rollouts):
     }
     assert (second["certain_failure"], second["certain_success"], second["wrong"]) == (1.0, 0.0, 0.0)
     assert (third["prefixes"], third["right"], third["wrong"]) == (1, None, 0.25)
+
+
+def test_long_prefixes_count_together(tmp_path):
+    rollouts = write_rollouts(tmp_path / "long", [[(0.0, *[[0, 1]] * 12)], [(0.0, *[[1, 1]] * 14)]])
+    points = measure_label_noise(rollouts)["by_position"]
+    assert [point["prefixes"] for point in points] == [2] * 11 + [4]
+    assert points[-1]["or_more"] and points[-1]["certain_success"] == 3 / 4 and not points[-2]["or_more"]
 
 
 def test_labels_at_infinite_eta_have_no_standard_error(rollouts):

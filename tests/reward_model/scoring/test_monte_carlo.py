@@ -54,7 +54,9 @@ def test_scores_do_not_depend_on_batches_and_order(takes_seeds):
     steps = [["a", "b", "c", "answer 5"], ["a", "b", "answer 5"], ["a", "d", "answer 5"], ["e", "answer 7"]]
     whole = scorer_of(random_answer, takes_seeds)[0].score(questions, steps)
     reverse = scorer_of(random_answer, takes_seeds)[0].score(questions[::-1], steps[::-1])[::-1]
-    single = [scorer_of(random_answer, takes_seeds)[0].score([q], [s])[0] for q, s in zip(questions, steps, strict=True)]
+    single = [
+        scorer_of(random_answer, takes_seeds)[0].score([q], [s])[0] for q, s in zip(questions, steps, strict=True)
+    ]
     assert whole == reverse == single
     assert whole[0][0] == whole[2][0] and len({score for row in whole for score in row[:-1]}) > 1
     assert scorer_of(random_answer, takes_seeds, seed=1)[0].score(questions, steps) != whole
