@@ -201,7 +201,7 @@ class RolloutDataset:
         )
 
     def _cleaning(self, options: LabelOptions, cache_dir: str | None) -> tuple[LabelCleaning, str]:
-        """What the options need to know about the collection, and the text that identifies them."""
+        """Combines options with the rates of questions and the judge, and returns the text that identifies them."""
         judge = options.agree_with
         verdicts = None if judge is None else JudgeVerdicts(judge, cache_dir, self.settings.splitter)
         cleaning = LabelCleaning(

@@ -107,8 +107,8 @@ def first_failing_step(row: RolloutRow) -> int:
     """
     The index of the step that ends the first failing prefix of a row, or -1 for a right solution.
 
-    A prefix fails if no continuation of it has a reward above 0.5. The last step has no continuations, so a wrong
-    solution fails there at the latest.
+    A prefix fails if all of its continuations have rewards of 0.5 or less. The last step has no continuations, so a
+    wrong solution fails there at the latest.
     """
     if row.is_right:
         return NO_ERROR

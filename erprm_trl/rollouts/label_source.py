@@ -75,8 +75,8 @@ class LabelSource:
     @property
     def manifest(self) -> dict[str, Any] | None:
         """
-        What the options did: `options`, `estimator` and `eta`, the numbers of `solutions` and of `kept` ones, the
-        `dropped` solutions by reason, and the number of `dropped_questions`. `None` without options.
+        Describes the effect of the options: `options`, `estimator` and `eta`, the numbers of `solutions` and of `kept`
+        ones, the `dropped` solutions by reason, and the number of `dropped_questions`. `None` without options.
 
         It is read from the file `labels-<fingerprint>.json`. If the file is missing, the labels are computed again.
         """

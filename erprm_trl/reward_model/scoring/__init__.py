@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .remote import RemoteBackend
     from .renamed import RemoteStepScorer
     from .scorer import StepScorer, solution_scores
+    from .scorer_file import load_scorer_file
     from .sharded import ShardedBackend
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -32,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "remote": ["RemoteBackend"],
         "renamed": ["RemoteStepScorer"],
         "scorer": ["StepScorer", "solution_scores"],
+        "scorer_file": ["load_scorer_file"],
         "sharded": ["ShardedBackend"],
     },
 )

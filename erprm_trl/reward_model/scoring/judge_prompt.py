@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ...reasoning import answer_start
 
 
-FIRST_ERROR_PROMPT = r"""Below are a problem and a solution of it. The solution is divided into numbered steps. Your task is to find the first wrong step.
+FIRST_ERROR_PROMPT = r"""Below are a problem and its solution, which is divided into numbered steps. Your task is to find the first wrong step.
 
 Check one step after the other. A step is wrong if it contains a mistake in a calculation, makes a claim that is not true, draws a conclusion that does not follow, or misunderstands the problem. Only the mistakes of a step count. Its style does not count.
 

@@ -35,8 +35,8 @@ class MonteCarloScorer:
     last step is the reward of the solution. The standard deviation of a score at `eta=0` is at most
     \\( 1 / (2 \sqrt{K}) \\).
 
-    The scorer needs the reference answer of every question. It is an oracle: use it to calibrate reward models and to
-    credit the steps of a policy, but compare its best-of-N with nothing that does not know the answers.
+    The scorer needs the reference answer of every question. Use it to calibrate reward models and to credit the steps
+    of a policy. Its best-of-N cannot be compared with the best-of-N of reward models, which do not know the answers.
 
     A prefix that several solutions share is continued once, and its rewards are kept for later calls. Scores depend on
     the seed, the question and the prefix, but not on the batch or the order. The exceptions are calls that exceed
@@ -66,7 +66,7 @@ class MonteCarloScorer:
             How raw texts are split into steps ([`~erprm_trl.rollouts.split_steps`]).
         separator (`str`, *optional*):
             Text between two steps of a prefix. Defaults to a text that fits `splitter`, see
-            [`~erprm_trl.steps.join_steps`].
+            [`~erprm_trl.rollouts.join_steps`].
         aggregation (`str`, *optional*, defaults to `"min"`):
             How step scores become one score per solution.
         last_step (`str`, *optional*, defaults to `"reward"`):

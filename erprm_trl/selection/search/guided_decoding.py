@@ -133,12 +133,7 @@ def guided_search(
     check_texts("questions", questions)
     expansions = _check_arguments(method, eta, width, expansions, ess_threshold, aggregation)
     _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
-    unfinished_scorer = scorer
-    if isinstance(scorer, ScoringBackend):
-        scorer = scoring.StepScorer.of(scorer)
-        if (readable := eta_or_as_trained(scorer.prm_format, eta, "guided_search")) is not None:
-            scorer = scorer.at_eta(readable)
-        unfinished_scorer = scorer.for_unfinished()
+    scorer, unfinished_scorer = _scorers(scorer, eta)
     splitter, steps_of = _splitter(splitter, scorer)
     stops, until = step_stops(splitter), stop_strings(stop)
 
@@ -172,6 +167,16 @@ def guided_search(
             for search, proposed in children:
                 search.advance(proposed, method, eta, ess_threshold, depth)
     return [search.result(method, splitter, steps_of) for search in searches]
+
+
+def _scorers(scorer: Scorer | ScoringBackend, eta: float | None) -> tuple[Scorer, Scorer]:
+    """The scorer of finished solutions and the scorer of the others. They read scores at `eta` if possible."""
+    if not isinstance(scorer, ScoringBackend):
+        return scorer, scorer
+    scorer = scoring.StepScorer.of(scorer)
+    if (readable := eta_or_as_trained(scorer.prm_format, eta, "guided_search")) is not None:
+        scorer = scorer.at_eta(readable)
+    return scorer, scorer.for_unfinished()
 
 
 _Children = list[tuple[QuestionSearch, list[list[Node]]]]

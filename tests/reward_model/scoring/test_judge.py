@@ -110,7 +110,7 @@ def test_verdict_tokens_give_the_probability_of_each_step(sampler):
     for count, score in enumerate(scores[0], start=1):
         steps = "\n".join(f"<step_{index}>\n{step}\n</step_{index}>" for index, step in enumerate(STEPS[:count]))
         ids = sampler.tokenizer(f"user: q {steps} a/b\nassistant: ", return_tensors="pt").input_ids
-        logits = sampler.model(ids).logits[0, -1].double()
+        logits = sampler.model(ids).logits[0, -1].tolist()
         assert score == pytest.approx(1 / (1 + math.exp(logits[b] - logits[a])), abs=1e-6)
     assert scores[1] == scores[0][:1] and len(set(scores[0])) == 3
     assert judge.costs["votes"] == judge.costs["tokens"] == 0
