@@ -60,6 +60,8 @@ COMMANDS = {
     "raft": Command("Train a policy in rounds of sampling and selection.", "raft", "train_raft", True),
     "grpo": Command("Train a policy with GRPO on step scores.", "grpo", "train_step_grpo", True),
     "ppo": Command("Train a policy with PPO on step scores.", "ppo", "train_step_ppo", True),
+    "pairs": Command("Make preference pairs from solutions or their steps.", "pairs", "pairs"),
+    "dpo": Command("Train a policy with DPO on preference pairs.", "dpo", "train_dpo", True),
     "serve": Command("Serve a reward model over HTTP.", "serve", "serve_scorer", is_server=True),
     "report": Command("Write a page about a run: solutions with step scores, and curves.", "report"),
     "memory": Command("Estimate the memory that a training takes on each GPU.", "memory"),
@@ -71,7 +73,7 @@ _CHECKPOINT = "Add --resume true to resume from the last checkpoint."
 # Advice in the message of an interrupted command.
 RESUMING = {
     **dict.fromkeys(("collect", "score", "processbench", "raft"), _SAME),
-    **dict.fromkeys(("train", "grpo", "ppo"), _CHECKPOINT),
+    **dict.fromkeys(("train", "grpo", "ppo", "dpo"), _CHECKPOINT),
 }
 
 

@@ -15,10 +15,10 @@ from erprm_trl.rollouts import CollectConfig
 from erprm_trl.scripts.outcome import StoppedByGuard
 
 
-TRAINERS = ["train", "raft", "grpo", "ppo"]
+TRAINERS = ["train", "raft", "grpo", "ppo", "dpo"]
 NAMES = (
-    "collect train inspect-labels score best-of-n processbench calibrate search raft grpo ppo serve report memory "
-    "quickstart env"
+    "collect train inspect-labels score best-of-n processbench calibrate search raft grpo ppo pairs dpo serve report "
+    "memory quickstart env"
 )
 
 

@@ -65,8 +65,8 @@ def reliabilities(run: RunFolder, collections: list[Collection]) -> list[dict[st
     content = [
         {
             "name": run.name(folder),
-            "about": f"Scores of {first['prefixes']:,} held-out prefixes by {first['aggregation']} against the mean "
-            "reward of their continuations.",
+            "about": f"Scores of {first['prefixes']:,} held-out {_compared(first)[0]} by {first['aggregation']} "
+            f"against {_compared(first)[1]}.",
             "drawings": calibration_drawings(results),
         }
         for folder, results in run.files("calibration.json")
@@ -79,6 +79,11 @@ def reliabilities(run: RunFolder, collections: list[Collection]) -> list[dict[st
             )
             content.append({"name": collection.name, "about": about, "drawings": drawings})
     return content
+
+
+def _compared(calibration: dict[str, Any]) -> tuple[str, str]:
+    whole = calibration.get("unit") == "solution"
+    return ("solutions", "their rewards") if whole else ("prefixes", "the mean reward of their continuations")
 
 
 def label_histograms(collections: list[Collection]) -> list[dict[str, Any]]:

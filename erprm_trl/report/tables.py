@@ -74,11 +74,24 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     few, many = first["continuations"]["fewest"], first["continuations"]["most"]
     continuations = few if few == many else f"{few} to {many}"
     width = _width(results)
+    whole = first.get("unit") == "solution"
+    compared = "rewards" if whole else f"{continuations} continuations each, value at eta = {first['eta']}"
     lines = [
-        f"{first['prefixes']} prefixes of {first['questions']} questions, {continuations} continuations each, "
-        f"value at eta = {first['eta']}, scores by {first['aggregation']}",
+        f"{first['prefixes']} {'solutions' if whole else 'prefixes'} of {first['questions']} questions, {compared}, "
+        f"scores by {first['aggregation']}",
         "",
-        _line(width, "", ["Brier", "error (noise off)", "ECE", "ECE recalibrated", "AUC can succeed", "in questions"]),
+        _line(
+            width,
+            "",
+            [
+                "Brier",
+                "error (noise off)",
+                "ECE",
+                "ECE recalibrated",
+                "AUC right" if whole else "AUC can succeed",
+                "in questions",
+            ],
+        ),
     ]
     for name, result in results.items():
         cells = [

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..io.paths import local_path
+from .hub import download_rollouts, is_hub_id, upload_rollouts
 from .judge_verdicts import JudgeVerdicts, judge_identity, judge_name
 from .label_cleaning import LabelCleaning, question_rates
 from .label_options import Judge, LabelOptions
@@ -35,7 +36,8 @@ class RolloutDataset:
 
     Args:
         path (`str` or `Path`):
-            Folder of the collection.
+            Folder of the collection, or the id of a dataset on the Hub that [`push_to_hub`] uploaded. If a folder and
+            a dataset have the same name, the folder is read.
 
     Attributes:
         rows (`Sequence[RolloutRow]`): one row per solution, see [`RolloutRow`]. Rows are read from disk on access.
@@ -48,7 +50,9 @@ class RolloutDataset:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(local_path(path))
+        path = local_path(path)
+        on_hub = is_hub_id(path)
+        self.path = download_rollouts(path) if on_hub else Path(path)
         self.manifest = read_manifest(self.path)
         if self.manifest is None:
             raise FileNotFoundError(
@@ -59,6 +63,8 @@ class RolloutDataset:
         self._reasons: list[str] = []
         places, self._states = self._index_rows()
         self.rows = RolloutRows(self._shards, places)
+        if on_hub:
+            self._check_complete(path)
 
     @property
     def settings(self) -> CollectionSettings:
@@ -232,6 +238,82 @@ class RolloutDataset:
         """Estimates how often the completer solves each question, see [`question_rates`]. The shape is
         (num_questions,), with NaN for questions without rewards."""
         return question_rates(self.rows, self.settings.num_questions, self.settings.continues_own_samples)
+
+    @classmethod
+    def from_hub(
+        cls, repo_id: str, *, revision: str | None = None, token: str | bool | None = None
+    ) -> "RolloutDataset":
+        """
+        Downloads rollouts that [`push_to_hub`] uploaded. Files in the cache are not downloaded again.
+
+        Args:
+            repo_id (`str`):
+                Id of the dataset, as `"user/name"`.
+            revision (`str`, *optional*):
+                Branch, tag or commit.
+            token (`str` or `bool`, *optional*):
+                Access token. Defaults to the token of `hf auth login`.
+
+        Returns:
+            [`RolloutDataset`]: the rollouts.
+
+        Raises:
+            `FileNotFoundError`: if the dataset does not exist, or is not a rollout folder.
+            `ValueError`: if its upload was interrupted.
+        """
+        rollouts = cls(download_rollouts(repo_id, revision=revision, token=token))
+        rollouts._check_complete(repo_id)
+        return rollouts
+
+    def _check_complete(self, repo_id: str) -> None:
+        expected = self.manifest.get("summary", {}).get("solutions", 0)
+        if len(self) < expected:
+            raise ValueError(
+                f"{repo_id}: got {len(self)} of {expected} solutions, because its upload was interrupted, expected "
+                "all solutions. Upload the rollouts again with push_to_hub, which sends only the missing files."
+            )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ):
+        """
+        Uploads the rollouts as a dataset on the Hub, with a dataset card. [`from_hub`] and `datasets.load_dataset`
+        read it.
+
+        Secrets in the settings are left out, and absolute paths, such as the folder of the policy, are shortened to
+        their last part. Texts of questions and solutions are not changed. If the upload is interrupted, the same call
+        sends only the files that are missing. Rollouts that the dataset contained before are replaced.
+
+        Args:
+            repo_id (`str`):
+                Id of the dataset, as `"user/name"`. It is created if it does not exist.
+            private (`bool`, *optional*):
+                Whether a new dataset is private. Defaults to the setting of the organization, or public.
+            token (`str` or `bool`, *optional*):
+                Access token. Defaults to the token of `hf auth login`.
+            revision (`str`, *optional*):
+                Branch, which is created if it does not exist. Defaults to the main branch.
+            commit_message (`str`, *optional*):
+                Message of the commit.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: the commit.
+        """
+        return upload_rollouts(
+            self.rows,
+            self.manifest,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
 
     def solutions(self) -> list[list[RolloutRow]]:
         """The rows grouped by question, as best-of-N needs them."""

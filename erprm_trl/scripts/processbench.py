@@ -2,7 +2,8 @@
 
 erprm processbench --recipe dial
 
-After a kill, the same command continues with the scores that it has written.
+Other judged solutions are read with the names of their columns. They may have one label per step. After a
+kill, the same command continues with the scores that it has written.
 """
 
 import json
@@ -29,6 +30,15 @@ class ProcessBenchArguments:
         default="Qwen/ProcessBench",
         metadata={"help": "Source of the judged solutions: a Hub id, a file, a folder of files, or a saved dataset."},
     )
+    problem_column: str = field(default="problem", metadata={"help": "Column of the question."})
+    steps_column: str = field(default="steps", metadata={"help": "Column of the steps, or of the solution's text."})
+    label_column: str = field(
+        default="label",
+        metadata={"help": "Column of the index of the first wrong step (-1 if there is none), or of labels per step."},
+    )
+    splitter: str | None = field(
+        default=None, metadata={"help": "Splitter of solutions that are texts. Not needed for lists of steps."}
+    )
     subsets: list[str] | None = field(default=None, metadata={"help": "Subsets to test on. Defaults to all subsets."})
     threshold: float | None = field(
         default=None, metadata={"help": "Steps with a score below the threshold are predicted to be wrong."}
@@ -50,17 +60,25 @@ class ProcessBenchArguments:
 
 def main(arguments: ProcessBenchArguments) -> dict:
     """Scores, evaluates, prints and writes `processbench.json`."""
+    reward_models = local_paths("reward_models", arguments.reward_models)
+    columns = {
+        "problem_column": arguments.problem_column,
+        "steps_column": arguments.steps_column,
+        "label_column": arguments.label_column,
+        "splitter": arguments.splitter,
+    }
+    other = arguments.validation_dataset
     test, validation, record = selection.hold_out(
-        selection.load_processbench(arguments.dataset, arguments.subsets),
+        selection.load_processbench(arguments.dataset, arguments.subsets, **columns),
         subsets=arguments.validation_subsets,
         share=arguments.validation_share,
-        other=selection.load_processbench(arguments.validation_dataset) if arguments.validation_dataset else None,
+        other=selection.load_processbench(other, **columns) if other else None,
         seed=arguments.seed,
     )
     solutions = [*validation, *(solution for subset in test.values() for solution in subset)]
     folder = make_folder(arguments.output_dir)
     scores = {}
-    for path in local_paths("reward_models", arguments.reward_models):
+    for path in reward_models:
         name = without_login(path)
         # Scores at another eta are in another folder, so that a table at several etas keeps all of them.
         at_eta = "" if arguments.eta is None else f"_eta_{arguments.eta:g}"

@@ -6,8 +6,7 @@ import erprm_trl
 
 from .. import scripts, selection
 from ..io.redaction import without_login
-from ..reward_model.scoring import load_format, scores_at_eta
-from ..reward_model.scoring.eta import format_at_eta
+from ..reward_model import scoring
 
 
 # Metadata of the fields `eta` and `trained_eta` of commands.
@@ -53,13 +52,13 @@ def score_with_each(
     """
     for path in reward_models:
         for eta in etas:
-            format_at_eta(load_format(path), eta, trained_eta)
+            scoring.format_at_eta(scoring.load_format(path), eta, trained_eta)
     scores = {}
     for path in reward_models:
         scorer = load_scorer(path, batch_size, trained_eta)
         as_trained, name = selection.score_rollouts(scorer, dataset), without_login(path)
         for eta in etas:
-            of_questions = [scores_at_eta(question, scorer.trained_eta, eta) for question in as_trained]
+            of_questions = [scoring.scores_at_eta(question, scorer.trained_eta, eta) for question in as_trained]
             scores[f"{name} (eta = {eta:g})"] = of_questions
         if not etas:
             scores[name] = as_trained

@@ -8,7 +8,7 @@ from ..._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .backend import CollectiveBackend, OutcomeBackend, ScoringBackend, SolutionTooLong
-    from .eta import scores_at_eta
+    from .eta import eta_or_as_trained, format_at_eta, scores_at_eta
     from .implicit import ImplicitBackend
     from .judge import JudgeScorer
     from .loading import load_backend, load_format
@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "backend": ["CollectiveBackend", "OutcomeBackend", "ScoringBackend", "SolutionTooLong"],
-        "eta": ["scores_at_eta"],
+        "eta": ["eta_or_as_trained", "format_at_eta", "scores_at_eta"],
         "implicit": ["ImplicitBackend"],
         "judge": ["JudgeScorer"],
         "loading": ["load_backend", "load_format"],
