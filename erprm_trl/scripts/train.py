@@ -13,6 +13,7 @@ import erprm_trl
 from .. import ERPRMConfig, scripts
 from .console import stage
 from .outcome import first_and_last, print_outcome
+from .scoring import load_scorer
 from .training import model_options, save
 
 
@@ -32,6 +33,13 @@ class DataArguments:
     rollouts: str | None = field(default=None, metadata={"help": "Rollout folder, labelled at --eta."})
     eval_rollouts: str | None = field(
         default=None, metadata={"help": "Rollout folder of other questions, for evaluation."}
+    )
+    agree_with: str | None = field(
+        default=None,
+        metadata={
+            "help": "Scorer that must find the same first error as the continuations, or else a solution is left "
+            "out: a folder, Hub id, scoring server or scorer file."
+        },
     )
     dataset_name: str | None = field(
         default=None,
@@ -71,8 +79,12 @@ def main(data: DataArguments, training: ERPRMConfig, model: trl.ModelConfig) -> 
         if data.eval_dataset_name is not None or data.dataset_test_split is not None:
             name, split = data.eval_dataset_name or data.dataset_name, data.dataset_test_split or "train"
             eval_dataset = load(name, config_name=config, split=split)
+    judge = None if data.agree_with is None else load_scorer(data.agree_with, training.per_device_eval_batch_size)
     trainer = erprm_trl.ERPRMTrainer(
-        train_dataset=train_dataset, eval_dataset=eval_dataset, **model_options(model, training)
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        agree_with=judge,
+        **model_options(model, training),
     )
     scripts.show_training(trainer, "Training the reward model")
     trainer.train(resume_from_checkpoint=data.resume or None)

@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from ...io.paths import local_path
 from ...rollouts.dataset import RolloutDataset
 from ...rollouts.grading.worker import METHODS
+from ...rollouts.label_options import Judge, LabelOptions
 from ..prm_format import PRMFormat
 from .erprm_config import ERPRMConfig
 from .preprocessing import ENCODED_COLUMNS, encode_examples, encode_rollouts
@@ -38,6 +39,7 @@ def prepare_dataset(
     name: str,
     max_length: int | None,
     is_training: bool,
+    agree_with: Judge | None = None,
 ) -> PreparedDataset:
     """
     Checks and encodes a dataset of [`ERPRMTrainer`].
@@ -53,7 +55,10 @@ def prepare_dataset(
             Name of the dataset in errors and logs.
         is_training (`bool`):
             Whether the dataset is used for training. Evaluation datasets keep the labels of all steps, have no
-            weights, and are read into memory if they are streams.
+            weights, and are read into memory if they are streams. Options that make labels cleaner apply to training
+            only.
+        agree_with ([`~erprm_trl.rollouts.label_options.Judge`], *optional*):
+            See [`~erprm_trl.rollouts.LabelOptions`].
 
     Raises:
         `FileNotFoundError`: if a path holds no rollouts.
@@ -68,6 +73,12 @@ def prepare_dataset(
         "label_weighting": args.label_weighting if is_training else "none",
     }
     dataset = open_rollouts(dataset, name)
+    label_options = args.label_options(agree_with) if is_training else LabelOptions()
+    if label_options != LabelOptions() and not isinstance(dataset, RolloutDataset):
+        logger.warning(
+            "The %s dataset has no rollouts, so the label options %s do not apply to it. Pass a rollout folder.",
+            name, label_options.to_json(),
+        )  # fmt: skip
     if isinstance(dataset, IterableDataset):
         if is_training:
             return PreparedDataset(encode_stream(dataset, tokenizer, prm_format, **options))
@@ -75,6 +86,7 @@ def prepare_dataset(
     options["num_proc"] = args.dataset_num_proc
     if isinstance(dataset, RolloutDataset):
         _warn_of_other_steps(dataset, prm_format, name)
+        options["options"] = label_options
         encoded, counts = encode_rollouts(dataset, args.eta, args.label_estimator, tokenizer, prm_format, **options)
         return PreparedDataset(encoded, counts, dataset.manifest)
     if not isinstance(dataset, Dataset):

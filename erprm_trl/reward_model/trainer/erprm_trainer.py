@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import BitsAndBytesConfig
 
+    from ...rollouts.label_options import Judge
+
 CITATION = """@article{zhang2025entropy,
     title  = {{Entropy-Regularized Process Reward Model}},
     author = {Hanning Zhang and Pengcheng Wang and Shizhe Diao and Yong Lin and Rui Pan and Hanze Dong and
@@ -94,6 +96,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             Quantization to load the model with, if `model` is a string.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Configuration of a new adapter to train. It cannot be used with a model that already has an adapter.
+        agree_with ([`StepScorer`] or any object with `score` and `model_name`, *optional*):
+            Judge of the training rollouts, see [`~erprm_trl.rollouts.LabelOptions`].
 
     Raises:
         `ValueError`: for unusable data (the message names the row, the column and the fix), for a token of the format
@@ -124,6 +128,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
+        agree_with: "Judge | None" = None,
     ):
         if isinstance(model, (str, os.PathLike)):
             model = local_path(model)
@@ -153,6 +158,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             prm_format=self.prm_format,
             args=args,
             max_length=longest_text(model, args.max_length),
+            agree_with=agree_with,
         )
         train_dataset = self._prepare_dataset(train_dataset, "train", is_training=True)
         if eval_dataset is not None:
