@@ -7,6 +7,7 @@ from ..._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .backend import CollectiveBackend, ScoringBackend, SolutionTooLong
+    from .eta import scores_at_eta
     from .implicit import ImplicitBackend
     from .loading import load_backend, load_format
     from .local import LocalBackend
@@ -19,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "backend": ["CollectiveBackend", "ScoringBackend", "SolutionTooLong"],
+        "eta": ["scores_at_eta"],
         "implicit": ["ImplicitBackend"],
         "loading": ["load_backend", "load_format"],
         "local": ["LocalBackend"],

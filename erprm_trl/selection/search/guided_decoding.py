@@ -13,6 +13,7 @@ from ...io.progress_bars import progress_bar
 from ...io.text_lists import check_texts
 from ...reward_model import scoring
 from ...reward_model.scoring.backend import ScoringBackend
+from ...reward_model.scoring.eta import eta_or_as_trained
 from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed, holds_stop, stop_strings
 from ...steps import closed_steps, split_steps, step_stops
 from .question_search import GuidedResult, Node, QuestionSearch
@@ -56,7 +57,7 @@ def guided_search(
 
     The optimal policy for a reward with KL coefficient \\( 1/\eta \\) is \\( \pi^* \propto \pi_0 \exp(\eta r) \\), and
     its next step is distributed as \\( \pi_0 \exp(\eta V(\text{prefix + step})) \\) (Q#, arXiv 2502.20548). The last
-    step score of a reward model that was trained with `eta` estimates this V.
+    step score of a reward model, read at `eta`, estimates this V.
 
     | method | each round |
     |---|---|
@@ -83,7 +84,9 @@ def guided_search(
             Search method: `"beam"`, `"resample"` or `"particles"`.
         eta (`float`, *optional*):
             Inverse reward temperature. It is required, except for `"beam"`, which does not use it. `inf` chooses
-            greedily and is only possible with `"resample"`.
+            greedily and is only possible with `"resample"`. The scores of a reward model are read at this eta if the
+            eta of its labels is finite and recorded in its format. Otherwise they are used as they are, and a warning
+            is logged.
         width (`int`, *optional*, defaults to `8`):
             Number of beams, chains or particles per question.
         expansions (`int`, *optional*):
@@ -132,6 +135,8 @@ def guided_search(
     _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
     if isinstance(scorer, ScoringBackend):
         scorer = scoring.StepScorer.of(scorer)
+        if (readable := eta_or_as_trained(scorer.prm_format, eta, "guided_search")) is not None:
+            scorer = scorer.at_eta(readable)
     splitter, steps_of = _splitter(splitter, scorer)
     stops, until = step_stops(splitter), stop_strings(stop)
 
@@ -287,9 +292,7 @@ def _check_arguments(
     if method == "beam" and eta is not None:
         raise ValueError(f"eta: got {eta} with method='beam', expected None, as beams rank by value. Remove eta.")
     if method != "beam" and (eta is None or math.isnan(eta)):
-        raise ValueError(
-            f"eta: got {eta} with method={method!r}, expected a number. Pass the eta of the reward model's training."
-        )
+        raise ValueError(f"eta: got {eta} with method={method!r}, expected a number. Pass e.g. 2.0.")
     if method == "particles" and math.isinf(eta):
         raise ValueError(f"eta: got {eta} with method='particles', expected a finite number. Use method='resample'.")
     if method == "particles" and expansions not in (None, 1):
