@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         collect_rollouts,
         grade,
         load_questions,
+        load_solutions,
     )
     from .selection import best_of_n
 
@@ -61,6 +62,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "collect_rollouts",
             "grade",
             "load_questions",
+            "load_solutions",
         ],
         "selection": ["best_of_n"],
     },

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .collect import collect_rollouts
     from .collect_config import CollectConfig
     from .dataset import RolloutDataset
+    from .given_solutions import GivenSolution, GivenSolutions, load_solutions
     from .grading import Grader, extract_answer, grade
     from .questions import Question, Questions, load_questions
     from .records import CollectionSettings, RolloutRow
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "collect": ["collect_rollouts"],
         "collect_config": ["CollectConfig"],
         "dataset": ["RolloutDataset"],
+        "given_solutions": ["GivenSolution", "GivenSolutions", "load_solutions"],
         "grading": ["Grader", "extract_answer", "grade"],
         "questions": ["Question", "Questions", "load_questions"],
         "records": ["CollectionSettings", "RolloutRow"],

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "erprm_trl"
 
 # The hash of the code, by version. Record a new hash here, see `test_the_version_is_raised_when_the_code_changes`.
 RECORDED_LABELS = {1: "9e66048ebe490131", 2: "3b62f49eff600743"}
-RECORDED_ENCODING = {1: "59906ecb54030a9f", 2: "640fcb79d37908dc", 3: "1efeb6f5a3c2bc96"}
+RECORDED_ENCODING = {1: "59906ecb54030a9f", 2: "640fcb79d37908dc", 3: "677c30bb649861f5"}
 
 # Entry points of the code: module, and name of a function, class or method. Everything that they use of this package
 # is included.
@@ -146,7 +146,15 @@ EDITS = {
     "reasoning.py": ('"<think>", "</think>"', '"<thought>", "</thought>"'),
     "reward_model/encoding.py": ("bisect_right(ends, len(prompt))", "bisect_left(ends, len(prompt))"),
     "reward_model/prm_format.py": ("def render_prompt(self, question: str,", "def render_prompt(self, text: str,"),
-    "reward_model/trainer/dataset_formats.py": ('[step or "" for step in steps]', "[step or None for step in steps]"),
+    "reward_model/trainer/dataset_formats.py": (
+        'Row(text(row, "prompt"), texts(',
+        'Row(text(row, "question"), texts(',
+    ),
+    "reward_model/trainer/dataset_rows.py": (
+        '[value or "" for value in values]',
+        "[value or None for value in values]",
+    ),
+    "reward_model/trainer/published_forms.py": ("float(index != label)", "float(index == label)"),
     "reward_model/trainer/preprocessing.py": ("labels = row.labels[: len(positions)]", "labels = row.labels"),
     "reward_model/trainer/row_problems.py": ("if not 0 <= label <= 1:", "if not 0 < label < 1:"),
 }

@@ -20,7 +20,8 @@ from ...functional.value_posterior import precision_weights
 from ...rollouts.dataset import RolloutDataset
 from ..encoding import EncodedSolution, encode_solutions
 from ..prm_format import PRMFormat
-from .dataset_formats import FORMS, Row, find_form, read_row
+from .dataset_formats import FORMS, find_form, read_row
+from .dataset_rows import Row
 from .row_problems import TOO_LONG, droppable_row, find_problem
 
 
@@ -351,8 +352,8 @@ def encode_batch(
         columns["step_labels"].append(labels)
         if weighted:
             columns["step_weights"].append(weights)
-        # The end of the question is unknown in token ids, so every distinct row counts as a question.
-        question = row.prompt if row.input_ids is None else repr(row.input_ids)
+        # Without a question, or in token ids, where its end is unknown, every distinct row counts as a question.
+        question = row.prompt or repr(row.input_ids or row.steps)
         columns["question_id"].append(
             int.from_bytes(hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()[:7], "big")
         )
