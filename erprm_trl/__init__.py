@@ -23,7 +23,14 @@ if TYPE_CHECKING:
         StepPPOTrainer,
         StepRewardFunction,
     )
-    from .reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer, load_labelled_steps
+    from .reward_model import (
+        ERPRMConfig,
+        ERPRMTrainer,
+        LabelledSource,
+        PRMFormat,
+        StepScorer,
+        load_labelled_steps,
+    )
     from .rollouts import (
         EndpointSampler,
         RolloutDataset,
@@ -53,7 +60,14 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "StepPPOTrainer",
             "StepRewardFunction",
         ],
-        "reward_model": ["ERPRMConfig", "ERPRMTrainer", "PRMFormat", "StepScorer", "load_labelled_steps"],
+        "reward_model": [
+            "ERPRMConfig",
+            "ERPRMTrainer",
+            "LabelledSource",
+            "PRMFormat",
+            "StepScorer",
+            "load_labelled_steps",
+        ],
         "rollouts": [
             "EndpointSampler",
             "RolloutDataset",

@@ -88,11 +88,13 @@ def narrowed_head(
 
         def forward(hidden: Tensor) -> Tensor:
             hidden = hidden[at]
-            if token_ids is None:
-                return own_forward(hidden)
             if type(language_head) is not nn.Linear or had_forward:
                 # LoRA on the head, quantised or offloaded weights: only the head's own forward is right.
-                return own_forward(hidden)[:, token_ids]
+                logits = own_forward(hidden)
+                return logits if token_ids is None else logits[:, token_ids]
+            if token_ids is None:  # autocast would round the logits of float32 weights
+                with torch.autocast(hidden.device.type, enabled=False):
+                    return own_forward(hidden.to(language_head.weight.dtype))
             bias = language_head.bias
             with torch.autocast(hidden.device.type, enabled=False):
                 return nn.functional.linear(

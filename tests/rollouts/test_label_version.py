@@ -30,7 +30,7 @@ LABELS = [
 ]
 ENCODING = [
     ("reward_model/trainer/preprocessing.py", "encode_batch"),
-    ("reward_model/trainer/preprocessing.py", "_encoded_features"),
+    ("reward_model/trainer/preprocessing.py", "_checked_features"),
     ("rollouts/label_source.py", "LabelSource.encoded"),
     ("reward_model/prm_format.py", "PRMFormat.render_prompt"),
     ("reward_model/prm_format.py", "PRMFormat.token_ids"),
