@@ -227,7 +227,8 @@ def test_yaml_entries_are_paths_or_mappings(folder, tmp_path):
     config = tmp_path / "train.yaml"
     config.write_text(
         f"model_name_or_path: x\noutput_dir: y\nbf16: false\nuse_cpu: true\nmixture:\n  - path: {folder}\n"
-        f"    eta: inf\n    weight: 0.7\n  - path: {tmp_path / 'steps.jsonl'}\n    weight: 0.3\neval_mixture: [{folder}]\n"
+        f"    eta: inf\n    weight: 0.7\n  - path: {tmp_path / 'steps.jsonl'}\n    weight: 0.3\n"
+        f"eval_mixture: [{folder}]\n"
     )
     _, (data, *_) = parse("train_erprm", ["--config", config])
     assert data.mixture[0] == MixtureSource(str(folder), eta="inf", weight=0.7)
