@@ -51,6 +51,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "collect": Command("Sample solutions, and grade continuations of their steps.", "collect", "collect", True),
     "train": Command("Train a process reward model on rollouts or labelled steps.", "train", "train_erprm", True),
+    "inspect-labels": Command("Show the noise of labels that is visible without the truth.", "inspect_labels"),
     "score": Command("Score the steps of the solutions in a file or dataset.", "score"),
     "best-of-n": Command("Compare reward models at choosing among sampled solutions.", "best_of_n", "best_of_n"),
     "processbench": Command("Test whether low scores show where solutions go wrong.", "processbench", "processbench"),
@@ -125,7 +126,7 @@ def dispatch(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of `erprm --help`."""
-    lines = [f"  {name:<14}{command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<16}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: erprm COMMAND [--config FILE.yaml | --recipe NAME] [--FIELD VALUE ...]",

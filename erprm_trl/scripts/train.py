@@ -18,6 +18,7 @@ from ..io import local_path
 from ..rollouts.shards import MANIFEST
 from .console import stage
 from .outcome import first_and_last, print_outcome
+from .scoring import load_scorer
 from .training import model_options, save
 
 
@@ -70,6 +71,13 @@ class DataArguments:
     rollouts: str | None = field(default=None, metadata={"help": "Rollout folder, labelled at --eta."})
     eval_rollouts: str | None = field(
         default=None, metadata={"help": "Rollout folder of other questions, for evaluation."}
+    )
+    agree_with: str | None = field(
+        default=None,
+        metadata={
+            "help": "Scorer that must find the same first error as the continuations, or else a solution is left "
+            "out: a folder, Hub id, scoring server or scorer file."
+        },
     )
     dataset_name: str | None = field(
         default=None,
@@ -150,8 +158,12 @@ def main(data: DataArguments, training: ERPRMConfig, model: trl.ModelConfig) -> 
         train_dataset = [source.load() for source in data.mixture]
     if data.eval_mixture:
         eval_dataset = [source.load() for source in data.eval_mixture]
+    judge = None if data.agree_with is None else load_scorer(data.agree_with, training.per_device_eval_batch_size)
     trainer = erprm_trl.ERPRMTrainer(
-        train_dataset=train_dataset, eval_dataset=eval_dataset, **model_options(model, training)
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        agree_with=judge,
+        **model_options(model, training),
     )
     scripts.show_training(trainer, "Training the reward model")
     trainer.train(resume_from_checkpoint=data.resume or None)

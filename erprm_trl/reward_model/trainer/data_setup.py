@@ -12,6 +12,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from ...io.paths import local_path
 from ...rollouts.dataset import RolloutDataset
 from ...rollouts.grading.worker import METHODS
+from ...rollouts.label_options import Judge, LabelOptions
 from ...rollouts.outcomes import outcome_labels
 from ..prm_format import PRMFormat
 from .erprm_config import ERPRMConfig
@@ -51,6 +52,7 @@ def prepare_dataset(
     max_length: int | None,
     is_training: bool,
     reference: ReferenceLogProbs | None = None,
+    agree_with: Judge | None = None,
 ) -> PreparedDataset:
     """
     Checks and encodes a dataset of [`ERPRMTrainer`].
@@ -67,7 +69,10 @@ def prepare_dataset(
             Name of the dataset in errors and logs.
         is_training (`bool`):
             Whether the dataset is used for training. Evaluation datasets keep the labels of all steps, have no
-            weights, and are read into memory if they are streams.
+            weights, and are read into memory if they are streams. Options that make labels cleaner apply to training
+            only.
+        agree_with ([`~erprm_trl.rollouts.label_options.Judge`], *optional*):
+            See [`~erprm_trl.rollouts.LabelOptions`].
         reference ([`ReferenceLogProbs`], *optional*):
             Adds the log-probabilities under the reference model, for `head="implicit"`.
 
@@ -77,19 +82,34 @@ def prepare_dataset(
         `ValueError`: see [`encode_examples`], [`encode_stream`] and [`named_sources`].
     """
     prepare = partial(
-        prepare_dataset,
+        _prepare_source,
         tokenizer=tokenizer,
         prm_format=prm_format,
         args=args,
         max_length=max_length,
         is_training=is_training,
         reference=reference,
+        agree_with=agree_with,
     )
-    if isinstance(dataset, (list, tuple)):
-        return _prepare_mixture(open_rollouts(dataset, name), args, name, prepare)
-    dataset, eta = open_rollouts(dataset, name), args.eta
-    if isinstance(dataset, LabelledSource):
-        dataset, eta = dataset.data, _eta_of(dataset, args, name)
+    dataset = open_rollouts(dataset, name)
+    if isinstance(dataset, list):
+        return _prepare_mixture(dataset, args, name, prepare)
+    return prepare(dataset if isinstance(dataset, LabelledSource) else LabelledSource(dataset), name=name)
+
+
+def _prepare_source(
+    source: LabelledSource,
+    tokenizer,
+    prm_format: PRMFormat,
+    args: ERPRMConfig,
+    *,
+    name: str,
+    max_length: int | None,
+    is_training: bool,
+    reference: ReferenceLogProbs | None,
+    agree_with: Judge | None,
+) -> PreparedDataset:
+    dataset, eta = source.data, _eta_of(source, args, name)
     options: dict[str, Any] = {
         "name": name,
         "max_length": max_length,
@@ -97,20 +117,23 @@ def prepare_dataset(
         "invalid_rows": args.invalid_rows,
         "label_weighting": args.label_weighting if is_training else "none",
     }
+    label_options = args.label_options(agree_with) if is_training else LabelOptions()
+    label_options = source.label_options or label_options
+    if label_options != LabelOptions():
+        _check_label_options(label_options, source, name, reference is not None)
     if isinstance(dataset, IterableDataset):
         if is_training:
             _refuse_for_implicit(reference, name, "a stream", "Read it first with Dataset.from_list(list(stream)).")
             return PreparedDataset(encode_stream(dataset, tokenizer, prm_format, **options))
         dataset = Dataset.from_list(list(dataset.with_format(None)))
+    options["num_proc"] = args.dataset_num_proc
     manifests = {}
     if isinstance(dataset, RolloutDataset):
         _warn_of_other_steps(dataset, prm_format, name)
         manifests[name] = dataset.manifest
         if reference is None:
-            num_proc = args.dataset_num_proc
-            encoded = encode_rollouts(
-                dataset, eta, args.label_estimator, tokenizer, prm_format, num_proc=num_proc, **options
-            )
+            options["options"] = label_options
+            encoded = encode_rollouts(dataset, eta, args.label_estimator, tokenizer, prm_format, **options)
             return PreparedDataset(*encoded, manifests)
         dataset = outcome_labels(dataset)
     if not isinstance(dataset, Dataset):
@@ -125,8 +148,24 @@ def prepare_dataset(
         return PreparedDataset(dataset)
     if {"input_ids", "labels"}.issubset(dataset.column_names):
         _refuse_for_implicit(reference, name, "token ids", "Pass the texts, from which the question's end is known.")
-    examples, counts = encode_examples(dataset, tokenizer, prm_format, num_proc=args.dataset_num_proc, **options)
+    examples, counts = encode_examples(dataset, tokenizer, prm_format, **options)
     return PreparedDataset(examples if reference is None else reference.add_to(examples, name), counts, manifests)
+
+
+def _check_label_options(options: LabelOptions, source: LabelledSource, name: str, is_implicit: bool) -> None:
+    """Refuses label options that cannot apply, and warns if options of the whole training do not apply to a source."""
+    has_rollouts = isinstance(source.data, RolloutDataset)
+    if is_implicit or (source.label_options is not None and not has_rollouts):
+        reason = "with head='implicit', which learns from outcomes" if is_implicit else "for a dataset with labels"
+        raise ValueError(
+            f"The {name} dataset: got label options {reason}, expected them for labels that are made from rollouts. "
+            "Remove the options."
+        )
+    if not has_rollouts:
+        logger.warning(
+            "The %s dataset has no rollouts, so the label options %s do not apply to it. Pass a rollout folder.",
+            name, options,
+        )  # fmt: skip
 
 
 def _refuse_for_implicit(reference: ReferenceLogProbs | None, name: str, kind: str, remedy: str) -> None:

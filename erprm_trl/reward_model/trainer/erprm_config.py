@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..._trl import BaseConfig
+from ...rollouts.label_options import Judge, LabelOptions
 from ...training.tracking.tracking_config import TrackingConfig
 from ..prm_format import PRMFormat
 
@@ -47,6 +48,19 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             How labels are made from a rollout folder: `"sample"` or `"posterior"`. Defaults to `"posterior"` for
             adaptive collections at finite `eta`, else to `"sample"`, see
             [`~erprm_trl.rollouts.RolloutDataset.labels`].
+        min_question_rate (`float`, *optional*, defaults to `0.0`):
+            Leaves out training rollouts of questions that the completer solves at a lower rate. This option and the
+            next four apply to rollout folders for training only, see [`~erprm_trl.rollouts.LabelOptions`]. The judge
+            `agree_with` is an argument of [`ERPRMTrainer`].
+        relative_labels (`bool`, *optional*, defaults to `False`):
+            Whether to divide the rate of each prefix by the rate of its question (`relative`).
+        error_tolerance (`int`, *optional*):
+            In wrong solutions, only steps at most this far from the first failing prefix keep their value. Earlier
+            steps get label 1, later steps get label 0.
+        label_correct_solutions (`str`, *optional*, defaults to `"continuations"`):
+            `"ones"` labels every step of a right solution with 1.
+        agreement_tolerance (`int`, *optional*, defaults to `0`):
+            Steps by which the first errors of the judge and of the continuations may differ.
         label_weighting (`str`, *optional*, defaults to `"none"`):
             `"precision"` weights each step's training loss by the certainty of its label
             ([`~erprm_trl.functional.precision_weights`]), scaled to a mean of 1 over the training steps. It needs
@@ -150,6 +164,32 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             "collections at finite eta, else to 'sample'.",
             "choices": ["sample", "posterior"],
         },
+    )
+    min_question_rate: float = field(
+        default=0.0,
+        metadata={"help": "Leaves out rollouts of questions that the completer solves at a lower rate."},
+    )
+    relative_labels: bool = field(
+        default=False,
+        metadata={"help": "Whether to divide the rate of each prefix by the rate of its question."},
+    )
+    error_tolerance: int | None = field(
+        default=None,
+        metadata={
+            "help": "In wrong solutions, only steps at most this far from the first failing prefix keep their value. "
+            "Earlier steps get label 1, later steps label 0."
+        },
+    )
+    label_correct_solutions: str = field(
+        default="continuations",
+        metadata={
+            "help": "'ones' labels every step of a right solution with 1 instead of by its continuations.",
+            "choices": ["continuations", "ones"],
+        },
+    )
+    agreement_tolerance: int = field(
+        default=0,
+        metadata={"help": "Steps by which the first errors of the judge and of the continuations may differ."},
     )
     label_weighting: str = field(
         default="none",
@@ -278,6 +318,17 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
                 f"label_smoothing_factor: got {self.label_smoothing_factor}, expected a number from 0 (unchanged "
                 "labels) to 1 (all labels 0.5). Set it to 0 for no smoothing."
             )
+
+    def label_options(self, agree_with: Judge | None = None) -> LabelOptions:
+        """Returns the options of the training labels, with the judge."""
+        return LabelOptions(
+            min_question_rate=self.min_question_rate,
+            relative=self.relative_labels,
+            error_tolerance=self.error_tolerance,
+            label_correct_solutions=self.label_correct_solutions,
+            agree_with=agree_with,
+            agreement_tolerance=self.agreement_tolerance,
+        )
 
     def resolve_format(self, saved: PRMFormat | None, default: PRMFormat | None = None) -> PRMFormat:
         """

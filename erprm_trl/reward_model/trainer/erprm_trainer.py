@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import BitsAndBytesConfig
 
+    from ...rollouts.label_options import Judge
+
 TrainingData = Dataset | IterableDataset | RolloutDataset | LabelledSource | str | Path
 
 CITATION = """@article{zhang2025entropy,
@@ -101,6 +103,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             Quantization to load the model with, if `model` is a string.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Configuration of a new adapter to train. It cannot be used with a model that already has an adapter.
+        agree_with ([`StepScorer`] or any object with `score` and `model_name`, *optional*):
+            Judge of the training rollouts, see [`~erprm_trl.rollouts.LabelOptions`].
 
     Raises:
         `ValueError`: for unusable data (the message names the row, the column and the fix), for a token of the format
@@ -131,6 +135,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
+        agree_with: "Judge | None" = None,
     ):
         if isinstance(model, (str, os.PathLike)):
             model = local_path(model)
@@ -165,6 +170,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             )
             if is_implicit
             else None,
+            agree_with=agree_with,
         )
         train_dataset = self._prepare_dataset(train_dataset, "train", is_training=True)
         if eval_dataset is not None:

@@ -14,6 +14,7 @@ from datasets import Dataset, Features, concatenate_datasets
 
 from ...io.paths import local_path
 from ...rollouts.dataset import RolloutDataset
+from ...rollouts.label_options import LabelOptions
 
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,15 @@ class LabelledSource:
         name (`str`, *optional*):
             Name of the source in logs, metrics and the model card. Defaults to the name of the folder, else to
             `source_1`, `source_2` and so on.
+        label_options ([`~erprm_trl.rollouts.LabelOptions`], *optional*):
+            Options that make the labels of a rollout folder cleaner. They replace those of [`ERPRMConfig`], and also
+            apply to evaluation.
 
     Example:
 
     ```python
     >>> LabelledSource("outputs/rollouts", eta=2.0, weight=0.7, name="own")
-    LabelledSource(data='outputs/rollouts', eta=2.0, weight=0.7, name='own')
+    LabelledSource(data='outputs/rollouts', eta=2.0, weight=0.7, name='own', label_options=None)
     ```
     """
 
@@ -51,6 +55,7 @@ class LabelledSource:
     eta: float | None = None
     weight: float | None = None
     name: str | None = None
+    label_options: LabelOptions | None = None
 
     def __post_init__(self):
         if self.weight is not None and not 0 < self.weight < math.inf:
@@ -196,7 +201,7 @@ def mixture_counts(
     by_source = {}
     for source, own, eta, used in zip(sources, counts, etas, uses, strict=True):
         total["dropped_rows"].update(own["dropped_rows"])
-        for key in own.keys() - {"dropped_rows"}:
+        for key in own.keys() - {"dropped_rows", "labels"}:
             total[key] = total.get(key, 0) + own[key]
         by_source[source.name] = {
             **own,

@@ -18,6 +18,8 @@ import torch
 
 from ...functional.value_posterior import precision_weights
 from ...rollouts.dataset import RolloutDataset
+from ...rollouts.label_options import LabelOptions
+from ...rollouts.label_source import LabelSource
 from ..encoding import EncodedSolution, encode_solutions
 from ..prm_format import PRMFormat
 from .dataset_formats import FORMS, find_form, read_row
@@ -112,6 +114,7 @@ def encode_rollouts(
     invalid_rows: str = "error",
     num_proc: int | None = None,
     label_weighting: str = "none",
+    options: LabelOptions | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """
     Labels rollouts at `eta`, checks and encodes them. The result equals [`encode_examples`] on
@@ -126,16 +129,19 @@ def encode_rollouts(
             See [`RolloutDataset.labels`].
         tokenizer, prm_format, name, max_length, last_step_only, invalid_rows, num_proc, label_weighting:
             See [`encode_examples`].
+        options ([`~erprm_trl.rollouts.LabelOptions`], *optional*):
+            Options that make the labels cleaner.
 
     Returns:
-        `tuple`: see [`encode_examples`].
+        `tuple`: see [`encode_examples`]. With options, the counts also have `labels`, the manifest of the labels.
 
     Raises:
         `ValueError`: see [`RolloutDataset.labels`] and [`encode_examples`].
     """
+    source = rollouts.label_source(eta, estimator, options)
     if num_proc is not None and num_proc > 1:
-        return encode_examples(
-            rollouts.labels(eta, estimator),
+        encoded, counts = encode_examples(
+            source.labels(),
             tokenizer,
             prm_format,
             name=name,
@@ -145,20 +151,26 @@ def encode_rollouts(
             num_proc=num_proc,
             label_weighting=label_weighting,
         )
+        return encoded, _with_label_manifest(counts, source)
     from datasets.fingerprint import Hasher
 
     check_options(invalid_rows, label_weighting)
     weighted = label_weighting == "precision"
-    source = rollouts.label_source(eta, estimator)
     _check_deviations(name, source.column_names, "stepwise", weighted)
-    options = {"max_length": max_length, "last_step_only": last_step_only, "weighted": weighted}
-    encode = partial(encode_batch, form="stepwise", tokenizer=tokenizer, prm_format=prm_format, **options)
-    key = (ENCODING_VERSION, source.fingerprint, prm_format.with_eta(None).to_dict(), Hasher.hash(tokenizer), options)
+    encoding = {"max_length": max_length, "last_step_only": last_step_only, "weighted": weighted}
+    encode = partial(encode_batch, form="stepwise", tokenizer=tokenizer, prm_format=prm_format, **encoding)
+    key = (ENCODING_VERSION, source.fingerprint, prm_format.with_eta(None).to_dict(), Hasher.hash(tokenizer), encoding)
     fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     encoded = source.encoded(encode, _checked_features(weighted), fingerprint)
     if len(encoded) == 0:
         raise ValueError(f"The {name} dataset is empty, expected at least one row.")
-    return _keep_usable(encoded, name, invalid_rows, max_length)
+    kept, counts = _keep_usable(encoded, name, invalid_rows, max_length)
+    return kept, _with_label_manifest(counts, source)
+
+
+def _with_label_manifest(counts: dict[str, Any], source: LabelSource) -> dict[str, Any]:
+    manifest = source.manifest
+    return counts if manifest is None else {**counts, "labels": manifest}
 
 
 def form_of(column_names: Sequence[str], name: str) -> str:
