@@ -225,7 +225,7 @@ def test_a_model_without_a_name_needs_a_reference_model(base, tmp_path):
 def test_a_reference_model_that_has_moved_is_named(base, tmp_path):
     trainer = ERPRMTrainer(base, config(tmp_path), train_dataset=DATA)
     trainer.save_model()
-    PRMFormat(head="implicit", reference_model=str(tmp_path / "moved")).save(tmp_path)
+    PRMFormat(separator="ки", head="implicit", reference_model=str(tmp_path / "moved")).save(tmp_path)
     with pytest.raises(OSError, match="moved: .*reference model of an implicit.*reference_model of .*prm_format.json"):
         StepScorer.from_pretrained(tmp_path)
 
