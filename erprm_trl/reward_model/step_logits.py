@@ -92,15 +92,12 @@ def narrowed_head(
                 # LoRA on the head, quantised or offloaded weights: only the head's own forward is right.
                 logits = own_forward(hidden)
                 return logits if token_ids is None else logits[:, token_ids]
-            if token_ids is None:  # autocast would round the logits of float32 weights
-                with torch.autocast(hidden.device.type, enabled=False):
-                    return own_forward(hidden.to(language_head.weight.dtype))
-            bias = language_head.bias
+            weight, bias = language_head.weight, language_head.bias
             with torch.autocast(hidden.device.type, enabled=False):
+                if token_ids is None:  # autocast would round the logits of float32 weights
+                    return own_forward(hidden.to(weight.dtype))
                 return nn.functional.linear(
-                    hidden.float(),
-                    language_head.weight[token_ids].float(),
-                    None if bias is None else bias[token_ids].float(),
+                    hidden.float(), weight[token_ids].float(), None if bias is None else bias[token_ids].float()
                 )
 
         language_head.forward = forward

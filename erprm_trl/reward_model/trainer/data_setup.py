@@ -137,10 +137,7 @@ def _prepare_source(
             return PreparedDataset(*encoded, manifests)
         dataset = outcome_labels(dataset)
     if not isinstance(dataset, Dataset):
-        raise TypeError(
-            f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a "
-            f"datasets.IterableDataset, a RolloutDataset or a rollout folder. {_remedy(dataset)}"
-        )
+        raise _wrong_type(dataset, name)
     if ENCODED_COLUMNS.issubset(dataset.column_names):
         check_encoded_labels(dataset, name)
         if reference is not None and not reference.has_made(dataset):
@@ -269,6 +266,8 @@ def open_rollouts(dataset: Any, name: str) -> Any:
         `FileNotFoundError`: if the path holds no rollouts.
     """
     if isinstance(dataset, (list, tuple)):
+        if any(isinstance(source, Mapping) for source in dataset):
+            raise _wrong_type([], name)
         return [open_rollouts(source, name) for source in named_sources(dataset, name)]
     if isinstance(dataset, LabelledSource):
         return replace(dataset, data=open_rollouts(dataset.data, dataset.name or name))
@@ -295,7 +294,14 @@ def _warn_of_other_steps(dataset: RolloutDataset, prm_format: PRMFormat, name: s
             )  # fmt: skip
 
 
+def _wrong_type(dataset: Any, name: str) -> TypeError:
+    return TypeError(
+        f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a datasets.IterableDataset, a "
+        f"RolloutDataset, a rollout folder or a list of these. {_remedy(dataset)}"
+    )
+
+
 def _remedy(dataset: Any) -> str:
     if isinstance(dataset, Mapping) and all(isinstance(part, (Dataset, IterableDataset)) for part in dataset.values()):
         return f"Pass one of its splits: {', '.join(f'dataset[{split!r}]' for split in dataset)}."
-    return "Convert rows with datasets.Dataset.from_list(rows)."
+    return "Convert a list of rows with datasets.Dataset.from_list(rows)."

@@ -40,8 +40,8 @@ class LabelledSource:
             Name of the source in logs, metrics and the model card. Defaults to the name of the folder, else to
             `source_1`, `source_2` and so on.
         label_options ([`~erprm_trl.rollouts.LabelOptions`], *optional*):
-            Options that make the labels of a rollout folder cleaner. They replace those of [`ERPRMConfig`], and also
-            apply to evaluation.
+            Options that make the labels of a rollout folder cleaner. They replace the options of [`ERPRMConfig`],
+            and also apply to evaluation.
 
     Example:
 
