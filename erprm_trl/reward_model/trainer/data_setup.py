@@ -296,8 +296,8 @@ def _warn_of_other_steps(dataset: RolloutDataset, prm_format: PRMFormat, name: s
 
 def _wrong_type(dataset: Any, name: str) -> TypeError:
     return TypeError(
-        f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a datasets.IterableDataset, a "
-        f"RolloutDataset, a rollout folder or a list of these. {_remedy(dataset)}"
+        f"The {name} dataset is a {type(dataset).__name__}, expected a datasets.Dataset, a "
+        f"datasets.IterableDataset, a RolloutDataset, a rollout folder or a list of these. {_remedy(dataset)}"
     )
 
 
