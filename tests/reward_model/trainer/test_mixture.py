@@ -12,9 +12,9 @@ from fake_sampler import FakeSampler
 from recipe_runs import parse
 from zoo import save_tiny, word_level
 
-from erprm_trl import ERPRMConfig, ERPRMTrainer, LabelledSource, PRMFormat, collect_rollouts
+from erprm_trl import ERPRMConfig, ERPRMTrainer, LabelledSource, PRMFormat, RolloutDataset, collect_rollouts
 from erprm_trl.reward_model.trainer.mixture import examples_per_epoch, mixture_order, named_sources
-from erprm_trl.rollouts import Question
+from erprm_trl.rollouts import LabelOptions, Question
 from erprm_trl.scripts.train import MixtureSource
 
 
@@ -160,6 +160,22 @@ def test_sources_with_one_eta_record_it_and_unused_rows_are_counted(model_path, 
     )
     assert trainer.data_counts["train"]["kept"] == 2 * counts["a"]["kept"]
     assert len(trainer.train_dataset) == counts["a"]["examples"] + counts["b"]["examples"]
+
+
+def test_label_options_per_source(model_path, folder, tmp_path):
+    ones = LabelOptions(label_correct_solutions="ones")
+    sources = [LabelledSource(folder, name="plain"), LabelledSource(folder, name="ones", label_options=ones)]
+    trainer = make(model_path, tmp_path, sources, eta=0.0)
+    rollouts = RolloutDataset(folder)
+    labels = trainer.train_dataset["step_labels"][:]
+    assert labels[::2] == rollouts.labels(0.0)["labels"][:]
+    assert labels[1::2] == rollouts.labels(0.0, label_correct_solutions="ones")["labels"][:] != labels[::2]
+    counts = trainer.data_counts["train"]["sources"]
+    assert "labels" not in counts["plain"] and counts["ones"]["labels"]["kept"] == counts["ones"]["kept"]
+    trainer.create_model_card("mixed")
+    assert "| ones | eta = 0.0, `label_correct_solutions=ones` |" in (tmp_path / "README.md").read_text()
+    with pytest.raises(ValueError, match="got label options for a dataset with labels.*Remove the options"):
+        make(model_path, tmp_path, [LabelledSource(rows(2, 0.5), label_options=ones)])
 
 
 def test_label_weights_have_a_mean_of_one_over_the_mixture(model_path, tmp_path):
