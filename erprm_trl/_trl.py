@@ -174,7 +174,7 @@ SEAM_ATTRIBUTES = (
     ),
     # Names in modules
     SeamAttribute(
-        "transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", "reward_model/scoring/weights.py"
+        "transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", "reward_model/reference_model.py"
     ),
     SeamAttribute("trl.trainer.base_config._BaseConfig", "_trl.py"),
     SeamAttribute("trl.trainer.base_trainer._BaseTrainer", "_trl.py"),

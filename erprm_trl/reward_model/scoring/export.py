@@ -18,7 +18,8 @@ from ...io.paths import local_path
 from ...io.tokenizers import load_tokenizer
 from ..heads import refuse_virtual_tokens
 from ..prm_format import PRMFormat, resolve_format
-from .weights import load_reward_model, unpartitioned
+from ..reference_model import unpartitioned
+from .weights import load_reward_model
 
 
 LABELS = {0: "bad", 1: "good"}

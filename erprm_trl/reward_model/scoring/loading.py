@@ -11,6 +11,7 @@ from ...io.file_checks import check_model_folder
 from ...io.paths import local_path
 from ...io.tokenizers import load_tokenizer
 from ..prm_format import PRMFormat, resolve_format
+from ..reference_model import load_reference_model, unpartitioned
 from .backend import ScoringBackend
 from .engine_server import connect
 from .implicit import ImplicitBackend
@@ -19,7 +20,7 @@ from .remote import refuse_loading
 from .scorer_file import is_scorer_file, load_scorer_file, scorer_file_format
 from .sharded import ShardedBackend, check_sharding
 from .vllm import VLLMBackend
-from .weights import load_reference_model, load_reward_model, unpartitioned
+from .weights import load_reward_model
 
 
 if TYPE_CHECKING:

@@ -1,34 +1,17 @@
-"""Loads the weights of a reward model, a LoRA adapter or a reference model.
+"""Loads the weights of a reward model or a LoRA adapter.
 
 A reward model is loaded with its head, and without running code from its repository. A checkpoint without the head is
 an error, because the head would have random weights.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from ...io.adapters import adapter_config, base_of_adapter
-from ...io.paths import local_path
 from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, check_architecture, token_classifier_with_mlp
 from ..prm_format import PRMFormat
-
-
-@contextmanager
-def unpartitioned() -> Iterator[None]:
-    """Loads models unpartitioned inside this context. While ZeRO-3 trains a policy in this process, transformers
-    partitions every model that it loads, and a scorer has no DeepSpeed engine to gather the weights."""
-    from transformers.integrations import deepspeed
-
-    config = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -62,7 +45,7 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
     if adapter is not None and head in AUTO_MODELS:
         from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
 
-        auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
+        auto = AutoPeftModelForTokenClassification if head == "token" else AutoPeftModelForCausalLM
         # PEFT initialises weights at random before it reads them. A policy's samples must not depend on that.
         with torch.random.fork_rng(devices=[]):
             model = auto.from_pretrained(path_or_id, **kwargs)
@@ -73,7 +56,7 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
         kwargs = {name: kwargs[name] for name in kwargs if name not in ("num_labels", "trust_remote_code")}
         kwargs["config"] = config
     else:
-        cls = AutoModelForCausalLM if head == "implicit" else AUTO_MODELS[head]
+        cls = AUTO_MODELS[head]
         if head == "token":
             kwargs["key_mapping"] = VALUE_HEAD_NAMES
     model, info = cls.from_pretrained(path_or_id, output_loading_info=True, **kwargs)
@@ -85,21 +68,3 @@ def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, 
             'PRMFormat.preset("qwen2.5-math-prm").'
         )
     return model
-
-
-def load_reference_model(prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTrainedModel | None:
-    """
-    Loads the format's reference model, or returns `None` if the head needs none. For `kwargs` see
-    [`load_reward_model`].
-
-    Raises:
-        `ValueError`: if the head needs a reference model and the format has none.
-    """
-    if prm_format.head != "implicit":
-        return None
-    if prm_format.reference_model is None:
-        raise ValueError(
-            "PRMFormat.reference_model: got None with head='implicit', expected the folder or Hub id of the model "
-            "that the reward model was trained against. Set it in the prm_format that you pass."
-        )
-    return AutoModelForCausalLM.from_pretrained(local_path(prm_format.reference_model), **{**kwargs, "revision": None})
