@@ -12,6 +12,8 @@ CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
 def script_of(path):
+    if path.stem == "train_mixture":
+        return "train_erprm"
     return "collect_rollouts" if path.stem.startswith("collect") else path.stem
 
 
@@ -96,6 +98,14 @@ def test_the_evaluation_recipes_in_miniature(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "calibration" / "calibration.png").stat().st_size > 5000
     printed = capsys.readouterr().out
     assert "2 continuations each, value at eta = 2.0" in printed and "success rates (error" in printed
+
+    recipe, (arguments,) = parse(
+        "inspect_labels", ["--rollouts", rollouts, "--output_dir", str(tmp_path / "noise"), "--eta", "0"]
+    )
+    noise = recipe.main(arguments)
+    assert json.loads((tmp_path / "noise" / "label_noise.json").read_text()) == noise
+    assert (tmp_path / "noise" / "label_noise.png").stat().st_size > 5000
+    assert "standard error of a label" in capsys.readouterr().out
 
     etas = ["--eta", "0", "2", "--trained_eta", "0"]
     read = run("best_of_n", "best_of_n", "--samples", rollouts, "--reward_models", models[0], *etas)
