@@ -29,7 +29,7 @@ POLICY_METRICS = {
 class RewardArguments:
     """The reward model, and what happens when the policy exploits it."""
 
-    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id, scoring server or scorer file of the reward model."})
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
     guard: bool = field(
         default=True, metadata={"help": "Whether to warn when the policy degenerates, and to stop the run."}

@@ -139,7 +139,7 @@ def policy_of_short_lines(tokenizer):
 
     model = tiny_llama(
         len(tokenizer),
-        max_position_embeddings=512,
+        max_position_embeddings=4096,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )

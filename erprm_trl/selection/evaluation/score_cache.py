@@ -11,6 +11,7 @@ from ...io.paths import local_path
 from ...io.redaction import without_login
 from ...io.text_lists import check_text_lists
 from ...reward_model.scoring.scorer import StepScorer
+from ...reward_model.scoring.scorer_file import is_scorer_file, scorer_file_identity
 from .processbench import JudgedSolution
 
 
@@ -27,13 +28,14 @@ def score_judged(
     chunk_size: int = 256,
     eta: float | None = None,
     trained_eta: float | None = None,
+    backend: str = "local",
 ) -> dict[JudgedSolution, list[float]]:
     """
     Scores the steps of judged solutions. Scores from an earlier run are read from its file.
 
     Args:
         reward_model (`str` or `Path`):
-            Folder, Hub id or scoring server. It is only loaded if there are solutions to score.
+            Folder, Hub id, scoring server or scorer file. It is only loaded if there are solutions to score.
         solutions (`Iterable[JudgedSolution]`):
             Solutions in any order. Solutions with equal problem and steps are scored once.
         folder (`str` or `Path`):
@@ -44,6 +46,9 @@ def score_judged(
             Number of solutions between two writes of the file.
         eta, trained_eta (`float`, *optional*):
             Eta at which the scores are read, and eta of the labels of a model whose format does not record it, see
+            [`~erprm_trl.reward_model.StepScorer.from_pretrained`].
+        backend (`str`, *optional*, defaults to `"local"`):
+            How a model in a folder or on the Hub is run, see
             [`~erprm_trl.reward_model.StepScorer.from_pretrained`].
 
     Returns:
@@ -65,7 +70,7 @@ def score_judged(
     keys = {solution: _key(solution) for solution in solutions}
     todo = list({key: solution for solution, key in keys.items() if key not in scores}.items())
     if todo:
-        scorer = StepScorer.from_pretrained(reward_model, batch_size=batch_size, **etas)
+        scorer = StepScorer.from_pretrained(reward_model, batch_size=batch_size, backend=backend, **etas)
         for start in range(0, len(todo), chunk_size):
             chunk = todo[start : start + chunk_size]
             problems = [solution.problem for _, solution in chunk]
@@ -77,10 +82,11 @@ def score_judged(
 
 
 def reward_model_identity(reward_model: str, **etas: float | None) -> dict[str, Any]:
-    """Name of a reward model, the sizes and times of its files, and the etas that are set: scores are only continued
-    with the same model at the same eta."""
+    """Name of a reward model, the sizes and times of its files or the settings of a scorer file, and the etas that are
+    set: scores are only continued with the same model and settings at the same eta."""
+    files = scorer_file_identity(reward_model) if is_scorer_file(reward_model) else _files(reward_model)
     read_at = {name: eta for name, eta in etas.items() if eta is not None}
-    return {"reward_model": without_login(reward_model), "files": _files(reward_model), **read_at}
+    return {"reward_model": without_login(reward_model), "files": files, **read_at}
 
 
 def _read_scores(path: Path, identity: dict[str, Any]) -> dict[str, list[float]]:

@@ -34,7 +34,7 @@ def score_rows(
 
     Args:
         reward_model (`str` or `Path`):
-            Folder, Hub id or scoring server. It is loaded only if something is left to score.
+            Folder, Hub id, scoring server or scorer file. It is loaded only if something is left to score.
         rows (`Iterable[Mapping]`):
             Rows with a question and a solution. A question is a text, or a conversation with one user message. A
             solution is a list of steps, or a text or a conversation with one assistant message, which the reward
