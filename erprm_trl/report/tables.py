@@ -118,9 +118,10 @@ def _about_rates(rates: Mapping[str, Any]) -> str:
     """A sentence about `rates` of a calibration."""
     error = rates["error"]
     noise_off = "" if error is None else f"error {error['mean']:.3f} [{error['low']:.3f}, {error['high']:.3f}], "
+    measured = f"({noise_off}ECE {rates['ece']:.3f})"
     if rates["are_rates"]:
-        return f"scores are success rates ({noise_off}ECE {rates['ece']:.3f}). They can be read at other etas."
-    return f"scores are not success rates ({noise_off}ECE {rates['ece']:.3f}). Do not read them at other etas."
+        return f"scores are success rates {measured}. They can be read at other etas."
+    return f"scores are not success rates {measured}. Values read from them at other etas are unreliable."
 
 
 def format_processbench_table(results: Mapping[str, Mapping[str, Any]]) -> str:

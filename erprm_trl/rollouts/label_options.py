@@ -94,6 +94,11 @@ class LabelOptions:
         """Whether the labels depend on the rates of questions."""
         return self.relative or self.min_question_rate > 0
 
+    @property
+    def changes_values(self) -> bool:
+        """Whether labels may differ from the values of their prefixes."""
+        return self.relative or self.error_tolerance is not None or self.label_correct_solutions == "ones"
+
     def check(self, estimator: str) -> None:
         """Raises a `ValueError` if the options cannot be combined with an estimator of values."""
         if self.relative and estimator != "sample":

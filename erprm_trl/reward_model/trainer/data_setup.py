@@ -225,8 +225,8 @@ def rollouts_in(dataset: Any) -> list[RolloutDataset]:
 def labels_eta(dataset: Any, args: ERPRMConfig) -> float | None:
     """
     Returns the eta of the training labels, which the model's format records. It is `None` if it is not known, if it
-    differs among the sources, or if rewards may differ from 0 and 1, because only values of 0/1 rewards can be read at
-    another eta.
+    differs among the sources, if label options change the values, or if rewards may differ from 0 and 1, because only
+    values of 0/1 rewards can be read at another eta.
 
     Args:
         dataset (`Any`):
@@ -242,10 +242,11 @@ def labels_eta(dataset: Any, args: ERPRMConfig) -> float | None:
 
 
 def _known_eta(source: Any, args: ERPRMConfig) -> float | None:
-    eta = args.eta
+    eta, options = args.eta, args.label_options()
     if isinstance(source, LabelledSource):
-        source, eta = source.data, args.eta if source.eta is None else source.eta
-    if not isinstance(source, RolloutDataset):
+        eta = args.eta if source.eta is None else source.eta
+        source, options = source.data, source.label_options or options
+    if not isinstance(source, RolloutDataset) or options.changes_values:
         return None
     if source.settings.grading not in METHODS:
         logger.info(

@@ -10,7 +10,7 @@ from fake_sampler import FakeSampler
 from zoo import byte_level_bpe, save_tiny, word_level
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, RolloutDataset, collect_rollouts, load_questions
-from erprm_trl.reward_model import to_stepwise
+from erprm_trl.reward_model import LabelledSource, to_stepwise
 from erprm_trl.reward_model.trainer.data_setup import labels_eta, prepare_dataset
 
 
@@ -94,6 +94,11 @@ def test_the_format_records_the_eta_of_the_labels(tmp_path):
 
     assert recorded(exact) == 2.0 and recorded(exact, eta=math.inf) == math.inf
     assert recorded(exact, train_on_last_step_only=True) == 0.0  # the label is the solution's own reward at every eta
+    assert recorded(exact, min_question_rate=0.1) == 2.0
+    for options in ({"relative_labels": True}, {"error_tolerance": 0}, {"label_correct_solutions": "ones"}):
+        assert recorded(exact, **options) is None  # these labels are not the values of their prefixes
+    assert recorded([exact, LabelledSource(exact, eta=2.0)]) == 2.0
+    assert recorded([exact, LabelledSource(exact, eta=0.0)]) is None and recorded([exact, DATA]) is None
     assert recorded(own) is None and recorded(own, recorded_eta=2.0) == 2.0
     assert recorded(DATA) is None and recorded(DATA, recorded_eta=0.0) == 0.0
 
