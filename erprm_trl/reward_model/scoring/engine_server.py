@@ -20,6 +20,7 @@ from ..prm_format import FormatTokenIds, PRMFormat, resolve_format
 from .backend import ScoringBackend
 from .local import scores_of_classes, solutions_to_score
 from .remote import SCORING, RemoteBackend, refuse_loading
+from .vllm import RESERVED_TOKENS
 
 
 ENGINE = Service(
@@ -116,7 +117,7 @@ ENGINES = {
         "vLLM",
         "token",
         "/pooling",
-        0,
+        RESERVED_TOKENS,
         _pooling_body,
         _read_pooling,
         "Export the model and serve the new folder: erprm export --reward_model {source} --output_dir FOLDER, then "

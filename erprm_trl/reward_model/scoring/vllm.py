@@ -24,6 +24,10 @@ from .local import scores_of_classes, solutions_to_score
 
 logger = logging.getLogger(__name__)
 
+# vLLM computes a prompt in several parts if its batch is full. It leaves room for one sampled token in every part but
+# the first, also for pooling, so that a prompt of max_model_len tokens never ends (vLLM 0.31, Scheduler.schedule).
+RESERVED_TOKENS = 1
+
 
 class VLLMBackend:
     """
@@ -105,14 +109,14 @@ class VLLMBackend:
                 "hf_overrides": {"num_labels": 2 if self.prm_format.head == "lm" else self.prm_format.num_labels},
                 # Every position has a score, so the engine computes every position of every solution.
                 "enable_prefix_caching": False,
-                "skip_tokenizer_init": True,
             }
             self.engine = LLM(model=path_or_id, runner="pooling", **{**defaults, **loading, **(engine_kwargs or {})})
 
     @property
     def context_length(self) -> int:
-        """The engine's `max_model_len`: maximum length of a solution in tokens, including the question."""
-        return self.engine.llm_engine.model_config.max_model_len
+        """Maximum length of a solution in tokens, including the question: one less than the engine's
+        `max_model_len`."""
+        return self.engine.llm_engine.model_config.max_model_len - RESERVED_TOKENS
 
     def score(
         self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool = False
