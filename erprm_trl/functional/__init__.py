@@ -24,7 +24,7 @@ from .score_metrics import (
     calibration_bins,
     expected_calibration_error,
 )
-from .soft_values import implied_success_rate, soft_value, soft_value_from_rate
+from .soft_values import implied_success_rate, soft_value, soft_value_from_rate, value_at_eta
 from .step_losses import smoothed_labels, soft_step_cross_entropy, step_log_odds
 from .value_noise import (
     bootstrap_value_noise,
@@ -79,6 +79,7 @@ __all__ = [
     "step_rewards",
     "subtract_initial_value",
     "success_counts",
+    "value_at_eta",
 ]
 
 __getattr__ = moved_names(__name__)  # for the memory estimates, which moved to `erprm_trl.memory`

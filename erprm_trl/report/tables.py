@@ -96,7 +96,18 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         _line(width, name, [_number(result["brier_parts"][part]) for part in parts])
         for name, result in results.items()
     ]
+    rates = {name: result["rates"] for name, result in results.items() if result.get("rates")}
+    lines += [""] * bool(rates) + [f"{name}: {_about_rates(entry)}" for name, entry in rates.items()]
     return "\n".join(lines)
+
+
+def _about_rates(rates: Mapping[str, Any]) -> str:
+    """A sentence about `rates` of a calibration."""
+    error = rates["error"]
+    noise_off = "" if error is None else f"error {error['mean']:.3f} [{error['low']:.3f}, {error['high']:.3f}], "
+    if rates["are_rates"]:
+        return f"scores are success rates ({noise_off}ECE {rates['ece']:.3f}). They can be read at other etas."
+    return f"scores are not success rates ({noise_off}ECE {rates['ece']:.3f}). Do not read them at other etas."
 
 
 def format_processbench_table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from .._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from ..io.http_client import EndpointError
-    from ..steps import clean_step, clean_steps, split_steps
+    from ..steps import clean_step, clean_steps, join_steps, split_steps
     from .collect import collect_rollouts
     from .collect_config import CollectConfig
     from .dataset import RolloutDataset
@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "..io.http_client": ["EndpointError"],
-        "..steps": ["clean_step", "clean_steps", "split_steps"],
+        "..steps": ["clean_step", "clean_steps", "join_steps", "split_steps"],
         "collect": ["collect_rollouts"],
         "collect_config": ["CollectConfig"],
         "dataset": ["RolloutDataset"],

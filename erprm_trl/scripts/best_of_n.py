@@ -16,7 +16,7 @@ from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
 from ..training import tracking
 from .outcome import print_outcome
-from .scoring import score_with_each
+from .scoring import TRAINED_ETA, score_with_each
 
 
 @dataclass
@@ -31,6 +31,14 @@ class BestOfNArguments:
     ns: list[int] | None = field(
         default=None, metadata={"help": "Numbers of samples to choose from. Defaults to powers of two."}
     )
+    eta: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Etas at which the scores are read. Each is a line of the table. Defaults to the scores as the "
+            "models give them."
+        },
+    )
+    trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
     batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
     plot_aggregation: str = field(
         default="min", metadata={"help": "Aggregation of step scores in the plot: min, last, product or mean."}
@@ -46,7 +54,9 @@ def main(arguments: BestOfNArguments) -> dict:
     folder = make_folder(arguments.output_dir)
     fewest = min(map(len, samples.solutions()))
     ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
-    scores = score_with_each(local_paths("reward_models", arguments.reward_models), samples, arguments.batch_size)
+    etas = arguments.eta if isinstance(arguments.eta, list) else [] if arguments.eta is None else [arguments.eta]
+    models = local_paths("reward_models", arguments.reward_models)
+    scores = score_with_each(models, samples, arguments.batch_size, etas, arguments.trained_eta)
     settings = samples.settings
     with rollouts.Grader(settings.grading, answer_pattern=settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)

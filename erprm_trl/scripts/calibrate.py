@@ -13,8 +13,10 @@ import erprm_trl
 from .. import report, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
+from ..io.redaction import without_login
+from ..reward_model.scoring.eta import eta_or_as_trained
 from .outcome import print_outcome
-from .scoring import score_with_each
+from .scoring import TRAINED_ETA, load_scorer
 
 
 @dataclass
@@ -26,7 +28,14 @@ class CalibrationArguments:
         metadata={"help": "Reward models to compare: folders, Hub ids, scoring servers or scorer files."}
     )
     output_dir: str = field(metadata={"help": "Folder for the scores, the results and the plot."})
-    eta: float = field(default=0.0, metadata={"help": "Eta that the reward models were trained with."})
+    eta: float = field(
+        default=0.0,
+        metadata={
+            "help": "Eta of the values that scores are compared with. Scores of models that were trained at another "
+            "eta are read at this eta if their format records the eta of their labels."
+        },
+    )
+    trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
     aggregation: str = field(
         default="last",
         metadata={"help": "How the step scores of a prefix become its score: last, min, product or mean."},
@@ -39,7 +48,11 @@ def main(arguments: CalibrationArguments) -> dict:
     """Scores, measures, prints and plots."""
     rollouts = erprm_trl.RolloutDataset(arguments.rollouts)
     folder = make_folder(arguments.output_dir)
-    scores = score_with_each(local_paths("reward_models", arguments.reward_models), rollouts, arguments.batch_size)
+    scores = {}
+    for path in local_paths("reward_models", arguments.reward_models):
+        scorer, name = load_scorer(path, arguments.batch_size, arguments.trained_eta), without_login(path)
+        readable = eta_or_as_trained(scorer.prm_format, arguments.eta, name)
+        scores[name] = selection.score_rollouts(scorer, rollouts, eta=readable)
     results = {
         name: selection.measure_calibration(
             rollouts, step_scores, eta=arguments.eta, aggregation=arguments.aggregation, num_bins=arguments.num_bins

@@ -249,7 +249,7 @@ def test_format_files_of_earlier_versions_are_read():
     }  # fmt: skip
     assert dataclasses.asdict(PRMFormat.from_json(json.dumps(fields))) == fields | {
         "between_steps": "", "tokenization": "pieces", "num_labels": 1, "reference_model": None, "beta": 0.001,
-        "cumulative": True, "steps_of": "both", "expected_ids": None,
+        "cumulative": True, "steps_of": "both", "expected_ids": None, "eta": None,
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from ..._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .backend import CollectiveBackend, OutcomeBackend, ScoringBackend, SolutionTooLong
+    from .eta import scores_at_eta
     from .implicit import ImplicitBackend
     from .judge import JudgeScorer
     from .loading import load_backend, load_format
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
     from .remote import RemoteBackend
     from .renamed import RemoteStepScorer
     from .scorer import StepScorer, solution_scores
+    from .scorer_file import load_scorer_file
     from .sharded import ShardedBackend
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "backend": ["CollectiveBackend", "OutcomeBackend", "ScoringBackend", "SolutionTooLong"],
+        "eta": ["scores_at_eta"],
         "implicit": ["ImplicitBackend"],
         "judge": ["JudgeScorer"],
         "loading": ["load_backend", "load_format"],
@@ -30,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "remote": ["RemoteBackend"],
         "renamed": ["RemoteStepScorer"],
         "scorer": ["StepScorer", "solution_scores"],
+        "scorer_file": ["load_scorer_file"],
         "sharded": ["ShardedBackend"],
     },
 )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ...reasoning import answer_start
 
 
-FIRST_ERROR_PROMPT = r"""Below are a problem and a solution of it. The solution is divided into numbered steps. Your task is to find the first wrong step.
+FIRST_ERROR_PROMPT = r"""Below are a problem and its solution, which is divided into numbered steps. Your task is to find the first wrong step.
 
 Check one step after the other. A step is wrong if it contains a mistake in a calculation, makes a claim that is not true, draws a conclusion that does not follow, or misunderstands the problem. Only the mistakes of a step count. Its style does not count.
 
@@ -34,7 +34,7 @@ Is the last step right? A step is wrong if it contains a mistake in a calculatio
 
 NO_ERROR = -1
 _FIELDS = re.compile(r"\{(question|steps|good|bad)\}")
-_TAG = re.compile(r"<(?=/?step\b)", re.IGNORECASE)
+_TAG = re.compile(r"<(?=/?step_)", re.IGNORECASE)
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{([^{}]{0,60}(?:\{[^{}]{0,60}\}[^{}]{0,60})?)\}")
 _MARKS = r"[^\w\u2212\u2013-]*"  # marks around a verdict, without minus signs
 _NUMBER = re.compile(

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...functional.soft_values import soft_value
 from ...rollouts.grading.grader import Grader, grading_name
+from ...rollouts.grading.worker import METHODS
 from ...rollouts.questions import Question, load_questions
 from ...rollouts.sampling.base import Prompt, Sampler, stop_strings
 from ...steps import join_steps
@@ -34,8 +35,8 @@ class MonteCarloScorer:
     last step is the reward of the solution. The standard deviation of a score at `eta=0` is at most
     \\( 1 / (2 \sqrt{K}) \\).
 
-    The scorer needs the reference answer of every question. It is an oracle: use it to calibrate reward models and to
-    credit the steps of a policy, but compare its best-of-N with nothing that does not know the answers.
+    The scorer needs the reference answer of every question. Use it to calibrate reward models and to credit the steps
+    of a policy. Its best-of-N cannot be compared with the best-of-N of reward models, which do not know the answers.
 
     A prefix that several solutions share is continued once, and its rewards are kept for later calls. Scores depend on
     the seed, the question and the prefix, but not on the batch or the order. The exceptions are calls that exceed
@@ -52,7 +53,8 @@ class MonteCarloScorer:
         num_continuations (`int`, *optional*, defaults to `8`):
             Number K of continuations per prefix.
         eta (`float`, *optional*, defaults to `0.0`):
-            Inverse reward temperature. 0 gives the success rate.
+            Inverse reward temperature. 0 gives the success rate. With the gradings `"math"` and `"exact"`,
+            [`StepScorer`] can read the scores at another eta.
         answers (mapping, iterable of [`~erprm_trl.rollouts.Question`], `str` or `PathLike`):
             Reference answers: a mapping from question to answer, questions from
             [`~erprm_trl.rollouts.load_questions`], or the `source` argument of this function.
@@ -64,12 +66,12 @@ class MonteCarloScorer:
             How raw texts are split into steps ([`~erprm_trl.rollouts.split_steps`]).
         separator (`str`, *optional*):
             Text between two steps of a prefix. Defaults to a text that fits `splitter`, see
-            [`~erprm_trl.steps.join_steps`].
+            [`~erprm_trl.rollouts.join_steps`].
         aggregation (`str`, *optional*, defaults to `"min"`):
             How step scores become one score per solution.
         last_step (`str`, *optional*, defaults to `"reward"`):
             Score of the last step: `"reward"` grades the solution, which must be complete. `"continuations"` continues
-            it like every other prefix. Guided search uses the second, because it scores unfinished solutions.
+            it like every other prefix. Guided search uses the second for solutions that are not finished.
         max_continuations (`int`, *optional*):
             Maximum number of continuations per call. If a call needs more, it samples the same smaller number for each
             of its prefixes, logs a warning and counts the prefixes in `costs["reduced_prefixes"]`. If there would be
@@ -119,7 +121,7 @@ class MonteCarloScorer:
         if last_step not in LAST_STEPS:
             raise ValueError(f"last_step: got {last_step!r}, expected one of {', '.join(LAST_STEPS)}. Choose one.")
         soft_value(torch.zeros(1), eta)  # raises its error for NaN
-        self.prm_format = PRMFormat(splitter=splitter, aggregation=aggregation)
+        self.prm_format = PRMFormat(splitter=splitter, aggregation=aggregation, eta=eta_of_scores(grading, eta))
         self.num_continuations, self.eta, self.last_step = num_continuations, eta, last_step
         self.splitter, self.separator, self.max_continuations = splitter, separator, max_continuations
         self._questions = _questions(answers)
@@ -274,6 +276,11 @@ class MonteCarloScorer:
                     "[0, 1]. Rescale the rewards of the grading function."
                 )
         return [float(reward) for reward in rewards]
+
+
+def eta_of_scores(grading: str | Callable[[str, str], float], eta: float) -> float | None:
+    """The eta at which scores can be read, `None` for a grading function, whose rewards may be other than 0 and 1."""
+    return eta if grading in METHODS else None
 
 
 def _key(prompt: Prompt) -> str:

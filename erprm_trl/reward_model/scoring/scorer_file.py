@@ -19,7 +19,7 @@ from ...rollouts.sampling.loading import check_sampler_settings, load_sampler
 from ..prm_format import PRMFormat
 from .backend import ScoringBackend
 from .judge import JudgeScorer, default_prompt
-from .monte_carlo import MonteCarloScorer
+from .monte_carlo import MonteCarloScorer, eta_of_scores
 
 
 SCORERS: dict[str, type] = {"monte_carlo": MonteCarloScorer, "judge": JudgeScorer}
@@ -70,8 +70,9 @@ def load_scorer_file(path: str | os.PathLike) -> ScoringBackend:
 
 def scorer_file_format(path: str | os.PathLike) -> PRMFormat:
     """The format of the scorer that a file describes. No sampler is loaded. See [`load_scorer_file`]."""
-    _, settings = _read(path)
-    return PRMFormat(**{name: settings[name] for name in FORMAT_FIELDS if name in settings})
+    kind, settings = _read(path)
+    eta = None if kind == "judge" else eta_of_scores(settings.get("grading", "math"), settings.get("eta", 0.0))
+    return PRMFormat(**{name: settings[name] for name in FORMAT_FIELDS if name in settings}, eta=eta)
 
 
 def scorer_file_identity(path: str | os.PathLike) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 
 from ...io.paths import local_path
 from ...rollouts.dataset import RolloutDataset
+from ...rollouts.grading.worker import METHODS
 from ..prm_format import PRMFormat
 from .erprm_config import ERPRMConfig
 from .preprocessing import ENCODED_COLUMNS, encode_examples, encode_rollouts
@@ -85,6 +86,29 @@ def prepare_dataset(
         check_encoded_labels(dataset, name)
         return PreparedDataset(dataset)
     return PreparedDataset(*encode_examples(dataset, tokenizer, prm_format, **options))
+
+
+def labels_eta(dataset: Any, args: ERPRMConfig) -> float | None:
+    """
+    Returns the eta of the training labels, which the model's format records. It is `None` if it is not known, or if
+    rewards may differ from 0 and 1, because only values of 0/1 rewards can be read at another eta.
+
+    Args:
+        dataset (`Any`):
+            The training dataset, from [`open_rollouts`].
+        args ([`ERPRMConfig`]):
+            Arguments of the training run.
+    """
+    if args.recorded_eta is not None or not isinstance(dataset, RolloutDataset):
+        return args.recorded_eta
+    if dataset.settings.grading not in METHODS:
+        logger.info(
+            "The model's format does not record eta, because the grading %s may give other rewards than 0 and 1. Set "
+            "recorded_eta in ERPRMConfig if it does not.", dataset.settings.grading,
+        )  # fmt: skip
+        return None
+    # The label of the last step is the solution's own reward at every eta, which is a success rate.
+    return 0.0 if args.train_on_last_step_only else args.eta
 
 
 def open_rollouts(dataset: Any, name: str) -> Any:

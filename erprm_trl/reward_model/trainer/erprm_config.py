@@ -34,6 +34,11 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         eta (`float`, *optional*, defaults to `2.0`):
             Inverse reward temperature of the labels made from a rollout folder: 0 is Math-Shepherd's soft estimation,
             `inf` is its hard estimation. It is not used with datasets that already have labels.
+        recorded_eta (`float`, *optional*):
+            Eta of the labels that is recorded in the model's format, so that its scores can be read at another eta.
+            Defaults to `eta` for rollouts with the grading `"math"` or `"exact"`, whose rewards are 0 and 1. Set it
+            for a dataset that already has labels (0 if they are success rates), or for your own grading with rewards
+            of 0 and 1.
         label_estimator (`str`, *optional*):
             How labels are made from a rollout folder: `"sample"` or `"posterior"`. Defaults to `"posterior"` for
             adaptive collections at finite `eta`, else to `"sample"`, see
@@ -115,6 +120,13 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         metadata={
             "help": "Inverse reward temperature of the labels made from a rollout folder: 0 is soft estimation, inf "
             "is hard estimation."
+        },
+    )
+    recorded_eta: float | None = field(
+        default=None,
+        metadata={
+            "help": "Eta of the labels to record in the model's format. Defaults to eta for rollouts with the grading "
+            "math or exact. Set it for a dataset with labels: 0 for success rates."
         },
     )
     label_estimator: str | None = field(

@@ -22,7 +22,7 @@ from ...training.nonfinite import StopOnNonFinite
 from ..collator import DataCollatorForStepLabels, check_packing, padding_id
 from ..prm_format import PRMFormat
 from ..step_logits import step_logits
-from .data_setup import open_rollouts, prepare_dataset
+from .data_setup import labels_eta, open_rollouts, prepare_dataset
 from .erprm_config import ERPRMConfig
 from .metrics import StepRecords, padded_logits
 from .model_setup import longest_text, prepare_model
@@ -143,6 +143,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         model, processing_class, self.prm_format = prepare_model(
             model, args, processing_class, quantization_config, peft_config, default_format
         )
+        self.prm_format = self.prm_format.with_eta(labels_eta(train_dataset, args))
         self.format_token_ids = self.prm_format.token_ids(processing_class)
         self.data_counts: dict[str, dict] = {}
         self._manifests: dict[str, dict] = {}

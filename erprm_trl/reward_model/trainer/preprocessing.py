@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -152,7 +152,7 @@ def encode_rollouts(
     _check_deviations(name, source.column_names, "stepwise", weighted)
     options = {"max_length": max_length, "last_step_only": last_step_only, "weighted": weighted}
     encode = partial(encode_batch, form="stepwise", tokenizer=tokenizer, prm_format=prm_format, **options)
-    key = (ENCODING_VERSION, source.fingerprint, asdict(prm_format), Hasher.hash(tokenizer), options)
+    key = (ENCODING_VERSION, source.fingerprint, prm_format.with_eta(None).to_dict(), Hasher.hash(tokenizer), options)
     fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     encoded = source.encoded(encode, _encoded_features(weighted), fingerprint)
     if len(encoded) == 0:

@@ -32,6 +32,9 @@ from ...rollouts.records import RolloutRow
 from ..bootstrap import mean_and_interval
 
 
+MAX_RATE_ECE = 0.05  # expected calibration error up to which scores count as success rates
+
+
 @dataclass
 class _ScoredPrefixes:
     """The scores of P prefixes and the rewards of their continuations, flat over solutions. The number of
@@ -88,6 +91,9 @@ def measure_calibration(
           continuation, `None` if all prefixes or no prefix has one.
         - `by_position`, `by_length`: lists of these measures by number of steps of the prefix and of the solution.
         - `value_error`, `recalibration`, `whole_solutions`.
+        - `rates`: whether the scores, converted from values at `eta`, are success rates: the root mean squared `error`
+          without the noise of K continuations, the `ece`, and `are_rates`, which is true up to an ECE of 0.05. `None`
+          at infinite eta and for other rewards than 0 and 1.
 
     Raises:
         `ValueError`: for rollouts without continuations or from adaptive collections, for scores of other solutions,
@@ -106,6 +112,7 @@ def measure_calibration(
     counts = [len(row) for row in prefixes.rewards]
     scores, parts = prefixes.scores, brier_decomposition(prefixes.scores, labels, num_bins)
     squared = (scores - labels).square()
+    value_error = _value_error(prefixes, squared, eta)
     bins = calibration_bins(scores, labels, num_bins)
     return {
         "eta": str(eta) if math.isinf(eta) else eta,
@@ -128,7 +135,8 @@ def measure_calibration(
         ),
         "by_position": _by("position", prefixes.positions, scores, labels, can_succeed, num_bins),
         "by_length": _by("length", prefixes.lengths, scores, labels, can_succeed, num_bins),
-        "value_error": _value_error(prefixes, squared, eta),
+        "value_error": value_error,
+        "rates": _rates(prefixes, eta, value_error["success_rate_without_noise"], num_bins),
         "recalibration": _recalibration(prefixes, labels, num_bins),
         "whole_solutions": _whole_solutions(rows, num_bins),
     }
@@ -229,6 +237,28 @@ def _value_error(prefixes: _ScoredPrefixes, squared: Tensor, eta: float) -> dict
     result["squared_without_noise"] = _mean_and_interval(of_value, prefixes.questions)
     result["success_rate_without_noise"] = _mean_and_interval(of_rate, prefixes.questions)
     return result
+
+
+def _rates(
+    prefixes: _ScoredPrefixes, eta: float, squared_error: dict[str, float] | None, num_bins: int
+) -> dict[str, Any] | None:
+    """
+    How far the scores, converted from `eta` to success rates, are from the success rates of prefixes.
+
+    - `error`: the root mean squared error without the noise of K continuations, `None` for a single continuation.
+    - `ece`: the expected calibration error. The noise of continuations cancels within a bin.
+    - `are_rates`: whether `ece` is at most `MAX_RATE_ECE`. Then scores can be read at other etas: if the mean reward
+      of all prefixes with the score p is p, then `soft_value_from_rate(p, eta)` is the value of the rewards of these
+      prefixes.
+    """
+    if math.isinf(eta) or any(reward not in (0.0, 1.0) for rewards_K in prefixes.rewards for reward in rewards_K):
+        return None
+    observed = torch.tensor([sum(rewards_K) / len(rewards_K) for rewards_K in prefixes.rewards], dtype=torch.float64)
+    ece = expected_calibration_error(implied_success_rate(prefixes.scores, eta), observed, num_bins).item()
+    error = None
+    if squared_error is not None:  # the estimate of a small error may be negative
+        error = {name: math.sqrt(max(0.0, value)) for name, value in squared_error.items()}
+    return {"error": error, "ece": ece, "are_rates": ece <= MAX_RATE_ECE}
 
 
 def _recalibration(prefixes: _ScoredPrefixes, labels: Tensor, num_bins: int) -> dict[str, Any]:

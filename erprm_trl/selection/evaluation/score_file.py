@@ -48,7 +48,7 @@ def score_rows(
         chunk_size (`int`, *optional*, defaults to `256`):
             Number of rows between two writes.
         scorer_options:
-            Further arguments of [`StepScorer.from_pretrained`].
+            Further arguments of [`StepScorer.from_pretrained`], such as `eta`.
 
     Yields:
         `dict`: each row with `steps`, `step_scores` and `score`. If a solution has no steps or is longer than the
@@ -69,7 +69,8 @@ def score_rows(
     rows = enumerate(chain([first], rows))
     folder = make_folder(folder)
     settings = {"aggregation": aggregation, "columns": list(columns), "prm_format": scorer_options.get("prm_format")}
-    _check_settings(folder / SETTINGS_FILE, {**reward_model_identity(local_path(reward_model)), **settings})
+    etas = {name: scorer_options.get(name) for name in ("eta", "trained_eta")}
+    _check_settings(folder / SETTINGS_FILE, {**reward_model_identity(local_path(reward_model), **etas), **settings})
     path = folder / ROWS_FILE
     yield from _written_rows(path, rows, columns)
     scorer = None

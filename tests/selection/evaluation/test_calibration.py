@@ -99,6 +99,38 @@ def test_labels_follow_eta(tmp_path):
     assert "n/a" in format_calibration_table({"prm": hard})
 
 
+def test_whether_scores_are_success_rates(tmp_path):
+    rollouts = write_rollouts(tmp_path / "r", BY_HAND)
+    result = measure_calibration(rollouts, SCORES, num_bins=2)
+    # .2 against 0 and the mean .8 against .75. The squared error .03 is less than its noise, which is .25 / 3.
+    assert result["rates"]["ece"] == pytest.approx(0.1) and result["rates"]["are_rates"] is False
+    assert result["rates"]["error"]["mean"] == 0.0
+    assert "prm: scores are not success rates (error 0.000 [" in format_calibration_table({"prm": result})
+    # Scores that are the values of the rates 1/2, 0 and 1, at two etas.
+    for eta, half in ((0.0, 0.5), (2.0, math.log(1 + (math.e**2 - 1) / 2) / 2)):
+        scores = [[[half, 0.0, 0.3]], [[1.0, 0.6]]]
+        right = measure_calibration(rollouts, scores, eta=eta)
+        assert right["rates"]["ece"] == pytest.approx(0.0, abs=1e-12) and right["rates"]["are_rates"] is True
+        assert "scores are success rates" in format_calibration_table({"prm": right})
+        # The same scores taken for values at another eta are not success rates.
+        assert measure_calibration(rollouts, scores, eta=eta + 3)["rates"]["are_rates"] is False
+    assert measure_calibration(rollouts, SCORES, eta=math.inf)["rates"] is None
+    graded = write_rollouts(tmp_path / "graded", [[(2, [[0.5, 0.0]], 0.0)]])
+    assert measure_calibration(graded, [[[0.25, 0.1]]])["rates"] is None
+
+
+def test_the_error_of_success_rates_is_free_of_the_noise_of_continuations(tmp_path):
+    rollouts, rates = simulated_rollouts(tmp_path / "r", 1500, k=4)
+    off = [[[min(1.0, rate + 0.1) for rate in solution] for solution in question] for question in rates]
+    squares = [
+        (min(1.0, rate + 0.1) - rate) ** 2 for question in rates for solution in question for rate in solution[:-1]
+    ]
+    result = measure_calibration(rollouts, off)["rates"]
+    expected = math.sqrt(sum(squares) / len(squares))
+    # With the noise of four continuations, the error would be twice as large.
+    assert result["error"]["mean"] == pytest.approx(expected, abs=0.02) and not result["are_rates"]
+
+
 def test_measures_of_larger_rollouts_equal_naive_loops(tmp_path):
     rollouts, rates = simulated_rollouts(tmp_path / "r", 60, k=3)
     rng = np.random.default_rng(1)

@@ -300,6 +300,23 @@ def test_scores_of_other_models_are_refused(tmp_path, monkeypatch):
         score_judged(str(model), [solution(0, -1)], tmp_path / "out")
 
 
+def test_cached_scores_of_two_etas_are_not_mixed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        processbench_scores.StepScorer,
+        "from_pretrained",
+        lambda path, **options: asked.append(options) or CountingScorer(),
+    )
+    score_judged("a/model", [solution(0, -1)], tmp_path / "out", eta=2.0, trained_eta=0.0)
+    assert asked == [{"batch_size": 32, "eta": 2.0, "trained_eta": 0.0}]
+    score_judged("a/model", [solution(0, -1)], tmp_path / "out", eta=2.0, trained_eta=0.0)
+    for etas in ({}, {"eta": 3.0, "trained_eta": 0.0}, {"eta": 2.0}):
+        with pytest.raises(ValueError, match="got scores of .*eta=2.0, trained_eta=0.0, expected scores of"):
+            score_judged("a/model", [solution(0, -1)], tmp_path / "out", **etas)
+    score_judged("a/model", [solution(0, -1)], tmp_path / "plain")
+    assert "eta" not in json.loads((tmp_path / "plain" / "step_scores.json").read_text())
+
+
 def test_strings_instead_of_lists_are_errors(tmp_path):
     with pytest.raises(TypeError, match="subsets: got the str 'gsm8k', expected a list of strings"):
         load_processbench(tmp_path, subsets="gsm8k")
