@@ -231,8 +231,7 @@ def _collect(
             nullcontext() if grading is None else Grader(grading, **grader_settings) as grader,
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
         ):
-            questions_per_chunk = settings.questions_per_chunk
-            num_done = settings.num_questions - sum(questions_per_chunk[chunk] for chunk in todo)
+            num_done = sum(map(settings.questions_per_chunk.__getitem__, done))
             show = show_progress and state.is_main_process
             with CollectionProgress(settings, num_done, state.num_processes, show) as progress:
                 work = ChunkWork(questions, *policies, settings, progress)
