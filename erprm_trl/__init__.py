@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ERPRMConfig,
         ERPRMTrainer,
         JudgeScorer,
+        LabelledSource,
         MonteCarloScorer,
         PRMFormat,
         StepScorer,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
         load_questions,
         load_solutions,
     )
-    from .selection import best_of_n
+    from .selection import best_of_n, preference_pairs
 
 __version__ = "0.2.0"
 install()  # old import paths still work, with a warning
@@ -65,6 +66,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "ERPRMConfig",
             "ERPRMTrainer",
             "JudgeScorer",
+            "LabelledSource",
             "MonteCarloScorer",
             "PRMFormat",
             "StepScorer",
@@ -80,6 +82,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "load_questions",
             "load_solutions",
         ],
-        "selection": ["best_of_n"],
+        "selection": ["best_of_n", "preference_pairs"],
     },
 )

@@ -76,7 +76,7 @@ _CHECKPOINTS = "training/checkpoints.py"
 _ERPRM = "reward_model/trainer/erprm_trainer.py"
 _ERPRM_CONFIG = "reward_model/trainer/erprm_config.py"
 _STEP, _STEP_GRPO = "policy/online/step_trainer.py", "policy/online/step_grpo_trainer.py"
-_STEP_PPO = "policy/online/step_ppo_trainer.py"
+_STEP_PPO, _STEP_DPO = "policy/online/step_ppo_trainer.py", "policy/step_dpo_trainer.py"
 _RAFT, _RAFT_CONFIG, _POLICY_SAMPLER = (
     f"policy/raft/{name}.py" for name in ("raft_trainer", "raft_config", "policy_sampler")
 )
@@ -90,6 +90,7 @@ SEAMS = (
     Seam("transformers.Trainer._save_checkpoint", "model trial", f"{_CHECKPOINTS} {_ERPRM}"),
     Seam("trl.GRPOTrainer._save_checkpoint", "model trial", _CHECKPOINTS),
     Seam("trl.SFTTrainer._save_checkpoint", "model trial", _CHECKPOINTS),
+    Seam("trl.DPOTrainer._save_checkpoint", "model trial", _CHECKPOINTS),
     Seam(
         "transformers.Trainer._load_from_checkpoint",
         "resume_from_checkpoint model",
@@ -123,7 +124,7 @@ SEAMS = (
     Seam(
         "transformers.utils.hub.cached_files",  # `cached_file` passes the private parameter on to it
         "... revision ... _raise_exceptions_for_missing_entries ...",
-        "reward_model/prm_format.py io/adapters.py io/tokenizers.py",
+        "reward_model/prm_format.py reward_model/scoring/vllm.py io/adapters.py io/tokenizers.py",
     ),
     # Public methods whose parameters or order of calls in training matter
     Seam("transformers.TrainerState.save_to_json", "json_path", _CHECKPOINTS),
@@ -131,6 +132,7 @@ SEAMS = (
     Seam("transformers.Trainer.compute_loss", "model inputs return_outputs num_items_in_batch", _ERPRM),
     Seam("trl.GRPOTrainer.compute_loss", "model inputs return_outputs num_items_in_batch", _STEP),
     Seam("trl.SFTTrainer.compute_loss", "model inputs return_outputs num_items_in_batch", _RAFT),
+    Seam("trl.DPOTrainer.compute_loss", "model inputs return_outputs num_items_in_batch", _STEP_DPO),
     # Functions of TRL's internal modules that are imported here
     Seam("trl.models.utils.prepare_deepspeed", "model accelerator", "_trl.py"),
     Seam(
@@ -155,7 +157,9 @@ SEAM_ATTRIBUTES = (
     SeamAttribute("trl.SFTTrainer._is_vlm", _RAFT),
     SeamAttribute("transformers.Trainer._signature_columns", _ERPRM),
     # Attributes of classes
-    SeamAttribute("trl.trainer.base_trainer._BaseTrainer._tag_names", f"{_ERPRM} {_STEP_GRPO} {_STEP_PPO} {_RAFT}"),
+    SeamAttribute(
+        "trl.trainer.base_trainer._BaseTrainer._tag_names", f"{_ERPRM} {_STEP_GRPO} {_STEP_PPO} {_RAFT} {_STEP_DPO}"
+    ),
     SeamAttribute("trl.trainer.base_trainer._BaseTrainer._name", f"{_ERPRM} {_STEP_GRPO} {_STEP_PPO} {_RAFT}"),
     SeamAttribute("trl.trainer.base_trainer._BaseTrainer._paper", f"{_ERPRM} {_RAFT}"),
     SeamAttribute("transformers.TrainingArguments._VALID_DICT_FIELDS", f"{_ERPRM_CONFIG} {_RAFT_CONFIG}"),
@@ -170,7 +174,7 @@ SEAM_ATTRIBUTES = (
     ),
     # Names in modules
     SeamAttribute(
-        "transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", "reward_model/scoring/loading.py"
+        "transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", "reward_model/reference_model.py"
     ),
     SeamAttribute("trl.trainer.base_config._BaseConfig", "_trl.py"),
     SeamAttribute("trl.trainer.base_trainer._BaseTrainer", "_trl.py"),

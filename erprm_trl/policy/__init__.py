@@ -1,5 +1,5 @@
-"""Trains policies with step scores: a reward function for any TRL trainer, RAFT, step GRPO and step PPO, and a guard
-that stops a run when the policy exploits the reward model."""
+"""Trains policies with step scores: a reward function for any TRL trainer, RAFT, step GRPO and step PPO, DPO
+on pairs of solutions or steps, and a guard that stops a run when the policy exploits the reward model."""
 
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .prompts import PromptArguments, prompt_dataset
     from .raft import RAFTConfig, RAFTTrainer
     from .reward_function import StepRewardFunction
+    from .step_dpo_trainer import StepDPOTrainer, without_end_tokens
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -23,5 +24,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "prompts": ["PromptArguments", "prompt_dataset"],
         "raft": ["RAFTConfig", "RAFTTrainer"],
         "reward_function": ["StepRewardFunction"],
+        "step_dpo_trainer": ["StepDPOTrainer", "without_end_tokens"],
     },
 )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .dataset import RolloutDataset
     from .given_solutions import GivenSolution, GivenSolutions, load_solutions
     from .grading import Grader, extract_answer, grade
+    from .label_noise import measure_label_noise
+    from .label_options import LabelOptions
     from .questions import Question, Questions, load_questions
     from .records import CollectionSettings, RolloutRow
     from .sampling import Completion, EndpointSampler, Prompt, PromptFormat, Sampler, TransformersSampler, VLLMSampler
@@ -28,6 +30,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "dataset": ["RolloutDataset"],
         "given_solutions": ["GivenSolution", "GivenSolutions", "load_solutions"],
         "grading": ["Grader", "extract_answer", "grade"],
+        "label_noise": ["measure_label_noise"],
+        "label_options": ["LabelOptions"],
         "questions": ["Question", "Questions", "load_questions"],
         "records": ["CollectionSettings", "RolloutRow"],
         "sampling": [

@@ -10,7 +10,7 @@ from ..reasoning import answer_start
 from ..steps import NAMED_SPLITTERS, clean_steps, split_steps
 from .allocation import allocate
 from .given_solutions import GivenSolution
-from .grading.grader import Grader
+from .grading.grader import STATED, Grader
 from .progress import CollectionProgress
 from .questions import Question
 from .records import CollectionSettings, RolloutRow
@@ -97,7 +97,7 @@ class ChunkWork:
             self._has_warned = True
         if grader is None:
             return rows
-        rewards, predictions = grader.grade_and_extract([row.text for row in rows], [row.answer for row in rows])
+        rewards, predictions = self._grade(rows, grader)
         for row, reward, prediction in zip(rows, rewards, predictions, strict=True):
             row.outcome_reward, row.prediction = reward, prediction
         if settings.num_continuations > 0:
@@ -108,6 +108,14 @@ class ChunkWork:
             else:
                 self._continue_prefixes(chunk, rows, targets, grader)
         return rows
+
+    def _grade(self, rows: list[RolloutRow], grader: Grader) -> tuple[list[float], list[str | None]]:
+        """Rewards and final answers of solutions."""
+        texts = [row.text for row in rows]
+        if self.settings.grading != STATED:
+            return grader.grade_and_extract(texts, [row.answer for row in rows])
+        _, predictions = grader.grade_and_extract(texts, ["0"] * len(rows))  # the answers are not used
+        return [float(row.correct) for row in rows], predictions
 
     def _sampled_solutions(self, chunk: int, first: int, questions: Sequence[Question]) -> list[_Solution]:
         settings = self.settings

@@ -25,7 +25,7 @@ from ..steps import split_steps
 from .chunk import ChunkWork
 from .dataset import RolloutDataset
 from .given_solutions import GivenSolution, as_solutions
-from .grading.grader import Grader, grading_name
+from .grading.grader import STATED, Grader, comparison_method, grading_name
 from .progress import CollectionProgress
 from .questions import Question, fingerprint
 from .records import CollectionSettings
@@ -131,7 +131,8 @@ def collect_rollouts(
         splitter (`str`, *optional*, defaults to `"newline"`):
             How solutions are split into steps, see [`split_steps`].
         grading (`str` or `Callable`, *optional*, defaults to `"math"`):
-            `"math"`, `"exact"`, a function or its import path, see [`Grader`]. With `None`, for questions without
+            `"math"`, `"exact"`, a function or its import path, see [`Grader`]. For given solutions that are not
+            continued, `"stated"` takes the correctness that their source states. With `None`, for questions without
             answers, nothing is graded: rewards and predictions are `None`, and `num_continuations` must be 0.
         answer_pattern (`str`, *optional*):
             Regular expression whose first group is the final answer, see [`Grader`].
@@ -167,12 +168,12 @@ def collect_rollouts(
     _check_counts(output_dir, num_solutions, num_continuations, chunk_size)
     split_steps("", splitter, steps_of)  # raises for invalid arguments before the first chunk is sampled
     reuse = _check_sharing(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
-    _check_grading(grading, num_continuations)
+    _check_grading(grading, num_continuations, solutions is not None)
     if solutions is None:
         _check_questions(questions, sampler)
     else:
         completer = _completer_of_given(questions, sampler, completer, num_continuations, store_token_ids)
-        questions, sampler = SolutionGroups(as_solutions(solutions), need_answers=grading is not None), None
+        questions, sampler = _groups(as_solutions(solutions), grading), None
     completer = None if completer is sampler or num_continuations == 0 else completer
     path = make_folder(output_dir)
     reasoning, continue_from = _modes(path, questions[0], sampler, completer, reasoning, num_continuations)
@@ -228,7 +229,7 @@ def _collect(
         started = time.monotonic()
         grader_settings = {"answer_pattern": settings.answer_pattern, "reasoning": settings.reasoning}
         with (
-            nullcontext() if grading is None else Grader(grading, **grader_settings) as grader,
+            nullcontext() if grading is None else Grader(comparison_method(grading), **grader_settings) as grader,
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
         ):
             num_done = sum(map(settings.questions_per_chunk.__getitem__, done))
@@ -244,24 +245,27 @@ def _collect(
     dataset = RolloutDataset(path)
     has_worked = bool(todo[state.process_index :: state.num_processes])
     if state.is_main_process and (has_worked or "summary" not in dataset.manifest):
-        summary = {
-            **summarize_rollouts(dataset.rows, settings),
-            "grading_timeouts": num_timeouts,
-            "seconds_of_last_run": round(time.monotonic() - started, 1),
-        }
-        logger.info("%s: %s", path, summary)
-        if summary["unfinished_share"] > 0.5:
-            logger.warning(
-                "%s: %.0f%% of the solutions reached max_new_tokens=%s. They are graded without their end, "
-                "so most labels are 0. Collect into a new folder with a larger max_new_tokens.",
-                path,
-                100 * summary["unfinished_share"],
-                settings.sampler.get("max_new_tokens"),
-            )
-        write_manifest(path, {**dataset.manifest, "summary": summary})
+        seconds = round(time.monotonic() - started, 1)
+        _write_summary(dataset, {"grading_timeouts": num_timeouts, "seconds_of_last_run": seconds})
     state.wait_for_everyone()
     dataset.manifest = read_manifest(path)
     return dataset
+
+
+def _write_summary(dataset: RolloutDataset, entries: dict[str, float]) -> None:
+    """Writes the summary of a collection into its manifest, and warns if most solutions are unfinished."""
+    settings = dataset.settings
+    summary = {**summarize_rollouts(dataset.rows, settings), **entries}
+    logger.info("%s: %s", dataset.path, summary)
+    if summary["unfinished_share"] > 0.5:
+        logger.warning(
+            "%s: %.0f%% of the solutions reached max_new_tokens=%s. They are graded without their end, so most "
+            "labels are 0. Collect into a new folder with a larger max_new_tokens.",
+            dataset.path,
+            100 * summary["unfinished_share"],
+            settings.sampler.get("max_new_tokens"),
+        )
+    write_manifest(dataset.path, {**dataset.manifest, "summary": summary})
 
 
 def _check_questions(questions: Sequence[Question] | None, sampler: Sampler | None) -> None:
@@ -299,6 +303,11 @@ def _completer_of_given(
     return completer
 
 
+def _groups(solutions: Sequence[GivenSolution], grading: str | Callable[[str, str], float] | None) -> SolutionGroups:
+    is_stated = grading == STATED
+    return SolutionGroups(solutions, need_answers=grading is not None and not is_stated, need_correct=is_stated)
+
+
 def _extent(questions: Sequence[Question] | SolutionGroups, num_solutions: int, chunk_size: int) -> dict[str, Any]:
     """The settings that identify the questions, or the given solutions, and their number."""
     extent = {"num_questions": len(questions)}
@@ -313,7 +322,15 @@ def _extent(questions: Sequence[Question] | SolutionGroups, num_solutions: int, 
     }
 
 
-def _check_grading(grading: str | Callable[[str, str], float] | None, num_continuations: int) -> None:
+def _check_grading(
+    grading: str | Callable[[str, str], float] | None, num_continuations: int, solutions_are_given: bool
+) -> None:
+    if grading == STATED and (num_continuations > 0 or not solutions_are_given):
+        raise ValueError(
+            f"grading: got 'stated' with {'given' if solutions_are_given else 'sampled'} solutions and "
+            f"num_continuations={num_continuations}, expected given solutions and num_continuations=0, because nobody "
+            "has stated whether other texts are correct. Choose another grading."
+        )
     if grading is None and num_continuations > 0:
         raise ValueError(
             f"grading: got None with num_continuations={num_continuations}, expected a grading, because only the "

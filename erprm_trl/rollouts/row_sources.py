@@ -17,6 +17,7 @@ from ..io.paths import local_path
 
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz", ".parquet")
 MOST_NESTED = 60  # levels of lists and objects in a row of JSON; Arrow reads 64
+_ONE_BLOCK = 2**30  # bytes; the default of `datasets` is 10 MB
 _BLANK = b"\xef\xbb\xbf \t\r\n"  # includes the byte order mark
 
 
@@ -168,7 +169,7 @@ def _read_table(path: str):
             features = Features({column: Value("string") for column in columns})
             options = {"features": features, "delimiter": delimiter, "keep_default_na": False, "index_col": False}
             return Dataset.from_csv(path, **options) if num_rows else []
-        return Dataset.from_json(path) if _count_rows(path) else []
+        return _from_json(path) if _count_rows(path) else []
     except (DatasetGenerationError, ArrowInvalid) as error:
         raise ValueError(
             f"Dataset: {path} is not a table ({error.__cause__ or error}), expected rows with the same columns and "
@@ -178,6 +179,18 @@ def _read_table(path: str):
         raise ValueError(
             f"Dataset: {path} cannot be decompressed ({error}), expected a gzip file. Compress it again with gzip."
         ) from error
+
+
+def _from_json(path: str):
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        return Dataset.from_json(path)
+    except DatasetGenerationError:
+        # The types of the columns come from the first block. A column that is empty there, as in PRM800K, gets its
+        # type only if all rows are in one block.
+        return Dataset.from_json(path, chunksize=_ONE_BLOCK)
 
 
 def _open(path: str):

@@ -29,6 +29,8 @@ class SolutionGroups(OnDiskSequence):
             The solutions. They are read once.
         need_answers (`bool`):
             Whether each solution needs a reference answer.
+        need_correct (`bool`, *optional*, defaults to `False`):
+            Whether each solution needs to say whether it is correct.
 
     Attributes:
         sizes (`numpy.ndarray`): number of solutions of each question.
@@ -36,10 +38,10 @@ class SolutionGroups(OnDiskSequence):
 
     Raises:
         `ValueError`: if there are no solutions, the steps of a solution are not its text, or a needed reference answer
-            is missing.
+            or correctness is missing.
     """
 
-    def __init__(self, solutions: Sequence[GivenSolution], need_answers: bool):
+    def __init__(self, solutions: Sequence[GivenSolution], need_answers: bool, need_correct: bool = False):
         if not len(solutions):
             raise ValueError(
                 "Solutions: got an empty sequence, expected at least one. Pass the result of load_solutions."
@@ -53,6 +55,12 @@ class SolutionGroups(OnDiskSequence):
             if solution.answer is None:
                 first_without = index if num_without == 0 else first_without
                 num_without += 1
+            if need_correct and solution.correct is None:
+                raise ValueError(
+                    f"Solutions: got solution {index} ({solution.question[:80]!r}) without a correctness, expected "
+                    "true or false for each with grading='stated'. Name the column with correct_column, or choose "
+                    "another grading."
+                )
             digest.update(json.dumps(solution).encode() + b"\n")
             groups.add([solution.question, solution.answer])
             texts.add(solution.question)

@@ -2,28 +2,31 @@
 
 erprm calibrate --recipe dial
 
-The rollouts come from `erprm collect`, on questions that no model was trained on, with many continuations.
+The rollouts come from `erprm collect`, on questions that no model was trained on, with many continuations. Without
+continuations, and for solutions from elsewhere (--solutions), the scores of whole solutions are compared with their
+rewards.
 """
 
 import json
 from dataclasses import dataclass, field
 
-import erprm_trl
-
 from .. import report, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
 from ..io.redaction import without_login
-from ..reward_model.scoring.eta import eta_or_as_trained
+from ..reward_model import scoring
+from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
-from .scoring import TRAINED_ETA, load_scorer
+from .scoring import SCORING_BACKEND, TRAINED_ETA, load_scorer
 
 
-@dataclass
-class CalibrationArguments:
+@dataclass(kw_only=True)
+class CalibrationArguments(SolutionArguments):
     """The rollouts, the reward models, and what a score should be."""
 
-    rollouts: str = field(metadata={"help": "Rollout folder of held-out questions, with continuations."})
+    rollouts: str | None = field(
+        default=None, metadata={"help": "Rollout folder of held-out questions, with continuations."}
+    )
     reward_models: list[str] = field(
         metadata={"help": "Reward models to compare: folders, Hub ids, scoring servers or scorer files."}
     )
@@ -36,6 +39,7 @@ class CalibrationArguments:
         },
     )
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     aggregation: str = field(
         default="last",
         metadata={"help": "How the step scores of a prefix become its score: last, min, product or mean."},
@@ -46,12 +50,14 @@ class CalibrationArguments:
 
 def main(arguments: CalibrationArguments) -> dict:
     """Scores, measures, prints and plots."""
-    rollouts = erprm_trl.RolloutDataset(arguments.rollouts)
     folder = make_folder(arguments.output_dir)
+    reward_models = local_paths("reward_models", arguments.reward_models)
+    rollouts = open_samples(arguments, "rollouts", folder, reward_models)
     scores = {}
-    for path in local_paths("reward_models", arguments.reward_models):
-        scorer, name = load_scorer(path, arguments.batch_size, arguments.trained_eta), without_login(path)
-        readable = eta_or_as_trained(scorer.prm_format, arguments.eta, name)
+    options = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
+    for path in reward_models:
+        scorer, name = load_scorer(path, arguments.batch_size, **options), without_login(path)
+        readable = scoring.eta_or_as_trained(scorer.prm_format, arguments.eta, name)
         scores[name] = selection.score_rollouts(scorer, rollouts, eta=readable)
     results = {
         name: selection.measure_calibration(

@@ -1,9 +1,11 @@
 """Reads a reward model that was trained at eta 0 at another eta, and compares it with a model that was trained there.
 
 python tests/benchmarks/read_at_eta.py --seeds 0 1 2 3 4 --json FILE
+python tests/benchmarks/read_at_eta.py --experiment outputs/gsm8k-cpu --seeds 0 1
 
 Each seed has its own training questions, rollouts and models on dial. All models score the same test samples, and
 prefixes of the same held-out rollouts. Intervals are 95% t-intervals over seeds, and differences are paired by seed.
+The second form compares the scores that `gsm8k_experiment.py` has written, without a model.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from intervals import interval
 
 from erprm_trl.dial.experiments.chain import TEST_SEED, DialChain
 from erprm_trl.functional import soft_value
+from erprm_trl.reward_model.scoring import scores_at_eta
 from erprm_trl.selection import measure_calibration, score_rollouts, selection_curves
 
 
@@ -33,13 +36,17 @@ def main():
     parser.add_argument("--eta", type=float, default=2.0)
     parser.add_argument("--json", default="outputs/bench/read_at_eta.json")
     parser.add_argument("--output_dir", default="outputs/bench/read_at_eta")
+    parser.add_argument("--experiment", help="Output folder of gsm8k_experiment.py.")
     arguments = parser.parse_args()
+    if arguments.experiment is not None:
+        compare_written_scores(Path(arguments.experiment), arguments.seeds)
+        return
     runs = {}
     for seed in arguments.seeds:
         runs[seed] = run(Path(arguments.output_dir, f"seed-{seed}"), seed, arguments.eta)
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.json).write_text(json.dumps(runs))
-    print_table(list(runs.values()), arguments.eta)
+        print_table(list(runs.values()), arguments.eta)
 
 
 def run(folder: Path, seed: int, eta: float) -> dict:
@@ -48,7 +55,7 @@ def run(folder: Path, seed: int, eta: float) -> dict:
     rollouts = chain.collect("rollouts", chain.train_questions, seed, chain.num_solutions, chain.num_continuations)
     shared = DialChain(str(folder.parent))  # the same for all seeds
     samples = shared.collect("samples", chain.test_questions, TEST_SEED, N, 0)
-    held_out = shared.collect("held_out", 100, TEST_SEED + 1, 2, 32)
+    held_out = shared.collect("held_out", 100, TEST_SEED + 1, 1, 16)
     rates, values = chain.train(rollouts, eta=0.0), chain.train(rollouts, eta=eta)
     scorers = {"trained at 0": rates, "read at eta": rates.at_eta(eta), "trained at eta": values}
     scores = {name: score_rollouts(scorer, samples) for name, scorer in scorers.items()}
@@ -77,12 +84,34 @@ def run(folder: Path, seed: int, eta: float) -> dict:
     }
 
 
+def compare_written_scores(experiment: Path, seeds: list[int]) -> None:
+    """Prints the correlation and the mean difference of scores trained at an eta and scores trained at 0, as they are
+    and read at this eta."""
+    for seed in seeds:
+        for eta in (2.0, 8.0):
+            by_eta = [
+                json.loads((experiment / f"erprm-eta-{trained:g}-seed-{seed}/scores/step_scores.json").read_text())
+                for trained in (0.0, eta)
+            ]
+            keys = [key for key in by_eta[0]["scores"] if key in by_eta[1]["scores"]]
+            rates, values = ([table["scores"][key] for key in keys] for table in by_eta)
+            at_eta = torch.tensor([score for solution in values for score in solution])
+            print(f"seed {seed}, eta {eta:g}, {len(at_eta)} steps:", end=" ")
+            for name, table in (("as they are", rates), ("read at eta", scores_at_eta(rates, 0.0, eta))):
+                flat = torch.tensor([score for solution in table for score in solution])
+                correlation = torch.corrcoef(torch.stack([flat, at_eta]))[0, 1].item()
+                difference = flat - at_eta
+                print(f"{name}: correlation {correlation:.3f}, difference {difference.mean():+.3f},", end=" ")
+                print(f"rms {difference.square().mean().sqrt():.3f};", end=" ")
+            print()
+
+
 def _flat(table) -> torch.Tensor:
     return torch.tensor([score for question in table for solution in question for score in solution])
 
 
 def _error_at(held_out, table, eta: float) -> float:
-    """Mean squared distance of the scores of proper prefixes from their values at eta, with the noise of 32
+    """Mean squared distance of the scores of proper prefixes from their values at eta, with the noise of 16
     continuations."""
     squares = []
     for question, question_scores in zip(held_out.solutions(), table, strict=True):

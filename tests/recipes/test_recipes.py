@@ -12,6 +12,8 @@ CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
 def script_of(path):
+    if path.stem == "train_mixture":
+        return "train_erprm"
     return "collect_rollouts" if path.stem.startswith("collect") else path.stem
 
 
@@ -94,8 +96,20 @@ def test_the_evaluation_recipes_in_miniature(tmp_path, monkeypatch, capsys):
     results = run("calibration", "calibration", "--rollouts", rollouts, "--reward_models", *models)
     assert json.loads((tmp_path / "calibration" / "calibration.json").read_text()) == results
     assert (tmp_path / "calibration" / "calibration.png").stat().st_size > 5000
-    assert "2 continuations each, value at eta = 2.0" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 continuations each, value at eta = 2.0" in printed and "success rates (error" in printed
 
+    recipe, (arguments,) = parse(
+        "inspect_labels", ["--rollouts", rollouts, "--output_dir", str(tmp_path / "noise"), "--eta", "0"]
+    )
+    noise = recipe.main(arguments)
+    assert json.loads((tmp_path / "noise" / "label_noise.json").read_text()) == noise
+    assert (tmp_path / "noise" / "label_noise.png").stat().st_size > 5000
+    assert "standard error of a label" in capsys.readouterr().out
+
+    etas = ["--eta", "0", "2", "--trained_eta", "0"]
+    read = run("best_of_n", "best_of_n", "--samples", rollouts, "--reward_models", models[0], *etas)
+    assert list(read["models"]) == [f"{models[0]} (eta = 0)", f"{models[0]} (eta = 2)"]
     run("best_of_n", "best_of_n", "--samples", rollouts, "--reward_models", *models)
     differences = json.loads((tmp_path / "best_of_n" / "paired_differences.json").read_text())
     assert differences["models"][models[1]]["min"]["test"]["p_value"] == 1.0
@@ -126,9 +140,11 @@ def test_the_policy_recipes_in_miniature(name, tmp_path, monkeypatch):
     if name == "train_raft":
         questions += ["--eval_questions_kwargs", '{"num_questions": 2, "seed": 2}', "--use_cpu", "true"]
     out = ["--reward_model", scorer, "--output_dir", str(tmp_path / "policy"), "--save_strategy", "no"]
-    recipe, arguments = parse(name, ["--config", yaml, *questions, *out, *SMALL_POLICY[name]])
+    etas = ["--eta", "2.0", "--trained_eta", "0.0", *([] if name == "train_raft" else ["--beta", "0.0"])]
+    recipe, arguments = parse(name, ["--config", yaml, *questions, *out, *etas, *SMALL_POLICY[name]])
     trainer = recipe.main(*arguments)
     assert trainer.state.global_step == 2
+    assert (trainer.scorer if name == "train_raft" else trainer.step_reward.scorer).prm_format.eta == 2.0
     assert (tmp_path / "policy" / "model.safetensors").is_file()
     assert "erprm-trl" in (tmp_path / "policy" / "README.md").read_text()
 
@@ -170,6 +186,46 @@ def test_the_policy_recipes_go_on_with_an_adapter_on_questions_in_columns_of_any
     assert (tmp_path / "policy" / "adapter_model.safetensors").is_file()
     log = {key for entry in trainer.state.log_history for key in entry}
     assert log & {"raft/accuracy", "rewards/answer_reward/mean"}
+
+
+@pytest.mark.slow("trains a policy")
+@pytest.mark.parametrize("options", [[], ["--level", "step", "--completion", "step"]], ids=["solutions", "steps"])
+def test_pairs_and_dpo_in_miniature(options, tmp_path, monkeypatch, capsys):
+    """Pairs of hand-made rollouts in both file formats, and two updates with the dial YAML."""
+    from datasets import load_dataset
+    from pair_folders import solution, write_collection
+
+    monkeypatch.chdir(RECIPES.parent)
+    right = solution([" 1 + 2 = 3 ки", " answer 3 ки"], 1.0, [1.0] * 8)
+    wrong = solution([" 1 + 2 = 4 ки", " answer 4 ки"], 0.0, [0.0] * 8)
+    sampler = {"model": "erprm_trl/dial/base", "use_chat_template": False}
+    rollouts = write_collection(tmp_path / "rollouts", [[right, wrong]] * 3, sampler)
+    for file_format in ("parquet", "jsonl"):
+        where = ["--rollouts", str(rollouts), "--output_dir", str(tmp_path / file_format)]
+        recipe, (arguments,) = parse(
+            "pairs",
+            ["--config", str(RECIPES / "dial" / "pairs.yaml"), *where, "--file_format", file_format, *options],
+        )
+        assert recipe.main(arguments).pairs == 3
+    written = [load_dataset(str(tmp_path / name), split="train").to_list() for name in ("parquet", "jsonl")]
+    assert written[0] == written[1] and len(written[0]) == 3
+    assert json.loads((tmp_path / "jsonl" / "pairs.json").read_text())["counts"]["questions_with_pairs"] == 3
+    assert "3 of 3 questions have 3 pairs." in capsys.readouterr().out
+    out = ["--dataset_name", str(tmp_path / "jsonl"), "--output_dir", str(tmp_path / "policy"), "--use_cpu", "true"]
+    more = ["--max_steps", "2", "--eval_dataset_name", str(tmp_path / "parquet" / "pairs.parquet")]
+    recipe, arguments = parse("train_dpo", ["--config", str(RECIPES / "dial" / "train_dpo.yaml"), *out, *more])
+    trainer = recipe.main(*arguments)
+    assert trainer.state.global_step == 2 and len(trainer.eval_dataset) == 3
+    assert (tmp_path / "policy" / "model.safetensors").is_file()
+    assert "erprm-trl" in (tmp_path / "policy" / "README.md").read_text()
+
+
+def test_pairs_need_the_columns_of_pairs(tmp_path):
+    from erprm_trl.scripts.dpo import load_pairs
+
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl: got the columns .*expected prompt, chosen and rejected"):
+        load_pairs(str(tmp_path / "rows.jsonl"), None, "train")
 
 
 @pytest.mark.parametrize("options", [[], ["--method", "beam", "--eta", "null", "--token_budget", "90"]], ids=str)

@@ -120,9 +120,11 @@ class JudgeScorer:
 
     @property
     def model_name(self) -> str:
-        """The judge with the settings of the scores, for manifests."""
+        """The judge with the settings of the scores, for manifests and caches. A prompt of one's own is a hash."""
         how = f"votes={self.num_votes}" if self.verdict_tokens is None else f"tokens={'/'.join(self.verdict_tokens)}"
-        return f"JudgeScorer({self._texts.model_name}, {how}, seed={self._texts.seed})"
+        is_default = self.prompt == default_prompt(self.verdict_tokens)
+        prompt = "" if is_default else f", prompt={text_hash(self.prompt)[:8]}"
+        return f"JudgeScorer({self._texts.model_name}, {how}, seed={self._texts.seed}{prompt})"
 
     @property
     def context_length(self) -> int | None:

@@ -89,16 +89,11 @@ class PromptFormat:
             return prompt.prompt
         if prompt.prompt is not None:
             return self._apply_chat_template(prompt.prompt)
-        question = prompt.question
         if not self.use_chat_template:
-            shots = [_joined(self._fill(shot["question"]), shot["solution"]) + "\n\n" for shot in self.examples]
-            return "".join(shots) + self._fill(question)
-        messages = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
-        for shot in self.examples:
-            messages.append({"role": "user", "content": self._fill(shot["question"])})
-            messages.append({"role": "assistant", "content": shot["solution"]})
-        messages.append({"role": "user", "content": self._fill(question)})
-        return self._apply_chat_template(messages)
+            return plain_prompt(prompt.question, self.prompt_template, self.examples)
+        return self._apply_chat_template(
+            chat_messages(prompt.question, self.prompt_template, self.system_prompt, self.examples)
+        )
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the question and the prefix."""
@@ -158,12 +153,35 @@ class PromptFormat:
             messages, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
         )
 
-    def _fill(self, question: str) -> str:
-        return self.prompt_template.replace("{question}", question)
-
     def _without_eos(self, ids: list[int]) -> list[int]:
         # Some tokenizers append EOS to every text, after which the model would start another text.
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+
+def chat_messages(
+    question: str,
+    prompt_template: str = "{question}",
+    system_prompt: str | None = None,
+    examples: Sequence[Mapping[str, str]] = (),
+) -> list[dict[str, str]]:
+    """The messages to which [`PromptFormat`] applies the chat template. See there for the arguments."""
+    messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    for shot in examples:
+        messages.append({"role": "user", "content": _fill(prompt_template, shot["question"])})
+        messages.append({"role": "assistant", "content": shot["solution"]})
+    return [*messages, {"role": "user", "content": _fill(prompt_template, question)}]
+
+
+def plain_prompt(
+    question: str, prompt_template: str = "{question}", examples: Sequence[Mapping[str, str]] = ()
+) -> str:
+    """The prompt of [`PromptFormat`] without a chat template. See there for the arguments."""
+    shots = [_joined(_fill(prompt_template, shot["question"]), shot["solution"]) + "\n\n" for shot in examples]
+    return "".join(shots) + _fill(prompt_template, question)
+
+
+def _fill(prompt_template: str, question: str) -> str:
+    return prompt_template.replace("{question}", question)
 
 
 def _checked_example(index: int, example: Mapping[str, str]) -> dict[str, str]:

@@ -63,11 +63,12 @@ def measure_calibration(
     The label of a prefix is its value at `eta`, estimated from its K continuations. **K is finite**, so the labels are
     noisy. Their noise is part of the Brier score, of the calibration error and of the intervals. `value_error`
     estimates and removes it. Whole solutions have no continuations, so `whole_solutions` compares their scores with
-    their own rewards.
+    their own rewards. If the collection has no continuations (`num_continuations=0`), all measures compare whole
+    solutions: each counts as a prefix with its own reward as the only continuation.
 
     Args:
         rollouts ([`~erprm_trl.rollouts.RolloutDataset`]):
-            Rollouts of held-out questions with continuations. More continuations per prefix give less noise.
+            Rollouts of held-out questions. More continuations per prefix give less noise.
         step_scores (`Sequence`):
             Step scores of each solution of each question, from [`score_rollouts`].
         eta (`float`, *optional*, defaults to `0.0`):
@@ -82,7 +83,8 @@ def measure_calibration(
     Returns:
         `dict`: with these entries:
 
-        - `eta`, `aggregation`, `prefixes`, `questions`: the settings and the number of prefixes and questions.
+        - `eta`, `aggregation`, `unit`, `prefixes`, `questions`: the settings, `"prefix"` or `"solution"`, and the
+          number of prefixes (or solutions) and of questions.
         - `continuations`: the smallest (`fewest`) and largest (`most`) number of continuations of a prefix.
         - `mean_score`, `mean_label`: the means over prefixes.
         - `brier`: the Brier score with `low` and `high`, and `brier_parts`, which add up to it exactly.
@@ -93,11 +95,11 @@ def measure_calibration(
         - `value_error`, `recalibration`, `whole_solutions`.
         - `rates`: whether the scores, converted from values at `eta`, are success rates: the root mean squared `error`
           without the noise of K continuations, the `ece`, and `are_rates`, which is true up to an ECE of 0.05. `None`
-          at infinite eta and for other rewards than 0 and 1.
+          at infinite eta, for other rewards than 0 and 1, and for whole solutions, whose value is the same at any eta.
 
     Raises:
-        `ValueError`: for rollouts without continuations or from adaptive collections, for scores of other solutions,
-            and for rewards outside [0, 1].
+        `ValueError`: for rollouts from adaptive collections, rollouts without continuations that are not graded,
+            scores of other solutions, and rewards outside [0, 1].
     """
     if rollouts.settings.shares_continuations:
         raise ValueError(
@@ -106,7 +108,8 @@ def measure_calibration(
             "rewards. Collect held-out rollouts with allocation='fixed'."
         )
     rows = list(_scored_rows(rollouts, step_scores, aggregation))
-    prefixes = _scored_prefixes(rollouts.path, rows)
+    whole = rollouts.settings.num_continuations == 0 and not any(row.prefix_rewards for row, _ in rows)
+    prefixes = _whole_prefixes(rollouts.path, rows) if whole else _scored_prefixes(rollouts.path, rows)
     labels = _values(prefixes, eta)
     can_succeed = torch.tensor([max(row) > 0.5 for row in prefixes.rewards])
     counts = [len(row) for row in prefixes.rewards]
@@ -117,6 +120,7 @@ def measure_calibration(
     return {
         "eta": str(eta) if math.isinf(eta) else eta,
         "aggregation": aggregation,
+        "unit": "solution" if whole else "prefix",
         "prefixes": len(scores),
         "questions": len(prefixes.questions.unique()),
         "continuations": {"fewest": min(counts), "most": max(counts)},
@@ -136,7 +140,7 @@ def measure_calibration(
         "by_position": _by("position", prefixes.positions, scores, labels, can_succeed, num_bins),
         "by_length": _by("length", prefixes.lengths, scores, labels, can_succeed, num_bins),
         "value_error": value_error,
-        "rates": _rates(prefixes, eta, value_error["success_rate_without_noise"], num_bins),
+        "rates": None if whole else _rates(prefixes, eta, value_error["success_rate_without_noise"], num_bins),
         "recalibration": _recalibration(prefixes, labels, num_bins),
         "whole_solutions": _whole_solutions(rows, num_bins),
     }
@@ -165,6 +169,26 @@ def _scored_prefixes(path: Path, rows: list[tuple[RolloutRow, list[float]]]) -> 
         )
     flat = (torch.tensor(values) for values in (questions, positions, lengths))
     return _ScoredPrefixes(torch.tensor(scores, dtype=torch.float64), rewards, *flat, texts)
+
+
+def _whole_prefixes(path: Path, rows: list[tuple[RolloutRow, list[float]]]) -> _ScoredPrefixes:
+    """Whole solutions in place of prefixes, each with its own reward as the only continuation."""
+    ungraded = next((row for row, _ in rows if not row.is_graded), None)
+    if not rows or ungraded is not None:
+        raise ValueError(
+            f"{path}: got {'no solution with steps' if ungraded is None else f'{ungraded.name} without a reward'} and "
+            "no continuations, expected rewards for every prefix, or graded solutions. Collect held-out rollouts with "
+            "num_continuations >= 2, or with a grading."
+        )
+    lengths = torch.tensor([len(row.steps) for row, _ in rows])
+    return _ScoredPrefixes(
+        torch.tensor([scores[-1] for _, scores in rows], dtype=torch.float64),
+        [[float(row.outcome_reward)] for row, _ in rows],
+        torch.tensor([row.question_index for row, _ in rows]),
+        lengths,
+        lengths,
+        {row.question_index: row.question for row, _ in rows},
+    )
 
 
 def _scored_rows(rollouts, step_scores: Sequence[Sequence[Sequence[float]]], aggregation: str):

@@ -1,9 +1,11 @@
 """Scores from a language model that names the first wrong step: votes, unreadable verdicts and verdict tokens."""
 
+import json
 import math
 
 import pytest
 import torch
+from rollout_folders import write_rollouts
 from scripted_sampler import ScriptedSampler
 from zoo import byte_level_bpe, tiny_llama
 
@@ -163,3 +165,20 @@ def test_a_model_that_was_not_trained_to_judge_still_gives_scores(sampler):
     judge = JudgeScorer(sampler, num_votes=2, max_attempts=2)
     assert judge.score(["q"], [STEPS]) == [[0.5] * 3]
     assert judge.costs["votes"] == judge.costs["unreadable_votes"] == 4
+
+
+def test_the_name_of_a_judge_changes_with_its_prompt():
+    names = {judge_of([], **options)[0].model_name for options in ({}, {"prompt": "{question} {steps} a"})}
+    assert len(names) == 2 and any("prompt=" not in name for name in names)
+
+
+def test_a_judge_selects_rollouts(tmp_path):
+    """It finds the first failing prefix of the second solution, and gives no verdict on the third."""
+    solutions = [[(1.0, [1, 1]), (0.0, [0, 1], [0, 0]), (0.0, [0, 0])]]
+    judge, sampler = judge_of([r"\boxed{-1}", r"\boxed{1}", "hm"], max_attempts=1)
+    rollouts = write_rollouts(tmp_path / "rollouts", solutions)
+    labels = rollouts.labels(0.0, agree_with=StepScorer.from_backend(judge))
+    assert [row["labels"] for row in labels] == [[1.0, 1.0], [0.5, 0.0, 0.0]]
+    (record,) = (tmp_path / "rollouts" / "labels").glob("labels-*.json")
+    assert json.loads(record.read_text())["dropped"] == {"no verdict of the judge": 1}
+    assert len(sampler.calls) == 1

@@ -12,11 +12,12 @@ from erprm_trl.rollouts import RolloutDataset
 from erprm_trl.selection import measure_calibration
 
 
-def write_rollouts(folder, solutions, *, splitter="newline"):
+def write_rollouts(folder, solutions, *, splitter="newline", num_continuations=2):
     """Writes a rollout folder. `solutions[q]` are tuples (steps, rewards of each prefix, outcome) of question q."""
     folder.mkdir(parents=True)
     num_solutions = len(solutions[0])
     config = {"num_questions": len(solutions), "chunk_size": len(solutions), "num_solutions": num_solutions}
+    config["num_continuations"] = num_continuations
     (folder / "manifest.json").write_text(json.dumps({"config": {**config, "splitter": splitter}}))
     rows = [
         {
@@ -223,6 +224,19 @@ def test_prefixes_may_have_different_numbers_of_continuations(tmp_path):
     assert result["continuations"] == {"fewest": 2, "most": 4}
     assert result["brier"]["mean"] == 0.0
     assert result["recalibration"]["ece"] is None  # a single question has no other half
+
+
+def test_collections_without_continuations_compare_whole_solutions(tmp_path):
+    rollouts = write_rollouts(tmp_path / "r", [[(3, [], 0.0), (1, [], 1.0)]], num_continuations=0)
+    result = measure_calibration(rollouts, [[[0.9, 0.5, 0.25], [0.75]]], eta=2.0)
+    assert (result["unit"], result["prefixes"], result["continuations"]) == ("solution", 2, {"fewest": 1, "most": 1})
+    assert result["brier"]["mean"] == pytest.approx(0.25**2) and result["mean_label"] == 0.5
+    assert result["auc_can_succeed_within_questions"] == 1.0
+    assert result["value_error"]["squared_without_noise"] is None
+    assert "2 solutions of 1 questions, rewards, scores by last" in format_calibration_table({"prm": result})
+    ungraded = write_rollouts(tmp_path / "u", [[(3, [], None)]], num_continuations=0)
+    with pytest.raises(ValueError, match="got question 0, solution 0 without a reward and no continuations"):
+        measure_calibration(ungraded, [[[0.9, 0.5, 0.25]]])
 
 
 def test_adaptive_collections_are_refused(tmp_path):
