@@ -1,5 +1,6 @@
 """The configuration of a collection, for YAML files and the command line."""
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -301,7 +302,9 @@ class CollectConfig:
         )
 
     def _sampler_settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in sampling.SETTING_NAMES}
+        settings = {name: getattr(self, name) for name in sampling.SETTING_NAMES}
+        model = self.model_name_or_path
+        return {**settings, "model_name_or_path": None if model is None else os.fspath(model)}
 
     def _sampler(self) -> "Sampler":
         return sampling.load_sampler(self._sampler_settings())
