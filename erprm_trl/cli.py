@@ -62,6 +62,7 @@ COMMANDS = {
     "ppo": Command("Train a policy with PPO on step scores.", "ppo", "train_step_ppo", True),
     "pairs": Command("Make preference pairs from solutions or their steps.", "pairs", "pairs"),
     "dpo": Command("Train a policy with DPO on preference pairs.", "dpo", "train_dpo", True),
+    "export": Command("Export a reward model for engines such as vLLM.", "export"),
     "serve": Command("Serve a reward model over HTTP.", "serve", "serve_scorer", is_server=True),
     "report": Command("Write a page about a run: solutions with step scores, and curves.", "report"),
     "memory": Command("Estimate the memory that a training takes on each GPU.", "memory"),

@@ -55,7 +55,7 @@ def local_paths(name: str, paths: Iterable[str | os.PathLike]) -> list[str]:
     return [local_path(path) for path in paths]
 
 
-def path_in_package(path: str) -> str:
+def path_in_package(path: str | os.PathLike) -> str:
     """
     Finds a file of the installed package by its path in the repository.
 
@@ -67,6 +67,7 @@ def path_in_package(path: str) -> str:
         `str`: for a path such as `"erprm_trl/dial/base"` that does not exist in the working directory, the path in the
         installed package. Other values are returned unchanged.
     """
+    path = os.fspath(path)
     if path.startswith(f"{PACKAGE.name}/") and not Path(path).exists():
         installed = PACKAGE.parent / path
         return str(installed) if installed.exists() else path

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .encoding import EncodedSolution, encode_solution, encode_solutions
     from .prm_format import PRMFormat
     from .scoring import JudgeScorer, MonteCarloScorer, RemoteBackend, RemoteStepScorer, ScoringBackend, StepScorer
-    from .trainer import ERPRMConfig, ERPRMTrainer, from_stepwise, load_labelled_steps, to_stepwise
+    from .trainer import ERPRMConfig, ERPRMTrainer, LabelledSource, from_stepwise, load_labelled_steps, to_stepwise
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -24,6 +24,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "ScoringBackend",
             "StepScorer",
         ],
-        "trainer": ["ERPRMConfig", "ERPRMTrainer", "from_stepwise", "load_labelled_steps", "to_stepwise"],
+        "trainer": [
+            "ERPRMConfig",
+            "ERPRMTrainer",
+            "LabelledSource",
+            "from_stepwise",
+            "load_labelled_steps",
+            "to_stepwise",
+        ],
     },
 )

@@ -58,7 +58,7 @@ class PRMFormat:
         bad_token (`str`, *optional*, defaults to `"-"`):
             Token that the `"lm"` head predicts after a wrong step. It must be one token.
         head (`str`, *optional*, defaults to `"lm"`):
-            How the model gives a score. Only `"lm"` and `"token"` can be trained.
+            How the model gives a score. All but `"token_mlp"` can be trained.
 
             - `"lm"`: a causal language model. The score is the softmax over the logits of the good and the bad token
               (the paper).

@@ -246,24 +246,27 @@ def _collect(
     dataset = RolloutDataset(path)
     has_worked = bool(todo[state.process_index :: state.num_processes])
     if state.is_main_process and (has_worked or "summary" not in dataset.manifest):
-        summary = {
-            **summarize_rollouts(dataset.rows, settings),
-            "grading_timeouts": num_timeouts,
-            "seconds_of_last_run": round(time.monotonic() - started, 1),
-        }
-        logger.info("%s: %s", path, summary)
-        if summary["unfinished_share"] > 0.5:
-            logger.warning(
-                "%s: %.0f%% of the solutions reached max_new_tokens=%s. They are graded without their end, "
-                "so most labels are 0. Collect into a new folder with a larger max_new_tokens.",
-                path,
-                100 * summary["unfinished_share"],
-                settings.sampler.get("max_new_tokens"),
-            )
-        write_manifest(path, {**dataset.manifest, "summary": summary})
+        seconds = round(time.monotonic() - started, 1)
+        _write_summary(dataset, {"grading_timeouts": num_timeouts, "seconds_of_last_run": seconds})
     state.wait_for_everyone()
     dataset.manifest = read_manifest(path)
     return dataset
+
+
+def _write_summary(dataset: RolloutDataset, entries: dict[str, float]) -> None:
+    """Writes the summary of a collection into its manifest, and warns if most solutions are unfinished."""
+    settings = dataset.settings
+    summary = {**summarize_rollouts(dataset.rows, settings), **entries}
+    logger.info("%s: %s", dataset.path, summary)
+    if summary["unfinished_share"] > 0.5:
+        logger.warning(
+            "%s: %.0f%% of the solutions reached max_new_tokens=%s. They are graded without their end, so most "
+            "labels are 0. Collect into a new folder with a larger max_new_tokens.",
+            dataset.path,
+            100 * summary["unfinished_share"],
+            settings.sampler.get("max_new_tokens"),
+        )
+    write_manifest(dataset.path, {**dataset.manifest, "summary": summary})
 
 
 def _check_questions(questions: Sequence[Question] | None, sampler: Sampler | None) -> None:

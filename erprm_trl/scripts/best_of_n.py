@@ -17,7 +17,7 @@ from ..rollouts.grading.grader import comparison_method
 from ..training import tracking
 from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
-from .scoring import TRAINED_ETA, score_with_each
+from .scoring import SCORING_BACKEND, TRAINED_ETA, score_with_each
 
 
 @dataclass(kw_only=True)
@@ -40,6 +40,7 @@ class BestOfNArguments(SolutionArguments):
         },
     )
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
     plot_aggregation: str = field(
         default="min", metadata={"help": "Aggregation of step scores in the plot: min, last, product or mean."}
@@ -60,7 +61,8 @@ def main(arguments: BestOfNArguments) -> dict:
     fewest = min(map(len, samples.solutions()))
     ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
     models = local_paths("reward_models", arguments.reward_models)
-    scores = score_with_each(models, samples, arguments.batch_size, arguments.eta or (), arguments.trained_eta)
+    options = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
+    scores = score_with_each(models, samples, arguments.batch_size, arguments.eta or (), **options)
     settings = samples.settings
     with rollouts.Grader(comparison_method(settings.grading), settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)

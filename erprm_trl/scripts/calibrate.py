@@ -17,7 +17,7 @@ from ..io.redaction import without_login
 from ..reward_model import scoring
 from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
-from .scoring import TRAINED_ETA, load_scorer
+from .scoring import SCORING_BACKEND, TRAINED_ETA, load_scorer
 
 
 @dataclass(kw_only=True)
@@ -39,6 +39,7 @@ class CalibrationArguments(SolutionArguments):
         },
     )
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     aggregation: str = field(
         default="last",
         metadata={"help": "How the step scores of a prefix become its score: last, min, product or mean."},
@@ -53,8 +54,9 @@ def main(arguments: CalibrationArguments) -> dict:
     reward_models = local_paths("reward_models", arguments.reward_models)
     rollouts = open_samples(arguments, "rollouts", folder, reward_models)
     scores = {}
+    options = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
     for path in reward_models:
-        scorer, name = load_scorer(path, arguments.batch_size, arguments.trained_eta), without_login(path)
+        scorer, name = load_scorer(path, arguments.batch_size, **options), without_login(path)
         readable = scoring.eta_or_as_trained(scorer.prm_format, arguments.eta, name)
         scores[name] = selection.score_rollouts(scorer, rollouts, eta=readable)
     results = {

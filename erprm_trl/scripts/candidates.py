@@ -10,7 +10,7 @@ import erprm_trl
 from .. import selection
 from ..io.config_values import read_json_fields
 from ..io.paths import local_path
-from ..reward_model.scoring import load_format
+from ..reward_model import scoring
 
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def splitter_of(reward_models: list[str]) -> str:
             Folders, Hub ids, addresses or scorer files. Scorer files have no splitter of their own.
     """
     models = [name for name in reward_models if not name.endswith((".yaml", ".yml"))]
-    splitters = {name: load_format(name).splitter for name in models}
+    splitters = {name: scoring.load_format(name).splitter for name in models}
     splitter = next(iter(splitters.values()), "newline")
     if len(set(splitters.values())) > 1:
         logger.warning(

@@ -15,7 +15,7 @@ from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
 from ..io.redaction import without_login
 from .outcome import print_outcome
-from .scoring import ETA, TRAINED_ETA
+from .scoring import ETA, SCORING_BACKEND, TRAINED_ETA
 
 
 @dataclass
@@ -55,6 +55,7 @@ class ProcessBenchArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the validation share."})
     eta: float | None = field(default=None, metadata=ETA)
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
 
 
@@ -83,8 +84,8 @@ def main(arguments: ProcessBenchArguments) -> dict:
         # Scores at another eta are in another folder, so that a table at several etas keeps all of them.
         at_eta = "" if arguments.eta is None else f"_eta_{arguments.eta:g}"
         place = folder / "scores" / (re.sub(r"[^\w.-]+", "_", name) + at_eta)
-        etas = {"eta": arguments.eta, "trained_eta": arguments.trained_eta}
-        scores[name] = selection.score_judged(path, solutions, place, batch_size=arguments.batch_size, **etas)
+        scoring = {"eta": arguments.eta, "trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
+        scores[name] = selection.score_judged(path, solutions, place, batch_size=arguments.batch_size, **scoring)
     results = selection.evaluate_processbench(test, scores, threshold=arguments.threshold, validation=validation)
     written = {"dataset": arguments.dataset, "validation": record, "models": results}
     replace_file(folder / "processbench.json", json.dumps(written, indent=2))

@@ -17,7 +17,7 @@ from ..io.progress_bars import progress_bar
 from ..io.redaction import without_login
 from ..rollouts.row_sources import read_rows
 from .outcome import print_outcome
-from .scoring import ETA, TRAINED_ETA
+from .scoring import ETA, SCORING_BACKEND, TRAINED_ETA
 
 
 @dataclass
@@ -56,6 +56,7 @@ class ScoreArguments:
     )
     eta: float | None = field(default=None, metadata=ETA)
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
     chunk_size: int = field(
         default=256, metadata={"help": "Number of solutions per chunk. Results are written after each chunk."}
@@ -73,6 +74,7 @@ def main(arguments: ScoreArguments) -> Path:
         arguments.dataset_name, arguments.dataset_config, arguments.dataset_split, arguments.dataset_kwargs or {}
     )
     options = {name: getattr(arguments, name) for name in ("prm_format", "batch_size", "eta", "trained_eta")}
+    options["backend"] = arguments.scoring_backend
     if not is_url(arguments.reward_model):  # a server has its own
         options |= {"dtype": arguments.dtype, "device_map": arguments.device_map}
     scored = selection.score_rows(

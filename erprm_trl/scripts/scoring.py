@@ -13,10 +13,19 @@ from ..reward_model import scoring
 ETA = {"help": "Eta at which the scores are read. Defaults to the scores as the model gives them."}
 TRAINED_ETA = {"help": "Eta of the labels of a reward model whose format does not record it: 0 for success rates."}
 
+# Metadata of the field `scoring_backend` of commands.
+SCORING_BACKEND = {
+    "help": "How a reward model in a folder or on the Hub is run: local, or vllm for an offline vLLM engine.",
+    "choices": ["local", "vllm"],
+}
 
-def load_scorer(path: str, batch_size: int, trained_eta: float | None = None) -> "erprm_trl.StepScorer":
+
+def load_scorer(
+    path: str, batch_size: int, trained_eta: float | None = None, backend: str = "local"
+) -> "erprm_trl.StepScorer":
     """A scorer that shows a progress bar."""
-    scorer = erprm_trl.StepScorer.from_pretrained(path, batch_size=batch_size, trained_eta=trained_eta)
+    options = {"batch_size": batch_size, "trained_eta": trained_eta, "backend": backend}
+    scorer = erprm_trl.StepScorer.from_pretrained(path, **options)
     return scripts.with_bar(scorer, f"Scoring with {without_login(path)}")
 
 
@@ -26,6 +35,7 @@ def score_with_each(
     batch_size: int,
     etas: Sequence[float] = (),
     trained_eta: float | None = None,
+    backend: str = "local",
 ) -> dict[str, list[list[list[float]]]]:
     """
     Step scores of the solutions of a collection, from each reward model at each eta. A model scores once, also for
@@ -42,6 +52,8 @@ def score_with_each(
             Etas at which the scores are read. Without any, they are as the model gives them.
         trained_eta (`float`, *optional*):
             Eta of the labels of the models whose formats do not record it.
+        backend (`str`, *optional*, defaults to `"local"`):
+            See [`~erprm_trl.StepScorer.from_pretrained`].
 
     Returns:
         `dict`: the results of [`~erprm_trl.selection.score_rollouts`], by the model's name without a login, and the
@@ -55,7 +67,7 @@ def score_with_each(
             scoring.format_at_eta(scoring.load_format(path), eta, trained_eta)
     scores = {}
     for path in reward_models:
-        scorer = load_scorer(path, batch_size, trained_eta)
+        scorer = load_scorer(path, batch_size, trained_eta, backend)
         as_trained, name = selection.score_rollouts(scorer, dataset), without_login(path)
         for eta in etas:
             of_questions = [scoring.scores_at_eta(question, scorer.trained_eta, eta) for question in as_trained]

@@ -13,7 +13,7 @@ from .. import rollouts, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.config_values import read_json_fields
 from .outcome import print_outcome
-from .scoring import TRAINED_ETA
+from .scoring import SCORING_BACKEND, TRAINED_ETA
 
 
 SAMPLERS = {"transformers": "TransformersSampler", "vllm": "VLLMSampler", "endpoint": "EndpointSampler"}
@@ -68,6 +68,7 @@ class GuidedSearchArguments:
         },
     )
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     width: int = field(default=8, metadata={"help": "Number of beams, chains or particles per question."})
     expansions: int | None = field(
         default=None,
@@ -106,6 +107,7 @@ def main(arguments: GuidedSearchArguments) -> dict[str, float]:
     make = getattr(sampler_class, "from_pretrained", sampler_class)
     sampler = make(arguments.model_name_or_path, **(arguments.sampler_kwargs or {}))
     options = {"batch_size": arguments.scoring_batch_size, "trained_eta": arguments.trained_eta}
+    options["backend"] = arguments.scoring_backend
     scorer = erprm_trl.StepScorer.from_pretrained(arguments.reward_model, **options)
     settings = {name: getattr(arguments, name) for name in SEARCH}
     results = selection.guided_search([row.question for row in questions], sampler, scorer, **settings)

@@ -14,7 +14,7 @@ from pathlib import Path
 import erprm_trl
 
 from ..io.paths import local_path
-from .scoring import ETA, TRAINED_ETA
+from .scoring import ETA, SCORING_BACKEND, TRAINED_ETA
 
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class ServeArguments:
     port: int = field(default=8100, metadata={"help": "Port to listen on. 0 takes a free port, which the log names."})
     eta: float | None = field(default=None, metadata=ETA)
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
     dtype: str = field(default="auto", metadata={"help": "Dtype of the model's weights."})
     device_map: str | None = field(default=None, metadata={"help": "auto places the model on several GPUs."})
@@ -79,6 +80,7 @@ def main(arguments: ServeArguments) -> None:
         device_map=arguments.device_map,
         eta=arguments.eta,
         trained_eta=arguments.trained_eta,
+        backend=arguments.scoring_backend,
     )
     limits = ("max_body_bytes", "max_solutions", "max_steps", "max_waiting", "max_batch")
     app = scoring_app(scorer, token=token, **{name: getattr(arguments, name) for name in limits})

@@ -12,6 +12,8 @@ CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
 def script_of(path):
+    if path.stem == "train_mixture":
+        return "train_erprm"
     return "collect_rollouts" if path.stem.startswith("collect") else path.stem
 
 

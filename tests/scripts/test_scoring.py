@@ -22,8 +22,8 @@ def models(monkeypatch):
     """Two reward models by name: one that was trained at 0, and one of an unknown eta."""
     backends = {name: FakeScorer(by_last_number, DIAL_FORMAT.with_eta(eta)) for name, eta in (("a", 0.0), ("b", None))}
 
-    def load(path, batch_size, **options):
-        assert batch_size == 8
+    def load(path, batch_size, backend, **options):
+        assert (batch_size, backend) == (8, "local")
         return StepScorer.from_backend(backends[path], **options)
 
     monkeypatch.setattr(scoring, "load_format", lambda path: backends[path].prm_format)

@@ -3,6 +3,7 @@
 Selection, guided search, policy training and the scoring server all use it.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from ...steps import clean_steps, split_steps
 from ..prm_format import FormatTokenIds, PRMFormat
 from .backend import CollectiveBackend, OutcomeBackend, ScoringBackend, SolutionTooLong
 from .eta import format_at_eta, scores_at_eta
+from .export import save_token_classifier
 from .loading import backend_of, load_backend
 
 
@@ -32,8 +34,8 @@ class StepScorer:
 
     A scorer checks its arguments, scores duplicate solutions once, splits texts into steps and aggregates step scores.
     Its [`ScoringBackend`] computes the scores: a model in this process ([`LocalBackend`], [`ImplicitBackend`]), a
-    model that is sharded over the processes of a training run ([`ShardedBackend`]), a server ([`RemoteBackend`]), or
-    your own class ([`StepScorer.from_backend`]).
+    model that is sharded over the processes of a training run ([`ShardedBackend`]), an engine ([`VLLMBackend`]), a
+    server ([`RemoteBackend`], [`EngineServerBackend`]), or your own class ([`StepScorer.from_backend`]).
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -139,6 +141,8 @@ class StepScorer:
         accelerator: "Accelerator | None" = None,
         eta: float | None = None,
         trained_eta: float | None = None,
+        backend: str = "local",
+        tokenizer: str | Path | None = None,
     ) -> "StepScorer":
         """
         Loads a model or LoRA adapter that [`ERPRMTrainer`] saved, or a public reward model with its preset:
@@ -146,10 +150,11 @@ class StepScorer:
 
         Args:
             path_or_id (`str` or `Path`):
-                Folder, Hub id, or address of a scoring server such as `"http://host:8100"` (see [`RemoteBackend`]).
-                Or a scorer file, i.e. a `.yaml` file for a [`MonteCarloScorer`] or a [`JudgeScorer`]. The server or
-                the file chooses the device and batch size. With an address or a scorer file, `device`, `batch_size`
-                and `max_batch_tokens` are ignored, and the other arguments raise an error.
+                Folder, Hub id, or address of a scoring server such as `"http://host:8100"` (see [`RemoteBackend`]) or
+                of a vLLM or SGLang server (see [`EngineServerBackend`]). Or a scorer file, i.e. a `.yaml` file for a
+                [`MonteCarloScorer`] or a [`JudgeScorer`]. The server or the file chooses the device and batch size.
+                With an address or a scorer file, `device`, `batch_size` and `max_batch_tokens` are ignored, and the
+                other arguments raise an error, except `prm_format` and `tokenizer` with a vLLM or SGLang server.
             prm_format ([`PRMFormat`] or `str`, *optional*):
                 Format of the model, or the name of a preset ([`PRMFormat.preset`]). Defaults to the model's own
                 `prm_format.json`.
@@ -174,6 +179,12 @@ class StepScorer:
             trained_eta (`float`, *optional*):
                 Eta of the labels that the model was trained on, if its format does not record it: 0 for a model whose
                 scores are success rates.
+            backend (`str`, *optional*, defaults to `"local"`):
+                `"vllm"` loads the model into an offline vLLM engine in this process (see [`VLLMBackend`]), which
+                chooses its device and batches itself.
+            tokenizer (`str` or `Path`, *optional*):
+                Folder or Hub id with the tokenizer and the format of the model on a vLLM or SGLang server, if the path
+                that the server reports cannot be read here.
 
         Raises:
             `FileNotFoundError`: if `prm_format` is not set and the model has no `prm_format.json`, or if an adapter's
@@ -188,7 +199,8 @@ class StepScorer:
                 - An adapter inserts virtual tokens before the text.
                 - An implicit reward model has no `reference_model` in its format, or is to be sharded.
                 - The scores cannot be read at `eta`, because the eta of the labels is infinite or not known.
-            `ImportError`: if the tokenizer needs the package `sentencepiece` and it is not installed.
+            `ImportError`: if the tokenizer needs the package `sentencepiece` and it is not installed, or for
+                `backend="vllm"` without vLLM.
         """
         return cls.from_backend(
             load_backend(
@@ -202,6 +214,8 @@ class StepScorer:
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 accelerator=accelerator,
+                backend=backend,
+                tokenizer=tokenizer,
             ),
             eta=eta,
             trained_eta=trained_eta,
@@ -329,6 +343,31 @@ class StepScorer:
     ) -> list[float]:
         """Returns one score per solution, by the format's aggregation. A solution without steps is an error."""
         return aggregate(self.score(questions, steps, eta=eta), self.prm_format.aggregation).tolist()
+
+    def export_token_classifier(self, folder: str | Path) -> None:
+        """
+        Saves the reward model as an `AutoModelForTokenClassification`, which engines such as vLLM serve.
+
+        The two classes are "bad" and "good", and the head has the rows of the bad and the good token of the
+        language-model head. The scores are the same. Adapters are merged into the weights, which takes the memory of
+        a second copy of the model. The tokenizer and a `prm_format.json` with `head="token"` and `num_labels=2` are
+        saved in the same folder. A reward model with a token classification head is saved with its own head.
+
+        Args:
+            folder (`str` or `Path`):
+                Folder for the exported model.
+
+        Raises:
+            `ValueError`: if the model is not in this process, if the folder has a model, or if the model has another
+                kind of head, a quantized dtype, an adapter that cannot be merged, or an architecture without a token
+                classification model with the same scores.
+        """
+        if self.weights is None:
+            raise ValueError(
+                f"export_token_classifier: got a {type(self.backend).__name__} without a model, expected a model in "
+                "this process. Run erprm export --reward_model FOLDER --output_dir NEW_FOLDER where the model is."
+            )
+        save_token_classifier(copy.deepcopy(self.model), self.tokenizer, self.backend.prm_format, folder)
 
     def split(self, completion: str) -> list[str]:
         """Splits a raw text into steps by the format's splitter."""

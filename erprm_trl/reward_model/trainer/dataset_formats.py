@@ -9,7 +9,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .dataset_rows import NOT_ALIGNED, NOT_REPEATED, READING_REMEDY, Row, Unreadable, listed, numbers, text, texts
+from .dataset_rows import (
+    NOT_ALIGNED,
+    NOT_REPEATED,
+    READING_REMEDY,
+    Row,
+    Unreadable,
+    listed,
+    number,
+    numbers,
+    text,
+    texts,
+)
 from .published_forms import (
     rated_solutions,
     read_conversation,
@@ -24,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 FORMS = {
     "stepwise": ("completions", "labels"),
+    "outcome": ("completions", "label"),
     "math_shepherd": ("input", "label"),
     "er_prm": ("text", "value"),
     "token ids": ("input_ids", "labels"),
@@ -34,7 +46,12 @@ FORMS = {
 }
 """Columns of the steps and of the labels, by form."""
 
-_QUESTION = {"processbench": "problem", "prm800k": "question", "skywork": "problem"}  # needed to recognise a form
+_QUESTION = {
+    "outcome": "prompt",
+    "processbench": "problem",
+    "prm800k": "question",
+    "skywork": "problem",
+}  # needed to recognise a form
 NO_LABEL = -100  # label of a token that does not end a step
 TEXT_SEPARATOR = "ки"  # follows each step in the published texts of Math-Shepherd and of the paper
 
@@ -109,6 +126,11 @@ def to_stepwise(dataset, *, neutral: float = 1.0, alternatives: bool = False, in
     form = find_form(columns)
     if form == "stepwise":
         return dataset
+    if form == "outcome":
+        raise ValueError(
+            "to_stepwise: got columns 'completions' and 'label', one label per solution, expected labels of steps. "
+            "Pass the dataset to ERPRMTrainer, which trains on the last step of each solution."
+        )
     if form == "token ids":
         raise ValueError(
             "to_stepwise: got columns 'input_ids' and 'labels', expected texts. Pass the dataset to ERPRMTrainer, "
@@ -173,6 +195,12 @@ def _read_stepwise(row: Mapping[str, Any]) -> Row:
     return Row(text(row, "prompt"), texts(row, "completions"), numbers(row, "labels"))
 
 
+def _read_outcome(row: Mapping[str, Any]) -> Row:
+    # Only the last step's label is used.
+    steps = texts(row, "completions")
+    return Row(text(row, "prompt"), steps, [number(row, "label")] * len(steps))
+
+
 def _read_math_shepherd(row: Mapping[str, Any]) -> Row:
     pieces, marked = text(row, "input").split(TEXT_SEPARATOR), text(row, "label")
     labels, position = [], 0
@@ -224,6 +252,7 @@ def _read_token_ids(row: Mapping[str, Any]) -> Row:
 
 _READERS = {
     "stepwise": _read_stepwise,
+    "outcome": _read_outcome,
     "math_shepherd": _read_math_shepherd,
     "er_prm": _read_er_prm,
     "token ids": _read_token_ids,

@@ -59,6 +59,14 @@ def texts(row: Mapping[str, Any], column: str) -> list[str]:
     return [value or "" for value in values]
 
 
+def number(row: Mapping[str, Any], column: str) -> float:
+    """The number in a column. A missing number is read as NaN, which the encoder reports."""
+    value = row.get(column)
+    if value is not None and not isinstance(value, Number):
+        raise Unreadable(WRONG_TYPE, f"column '{column}': got {shown(value)}, expected a number")
+    return math.nan if value is None else float(value)
+
+
 def numbers(row: Mapping[str, Any], column: str) -> list[float]:
     """The list of numbers in a column. A missing number is read as NaN, which the encoder reports."""
     values = listed(row, column, "a list of numbers", lambda value: value is None or isinstance(value, Number))

@@ -18,7 +18,11 @@ FORMAT_FIELDS = (
     "splitter",
     "steps_of",
     "aggregation",
+    "reference_model",
+    "beta",
 )
+DEFAULT_BETA = 0.05
+"""Coefficient of the log-ratio of a new implicit reward model."""
 
 
 @dataclass
@@ -69,6 +73,10 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             evaluation uses all steps.
         invalid_rows (`str`, *optional*, defaults to `"error"`):
             `"error"` raises an error at the first unusable row. `"drop"` skips such rows and logs their number.
+        mixture_stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`):
+            Length of an epoch of several sources with weights ([`LabelledSource`]). `"all_exhausted"` uses every row
+            at least once and repeats rows of sources with a high weight. `"first_exhausted"` repeats no row and leaves
+            out rows of sources with a low weight. The numbers are logged and listed in the model card.
 
         > Parameters that control the format. Parameters that are not set come from the model's own `prm_format.json`
         > if it has one, else from the defaults of [`PRMFormat`]. For a model without `prm_format.json`, `splitter` and
@@ -78,7 +86,13 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             Name of the preset to take the format from instead, to continue the training of a public reward model, see
             [`PRMFormat.preset`].
         separator, good_token, bad_token, head, prompt_template, splitter, steps_of, aggregation (`str`, *optional*):
-            See [`PRMFormat`].
+            See [`PRMFormat`]. `head="implicit"` trains an implicit process reward model on the outcomes of solutions:
+            the label of a row's last step, a column `label`, or the rewards of rollouts, which need no continuations.
+        reference_model (`str`, *optional*):
+            Folder or Hub id of the reference model of `head="implicit"`. Defaults to the model that the training
+            starts from, or to its own reference model if it is an implicit reward model.
+        beta (`float`, *optional*):
+            Coefficient of the log-ratio of `head="implicit"`. Defaults to 0.05 for a new implicit reward model.
         add_missing_tokens (`bool`, *optional*, defaults to `False`):
             Whether to add the separator, the good token and the bad token to the vocabulary if the tokenizer does not
             encode them as one id. Added tokens are trained, also with LoRA. White space that the tokenizer knows is
@@ -196,6 +210,15 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         },
     )
 
+    mixture_stopping_strategy: str = field(
+        default="all_exhausted",
+        metadata={
+            "help": "Length of an epoch of several weighted sources: 'all_exhausted' uses every row and repeats rows, "
+            "'first_exhausted' repeats no row and leaves out rows.",
+            "choices": ["all_exhausted", "first_exhausted"],
+        },
+    )
+
     # Parameters that control the format
     format_preset: str | None = field(
         default=None,
@@ -214,9 +237,18 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         default=None,
         metadata={
             "help": "'lm' scores with the good and the bad token of a causal language model (the default). 'token' "
-            "scores with a token classification model.",
-            "choices": ["lm", "token"],
+            "scores with a token classification model. 'implicit' scores with the log-ratio to a reference model, and "
+            "learns from outcomes.",
+            "choices": ["lm", "token", "implicit"],
         },
+    )
+    reference_model: str | None = field(
+        default=None,
+        metadata={"help": "Reference model of head='implicit'. Defaults to the model that the training starts from."},
+    )
+    beta: float | None = field(
+        default=None,
+        metadata={"help": "Coefficient of the log-ratio of head='implicit'. Defaults to 0.05 for a new model."},
     )
     prompt_template: str | None = field(
         default=None,
@@ -315,4 +347,15 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         chosen = {name: getattr(self, name) for name in FORMAT_FIELDS if getattr(self, name) is not None}
         if chosen.keys() & {"separator", "good_token", "bad_token"}:
             chosen["expected_ids"] = None  # other tokens have other ids
-        return replace(base, **chosen)
+        if chosen.get("head") == "implicit" != base.head:
+            chosen.setdefault("beta", DEFAULT_BETA)
+        prm_format = replace(base, **chosen)
+        for name in ("reference_model", "beta"):
+            if name in chosen and prm_format.head != "implicit":
+                raise ValueError(
+                    f"{name}: got {chosen[name]!r} with head={prm_format.head!r}, expected head='implicit', which "
+                    f"alone uses it. Set head='implicit', or remove {name}."
+                )
+        if prm_format.head == "implicit" and not prm_format.beta > 0:
+            raise ValueError(f"beta: got {prm_format.beta}, expected a number above 0. Set e.g. beta={DEFAULT_BETA}.")
+        return prm_format

@@ -161,7 +161,7 @@ def encode_rollouts(
     encode = partial(encode_batch, form="stepwise", tokenizer=tokenizer, prm_format=prm_format, **encoding)
     key = (ENCODING_VERSION, source.fingerprint, prm_format.with_eta(None).to_dict(), Hasher.hash(tokenizer), encoding)
     fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-    encoded = source.encoded(encode, _encoded_features(weighted), fingerprint)
+    encoded = source.encoded(encode, _checked_features(weighted), fingerprint)
     if len(encoded) == 0:
         raise ValueError(f"The {name} dataset is empty, expected at least one row.")
     kept, counts = _keep_usable(encoded, name, invalid_rows, max_length)
@@ -201,7 +201,8 @@ def _check_deviations(name: str, column_names: Sequence[str], form: str, weighte
         )
 
 
-def _encoded_features(weighted: bool):
+def encoded_features(weighted: bool):
+    """Types of the columns of [`encode_examples`], and with `weighted` also of `step_weights`."""
     from datasets import Features, List, Value
 
     return Features(
@@ -213,11 +214,15 @@ def _encoded_features(weighted: bool):
             "question_id": Value("int64"),
             "prompt_length": Value("int64"),
             "length": Value("int64"),
-            "num_dropped_steps": Value("int64"),
-            "problem": Value("string"),
-            "detail": Value("string"),
         }
     )
+
+
+def _checked_features(weighted: bool):
+    from datasets import Features, Value
+
+    checks = {"num_dropped_steps": Value("int64"), "problem": Value("string"), "detail": Value("string")}
+    return Features({**encoded_features(weighted), **checks})
 
 
 def _keep_usable(encoded, name: str, invalid_rows: str, max_length: int | None) -> tuple[Any, dict[str, Any]]:
@@ -260,7 +265,16 @@ def _keep_usable(encoded, name: str, invalid_rows: str, max_length: int | None) 
     if label is not None:
         logger.warning("%s dataset: every label is %s. A model cannot learn to tell steps apart.", name, label)
     kept = kept.remove_columns(["problem", "detail", "num_dropped_steps"])
-    return (_scale_weights(kept) if "step_weights" in kept.column_names else kept), counts
+    return (scale_weights(kept) if "step_weights" in kept.column_names else kept), counts
+
+
+def count_encoded(dataset) -> dict[str, Any]:
+    """The counts of [`encode_examples`] for examples that were encoded before."""
+    steps = sum(map(len, _values(dataset, "step_positions")))
+    return {
+        "rows": len(dataset), "kept": len(dataset), "steps": steps, "dropped_rows": {},
+        "rows_with_dropped_steps": 0, "dropped_steps": 0,
+    }  # fmt: skip
 
 
 def _values(dataset, column: str) -> Iterator[Any]:
@@ -293,7 +307,8 @@ class _ScaledWeights:
         return {**batch, "step_weights": scaled}
 
 
-def _scale_weights(dataset):
+def scale_weights(dataset):
+    """Divides the `step_weights` of a dataset by their mean when rows are read."""
     mean = sum(map(sum, _values(dataset, "step_weights"))) / sum(map(len, _values(dataset, "step_weights")))
     return dataset.with_transform(_ScaledWeights(mean))
 
@@ -354,7 +369,7 @@ def encode_batch(
         positions = solution.step_positions
         weights = precision_weights(torch.tensor(row.stds or [])).tolist()[: len(positions)]
         labels = row.labels[: len(positions)]
-        if last_step_only:
+        if last_step_only or form == "outcome":
             positions, labels = ([], []) if solution.num_dropped_steps else (positions[-1:], labels[-1:])
             weights = weights[-1:] if positions else []
         if not problem and not positions:

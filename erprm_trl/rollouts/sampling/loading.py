@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 from ...io.paths import path_in_package
@@ -42,7 +43,7 @@ def check_sampler_settings(settings: Mapping[str, Any]) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"sampler: got backend {backend!r}, expected one of {', '.join(BACKENDS)}. Choose one.")
     for name in ("model_name_or_path", *(["base_url"] if backend == "endpoint" else [])):
-        if not isinstance(settings.get(name), str):
+        if not isinstance(settings.get(name), (str, PathLike)):
             raise ValueError(
                 f"sampler: got {name}={settings.get(name)!r} with backend {backend!r}, expected a text. Set {name}."
             )

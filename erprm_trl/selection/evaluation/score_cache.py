@@ -28,6 +28,7 @@ def score_judged(
     chunk_size: int = 256,
     eta: float | None = None,
     trained_eta: float | None = None,
+    backend: str = "local",
 ) -> dict[JudgedSolution, list[float]]:
     """
     Scores the steps of judged solutions. Scores from an earlier run are read from its file.
@@ -45,6 +46,9 @@ def score_judged(
             Number of solutions between two writes of the file.
         eta, trained_eta (`float`, *optional*):
             Eta at which the scores are read, and eta of the labels of a model whose format does not record it, see
+            [`~erprm_trl.reward_model.StepScorer.from_pretrained`].
+        backend (`str`, *optional*, defaults to `"local"`):
+            How a model in a folder or on the Hub is run, see
             [`~erprm_trl.reward_model.StepScorer.from_pretrained`].
 
     Returns:
@@ -66,7 +70,7 @@ def score_judged(
     keys = {solution: _key(solution) for solution in solutions}
     todo = list({key: solution for solution, key in keys.items() if key not in scores}.items())
     if todo:
-        scorer = StepScorer.from_pretrained(reward_model, batch_size=batch_size, **etas)
+        scorer = StepScorer.from_pretrained(reward_model, batch_size=batch_size, backend=backend, **etas)
         for start in range(0, len(todo), chunk_size):
             chunk = todo[start : start + chunk_size]
             problems = [solution.problem for _, solution in chunk]

@@ -220,7 +220,7 @@ def test_rollout_folders_are_accepted_in_every_spelling_of_their_path(tmp_path, 
     expected = None
     for form in (str(folder), folder, "~/rollouts", Path("~/rollouts"), RolloutDataset(folder)):
         result = prepared(form, eta=math.inf, invalid_rows="drop")
-        assert result.manifest == RolloutDataset(folder).manifest and len(result.examples) > 0
+        assert list(result.manifests.values()) == [RolloutDataset(folder).manifest] and len(result.examples) > 0
         expected = expected or result.examples[:]
         assert result.examples[:] == expected
 

@@ -308,7 +308,7 @@ def test_cached_scores_of_two_etas_are_not_mixed(tmp_path, monkeypatch):
         lambda path, **options: asked.append(options) or CountingScorer(),
     )
     score_judged("a/model", [solution(0, -1)], tmp_path / "out", eta=2.0, trained_eta=0.0)
-    assert asked == [{"batch_size": 32, "eta": 2.0, "trained_eta": 0.0}]
+    assert asked == [{"batch_size": 32, "backend": "local", "eta": 2.0, "trained_eta": 0.0}]
     score_judged("a/model", [solution(0, -1)], tmp_path / "out", eta=2.0, trained_eta=0.0)
     for etas in ({}, {"eta": 3.0, "trained_eta": 0.0}, {"eta": 2.0}):
         with pytest.raises(ValueError, match="got scores of .*eta=2.0, trained_eta=0.0, expected scores of"):
