@@ -23,7 +23,16 @@ if TYPE_CHECKING:
         StepPPOTrainer,
         StepRewardFunction,
     )
-    from .reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer, load_labelled_steps
+    from .reward_model import (
+        ERPRMConfig,
+        ERPRMTrainer,
+        JudgeScorer,
+        LabelledSource,
+        MonteCarloScorer,
+        PRMFormat,
+        StepScorer,
+        load_labelled_steps,
+    )
     from .rollouts import (
         EndpointSampler,
         RolloutDataset,
@@ -32,6 +41,7 @@ if TYPE_CHECKING:
         collect_rollouts,
         grade,
         load_questions,
+        load_solutions,
     )
     from .selection import best_of_n, preference_pairs
 
@@ -52,7 +62,16 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "StepPPOTrainer",
             "StepRewardFunction",
         ],
-        "reward_model": ["ERPRMConfig", "ERPRMTrainer", "PRMFormat", "StepScorer", "load_labelled_steps"],
+        "reward_model": [
+            "ERPRMConfig",
+            "ERPRMTrainer",
+            "JudgeScorer",
+            "LabelledSource",
+            "MonteCarloScorer",
+            "PRMFormat",
+            "StepScorer",
+            "load_labelled_steps",
+        ],
         "rollouts": [
             "EndpointSampler",
             "RolloutDataset",
@@ -61,6 +80,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "collect_rollouts",
             "grade",
             "load_questions",
+            "load_solutions",
         ],
         "selection": ["best_of_n", "preference_pairs"],
     },

@@ -124,7 +124,7 @@ SEAMS = (
     Seam(
         "transformers.utils.hub.cached_files",  # `cached_file` passes the private parameter on to it
         "... revision ... _raise_exceptions_for_missing_entries ...",
-        "reward_model/prm_format.py io/adapters.py io/tokenizers.py",
+        "reward_model/prm_format.py reward_model/scoring/vllm.py io/adapters.py io/tokenizers.py",
     ),
     # Public methods whose parameters or order of calls in training matter
     Seam("transformers.TrainerState.save_to_json", "json_path", _CHECKPOINTS),
@@ -174,7 +174,7 @@ SEAM_ATTRIBUTES = (
     ),
     # Names in modules
     SeamAttribute(
-        "transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", "reward_model/scoring/loading.py"
+        "transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref", "reward_model/reference_model.py"
     ),
     SeamAttribute("trl.trainer.base_config._BaseConfig", "_trl.py"),
     SeamAttribute("trl.trainer.base_trainer._BaseTrainer", "_trl.py"),

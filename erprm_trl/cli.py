@@ -51,6 +51,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "collect": Command("Sample solutions, and grade continuations of their steps.", "collect", "collect", True),
     "train": Command("Train a process reward model on rollouts or labelled steps.", "train", "train_erprm", True),
+    "inspect-labels": Command("Show the noise of labels that is visible without the truth.", "inspect_labels"),
     "score": Command("Score the steps of the solutions in a file or dataset.", "score"),
     "best-of-n": Command("Compare reward models at choosing among sampled solutions.", "best_of_n", "best_of_n"),
     "processbench": Command("Test whether low scores show where solutions go wrong.", "processbench", "processbench"),
@@ -61,6 +62,7 @@ COMMANDS = {
     "ppo": Command("Train a policy with PPO on step scores.", "ppo", "train_step_ppo", True),
     "pairs": Command("Make preference pairs from solutions or their steps.", "pairs", "pairs"),
     "dpo": Command("Train a policy with DPO on preference pairs.", "dpo", "train_dpo", True),
+    "export": Command("Export a reward model for engines such as vLLM.", "export"),
     "serve": Command("Serve a reward model over HTTP.", "serve", "serve_scorer", is_server=True),
     "report": Command("Write a page about a run: solutions with step scores, and curves.", "report"),
     "memory": Command("Estimate the memory that a training takes on each GPU.", "memory"),
@@ -127,7 +129,7 @@ def dispatch(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of `erprm --help`."""
-    lines = [f"  {name:<14}{command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<16}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: erprm COMMAND [--config FILE.yaml | --recipe NAME] [--FIELD VALUE ...]",

@@ -242,6 +242,43 @@ def _is_short(piece: str) -> bool:
     return len(characters) + 2 * sum(character >= _FIRST_IDEOGRAPH for character in characters) < MIN_CHARACTERS
 
 
+def join_steps(steps: Iterable[str], splitter: str, separator: str | None = None) -> str:
+    r"""
+    Writes cleaned steps as the beginning of a solution, which a policy can continue with its next step.
+
+    Cleaning removes white space at the ends of steps, so the result may differ from the original text there.
+
+    Args:
+        steps (`Iterable[str]`):
+            Steps without delimiters, as from [`clean_steps`].
+        splitter (`str`):
+            See [`split_steps`].
+        separator (`str`, *optional*):
+            Text between two steps. Defaults to a line break (two for `"blank_line"`). For a splitter that is a
+            separator string, it defaults to this string, with a space on each side if it has no white space there. The
+            text ends with the separator, without spaces at its end, because most tokenizers join a space to the next
+            word.
+
+    Returns:
+        `str`: the text. It is empty if there are no steps.
+
+    Example:
+
+    ```python
+    >>> join_steps(["7 + 1 = 8", "8 * 2 = 16"], "ки")
+    '7 + 1 = 8 ки 8 * 2 = 16 ки'
+    ```
+    """
+    steps = list(steps)
+    if not steps:
+        return ""
+    if separator is None and splitter in NAMED_SPLITTERS:
+        separator = "\n\n" if splitter == "blank_line" else "\n"
+    elif separator is None:
+        separator = splitter if splitter != splitter.strip() else f" {splitter} "
+    return separator.join(steps) + separator.rstrip(" ")
+
+
 def step_stops(splitter: str) -> tuple[str, ...]:
     """
     Strings at which sampling stops so that the policy writes one step.

@@ -17,8 +17,8 @@ from erprm_trl.scripts.outcome import StoppedByGuard
 
 TRAINERS = ["train", "raft", "grpo", "ppo", "dpo"]
 NAMES = (
-    "collect train score best-of-n processbench calibrate search raft grpo ppo pairs dpo serve report memory "
-    "quickstart env"
+    "collect train inspect-labels score best-of-n processbench calibrate search raft grpo ppo pairs dpo export serve "
+    "report memory quickstart env"
 )
 
 
@@ -34,7 +34,7 @@ def test_help_lists_the_commands(capsys):
     for argv in ([], ["--help"], ["-h"], ["help"]):
         assert cli.main(argv) == 0
         out = capsys.readouterr().out
-        assert all(f"\n  {name:<14}{command.summary}\n" in out for name, command in COMMANDS.items())
+        assert all(f"\n  {name:<16}{command.summary}\n" in out for name, command in COMMANDS.items())
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"{erprm_trl.__version__}\n"
 
 

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "rollouts": BASE,
     "reward_model": BASE,
     "reward_model.trainer": {"training", "rollouts", "_trl", *CONTRACT},
-    "reward_model.scoring": {"_trl", *CONTRACT},
+    # Scorers without a reward model sample and grade texts, and read reference answers.
+    "reward_model.scoring": {"_trl", "rollouts", *CONTRACT},
     "selection": {"reward_model.scoring", "rollouts", *BASE},
     "policy": POLICY,
     "policy.online": POLICY,
@@ -135,6 +136,7 @@ def test_a_module_only_imports_what_its_folder_may_import(path):
         ("reward_model/encoding.py", "from .scoring.scorer import StepScorer", False),
         ("reward_model/trainer/metrics.py", "from ..scoring.scorer import StepScorer", False),
         ("reward_model/scoring/scorer.py", "from ..trainer.metrics import StepRecords", False),
+        ("reward_model/scoring/monte_carlo.py", "from ...rollouts.sampling.base import Sampler", True),
         ("reward_model/trainer/metrics.py", "from ...rollouts.dataset import RolloutDataset", True),
         ("selection/voting.py", "from ..reward_model.scoring.scorer import StepScorer", True),
         ("selection/voting.py", "from ..policy import guards", False),
@@ -152,6 +154,17 @@ def test_a_module_only_imports_what_its_folder_may_import(path):
 )
 def test_the_rule_finds_imports(file, source, is_allowed):
     assert (not forbidden(PACKAGE / file, source=source)) == is_allowed
+
+
+def test_scorers_use_only_the_sampling_the_grading_and_the_questions_of_rollouts():
+    imported = {
+        entry.module
+        for path in (PACKAGE / "reward_model" / "scoring").glob("*.py")
+        for entry in own_imports(path)
+        if folder(entry.module) == "rollouts"
+    }
+    allowed = ("rollouts.sampling.", "rollouts.grading.", "rollouts.questions")
+    assert imported and [module for module in imported if not module.startswith(allowed)] == []
 
 
 def circles(graph):

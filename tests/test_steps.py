@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erprm_trl.rollouts import clean_step, clean_steps, split_steps
-from erprm_trl.steps import closed_steps, step_stops
+from erprm_trl.steps import closed_steps, join_steps, step_stops
 
 
 GSM8K = "Natalia sold 48/2 = 24 clips in May.\nShe sold 48+24 = 72 clips.\n#### 72"
@@ -330,3 +330,21 @@ def test_a_finished_solution_keeps_a_number_on_its_last_line():
 
     assert closed_steps(text, "step") == ["Step 1: 9 + 9 = 18.", "Step 2: The answer is"]
     assert closed_steps(text, "step", finished=True) == ["Step 1: 9 + 9 = 18.", "Step 2: The answer is\n18."]
+
+
+@pytest.mark.parametrize(
+    ("splitter", "separator", "text"),
+    [
+        ("newline", None, "a + b\nc\n"),
+        ("whole_lines", None, "a + b\nc\n"),
+        ("blank_line", None, "a + b\n\nc\n\n"),
+        ("ки", None, "a + b ки c ки"),
+        (" ки\n", None, "a + b ки\nc ки\n"),
+        ("ки", "ки\n", "a + bки\ncки\n"),
+    ],
+)
+def test_joined_steps_are_split_into_the_same_steps(splitter, separator, text):
+    assert join_steps(["a + b", "c"], splitter, separator) == text
+    if splitter != "whole_lines":  # which joins short lines
+        assert clean_steps(split_steps(text, splitter), splitter) == ["a + b", "c"]
+    assert join_steps([], splitter, separator) == ""

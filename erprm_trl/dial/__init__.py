@@ -8,6 +8,7 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from .solutions import make_solutions
     from .task import ANSWER_PATTERN, SEPARATOR, DialQuestion, check_steps, make_questions
     from .tokenizer import BAD_MARK, GOOD_MARK, build_tokenizer
 
@@ -16,6 +17,7 @@ BASE_PATH = str(Path(__file__).with_name("base"))
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "solutions": ["make_solutions"],
         "task": ["ANSWER_PATTERN", "SEPARATOR", "DialQuestion", "check_steps", "make_questions"],
         "tokenizer": ["BAD_MARK", "GOOD_MARK", "build_tokenizer"],
     },

@@ -45,7 +45,7 @@ def judged_solutions(samples: RolloutDataset) -> tuple[dict[str, list[dict[str, 
         rows.append(
             {
                 "id": f"{name}-{len(rows)}",
-                "generator": row.sampler["model"],
+                "generator": row.sampler.get("model", "given"),
                 "problem": row.question,
                 "steps": steps,
                 "final_answer_correct": f"answer {question.answer}" == steps[-1],

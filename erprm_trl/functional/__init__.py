@@ -14,6 +14,7 @@ from .advantages import (
     subtract_initial_value,
 )
 from .aggregation import AGGREGATIONS, aggregate
+from .implicit_rewards import implicit_reward, selected_log_probs, step_log_prob_sums
 from .masked import explained_variance, masked_moments, masked_whiten
 from .policy_losses import clipped_value_loss, kl_estimate
 from .score_metrics import (
@@ -24,7 +25,7 @@ from .score_metrics import (
     calibration_bins,
     expected_calibration_error,
 )
-from .soft_values import implied_success_rate, soft_value, soft_value_from_rate
+from .soft_values import implied_success_rate, soft_value, soft_value_from_rate, value_at_eta
 from .step_losses import smoothed_labels, soft_step_cross_entropy, step_log_odds
 from .value_noise import (
     bootstrap_value_noise,
@@ -60,6 +61,7 @@ __all__ = [
     "generalized_advantages",
     "group_mean",
     "group_step_advantages",
+    "implicit_reward",
     "implied_success_rate",
     "kl_estimate",
     "masked_moments",
@@ -70,15 +72,18 @@ __all__ = [
     "prefix_values",
     "recalibrate",
     "reward_to_go",
+    "selected_log_probs",
     "soft_step_cross_entropy",
     "soft_value",
     "soft_value_from_rate",
     "spread_over_steps",
     "squared_error_without_noise",
     "step_log_odds",
+    "step_log_prob_sums",
     "step_rewards",
     "subtract_initial_value",
     "success_counts",
+    "value_at_eta",
 ]
 
 __getattr__ = moved_names(__name__)  # for the memory estimates, which moved to `erprm_trl.memory`

@@ -140,6 +140,41 @@ def implied_success_rate(values: Tensor, eta: float) -> Tensor:
     return (eta * (values - 1)).exp() - math.exp(-eta)
 
 
+def value_at_eta(values: Tensor, trained_eta: float, eta: float) -> Tensor:
+    r"""
+    Converts values at one eta to values at another eta, for rewards of 0 and 1.
+
+    $$ V_\eta(V_{\eta'}^{-1}(v)) $$
+
+    \\( V_{\eta'}^{-1} \\) is [`implied_success_rate`] at `trained_eta`, and \\( V_\eta \\) is
+    [`soft_value_from_rate`]. Other rewards than 0 and 1 have no such conversion, because their value at one eta does
+    not determine the value at another.
+
+    Args:
+        values (`torch.Tensor`):
+            Values at `trained_eta`, or scores that estimate them, in [0, 1], of any shape.
+        trained_eta (`float`):
+            Eta of `values`. It must be finite, unless it equals `eta`.
+        eta (`float`):
+            Eta of the result. May be any float.
+
+    Returns:
+        `torch.Tensor`: values in [0, 1] of the same shape, in float64. The order of the values is kept, and 0 and 1 do
+        not change. The values are unchanged if `eta` equals `trained_eta`.
+
+    Raises:
+        `ValueError`: if `trained_eta` is infinite and differs from `eta`, if an eta is NaN, or if a value is NaN or
+            outside [0, 1] and the etas differ.
+
+    Limits: at `trained_eta=0` it is [`soft_value_from_rate`], and at `eta=0` it is [`implied_success_rate`].
+    """
+    if trained_eta == eta:
+        return values.double()
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError("Values: got a value that is NaN or outside [0, 1]. Convert only the values of 0/1 rewards.")
+    return soft_value_from_rate(implied_success_rate(values, trained_eta).clamp(0, 1), eta)
+
+
 def _log_of_one_plus(mean_expm1: Tensor, mean_exp: Tensor) -> Tensor:
     # log1p is accurate near 0 but loses digits near -1, where most continuations are far from the pivot. The plain log
     # has the opposite behaviour. The clamp keeps the gradient finite in the branch that is not selected.

@@ -59,7 +59,19 @@ class Service(NamedTuple):
 
 
 class EndpointError(RuntimeError):
-    """A request failed: the server refused it, or did not answer it after all attempts."""
+    """
+    A request failed: the server refused it, or did not answer it after all attempts.
+
+    Args:
+        message (`str`):
+            Message of the error.
+        status (`int`, *optional*):
+            HTTP status with which the server refused the request.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
 
 
 class _Retryable(Exception):
@@ -196,7 +208,8 @@ class EndpointClient:
             remedy = self.service.remedies.get(status, self.service.other_remedy).format(api_key_env=self.api_key_env)
             raise EndpointError(
                 f"{request.url} refused a request with status {status}: {message!r}. Remedy: {remedy}."
-                f"{self._about_proxy()}"
+                f"{self._about_proxy()}",
+                status,
             )
         try:
             return parse(response.text)

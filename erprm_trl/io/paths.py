@@ -3,8 +3,12 @@ path goes through these functions."""
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from .text_lists import refuse_text
+
+
+PACKAGE = Path(__file__).parents[1]
 
 
 def local_path(path: str | os.PathLike) -> str:
@@ -49,3 +53,22 @@ def local_paths(name: str, paths: Iterable[str | os.PathLike]) -> list[str]:
     """
     refuse_text(name, paths, "a list of folders, Hub ids or addresses")
     return [local_path(path) for path in paths]
+
+
+def path_in_package(path: str | os.PathLike) -> str:
+    """
+    Finds a file of the installed package by its path in the repository.
+
+    Args:
+        path (`str`):
+            A value of a configuration file.
+
+    Returns:
+        `str`: for a path such as `"erprm_trl/dial/base"` that does not exist in the working directory, the path in the
+        installed package. Other values are returned unchanged.
+    """
+    path = os.fspath(path)
+    if path.startswith(f"{PACKAGE.name}/") and not Path(path).exists():
+        installed = PACKAGE.parent / path
+        return str(installed) if installed.exists() else path
+    return path

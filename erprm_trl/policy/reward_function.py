@@ -14,6 +14,7 @@ from ..functional.aggregation import AGGREGATIONS
 from ..io.paths import local_path
 from ..io.text_lists import refuse_text
 from ..reward_model.scoring.backend import ScoringBackend
+from ..reward_model.scoring.eta import format_at_eta
 from ..reward_model.scoring.loading import load_format
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..reward_model.scoring.sharded import check_sharding
@@ -77,6 +78,9 @@ class StepRewardFunction:
             the last user message of a conversation.
         unscorable_reward (`float`, *optional*):
             Reward of completions that cannot be scored. Defaults to `None`, see the table above.
+        eta (`float`, *optional*):
+            Eta at which the scores are read, see [`StepScorer`]. By default, scores are used as the model gives them.
+            If the reward model's format does not record the eta of its labels, set `scorer_kwargs={"trained_eta": 0}`.
         name (`str`, *optional*, defaults to `"step_reward"`):
             Name in TRL's metrics, as in `rewards/step_reward/mean`. Two reward functions of one trainer need different
             names.
@@ -89,7 +93,8 @@ class StepRewardFunction:
 
     Raises:
         `FileNotFoundError`: if a path or id is not a reward model.
-        `ValueError`: for an unknown aggregation, or an `unscorable_reward` that is not finite.
+        `ValueError`: for an unknown aggregation, an `unscorable_reward` that is not finite, or an `eta` at which the
+            scores cannot be read.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class StepRewardFunction:
         aggregation: str | None = None,
         question_column: str = QUESTION_COLUMN,
         unscorable_reward: float | None = None,
+        eta: float | None = None,
         name: str = NAME,
         processing_class=None,
         eos_token_ids: list[int] | None = None,
@@ -107,11 +113,15 @@ class StepRewardFunction:
         self._scorer_kwargs = scorer_kwargs or {}
         if isinstance(scorer, (str, PathLike)):  # raises errors before the first generation
             self._scorer = local_path(scorer)
-            self.prm_format = load_format(
-                self._scorer, self._scorer_kwargs.get("prm_format"), self._scorer_kwargs.get("revision")
-            )
+            if eta is not None:
+                self._scorer_kwargs = {**self._scorer_kwargs, "eta": eta}
+            options = self._scorer_kwargs
+            prm_format = load_format(self._scorer, options.get("prm_format"), options.get("revision"))
+            self.prm_format = format_at_eta(prm_format, options.get("eta"), options.get("trained_eta"))
         else:
             self._scorer = StepScorer.of(scorer)
+            if eta is not None:
+                self._scorer = self._scorer.at_eta(eta)
             self.prm_format = self._scorer.prm_format
         self.aggregation = aggregation or self.prm_format.aggregation
         if self.aggregation not in AGGREGATIONS:

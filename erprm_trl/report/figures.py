@@ -13,13 +13,16 @@ from ..reward_model.scoring.scorer import solution_scores
 from ..training.tracking.figures import label_histogram
 from .metrics import title_and_unit
 from .plots import (
+    CERTAIN_LABELS,
     COLOURS,
     LINES,
     MARGINS,
     draw_calibration_by_position,
+    draw_certain_labels,
     draw_intervals,
     draw_metric,
     draw_reliability,
+    draw_repeated_labels,
     draw_selection_curves,
 )
 from .run_folder import shown_names
@@ -159,6 +162,20 @@ def label_drawing(labels: Sequence[Sequence[float]]) -> Drawing:
         return figure
 
     return Drawing(draw, "Histogram of labels by the position of the step", [])
+
+
+def label_noise_drawings(noise: Mapping[str, Any]) -> list[Drawing]:
+    """The two plots of a measurement of label noise."""
+    lines = {"-": "solid", "--": "dashed"}
+    legend = [(f"series-{colour} {lines[line]}", name) for name, (_, colour, line) in CERTAIN_LABELS.items()]
+    return [
+        Drawing(lambda: draw_certain_labels(noise), "Certain labels and mean rates by the number of steps", legend),
+        Drawing(
+            lambda: draw_repeated_labels(noise),
+            "Labels from one half of the continuations against labels from the other half",
+            [("grey dashed", "equal labels; the area of a point shows its share")],
+        ),
+    ]
 
 
 def metric_drawing(

@@ -265,7 +265,9 @@ def _of_calibration(run: RunFolder) -> Headline | None:
         if brier := result.get("brier"):
             numbers.append(KeyNumber(f"{brier['mean']:.3f}", "Brier score", "lower is better"))
         if (auc := result.get("auc_can_succeed")) is not None:
-            numbers.append(KeyNumber(f"{auc:.2f}", "AUC: which prefixes can still succeed", "0.5 is chance"))
+            whole = result.get("unit") == "solution"
+            meaning = "which solutions are right" if whole else "which prefixes can still succeed"
+            numbers.append(KeyNumber(f"{auc:.2f}", f"AUC: {meaning}", "0.5 is chance"))
         verdict = f"Scores of {shown[best]} differ from the measured values by {result['ece']:.3f} on average."
         return Headline(verdict, numbers, calibration_drawings({best: result})[0], "Measured values against scores")
     return None

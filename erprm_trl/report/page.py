@@ -88,7 +88,7 @@ def write_report(
     computed = [] if written else compare_collections(collections)
     content = {
         "headline": make_headline(run, collections, aggregation, written, computed),
-        **_sections(run, collections, written or computed, aggregation),
+        **_sections(run, collections, written or computed, aggregation, eta),
     }
     if not collections and not any(content.values()):
         raise FileNotFoundError(
@@ -115,12 +115,13 @@ def write_report(
 
 
 def _sections(
-    run: RunFolder, collections: list[Collection], compared: list[Comparison], aggregation: str
+    run: RunFolder, collections: list[Collection], compared: list[Comparison], aggregation: str, eta: float
 ) -> dict[str, list]:
     return {
         "selections": page_sections.selections(compared, aggregation),
         "reliabilities": page_sections.reliabilities(run, collections),
         "labels": page_sections.label_histograms(collections),
+        "label_noises": page_sections.label_noises(collections, eta),
         "policies": page_sections.policies(run),
         "raft_rounds": page_sections.raft_rounds(run),
         "trainings": page_sections.trainings(run),

@@ -11,6 +11,8 @@ from ..io.paths import local_path
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -20,6 +22,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", ":")  # for the first six lines, the next six, ...
 MARGINS = {"left": 0.16, "right": 0.98, "bottom": 0.13, "top": 0.97}  # faster than a layout engine
 MOST_LETTERS = 28  # of a name next to an axis
+# Lines about labels by position: name, key of the measurement, index of the colour, style.
+CERTAIN_LABELS = {
+    "all continuations fail": ("certain_failure", 1, "-"),
+    "all continuations succeed": ("certain_success", 0, "-"),
+    "mean rate in wrong solutions": ("wrong", 1, "--"),
+    "mean rate in right solutions": ("right", 0, "--"),
+}
 
 
 def series_style(index: int) -> dict[str, str]:
@@ -151,6 +160,44 @@ def draw_calibration_by_position(results: Mapping[str, Mapping[str, Any]]) -> "F
     return figure
 
 
+def draw_label_noise(noise: Mapping[str, Any], *, title: str = "") -> "Figure":
+    """
+    Draws the noise of labels.
+
+    Left: by the number of steps of the prefix, the share of labels for which all continuations fail or all succeed,
+    and the mean success rate in right and in wrong solutions. Right: two labels of the same prefix from one half of
+    its continuations each. Without noise, all points are on the diagonal.
+
+    Args:
+        noise (`Mapping`):
+            From [`~erprm_trl.rollouts.measure_label_noise`].
+        title (`str`, *optional*):
+            Title of the plot.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: the figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 5.0), layout="constrained")
+    certain, repeated = figure.subplots(1, 2)
+    _draw_certain(certain, noise)
+    _draw_repeated(repeated, noise)
+    certain.set(title=title)
+    figure.legend(handles=certain.lines, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def draw_certain_labels(noise: Mapping[str, Any]) -> "Figure":
+    """Draws the left half of [`draw_label_noise`], without a legend."""
+    return _draw_one(lambda axes: _draw_certain(axes, noise))
+
+
+def draw_repeated_labels(noise: Mapping[str, Any]) -> "Figure":
+    """Draws the right half of [`draw_label_noise`]."""
+    return _draw_one(lambda axes: _draw_repeated(axes, noise))
+
+
 def draw_metric(
     lines: Mapping[int, Sequence[tuple[float, float]]], *, unit: str = "value", size: tuple[float, float] = (3.4, 2.1)
 ) -> "Figure":
@@ -266,6 +313,47 @@ def _draw_positions(by_position: "Axes", ranking: "Axes", results: Mapping[str, 
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_axisbelow(True)
     _open_axes(by_position, ranking)
+
+
+def _draw_one(draw: "Callable[[Axes], None]") -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 3.8))
+    draw(figure.subplots())
+    figure.subplots_adjust(**MARGINS)
+    return figure
+
+
+def _draw_certain(axes: "Axes", noise: Mapping[str, Any]) -> None:
+    positions = [point["position"] for point in noise["by_position"]]
+    for name, (key, colour, line) in CERTAIN_LABELS.items():
+        shares = [(position, point[key]) for position, point in zip(positions, noise["by_position"], strict=True)]
+        known = [pair for pair in shares if pair[1] is not None]
+        style = {"color": COLOURS[colour], "linestyle": line, "marker": "o", "markersize": 3.5, "linewidth": 1.4}
+        axes.plot([x for x, _ in known], [y for _, y in known], **style, label=name)
+    axes.set(xlabel="steps of the prefix", ylabel="share of prefixes, or mean rate", ylim=(-0.03, 1.03))
+    if noise["by_position"][-1]["or_more"]:
+        axes.set(xlabel=f"steps of the prefix ({positions[-1]}: {positions[-1]} or more)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _open_axes(axes)
+
+
+def _draw_repeated(axes: "Axes", noise: Mapping[str, Any]) -> None:
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
+    pairs = noise["repeated"]["pairs"]
+    largest = max((count for *_, count in pairs), default=1)
+    axes.scatter(
+        [first for first, _, _ in pairs],
+        [second for _, second, _ in pairs],
+        s=[3 + 200 * count / largest for *_, count in pairs],
+        color=COLOURS[0],
+        alpha=0.6,
+        linewidths=0,
+        zorder=3,
+    )
+    axes.set(xlabel="label from one half of the continuations", ylabel="label from the other half")
+    axes.set(xlim=(-0.08, 1.08), ylim=(-0.08, 1.08))
+    _open_axes(axes)
 
 
 def _open_axes(*all_axes: "Axes") -> None:

@@ -11,10 +11,13 @@ from typing import Any
 
 from ..io.redaction import redacted
 from ..policy.guards import FILE_NAME as GUARD_FILE
+from ..rollouts.dataset import RolloutDataset
+from ..rollouts.label_noise import measure_label_noise
 from .comparisons import Comparison, method_for, ranked_models
 from .figures import (
     calibration_drawings,
     label_drawing,
+    label_noise_drawings,
     metric_drawing,
     reliability_drawings,
     selection_drawings,
@@ -23,6 +26,7 @@ from .figures import (
 from .metrics import GUARD, MAIN, find_trainings, history_of, is_shown, points, title_and_unit
 from .run_folder import RunFolder, shown_names
 from .solutions import Collection
+from .tables import label_noise_facts
 
 
 MOST_POINTS = 400  # per line of a plot
@@ -61,8 +65,8 @@ def reliabilities(run: RunFolder, collections: list[Collection]) -> list[dict[st
     content = [
         {
             "name": run.name(folder),
-            "about": f"Scores of {first['prefixes']:,} held-out prefixes by {first['aggregation']} against the mean "
-            "reward of their continuations.",
+            "about": f"Scores of {first['prefixes']:,} held-out {_compared(first)[0]} by {first['aggregation']} "
+            f"against {_compared(first)[1]}.",
             "drawings": calibration_drawings(results),
         }
         for folder, results in run.files("calibration.json")
@@ -77,6 +81,11 @@ def reliabilities(run: RunFolder, collections: list[Collection]) -> list[dict[st
     return content
 
 
+def _compared(calibration: dict[str, Any]) -> tuple[str, str]:
+    whole = calibration.get("unit") == "solution"
+    return ("solutions", "their rewards") if whole else ("prefixes", "the mean reward of their continuations")
+
+
 def label_histograms(collections: list[Collection]) -> list[dict[str, Any]]:
     """Histograms of the labels of each collection that has continuations."""
     content = []
@@ -84,6 +93,22 @@ def label_histograms(collections: list[Collection]) -> list[dict[str, Any]]:
         labels = [labels_S for labels_N in collection.labels or [] for labels_S in labels_N if labels_S]
         if labels:
             content.append({"name": collection.name, "drawings": [label_drawing(labels)]})
+    return content
+
+
+def label_noises(collections: list[Collection], eta: float) -> list[dict[str, Any]]:
+    """The noise of the labels of each collection that has continuations."""
+    content = []
+    for collection in collections:
+        if collection.labels is None or collection.path is None:
+            continue
+        try:
+            noise = measure_label_noise(RolloutDataset(collection.path), eta)
+        except ValueError:  # every solution has a single step
+            continue
+        content.append(
+            {"name": collection.name, "facts": label_noise_facts(noise), "drawings": label_noise_drawings(noise)}
+        )
     return content
 
 

@@ -74,11 +74,24 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     few, many = first["continuations"]["fewest"], first["continuations"]["most"]
     continuations = few if few == many else f"{few} to {many}"
     width = _width(results)
+    whole = first.get("unit") == "solution"
+    compared = "rewards" if whole else f"{continuations} continuations each, value at eta = {first['eta']}"
     lines = [
-        f"{first['prefixes']} prefixes of {first['questions']} questions, {continuations} continuations each, "
-        f"value at eta = {first['eta']}, scores by {first['aggregation']}",
+        f"{first['prefixes']} {'solutions' if whole else 'prefixes'} of {first['questions']} questions, {compared}, "
+        f"scores by {first['aggregation']}",
         "",
-        _line(width, "", ["Brier", "error (noise off)", "ECE", "ECE recalibrated", "AUC can succeed", "in questions"]),
+        _line(
+            width,
+            "",
+            [
+                "Brier",
+                "error (noise off)",
+                "ECE",
+                "ECE recalibrated",
+                "AUC right" if whole else "AUC can succeed",
+                "in questions",
+            ],
+        ),
     ]
     for name, result in results.items():
         cells = [
@@ -96,7 +109,18 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         _line(width, name, [_number(result["brier_parts"][part]) for part in parts])
         for name, result in results.items()
     ]
+    rates = {name: result["rates"] for name, result in results.items() if result.get("rates")}
+    lines += [""] * bool(rates) + [f"{name}: {_about_rates(entry)}" for name, entry in rates.items()]
     return "\n".join(lines)
+
+
+def _about_rates(rates: Mapping[str, Any]) -> str:
+    """A sentence about `rates` of a calibration."""
+    error = rates["error"]
+    noise_off = "" if error is None else f"error {error['mean']:.3f} [{error['low']:.3f}, {error['high']:.3f}], "
+    if rates["are_rates"]:
+        return f"scores are success rates ({noise_off}ECE {rates['ece']:.3f}). They can be read at other etas."
+    return f"scores are not success rates ({noise_off}ECE {rates['ece']:.3f}). Do not read them at other etas."
 
 
 def format_processbench_table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -121,6 +145,57 @@ def format_processbench_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(_line(width, f"F1 - {next(iter(results))}:", [_percent(result["f1_minus_first"])]))
         lines.append("")
     return "\n".join(lines[:-1])
+
+
+def label_noise_facts(noise: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """
+    The figures of a measurement of label noise, with their names.
+
+    Args:
+        noise (`Mapping`):
+            From [`~erprm_trl.rollouts.measure_label_noise`].
+    """
+    repeated, questions = noise["repeated"], noise["questions"]
+    below = [
+        (f"questions that are solved at a rate below {limit}", _share(share))
+        for limit, share in questions["below"].items()
+    ]
+    return [
+        ("standard error of a label", _number(repeated["label_error"])),
+        ("prefixes with a success in only one half of the continuations", _share(repeated["hard_disagreement"])),
+        ("prefixes of right solutions without a success", _share(noise["right_solutions"]["failing_prefixes"])),
+        ("right solutions with such a prefix", _share(noise["right_solutions"]["with_failing_prefix"])),
+        ("steps of wrong solutions after which the rate rises", _share(noise["wrong_solutions"]["rises"])),
+        ("wrong solutions with a success after a failing prefix", _share(noise["wrong_solutions"]["revived"])),
+        ("mean rate of the questions", _number(questions["rate"])),
+        *below,
+    ]
+
+
+def format_label_noise_table(noise: Mapping[str, Any]) -> str:
+    """
+    Formats the noise of labels: one line per figure, then one line per number of steps of a prefix.
+
+    Args:
+        noise (`Mapping`):
+            From [`~erprm_trl.rollouts.measure_label_noise`].
+    """
+    facts = label_noise_facts(noise)
+    width = max(len(name) for name, _ in facts) + 2
+    lines = [
+        f"{noise['prefixes']} prefixes of {noise['solutions']} solutions ({noise['right']} right), labels at eta = "
+        f"{noise['eta']}",
+        "",
+        *(f"{name:<{width}}{value}" for name, value in facts),
+        "",
+        f"{'steps':<8}{'prefixes':>10}{'all fail':>12}{'all succeed':>14}{'rate, right':>14}{'rate, wrong':>14}",
+    ]
+    for point in noise["by_position"]:
+        shares = f"{_share(point['certain_failure']):>12}{_share(point['certain_success']):>14}"
+        rates = f"{_number(point['right']):>14}{_number(point['wrong']):>14}"
+        steps = f"{point['position']}{'+' * point['or_more']}"
+        lines.append(f"{steps:<8}{point['prefixes']:>10}{shares}{rates}")
+    return "\n".join(lines)
 
 
 def format_difference_table(differences: Mapping[str, Any], n: int) -> str:
@@ -157,6 +232,10 @@ def _width(names) -> int:
 
 def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.1%}"
 
 
 def _four_digits(point: Mapping[str, float] | None) -> str:

@@ -40,6 +40,7 @@ class DataCollatorForStepLabels(DataCollatorMixin):
     - `step_labels` (B, S, float32): -100 where there is no step.
     - `step_mask` (B, S, bool): True at real steps.
     - `step_weights` (B, S, float32), if the examples have them.
+    - `ref_logps` (B, float64), if the examples have them: log-probability under a reference model.
     - `question_ids` (B,).
     - `prompt_lengths` (B,): 0 where the length is not known.
     """
@@ -69,6 +70,11 @@ class DataCollatorForStepLabels(DataCollatorMixin):
             "step_positions": (padded("step_positions", 0, torch.long) + starts[:, None]) * step_mask,
             "step_labels": padded("step_labels", LABEL_PADDING, torch.float32),
             **({"step_weights": padded("step_weights", 0.0, torch.float32)} if "step_weights" in examples[0] else {}),
+            **(
+                {"ref_logps": torch.tensor([example["ref_logps"] for example in examples], dtype=torch.float64)}
+                if "ref_logps" in examples[0]
+                else {}
+            ),
             "step_mask": step_mask,
             "question_ids": torch.tensor(
                 [example.get("question_id", index) for index, example in enumerate(examples)]

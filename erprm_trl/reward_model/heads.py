@@ -14,7 +14,11 @@ from transformers import (
 
 
 # Heads that can be trained. The other heads of `PRMFormat` are for scoring public models.
-AUTO_MODELS = {"lm": AutoModelForCausalLM, "token": AutoModelForTokenClassification}
+AUTO_MODELS = {
+    "lm": AutoModelForCausalLM,
+    "token": AutoModelForTokenClassification,
+    "implicit": AutoModelForCausalLM,
+}
 # Earlier versions of TRL saved a linear head of one logit under this name.
 VALUE_HEAD_NAMES = {r"^v_head\.summary\.": "score."}
 

@@ -3,6 +3,7 @@
 `PRMFormat.preset(name)` reads them. `expected_ids` are token ids of the tokenizer that the model was trained with.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ _RLHFLOW: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # peiyi9979/math-shepherd-mistral-7b-prm. Steps begin with "Step 1: ", "Step 2: ", ...
+    # peiyi9979/math-shepherd-mistral-7b-prm. Steps begin with "Step 1: ", "Step 2: ", ... Its published labels are
+    # hard estimates: + if one of the continuations succeeds.
     "math-shepherd": {
         "separator": " ки",
         "between_steps": "\n",
         "prompt_template": "{question} ",
         "tokenization": "text",
         "expected_ids": {"separator": 12902, "good_token": 648, "bad_token": 387},
+        "eta": math.inf,
     },
     # HanningZhang/Llama3.1-Math-PRM, the paper's model. No newline follows the separator, and the good and the bad
     # token begin with a space. Taken from an independent evaluation of the model, compute-optimal-tts.

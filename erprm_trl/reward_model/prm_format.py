@@ -7,9 +7,10 @@ import copy
 import dataclasses
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..functional.aggregation import AGGREGATIONS
 from ..io.atomic_files import replace_file
@@ -28,7 +29,7 @@ TOKENIZATIONS = ("pieces", "text")
 
 # Types that a field may have in JSON, by the type of the field's default, or by its name.
 _JSON_TYPES = {str: (str,), bool: (bool,), int: (int,), float: (int, float), type(None): (str, type(None))}
-_JSON_TYPES_OF = {"expected_ids": (dict, type(None))}
+_JSON_TYPES_OF = {"expected_ids": (dict, type(None)), "eta": (int, float, str, type(None))}
 _TOKENS = ("separator", "good_token", "bad_token")
 # Separators that an error message proposes if the tokenizer encodes them as one id.
 _USUAL_SEPARATORS = ("\n\n", "\n", "ки", " ки", "<|step|>", "<extra_0>", "[SEP]", "<|reserved_special_token_0|>")
@@ -57,7 +58,7 @@ class PRMFormat:
         bad_token (`str`, *optional*, defaults to `"-"`):
             Token that the `"lm"` head predicts after a wrong step. It must be one token.
         head (`str`, *optional*, defaults to `"lm"`):
-            How the model gives a score. Only `"lm"` and `"token"` can be trained.
+            How the model gives a score. All but `"token_mlp"` can be trained.
 
             - `"lm"`: a causal language model. The score is the softmax over the logits of the good and the bad token
               (the paper).
@@ -93,10 +94,15 @@ class PRMFormat:
         expected_ids (`dict[str, int]`, *optional*):
             Token ids that the model was trained with: of `"good_token"`, of `"bad_token"`, and the last id of
             `"separator"`. A tokenizer with other ids is refused, because it would make the model's scores meaningless.
+        eta (`float`, *optional*):
+            Eta of the values that the scores estimate, for rewards of 0 and 1. It is the eta of the labels that the
+            model was trained on: 0 if the scores are success rates, `inf` for hard estimation. `None` means that it is
+            not known. [`ERPRMTrainer`] records it. [`StepScorer`] needs it to read the scores at another eta.
 
     Raises:
         `ValueError`: for an unknown head, aggregation or tokenization, an empty separator, equal good and bad tokens,
-            a template without `{question}`, a number of labels other than 1 and 2, or invalid expected ids.
+            a template without `{question}`, a number of labels other than 1 and 2, invalid expected ids, or an eta
+            that is not a number.
 
     Example:
 
@@ -121,6 +127,7 @@ class PRMFormat:
     cumulative: bool = True
     steps_of: str = "both"
     expected_ids: dict[str, int] | None = dataclasses.field(default=None, hash=False)
+    eta: float | None = None
 
     def __post_init__(self):
         choices = {"head": HEADS, "aggregation": AGGREGATIONS, "tokenization": TOKENIZATIONS, "steps_of": STEPS_OF}
@@ -151,6 +158,11 @@ class PRMFormat:
             raise ValueError(
                 f"PRMFormat.expected_ids: got {self.expected_ids!r}, expected integer ids for some or all of "
                 f"{_TOKENS}. Remove the other entries."
+            )
+        if self.eta is not None and not (isinstance(self.eta, (int, float)) and not math.isnan(self.eta)):
+            raise ValueError(
+                f"PRMFormat.eta: got {self.eta!r}, expected a number from -inf to inf, or None if it is not known. "
+                "Set the eta of the labels that the model was trained on."
             )
 
     @classmethod
@@ -228,9 +240,23 @@ class PRMFormat:
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in missing])
         return missing
 
+    def with_eta(self, eta: float | None) -> "PRMFormat":
+        """The same format with another `eta`."""
+        return self if self.eta == eta else dataclasses.replace(self, eta=eta)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them. An infinite eta is a string, and an unknown eta is left out, so that
+        versions of this package without the field can read the format."""
+        fields = dataclasses.asdict(self)
+        if self.eta is None:
+            del fields["eta"]
+        elif math.isinf(self.eta):
+            fields["eta"] = str(self.eta)
+        return fields
+
     def to_json(self) -> str:
         """The format as a JSON object."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "PRMFormat":
@@ -257,6 +283,8 @@ class PRMFormat:
             if not isinstance(value, known[name]):
                 expected = " or ".join(kind.__name__ for kind in known[name])
                 raise ValueError(f"PRMFormat.{name}: got {value!r} ({type(value).__name__}), expected {expected}.")
+        if fields.get("eta") in ("inf", "-inf"):
+            fields["eta"] = float(fields["eta"])
         return cls(**fields)
 
     def save(self, folder: str | Path) -> None:

@@ -88,17 +88,16 @@ def narrowed_head(
 
         def forward(hidden: Tensor) -> Tensor:
             hidden = hidden[at]
-            if token_ids is None:
-                return own_forward(hidden)
             if type(language_head) is not nn.Linear or had_forward:
                 # LoRA on the head, quantised or offloaded weights: only the head's own forward is right.
-                return own_forward(hidden)[:, token_ids]
-            bias = language_head.bias
+                logits = own_forward(hidden)
+                return logits if token_ids is None else logits[:, token_ids]
+            weight, bias = language_head.weight, language_head.bias
             with torch.autocast(hidden.device.type, enabled=False):
+                if token_ids is None:  # autocast would round the logits of float32 weights
+                    return own_forward(hidden.to(weight.dtype))
                 return nn.functional.linear(
-                    hidden.float(),
-                    language_head.weight[token_ids].float(),
-                    None if bias is None else bias[token_ids].float(),
+                    hidden.float(), weight[token_ids].float(), None if bias is None else bias[token_ids].float()
                 )
 
         language_head.forward = forward

@@ -1,15 +1,16 @@
-"""Processes one chunk of a collection: samples solutions, continues their prefixes and grades all texts."""
+"""Processes one chunk of a collection: samples solutions or takes given ones, continues their prefixes and grades all
+texts."""
 
 import inspect
 import logging
 from collections.abc import Sequence
-from itertools import chain
 from typing import NamedTuple
 
 from ..reasoning import answer_start
-from ..steps import NAMED_SPLITTERS, split_steps
+from ..steps import NAMED_SPLITTERS, clean_steps, split_steps
 from .allocation import allocate
-from .grading.grader import Grader
+from .given_solutions import GivenSolution
+from .grading.grader import STATED, Grader
 from .progress import CollectionProgress
 from .questions import Question
 from .records import CollectionSettings, RolloutRow
@@ -20,6 +21,15 @@ from .shared_prefixes import SharedPrefixes
 logger = logging.getLogger(__name__)
 
 ROUNDS = 4  # number of rounds of adaptive collection; more rounds did not improve labels on the dial task
+
+
+class _Solution(NamedTuple):
+    """A solution: its row, the prompt of the policy without the solution, and the sampled tokens, empty if the
+    solution is given."""
+
+    row: RolloutRow
+    prompt: Prompt
+    token_ids: tuple[int, ...] = ()
 
 
 class _Target(NamedTuple):
@@ -37,10 +47,12 @@ class ChunkWork:
     settings.
 
     Args:
-        questions (`Sequence[Question]`):
-            All questions of the collection.
-        sampler ([`Sampler`]):
-            Sampler of the policy.
+        questions (`Sequence[Question]` or `Sequence[list[GivenSolution]]`):
+            All questions of the collection. If solutions are given, the solutions of each question.
+        sampler ([`Sampler`], *optional*):
+            Sampler of solutions. `None` if solutions are given.
+        completer ([`Sampler`], *optional*):
+            Sampler of continuations, if it is not `sampler`.
         settings ([`CollectionSettings`]):
             Settings of the collection.
         progress ([`CollectionProgress`]):
@@ -53,48 +65,43 @@ class ChunkWork:
 
     def __init__(
         self,
-        questions: Sequence[Question],
-        sampler: Sampler,
+        questions: Sequence[Question] | Sequence[list[GivenSolution]],
+        sampler: Sampler | None,
+        completer: Sampler | None,
         settings: CollectionSettings,
         progress: CollectionProgress,
     ):
         self.questions, self.sampler, self.settings = questions, sampler, settings
+        self.completer = sampler if completer is None else completer
         self.progress = progress
         self._has_warned = False  # about solutions with a single step
-        self._reports = "progress" in inspect.signature(sampler.sample).parameters
         self.num_rollouts = self.num_saved = 0
         self._prompt_format = sampler.prompt_format if settings.continue_from == "tokens" else None
         in_rows = ("backend", "model", "temperature", "top_p", "top_k", "max_new_tokens")
-        self.sampler_settings = {name: value for name, value in sampler.settings.items() if name in in_rows}
+        self.sampler_settings = {name: value for name, value in settings.sampler.items() if name in in_rows}
 
     def run_chunk(self, chunk: int, grader: Grader | None) -> list[RolloutRow]:
         """Processes a chunk, and returns its rows in the order of its questions and solutions."""
         settings = self.settings
         first = chunk * settings.chunk_size
         questions = self.questions[first : first + settings.chunk_size]  # read once, because they may be on disk
-        prompts = [Prompt(question.question, prompt=question.prompt) for question in questions]
-        self.progress.begin_chunk(len(questions))
-        solutions = self._sample(prompts, settings.num_solutions, chunk, "solutions")
-        rows = [
-            self._row(chunk, question_index, question, solution_index, solution)
-            for question_index, (question, samples) in enumerate(zip(questions, solutions, strict=True), start=first)
-            for solution_index, solution in enumerate(samples)
-        ]
+        if settings.has_given_solutions:
+            self.progress.begin_chunk(len(questions), sum(map(len, questions)))
+            solutions = self._given_solutions(chunk, first, questions)
+        else:
+            self.progress.begin_chunk(len(questions), len(questions) * settings.num_solutions)
+            solutions = self._sampled_solutions(chunk, first, questions)
+        rows = [solution.row for solution in solutions]
         if not self._has_warned and rows and max(len(row.steps) for row in rows) == 1:
             logger.warning(_single_steps(rows, settings))
             self._has_warned = True
         if grader is None:
             return rows
-        rewards, predictions = grader.grade_and_extract([row.text for row in rows], [row.answer for row in rows])
+        rewards, predictions = self._grade(rows, grader)
         for row, reward, prediction in zip(rows, rewards, predictions, strict=True):
             row.outcome_reward, row.prediction = reward, prediction
         if settings.num_continuations > 0:
-            prompt_of_row = [prompt for prompt in prompts for _ in range(settings.num_solutions)]
-            targets = [
-                target
-                for row, prompt, solution in zip(rows, prompt_of_row, chain(*solutions), strict=True)
-                for target in self._targets(row, prompt, solution)
-            ]
+            targets = [target for solution in solutions for target in self._targets(solution)]
             self.progress.begin_continuations(len(targets), len(targets) * settings.num_continuations)
             if settings.shares_continuations:
                 self._continue_shared(chunk, rows, targets, grader)
@@ -102,39 +109,85 @@ class ChunkWork:
                 self._continue_prefixes(chunk, rows, targets, grader)
         return rows
 
-    def _row(
-        self, chunk: int, question_index: int, question: Question, solution_index: int, solution: Completion
-    ) -> RolloutRow:
-        if self.settings.store_token_ids and not solution.token_ids and (solution.text or not self.settings.stop):
+    def _grade(self, rows: list[RolloutRow], grader: Grader) -> tuple[list[float], list[str | None]]:
+        """Rewards and final answers of solutions."""
+        texts = [row.text for row in rows]
+        if self.settings.grading != STATED:
+            return grader.grade_and_extract(texts, [row.answer for row in rows])
+        _, predictions = grader.grade_and_extract(texts, ["0"] * len(rows))  # the answers are not used
+        return [float(row.correct) for row in rows], predictions
+
+    def _sampled_solutions(self, chunk: int, first: int, questions: Sequence[Question]) -> list[_Solution]:
+        settings = self.settings
+        prompts = [Prompt(question.question, prompt=question.prompt) for question in questions]
+        solutions = []
+        samples_Q = self._sample(self.sampler, prompts, settings.num_solutions, chunk, "solutions")
+        for index, (question, prompt, samples) in enumerate(zip(questions, prompts, samples_Q, strict=True)):
+            for solution_index, sample in enumerate(samples):
+                self._check_token_ids(sample)
+                steps = self._steps(sample.text)
+                row = RolloutRow(
+                    chunk=chunk,
+                    question_index=first + index,
+                    solution_index=solution_index,
+                    question=question.question,
+                    answer=question.answer,
+                    steps=steps,
+                    finished=sample.finished,
+                    num_tokens=sample.num_tokens,
+                    unusable=None if steps else "no steps",
+                    sampler={**self.sampler_settings, "seed": derived_seed(settings.seed, chunk, "solutions")},
+                    token_ids=list(sample.token_ids) if settings.store_token_ids else None,
+                )
+                solutions.append(_Solution(row, prompt, sample.token_ids))
+        return solutions
+
+    def _given_solutions(self, chunk: int, first: int, groups: Sequence[list[GivenSolution]]) -> list[_Solution]:
+        solutions = []
+        for question_index, group in enumerate(groups, start=first):
+            for solution_index, solution in enumerate(group):
+                self._has_warned |= solution.steps is not None  # another splitter would not change them
+                steps = self._steps(solution.text) if solution.steps is None else list(solution.steps)
+                unusable = None if all(clean_steps(steps, self.settings.splitter)) else "a step without content"
+                row = RolloutRow(
+                    chunk=chunk,
+                    question_index=question_index,
+                    solution_index=solution_index,
+                    question=solution.question,
+                    answer=solution.answer,
+                    steps=steps,
+                    unusable=unusable if steps else "no steps",
+                    solution_id=solution.id,
+                    correct=solution.correct,
+                    metadata=None if solution.metadata is None else dict(solution.metadata),
+                )
+                solutions.append(_Solution(row, Prompt(solution.question)))
+        return solutions
+
+    def _check_token_ids(self, sample: Completion) -> None:
+        if self.settings.store_token_ids and not sample.token_ids and (sample.text or not self.settings.stop):
             raise ValueError(
                 "store_token_ids: got True with a sampler that returned no token ids, expected token ids. With vLLM's "
                 "server, set extra_body={'return_token_ids': True}. Otherwise, set store_token_ids=False."
             )
-        # If the chat template opens the thinking, a text without `</think>` consists of thinking only.
-        has_answer = answer_start(solution.text, self.settings.reasoning) is not None
-        is_split = has_answer or self.settings.steps_of != "answer"
-        steps = split_steps(solution.text, self.settings.splitter, self.settings.steps_of) if is_split else []
-        return RolloutRow(
-            chunk=chunk,
-            question_index=question_index,
-            solution_index=solution_index,
-            question=question.question,
-            answer=question.answer,
-            steps=steps,
-            finished=solution.finished,
-            num_tokens=solution.num_tokens,
-            unusable=None if steps else "no steps",
-            sampler={**self.sampler_settings, "seed": derived_seed(self.settings.seed, chunk, "solutions")},
-            token_ids=list(solution.token_ids) if self.settings.store_token_ids else None,
-        )
 
-    def _targets(self, row: RolloutRow, prompt: Prompt, solution: Completion) -> list[_Target]:
-        """The proper prefixes of a solution. The bare question has 0 steps, and is a target of the first solution
-        only."""
-        prefixes = [row.prefix(num_steps) for num_steps in range(1, len(row.steps))]
+    def _steps(self, text: str) -> list[str]:
+        # If the chat template opens the thinking, a text without `</think>` consists of thinking only.
+        has_answer = answer_start(text, self.settings.reasoning) is not None
+        is_split = has_answer or self.settings.steps_of != "answer"
+        return split_steps(text, self.settings.splitter, self.settings.steps_of) if is_split else []
+
+    def _targets(self, solution: _Solution) -> list[_Target]:
+        """The proper prefixes of a solution with labels. The bare question has 0 steps, and is a target of the first
+        solution only."""
+        row, prompt, token_ids = solution
+        prefixes = [row.prefix(num_steps) for num_steps in range(1, len(row.steps))] if row.is_usable else []
+        if not self.settings.continues_own_samples:
+            # Most tokenizers write a space together with the word after it, so a policy rarely continues after one.
+            prefixes = [prefix.rstrip(" ") for prefix in prefixes]
         ids_of_prefix = [None] * len(prefixes)
         if self._prompt_format is not None:
-            ids_of_prefix = self._prompt_format.prefix_ids(prompt, solution.token_ids, prefixes)
+            ids_of_prefix = self._prompt_format.prefix_ids(prompt, token_ids, prefixes)
         bare_question = self.settings.include_question and row.solution_index == 0
         targets = [_Target(row, 0, prompt)] if bare_question else []
         for num_steps, (prefix, prefix_ids) in enumerate(zip(prefixes, ids_of_prefix, strict=True), start=1):
@@ -144,7 +197,7 @@ class ChunkWork:
     def _continue_prefixes(self, chunk: int, rows: list[RolloutRow], targets: list[_Target], grader: Grader) -> None:
         num_continuations = self.settings.num_continuations
         prompts = [target.prompt for target in targets]
-        continuations = self._sample(prompts, num_continuations, chunk, "continuations")
+        continuations = self._sample(self.completer, prompts, num_continuations, chunk, "continuations")
         texts = [
             prompt.prefix + continuation.text
             for prompt, continuations_K in zip(prompts, continuations, strict=True)
@@ -170,8 +223,9 @@ class ChunkWork:
         for target, prefix in zip(targets, prefix_of_target, strict=True):
             prompt_of_prefix.setdefault((target.row.question_index, prefix), target.prompt)
         for row in rows:
-            shared[row.question_index].add_text(row.text, row.outcome_reward)
             row.prefix_generated = []
+            if self.settings.continues_own_samples:  # solutions of another policy are no continuations of this one
+                shared[row.question_index].add_text(row.text, row.outcome_reward)
         first_rows = {row.question_index: row for row in reversed(rows)}
         budget = self.settings.num_continuations * len(targets)
         spent = 0
@@ -188,9 +242,10 @@ class ChunkWork:
                 for _ in range(count)
             ]
             prompts = [prompt_of_prefix[job] for job in jobs]
+            continuations = self._sample(self.completer, prompts, 1, chunk, purpose)
             texts = [
                 prompt.prefix + continuation.text
-                for prompt, (continuation,) in zip(prompts, self._sample(prompts, 1, chunk, purpose), strict=True)
+                for prompt, (continuation,) in zip(prompts, continuations, strict=True)
             ]
             rewards = grader.grade(texts, [first_rows[index].answer for index, _ in jobs])
             for (index, prefix), text, reward in zip(jobs, texts, rewards, strict=True):
@@ -218,16 +273,18 @@ class ChunkWork:
             tolerance=self.settings.tolerance,
         )
 
-    def _sample(self, prompts: list[Prompt], num_samples: int, chunk: int, purpose: str) -> list[list[Completion]]:
+    def _sample(
+        self, sampler: Sampler, prompts: list[Prompt], num_samples: int, chunk: int, purpose: str
+    ) -> list[list[Completion]]:
         if not prompts:
             return []
         self.num_rollouts += len(prompts) * num_samples
         options = {"until": self.settings.stop} if self.settings.stop else {}
-        if self._reports:
+        if "progress" in inspect.signature(sampler.sample).parameters:
             options["progress"] = self.progress.update
         self.progress.begin_call(purpose.partition("-")[0], len(prompts) * num_samples)
         seed = derived_seed(self.settings.seed, chunk, purpose)
-        completions = self.sampler.sample(prompts, num_samples, seed, **options)
+        completions = sampler.sample(prompts, num_samples, seed, **options)
         self.progress.end_call()
         return completions
 

@@ -1,5 +1,5 @@
 """Collects rollouts, i.e. solutions to every question and graded continuations of each of their prefixes, and writes
-them to disk as they are sampled.
+them to disk as they are sampled. The solutions are sampled too, or someone else wrote them.
 
 The work is divided into chunks of consecutive questions. The questions, batches and seed of a chunk do not depend on
 the number of processes or on earlier runs. Any number of processes, killed and restarted at any moment, therefore
@@ -9,11 +9,14 @@ write the same rows.
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from ..io.atomic_files import make_folder
@@ -21,7 +24,8 @@ from ..reasoning import prompt_opens_thinking
 from ..steps import split_steps
 from .chunk import ChunkWork
 from .dataset import RolloutDataset
-from .grading.grader import Grader, grading_name
+from .given_solutions import GivenSolution, as_solutions
+from .grading.grader import STATED, Grader, comparison_method, grading_name
 from .progress import CollectionProgress
 from .questions import Question, fingerprint
 from .records import CollectionSettings
@@ -37,6 +41,7 @@ from .shards import (
     shard_paths,
     write_manifest,
 )
+from .solution_groups import SolutionGroups
 from .summary import summarize_rollouts
 
 
@@ -44,10 +49,12 @@ logger = logging.getLogger(__name__)
 
 
 def collect_rollouts(
-    questions: Sequence[Question],
-    sampler: Sampler,
-    output_dir: str | Path,
+    questions: Sequence[Question] | None = None,
+    sampler: Sampler | None = None,
+    output_dir: str | Path | None = None,
     *,
+    solutions: str | PathLike | Sequence[GivenSolution] | Iterable[Mapping[str, Any]] | None = None,
+    completer: Sampler | None = None,
     num_solutions: int = 2,
     num_continuations: int = 16,
     allocation: str = "fixed",
@@ -71,7 +78,14 @@ def collect_rollouts(
 
     A prefix is continued from the sampled tokens of its solution. If a token contains both the end of the prefix and
     the text after it, only the end is encoded again. The whole prefix is encoded again, which may give other tokens,
-    if the sampler does not return `token_ids`, or if an older release created the folder.
+    if the sampler does not return `token_ids`, if another policy wrote the solution, or if an older release created
+    the folder.
+
+    With `solutions`, nobody samples solutions: the given ones are continued and graded. Solutions with the same
+    question and reference answer are grouped, in the order of the first of them, and the number of solutions per
+    question may differ. Given steps keep their boundaries; a text is split by `splitter`. A solution without steps, or
+    with a step without content, is graded and stored, but has no labels (`unusable`). A solution that occurs twice is
+    kept twice, and continued twice unless `reuse_continuations=True`. The summary in the manifest counts both.
 
     Texts that reach `max_new_tokens` are graded without their end. The manifest has the share of such solutions. A
     call with the same arguments and folder resumes the collection. With `accelerate launch`, each process works on a
@@ -79,13 +93,20 @@ def collect_rollouts(
 
     Args:
         questions (`Sequence[Question]`):
-            Questions with reference answers, from [`load_questions`].
+            Questions with reference answers, from [`load_questions`]. Leave them out if you pass `solutions`.
         sampler ([`Sampler`]):
             Sampler of the policy.
         output_dir (`str` or `Path`):
             Folder of the collection, with `manifest.json` and the shards `rollouts-00000.jsonl`, ...
+        solutions (`str`, `PathLike` or iterable, *optional*):
+            Solutions that someone else wrote, from [`load_solutions`], or a source for it. Rows then also have the id,
+            the correctness and the metadata of the solution.
+        completer ([`Sampler`], *optional*):
+            Sampler of continuations. Defaults to `sampler`. With another policy than `sampler`, or with `solutions`,
+            prefixes are continued from their text, as the beginning of the assistant's turn. Spaces at the end of a
+            prefix are left to the completer.
         num_solutions (`int`, *optional*, defaults to `2`):
-            Number of solutions per question.
+            Number of solutions per question. Not used with `solutions`.
         num_continuations (`int`, *optional*, defaults to `16`):
             Number K of continuations per prefix. With `allocation="adaptive"`, the largest average number. With 0,
             solutions are only sampled and graded, as for best-of-N.
@@ -110,7 +131,8 @@ def collect_rollouts(
         splitter (`str`, *optional*, defaults to `"newline"`):
             How solutions are split into steps, see [`split_steps`].
         grading (`str` or `Callable`, *optional*, defaults to `"math"`):
-            `"math"`, `"exact"`, a function or its import path, see [`Grader`]. With `None`, for questions without
+            `"math"`, `"exact"`, a function or its import path, see [`Grader`]. For given solutions that are not
+            continued, `"stated"` takes the correctness that their source states. With `None`, for questions without
             answers, nothing is graded: rewards and predictions are `None`, and `num_continuations` must be 0.
         answer_pattern (`str`, *optional*):
             Regular expression whose first group is the final answer, see [`Grader`].
@@ -124,7 +146,7 @@ def collect_rollouts(
         stop (`str` or `Sequence[str]`, *optional*):
             Strings that end a solution or a continuation, e.g. `"\n\nQuestion:"` for a base model whose prompt has
             solved examples. The text ends before the first of them, and counts as finished. The text after it is
-            dropped, and its tokens are not in `token_ids`.
+            dropped, and its tokens are not in `token_ids`. Given solutions are not changed.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the collection.
         chunk_size (`int`, *optional*, defaults to `16`):
@@ -140,24 +162,24 @@ def collect_rollouts(
         [`RolloutDataset`]: all rows of the folder.
 
     Raises:
-        `ValueError`: if there are no questions, an argument is out of range, or the folder contains rollouts with
-            other settings. The message names the differences.
+        `ValueError`: if there are no questions, an argument is out of range, a given solution has no reference answer,
+            or the folder contains rollouts with other settings. The message names the differences.
     """
-    _check_counts(questions, num_solutions, num_continuations, chunk_size)
+    _check_counts(output_dir, num_solutions, num_continuations, chunk_size)
     split_steps("", splitter, steps_of)  # raises for invalid arguments before the first chunk is sampled
     reuse = _check_sharing(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
-    if grading is None and num_continuations > 0:
-        raise ValueError(
-            f"grading: got None with num_continuations={num_continuations}, expected a grading, because only the "
-            "rewards of continuations are stored. Choose a grading, or set num_continuations=0."
-        )
+    _check_grading(grading, num_continuations, solutions is not None)
+    if solutions is None:
+        _check_questions(questions, sampler)
+    else:
+        completer = _completer_of_given(questions, sampler, completer, num_continuations, store_token_ids)
+        questions, sampler = _groups(as_solutions(solutions), grading), None
+    completer = None if completer is sampler or num_continuations == 0 else completer
     path = make_folder(output_dir)
-    reasoning, continue_from = _modes(path, questions[0], sampler, reasoning, num_continuations)
+    reasoning, continue_from = _modes(path, questions[0], sampler, completer, reasoning, num_continuations)
     adaptive = allocation == "adaptive"
     settings = CollectionSettings(
-        num_questions=len(questions),
-        questions=fingerprint(questions),
-        num_solutions=num_solutions,
+        **_extent(questions, num_solutions, chunk_size),
         num_continuations=num_continuations,
         include_question=include_question,
         splitter=splitter,
@@ -165,7 +187,7 @@ def collect_rollouts(
         answer_pattern=answer_pattern,
         seed=seed,
         chunk_size=chunk_size,
-        sampler=sampler.settings,
+        sampler={} if sampler is None else sampler.settings,
         store_token_ids=bool(store_token_ids),
         stop=stop_strings(stop),
         reasoning=reasoning,
@@ -175,15 +197,16 @@ def collect_rollouts(
         reuse_continuations=reuse,
         target_etas=[float(eta) for eta in target_etas] if adaptive else None,
         tolerance=tolerance if adaptive else None,
+        completer=None if completer is None else completer.settings,
     )
-    return _collect(path, settings, questions, sampler, grading, show_progress)
+    return _collect(path, settings, questions, (sampler, completer), grading, show_progress)
 
 
 def _collect(
     path: Path,
     settings: CollectionSettings,
-    questions: Sequence[Question],
-    sampler: Sampler,
+    questions: Sequence[Question] | SolutionGroups,
+    policies: tuple[Sampler | None, Sampler | None],
     grading: str | Callable[[str, str], float] | None,
     show_progress: bool,
 ) -> RolloutDataset:
@@ -206,13 +229,14 @@ def _collect(
         started = time.monotonic()
         grader_settings = {"answer_pattern": settings.answer_pattern, "reasoning": settings.reasoning}
         with (
-            nullcontext() if grading is None else Grader(grading, **grader_settings) as grader,
+            nullcontext() if grading is None else Grader(comparison_method(grading), **grader_settings) as grader,
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
         ):
-            num_done = settings.num_questions - sum(sizes[chunk] for chunk in todo) // settings.num_solutions
+            questions_per_chunk = settings.questions_per_chunk
+            num_done = settings.num_questions - sum(questions_per_chunk[chunk] for chunk in todo)
             show = show_progress and state.is_main_process
             with CollectionProgress(settings, num_done, state.num_processes, show) as progress:
-                work = ChunkWork(questions, sampler, settings, progress)
+                work = ChunkWork(questions, *policies, settings, progress)
                 for chunk in todo[state.process_index :: state.num_processes]:
                     append_rows(shard, work.run_chunk(chunk, grader))
                     saved = {"saved": work.num_saved} if settings.shares_continuations else {}
@@ -222,29 +246,102 @@ def _collect(
     dataset = RolloutDataset(path)
     has_worked = bool(todo[state.process_index :: state.num_processes])
     if state.is_main_process and (has_worked or "summary" not in dataset.manifest):
-        summary = {
-            **summarize_rollouts(dataset.rows, settings),
-            "grading_timeouts": num_timeouts,
-            "seconds_of_last_run": round(time.monotonic() - started, 1),
-        }
-        logger.info("%s: %s", path, summary)
-        if summary["unfinished_share"] > 0.5:
-            logger.warning(
-                "%s: %.0f%% of the solutions reached max_new_tokens=%s. They are graded without their end, "
-                "so most labels are 0. Collect into a new folder with a larger max_new_tokens.",
-                path,
-                100 * summary["unfinished_share"],
-                settings.sampler.get("max_new_tokens"),
-            )
-        write_manifest(path, {**dataset.manifest, "summary": summary})
+        seconds = round(time.monotonic() - started, 1)
+        _write_summary(dataset, {"grading_timeouts": num_timeouts, "seconds_of_last_run": seconds})
     state.wait_for_everyone()
     dataset.manifest = read_manifest(path)
     return dataset
 
 
-def _check_counts(questions, num_solutions: int, num_continuations: int, chunk_size: int) -> None:
+def _write_summary(dataset: RolloutDataset, entries: dict[str, float]) -> None:
+    """Writes the summary of a collection into its manifest, and warns if most solutions are unfinished."""
+    settings = dataset.settings
+    summary = {**summarize_rollouts(dataset.rows, settings), **entries}
+    logger.info("%s: %s", dataset.path, summary)
+    if summary["unfinished_share"] > 0.5:
+        logger.warning(
+            "%s: %.0f%% of the solutions reached max_new_tokens=%s. They are graded without their end, so most "
+            "labels are 0. Collect into a new folder with a larger max_new_tokens.",
+            dataset.path,
+            100 * summary["unfinished_share"],
+            settings.sampler.get("max_new_tokens"),
+        )
+    write_manifest(dataset.path, {**dataset.manifest, "summary": summary})
+
+
+def _check_questions(questions: Sequence[Question] | None, sampler: Sampler | None) -> None:
+    if questions is None or sampler is None:
+        raise TypeError(
+            f"collect_rollouts: got {'no questions' if questions is None else 'no sampler'} and no solutions, "
+            "expected questions and a sampler, or solutions. Pass the result of load_questions and a sampler, or the "
+            "result of load_solutions and a completer."
+        )
     if not questions:
         raise ValueError("Questions: got an empty sequence, expected at least one. Pass the result of load_questions.")
+
+
+def _completer_of_given(
+    questions, sampler: Sampler | None, completer: Sampler | None, num_continuations: int, store_token_ids: bool
+) -> Sampler | None:
+    """Checks the other arguments of a call with given solutions, and returns the sampler that continues them."""
+    if questions is not None or (sampler is not None and completer is not None):
+        both = "questions" if questions is not None else "a sampler, a completer"
+        raise ValueError(
+            f"collect_rollouts: got {both} and solutions, expected solutions and a completer, because the questions "
+            "are read from the solutions and no solutions are sampled. Leave out the others."
+        )
+    completer = sampler if completer is None else completer
+    if completer is None and num_continuations > 0:
+        raise TypeError(
+            "completer: got None with solutions, expected a sampler that continues their prefixes. Pass a sampler, or "
+            "set num_continuations=0 to grade the solutions only."
+        )
+    if store_token_ids:
+        raise ValueError(
+            "store_token_ids: got True with solutions, expected False, because given solutions have no sampled "
+            "tokens. Leave it out."
+        )
+    return completer
+
+
+def _groups(solutions: Sequence[GivenSolution], grading: str | Callable[[str, str], float] | None) -> SolutionGroups:
+    is_stated = grading == STATED
+    return SolutionGroups(solutions, need_answers=grading is not None and not is_stated, need_correct=is_stated)
+
+
+def _extent(questions: Sequence[Question] | SolutionGroups, num_solutions: int, chunk_size: int) -> dict[str, Any]:
+    """The settings that identify the questions, or the given solutions, and their number."""
+    extent = {"num_questions": len(questions)}
+    if not isinstance(questions, SolutionGroups):
+        return {**extent, "questions": fingerprint(questions), "num_solutions": num_solutions}
+    sizes = questions.sizes
+    return {
+        **extent,
+        "questions": questions.fingerprint,
+        "num_solutions": int(sizes.max()),
+        "rows_per_chunk": np.add.reduceat(sizes, np.arange(0, len(sizes), chunk_size)).tolist(),
+    }
+
+
+def _check_grading(
+    grading: str | Callable[[str, str], float] | None, num_continuations: int, solutions_are_given: bool
+) -> None:
+    if grading == STATED and (num_continuations > 0 or not solutions_are_given):
+        raise ValueError(
+            f"grading: got 'stated' with {'given' if solutions_are_given else 'sampled'} solutions and "
+            f"num_continuations={num_continuations}, expected given solutions and num_continuations=0, because nobody "
+            "has stated whether other texts are correct. Choose another grading."
+        )
+    if grading is None and num_continuations > 0:
+        raise ValueError(
+            f"grading: got None with num_continuations={num_continuations}, expected a grading, because only the "
+            "rewards of continuations are stored. Choose a grading, or set num_continuations=0."
+        )
+
+
+def _check_counts(output_dir: str | Path | None, num_solutions: int, num_continuations: int, chunk_size: int) -> None:
+    if output_dir is None:
+        raise TypeError("output_dir: got None, expected a folder for the rollouts. Pass its path.")
     for name, value, least in (
         ("num_solutions", num_solutions, 1),
         ("num_continuations", num_continuations, 0),
@@ -255,7 +352,12 @@ def _check_counts(questions, num_solutions: int, num_continuations: int, chunk_s
 
 
 def _modes(
-    path: Path, question: Question, sampler: Sampler, reasoning: bool | None, num_continuations: int
+    path: Path,
+    question: Question,
+    sampler: Sampler | None,
+    completer: Sampler | None,
+    reasoning: bool | None,
+    num_continuations: int,
 ) -> tuple[bool | None, str]:
     """Chooses how texts are graded and how prefixes are continued. A collection that an older release started
     continues in the same way, unless `reasoning` is set."""
@@ -269,7 +371,7 @@ def _modes(
     if reasoning is None:
         prompt = prompt_format.render(Prompt(question.question, prompt=question.prompt))
         reasoning = True if prompt_opens_thinking(prompt) else None
-    return reasoning, "tokens" if num_continuations > 0 else "text"
+    return reasoning, "tokens" if num_continuations > 0 and completer is None else "text"
 
 
 def _check_sharing(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import rollouts  # its names are loaded on first use, so that a command line is parsed without torch
 from ..io.config_values import read_json_fields, refuse_escapes
+from . import sampling
 
 
 if TYPE_CHECKING:
@@ -12,30 +13,53 @@ if TYPE_CHECKING:
     from .sampling.base import Sampler
 
 
-# Arguments that all samplers have.
-SAMPLER_SETTINGS = (
-    "temperature top_p top_k max_new_tokens "
-    "prompt_template system_prompt use_chat_template chat_template_kwargs examples"
-).split()
-
-
 @dataclass
 class CollectConfig:
     """
     Configuration of a collection, read by `TrlParser` from YAML and the command line.
 
-    The fields are the arguments of [`load_questions`], of [`TransformersSampler`], [`VLLMSampler`] or
-    [`EndpointSampler`], and of [`collect_rollouts`]. They are described there.
+    The fields are the arguments of [`load_questions`] or [`load_solutions`], of [`TransformersSampler`],
+    [`VLLMSampler`] or [`EndpointSampler`], and of [`collect_rollouts`]. They are described there.
     """
 
-    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the policy."})
-    dataset_name: str = field(
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or folder of the policy. With solutions, of the policy that continues them."},
+    )
+    dataset_name: str | None = field(
+        default=None,
         metadata={
             "help": "Source of the questions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or "
             "package.module:function."
-        }
+        },
     )
-    output_dir: str = field(metadata={"help": "Folder to which the rollouts are written."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder to which the rollouts are written."})
+    solutions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Source of solutions that someone else wrote, in place of dataset_name. They are labelled instead "
+            "of the policy's own solutions."
+        },
+    )
+    solution_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the text of a solution, or of a list of texts. Defaults to a usual name."},
+    )
+    steps_column: str | None = field(
+        default=None, metadata={"help": "Column of the steps of a solution. Defaults to the column steps, if any."}
+    )
+    correct_column: str | None = field(
+        default=None, metadata={"help": "Column that says whether a solution is correct. Defaults to a usual name."}
+    )
+    id_column: str | None = field(
+        default=None, metadata={"help": "Column of the identifier of a row. Defaults to a usual name."}
+    )
+    metadata_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns to keep with each solution. They default to all other columns."}
+    )
+    step_delimiter: str = field(
+        default="\n", metadata={"help": "Text between two steps of steps_column that have none between them."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset."})
     dataset_kwargs: dict[str, Any] | str | None = field(
@@ -50,7 +74,10 @@ class CollectConfig:
     )
     max_questions: int | None = field(
         default=None,
-        metadata={"help": "Maximum number of questions, from the start of the dataset. Defaults to all questions."},
+        metadata={
+            "help": "Maximum number of questions (or rows of solutions), from the start of the dataset. Defaults to "
+            "all."
+        },
     )
     num_solutions: int = field(default=2, metadata={"help": "Number of solutions per question."})
     num_continuations: int = field(
@@ -121,6 +148,27 @@ class CollectConfig:
             "choices": ["transformers", "vllm", "endpoint"],
         },
     )
+    completer_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id or folder of a second policy, which continues the solutions of the first. Defaults to the "
+            "same policy."
+        },
+    )
+    completer_backend: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the second policy is sampled. Defaults to backend.",
+            "choices": ["transformers", "vllm", "endpoint"],
+        },
+    )
+    completer_settings: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Fields that the second policy does not share with the first, from base_url to model_init_kwargs, "
+            'e.g. {"temperature": 0.7, "base_url": "http://localhost:8001/v1"}.'
+        },
+    )
     base_url: str | None = field(
         default=None, metadata={"help": "Address of the server, e.g. http://localhost:8000/v1 (endpoint)."}
     )
@@ -161,30 +209,80 @@ class CollectConfig:
     )
 
     def __post_init__(self):
-        read_json_fields(self, "dataset_kwargs", "model_init_kwargs", "chat_template_kwargs", "examples")
-        for name, text in [("splitter", self.splitter), *(("stop", text) for text in self.stop or ())]:
+        read_json_fields(
+            self, "dataset_kwargs", "model_init_kwargs", "chat_template_kwargs", "examples", "completer_settings"
+        )
+        named = [("splitter", self.splitter), ("step_delimiter", self.step_delimiter)]
+        for name, text in [*named, *(("stop", text) for text in self.stop or ())]:
             refuse_escapes(name, text)
-        if self.backend == "endpoint" and self.base_url is None:
+        if self.output_dir is None:
+            raise ValueError("output_dir: got None, expected a folder for the rollouts. Pass --output_dir FOLDER.")
+        if (self.dataset_name is None) == (self.solutions is None):
+            pair = "neither" if self.solutions is None else "both"
+            raise ValueError(
+                f"dataset_name, solutions: got {pair}, expected one of them. Pass --dataset_name QUESTIONS to sample "
+                "solutions, or --solutions SOLUTIONS to label existing ones."
+            )
+        self._check_models()
+        if self.completer_model_name_or_path is not None:
+            sampling.check_sampler_settings(self._completer_settings())
+        needs_address = self.solutions is None or self.completer_model_name_or_path is None
+        if needs_address and self.backend == "endpoint" and self.base_url is None:
             raise ValueError(
                 "base_url: got None with backend='endpoint', expected the address of a server. Pass e.g. "
                 "http://localhost:8000/v1."
             )
 
+    def _check_models(self) -> None:
+        model, completer = self.model_name_or_path, self.completer_model_name_or_path
+        if self.solutions is None and model is None:
+            raise ValueError("model_name_or_path: got None, expected a policy. Pass --model_name_or_path MODEL.")
+        if self.solutions is not None and model is not None and completer is not None:
+            raise ValueError(
+                f"model_name_or_path, completer_model_name_or_path: got {model!r} and {completer!r} with solutions, "
+                "expected one of them, because no solutions are sampled. Leave out one of them."
+            )
+        if self.solutions is not None and self.num_continuations > 0 and model is None and completer is None:
+            raise ValueError(
+                "model_name_or_path: got None with solutions, expected the policy that continues them. Pass "
+                "--model_name_or_path MODEL, or --num_continuations 0 to grade the solutions only."
+            )
+        for name in ("completer_backend", "completer_settings"):
+            if completer is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r} without completer_model_name_or_path, expected a second "
+                    "policy. Pass --completer_model_name_or_path MODEL."
+                )
+
     def run(self) -> "RolloutDataset":
-        """Loads the questions and the policy, and collects rollouts."""
-        questions = rollouts.load_questions(
-            self.dataset_name,
-            config_name=self.dataset_config,
-            split=self.dataset_split,
-            question_column=self.question_column,
-            answer_column=self.answer_column,
-            max_questions=self.max_questions,
-            dataset_kwargs=self.dataset_kwargs,
+        """Loads the questions or solutions and the policies, and collects rollouts."""
+        rows = {
+            "config_name": self.dataset_config,
+            "split": self.dataset_split,
+            "question_column": self.question_column,
+            "answer_column": self.answer_column,
+            "dataset_kwargs": self.dataset_kwargs,
+        }
+        if self.solutions is None:
+            questions = rollouts.load_questions(self.dataset_name, max_questions=self.max_questions, **rows)
+            return self._collect(questions=questions, sampler=self._sampler(), completer=self._completer())
+        solutions = rollouts.load_solutions(
+            self.solutions,
+            solution_column=self.solution_column,
+            steps_column=self.steps_column,
+            correct_column=self.correct_column,
+            id_column=self.id_column,
+            metadata_columns=self.metadata_columns,
+            step_delimiter=self.step_delimiter,
+            max_rows=self.max_questions,
+            **rows,
         )
+        return self._collect(solutions=solutions, completer=self._completer())
+
+    def _collect(self, **source: Any) -> "RolloutDataset":
         return rollouts.collect_rollouts(
-            questions,
-            self._sampler(),
-            self.output_dir,
+            **source,
+            output_dir=self.output_dir,
             num_solutions=self.num_solutions,
             num_continuations=self.num_continuations,
             allocation=self.allocation,
@@ -202,15 +300,23 @@ class CollectConfig:
             chunk_size=self.chunk_size,
         )
 
+    def _sampler_settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in sampling.SETTING_NAMES}
+
     def _sampler(self) -> "Sampler":
-        settings = {name: getattr(self, name) for name in SAMPLER_SETTINGS}
-        init_kwargs = self.model_init_kwargs or {}
-        if self.backend == "vllm":
-            return rollouts.VLLMSampler(self.model_name_or_path, engine_kwargs=init_kwargs, **settings)
-        if self.backend == "endpoint":
-            settings |= {name: getattr(self, name) for name in ("max_concurrency", "request_timeout", "api_key_env")}
-            return rollouts.EndpointSampler(self.model_name_or_path, self.base_url, **settings, **init_kwargs)
-        settings["batch_size"] = self.batch_size
-        return rollouts.TransformersSampler.from_pretrained(
-            self.model_name_or_path, model_init_kwargs=init_kwargs, **settings
-        )
+        return sampling.load_sampler(self._sampler_settings())
+
+    def _completer(self) -> "Sampler | None":
+        settings = self._completer_settings() if self.num_continuations else None
+        return None if settings is None else sampling.load_sampler(settings)
+
+    def _completer_settings(self) -> dict[str, Any] | None:
+        """The settings of the policy that continues solutions, if it does not sample them."""
+        if self.completer_model_name_or_path is None:
+            return None if self.solutions is None else self._sampler_settings()
+        return {
+            **self._sampler_settings(),
+            "model_name_or_path": self.completer_model_name_or_path,
+            "backend": self.completer_backend or self.backend,
+            **(self.completer_settings or {}),
+        }

@@ -13,6 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..io.paths import local_path
+from .hub import download_rollouts, is_hub_id, upload_rollouts
+from .judge_verdicts import JudgeVerdicts, judge_identity, judge_name
+from .label_cleaning import LabelCleaning, question_rates
+from .label_options import Judge, LabelOptions
 from .label_source import LabelSource, label_key
 from .labels import LABEL_VERSION, sample_values
 from .records import CollectionSettings, RolloutRow
@@ -32,7 +36,8 @@ class RolloutDataset:
 
     Args:
         path (`str` or `Path`):
-            Folder of the collection.
+            Folder of the collection, or the id of a dataset on the Hub that [`push_to_hub`] uploaded. If a folder and
+            a dataset have the same name, the folder is read.
 
     Attributes:
         rows (`Sequence[RolloutRow]`): one row per solution, see [`RolloutRow`]. Rows are read from disk on access.
@@ -45,7 +50,9 @@ class RolloutDataset:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(local_path(path))
+        path = local_path(path)
+        on_hub = is_hub_id(path)
+        self.path = download_rollouts(path) if on_hub else Path(path)
         self.manifest = read_manifest(self.path)
         if self.manifest is None:
             raise FileNotFoundError(
@@ -56,6 +63,8 @@ class RolloutDataset:
         self._reasons: list[str] = []
         places, self._states = self._index_rows()
         self.rows = RolloutRows(self._shards, places)
+        if on_hub:
+            self._check_complete(path)
 
     @property
     def settings(self) -> CollectionSettings:
@@ -69,16 +78,16 @@ class RolloutDataset:
         """
         settings = self.settings
         rows_in_chunk = settings.chunk_sizes
-        num_rows = settings.num_questions * settings.num_solutions
-        places, states = np.full((num_rows, 2), -1), np.zeros(num_rows, dtype=np.int16)
+        ends = np.cumsum(rows_in_chunk)
+        places, states = np.full((ends[-1], 2), -1), np.zeros(ends[-1], dtype=np.int16)
         for shard_index, shard in enumerate(self._shards):
             for chunk, rows, starts in read_chunks(shard, len(rows_in_chunk)):
                 if len(rows) != rows_in_chunk[chunk]:
                     continue
-                for row, start in zip(rows, starts[:-1], strict=True):  # the last start is the end of the chunk
-                    index = row.question_index * settings.num_solutions + row.solution_index
-                    places[index] = shard_index, start
-                    states[index] = self._state(row)
+                # The rows of a chunk are in the order of the questions. The last start is the end of the chunk.
+                index = slice(ends[chunk] - len(rows), ends[chunk])
+                places[index, 0], places[index, 1] = shard_index, starts[:-1]
+                states[index] = [self._state(row) for row in rows]
         complete = places[:, 0] >= 0
         return places[complete], states[complete]
 
@@ -98,7 +107,18 @@ class RolloutDataset:
     def __getitem__(self, index: int) -> RolloutRow:
         return self.rows[index]
 
-    def labels(self, eta: float, estimator: str | None = None):
+    def labels(
+        self,
+        eta: float,
+        estimator: str | None = None,
+        *,
+        min_question_rate: float = 0.0,
+        relative: bool = False,
+        error_tolerance: int | None = None,
+        label_correct_solutions: str = "continuations",
+        agree_with: Judge | None = None,
+        agreement_tolerance: int = 0,
+    ):
         r"""
         Computes soft step labels for any eta from the stored rewards, in TRL's stepwise format.
 
@@ -115,6 +135,9 @@ class RolloutDataset:
                 fitted to the whole collection. It has neither this bias nor the bias of adaptive stopping, but needs
                 rewards in [0, 1] and a finite eta. Defaults to `"posterior"` for adaptive collections at finite eta,
                 else to `"sample"`.
+            min_question_rate, relative, error_tolerance, label_correct_solutions, agree_with, agreement_tolerance:
+                Options that make labels cleaner, see [`LabelOptions`]. The numbers of solutions and questions that
+                they leave out are logged, and written to `labels/labels-<fingerprint>.json`.
 
         Returns:
             `datasets.Dataset`: the labels, stored in the subfolder `labels` (or in the cache of `datasets` if the
@@ -125,11 +148,22 @@ class RolloutDataset:
 
         Raises:
             `ValueError`: if the rollouts were collected without continuations, eta is NaN, the estimator is unknown,
-                or `"posterior"` is used with an infinite eta or rewards outside [0, 1].
+                `"posterior"` is used with an infinite eta, with rewards outside [0, 1] or with `relative`, or the
+                options leave out every solution.
         """
-        return self.label_source(eta, estimator).labels()
+        options = LabelOptions(
+            min_question_rate=min_question_rate,
+            relative=relative,
+            error_tolerance=error_tolerance,
+            label_correct_solutions=label_correct_solutions,
+            agree_with=agree_with,
+            agreement_tolerance=agreement_tolerance,
+        )
+        return self.label_source(eta, estimator, options).labels()
 
-    def label_source(self, eta: float, estimator: str | None = None) -> LabelSource:
+    def label_source(
+        self, eta: float, estimator: str | None = None, options: LabelOptions | None = None
+    ) -> LabelSource:
         """
         Prepares the labels of [`labels`] without computing them, so that a trainer can compute and encode them in one
         pass over the rows.
@@ -140,6 +174,8 @@ class RolloutDataset:
         Args:
             eta, estimator:
                 See [`labels`].
+            options ([`LabelOptions`], *optional*):
+                Options that make labels cleaner.
 
         Returns:
             [`LabelSource`]: the labels, not computed yet.
@@ -154,15 +190,33 @@ class RolloutDataset:
         self._check_continuations()
         if estimator == "sample":
             sample_values([[0.0]], eta)  # raises for an invalid eta
+        cache_dir = str(self.path / LABELS) if os.access(self.path, os.W_OK) else None
+        cleaning, key = None, ""
+        if options is not None and options != LabelOptions():
+            options.check(estimator)
+            cleaning, key = self._cleaning(options, cache_dir)
         return LabelSource(
             _UsableRows(self.rows),
             settings.splitter,
             eta,
             estimator,
             # The key changes with the shards, and with the version of the code that computes labels.
-            key=label_key(LABEL_VERSION, self._shards, estimator, eta),
-            cache_dir=str(self.path / LABELS) if os.access(self.path, os.W_OK) else None,
+            key=label_key(LABEL_VERSION, self._shards, estimator, eta, key),
+            cache_dir=cache_dir,
+            cleaning=cleaning,
         )
+
+    def _cleaning(self, options: LabelOptions, cache_dir: str | None) -> tuple[LabelCleaning, str]:
+        """Combines options with the rates of questions and the judge, and returns the text that identifies them."""
+        judge = options.agree_with
+        verdicts = None if judge is None else JudgeVerdicts(judge, cache_dir, self.settings.splitter)
+        cleaning = LabelCleaning(
+            options=options,
+            question_rates=self.question_rates,
+            first_errors=None if judge is None else verdicts.first_errors,
+            judge=None if judge is None else judge_name(judge),
+        )
+        return cleaning, repr(options.to_json(None if judge is None else judge_identity(judge)))
 
     def _check_continuations(self) -> None:
         # Opening the folder has read the state of every row, so no row is read again here.
@@ -179,6 +233,87 @@ class RolloutDataset:
             counts = {self._reasons[state - _LACKS_CONTINUATIONS - 1]: count for state, count in unusable.items()}
             shown = ", ".join(f"{count} with {reason}" for reason, count in sorted(counts.items()))
             logger.warning("%s: %d of %d solutions get no labels: %s.", self.path, unusable.total(), len(self), shown)
+
+    def question_rates(self) -> np.ndarray:
+        """Estimates how often the completer solves each question, see [`question_rates`]. The shape is
+        (num_questions,), with NaN for questions without rewards."""
+        return question_rates(self.rows, self.settings.num_questions, self.settings.continues_own_samples)
+
+    @classmethod
+    def from_hub(
+        cls, repo_id: str, *, revision: str | None = None, token: str | bool | None = None
+    ) -> "RolloutDataset":
+        """
+        Downloads rollouts that [`push_to_hub`] uploaded. Files in the cache are not downloaded again.
+
+        Args:
+            repo_id (`str`):
+                Id of the dataset, as `"user/name"`.
+            revision (`str`, *optional*):
+                Branch, tag or commit.
+            token (`str` or `bool`, *optional*):
+                Access token. Defaults to the token of `hf auth login`.
+
+        Returns:
+            [`RolloutDataset`]: the rollouts.
+
+        Raises:
+            `FileNotFoundError`: if the dataset does not exist, or is not a rollout folder.
+            `ValueError`: if its upload was interrupted.
+        """
+        rollouts = cls(download_rollouts(repo_id, revision=revision, token=token))
+        rollouts._check_complete(repo_id)
+        return rollouts
+
+    def _check_complete(self, repo_id: str) -> None:
+        expected = self.manifest.get("summary", {}).get("solutions", 0)
+        if len(self) < expected:
+            raise ValueError(
+                f"{repo_id}: got {len(self)} of {expected} solutions, because its upload was interrupted, expected "
+                "all solutions. Upload the rollouts again with push_to_hub, which sends only the missing files."
+            )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ):
+        """
+        Uploads the rollouts as a dataset on the Hub, with a dataset card. [`from_hub`] and `datasets.load_dataset`
+        read it.
+
+        Secrets in the settings are left out, and absolute paths, such as the folder of the policy, are shortened to
+        their last part. Texts of questions and solutions are not changed. If the upload is interrupted, the same call
+        sends only the files that are missing. Rollouts that the dataset contained before are replaced.
+
+        Args:
+            repo_id (`str`):
+                Id of the dataset, as `"user/name"`. It is created if it does not exist.
+            private (`bool`, *optional*):
+                Whether a new dataset is private. Defaults to the setting of the organization, or public.
+            token (`str` or `bool`, *optional*):
+                Access token. Defaults to the token of `hf auth login`.
+            revision (`str`, *optional*):
+                Branch, which is created if it does not exist. Defaults to the main branch.
+            commit_message (`str`, *optional*):
+                Message of the commit.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: the commit.
+        """
+        return upload_rollouts(
+            self.rows,
+            self.manifest,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
 
     def solutions(self) -> list[list[RolloutRow]]:
         """The rows grouped by question, as best-of-N needs them."""

@@ -5,14 +5,22 @@ A trainer encodes the labels in the same pass, so that only the encoded examples
 """
 
 import hashlib
+import json
+import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..io.atomic_files import replace_file
+from .label_cleaning import KEPT, QUESTIONS, LabelCleaning
 from .labels import PosteriorValues, labelled_example
 from .records import RolloutRow
 
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 1000  # number of examples that are encoded together
 
@@ -37,6 +45,8 @@ class LabelSource:
             Everything on which the labels depend. The name of the file is made from its `repr`.
         cache_dir (`str`, *optional*):
             Folder of the files. Defaults to the cache of `datasets`.
+        cleaning ([`LabelCleaning`], *optional*):
+            Options that leave out solutions or change labels. With them, a manifest is written next to the labels.
     """
 
     def __init__(
@@ -47,9 +57,10 @@ class LabelSource:
         estimator: str,
         key: Sequence[Any],
         cache_dir: str | None = None,
+        cleaning: LabelCleaning | None = None,
     ):
         self._rows, self._splitter, self._eta, self._estimator = rows, splitter, eta, estimator
-        self._key, self._cache_dir = key, cache_dir
+        self._key, self._cache_dir, self._cleaning = key, cache_dir, cleaning
 
     @property
     def column_names(self) -> list[str]:
@@ -60,6 +71,27 @@ class LabelSource:
     def fingerprint(self) -> str:
         """A hash that identifies the labels."""
         return hashlib.sha256(repr(self._key).encode()).hexdigest()[:16]
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """
+        Describes the effect of the options: `options`, `estimator` and `eta`, the numbers of `solutions` and of `kept`
+        ones, the `dropped` solutions by reason, and the number of `dropped_questions`. `None` without options.
+
+        It is read from the file `labels-<fingerprint>.json`. If the file is missing, the labels are computed again.
+        """
+        if self._cleaning is None:
+            return None
+        if not self._manifest_path.exists():
+            for _ in self._examples():
+                pass
+        return json.loads(self._manifest_path.read_text(encoding="utf-8"))
+
+    @property
+    def _manifest_path(self) -> Path:
+        from datasets import config
+
+        return Path(self._cache_dir or config.HF_DATASETS_CACHE) / f"labels-{self.fingerprint}.json"
 
     def labels(self):
         """The labelled examples as a `datasets.Dataset`, in TRL's stepwise format."""
@@ -102,8 +134,45 @@ class LabelSource:
 
     def _examples(self) -> Iterator[dict[str, Any]]:
         posterior = PosteriorValues.fit(self._rows, self._eta) if self._estimator == "posterior" else None
-        for row in self._rows:
-            yield labelled_example(row, self._splitter, self._eta, posterior)
+        if self._cleaning is None:
+            for row in self._rows:
+                yield labelled_example(row, self._splitter, self._eta, posterior)
+            return
+        counts: Counter[str] = Counter()
+        for row, rate in self._cleaning.kept(self._rows, counts):
+            yield labelled_example(row, self._splitter, self._eta, posterior, self._cleaning.options, rate)
+        self._record(counts)
+
+    def _record(self, counts: Counter[str]) -> None:
+        """Writes the manifest. Raises a `ValueError` if no solution is kept."""
+        kept, questions = counts.pop(KEPT, 0), counts.pop(QUESTIONS, 0)
+        dropped = {reason: count for reason, count in counts.items() if count}
+        if not kept and dropped:
+            raise ValueError(
+                f"Label options: got {self._cleaning.describe()}, which leave out every solution "
+                f"({_shown(dropped)}), expected to keep some. Relax the options."
+            )
+        manifest = {
+            "options": self._cleaning.describe(),
+            "estimator": self._estimator,
+            "eta": self._eta if math.isfinite(self._eta) else str(self._eta),
+            "solutions": kept + sum(dropped.values()),
+            "kept": kept,
+            "dropped": dropped,
+            "dropped_questions": questions,
+        }
+        self._manifest_path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self._manifest_path, json.dumps(manifest, indent=2))
+
+    def _log_dropped(self) -> None:
+        """Logs how many solutions the options left out, also if the labels were computed earlier."""
+        manifest = self.manifest
+        if manifest is not None and manifest["dropped"]:
+            logger.warning(
+                "Label options %s leave out %d of %d solutions: %s.",
+                manifest["options"], manifest["solutions"] - manifest["kept"], manifest["solutions"],
+                _shown(manifest["dropped"]),
+            )  # fmt: skip
 
     def _write(self, generator: Callable[[], Iterator[dict[str, Any]]], features, fingerprint: str):
         from datasets import Dataset
@@ -112,15 +181,21 @@ class LabelSource:
         # An existing file with this fingerprint is reused. With several processes, the first writes it while the
         # others wait.
         try:
-            return Dataset.from_generator(
+            written = Dataset.from_generator(
                 generator, features=features, fingerprint=fingerprint, cache_dir=self._cache_dir
             )
         except DatasetGenerationError as error:
             raise (error.__cause__ or error) from None  # show the error of the labels instead of that of `datasets`
+        self._log_dropped()
+        return written
 
 
-def label_key(version: int, shards: Sequence[Path], estimator: str, eta: float) -> tuple[Any, ...]:
+def label_key(version: int, shards: Sequence[Path], estimator: str, eta: float, options: str = "") -> tuple[Any, ...]:
     """Everything on which labels depend: the version of the code that computes them, the size and time of each shard,
-    the estimator and eta."""
+    the estimator, eta, and a text of the options, which is empty for plain labels."""
     states = [(str(shard.resolve()), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
-    return version, states, f"{estimator} {eta!r}"
+    return version, states, f"{estimator} {eta!r}", *([options] if options else [])
+
+
+def _shown(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count} with {reason}" for reason, count in sorted(dropped.items()))

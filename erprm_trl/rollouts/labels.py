@@ -14,6 +14,8 @@ import torch
 from ..functional.soft_values import soft_value
 from ..functional.value_posterior import fit_beta_prior, posterior_value, success_counts
 from ..steps import clean_steps
+from .label_cleaning import cleaned_labels, relative_values
+from .label_options import LabelOptions
 from .records import RolloutRow
 
 
@@ -91,7 +93,12 @@ def distinct_prefixes(rows: Iterable[RolloutRow]) -> Iterator[tuple[RolloutRow, 
 
 
 def labelled_example(
-    row: RolloutRow, splitter: str, eta: float, posterior: PosteriorValues | None = None
+    row: RolloutRow,
+    splitter: str,
+    eta: float,
+    posterior: PosteriorValues | None = None,
+    options: LabelOptions | None = None,
+    question_rate: float | None = None,
 ) -> dict[str, Any]:
     """
     Converts a row to TRL's stepwise format. The label of a step is the value of the prefix that ends with it. The
@@ -107,13 +114,23 @@ def labelled_example(
         posterior ([`PosteriorValues`], *optional*):
             Posterior values at this eta. With them, the labels are posterior means, and `label_std` has their standard
             deviations.
+        options ([`LabelOptions`], *optional*):
+            Options that change the labels.
+        question_rate (`float`, *optional*):
+            Rate of the question, for relative labels.
 
     Returns:
         `dict[str, Any]`: `prompt`, `completions` and `labels`, and with a posterior also `label_std`.
     """
     example = {"prompt": row.question, "completions": clean_steps(row.steps, splitter)}
-    outcome = float(row.outcome_reward)
-    if posterior is None:
-        return {**example, "labels": [*sample_values(row.prefix_rewards, eta), outcome]}
-    values = [*posterior(row.prefix_rewards), (outcome, 0.0)]
-    return {**example, "labels": [mean for mean, _ in values], "label_std": [deviation for _, deviation in values]}
+    outcome, label_std = float(row.outcome_reward), None
+    if posterior is not None:
+        values = [*posterior(row.prefix_rewards), (outcome, 0.0)]
+        labels, label_std = [mean for mean, _ in values], [deviation for _, deviation in values]
+    elif options is not None and options.relative:
+        labels = [*relative_values(row.prefix_rewards, question_rate, eta), outcome]
+    else:
+        labels = [*sample_values(row.prefix_rewards, eta), outcome]
+    if options is not None:
+        labels, label_std = cleaned_labels(row, labels, label_std, options)
+    return {**example, "labels": labels} | ({} if label_std is None else {"label_std": label_std})

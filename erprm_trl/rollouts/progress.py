@@ -44,13 +44,12 @@ class CollectionProgress:
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
-    def begin_chunk(self, num_questions: int) -> None:
-        """Starts a chunk of `num_questions` questions."""
-        self._num_questions = num_questions
+    def begin_chunk(self, num_questions: int, num_solutions: int) -> None:
+        """Starts a chunk of `num_questions` questions with `num_solutions` solutions in all."""
+        self._num_questions, self._num_chunk_solutions = num_questions, num_solutions
         self._sampled = 0
-        solutions = num_questions * self.settings.num_solutions
         steps = self._num_prefixes / self._num_solutions if self._num_solutions else GUESSED_STEPS - 1
-        self._expected = solutions * (1 + steps * self.settings.num_continuations)
+        self._expected = num_solutions * (1 + steps * self.settings.num_continuations)
 
     def begin_continuations(self, num_prefixes: int, num_continuations: int) -> None:
         """Records the number of continuations, which is known once the solutions of the chunk are sampled."""
@@ -60,6 +59,8 @@ class CollectionProgress:
     def begin_call(self, what: str, num_texts: int) -> None:
         """Starts a call of the sampler for `num_texts` solutions or continuations."""
         self._what, self._num_texts = what, num_texts
+        policy = self.settings.sampler if what == "solutions" else self.settings.completer or self.settings.sampler
+        self._longest = policy.get("max_new_tokens")
         self._texts = self._tokens = 0
         self._started = time.monotonic()
         self.update(0, 0)
@@ -73,8 +74,8 @@ class CollectionProgress:
         self._bar.set_postfix_str(f"{self._what} {self._texts}/{self._num_texts}{speed}", refresh=False)
         texts = self._texts
         # Long texts all end late, so their tokens count before they end.
-        if longest := self.settings.sampler.get("max_new_tokens"):
-            texts = max(texts, min(self._tokens / longest, self._num_texts))
+        if self._longest:
+            texts = max(texts, min(self._tokens / self._longest, self._num_texts))
         self._move((self._sampled + texts) / max(self._expected, 1))
 
     def end_call(self) -> None:
@@ -83,7 +84,7 @@ class CollectionProgress:
 
     def end_chunk(self, **counts: int) -> None:
         """Ends the chunk, after it was written to disk. The counts are shown after the bar."""
-        self._num_solutions += self._num_questions * self.settings.num_solutions
+        self._num_solutions += self._num_chunk_solutions
         self._bar.set_postfix(counts, refresh=False)
         self._move(1.0)
         self._num_done += self._num_questions * self.num_processes

@@ -4,14 +4,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from os import PathLike
 from typing import Any, NamedTuple
 
 from ..io.on_disk_sequence import OnDiskSequence
 from .grading.extraction import extract_answer
 from .reference_answers import is_text, reference_text
-from .row_sources import read_rows
+from .row_sources import open_rows
 
 
 logger = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class Questions(OnDiskSequence):
                 f"Row {index} of {self._name}: got {str(row)[:80]!r} ({type(row).__name__}), expected a mapping of "
                 "columns to values. Drop the row."
             )
-        question = _question_text(row.get(self._question_column), index, self._question_column)
+        question = question_text(row.get(self._question_column), index, self._question_column)
         if self._answer_column is None:
             return Question(question)
         place = f"Row {index} of {self._name}: column {self._answer_column!r}"
@@ -129,31 +128,18 @@ def load_questions(
         `ValueError`: if there are no rows, if the file, split or column does not exist, or if a row has an empty
         question or no reference answer.
     """
-    rows = read_rows(source, config_name, split, dataset_kwargs or {})
-    is_table = hasattr(rows, "select_columns") and hasattr(rows, "__len__")  # a `datasets.Dataset`, kept on disk
-    if hasattr(rows, "with_format"):
-        rows = rows.with_format(None)
-    rows = rows if is_table else list(islice(rows, max_questions))
-    name = str(source) if isinstance(source, (str, PathLike)) else "the given rows"
-    if not len(rows):
-        raise ValueError(f"Questions: got no rows from {name}, expected at least one. Check the file and `split`.")
+    rows, name = open_rows("Questions", source, config_name, split, dataset_kwargs or {}, max_questions)
     first = rows[0]
-    if not isinstance(first, Mapping):
-        raise ValueError(
-            f"Questions: got {str(first)[:80]!r} as the first row of {name}, expected a mapping of columns to "
-            "values. Pass rows such as {'question': ..., 'answer': ...}."
-        )
-    question_column = _find_column(first, question_column, QUESTION_COLUMNS, "question_column", name)
+    question_column = find_column(first, question_column, QUESTION_COLUMNS, "question_column", name)
     if require_answers or answer_column is not None or any(column in first for column in ANSWER_COLUMNS):
-        answer_column = _find_column(first, answer_column, ANSWER_COLUMNS, "answer_column", name)
+        answer_column = find_column(first, answer_column, ANSWER_COLUMNS, "answer_column", name)
     if unused := [column for column in ANSWER_COLUMNS if column in first and column != answer_column]:
         logger.info(
             f"Questions of {name}: reference answers are read from column {answer_column!r}. Not read: "
             f"{', '.join(map(repr, unused))}."
         )
-    if is_table:
+    if hasattr(rows, "select_columns"):
         rows = rows.select_columns([question_column, *([answer_column] if answer_column else [])])
-        rows = rows.select(range(len(rows))[:max_questions])
     questions = Questions(rows, name, question_column, answer_column)
     for _ in questions:  # read all rows once, so that an unusable row raises now and not after hours of sampling
         pass
@@ -170,7 +156,8 @@ def fingerprint(questions: Iterable[Question]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _find_column(row: Mapping, column_name: str | None, usual: tuple[str, ...], argument: str, name: str) -> str:
+def find_column(row: Mapping, column_name: str | None, usual: tuple[str, ...], argument: str, name: str) -> str:
+    """The column that `argument` names, or else the first of the `usual` columns that the row has."""
     candidates = (column_name,) if column_name else usual
     for column in candidates:
         if column in row:
@@ -181,7 +168,8 @@ def _find_column(row: Mapping, column_name: str | None, usual: tuple[str, ...], 
     )
 
 
-def _question_text(value: Any, index: int, column: str) -> str:
+def question_text(value: Any, index: int, column: str) -> str:
+    """The text of a question from a text, or a conversation of one user message. Other values are an error."""
     # In TRL's conversational format, a single user message is a question. A longer conversation is not.
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         value = value[0].get("content")

@@ -65,7 +65,7 @@ class RolloutRow(_RowAsMapping):
         finished (`bool`, *optional*, defaults to `True`):
             Whether the solution ended before `max_new_tokens`.
         num_tokens (`int`, *optional*, defaults to `0`):
-            Number of sampled tokens.
+            Number of sampled tokens. 0 if the solution is given.
         prefix_rewards (`list[list[float]]`, *optional*):
             Raw rewards of the continuations of each proper prefix, shape (S - 1, K). Entry `i` belongs to the prefix
             of `i + 1` steps. Empty if the collection has no continuations.
@@ -75,7 +75,7 @@ class RolloutRow(_RowAsMapping):
         unusable (`str`, *optional*):
             Reason why the solution has no labels, `None` if it has labels.
         sampler (`dict[str, Any]`, *optional*):
-            Backend, model, sampling parameters and seed of the solution.
+            Backend, model, sampling parameters and seed of the solution. Empty if the solution is given.
         token_ids (`list[int]`, *optional*):
             Sampled tokens of the solution, shape (`num_tokens`,). `None` unless the collection stores them.
         prefix_generated (`list[int]`, *optional*):
@@ -85,6 +85,12 @@ class RolloutRow(_RowAsMapping):
         question_generated (`int`, *optional*):
             Number of rewards in `question_rewards` that come from continuations of the bare question. Set only for the
             first solution to each question of a collection that shares continuations, else `None`.
+        solution_id (`str` or `int`, *optional*):
+            Identifier of a given solution, see [`GivenSolution`]. `None` if the solution was sampled.
+        correct (`bool`, *optional*):
+            Whether a given solution is correct according to its source. `outcome_reward` is the reward of the grader.
+        metadata (`dict[str, Any]`, *optional*):
+            Other columns of a given solution.
         extra (`dict[str, Any]`, *optional*):
             Entries of the JSON object with other names. They are written back unchanged.
     """
@@ -106,6 +112,9 @@ class RolloutRow(_RowAsMapping):
     token_ids: list[int] | None = None
     prefix_generated: list[int] | None = None
     question_generated: int | None = None
+    solution_id: str | int | None = None
+    correct: bool | None = None
+    metadata: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -188,7 +197,9 @@ class RolloutRow(_RowAsMapping):
 
 _INDICES = ("chunk", "question_index", "solution_index")
 _ROW_FIELDS = tuple(item.name for item in fields(RolloutRow) if item.name != "extra")  # in the order on disk
-_OPTIONAL_ROW_FIELDS = ("token_ids", "prefix_generated", "question_generated")
+_OPTIONAL_ROW_FIELDS = (
+    "token_ids", "prefix_generated", "question_generated", "solution_id", "correct", "metadata",
+)  # fmt: skip
 
 
 def as_rows(solutions: Sequence[Sequence[RolloutRow | Mapping[str, Any]]], *needed: str) -> list[list[RolloutRow]]:
@@ -237,11 +248,11 @@ class CollectionSettings:
         num_questions (`int`):
             Number of questions.
         num_solutions (`int`):
-            Number of solutions per question.
+            Number of solutions per question. The largest number, if solutions are given.
         chunk_size (`int`):
             Number of questions per chunk. The last chunk may have fewer.
         questions (`str`, *optional*, defaults to `""`):
-            Fingerprint of the questions and answers.
+            Fingerprint of the questions and answers, or of the given solutions.
         num_continuations (`int`, *optional*, defaults to `0`):
             Number K of continuations per prefix. With adaptive allocation, the largest average number. 0 if solutions
             are not continued.
@@ -260,7 +271,7 @@ class CollectionSettings:
         seed (`int`, *optional*, defaults to `0`):
             Seed of the collection.
         sampler (`dict[str, Any]`, *optional*):
-            Settings of the sampler.
+            Settings of the sampler of solutions. Empty if solutions are given.
         store_token_ids (`bool`, *optional*, defaults to `False`):
             Whether rows have `token_ids`.
         stop (`list[str]`, *optional*):
@@ -276,6 +287,10 @@ class CollectionSettings:
             Etas for which the labels should be precise. Only with adaptive allocation.
         tolerance (`float`, *optional*):
             Standard deviation of labels at which sampling stops. Only with adaptive allocation.
+        completer (`dict[str, Any]`, *optional*):
+            Settings of the sampler of continuations, if it is not the sampler of solutions.
+        rows_per_chunk (`list[int]`, *optional*):
+            Number of given solutions in each chunk. `None` if solutions are sampled. On disk it is a text of numbers.
         extra (`dict[str, Any]`, *optional*):
             Entries of the JSON object with other names. They are written back unchanged.
     """
@@ -300,6 +315,8 @@ class CollectionSettings:
     reuse_continuations: bool = False
     target_etas: list[float] | None = None
     tolerance: float | None = None
+    completer: dict[str, Any] | None = None
+    rows_per_chunk: list[int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -321,6 +338,8 @@ class CollectionSettings:
                 "Choose a folder that collect_rollouts wrote."
             )
         known = {name: config[name] for name in _SETTINGS_FIELDS if name in config}
+        if known.get("rows_per_chunk") is not None:
+            known["rows_per_chunk"] = [int(size) for size in known["rows_per_chunk"].split()]
         return cls(**known, extra={name: value for name, value in config.items() if name not in known})
 
     def to_json(self) -> dict[str, Any]:
@@ -329,6 +348,8 @@ class CollectionSettings:
         of these releases, so that the manifests of simple collections do not change.
         """
         config = {name: getattr(self, name) for name in _SETTINGS_FIELDS}
+        if self.rows_per_chunk is not None:
+            config["rows_per_chunk"] = " ".join(map(str, self.rows_per_chunk))  # one line of the manifest
         for name, before in _ADDED.items():
             if config[name] == before:
                 del config[name]
@@ -349,10 +370,27 @@ class CollectionSettings:
         return self.is_adaptive or self.reuse_continuations
 
     @property
-    def chunk_sizes(self) -> list[int]:
-        """Number of rows of each chunk, i.e. its number of questions times the number of solutions per question."""
+    def has_given_solutions(self) -> bool:
+        """Whether the solutions were given instead of sampled."""
+        return self.rows_per_chunk is not None
+
+    @property
+    def continues_own_samples(self) -> bool:
+        """Whether the policy that continues a solution has also sampled it."""
+        return not self.has_given_solutions and self.completer is None
+
+    @property
+    def questions_per_chunk(self) -> list[int]:
+        """Number of questions of each chunk."""
         starts = range(0, self.num_questions, self.chunk_size)
-        return [min(self.chunk_size, self.num_questions - start) * self.num_solutions for start in starts]
+        return [min(self.chunk_size, self.num_questions - start) for start in starts]
+
+    @property
+    def chunk_sizes(self) -> list[int]:
+        """Number of rows of each chunk."""
+        if self.rows_per_chunk is not None:
+            return self.rows_per_chunk
+        return [size * self.num_solutions for size in self.questions_per_chunk]
 
     def differences(self, old: Mapping[str, Any]) -> list[str]:
         """
@@ -368,6 +406,8 @@ class CollectionSettings:
             `list[str]`: the differences.
         """
         old_entries, new_entries = _flatten({**_ADDED, **old}), _flatten({**_ADDED, **self.to_json()})
+        # A long text. `questions` differs too if the given solutions differ.
+        old_entries.pop("rows_per_chunk"), new_entries.pop("rows_per_chunk")
         return [
             f"{key} was {old_entries.get(key)!r} and is now {new_entries.get(key)!r}"
             for key in old_entries | new_entries
@@ -377,7 +417,15 @@ class CollectionSettings:
 
 _SETTINGS_FIELDS = tuple(item.name for item in fields(CollectionSettings) if item.name != "extra")
 # Settings that older releases did not have, with values that describe the behaviour of these releases.
-_ADDED = {"store_token_ids": False, "reasoning": False, "steps_of": "both", "stop": [], "continue_from": "text"}
+_ADDED = {
+    "store_token_ids": False,
+    "reasoning": False,
+    "steps_of": "both",
+    "stop": [],
+    "continue_from": "text",
+    "completer": None,
+    "rows_per_chunk": None,
+}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

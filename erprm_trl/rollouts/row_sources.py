@@ -4,8 +4,9 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..io.paths import local_path
 
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz", ".parquet")
 MOST_NESTED = 60  # levels of lists and objects in a row of JSON; Arrow reads 64
+_ONE_BLOCK = 2**30  # bytes; the default of `datasets` is 10 MB
 _BLANK = b"\xef\xbb\xbf \t\r\n"  # includes the byte order mark
 
 
@@ -67,6 +69,48 @@ def read_rows(
     from datasets import load_dataset
 
     return _one_split(load_dataset(path, config_name, split=split, **dataset_kwargs), split, path)
+
+
+def open_rows(
+    what: str,
+    source: str | PathLike | Iterable[Mapping[str, Any]],
+    config_name: str | None,
+    split: str,
+    dataset_kwargs: dict[str, Any],
+    max_rows: int | None,
+) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """
+    Reads the rows of a dataset as a sequence of at least one row, whose first row is a mapping.
+
+    Args:
+        what (`str`):
+            Name of the rows, for errors, e.g. `"Questions"`.
+        source, config_name, split, dataset_kwargs:
+            See [`read_rows`].
+        max_rows (`int`, *optional*):
+            Maximum number of rows. From a stream, no more rows than this are read.
+
+    Returns:
+        `tuple[Sequence[Mapping[str, Any]], str]`: a list, or a `datasets.Dataset`, which stays on disk, and the name
+        of the source.
+
+    Raises:
+        `ValueError`: if there are no rows, or the first row is not a mapping.
+    """
+    rows = read_rows(source, config_name, split, dataset_kwargs)
+    is_table = hasattr(rows, "select_columns") and hasattr(rows, "__len__")  # a `datasets.Dataset`, kept on disk
+    if hasattr(rows, "with_format"):
+        rows = rows.with_format(None)
+    rows = rows.select(range(len(rows))[:max_rows]) if is_table else list(islice(rows, max_rows))
+    name = str(source) if isinstance(source, (str, PathLike)) else "the given rows"
+    if not len(rows):
+        raise ValueError(f"{what}: got no rows from {name}, expected at least one. Check the file and `split`.")
+    if not isinstance(rows[0], Mapping):
+        raise ValueError(
+            f"{what}: got {str(rows[0])[:80]!r} as the first row of {name}, expected a mapping of columns to "
+            "values. Pass rows such as {'question': ..., 'answer': ...}."
+        )
+    return rows, name
 
 
 def has_splits(source: str | PathLike) -> bool:
@@ -125,7 +169,7 @@ def _read_table(path: str):
             features = Features({column: Value("string") for column in columns})
             options = {"features": features, "delimiter": delimiter, "keep_default_na": False, "index_col": False}
             return Dataset.from_csv(path, **options) if num_rows else []
-        return Dataset.from_json(path) if _count_rows(path) else []
+        return _from_json(path) if _count_rows(path) else []
     except (DatasetGenerationError, ArrowInvalid) as error:
         raise ValueError(
             f"Dataset: {path} is not a table ({error.__cause__ or error}), expected rows with the same columns and "
@@ -135,6 +179,18 @@ def _read_table(path: str):
         raise ValueError(
             f"Dataset: {path} cannot be decompressed ({error}), expected a gzip file. Compress it again with gzip."
         ) from error
+
+
+def _from_json(path: str):
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        return Dataset.from_json(path)
+    except DatasetGenerationError:
+        # The types of the columns come from the first block. A column that is empty there, as in PRM800K, gets its
+        # type only if all rows are in one block.
+        return Dataset.from_json(path, chunksize=_ONE_BLOCK)
 
 
 def _open(path: str):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ def summarize_rollouts(rows: Iterable[RolloutRow], settings: CollectionSettings)
         is also `sharing` with the number of distinct prefixes, of continuations `generated` for them, of rewards
         `reused` for other prefixes, of continuations `saved` compared with a fixed number per prefix, and of prefixes
         that were `not_sampled`. With adaptive allocation, it has `label_std` over the labelled prefixes, at each
-        target eta.
+        target eta. If solutions are given, there is also `given` with the number of `repeated` solutions, which have
+        the text of an earlier solution to their question, and the number of solutions that were `graded_differently`
+        by their source.
     """
     counts, total, unusable = Counter(), Counter(), Counter()
     for row in rows:
@@ -42,7 +45,9 @@ def summarize_rollouts(rows: Iterable[RolloutRow], settings: CollectionSettings)
         if not row.is_usable:
             unusable[row.unusable] += 1
     sharing = _sharing(rows, settings) if settings.shares_continuations else {}
+    source = {"given": _of_given_solutions(rows)} if settings.has_given_solutions else {}
     solutions = counts["solutions"]
+    sampled = 0 if source else solutions
     return {
         "solutions": solutions,
         "solutions_with_labels": solutions - unusable.total(),
@@ -52,9 +57,21 @@ def summarize_rollouts(rows: Iterable[RolloutRow], settings: CollectionSettings)
         "steps": counts["steps"],
         "prefixes": counts["prefixes"],
         "mean_prefix_reward": total["prefix"] / max(1, counts["prefix_rewards"]),
-        "rollouts": solutions + (sharing["generated"] if sharing else counts["prefix_rewards"]),
+        "rollouts": sampled + (sharing["generated"] if sharing else counts["prefix_rewards"]),
         **({"sharing": sharing} if sharing else {}),
+        **source,
     }
+
+
+def _of_given_solutions(rows: Iterable[RolloutRow]) -> dict[str, int]:
+    repeated = differently = 0
+    for _, solutions in groupby(rows, key=lambda row: row.question_index):
+        texts = set()
+        for row in solutions:
+            repeated += row.text in texts
+            texts.add(row.text)
+            differently += row.correct is not None and row.is_graded and row.correct != row.is_right
+    return {"repeated": repeated, "graded_differently": differently}
 
 
 def _sharing(rows: Iterable[RolloutRow], settings: CollectionSettings) -> dict[str, Any]:

@@ -2,35 +2,45 @@
 
 erprm best-of-n --recipe dial
 
-The samples come from `erprm collect` with num_continuations: 0. Rollouts with continuations can be used as well.
+The samples come from `erprm collect` with num_continuations: 0, or with --solutions from any file of solutions, which
+are graded first. Rollouts with continuations can be used as well.
 """
 
 import json
 import os
 from dataclasses import dataclass, field
 
-import erprm_trl
-
 from .. import report, rollouts, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
+from ..rollouts.grading.grader import comparison_method
 from ..training import tracking
+from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
-from .scoring import score_with_each
+from .scoring import SCORING_BACKEND, TRAINED_ETA, score_with_each
 
 
-@dataclass
-class BestOfNArguments:
+@dataclass(kw_only=True)
+class BestOfNArguments(SolutionArguments):
     """The samples and the reward models."""
 
-    samples: str = field(metadata={"help": "Rollout folder with several solutions per question."})
+    samples: str | None = field(default=None, metadata={"help": "Rollout folder with several solutions per question."})
     reward_models: list[str] = field(
-        metadata={"help": "Reward models to compare: folders, Hub ids or scoring servers."}
+        metadata={"help": "Reward models to compare: folders, Hub ids, scoring servers or scorer files."}
     )
     output_dir: str = field(metadata={"help": "Folder for the scores, the results and the plot."})
     ns: list[int] | None = field(
         default=None, metadata={"help": "Numbers of samples to choose from. Defaults to powers of two."}
     )
+    eta: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Etas at which the scores are read. Each is a line of the table. Defaults to the scores as the "
+            "models give them."
+        },
+    )
+    trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
     plot_aggregation: str = field(
         default="min", metadata={"help": "Aggregation of step scores in the plot: min, last, product or mean."}
@@ -39,16 +49,22 @@ class BestOfNArguments:
         default_factory=lambda: ["none"], metadata={"help": "Trackers: wandb, trackio, tensorboard, or none."}
     )
 
+    def __post_init__(self):
+        if isinstance(self.eta, (int, float)):
+            self.eta = [self.eta]
+
 
 def main(arguments: BestOfNArguments) -> dict:
     """Scores, compares, prints and plots."""
-    samples = erprm_trl.RolloutDataset(arguments.samples)
     folder = make_folder(arguments.output_dir)
+    samples = open_samples(arguments, "samples", folder, local_paths("reward_models", arguments.reward_models))
     fewest = min(map(len, samples.solutions()))
     ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
-    scores = score_with_each(local_paths("reward_models", arguments.reward_models), samples, arguments.batch_size)
+    models = local_paths("reward_models", arguments.reward_models)
+    options = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
+    scores = score_with_each(models, samples, arguments.batch_size, arguments.eta or (), **options)
     settings = samples.settings
-    with rollouts.Grader(settings.grading, answer_pattern=settings.answer_pattern) as grader:
+    with rollouts.Grader(comparison_method(settings.grading), settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
     replace_file(folder / "step_scores.json", json.dumps(scores))
     comparison = {**curves, "samples": os.path.relpath(samples.path, folder)}  # the page shows the samples too

@@ -2,31 +2,44 @@
 
 erprm calibrate --recipe dial
 
-The rollouts come from `erprm collect`, on questions that no model was trained on, with many continuations.
+The rollouts come from `erprm collect`, on questions that no model was trained on, with many continuations. Without
+continuations, and for solutions from elsewhere (--solutions), the scores of whole solutions are compared with their
+rewards.
 """
 
 import json
 from dataclasses import dataclass, field
 
-import erprm_trl
-
 from .. import report, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
+from ..io.redaction import without_login
+from ..reward_model import scoring
+from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
-from .scoring import score_with_each
+from .scoring import SCORING_BACKEND, TRAINED_ETA, load_scorer
 
 
-@dataclass
-class CalibrationArguments:
+@dataclass(kw_only=True)
+class CalibrationArguments(SolutionArguments):
     """The rollouts, the reward models, and what a score should be."""
 
-    rollouts: str = field(metadata={"help": "Rollout folder of held-out questions, with continuations."})
+    rollouts: str | None = field(
+        default=None, metadata={"help": "Rollout folder of held-out questions, with continuations."}
+    )
     reward_models: list[str] = field(
-        metadata={"help": "Reward models to compare: folders, Hub ids or scoring servers."}
+        metadata={"help": "Reward models to compare: folders, Hub ids, scoring servers or scorer files."}
     )
     output_dir: str = field(metadata={"help": "Folder for the scores, the results and the plot."})
-    eta: float = field(default=0.0, metadata={"help": "Eta that the reward models were trained with."})
+    eta: float = field(
+        default=0.0,
+        metadata={
+            "help": "Eta of the values that scores are compared with. Scores of models that were trained at another "
+            "eta are read at this eta if their format records the eta of their labels."
+        },
+    )
+    trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     aggregation: str = field(
         default="last",
         metadata={"help": "How the step scores of a prefix become its score: last, min, product or mean."},
@@ -37,9 +50,15 @@ class CalibrationArguments:
 
 def main(arguments: CalibrationArguments) -> dict:
     """Scores, measures, prints and plots."""
-    rollouts = erprm_trl.RolloutDataset(arguments.rollouts)
     folder = make_folder(arguments.output_dir)
-    scores = score_with_each(local_paths("reward_models", arguments.reward_models), rollouts, arguments.batch_size)
+    reward_models = local_paths("reward_models", arguments.reward_models)
+    rollouts = open_samples(arguments, "rollouts", folder, reward_models)
+    scores = {}
+    options = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
+    for path in reward_models:
+        scorer, name = load_scorer(path, arguments.batch_size, **options), without_login(path)
+        readable = scoring.eta_or_as_trained(scorer.prm_format, arguments.eta, name)
+        scores[name] = selection.score_rollouts(scorer, rollouts, eta=readable)
     results = {
         name: selection.measure_calibration(
             rollouts, step_scores, eta=arguments.eta, aggregation=arguments.aggregation, num_bins=arguments.num_bins

@@ -2,6 +2,7 @@
 
 erprm collect --recipe dial
 erprm collect --recipe qwen2.5-math-1.5b-gsm8k --max_questions 100
+erprm collect --solutions solutions.jsonl --model_name_or_path MODEL --output_dir ROLLOUTS
 
 After a kill, the same command continues where it was.
 """
@@ -47,6 +48,11 @@ def describe(summary: dict[str, Any], folder: str) -> list[str]:
             f"{summary['prefixes']} prefixes have continuations, {summary['mean_prefix_reward']:.1%} of which are "
             f"right. {summary['rollouts']} texts were sampled in all."
         )
+    of_given = summary.get("given", {})
+    if of_given.get("repeated"):
+        lines.append(f"{of_given['repeated']} solutions repeat the text of another solution to their question.")
+    if of_given.get("graded_differently"):
+        lines.append(f"{of_given['graded_differently']} solutions were graded differently by their source.")
     for reason, count in summary["unusable"].items():
         lines.append(f"{count} solutions have no labels: {reason}.")
     sharing = summary.get("sharing", {})

@@ -148,4 +148,5 @@ def with_bar(scorer: StepScorer, title: str = "Scoring") -> StepScorer:
         title (`str`, *optional*, defaults to `"Scoring"`):
             Text before the bar.
     """
-    return StepScorer.from_backend(BackendWithBar(scorer.backend, title))
+    backend = BackendWithBar(scorer.backend, title)
+    return StepScorer.from_backend(backend, eta=scorer.eta, trained_eta=scorer.trained_eta)

@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ..io.paths import local_path
+from ..io.paths import PACKAGE, local_path, path_in_package
 from .outcome import UsageError
-
-
-PACKAGE = Path(__file__).parents[1]
 
 
 def shipped_folder(name: str) -> Path:
@@ -88,11 +85,4 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"--config: {path} is not YAML ({error}).") from error
     if not isinstance(config, dict):
         raise UsageError(f"--config: {path} holds {type(config).__name__}, expected a mapping of fields to values.")
-    return {field: _of_package(value) for field, value in config.items()}
-
-
-def _of_package(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(f"{PACKAGE.name}/") and not Path(value).exists():
-        path = PACKAGE.parent / value
-        return str(path) if path.exists() else value
-    return value
+    return {field: path_in_package(value) if isinstance(value, str) else value for field, value in config.items()}

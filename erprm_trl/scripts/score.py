@@ -17,13 +17,14 @@ from ..io.progress_bars import progress_bar
 from ..io.redaction import without_login
 from ..rollouts.row_sources import read_rows
 from .outcome import print_outcome
+from .scoring import ETA, SCORING_BACKEND, TRAINED_ETA
 
 
 @dataclass
 class ScoreArguments:
     """The reward model and the solutions."""
 
-    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id, scoring server or scorer file of the reward model."})
     dataset_name: str = field(
         metadata={
             "help": "Source of the solutions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or "
@@ -53,6 +54,9 @@ class ScoreArguments:
             "choices": ["min", "last", "product", "mean"],
         },
     )
+    eta: float | None = field(default=None, metadata=ETA)
+    trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
     chunk_size: int = field(
         default=256, metadata={"help": "Number of solutions per chunk. Results are written after each chunk."}
@@ -69,7 +73,8 @@ def main(arguments: ScoreArguments) -> Path:
     rows = read_rows(
         arguments.dataset_name, arguments.dataset_config, arguments.dataset_split, arguments.dataset_kwargs or {}
     )
-    options = {"prm_format": arguments.prm_format, "batch_size": arguments.batch_size}
+    options = {name: getattr(arguments, name) for name in ("prm_format", "batch_size", "eta", "trained_eta")}
+    options["backend"] = arguments.scoring_backend
     if not is_url(arguments.reward_model):  # a server has its own
         options |= {"dtype": arguments.dtype, "device_map": arguments.device_map}
     scored = selection.score_rows(

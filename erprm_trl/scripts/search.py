@@ -13,6 +13,7 @@ from .. import rollouts, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.config_values import read_json_fields
 from .outcome import print_outcome
+from .scoring import SCORING_BACKEND, TRAINED_ETA
 
 
 SAMPLERS = {"transformers": "TransformersSampler", "vllm": "VLLMSampler", "endpoint": "EndpointSampler"}
@@ -25,7 +26,7 @@ class GuidedSearchArguments:
     """The policy, the reward model, the questions, and the arguments of [`~erprm_trl.selection.guided_search`]."""
 
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of the policy."})
-    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id, scoring server or scorer file of the reward model."})
     dataset_name: str = field(
         metadata={
             "help": "Source of the questions: a Hub id, a .jsonl, .json, .csv or .parquet file, a folder, or "
@@ -61,8 +62,13 @@ class GuidedSearchArguments:
     scoring_batch_size: int = field(default=32, metadata={"help": "Maximum number of prefixes per scoring batch."})
     method: str = field(default="particles", metadata={"help": "Search method: beam, resample or particles."})
     eta: float | None = field(
-        default=None, metadata={"help": "Inverse reward temperature. It is required, except for beam."}
+        default=None,
+        metadata={
+            "help": "Inverse reward temperature, at which the scores are read. It is required, except for beam."
+        },
     )
+    trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     width: int = field(default=8, metadata={"help": "Number of beams, chains or particles per question."})
     expansions: int | None = field(
         default=None,
@@ -100,7 +106,9 @@ def main(arguments: GuidedSearchArguments) -> dict[str, float]:
     sampler_class = getattr(rollouts, SAMPLERS[arguments.backend])
     make = getattr(sampler_class, "from_pretrained", sampler_class)
     sampler = make(arguments.model_name_or_path, **(arguments.sampler_kwargs or {}))
-    scorer = erprm_trl.StepScorer.from_pretrained(arguments.reward_model, batch_size=arguments.scoring_batch_size)
+    options = {"batch_size": arguments.scoring_batch_size, "trained_eta": arguments.trained_eta}
+    options["backend"] = arguments.scoring_backend
+    scorer = erprm_trl.StepScorer.from_pretrained(arguments.reward_model, **options)
     settings = {name: getattr(arguments, name) for name in SEARCH}
     results = selection.guided_search([row.question for row in questions], sampler, scorer, **settings)
     texts, gold = [result.solutions[0].text for result in results], [row.answer for row in questions]

@@ -14,6 +14,7 @@ from pathlib import Path
 import erprm_trl
 
 from ..io.paths import local_path
+from .scoring import ETA, SCORING_BACKEND, TRAINED_ETA
 
 
 logger = logging.getLogger(__name__)
@@ -23,12 +24,15 @@ logger = logging.getLogger(__name__)
 class ServeArguments:
     """The reward model and the server."""
 
-    reward_model: str = field(metadata={"help": "Folder or Hub id of the reward model."})
+    reward_model: str = field(metadata={"help": "Folder or Hub id of the reward model, or a scorer file."})
     host: str = field(
         default="127.0.0.1",
         metadata={"help": "Address to listen on. Use 0.0.0.0 for other machines, and set a token."},
     )
     port: int = field(default=8100, metadata={"help": "Port to listen on. 0 takes a free port, which the log names."})
+    eta: float | None = field(default=None, metadata=ETA)
+    trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
+    scoring_backend: str = field(default="local", metadata=SCORING_BACKEND)
     batch_size: int = field(default=32, metadata={"help": "Maximum number of solutions per scoring batch."})
     dtype: str = field(default="auto", metadata={"help": "Dtype of the model's weights."})
     device_map: str | None = field(default=None, metadata={"help": "auto places the model on several GPUs."})
@@ -74,6 +78,9 @@ def main(arguments: ServeArguments) -> None:
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
         device_map=arguments.device_map,
+        eta=arguments.eta,
+        trained_eta=arguments.trained_eta,
+        backend=arguments.scoring_backend,
     )
     limits = ("max_body_bytes", "max_solutions", "max_steps", "max_waiting", "max_batch")
     app = scoring_app(scorer, token=token, **{name: getattr(arguments, name) for name in limits})

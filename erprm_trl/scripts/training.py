@@ -13,6 +13,7 @@ from ..io import load_tokenizer
 from ..policy import PromptArguments
 from .console import stage
 from .outcome import StoppedByGuard, first_and_last, print_outcome
+from .scoring import TRAINED_ETA
 
 
 POLICY_METRICS = {
@@ -28,7 +29,8 @@ POLICY_METRICS = {
 class RewardArguments:
     """The reward model, and what happens when the policy exploits it."""
 
-    reward_model: str = field(metadata={"help": "Folder, Hub id or scoring server of the reward model."})
+    reward_model: str = field(metadata={"help": "Folder, Hub id, scoring server or scorer file of the reward model."})
+    trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
     guard: bool = field(
         default=True, metadata={"help": "Whether to warn when the policy degenerates, and to stop the run."}
     )
@@ -116,8 +118,16 @@ def train_policy(
     train_dataset, eval_dataset = prompts.datasets(tokenizer, **training.named_columns)
     training.question_column, training.answer_column = "question", "answer"  # of the prepared datasets
     guard = erprm_trl.PolicyGuard()
+    reward_funcs = reward.reward_model
+    if reward.trained_eta is not None:
+        reward_funcs = erprm_trl.StepRewardFunction(
+            reward.reward_model,
+            aggregation=training.aggregation,
+            eta=training.eta,
+            scorer_kwargs={"trained_eta": reward.trained_eta},
+        )
     trainer = trainer_class(
-        reward_funcs=reward.reward_model,
+        reward_funcs=reward_funcs,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,

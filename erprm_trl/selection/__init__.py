@@ -8,6 +8,7 @@ from .._lazy import lazy_exports
 if TYPE_CHECKING:
     from .best_of import best_of_n, best_of_n_per_question, pass_at_n, pass_at_n_per_question
     from .bootstrap import bootstrap_interval, paired_bootstrap_interval
+    from .candidates import collect_candidates
     from .comparison import mcnemar, paired_differences, paired_test
     from .curves import score_rollouts, selection_curves
     from .evaluation import (
@@ -37,6 +38,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "best_of": ["best_of_n", "best_of_n_per_question", "pass_at_n", "pass_at_n_per_question"],
         "bootstrap": ["bootstrap_interval", "paired_bootstrap_interval"],
+        "candidates": ["collect_candidates"],
         "comparison": ["mcnemar", "paired_differences", "paired_test"],
         "curves": ["score_rollouts", "selection_curves"],
         "evaluation": [

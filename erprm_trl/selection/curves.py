@@ -81,7 +81,7 @@ def selection_curves(
     }
 
 
-def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
+def score_rollouts(scorer, rollouts, *, eta: float | None = None) -> list[list[list[float]]]:
     """
     Scores the steps of all solutions of a [`~erprm_trl.rollouts.RolloutDataset`], for [`selection_curves`].
 
@@ -90,6 +90,8 @@ def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
             Reward model. It scores the steps of the rollouts, and its own splitter is not used.
         rollouts ([`~erprm_trl.rollouts.RolloutDataset`]):
             Dataset with the solutions.
+        eta (`float`, *optional*):
+            Eta at which the scores are read, see [`~erprm_trl.reward_model.StepScorer`].
 
     Returns:
         `list[list[list[float]]]`: one score per step, by question and solution.
@@ -98,7 +100,7 @@ def score_rollouts(scorer, rollouts) -> list[list[list[float]]]:
     solutions = rollouts.solutions()
     rows = [row for question in solutions for row in question]
     steps = [clean_steps(row.steps, splitter) for row in rows]
-    scores = iter(scoring.StepScorer.of(scorer).score([row.question for row in rows], steps))
+    scores = iter(scoring.StepScorer.of(scorer).score([row.question for row in rows], steps, eta=eta))
     return [[next(scores) for _ in question] for question in solutions]
 
 

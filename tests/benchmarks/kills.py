@@ -1,6 +1,7 @@
-"""Kills real runs of four recipes at random moments, resumes them, and compares them with an uninterrupted run.
+"""Kills real runs of five recipes at random moments, resumes them, and compares them with an uninterrupted run.
 
     python tests/benchmarks/kills.py --kills 200
+    python tests/benchmarks/kills.py --kills 10 --stages given --given_solutions 5000
 
 One process imports everything and forks each run, so that a resumed run needs no imports. A run is killed (SIGKILL)
 after a random share of its processor time, when a file of its folder changes, or at the start of a file operation.
@@ -38,14 +39,21 @@ QUESTIONS = '{{"num_questions": {}, "seed": {}}}'
 SAVING = ["--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1", "--use_cpu", "true"]
 
 
-def arguments_of(stage: str, work: Path) -> tuple[str, list[str]]:
-    """The recipe of a stage, and its arguments except the output folder."""
+def arguments_of(stage: str, work: Path, num_given: int = 16) -> tuple[str, list[str]]:
+    """The recipe of a stage, and its arguments except the output folder. `num_given` is the number of given
+    solutions."""
     model = ["--reward_model", str(work / "reward-model")]
     return {
         "collection": (
             "collect_rollouts",
             ["--config", "recipes/dial/collect.yaml", "--dataset_kwargs", QUESTIONS.format(8, 1)]
             + ["--num_continuations", "2", "--chunk_size", "1", "--max_new_tokens", "24"],
+        ),
+        "given": (
+            "collect_rollouts",
+            ["--config", "recipes/dial/collect_given.yaml", "--num_continuations", "1", "--max_new_tokens", "24"]
+            + ["--dataset_kwargs", f'{{"num_solutions": {num_given}, "seed": 1}}']
+            + ["--chunk_size", str(max(1, num_given // 200))],
         ),
         "erprm": (
             "train_erprm",
@@ -67,7 +75,7 @@ def arguments_of(stage: str, work: Path) -> tuple[str, list[str]]:
     }[stage]
 
 
-STAGES = ("collection", "erprm", "raft", "ppo")
+STAGES = ("collection", "given", "erprm", "raft", "ppo")
 
 
 def preload() -> dict:
@@ -126,9 +134,11 @@ def die_at_operation(folder: Path, operation: int) -> None:
     sys.addaudithook(hook)
 
 
-def start(recipes: dict, stage: str, work: Path, folder: Path, operation: int | None = None) -> int:
+def start(
+    recipes: dict, stage: str, work: Path, folder: Path, operation: int | None = None, num_given: int = 16
+) -> int:
     """Forks a run and returns its process id. The run exits with 0 if the recipe succeeds."""
-    name, arguments = arguments_of(stage, work)
+    name, arguments = arguments_of(stage, work, num_given)
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -194,19 +204,29 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def finished_chunks(shard: Path, rows_in_chunk: int, problems: list[str]) -> dict[str, str]:
-    """The complete chunks of a shard by their number, read without the library."""
+def given_chunk_sizes(folder: Path) -> list[int]:
+    """Number of given solutions in each chunk, from the manifest."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return []
+    return [int(size) for size in json.loads(manifest.read_text())["config"]["rows_per_chunk"].split()]
+
+
+def finished_chunks(shard: Path, rows_in_chunk: int | list[int], problems: list[str]) -> dict[str, str]:
+    """The complete chunks of a shard by their number, read without the library. All chunks have `rows_in_chunk` rows,
+    or it is a list with one number per chunk."""
     chunks: dict[int, list[bytes]] = {}
     for line in shard.read_bytes().splitlines(keepends=True) if shard.exists() else ():
         if line.endswith(b"\n"):
             chunks.setdefault(json.loads(line)["chunk"], []).append(line)
+    sizes = {chunk: rows_in_chunk if isinstance(rows_in_chunk, int) else rows_in_chunk[chunk] for chunk in chunks}
     for chunk, lines in chunks.items():
-        if len(lines) > rows_in_chunk or len(set(lines)) < len(lines):
+        if len(lines) > sizes[chunk] or len(set(lines)) < len(lines):
             problems.append(f"{shard}: chunk {chunk} is duplicated")
     return {
         f"chunk {chunk}": hashlib.sha256(b"".join(lines)).hexdigest()
         for chunk, lines in chunks.items()
-        if len(lines) == rows_in_chunk
+        if len(lines) == sizes[chunk]
     }
 
 
@@ -255,6 +275,8 @@ def finished(stage: str, folder: Path, problems: list[str], unfinished: Counter)
     unfinished["chunk"] += sum(shard.stat().st_size > 0 and shard.read_bytes()[-1:] != b"\n" for shard in shards)
     if stage == "collection":
         return finished_chunks(folder / "rollouts-00000.jsonl", 2, problems)
+    if stage == "given":
+        return finished_chunks(folder / "rollouts-00000.jsonl", given_chunk_sizes(folder), problems)
     if stage != "raft":
         return finished_checkpoints(folder, problems, unfinished)
     entries = {}
@@ -271,7 +293,7 @@ def finished(stage: str, folder: Path, problems: list[str], unfinished: Counter)
 
 def result_of(stage: str, folder: Path, problems: list[str]) -> dict:
     """The final result: rows, or weights and losses."""
-    if stage == "collection":
+    if stage in ("collection", "given"):
         return {"shards": [digest(path) for path in sorted(folder.glob("rollouts-*.jsonl"))]}
     state = json.loads((folder / "trainer_state.json").read_text())
     losses = [(entry["step"], entry["loss"]) for entry in state["log_history"] if "loss" in entry]
@@ -293,13 +315,13 @@ def compare(before: dict, now: dict, straight: dict, problems: list[str]) -> int
     return len(before) + len(now)
 
 
-def campaign(recipes: dict, stage: str, work: Path, kills: int, chance: random.Random) -> dict:
+def campaign(recipes: dict, stage: str, work: Path, kills: int, chance: random.Random, num_given: int = 16) -> dict:
     """Kills a stage's runs `kills` times. Each run is resumed until its end, and then a new run begins."""
     problems: list[str] = []
     unfinished: Counter = Counter()
     straight = work / "straight" / stage
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    status = wait(start(recipes, stage, work, straight), straight)
+    status = wait(start(recipes, stage, work, straight, num_given=num_given), straight)
     if status:
         raise RuntimeError(f"{stage}: the uninterrupted run failed, see {work / stage}.log")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -317,7 +339,7 @@ def campaign(recipes: dict, stage: str, work: Path, kills: int, chance: random.R
             "file changed": {"changes": chance.randint(1, changes)},
         }.get(way, {})
         operation = chance.randint(1, changes) if way == "file operation" else None
-        status = wait(start(recipes, stage, work, folder, operation), folder, **at)
+        status = wait(start(recipes, stage, work, folder, operation, num_given), folder, **at)
         now = finished(stage, folder, problems, unfinished)
         checks += compare(before, now, expected, problems)
         before = now
@@ -348,6 +370,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200, help="Number of kills over all stages.")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--given_solutions", type=int, default=16, help="Number of solutions in the stage given.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/kills.json"))
     options = parser.parse_args()
@@ -362,13 +385,14 @@ def main() -> None:
     from erprm_trl.dial.experiments.chain import FORMAT
 
     FORMAT.save(work / "reward-model")
-    if "collection" not in options.stages:
+    if "collection" not in options.stages and "erprm" in options.stages:  # which trains on these rollouts
         wait(start(recipes, "collection", work, work / "straight" / "collection"), work / "straight" / "collection")
     results = {}
     print(f"{'stage':<12}{'kills':>6}{'runs':>6}{'checked':>9}{'problems':>10}  by way; half-written")
     for index, stage in enumerate(options.stages):
         share = options.kills // len(options.stages) + (index < options.kills % len(options.stages))
-        outcome = campaign(recipes, stage, work, share, random.Random(f"{options.seed}/{stage}"))
+        chance = random.Random(f"{options.seed}/{stage}")
+        outcome = campaign(recipes, stage, work, share, chance, options.given_solutions)
         results[stage] = outcome
         print(
             f"{stage:<12}{outcome['kills']:>6}{outcome['runs_to_the_end']:>6}{outcome['finished_things_checked']:>9}"

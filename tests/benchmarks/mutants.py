@@ -233,8 +233,8 @@ MUTANTS = {
         ["tests/rollouts/test_collect.py", "tests/rollouts/test_adaptive_collection.py"],
         [
             (
-                "for num_steps in range(1, len(row.steps))]\n        ids_of_prefix",
-                "for num_steps in range(1, len(row.steps) + 1)]\n        ids_of_prefix",
+                "for num_steps in range(1, len(row.steps))] if row.is_usable",
+                "for num_steps in range(1, len(row.steps) + 1)] if row.is_usable",
             ),
             (
                 "            prompt.prefix + continuation.text\n            for prompt, continuations_K",

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erprm_trl.functional import implied_success_rate, soft_value, soft_value_from_rate
+from erprm_trl.functional import implied_success_rate, soft_value, soft_value_from_rate, value_at_eta
 
 
 DECADES = [sign * 10.0**power for power in range(-7, 6) for sign in (1, -1)]
@@ -154,6 +154,26 @@ def test_the_implied_rate_inverts_the_value(eta):
     implied = implied_success_rate(soft_value_from_rate(rates, eta), eta)
     torch.testing.assert_close(implied, rates, atol=1e-9, rtol=1e-9)
     assert implied_success_rate(torch.tensor([0, 1]), eta).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("trained", [-3.0, 0.0, 0.5, 2.0, 8.0])
+@pytest.mark.parametrize("eta", [-8.0, 0.0, 2.0, 30.0, math.inf])
+def test_values_are_converted_from_one_eta_to_another(trained, eta):
+    rewards = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.float64)
+    before = soft_value(rewards, trained)
+    converted = value_at_eta(before, trained, eta)
+    assert converted.tolist() == pytest.approx(soft_value(rewards, eta).tolist(), abs=1e-12)
+    assert converted[0] == 0 and converted[-1] == 1
+    assert torch.equal(value_at_eta(before, trained, trained), before)
+
+
+def test_values_that_cannot_be_converted_are_errors():
+    for value in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="Values: got a value that is NaN or outside"):
+            value_at_eta(torch.tensor([0.5, value]), 2.0, 0.0)
+    with pytest.raises(ValueError, match="`eta` is inf, expected a finite number"):
+        value_at_eta(torch.tensor([0.5]), math.inf, 0.0)
+    assert value_at_eta(torch.tensor([0.5]), math.inf, math.inf).tolist() == [0.5]
 
 
 def test_an_infinite_eta_has_no_implied_rate():

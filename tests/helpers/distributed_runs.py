@@ -41,7 +41,7 @@ from erprm_trl.dial.experiments.chain import FORMAT
 
 
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
-NAMES = ("erprm_lm", "erprm_token", "raft", "step_grpo", "step_ppo")
+NAMES = ("erprm_lm", "erprm_token", "erprm_implicit", "raft", "step_grpo", "step_ppo")
 SCRIPT = """
 import json, sys
 import torch.distributed
@@ -254,12 +254,13 @@ def _erprm(name, folder, common, peft_config, sharded):
         train_sampling_strategy="sequential",
         per_device_eval_batch_size=3,  # the last evaluation batch is uneven, and is filled with copies
         head=head,
+        beta=1.0 if head == "implicit" else None,
         separator=FORMAT.separator,
         good_token=FORMAT.good_token,
         bad_token=FORMAT.bad_token,
         prompt_template=FORMAT.prompt_template,
     )
-    base = dial.BASE_PATH if head == "lm" else str(Path(folder, "token_head"))
+    base = str(Path(folder, "token_head")) if head == "token" else dial.BASE_PATH
     data = Dataset.from_list(ROWS)
     return ERPRMTrainer(base, arguments, train_dataset=data, eval_dataset=data, peft_config=peft_config)
 

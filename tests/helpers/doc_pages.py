@@ -139,7 +139,7 @@ def policy_of_short_lines(tokenizer):
 
     model = tiny_llama(
         len(tokenizer),
-        max_position_embeddings=512,
+        max_position_embeddings=4096,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -167,7 +167,7 @@ def make_results(folder: Path, code: str) -> None:
     outputs.mkdir()
     for name in ("erprm", "my-erprm", "prm"):
         make_model(outputs / name)
-        PRMFormat(splitter="newline").save(outputs / name)
+        PRMFormat(splitter="newline", eta=0.0).save(outputs / name)
     TRLPRM(outputs / "trl-prm")
     sampler = TransformersSampler.from_pretrained(str(outputs / "erprm"), max_new_tokens=32)
     for name, solutions, continuations in (("rollouts", 2, 2), ("held_out", 2, 2), ("samples", 4, 0)):

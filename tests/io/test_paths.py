@@ -9,9 +9,10 @@ from recipe_runs import RECIPES, parse
 from transformers import AutoModelForCausalLM
 from zoo import byte_level_bpe, save_tiny
 
-from erprm_trl import PRMFormat, StepScorer
+from erprm_trl import PRMFormat, StepScorer, dial
 from erprm_trl.io import check_model_folder, load_tokenizer, local_path, local_paths, make_folder, replace_file
 from erprm_trl.io.adapters import adapter_config
+from erprm_trl.io.paths import path_in_package
 from erprm_trl.report import plot_selection_curves, write_report
 from erprm_trl.reward_model.scoring.loading import load_format
 from erprm_trl.training.tracking import Trackers
@@ -22,6 +23,15 @@ def test_the_home_directory_is_filled_in(kind, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     assert local_path(kind("~/outputs/model")) == "/home/ada/outputs/model"
     assert local_path(kind("~")) == "/home/ada"
+
+
+def test_paths_of_the_package_are_found_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert path_in_package("erprm_trl/dial/base") == dial.BASE_PATH
+    for path in ("erprm_trl/nothing", "other/dial", "/erprm_trl/dial"):
+        assert path_in_package(path) == path
+    (tmp_path / "erprm_trl").mkdir()
+    assert path_in_package("erprm_trl/") == "erprm_trl/"
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ import pytest
 from recipe_runs import RECIPES, SMALL_POLICY, parse, save_base_as_reward_model
 
 
-YAML = sorted(RECIPES.glob("*/*.yaml"))
+SCORER_FILES = {"monte_carlo_scorer.yaml"}  # they stand for a reward model, and are no configurations of commands
+YAML = sorted(path for path in RECIPES.glob("*/*.yaml") if path.name not in SCORER_FILES)
 CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
 def script_of(path):
+    if path.stem == "train_mixture":
+        return "train_erprm"
     return "collect_rollouts" if path.stem.startswith("collect") else path.stem
 
 
@@ -93,8 +96,20 @@ def test_the_evaluation_recipes_in_miniature(tmp_path, monkeypatch, capsys):
     results = run("calibration", "calibration", "--rollouts", rollouts, "--reward_models", *models)
     assert json.loads((tmp_path / "calibration" / "calibration.json").read_text()) == results
     assert (tmp_path / "calibration" / "calibration.png").stat().st_size > 5000
-    assert "2 continuations each, value at eta = 2.0" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 continuations each, value at eta = 2.0" in printed and "success rates (error" in printed
 
+    recipe, (arguments,) = parse(
+        "inspect_labels", ["--rollouts", rollouts, "--output_dir", str(tmp_path / "noise"), "--eta", "0"]
+    )
+    noise = recipe.main(arguments)
+    assert json.loads((tmp_path / "noise" / "label_noise.json").read_text()) == noise
+    assert (tmp_path / "noise" / "label_noise.png").stat().st_size > 5000
+    assert "standard error of a label" in capsys.readouterr().out
+
+    etas = ["--eta", "0", "2", "--trained_eta", "0"]
+    read = run("best_of_n", "best_of_n", "--samples", rollouts, "--reward_models", models[0], *etas)
+    assert list(read["models"]) == [f"{models[0]} (eta = 0)", f"{models[0]} (eta = 2)"]
     run("best_of_n", "best_of_n", "--samples", rollouts, "--reward_models", *models)
     differences = json.loads((tmp_path / "best_of_n" / "paired_differences.json").read_text())
     assert differences["models"][models[1]]["min"]["test"]["p_value"] == 1.0
@@ -125,9 +140,11 @@ def test_the_policy_recipes_in_miniature(name, tmp_path, monkeypatch):
     if name == "train_raft":
         questions += ["--eval_questions_kwargs", '{"num_questions": 2, "seed": 2}', "--use_cpu", "true"]
     out = ["--reward_model", scorer, "--output_dir", str(tmp_path / "policy"), "--save_strategy", "no"]
-    recipe, arguments = parse(name, ["--config", yaml, *questions, *out, *SMALL_POLICY[name]])
+    etas = ["--eta", "2.0", "--trained_eta", "0.0", *([] if name == "train_raft" else ["--beta", "0.0"])]
+    recipe, arguments = parse(name, ["--config", yaml, *questions, *out, *etas, *SMALL_POLICY[name]])
     trainer = recipe.main(*arguments)
     assert trainer.state.global_step == 2
+    assert (trainer.scorer if name == "train_raft" else trainer.step_reward.scorer).prm_format.eta == 2.0
     assert (tmp_path / "policy" / "model.safetensors").is_file()
     assert "erprm-trl" in (tmp_path / "policy" / "README.md").read_text()
 

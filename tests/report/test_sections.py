@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from report_folders import POINT, write_json, write_samples
+from report_folders import POINT, write_json, write_run, write_samples
 
 from erprm_trl import PRMFormat
 from erprm_trl.report import write_report
@@ -101,6 +101,19 @@ def test_every_section_and_no_other(tmp_path):
         page.count("<figcaption>Steps per answer <code>steps/per_answer</code></figcaption>") == 1
         and 'id="data"' not in page
     )
+
+
+def test_the_noise_of_labels(tmp_path):
+    """Two questions of three solutions. Each has one proper prefix, with one success of two continuations."""
+    page = write_report(write_run(tmp_path / "run"), eta=0.0).read_text()
+    section = page.split('<section id="noise"')[1].split("</section>")[0]
+    values = dict(re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', section))
+    assert values["standard error of a label"] == "0.5000"
+    assert values["prefixes with a success in only one half of the continuations"] == "100.0%"
+    assert values["prefixes of right solutions without a success"] == "0.0%"
+    assert values["steps of wrong solutions after which the rate rises"] == "n/a"
+    assert values["mean rate of the questions"] == "0.4444"  # (1 + 3 * 1) of 3 + 3 * 2 rewards
+    assert section.count("<svg") == 2
 
 
 def test_secrets_and_absolute_paths_stay_out(tmp_path):

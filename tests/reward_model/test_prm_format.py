@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,24 @@ def test_round_trip_through_a_folder(tmp_path):
     format_.save(tmp_path)
     assert PRMFormat.load(tmp_path) == format_
     assert "ки" in (tmp_path / "prm_format.json").read_text(encoding="utf-8")  # readable, not escaped
+
+
+@pytest.mark.parametrize("eta", [None, 0.0, 2.5, -1.0, math.inf, -math.inf])
+def test_every_eta_is_valid_json_and_read_again(eta, tmp_path):
+    format_ = PRMFormat(eta=eta)
+    format_.save(tmp_path)
+    assert PRMFormat.load(tmp_path) == format_
+    text = (tmp_path / "prm_format.json").read_text()
+    assert "Infinity" not in text and json.dumps(format_.to_dict(), allow_nan=False)
+    assert ('"eta"' in text) is (eta is not None)  # earlier versions refuse fields that they do not know
+
+
+@pytest.mark.parametrize("eta", ["0", [1], math.nan])
+def test_an_eta_that_is_not_a_number_is_refused(eta):
+    with pytest.raises(ValueError, match=r"PRMFormat.eta: got .*expected a number from -inf to inf, or None"):
+        PRMFormat(eta=eta)
+    with pytest.raises(ValueError, match=r"PRMFormat.eta: got"):
+        PRMFormat.from_json(json.dumps({"eta": eta}))
 
 
 def test_missing_and_broken_files(tmp_path):

@@ -28,6 +28,7 @@ from erprm_trl.rollouts import (
     RolloutDataset,
     TransformersSampler,
     collect_rollouts,
+    load_solutions,
 )
 from erprm_trl.rollouts import dataset as rollouts_dataset
 from erprm_trl.rollouts.records import RolloutRow
@@ -405,15 +406,32 @@ def small_collection(folder, policy=None):
     )
 
 
+def small_labelling(folder, policy=None):
+    """Labels given solutions, one to three per question."""
+    sampler = TransformersSampler(*(policy or load_dial_policy()), max_new_tokens=12, batch_size=64)
+    return collect_rollouts(
+        solutions=load_solutions(dial.make_solutions(12, seed=5), step_delimiter=f" {dial.SEPARATOR} "),
+        completer=sampler,
+        output_dir=folder,
+        num_continuations=2,
+        splitter=dial.SEPARATOR,
+        grading="exact",
+        answer_pattern=dial.ANSWER_PATTERN,
+        chunk_size=1,
+        show_progress=False,
+    )
+
+
 @pytest.mark.slow("starts 20 processes and kills them")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_collection_killed_at_20_random_moments_has_exactly_the_same_rows(tmp_path, dial_policy):
+@pytest.mark.parametrize("collect", [small_collection, small_labelling])
+def test_a_collection_killed_at_20_random_moments_has_exactly_the_same_rows(tmp_path, dial_policy, collect):
     import torch
 
     torch.set_num_threads(1)  # a forked child has no other threads
     timer = signal.ITIMER_PROF
     before = sum(os.times()[:2])
-    small_collection(tmp_path / "whole", dial_policy)
+    collect(tmp_path / "whole", dial_policy)
     seconds = sum(os.times()[:2]) - before
     whole = shard_bytes(tmp_path / "whole")
     rng = random.Random(0)
@@ -423,7 +441,7 @@ def test_a_collection_killed_at_20_random_moments_has_exactly_the_same_rows(tmp_
         if child == 0:
             signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process immediately, without cleaning up
             signal.setitimer(timer, rng.uniform(0.01, seconds))
-            small_collection(folder, dial_policy)
+            collect(folder, dial_policy)
             os._exit(0)
         rng.random()
         _, status = os.waitpid(child, 0)
@@ -434,15 +452,17 @@ def test_a_collection_killed_at_20_random_moments_has_exactly_the_same_rows(tmp_
             assert shard_bytes(folder) == whole
             finished += 1
             folder = tmp_path / str(finished)
-    small_collection(folder, dial_policy)
+    collect(folder, dial_policy)
     assert shard_bytes(folder) == whole
 
 
 @pytest.mark.slow("starts two or three processes")
-@pytest.mark.parametrize("num_processes", [2, 3])
-def test_several_processes_write_the_same_rows_as_one(tmp_path, dial_policy, num_processes):
-    collect_in_processes(small_collection, tmp_path / "many", num_processes)
-    assert RolloutDataset(tmp_path / "many").rows == small_collection(tmp_path / "one", dial_policy).rows
+@pytest.mark.parametrize(
+    ("collect", "num_processes"), [(small_collection, 2), (small_collection, 3), (small_labelling, 2)]
+)
+def test_several_processes_write_the_same_rows_as_one(tmp_path, dial_policy, collect, num_processes):
+    collect_in_processes(collect, tmp_path / "many", num_processes)
+    assert RolloutDataset(tmp_path / "many").rows == collect(tmp_path / "one", dial_policy).rows
 
 
 def test_collection_without_grading_and_with_token_ids(tmp_path, dial_policy):

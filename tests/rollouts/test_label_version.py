@@ -15,8 +15,8 @@ from erprm_trl.rollouts.labels import LABEL_VERSION
 PACKAGE = Path(__file__).parents[2] / "erprm_trl"
 
 # The hash of the code, by version. Record a new hash here, see `test_the_version_is_raised_when_the_code_changes`.
-RECORDED_LABELS = {1: "9e66048ebe490131", 2: "3b62f49eff600743"}
-RECORDED_ENCODING = {1: "59906ecb54030a9f", 2: "640fcb79d37908dc", 3: "1efeb6f5a3c2bc96"}
+RECORDED_LABELS = {1: "9e66048ebe490131", 2: "f53ee99a51e06fc6"}
+RECORDED_ENCODING = {1: "59906ecb54030a9f", 2: "640fcb79d37908dc", 3: "0a6454539e90bbcc"}
 
 # Entry points of the code: module, and name of a function, class or method. Everything that they use of this package
 # is included.
@@ -25,12 +25,14 @@ LABELS = [
     ("rollouts/labels.py", "PosteriorValues"),
     ("rollouts/label_source.py", "LabelSource._examples"),
     ("rollouts/label_source.py", "LabelSource.labels"),
+    ("rollouts/label_cleaning.py", "LabelCleaning.kept"),
+    ("rollouts/judge_verdicts.py", "JudgeVerdicts._ask"),
     ("rollouts/records.py", "RolloutRow.prefix"),
     ("rollouts/records.py", "RolloutRow.is_usable"),
 ]
 ENCODING = [
     ("reward_model/trainer/preprocessing.py", "encode_batch"),
-    ("reward_model/trainer/preprocessing.py", "_encoded_features"),
+    ("reward_model/trainer/preprocessing.py", "_checked_features"),
     ("rollouts/label_source.py", "LabelSource.encoded"),
     ("reward_model/prm_format.py", "PRMFormat.render_prompt"),
     ("reward_model/prm_format.py", "PRMFormat.token_ids"),
@@ -135,8 +137,10 @@ def test_the_version_is_raised_when_the_code_changes(what):
 
 
 EDITS = {
-    "rollouts/labels.py": ("outcome = float(row.outcome_reward)", "outcome = 1 - float(row.outcome_reward)"),
+    "rollouts/labels.py": ("float(row.outcome_reward), None", "1 - float(row.outcome_reward), None"),
     "rollouts/label_source.py": ('Value("float64")', 'Value("float32")'),
+    "rollouts/label_cleaning.py": ("abs(step - failing) > tolerance", "abs(step - failing) >= tolerance"),
+    "rollouts/judge_verdicts.py": ("if score <= 0.5", "if score < 0.5"),
     "rollouts/records.py": ("self.steps[:num_steps]", "self.steps[: num_steps + 1]"),
     "functional/soft_values.py": ("def soft_value(", "def soft_value(_=0, *"),
     "functional/precision.py": ("values.to(torch.float32)", "values.to(torch.bfloat16)"),
@@ -146,7 +150,15 @@ EDITS = {
     "reasoning.py": ('"<think>", "</think>"', '"<thought>", "</thought>"'),
     "reward_model/encoding.py": ("bisect_right(ends, len(prompt))", "bisect_left(ends, len(prompt))"),
     "reward_model/prm_format.py": ("def render_prompt(self, question: str,", "def render_prompt(self, text: str,"),
-    "reward_model/trainer/dataset_formats.py": ('[step or "" for step in steps]', "[step or None for step in steps]"),
+    "reward_model/trainer/dataset_formats.py": (
+        'Row(text(row, "prompt"), texts(',
+        'Row(text(row, "question"), texts(',
+    ),
+    "reward_model/trainer/dataset_rows.py": (
+        '[value or "" for value in values]',
+        "[value or None for value in values]",
+    ),
+    "reward_model/trainer/published_forms.py": ("float(index != label)", "float(index == label)"),
     "reward_model/trainer/preprocessing.py": ("labels = row.labels[: len(positions)]", "labels = row.labels"),
     "reward_model/trainer/row_problems.py": ("if not 0 <= label <= 1:", "if not 0 < label < 1:"),
 }

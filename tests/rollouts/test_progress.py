@@ -36,7 +36,7 @@ def test_the_bar_advances_within_a_chunk(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     settings = CollectionSettings(num_questions=8, num_solutions=2, chunk_size=4, num_continuations=3)
     with CollectionProgress(settings, 0) as bar:
-        bar.begin_chunk(4)
+        bar.begin_chunk(4, 8)
         bar.begin_call("solutions", 8)
         # 5 steps per solution are expected: 8 solutions of 8 * (1 + 4 * 3) = 104 texts
         bar.update(4, 100)
@@ -54,7 +54,7 @@ def test_the_bar_advances_within_a_chunk(monkeypatch):
         bar.end_chunk(rollouts=38)
         assert bar._bar.n == 4.0 and "rollouts=38" in shown(terminal.getvalue())[-1]
         # 10 prefixes of 8 solutions were seen: 8 * (1 + 10 / 8 * 3) = 38 texts are expected now
-        bar.begin_chunk(4)
+        bar.begin_chunk(4, 8)
         bar.begin_call("solutions", 8)
         bar.update(8, 0)
         assert bar._bar.n == pytest.approx(4 + 4 * 8 / 38, abs=0.05)
@@ -71,7 +71,7 @@ def test_the_bar_advances_before_the_first_text_has_ended(monkeypatch):
     monkeypatch.setattr("sys.stderr", Terminal())
     settings = CollectionSettings(num_questions=2, num_solutions=2, chunk_size=2, sampler={"max_new_tokens": 100})
     with CollectionProgress(settings, 0) as bar:
-        bar.begin_chunk(2)
+        bar.begin_chunk(2, 4)
         bar.begin_call("solutions", 4)
         bar.update(0, 100)
         assert bar._bar.n == 0.5  # 100 of at most 400 tokens, 2 questions
@@ -87,7 +87,7 @@ def test_a_log_file_gets_at_most_one_line_per_minute(monkeypatch):
     settings = CollectionSettings(num_questions=40, num_solutions=1, chunk_size=1)
     with CollectionProgress(settings, 0) as bar:
         for _ in range(40):
-            bar.begin_chunk(1)
+            bar.begin_chunk(1, 1)
             bar.begin_call("solutions", 1)
             bar.update(1, 5)
             bar.end_call()
@@ -96,7 +96,7 @@ def test_a_log_file_gets_at_most_one_line_per_minute(monkeypatch):
     quiet = io.StringIO()
     monkeypatch.setattr("sys.stderr", quiet)
     with CollectionProgress(settings, 0, show=False) as bar:
-        bar.begin_chunk(1)
+        bar.begin_chunk(1, 1)
         bar.begin_call("solutions", 1)
         bar.update(1, 5)
     assert quiet.getvalue() == ""

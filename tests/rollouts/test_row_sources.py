@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from erprm_trl.rollouts import Question, load_questions
+from erprm_trl.rollouts.row_sources import read_rows
 
 
 ROWS = [{"question": f"q, {i}", "answer": answer} for i, answer in enumerate(["1,072", "18", "None", "0.10"])]
@@ -40,6 +41,13 @@ def test_tables_and_compressed_files(tmp_path):
     for path in sorted(tmp_path.iterdir()):
         assert load_questions(path) == QUESTIONS, path  # an answer "None", and no digit of "0.10" lost
     assert load_questions(tmp_path / "rows.csv", max_questions=2) == QUESTIONS[:2]
+
+
+def test_a_column_may_be_empty_in_the_first_ten_megabytes(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"question": "q" * 2**20, "answer": "1", "rated": None}] * 11 + [{**ROWS[1], "rated": {"rating": 1}}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_rows(path, None, "train", {})[11]["rated"] == {"rating": 1}
 
 
 def test_paths_may_begin_with_the_home_directory_and_be_path_objects(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from trl import ModelConfig
 
 import erprm_trl
+from erprm_trl import PRMFormat
 from erprm_trl.scripts import training
 from erprm_trl.scripts.outcome import StoppedByGuard
 from erprm_trl.scripts.training import RewardArguments, train_policy
@@ -25,16 +26,18 @@ class FakeTrainer:
         return lambda *values, **named: self.done.append(name)
 
 
-def run(monkeypatch, stopped_because, **reward):
+def run(monkeypatch, stopped_because, reward_model="erprm", **reward):
     guard = SimpleNamespace(stopped_because=stopped_because, last_good_checkpoint="out/checkpoint-20")
     monkeypatch.setattr(training, "load_tokenizer", lambda *given, **named: "tokenizer")
     monkeypatch.setattr(erprm_trl, "PolicyGuard", lambda: guard)
     prompts = SimpleNamespace(datasets=lambda tokenizer, **columns: (f"train for {tokenizer}", None))
     config = SimpleNamespace(
         output_dir="out/policy/", model_init_kwargs=None, trust_remote_code=False, named_columns={}, world_size=1,
-        push_to_hub=False,
+        push_to_hub=False, eta=2.0, aggregation=None,
     )  # fmt: skip
-    trainer = train_policy(FakeTrainer, prompts, RewardArguments("erprm", **reward), config, ModelConfig("policy"))
+    trainer = train_policy(
+        FakeTrainer, prompts, RewardArguments(reward_model, **reward), config, ModelConfig("policy")
+    )
     return trainer, guard
 
 
@@ -48,6 +51,12 @@ def test_a_policy_is_saved_and_its_progress_is_shown(monkeypatch, capsys):
     assert [line.split()[-2:] for line in lines[1:4]] == [["first", "last"], ["0.250", "0.750"], ["0.000", "0.000"]]
     assert lines[-1] == "Next: erprm report --folder out/policy/"
     assert run(monkeypatch, None, guard=False)[0].options["callbacks"] is None
+
+
+def test_the_stated_eta_of_a_reward_model_is_passed_on(monkeypatch, tmp_path):
+    PRMFormat().save(tmp_path)
+    trainer, _ = run(monkeypatch, None, reward_model=str(tmp_path), trained_eta=0.0)
+    assert trainer.options["reward_funcs"].prm_format.eta == 2.0
 
 
 def test_a_policy_that_the_guard_stopped_is_not_saved(monkeypatch, capsys):

@@ -1,15 +1,8 @@
 """`EndpointSampler` against vLLM's own server."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-
-import httpx
 import pytest
 from vllm_oracles import assert_drawn_from, greedy_ids, next_token_probabilities
+from vllm_server import vllm_server
 
 from erprm_trl import dial
 from erprm_trl.rollouts import Prompt, Question, collect_rollouts
@@ -21,8 +14,6 @@ pytestmark = pytest.mark.slow("starts vLLM engines")
 
 ROWS = dial.make_questions(8, seed=3)
 LONGEST = 64
-# The command `vllm serve` looks up a package name that the CPU build does not have.
-COMMAND = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", dial.BASE_PATH]
 OPTIONS = ["--served-model-name", "dial", "--generation-config", "vllm", "--dtype", "float32", "--enforce-eager"]
 # A seeded request whose prompt is prefilled in two parts crashes vLLM's CPU engine.
 OPTIONS.append("--no-enable-chunked-prefill")
@@ -31,35 +22,9 @@ OPTIONS.append("--no-enable-chunked-prefill")
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory):
     """The address of a running server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
-    with open(log, "wb") as output:
-        server = subprocess.Popen(
-            [*COMMAND, *OPTIONS, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)  # also kills its engine
-        server.wait()
-
-
-def _wait_until_healthy(url, server, log, seconds=240):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            if httpx.get(url, timeout=5).is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    pytest.fail(f"The server does not answer: {log.read_text()[-3000:]}")
+    with vllm_server(log, "--model", dial.BASE_PATH, *OPTIONS) as url:
+        yield f"{url}/v1"
 
 
 @pytest.fixture

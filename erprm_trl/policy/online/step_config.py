@@ -36,7 +36,9 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             1.0 if the dataset has answers or there are other reward functions, else to 0. With 0, answers are graded
             and logged, but not trained on. A value above 0 without answers and other reward functions is an error.
         eta (`float`, *optional*):
-            The paper's inverse reward temperature \\( \eta \\). It sets `beta` to 1/eta, unless `beta` is set.
+            The paper's inverse reward temperature \\( \eta \\). The reward model's scores are read at this eta
+            ([`StepScorer`]) if the eta of its labels is finite and recorded in its format. Otherwise the scores are
+            used as they are, and a warning is logged. It also sets `beta` to 1/eta, unless `beta` is set.
         beta (`float`, *optional*):
             KL coefficient. Defaults to 1/eta if `eta` is set, else to 0, which needs no reference model.
 
@@ -89,7 +91,10 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
     )
     eta: float | None = field(
         default=None,
-        metadata={"help": "Inverse reward temperature. It sets beta to 1/eta, unless beta is set."},
+        metadata={
+            "help": "Inverse reward temperature, at which the reward model's scores are read. It sets beta to 1/eta, "
+            "unless beta is set."
+        },
     )
     beta: float | None = field(
         default=None, metadata={"help": "KL coefficient. Defaults to 1/eta, or to 0 without eta."}
@@ -115,8 +120,8 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
         if self.beta is None:
             if self.eta is not None and not self.eta > 0:
                 raise ValueError(
-                    f"eta: got {self.eta}, expected a positive number, because the KL coefficient is 1/eta. Set beta "
-                    "instead for another KL coefficient."
+                    f"eta: got {self.eta} without beta, expected a positive number, because the KL coefficient is "
+                    "then 1/eta. Set beta, too, to read the scores at another eta."
                 )
             self.beta = 0.0 if self.eta is None else 1.0 / self.eta
         super().__post_init__()

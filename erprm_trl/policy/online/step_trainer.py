@@ -24,6 +24,7 @@ from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
 from ...io.paths import local_path
 from ...reward_model.scoring.backend import ScoringBackend
+from ...reward_model.scoring.eta import eta_or_as_trained
 from ...reward_model.scoring.loading import load_format
 from ...rollouts.grading.grader import Grader
 from ...rollouts.questions import ANSWER_COLUMNS
@@ -363,9 +364,12 @@ def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
     if isinstance(func, (str, PathLike)):
         func = local_path(func)
         try:  # TRL loads any other path or id as a sequence classification model
-            load_format(func)
+            prm_format = load_format(func)
         except FileNotFoundError:
             return func
-    elif not isinstance(func, ScoringBackend):  # a StepScorer also fits the protocol
+    elif isinstance(func, ScoringBackend):  # a StepScorer also fits the protocol
+        prm_format = func.prm_format
+    else:
         return func
-    return StepRewardFunction(func, aggregation=args.aggregation, question_column=args.question_column)
+    eta = eta_or_as_trained(prm_format, args.eta, "The reward model")
+    return StepRewardFunction(func, aggregation=args.aggregation, question_column=args.question_column, eta=eta)

@@ -55,6 +55,11 @@ class RAFTConfig(TrackingConfig, SFTConfig):
         aggregation (`str`, *optional*):
             How step scores become one score per solution: `"min"`, `"last"`, `"product"` or `"mean"`. Defaults to the
             aggregation of the reward model's format.
+        eta (`float`, *optional*):
+            Eta at which the reward model's scores are read, see [`StepScorer`]. By default, scores are used as the
+            model gives them.
+        trained_eta (`float`, *optional*):
+            Eta of the labels of a reward model whose format does not record it.
         score_threshold (`float`, *optional*):
             Minimum score of a selected solution.
         drop_uniform (`bool`, *optional*):
@@ -151,6 +156,14 @@ class RAFTConfig(TrackingConfig, SFTConfig):
             "help": "How step scores become one score per solution. Defaults to the reward model's aggregation.",
             "choices": list(AGGREGATIONS),
         },
+    )
+    eta: float | None = field(
+        default=None,
+        metadata={"help": "Eta at which the scores are read. Defaults to the scores as the model gives them."},
+    )
+    trained_eta: float | None = field(
+        default=None,
+        metadata={"help": "Eta of the labels of a reward model whose format does not record it."},
     )
     score_threshold: float | None = field(default=None, metadata={"help": "Minimum score of a selected solution."})
     drop_uniform: bool | None = field(

@@ -162,6 +162,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         if isinstance(reward_model, (str, PathLike)):
             reward_model = local_path(reward_model)
         self.scorer = load_scorer(reward_model, self.accelerator, args.scoring_batch_size, args.shard_reward_model)
+        if args.eta is not None:
+            self.scorer = self.scorer.at_eta(args.eta, args.trained_eta)
         self.prompt_format = PromptFormat(self._tokenizer, **args.prompt_settings)
         self._first_policy = Path(args.output_dir, "first-policy")
         self._policy = PolicySampler(self)
@@ -411,6 +413,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             "trainable_parameters": get_model_param_count(self.model, trainable_only=True),
             "reward_model": self.scorer.model_name,
             "reward_model_format": asdict(self.scorer.prm_format),
+            # The eta of the labels and the eta of the scores, if they may differ.
+            "reward_model_eta": None if self.scorer.eta is None else [self.scorer.trained_eta, self.scorer.eta],
             "questions": fingerprint(self.questions),
             "eval_questions": None if self.eval_questions is None else fingerprint(self.eval_questions),
             "train_batch_size": batch_size * self.accelerator.num_processes,

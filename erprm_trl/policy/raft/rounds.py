@@ -267,7 +267,7 @@ def _as_compared(config: dict[str, Any]) -> dict[str, Any]:
     if "reward_model_format" not in config:
         return config
     prm_format = asdict(PRMFormat(**config["reward_model_format"]))
-    del prm_format["expected_ids"]
+    del prm_format["expected_ids"], prm_format["eta"]
     return {**config, "reward_model_format": prm_format}
 
 

@@ -94,6 +94,16 @@ class CollectiveBackend(ScoringBackend, Protocol):
         """Makes the current call of the other processes raise an error."""
 
 
+@runtime_checkable
+class OutcomeBackend(ScoringBackend, Protocol):
+    """
+    A backend that scores the last step of a solution by the solution's outcome, so that solutions must be complete.
+    """
+
+    def for_unfinished(self) -> ScoringBackend:
+        """The same backend for solutions that may be unfinished, e.g. in guided search."""
+
+
 class SolutionTooLong(ValueError):
     """
     A solution is longer than the reward model's context.

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...functional.implicit_rewards import implicit_reward, step_log_prob_sums
 from ..prm_format import PRMFormat
-from ..step_logits import narrowed_head
+from ..solution_log_probs import solution_log_probs
 from .local import LocalBackend
-
-
-_CHUNK = 1024  # number of positions whose logits are converted to float32 at a time, to save memory
 
 
 class ImplicitBackend:
@@ -118,24 +116,11 @@ def implicit_log_odds(
     Source: arXiv 2412.01981, the proposition and its cross-entropy objective. The sigmoid of these log-odds is its
     probability of a right answer.
     """
-    token = torch.arange(input_ids.shape[1], device=input_ids.device)
-    last = (step_positions * step_mask).max(-1, keepdim=True).values
-    # The first token of a text has no probability.
-    rows, tokens = ((token >= prompt_lengths[:, None].clamp(min=1)) & (token <= last)).nonzero(as_tuple=True)
-    ratio = torch.zeros(input_ids.shape[0], input_ids.shape[1] + 1, device=input_ids.device)
-    for network, sign in ((model, 1), (reference, -1)):
-        log_probs = _log_probs(network, input_ids, attention_mask, rows, tokens)
-        ratio[rows, tokens + 1] += sign * log_probs.to(ratio.device)
-    ends = ratio.double().cumsum(1).gather(1, step_positions + 1)
-    if not cumulative:
-        ends = torch.cat([ends[:, :1], ends[:, 1:] - ends[:, :-1]], dim=1)
-    return (beta * ends[step_mask]).float()
-
-
-def _log_probs(model, input_ids, attention_mask, rows, tokens) -> Tensor:
-    """Log-probabilities of the tokens at (`rows`, `tokens`). Logits are computed only where these are predicted."""
-    with narrowed_head(model.get_output_embeddings(), (rows, tokens - 1)):
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    wanted = input_ids[rows, tokens].to(logits.device)[:, None]
-    chunks = zip(logits.split(_CHUNK), wanted.split(_CHUNK), strict=True)
-    return torch.cat([chunk.float().log_softmax(-1).gather(1, ids)[:, 0] for chunk, ids in chunks])
+    last = (step_positions * step_mask).max(-1).values
+    sums = [
+        step_log_prob_sums(
+            solution_log_probs(network, input_ids, attention_mask, prompt_lengths, last), step_positions, cumulative
+        )[step_mask]
+        for network in (model, reference)
+    ]
+    return implicit_reward(*sums, beta)

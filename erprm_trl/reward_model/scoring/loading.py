@@ -1,33 +1,33 @@
-"""Loads the scoring backend for a folder, a Hub id or the address of a scoring server.
+"""Loads the scoring backend for a folder, a Hub id, a scorer file or the address of a server."""
 
-A reward model is loaded with its head, and without running code from its repository. A checkpoint without the head is
-an error, because the head would have random weights.
-"""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ...io.adapters import adapter_config, base_of_adapter
 from ...io.config_values import is_url
 from ...io.file_checks import check_model_folder
 from ...io.paths import local_path
 from ...io.tokenizers import load_tokenizer
-from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, check_architecture, token_classifier_with_mlp
 from ..prm_format import PRMFormat, resolve_format
+from ..reference_model import load_reference_model, unpartitioned
 from .backend import ScoringBackend
+from .engine_server import connect
 from .implicit import ImplicitBackend
 from .local import LocalBackend
-from .remote import RemoteBackend, refuse_loading
+from .remote import refuse_loading
+from .scorer_file import is_scorer_file, load_scorer_file, scorer_file_format
 from .sharded import ShardedBackend, check_sharding
+from .vllm import VLLMBackend
+from .weights import load_reward_model
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+# How a model in this process is run.
+BACKENDS = ("local", "vllm")
 
 
 def load_format(
@@ -38,7 +38,7 @@ def load_format(
 
     Args:
         path_or_url (`str` or `Path`):
-            Folder, Hub id, or address of a scoring server.
+            Folder, Hub id, address of a scoring server, or scorer file.
         prm_format ([`PRMFormat`] or `str`, *optional*):
             A format or the name of a preset. If set, nothing is read and no server is asked.
         revision (`str`, *optional*):
@@ -50,8 +50,10 @@ def load_format(
         [`~erprm_trl.rollouts.EndpointError`]: if the request to the server fails.
     """
     if prm_format is None and is_url(path_or_url):
-        refuse_loading(revision=revision)
-        return RemoteBackend(path_or_url).prm_format
+        refuse_loading(path_or_url, revision=revision)
+        return connect(path_or_url).prm_format
+    if prm_format is None and is_scorer_file(path_or_url):
+        return scorer_file_format(path_or_url)
     return resolve_format(prm_format, path_or_url, revision)
 
 
@@ -67,18 +69,24 @@ def load_backend(
     revision: str | None = None,
     trust_remote_code: bool = False,
     accelerator: "Accelerator | None" = None,
+    backend: str = "local",
+    tokenizer: str | Path | None = None,
 ) -> ScoringBackend:
     """Loads the backend for a reward model. For the arguments and errors see [`StepScorer.from_pretrained`]."""
-    if is_url(path_or_id):
-        refuse_loading(
-            prm_format=prm_format,
-            dtype=None if dtype == "auto" else dtype,
-            device_map=device_map,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            accelerator=accelerator,
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(BACKENDS)}. Correct the name.")
+    if is_url(path_or_id) or is_scorer_file(path_or_id):
+        loading = {"device_map": device_map, "revision": revision, "trust_remote_code": trust_remote_code}
+        loading |= {"accelerator": accelerator, "dtype": dtype if dtype != "auto" else None}
+        loading["backend"] = backend if backend != "local" else None
+        return _load_elsewhere(path_or_id, prm_format, tokenizer, loading)
+    if tokenizer is not None:
+        raise ValueError(
+            "tokenizer: got a value together with a folder or Hub id, expected it only with the address of a vLLM or "
+            "SGLang server. Leave it out. The model's own tokenizer is loaded."
         )
-        return RemoteBackend(path_or_id)
+    if backend == "vllm":
+        return _load_vllm_backend(path_or_id, prm_format, dtype, device_map, revision, trust_remote_code, accelerator)
     path_or_id = local_path(path_or_id)
     check_model_folder(path_or_id, revision)
     prm_format = resolve_format(prm_format, path_or_id, revision)
@@ -102,6 +110,32 @@ def load_backend(
     return backend_of(model, tokenizer, prm_format, reference_model, **limits)
 
 
+def _load_elsewhere(
+    path_or_url: str | Path, prm_format: PRMFormat | str | None, tokenizer, loading: dict[str, Any]
+) -> ScoringBackend:
+    """The backend for an address or a scorer file. The arguments `loading` are refused."""
+    if is_url(path_or_url):
+        refuse_loading(path_or_url, **loading)
+        return connect(path_or_url, prm_format=prm_format, tokenizer=tokenizer)
+    refuse_loading(path_or_url, prm_format=prm_format, tokenizer=tokenizer, **loading)
+    with unpartitioned():
+        return load_scorer_file(path_or_url)
+
+
+def _load_vllm_backend(
+    path_or_id, prm_format, dtype, device_map, revision: str | None, trust_remote_code: bool, accelerator
+) -> VLLMBackend:
+    refused = {"device_map": device_map, "accelerator": accelerator}
+    if names := [name for name, value in refused.items() if value is not None]:
+        raise ValueError(
+            f"{', '.join(names)}: got a value together with backend='vllm', expected none, because the engine places "
+            "the model. Use VLLMBackend(path, engine_kwargs={'tensor_parallel_size': 2}) for several GPUs."
+        )
+    return VLLMBackend(
+        path_or_id, prm_format=prm_format, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+    )
+
+
 def backend_of(
     model: PreTrainedModel, tokenizer, prm_format: PRMFormat, reference_model: PreTrainedModel | None, **limits: Any
 ) -> ScoringBackend:
@@ -120,91 +154,3 @@ def backend_of(
             "from_pretrained."
         )
     return ImplicitBackend(model, reference_model, tokenizer, prm_format, **limits)
-
-
-@contextmanager
-def unpartitioned() -> Iterator[None]:
-    """Loads models unpartitioned inside this context. While ZeRO-3 trains a policy in this process, transformers
-    partitions every model that it loads, and a scorer has no DeepSpeed engine to gather the weights."""
-    from transformers.integrations import deepspeed
-
-    config = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
-
-
-def load_reward_model(path_or_id: str, prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """
-    Loads the weights of a reward model, or a LoRA adapter with its base model.
-
-    Args:
-        path_or_id (`str`):
-            Folder or Hub id of the model or the adapter.
-        prm_format ([`PRMFormat`]):
-            Format of the model.
-        kwargs (`dict`):
-            Keyword arguments of `from_pretrained`, including `revision` and `trust_remote_code`.
-
-    Raises:
-        `ValueError`: if the checkpoint lacks weights of the model, such as its head, or if transformers has no model
-            of the architecture with that head.
-        `FileNotFoundError`: if an adapter's base model is not at the path that the adapter records.
-    """
-    head, kwargs = prm_format.head, dict(kwargs)
-    if head in ("token", "token_mlp"):
-        kwargs["num_labels"] = prm_format.num_labels
-    adapter = adapter_config(path_or_id, kwargs["revision"])
-    base, revision = path_or_id, kwargs["revision"]
-    if adapter is not None:
-        base, revision = base_of_adapter(path_or_id, adapter), adapter.get("revision")
-    if head in ("token", "token_mlp"):
-        options = {name: kwargs[name] for name in ("trust_remote_code", "num_labels")}
-        config = AutoConfig.from_pretrained(base, revision=revision, **options)
-        check_architecture(base, config, head)
-    if adapter is not None and head in AUTO_MODELS:
-        from peft import AutoPeftModelForCausalLM, AutoPeftModelForTokenClassification
-
-        auto = {"lm": AutoPeftModelForCausalLM, "token": AutoPeftModelForTokenClassification}[head]
-        # PEFT initialises weights at random before it reads them. A policy's samples must not depend on that.
-        with torch.random.fork_rng(devices=[]):
-            model = auto.from_pretrained(path_or_id, **kwargs)
-        model.config.name_or_path = path_or_id  # PEFT keeps the path of the base model here
-        return model
-    if head == "token_mlp":
-        cls = token_classifier_with_mlp(config)
-        kwargs = {name: kwargs[name] for name in kwargs if name not in ("num_labels", "trust_remote_code")}
-        kwargs["config"] = config
-    else:
-        cls = AutoModelForCausalLM if head == "implicit" else AUTO_MODELS[head]
-        if head == "token":
-            kwargs["key_mapping"] = VALUE_HEAD_NAMES
-    model, info = cls.from_pretrained(path_or_id, output_loading_info=True, **kwargs)
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"{path_or_id}: got a checkpoint without {', '.join(missing[:4])}{', ...' if missing[4:] else ''} (and "
-            f"with {', '.join(sorted(info['unexpected_keys'])[:4]) or 'no other weights'}), expected a reward model "
-            f"trained with head={head!r}. Pass the prm_format that it was trained with, e.g. "
-            'PRMFormat.preset("qwen2.5-math-prm").'
-        )
-    return model
-
-
-def load_reference_model(prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTrainedModel | None:
-    """
-    Loads the format's reference model, or returns `None` if the head needs none. For `kwargs` see
-    [`load_reward_model`].
-
-    Raises:
-        `ValueError`: if the head needs a reference model and the format has none.
-    """
-    if prm_format.head != "implicit":
-        return None
-    if prm_format.reference_model is None:
-        raise ValueError(
-            "PRMFormat.reference_model: got None with head='implicit', expected the folder or Hub id of the model "
-            "that the reward model was trained against. Set it in the prm_format that you pass."
-        )
-    return AutoModelForCausalLM.from_pretrained(local_path(prm_format.reference_model), **{**kwargs, "revision": None})

@@ -115,17 +115,7 @@ class LocalBackend:
             [`SolutionTooLong`]: if a solution exceeds the model's context and `skip_too_long` is `False`.
         """
         encoded = encode_solutions(self.tokenizer, self.prm_format, questions, steps)
-        context = self.context_length
-        kept = []
-        for index, solution in enumerate(encoded):
-            if context is None or len(solution.input_ids) <= context:
-                kept += [index] if solution.step_positions else []
-            elif not skip_too_long:
-                raise SolutionTooLong(
-                    index,
-                    f"has {len(solution.input_ids)} tokens, expected at most the model's context of {context}. "
-                    "Shorten the solution, or leave it out.",
-                )
+        kept = solutions_to_score(encoded, self.context_length, skip_too_long)
         rows: list[list[int]] = []
         for index in sorted(kept, key=lambda index: len(encoded[index].input_ids)):
             tokens = (len(rows[-1]) + 1) * len(encoded[index].input_ids) if rows else 0
@@ -155,6 +145,40 @@ class LocalBackend:
 
     def _log_odds_of_model(self, batch: dict[str, Tensor]) -> Tensor:
         return log_odds_at_head(self.model, self.model, self.prm_format.head, self.token_ids, batch)
+
+
+def scores_of_classes(logits: Tensor) -> list[float]:
+    """Step scores from the logits of a token classification model: of shape (steps, 1), or (steps, 2) with the class
+    "good" last."""
+    return step_log_odds(logits.flip(-1)).sigmoid().tolist()
+
+
+def solutions_to_score(encoded: list[EncodedSolution], context: int | None, skip_too_long: bool) -> list[int]:
+    """
+    Returns the indices of the solutions that have steps and fit the context.
+
+    Args:
+        encoded (`list[EncodedSolution]`):
+            Encoded solutions.
+        context (`int` or `None`):
+            Maximum length in tokens, or `None` without a limit.
+        skip_too_long (`bool`):
+            Whether to leave out a solution that is too long, instead of raising an error.
+
+    Raises:
+        [`SolutionTooLong`]: if a solution is too long and `skip_too_long` is `False`.
+    """
+    kept = []
+    for index, solution in enumerate(encoded):
+        if context is None or len(solution.input_ids) <= context:
+            kept += [index] if solution.step_positions else []
+        elif not skip_too_long:
+            raise SolutionTooLong(
+                index,
+                f"has {len(solution.input_ids)} tokens, expected at most the model's context of {context}. "
+                "Shorten the solution, or leave it out.",
+            )
+    return kept
 
 
 def log_odds_at_head(

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from os import PathLike
 from typing import Any, NamedTuple
 
+from ...io.config_values import is_url
 from ...io.http_client import UNREADABLE, EndpointClient, EndpointError, Service
 from ..prm_format import PRMFormat
 from .backend import SolutionTooLong
@@ -182,16 +184,27 @@ class _Served(NamedTuple):
     max_body_bytes: int
 
 
-def refuse_loading(**arguments: Any) -> None:
+def refuse_loading(path_or_url: str | PathLike, **arguments: Any) -> None:
     """
-    Refuses arguments that only apply to a model that is loaded in this process.
+    Refuses arguments that only apply to a reward model that is loaded in this process.
+
+    Args:
+        path_or_url (`str` or `PathLike`):
+            Address of a scoring server, or a scorer file.
+        arguments:
+            The arguments by name.
 
     Raises:
         `ValueError`: if one of the arguments is set.
     """
     refused = [name for name, value in arguments.items() if value]
-    if refused:
+    if refused and is_url(path_or_url):
         raise ValueError(
             f"{', '.join(refused)}: got a value together with the address of a scoring server, expected the address "
             "alone. Set it where the server is started, because the server loads the model."
+        )
+    if refused:
+        raise ValueError(
+            f"{', '.join(refused)}: got a value together with the scorer file {path_or_url}, expected the file alone. "
+            "Leave the argument out. The file has the settings of the scorer and of its sampler."
         )

@@ -3,6 +3,7 @@
 Selection, guided search, policy training and the scoring server all use it.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ from ...functional.aggregation import aggregate
 from ...io.text_lists import check_text_lists, check_texts
 from ...steps import clean_steps, split_steps
 from ..prm_format import FormatTokenIds, PRMFormat
-from .backend import CollectiveBackend, ScoringBackend, SolutionTooLong
+from .backend import CollectiveBackend, OutcomeBackend, ScoringBackend, SolutionTooLong
+from .eta import format_at_eta, scores_at_eta
+from .export import save_token_classifier
 from .loading import backend_of, load_backend
 
 
@@ -31,8 +34,8 @@ class StepScorer:
 
     A scorer checks its arguments, scores duplicate solutions once, splits texts into steps and aggregates step scores.
     Its [`ScoringBackend`] computes the scores: a model in this process ([`LocalBackend`], [`ImplicitBackend`]), a
-    model that is sharded over the processes of a training run ([`ShardedBackend`]), a server ([`RemoteBackend`]), or
-    your own class ([`StepScorer.from_backend`]).
+    model that is sharded over the processes of a training run ([`ShardedBackend`]), an engine ([`VLLMBackend`]), a
+    server ([`RemoteBackend`], [`EngineServerBackend`]), or your own class ([`StepScorer.from_backend`]).
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -47,10 +50,14 @@ class StepScorer:
             Maximum number of tokens per batch, including padding. A longer solution is scored in its own batch.
         reference_model ([`~transformers.PreTrainedModel`], *optional*):
             Reference model on the same device. Only `head="implicit"` needs it.
+        eta (`float`, *optional*):
+            Eta at which the scores are read. By default, scores are returned as the model gives them, at the eta of
+            its labels. Another eta is exact for rewards of 0 and 1. It needs a model that was trained at a finite eta,
+            which its format records.
 
     Raises:
         `ValueError`: if the tokenizer does not know a token of the format, if an adapter inserts virtual tokens before
-            the text, or if the reference model is missing.
+            the text, if the reference model is missing, or if the scores cannot be read at `eta`.
 
     Example:
 
@@ -70,18 +77,27 @@ class StepScorer:
         batch_size: int = 32,
         max_batch_tokens: int | None = None,
         reference_model=None,
+        eta: float | None = None,
     ):
         limits = {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens}
-        self.backend: ScoringBackend = backend_of(model, tokenizer, prm_format, reference_model, **limits)
+        self._use(backend_of(model, tokenizer, prm_format, reference_model, **limits), eta)
+
+    def _use(self, backend: ScoringBackend, eta: float | None, trained_eta: float | None = None) -> None:
+        self.backend, self.eta, self._stated_eta = backend, eta, trained_eta
+        if eta is not None or trained_eta is not None:
+            format_at_eta(backend.prm_format, eta, trained_eta)  # raises its errors
 
     @classmethod
-    def from_backend(cls, backend: ScoringBackend) -> "StepScorer":
+    def from_backend(
+        cls, backend: ScoringBackend, *, eta: float | None = None, trained_eta: float | None = None
+    ) -> "StepScorer":
         """
         Returns a scorer over a backend. Use it to set a backend's options, or to score with your own class; see
-        [`ScoringBackend`].
+        [`ScoringBackend`]. For `eta` and `trained_eta` see [`StepScorer.from_pretrained`].
 
         Raises:
             `TypeError`: if the backend lacks one of the protocol's members.
+            `ValueError`: if the scores cannot be read at `eta`.
         """
         missing = [name for name in _MEMBERS if not hasattr(backend, name)]
         if missing:
@@ -90,13 +106,24 @@ class StepScorer:
                 "ScoringBackend. Add the missing members; see erprm_trl.reward_model.scoring.ScoringBackend."
             )
         scorer = cls.__new__(cls)
-        scorer.backend = backend
+        scorer._use(backend, eta, trained_eta)
         return scorer
 
     @classmethod
     def of(cls, scorer: "StepScorer | ScoringBackend") -> "StepScorer":
         """Returns the scorer itself, or a scorer over a backend; see [`StepScorer.from_backend`]."""
         return scorer if isinstance(scorer, StepScorer) else cls.from_backend(scorer)
+
+    def at_eta(self, eta: float | None, trained_eta: float | None = None) -> "StepScorer":
+        """
+        Returns a scorer over the same backend that reads the scores at another eta, or as the model gives them if
+        `eta` is `None`. For the arguments see [`StepScorer.from_pretrained`].
+
+        Raises:
+            `ValueError`: if the scores cannot be read at `eta`.
+        """
+        trained_eta = self._stated_eta if trained_eta is None else trained_eta
+        return self.from_backend(self.backend, eta=eta, trained_eta=trained_eta)
 
     @classmethod
     def from_pretrained(
@@ -112,6 +139,10 @@ class StepScorer:
         revision: str | None = None,
         trust_remote_code: bool = False,
         accelerator: "Accelerator | None" = None,
+        eta: float | None = None,
+        trained_eta: float | None = None,
+        backend: str = "local",
+        tokenizer: str | Path | None = None,
     ) -> "StepScorer":
         """
         Loads a model or LoRA adapter that [`ERPRMTrainer`] saved, or a public reward model with its preset:
@@ -119,9 +150,11 @@ class StepScorer:
 
         Args:
             path_or_id (`str` or `Path`):
-                Folder, Hub id, or address of a scoring server such as `"http://host:8100"` (see [`RemoteBackend`]).
-                The server chooses its device and batch size. With an address, `device`, `batch_size` and
-                `max_batch_tokens` are ignored, and the other arguments raise an error.
+                Folder, Hub id, or address of a scoring server such as `"http://host:8100"` (see [`RemoteBackend`]) or
+                of a vLLM or SGLang server (see [`EngineServerBackend`]). Or a scorer file, i.e. a `.yaml` file for a
+                [`MonteCarloScorer`] or a [`JudgeScorer`]. The server or the file chooses the device and batch size.
+                With an address or a scorer file, `device`, `batch_size` and `max_batch_tokens` are ignored, and the
+                other arguments raise an error, except `prm_format` and `tokenizer` with a vLLM or SGLang server.
             prm_format ([`PRMFormat`] or `str`, *optional*):
                 Format of the model, or the name of a preset ([`PRMFormat.preset`]). Defaults to the model's own
                 `prm_format.json`.
@@ -140,6 +173,18 @@ class StepScorer:
             accelerator ([`~accelerate.Accelerator`], *optional*):
                 Accelerator of a ZeRO-3 training run, to shard the model over its processes (see [`ShardedBackend`]).
                 `device` and `device_map` are not used then. The weights have the dtype of the training run.
+            eta (`float`, *optional*):
+                Eta at which the scores are read, see [`StepScorer`]. By default, scores are returned as the model
+                gives them.
+            trained_eta (`float`, *optional*):
+                Eta of the labels that the model was trained on, if its format does not record it: 0 for a model whose
+                scores are success rates.
+            backend (`str`, *optional*, defaults to `"local"`):
+                `"vllm"` loads the model into an offline vLLM engine in this process (see [`VLLMBackend`]), which
+                chooses its device and batches itself.
+            tokenizer (`str` or `Path`, *optional*):
+                Folder or Hub id with the tokenizer and the format of the model on a vLLM or SGLang server, if the path
+                that the server reports cannot be read here.
 
         Raises:
             `FileNotFoundError`: if `prm_format` is not set and the model has no `prm_format.json`, or if an adapter's
@@ -153,7 +198,9 @@ class StepScorer:
                 - Transformers has no model of the architecture with the head.
                 - An adapter inserts virtual tokens before the text.
                 - An implicit reward model has no `reference_model` in its format, or is to be sharded.
-            `ImportError`: if the tokenizer needs the package `sentencepiece` and it is not installed.
+                - The scores cannot be read at `eta`, because the eta of the labels is infinite or not known.
+            `ImportError`: if the tokenizer needs the package `sentencepiece` and it is not installed, or for
+                `backend="vllm"` without vLLM.
         """
         return cls.from_backend(
             load_backend(
@@ -167,13 +214,22 @@ class StepScorer:
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 accelerator=accelerator,
-            )
+                backend=backend,
+                tokenizer=tokenizer,
+            ),
+            eta=eta,
+            trained_eta=trained_eta,
         )
 
     @property
     def prm_format(self) -> PRMFormat:
-        """The reward model's format."""
-        return self.backend.prm_format
+        """The reward model's format. Its `eta` is the eta of the scores."""
+        return format_at_eta(self.backend.prm_format, self.eta, self._stated_eta)
+
+    @property
+    def trained_eta(self) -> float | None:
+        """Eta of the labels that the model was trained on, `None` if it is not known."""
+        return format_at_eta(self.backend.prm_format, None, self._stated_eta).eta
 
     @property
     def model_name(self) -> str:
@@ -221,7 +277,12 @@ class StepScorer:
         return self.backend.max_batch_tokens
 
     def score(
-        self, questions: Sequence[str], steps: Sequence[Sequence[str]], *, skip_too_long: bool = False
+        self,
+        questions: Sequence[str],
+        steps: Sequence[Sequence[str]],
+        *,
+        skip_too_long: bool = False,
+        eta: float | None = None,
     ) -> list[list[float]]:
         """
         Scores every step.
@@ -234,6 +295,8 @@ class StepScorer:
             skip_too_long (`bool`, *optional*, defaults to `False`):
                 Whether to return an empty list for a solution that exceeds the model's context, instead of raising an
                 error.
+            eta (`float`, *optional*):
+                Eta at which the scores are read, see [`StepScorer`]. Defaults to the scorer's own `eta`.
 
         Returns:
             `list[list[float]]`: one score in [0, 1] per step, computed in float32. A solution without steps has an
@@ -241,11 +304,15 @@ class StepScorer:
 
         Raises:
             `ValueError`: if the numbers of questions and solutions differ, if a solution exceeds the model's context
-                (the error names its index), or if the backend returns a wrong number of scores.
+                (the error names its index), if the backend returns a wrong number of scores, or if the scores cannot
+                be read at `eta`.
             `TypeError`: if an argument is a string instead of a list, or an entry is not a string (the error names the
                 argument and the row).
         """
+        eta = self.eta if eta is None else eta
         with self._stopping_other_processes():
+            if eta is not None:
+                format_at_eta(self.backend.prm_format, eta, self._stated_eta)  # raises its errors
             solutions = _solutions(questions, steps)
             distinct = list(dict.fromkeys(solutions))
         try:
@@ -257,24 +324,62 @@ class StepScorer:
         except SolutionTooLong as error:  # the backend's index counts only distinct solutions
             raise SolutionTooLong(solutions.index(distinct[error.index]), error.reason) from None
         self._check_scores(scores, distinct, solutions, skip_too_long)
+        if eta is not None:
+            scores = scores_at_eta(scores, self.trained_eta, eta)
         scores_of = dict(zip(distinct, scores, strict=True))
         return [list(scores_of[solution]) for solution in solutions]
 
-    def score_texts(self, questions: Sequence[str], completions: Sequence[str]) -> list[list[float]]:
+    def score_texts(
+        self, questions: Sequence[str], completions: Sequence[str], *, eta: float | None = None
+    ) -> list[list[float]]:
         """Splits raw texts into steps by the format's splitter, and scores them; see [`StepScorer.score`]."""
         with self._stopping_other_processes():
             check_texts("completions", completions)
             steps = [self.split(completion) for completion in completions]
-        return self.score(questions, steps)
+        return self.score(questions, steps, eta=eta)
 
-    def score_solutions(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[float]:
+    def score_solutions(
+        self, questions: Sequence[str], steps: Sequence[Sequence[str]], *, eta: float | None = None
+    ) -> list[float]:
         """Returns one score per solution, by the format's aggregation. A solution without steps is an error."""
-        return aggregate(self.score(questions, steps), self.prm_format.aggregation).tolist()
+        return aggregate(self.score(questions, steps, eta=eta), self.prm_format.aggregation).tolist()
+
+    def export_token_classifier(self, folder: str | Path) -> None:
+        """
+        Saves the reward model as an `AutoModelForTokenClassification`, which engines such as vLLM serve.
+
+        The two classes are "bad" and "good", and the head has the rows of the bad and the good token of the
+        language-model head. The scores are the same. Adapters are merged into the weights, which takes the memory of
+        a second copy of the model. The tokenizer and a `prm_format.json` with `head="token"` and `num_labels=2` are
+        saved in the same folder. A reward model with a token classification head is saved with its own head.
+
+        Args:
+            folder (`str` or `Path`):
+                Folder for the exported model.
+
+        Raises:
+            `ValueError`: if the model is not in this process, if the folder has a model, or if the model has another
+                kind of head, a quantized dtype, an adapter that cannot be merged, or an architecture without a token
+                classification model with the same scores.
+        """
+        if self.weights is None:
+            raise ValueError(
+                f"export_token_classifier: got a {type(self.backend).__name__} without a model, expected a model in "
+                "this process. Run erprm export --reward_model FOLDER --output_dir NEW_FOLDER where the model is."
+            )
+        save_token_classifier(copy.deepcopy(self.model), self.tokenizer, self.backend.prm_format, folder)
 
     def split(self, completion: str) -> list[str]:
         """Splits a raw text into steps by the format's splitter."""
         splitter = self.prm_format.splitter
         return clean_steps(split_steps(completion, splitter, self.prm_format.steps_of), splitter)
+
+    def for_unfinished(self) -> "StepScorer":
+        """Returns a scorer for solutions that may be unfinished. It is this scorer, unless the backend scores the last
+        step by the solution's outcome ([`MonteCarloScorer`])."""
+        if isinstance(self.backend, OutcomeBackend):
+            return self.from_backend(self.backend.for_unfinished(), eta=self.eta, trained_eta=self._stated_eta)
+        return self
 
     @contextmanager
     def _stopping_other_processes(self) -> Iterator[None]:

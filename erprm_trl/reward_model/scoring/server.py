@@ -7,7 +7,6 @@ text from a request.
 """
 
 import asyncio
-import dataclasses
 import hmac
 import json
 import logging
@@ -135,7 +134,7 @@ class _ScoringServer:
         self._waiting = 0
         self._context_length = scorer.context_length
         self._format = {
-            "prm_format": dataclasses.asdict(scorer.prm_format),
+            "prm_format": scorer.prm_format.to_dict(),
             "model": redacted(scorer.model_name),
             "max_length": scorer.context_length,
             **limits,

@@ -17,6 +17,7 @@ from ..encoding import encode_solutions
 from ..prm_format import PRMFormat
 from .backend import ScoringBackend
 from .local import LocalBackend, log_odds_at_head
+from .scorer_file import is_scorer_file
 
 
 class ShardedBackend:
@@ -141,6 +142,11 @@ def check_sharding(
         raise ValueError(
             "shard_reward_model=True: got the address of a scoring server, expected a path or Hub id. Set "
             "shard_reward_model=False, because the model takes no memory in this process."
+        )
+    if is_scorer_file(reward_model):
+        raise ValueError(
+            f"shard_reward_model=True: got the scorer file {reward_model}, expected a folder or Hub id. Set "
+            "shard_reward_model=False, and sample from a server (backend: endpoint) if memory is short."
         )
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:

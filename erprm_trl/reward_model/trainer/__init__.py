@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .erprm_config import ERPRMConfig
     from .erprm_trainer import ERPRMTrainer
     from .labelled_steps import load_labelled_steps
+    from .mixture import LabelledSource
+    from .written_forms import from_stepwise
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -18,5 +20,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "erprm_config": ["ERPRMConfig"],
         "erprm_trainer": ["ERPRMTrainer"],
         "labelled_steps": ["load_labelled_steps"],
+        "mixture": ["LabelledSource"],
+        "written_forms": ["from_stepwise"],
     },
 )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..._trl import BaseConfig
+from ...rollouts.label_options import Judge, LabelOptions
 from ...training.tracking.tracking_config import TrackingConfig
 from ..prm_format import PRMFormat
 
@@ -17,7 +18,11 @@ FORMAT_FIELDS = (
     "splitter",
     "steps_of",
     "aggregation",
+    "reference_model",
+    "beta",
 )
+DEFAULT_BETA = 0.05
+"""Coefficient of the log-ratio of a new implicit reward model."""
 
 
 @dataclass
@@ -34,10 +39,28 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         eta (`float`, *optional*, defaults to `2.0`):
             Inverse reward temperature of the labels made from a rollout folder: 0 is Math-Shepherd's soft estimation,
             `inf` is its hard estimation. It is not used with datasets that already have labels.
+        recorded_eta (`float`, *optional*):
+            Eta of the labels that is recorded in the model's format, so that its scores can be read at another eta.
+            Defaults to `eta` for rollouts with the grading `"math"` or `"exact"`, whose rewards are 0 and 1. Set it
+            for a dataset that already has labels (0 if they are success rates), or for your own grading with rewards
+            of 0 and 1.
         label_estimator (`str`, *optional*):
             How labels are made from a rollout folder: `"sample"` or `"posterior"`. Defaults to `"posterior"` for
             adaptive collections at finite `eta`, else to `"sample"`, see
             [`~erprm_trl.rollouts.RolloutDataset.labels`].
+        min_question_rate (`float`, *optional*, defaults to `0.0`):
+            Leaves out training rollouts of questions that the completer solves at a lower rate. This option and the
+            next four apply to rollout folders for training only, see [`~erprm_trl.rollouts.LabelOptions`]. The judge
+            `agree_with` is an argument of [`ERPRMTrainer`].
+        relative_labels (`bool`, *optional*, defaults to `False`):
+            Whether to divide the rate of each prefix by the rate of its question (`relative`).
+        error_tolerance (`int`, *optional*):
+            In wrong solutions, only steps at most this far from the first failing prefix keep their value. Earlier
+            steps get label 1, later steps get label 0.
+        label_correct_solutions (`str`, *optional*, defaults to `"continuations"`):
+            `"ones"` labels every step of a right solution with 1.
+        agreement_tolerance (`int`, *optional*, defaults to `0`):
+            Steps by which the first errors of the judge and of the continuations may differ.
         label_weighting (`str`, *optional*, defaults to `"none"`):
             `"precision"` weights each step's training loss by the certainty of its label
             ([`~erprm_trl.functional.precision_weights`]), scaled to a mean of 1 over the training steps. It needs
@@ -50,6 +73,10 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             evaluation uses all steps.
         invalid_rows (`str`, *optional*, defaults to `"error"`):
             `"error"` raises an error at the first unusable row. `"drop"` skips such rows and logs their number.
+        mixture_stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`):
+            Length of an epoch of several sources with weights ([`LabelledSource`]). `"all_exhausted"` uses every row
+            at least once and repeats rows of sources with a high weight. `"first_exhausted"` repeats no row and leaves
+            out rows of sources with a low weight. The numbers are logged and listed in the model card.
 
         > Parameters that control the format. Parameters that are not set come from the model's own `prm_format.json`
         > if it has one, else from the defaults of [`PRMFormat`]. For a model without `prm_format.json`, `splitter` and
@@ -59,7 +86,13 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             Name of the preset to take the format from instead, to continue the training of a public reward model, see
             [`PRMFormat.preset`].
         separator, good_token, bad_token, head, prompt_template, splitter, steps_of, aggregation (`str`, *optional*):
-            See [`PRMFormat`].
+            See [`PRMFormat`]. `head="implicit"` trains an implicit process reward model on the outcomes of solutions:
+            the label of a row's last step, a column `label`, or the rewards of rollouts, which need no continuations.
+        reference_model (`str`, *optional*):
+            Folder or Hub id of the reference model of `head="implicit"`. Defaults to the model that the training
+            starts from, or to its own reference model if it is an implicit reward model.
+        beta (`float`, *optional*):
+            Coefficient of the log-ratio of `head="implicit"`. Defaults to 0.05 for a new implicit reward model.
         add_missing_tokens (`bool`, *optional*, defaults to `False`):
             Whether to add the separator, the good token and the bad token to the vocabulary if the tokenizer does not
             encode them as one id. Added tokens are trained, also with LoRA. White space that the tokenizer knows is
@@ -117,6 +150,13 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             "is hard estimation."
         },
     )
+    recorded_eta: float | None = field(
+        default=None,
+        metadata={
+            "help": "Eta of the labels to record in the model's format. Defaults to eta for rollouts with the grading "
+            "math or exact. Set it for a dataset with labels: 0 for success rates."
+        },
+    )
     label_estimator: str | None = field(
         default=None,
         metadata={
@@ -124,6 +164,32 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             "collections at finite eta, else to 'sample'.",
             "choices": ["sample", "posterior"],
         },
+    )
+    min_question_rate: float = field(
+        default=0.0,
+        metadata={"help": "Leaves out rollouts of questions that the completer solves at a lower rate."},
+    )
+    relative_labels: bool = field(
+        default=False,
+        metadata={"help": "Whether to divide the rate of each prefix by the rate of its question."},
+    )
+    error_tolerance: int | None = field(
+        default=None,
+        metadata={
+            "help": "In wrong solutions, only steps at most this far from the first failing prefix keep their value. "
+            "Earlier steps get label 1, later steps label 0."
+        },
+    )
+    label_correct_solutions: str = field(
+        default="continuations",
+        metadata={
+            "help": "'ones' labels every step of a right solution with 1 instead of by its continuations.",
+            "choices": ["continuations", "ones"],
+        },
+    )
+    agreement_tolerance: int = field(
+        default=0,
+        metadata={"help": "Steps by which the first errors of the judge and of the continuations may differ."},
     )
     label_weighting: str = field(
         default="none",
@@ -141,6 +207,15 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         metadata={
             "help": "'error' raises an error at the first unusable row. 'drop' skips such rows and logs their number.",
             "choices": ["error", "drop"],
+        },
+    )
+
+    mixture_stopping_strategy: str = field(
+        default="all_exhausted",
+        metadata={
+            "help": "Length of an epoch of several weighted sources: 'all_exhausted' uses every row and repeats rows, "
+            "'first_exhausted' repeats no row and leaves out rows.",
+            "choices": ["all_exhausted", "first_exhausted"],
         },
     )
 
@@ -162,9 +237,18 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         default=None,
         metadata={
             "help": "'lm' scores with the good and the bad token of a causal language model (the default). 'token' "
-            "scores with a token classification model.",
-            "choices": ["lm", "token"],
+            "scores with a token classification model. 'implicit' scores with the log-ratio to a reference model, and "
+            "learns from outcomes.",
+            "choices": ["lm", "token", "implicit"],
         },
+    )
+    reference_model: str | None = field(
+        default=None,
+        metadata={"help": "Reference model of head='implicit'. Defaults to the model that the training starts from."},
+    )
+    beta: float | None = field(
+        default=None,
+        metadata={"help": "Coefficient of the log-ratio of head='implicit'. Defaults to 0.05 for a new model."},
     )
     prompt_template: str | None = field(
         default=None,
@@ -235,6 +319,17 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
                 "labels) to 1 (all labels 0.5). Set it to 0 for no smoothing."
             )
 
+    def label_options(self, agree_with: Judge | None = None) -> LabelOptions:
+        """Returns the options of the training labels, with the judge."""
+        return LabelOptions(
+            min_question_rate=self.min_question_rate,
+            relative=self.relative_labels,
+            error_tolerance=self.error_tolerance,
+            label_correct_solutions=self.label_correct_solutions,
+            agree_with=agree_with,
+            agreement_tolerance=self.agreement_tolerance,
+        )
+
     def resolve_format(self, saved: PRMFormat | None, default: PRMFormat | None = None) -> PRMFormat:
         """
         Returns the format to train with. Each field comes from this configuration if it is set, else from the preset,
@@ -252,4 +347,15 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         chosen = {name: getattr(self, name) for name in FORMAT_FIELDS if getattr(self, name) is not None}
         if chosen.keys() & {"separator", "good_token", "bad_token"}:
             chosen["expected_ids"] = None  # other tokens have other ids
-        return replace(base, **chosen)
+        if chosen.get("head") == "implicit" != base.head:
+            chosen.setdefault("beta", DEFAULT_BETA)
+        prm_format = replace(base, **chosen)
+        for name in ("reference_model", "beta"):
+            if name in chosen and prm_format.head != "implicit":
+                raise ValueError(
+                    f"{name}: got {chosen[name]!r} with head={prm_format.head!r}, expected head='implicit', which "
+                    f"alone uses it. Set head='implicit', or remove {name}."
+                )
+        if prm_format.head == "implicit" and not prm_format.beta > 0:
+            raise ValueError(f"beta: got {prm_format.beta}, expected a number above 0. Set e.g. beta={DEFAULT_BETA}.")
+        return prm_format

@@ -22,16 +22,22 @@ from ...training.nonfinite import StopOnNonFinite
 from ..collator import DataCollatorForStepLabels, check_packing, padding_id
 from ..prm_format import PRMFormat
 from ..step_logits import step_logits
-from .data_setup import open_rollouts, prepare_dataset
+from .data_setup import labels_eta, open_rollouts, prepare_dataset, rollouts_in
 from .erprm_config import ERPRMConfig
 from .metrics import StepRecords, padded_logits
+from .mixture import LabelledSource, named_sources
 from .model_setup import longest_text, prepare_model
+from .reference_log_probs import ReferenceLogProbs, solution_rewards
 from .tracking import ERPRMTracking
 
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import BitsAndBytesConfig
+
+    from ...rollouts.label_options import Judge
+
+TrainingData = Dataset | IterableDataset | RolloutDataset | LabelledSource | str | Path
 
 CITATION = """@article{zhang2025entropy,
     title  = {{Entropy-Regularized Process Reward Model}},
@@ -62,11 +68,11 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
 
     Args:
         model (`str`, `Path`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Model to train: a Hub id, a folder or a loaded model. `head="lm"` needs a causal language model, and
-            `head="token"` a token classification model with one or two labels. A token classification model keeps its
-            head if it has no saved format and `args` sets none. A saved adapter is loaded with its base model, and its
-            training continues. A [`~peft.PeftModel`] must have trainable weights. A model from a path or id is loaded
-            in `float32`, unless `args.model_init_kwargs` sets another dtype.
+            Model to train: a Hub id, a folder or a loaded model. `head="lm"` and `head="implicit"` need a causal
+            language model, and `head="token"` a token classification model with one or two labels. A token
+            classification model keeps its head if it has no saved format and `args` sets none. A saved adapter is
+            loaded with its base model, and its training continues. A [`~peft.PeftModel`] must have trainable weights.
+            A model from a path or id is loaded in `float32`, unless `args.model_init_kwargs` sets another dtype.
         args ([`ERPRMConfig`] or [`~transformers.TrainingArguments`], *optional*):
             Configuration. Defaults to `ERPRMConfig("<model>-ERPRM")`.
         data_collator (`Callable`, *optional*):
@@ -78,10 +84,13 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             - Labelled steps in a form of [`to_stepwise`].
             - Token ids in the form of TRL's `PRMTrainer`: `input_ids`, and `labels` with -100 where no step ends.
             - Rollouts: a folder or a [`RolloutDataset`], labelled at `args.eta`.
+            - A list of these, or of [`LabelledSource`], which sets the eta and the weight of a source.
 
-            A streaming dataset is checked and encoded while it is read, and needs `args.max_steps`.
+            A streaming dataset is checked and encoded while it is read, and needs `args.max_steps`. It cannot be in a
+            list.
         eval_dataset (the same, or a `dict` of them, *optional*):
-            Dataset for evaluation. A streaming dataset is read into memory.
+            Dataset for evaluation. A streaming dataset is read into memory. Each dataset of a list or `dict` is
+            evaluated separately, with its name in the metrics, such as `eval_<name>_auc`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer. Defaults to the model's own tokenizer.
         compute_metrics (`Callable`, *optional*):
@@ -94,6 +103,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             Quantization to load the model with, if `model` is a string.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Configuration of a new adapter to train. It cannot be used with a model that already has an adapter.
+        agree_with ([`StepScorer`] or any object with `score` and `model_name`, *optional*):
+            Judge of the training rollouts, see [`~erprm_trl.rollouts.LabelOptions`].
 
     Raises:
         `ValueError`: for unusable data (the message names the row, the column and the fix), for a token of the format
@@ -114,8 +125,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         model: "str | Path | PreTrainedModel",
         args: ERPRMConfig | TrainingArguments | None = None,
         data_collator: Callable | None = None,
-        train_dataset: "Dataset | IterableDataset | RolloutDataset | str | Path | None" = None,
-        eval_dataset: "Dataset | IterableDataset | RolloutDataset | str | Path | dict[str, Any] | None" = None,
+        train_dataset: "TrainingData | list[TrainingData] | None" = None,
+        eval_dataset: "TrainingData | list[TrainingData] | dict[str, TrainingData] | None" = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -124,6 +135,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
+        agree_with: "Judge | None" = None,
     ):
         if isinstance(model, (str, os.PathLike)):
             model = local_path(model)
@@ -137,12 +149,13 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         if isinstance(train_dataset, IterableDataset):
             args.accelerator_config.dispatch_batches = False  # dispatched batches must have the same width
         train_dataset, default_format = open_rollouts(train_dataset, "train"), None
-        if isinstance(train_dataset, RolloutDataset):  # the model will score texts that are split in the same way
-            settings = train_dataset.settings
-            default_format = PRMFormat(splitter=settings.splitter, steps_of=settings.steps_of)
+        for rollouts in rollouts_in(train_dataset)[:1]:  # the model will score texts that are split in the same way
+            default_format = PRMFormat(splitter=rollouts.settings.splitter, steps_of=rollouts.settings.steps_of)
         model, processing_class, self.prm_format = prepare_model(
             model, args, processing_class, quantization_config, peft_config, default_format
         )
+        is_implicit = self.prm_format.head == "implicit"
+        self.prm_format = self.prm_format.with_eta(None if is_implicit else labels_eta(train_dataset, args))
         self.format_token_ids = self.prm_format.token_ids(processing_class)
         self.data_counts: dict[str, dict] = {}
         self._manifests: dict[str, dict] = {}
@@ -152,6 +165,12 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             prm_format=self.prm_format,
             args=args,
             max_length=longest_text(model, args.max_length),
+            reference=ReferenceLogProbs(
+                model, self.prm_format, args, get_config_model_id(model.config), padding_id(processing_class)
+            )
+            if is_implicit
+            else None,
+            agree_with=agree_with,
         )
         train_dataset = self._prepare_dataset(train_dataset, "train", is_training=True)
         if eval_dataset is not None:
@@ -195,11 +214,12 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         prepared = self._prepare(dataset, name=name, is_training=is_training)
         if prepared.counts is not None:
             self.data_counts[name] = prepared.counts
-        if prepared.manifest is not None:
-            self._manifests[name] = prepared.manifest
+        self._manifests.update(prepared.manifests)
         return prepared.examples
 
     def _prepare_evaluation(self, dataset: Any, name: str = "eval") -> Any:
+        if isinstance(dataset, (list, tuple)):
+            dataset = {source.name: source for source in named_sources(dataset, name)}
         if isinstance(dataset, dict):
             # An evaluation dataset named "train" must not overwrite the counts of the training dataset.
             names = {key: "eval_train" if key == "train" else key for key in dataset}
@@ -210,6 +230,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         if self._signature_columns is None:
             self._signature_columns = [
                 "input_ids", "step_positions", "step_labels", "step_weights", "question_id", "prompt_length", "length",
+                "ref_logps",
             ]  # fmt: skip
 
     def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
@@ -278,7 +299,9 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             # the number of steps over all processes.
             loss = weighted.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
         if self.model.training:
-            self._tracking.throughput.count(inputs["lengths"])  # no head positions: it computes only two columns
+            # The other heads compute only one or two columns.
+            head_tokens = inputs["lengths"] - inputs["prompt_lengths"] if "ref_logps" in inputs else None
+            self._tracking.throughput.count(inputs["lengths"], head_tokens)
         self._record(inputs, logits, losses)
         self._checked_loss(loss)
         if self.args.packing and not self._packing_checked:
@@ -287,6 +310,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         return (loss, {"logits": padded_logits(logits, mask)}) if return_outputs else loss
 
     def _step_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.prm_format.head == "implicit":
+            return solution_rewards(model, inputs, self.prm_format.beta, self.accelerator.unwrap_model(model))
         return step_logits(
             model,
             self.prm_format.head,
@@ -384,10 +409,11 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             base_model=base_model,
             model_name=model_name,
             model_id=self.hub_model_id or model_name,
-            labels_from_rollouts="train" in self._manifests,
+            labels_from_rollouts=any(name.split("/")[0] == "train" for name in self._manifests),
             args=self.args,
             prm_format=self.prm_format,
             data_counts=self.data_counts,
+            sources=self.data_counts.get("train", {}).get("sources"),
             paper=self._paper,
             shown=repr,
         )

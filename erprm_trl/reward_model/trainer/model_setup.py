@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TASKS = {"lm": "CAUSAL_LM", "token": "TOKEN_CLS"}
+TASKS = {"lm": "CAUSAL_LM", "token": "TOKEN_CLS", "implicit": "CAUSAL_LM"}
 
 
 def prepare_model(
@@ -65,6 +65,8 @@ def prepare_model(
     if tokenizer is None:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
     added = prm_format.add_missing_tokens(tokenizer) if args.add_missing_tokens else []
+    if prm_format.head == "implicit":
+        prm_format = _with_reference(prm_format, model, name, args, added)
     prm_format.token_ids(tokenizer)  # raises its errors before the weights are loaded
 
     if isinstance(model, str):
@@ -112,6 +114,36 @@ def _choose_format(
             f"one of {', '.join(AUTO_MODELS)}. Train the model's base model with one of these heads."
         )
     return prm_format
+
+
+def _with_reference(
+    prm_format: PRMFormat, model: "str | PreTrainedModel", name: str, args: ERPRMConfig, added: list[str]
+) -> PRMFormat:
+    """Checks the arguments of an implicit reward model, and sets its reference model if it is not set."""
+    refused = {
+        "packing=True": args.packing,
+        "label_weighting='precision'": args.label_weighting != "none",
+        f"the new tokens {added}, which the reference model does not know": added,
+    }
+    for shown, is_set in refused.items():
+        if is_set:
+            raise ValueError(
+                f"ERPRMTrainer: got head='implicit' with {shown}, expected head='implicit' without it. Remove it, or "
+                "choose another head."
+            )
+    if prm_format.reference_model is not None:
+        return prm_format
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+    adapter = adapter_config(model, revision) if isinstance(model, str) else None
+    reference = name if adapter is None else base_of_adapter(name, adapter)
+    if not reference or revision not in (None, "main"):
+        shown = f"revision {revision!r} of a model" if reference else f"a {type(model).__name__} without a name"
+        raise ValueError(
+            f"reference_model: got None with head='implicit' and {shown}, expected a folder or Hub id, from which "
+            "scoring can load the reference model. Save the model that the training starts from, and set "
+            "reference_model to its folder."
+        )
+    return replace(prm_format, reference_model=reference)
 
 
 def _labels_of_classifier(model: "str | PreTrainedModel", args: ERPRMConfig, revision: str | None) -> int | None:
@@ -239,10 +271,10 @@ def _check_head(model, prm_format: PRMFormat) -> None:
             f"AutoModelForTokenClassification.from_pretrained(..., num_labels={prm_format.num_labels}), or pass the "
             "model's name."
         )
-    if prm_format.head == "lm" and model.get_output_embeddings() is None:
+    if prm_format.head in ("lm", "implicit") and model.get_output_embeddings() is None:
         raise ValueError(
-            f"head='lm': got a {type(model).__name__} without a language-model head, expected a causal language "
-            "model. Load it with AutoModelForCausalLM, or do not set `head` to train the model's own head."
+            f"head={prm_format.head!r}: got a {type(model).__name__} without a language-model head, expected a causal "
+            "language model. Load it with AutoModelForCausalLM, or do not set `head` to train the model's own head."
         )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,12 @@ import torch
 
 from ...functional.value_posterior import precision_weights
 from ...rollouts.dataset import RolloutDataset
+from ...rollouts.label_options import LabelOptions
+from ...rollouts.label_source import LabelSource
 from ..encoding import EncodedSolution, encode_solutions
 from ..prm_format import PRMFormat
-from .dataset_formats import FORMS, Row, find_form, read_row
+from .dataset_formats import FORMS, find_form, read_row
+from .dataset_rows import Row
 from .row_problems import TOO_LONG, droppable_row, find_problem
 
 
@@ -111,6 +114,7 @@ def encode_rollouts(
     invalid_rows: str = "error",
     num_proc: int | None = None,
     label_weighting: str = "none",
+    options: LabelOptions | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """
     Labels rollouts at `eta`, checks and encodes them. The result equals [`encode_examples`] on
@@ -125,16 +129,19 @@ def encode_rollouts(
             See [`RolloutDataset.labels`].
         tokenizer, prm_format, name, max_length, last_step_only, invalid_rows, num_proc, label_weighting:
             See [`encode_examples`].
+        options ([`~erprm_trl.rollouts.LabelOptions`], *optional*):
+            Options that make the labels cleaner.
 
     Returns:
-        `tuple`: see [`encode_examples`].
+        `tuple`: see [`encode_examples`]. With options, the counts also have `labels`, the manifest of the labels.
 
     Raises:
         `ValueError`: see [`RolloutDataset.labels`] and [`encode_examples`].
     """
+    source = rollouts.label_source(eta, estimator, options)
     if num_proc is not None and num_proc > 1:
-        return encode_examples(
-            rollouts.labels(eta, estimator),
+        encoded, counts = encode_examples(
+            source.labels(),
             tokenizer,
             prm_format,
             name=name,
@@ -144,20 +151,26 @@ def encode_rollouts(
             num_proc=num_proc,
             label_weighting=label_weighting,
         )
+        return encoded, _with_label_manifest(counts, source)
     from datasets.fingerprint import Hasher
 
     check_options(invalid_rows, label_weighting)
     weighted = label_weighting == "precision"
-    source = rollouts.label_source(eta, estimator)
     _check_deviations(name, source.column_names, "stepwise", weighted)
-    options = {"max_length": max_length, "last_step_only": last_step_only, "weighted": weighted}
-    encode = partial(encode_batch, form="stepwise", tokenizer=tokenizer, prm_format=prm_format, **options)
-    key = (ENCODING_VERSION, source.fingerprint, asdict(prm_format), Hasher.hash(tokenizer), options)
+    encoding = {"max_length": max_length, "last_step_only": last_step_only, "weighted": weighted}
+    encode = partial(encode_batch, form="stepwise", tokenizer=tokenizer, prm_format=prm_format, **encoding)
+    key = (ENCODING_VERSION, source.fingerprint, prm_format.with_eta(None).to_dict(), Hasher.hash(tokenizer), encoding)
     fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-    encoded = source.encoded(encode, _encoded_features(weighted), fingerprint)
+    encoded = source.encoded(encode, _checked_features(weighted), fingerprint)
     if len(encoded) == 0:
         raise ValueError(f"The {name} dataset is empty, expected at least one row.")
-    return _keep_usable(encoded, name, invalid_rows, max_length)
+    kept, counts = _keep_usable(encoded, name, invalid_rows, max_length)
+    return kept, _with_label_manifest(counts, source)
+
+
+def _with_label_manifest(counts: dict[str, Any], source: LabelSource) -> dict[str, Any]:
+    manifest = source.manifest
+    return counts if manifest is None else {**counts, "labels": manifest}
 
 
 def form_of(column_names: Sequence[str], name: str) -> str:
@@ -188,7 +201,8 @@ def _check_deviations(name: str, column_names: Sequence[str], form: str, weighte
         )
 
 
-def _encoded_features(weighted: bool):
+def encoded_features(weighted: bool):
+    """Types of the columns of [`encode_examples`], and with `weighted` also of `step_weights`."""
     from datasets import Features, List, Value
 
     return Features(
@@ -200,11 +214,15 @@ def _encoded_features(weighted: bool):
             "question_id": Value("int64"),
             "prompt_length": Value("int64"),
             "length": Value("int64"),
-            "num_dropped_steps": Value("int64"),
-            "problem": Value("string"),
-            "detail": Value("string"),
         }
     )
+
+
+def _checked_features(weighted: bool):
+    from datasets import Features, Value
+
+    checks = {"num_dropped_steps": Value("int64"), "problem": Value("string"), "detail": Value("string")}
+    return Features({**encoded_features(weighted), **checks})
 
 
 def _keep_usable(encoded, name: str, invalid_rows: str, max_length: int | None) -> tuple[Any, dict[str, Any]]:
@@ -247,7 +265,16 @@ def _keep_usable(encoded, name: str, invalid_rows: str, max_length: int | None) 
     if label is not None:
         logger.warning("%s dataset: every label is %s. A model cannot learn to tell steps apart.", name, label)
     kept = kept.remove_columns(["problem", "detail", "num_dropped_steps"])
-    return (_scale_weights(kept) if "step_weights" in kept.column_names else kept), counts
+    return (scale_weights(kept) if "step_weights" in kept.column_names else kept), counts
+
+
+def count_encoded(dataset) -> dict[str, Any]:
+    """The counts of [`encode_examples`] for examples that were encoded before."""
+    steps = sum(map(len, _values(dataset, "step_positions")))
+    return {
+        "rows": len(dataset), "kept": len(dataset), "steps": steps, "dropped_rows": {},
+        "rows_with_dropped_steps": 0, "dropped_steps": 0,
+    }  # fmt: skip
 
 
 def _values(dataset, column: str) -> Iterator[Any]:
@@ -280,7 +307,8 @@ class _ScaledWeights:
         return {**batch, "step_weights": scaled}
 
 
-def _scale_weights(dataset):
+def scale_weights(dataset):
+    """Divides the `step_weights` of a dataset by their mean when rows are read."""
     mean = sum(map(sum, _values(dataset, "step_weights"))) / sum(map(len, _values(dataset, "step_weights")))
     return dataset.with_transform(_ScaledWeights(mean))
 
@@ -341,7 +369,7 @@ def encode_batch(
         positions = solution.step_positions
         weights = precision_weights(torch.tensor(row.stds or [])).tolist()[: len(positions)]
         labels = row.labels[: len(positions)]
-        if last_step_only:
+        if last_step_only or form == "outcome":
             positions, labels = ([], []) if solution.num_dropped_steps else (positions[-1:], labels[-1:])
             weights = weights[-1:] if positions else []
         if not problem and not positions:
@@ -351,8 +379,8 @@ def encode_batch(
         columns["step_labels"].append(labels)
         if weighted:
             columns["step_weights"].append(weights)
-        # The end of the question is unknown in token ids, so every distinct row counts as a question.
-        question = row.prompt if row.input_ids is None else repr(row.input_ids)
+        # Without a question, or in token ids, where its end is unknown, every distinct row counts as a question.
+        question = row.prompt or repr(row.input_ids or row.steps)
         columns["question_id"].append(
             int.from_bytes(hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()[:7], "big")
         )

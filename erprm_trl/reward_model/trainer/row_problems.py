@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from .dataset_formats import READING_REMEDY, Row
+from .dataset_rows import READING_REMEDY, Row
 
 
 NO_STEPS = "no steps"

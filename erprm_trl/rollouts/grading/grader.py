@@ -25,6 +25,7 @@ __all__ = ["Grader", "extract_answer", "grade"]
 logger = logging.getLogger(__name__)
 
 MAX_CACHED = 8  # number of graders that `grade` keeps for later calls
+STATED = "stated"  # grading of given solutions by the correctness that their source states
 
 
 def _import_path(function: Callable) -> str | None:
@@ -204,6 +205,12 @@ class Grader:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def comparison_method(grading: str | Callable[[str, str], float] | None) -> str | Callable[[str, str], float]:
+    """The `method` of a [`Grader`] that compares the final answers of a collection. Without answers, and if nothing
+    was graded, final answers are compared mathematically."""
+    return "math" if grading in (None, STATED) else grading
 
 
 def grading_name(method: str | Callable[[str, str], float] | None) -> str | None:

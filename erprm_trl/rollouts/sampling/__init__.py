@@ -8,6 +8,7 @@ from ..._lazy import lazy_exports
 if TYPE_CHECKING:
     from .base import Completion, Prompt, Sampler, decode_continuation, derived_seed, holds_stop
     from .endpoint_sampler import EndpointSampler
+    from .loading import SETTING_NAMES, check_sampler_settings, load_sampler
     from .prompt_format import PromptFormat
     from .transformers_sampler import TransformersSampler
     from .vllm_sampler import VLLMSampler
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "holds_stop",
         ],
         "endpoint_sampler": ["EndpointSampler"],
+        "loading": ["SETTING_NAMES", "check_sampler_settings", "load_sampler"],
         "prompt_format": ["PromptFormat"],
         "transformers_sampler": ["TransformersSampler"],
         "vllm_sampler": ["VLLMSampler"],

@@ -80,6 +80,7 @@ class Sampler(Protocol):
         stop: Sequence[str] = (),
         until: Sequence[str] = (),
         progress: Progress | None = None,
+        prompt_seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """
         Samples `num_samples` completions of each prompt.
@@ -99,6 +100,9 @@ class Sampler(Protocol):
             progress (`Callable[[int, int], None]`, *optional*):
                 Function to call from time to time, with the number of completions that have ended and of tokens that
                 were sampled since its last call. Not passed to a sampler without this parameter.
+            prompt_seeds (`Sequence[int]`, *optional*):
+                One seed per prompt, which replaces `seed`. The completions of a prompt then do not depend on the other
+                prompts of the call. Not passed to a sampler without this parameter.
 
         Returns:
             `list[list[Completion]]`: the completions of each prompt, in the order of the prompts.

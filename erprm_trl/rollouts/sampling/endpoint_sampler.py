@@ -174,6 +174,7 @@ class EndpointSampler:
         stop: Sequence[str] = (),
         until: Sequence[str] = (),
         progress: Progress | None = None,
+        prompt_seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """
         Samples `num_samples` completions of each prompt, see [`TransformersSampler.sample`].
@@ -198,8 +199,14 @@ class EndpointSampler:
                 progress(1, completion.num_tokens)
             return completion
 
+        def request_seed(index: int, sample: int) -> int | None:
+            if greedy:
+                return None
+            parts = (seed, index) if prompt_seeds is None else (prompt_seeds[index],)
+            return derived_seed(*parts, sample)
+
         requests = [
-            self._request(content, None if greedy else derived_seed(seed, index, sample), (*stop, *until))
+            self._request(content, request_seed(index, sample), (*stop, *until))
             for index, content in enumerate(contents)
             for sample in range(each)
         ]

@@ -10,7 +10,7 @@ from ...io.adapters import adapter_config, base_of_adapter
 from ...io.file_checks import check_model_folder
 from ...io.paths import local_path
 from ...io.tokenizers import load_tokenizer
-from .base import Completion, Progress, Prompt, decode_continuation
+from .base import Completion, Progress, Prompt, decode_continuation, derived_seed
 from .kv_cache import (
     PromptsNotShared,
     SharedPromptsCache,
@@ -20,6 +20,7 @@ from .kv_cache import (
     sharing_prompts,
 )
 from .prompt_format import PromptFormat
+from .seeded_choice import SeededChoice
 from .stop_strings import StopStrings
 from .token_cuts import end_before
 
@@ -159,6 +160,7 @@ class TransformersSampler:
         stop: Sequence[str] = (),
         until: Sequence[str] = (),
         progress: Progress | None = None,
+        prompt_seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """
         Samples completions.
@@ -180,6 +182,9 @@ class TransformersSampler:
             progress (`Callable[[int, int], None]`, *optional*):
                 Function to call every few tokens, with the number of completions that have ended and of tokens that
                 were sampled since its last call.
+            prompt_seeds (`Sequence[int]`, *optional*):
+                One seed per prompt, which replaces `seed`. The samples of a prompt then do not depend on the other
+                prompts, except for rounding.
 
         Returns:
             `list[list[Completion]]`: the completions of each prompt, in the order of the prompts.
@@ -190,7 +195,7 @@ class TransformersSampler:
         encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: (len(encoded[index]), index))
         completions: list[list[Completion]] = [[] for _ in prompts]
-        jobs = [index for index in order for _ in range(num_samples)]
+        jobs = [(index, sample) for index in order for sample in range(num_samples)]
         device = self.model.device
         was_training = self.model.training
         self.model.eval()
@@ -198,16 +203,61 @@ class TransformersSampler:
             torch.manual_seed(seed)
             for start in range(0, len(jobs), self.batch_size):
                 batch = jobs[start : start + self.batch_size]
-                samples = self._sample_batch([encoded[index] for index in batch], (*stop, *until), progress)
-                for index, completion in zip(batch, samples, strict=True):
+                seeds = None
+                if prompt_seeds is not None and self.temperature != 0:
+                    seeds = [derived_seed(prompt_seeds[index], sample) for index, sample in batch]
+                texts = [encoded[index] for index, _ in batch]
+                samples = self._sample_batch(texts, (*stop, *until), progress, seeds)
+                for (index, _), completion in zip(batch, samples, strict=True):
                     completions[index].append(
                         end_before(completion, until, self.tokenizer, prompts[index], encoded[index])
                     )
         self.model.train(was_training)
         return completions
 
+    def next_token_log_probs(self, prompts: list[Prompt], tokens: Sequence[str]) -> list[list[float]]:
+        """
+        Computes how likely each of a few tokens is as the next token. The temperature is not applied.
+
+        Args:
+            prompts (`list[Prompt]`):
+                Texts to continue.
+            tokens (`Sequence[str]`):
+                Texts that the tokenizer encodes as one token each.
+
+        Returns:
+            `list[list[float]]`: for each prompt, one log-probability per token, computed in float32.
+
+        Raises:
+            `ValueError`: if a text is not one token.
+        """
+        ids = [self.tokenizer.encode(token, add_special_tokens=False) for token in tokens]
+        for token, token_ids in zip(tokens, ids, strict=True):
+            if len(token_ids) != 1 or token_ids == [self.tokenizer.unk_token_id]:
+                raise ValueError(
+                    f"Next token: got {token!r}, which the tokenizer encodes as {token_ids}, expected one token that "
+                    "it knows. Choose another text, such as one with or without a space before it."
+                )
+        encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+        log_probs: list[list[float]] = [[] for _ in prompts]
+        was_training = self.model.training
+        self.model.eval()
+        with torch.inference_mode():
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                inputs = _left_pad([encoded[index] for index in batch], self.pad_token_id, self.model.device)
+                positions = (inputs[1].cumsum(-1) - 1).clamp_min(0)
+                options = {"use_cache": False, "logits_to_keep": 1}
+                logits = self.model(inputs[0], attention_mask=inputs[1], position_ids=positions, **options).logits
+                rows = logits[:, -1].float().log_softmax(-1)[:, [token_ids[0] for token_ids in ids]].tolist()
+                for index, row in zip(batch, rows, strict=True):
+                    log_probs[index] = row
+        self.model.train(was_training)
+        return log_probs
+
     def _sample_batch(
-        self, prompts: list[list[int]], stop: Sequence[str], progress: Progress | None
+        self, prompts: list[list[int]], stop: Sequence[str], progress: Progress | None, seeds: list[int] | None
     ) -> list[Completion]:
         longest = max(map(len, prompts))
         room = self.max_new_tokens if self.context_length is None else self.context_length - longest
@@ -224,8 +274,12 @@ class TransformersSampler:
         each = input_ids.repeat_interleave(repeats, 0), attention_mask.repeat_interleave(repeats, 0)
 
         def continued(cache) -> list[list[int]]:
-            stopping = StopStrings(self.tokenizer, stop, prompts, input_ids.shape[1]) if stop else None
-            return self._continue(*each, cache, min(self.max_new_tokens, room), stopping, progress)
+            start, limit = input_ids.shape[1], min(self.max_new_tokens, room)
+            stopping = StopStrings(self.tokenizer, stop, prompts, start) if stop else None
+            choice = None
+            if seeds is not None:
+                choice = SeededChoice(seeds, start, limit, self.temperature, self.top_p, self.top_k)
+            return self._continue(*each, cache, limit, stopping, choice, progress)
 
         if adds_virtual_tokens(self.model):  # PEFT adds virtual tokens only to a cache that `generate` creates
             new_tokens = continued(None)
@@ -259,6 +313,7 @@ class TransformersSampler:
         cache,
         limit: int,
         stopping: StopStrings | None,
+        choice: SeededChoice | None,
         progress: Progress | None,
     ) -> list[list[int]]:
         """Generates the new tokens of each row in several calls. Rows that have ended are removed between calls."""
@@ -270,7 +325,7 @@ class TransformersSampler:
             # Few tokens per call while texts are short, so that an ended text stays in the batch for at most a quarter
             # of its length. Without a cache to continue from, all tokens are generated in one call.
             most = limit if cache is None else min(limit - made, max(8, made // 4))
-            out = self._generate(input_ids, attention_mask, cache, most, stopping)
+            out = self._generate(input_ids, attention_mask, cache, most, stopping, choice)
             is_end = torch.isin(out.sequences[:, input_ids.shape[1] :], eos)
             alive = ~is_end.any(1)
             lengths = [None] * len(rows) if stopping is None else stopping.lengths
@@ -289,8 +344,9 @@ class TransformersSampler:
             )
             if rows and len(ended):
                 cache.reorder_cache(kept)
-                if stopping is not None:
-                    stopping.keep(kept.tolist())
+                for rowwise in (stopping, choice):
+                    if rowwise is not None:
+                        rowwise.keep(kept.tolist())
         return new_tokens
 
     def _prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
@@ -307,10 +363,18 @@ class TransformersSampler:
         )
         return cache
 
-    def _generate(self, input_ids, attention_mask, cache, max_new_tokens: int, stopping: StopStrings | None):
+    def _generate(
+        self,
+        input_ids,
+        attention_mask,
+        cache,
+        max_new_tokens: int,
+        stopping: StopStrings | None,
+        choice: SeededChoice | None,
+    ):
         from transformers import GenerationConfig
 
-        greedy = self.temperature == 0
+        greedy = self.temperature == 0 or choice is not None  # a choice leaves one token
         config = GenerationConfig(
             do_sample=not greedy,
             max_new_tokens=max_new_tokens,
@@ -333,6 +397,7 @@ class TransformersSampler:
                 past_key_values=cache,
                 generation_config=config,
                 stopping_criteria=None if stopping is None else [stopping],
+                logits_processor=None if choice is None else [choice],
                 # Processes sample different prompts. They need no synchronisation, because ZeRO-3's weights are
                 # gathered before.
                 synced_gpus=False,

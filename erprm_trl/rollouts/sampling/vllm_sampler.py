@@ -97,6 +97,7 @@ class VLLMSampler:
         stop: Sequence[str] = (),
         until: Sequence[str] = (),
         progress: Progress | None = None,
+        prompt_seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """Samples `num_samples` completions of each prompt, see [`TransformersSampler.sample`]."""
         from vllm import SamplingParams, TokensPrompt
@@ -107,6 +108,9 @@ class VLLMSampler:
         # vLLM seeds the samples of a request with seed, seed + 1, ..., so the seeds of requests and calls must be far
         # apart.
         first_seed = random.Random(seed).getrandbits(62)
+        seeds = [first_seed + index * num_samples for index in range(len(prompts))]
+        if prompt_seeds is not None:
+            seeds = [random.Random(prompt_seed).getrandbits(62) for prompt_seed in prompt_seeds]
         eos = self.tokenizer.eos_token_id
         params = [
             SamplingParams(
@@ -115,14 +119,14 @@ class VLLMSampler:
                 top_p=self.top_p,
                 top_k=self.top_k,
                 max_tokens=self.max_new_tokens,
-                seed=first_seed + index * num_samples,
+                seed=request_seed,
                 # The engine only knows the end tokens of the model and of its own tokenizer.
                 stop_token_ids=None if eos is None else [eos],
                 # vLLM's text is only used to find stop strings. The text of a completion is decoded after its prompt.
                 stop=[*stop, *until],
                 detokenize=bool(stop or until),
             )
-            for index in range(len(prompts))
+            for request_seed in seeds
         ]
         # Cached prefixes of earlier calls would change the batches, and so the rounding, of this call.
         self.engine.reset_prefix_cache()

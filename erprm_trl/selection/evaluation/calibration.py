@@ -32,6 +32,9 @@ from ...rollouts.records import RolloutRow
 from ..bootstrap import mean_and_interval
 
 
+MAX_RATE_ECE = 0.05  # expected calibration error up to which scores count as success rates
+
+
 @dataclass
 class _ScoredPrefixes:
     """The scores of P prefixes and the rewards of their continuations, flat over solutions. The number of
@@ -60,11 +63,12 @@ def measure_calibration(
     The label of a prefix is its value at `eta`, estimated from its K continuations. **K is finite**, so the labels are
     noisy. Their noise is part of the Brier score, of the calibration error and of the intervals. `value_error`
     estimates and removes it. Whole solutions have no continuations, so `whole_solutions` compares their scores with
-    their own rewards.
+    their own rewards. If the collection has no continuations (`num_continuations=0`), all measures compare whole
+    solutions: each counts as a prefix with its own reward as the only continuation.
 
     Args:
         rollouts ([`~erprm_trl.rollouts.RolloutDataset`]):
-            Rollouts of held-out questions with continuations. More continuations per prefix give less noise.
+            Rollouts of held-out questions. More continuations per prefix give less noise.
         step_scores (`Sequence`):
             Step scores of each solution of each question, from [`score_rollouts`].
         eta (`float`, *optional*, defaults to `0.0`):
@@ -79,7 +83,8 @@ def measure_calibration(
     Returns:
         `dict`: with these entries:
 
-        - `eta`, `aggregation`, `prefixes`, `questions`: the settings and the number of prefixes and questions.
+        - `eta`, `aggregation`, `unit`, `prefixes`, `questions`: the settings, `"prefix"` or `"solution"`, and the
+          number of prefixes (or solutions) and of questions.
         - `continuations`: the smallest (`fewest`) and largest (`most`) number of continuations of a prefix.
         - `mean_score`, `mean_label`: the means over prefixes.
         - `brier`: the Brier score with `low` and `high`, and `brier_parts`, which add up to it exactly.
@@ -88,10 +93,13 @@ def measure_calibration(
           continuation, `None` if all prefixes or no prefix has one.
         - `by_position`, `by_length`: lists of these measures by number of steps of the prefix and of the solution.
         - `value_error`, `recalibration`, `whole_solutions`.
+        - `rates`: whether the scores, converted from values at `eta`, are success rates: the root mean squared `error`
+          without the noise of K continuations, the `ece`, and `are_rates`, which is true up to an ECE of 0.05. `None`
+          at infinite eta, for other rewards than 0 and 1, and for whole solutions, whose value is the same at any eta.
 
     Raises:
-        `ValueError`: for rollouts without continuations or from adaptive collections, for scores of other solutions,
-            and for rewards outside [0, 1].
+        `ValueError`: for rollouts from adaptive collections, rollouts without continuations that are not graded,
+            scores of other solutions, and rewards outside [0, 1].
     """
     if rollouts.settings.shares_continuations:
         raise ValueError(
@@ -100,16 +108,19 @@ def measure_calibration(
             "rewards. Collect held-out rollouts with allocation='fixed'."
         )
     rows = list(_scored_rows(rollouts, step_scores, aggregation))
-    prefixes = _scored_prefixes(rollouts.path, rows)
+    whole = rollouts.settings.num_continuations == 0 and not any(row.prefix_rewards for row, _ in rows)
+    prefixes = _whole_prefixes(rollouts.path, rows) if whole else _scored_prefixes(rollouts.path, rows)
     labels = _values(prefixes, eta)
     can_succeed = torch.tensor([max(row) > 0.5 for row in prefixes.rewards])
     counts = [len(row) for row in prefixes.rewards]
     scores, parts = prefixes.scores, brier_decomposition(prefixes.scores, labels, num_bins)
     squared = (scores - labels).square()
+    value_error = _value_error(prefixes, squared, eta)
     bins = calibration_bins(scores, labels, num_bins)
     return {
         "eta": str(eta) if math.isinf(eta) else eta,
         "aggregation": aggregation,
+        "unit": "solution" if whole else "prefix",
         "prefixes": len(scores),
         "questions": len(prefixes.questions.unique()),
         "continuations": {"fewest": min(counts), "most": max(counts)},
@@ -128,7 +139,8 @@ def measure_calibration(
         ),
         "by_position": _by("position", prefixes.positions, scores, labels, can_succeed, num_bins),
         "by_length": _by("length", prefixes.lengths, scores, labels, can_succeed, num_bins),
-        "value_error": _value_error(prefixes, squared, eta),
+        "value_error": value_error,
+        "rates": None if whole else _rates(prefixes, eta, value_error["success_rate_without_noise"], num_bins),
         "recalibration": _recalibration(prefixes, labels, num_bins),
         "whole_solutions": _whole_solutions(rows, num_bins),
     }
@@ -157,6 +169,26 @@ def _scored_prefixes(path: Path, rows: list[tuple[RolloutRow, list[float]]]) -> 
         )
     flat = (torch.tensor(values) for values in (questions, positions, lengths))
     return _ScoredPrefixes(torch.tensor(scores, dtype=torch.float64), rewards, *flat, texts)
+
+
+def _whole_prefixes(path: Path, rows: list[tuple[RolloutRow, list[float]]]) -> _ScoredPrefixes:
+    """Whole solutions in place of prefixes, each with its own reward as the only continuation."""
+    ungraded = next((row for row, _ in rows if not row.is_graded), None)
+    if not rows or ungraded is not None:
+        raise ValueError(
+            f"{path}: got {'no solution with steps' if ungraded is None else f'{ungraded.name} without a reward'} and "
+            "no continuations, expected rewards for every prefix, or graded solutions. Collect held-out rollouts with "
+            "num_continuations >= 2, or with a grading."
+        )
+    lengths = torch.tensor([len(row.steps) for row, _ in rows])
+    return _ScoredPrefixes(
+        torch.tensor([scores[-1] for _, scores in rows], dtype=torch.float64),
+        [[float(row.outcome_reward)] for row, _ in rows],
+        torch.tensor([row.question_index for row, _ in rows]),
+        lengths,
+        lengths,
+        {row.question_index: row.question for row, _ in rows},
+    )
 
 
 def _scored_rows(rollouts, step_scores: Sequence[Sequence[Sequence[float]]], aggregation: str):
@@ -229,6 +261,28 @@ def _value_error(prefixes: _ScoredPrefixes, squared: Tensor, eta: float) -> dict
     result["squared_without_noise"] = _mean_and_interval(of_value, prefixes.questions)
     result["success_rate_without_noise"] = _mean_and_interval(of_rate, prefixes.questions)
     return result
+
+
+def _rates(
+    prefixes: _ScoredPrefixes, eta: float, squared_error: dict[str, float] | None, num_bins: int
+) -> dict[str, Any] | None:
+    """
+    How far the scores, converted from `eta` to success rates, are from the success rates of prefixes.
+
+    - `error`: the root mean squared error without the noise of K continuations, `None` for a single continuation.
+    - `ece`: the expected calibration error. The noise of continuations cancels within a bin.
+    - `are_rates`: whether `ece` is at most `MAX_RATE_ECE`. Then scores can be read at other etas: if the mean reward
+      of all prefixes with the score p is p, then `soft_value_from_rate(p, eta)` is the value of the rewards of these
+      prefixes.
+    """
+    if math.isinf(eta) or any(reward not in (0.0, 1.0) for rewards_K in prefixes.rewards for reward in rewards_K):
+        return None
+    observed = torch.tensor([sum(rewards_K) / len(rewards_K) for rewards_K in prefixes.rewards], dtype=torch.float64)
+    ece = expected_calibration_error(implied_success_rate(prefixes.scores, eta), observed, num_bins).item()
+    error = None
+    if squared_error is not None:  # the estimate of a small error may be negative
+        error = {name: math.sqrt(max(0.0, value)) for name, value in squared_error.items()}
+    return {"error": error, "ece": ece, "are_rates": ece <= MAX_RATE_ECE}
 
 
 def _recalibration(prefixes: _ScoredPrefixes, labels: Tensor, num_bins: int) -> dict[str, Any]:

@@ -10,11 +10,20 @@ from typing import Any, NamedTuple
 
 from ...io.paths import local_path
 from ...io.text_lists import check_texts
+from ...steps import clean_steps, split_steps
 from .processbench_f1 import choose_threshold, first_error, paired_f1_difference, processbench_metrics
 
 
-COLUMNS = ("id", "problem", "steps", "label")
 _FILES = (".jsonl", ".json", ".parquet")
+
+
+class _Columns(NamedTuple):
+    """Columns of judged solutions, and the splitter of texts."""
+
+    problem: str
+    steps: str
+    label: str
+    splitter: str | None
 
 
 class JudgedSolution(NamedTuple):
@@ -28,9 +37,17 @@ class JudgedSolution(NamedTuple):
     label: int
 
 
-def load_processbench(source: str | Path, subsets: Sequence[str] | None = None) -> dict[str, list[JudgedSolution]]:
+def load_processbench(
+    source: str | Path,
+    subsets: Sequence[str] | None = None,
+    *,
+    problem_column: str = "problem",
+    steps_column: str = "steps",
+    label_column: str = "label",
+    splitter: str | None = None,
+) -> dict[str, list[JudgedSolution]]:
     """
-    Loads judged solutions with ProcessBench's columns.
+    Loads judged solutions, by default with ProcessBench's columns.
 
     Args:
         source (`str` or `Path`):
@@ -39,10 +56,19 @@ def load_processbench(source: str | Path, subsets: Sequence[str] | None = None) 
             `save_to_disk`.
         subsets (`Sequence[str]`, *optional*):
             Names of the subsets to load, in this order. Defaults to all subsets.
+        problem_column (`str`, *optional*, defaults to `"problem"`):
+            Column of the question.
+        steps_column (`str`, *optional*, defaults to `"steps"`):
+            Column of the steps, or of the text of the solution.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Column of the index of the first wrong step (-1 if every step is right), or of one label per step. Labels
+            per step are booleans, or numbers of which those below 0.5 belong to wrong steps.
+        splitter (`str`, *optional*):
+            Splitter of solutions that are texts, see [`~erprm_trl.PRMFormat`]. Without it, a text is an error.
 
     Returns:
-        `dict[str, list[JudgedSolution]]`: the solutions by subset. Columns other than `id`, `problem`, `steps` and
-        `label` (such as `generator` and `final_answer_correct`) are not read.
+        `dict[str, list[JudgedSolution]]`: the solutions by subset. `id` is the number of the row if there is no column
+        `id`. Other columns (such as `generator` and `final_answer_correct`) are not read.
 
     Raises:
         `ValueError`: for a missing or empty subset, a missing column, or an invalid row (the message names the subset,
@@ -54,7 +80,8 @@ def load_processbench(source: str | Path, subsets: Sequence[str] | None = None) 
     unknown = [name for name in subsets or () if name not in tables]
     if unknown:
         raise ValueError(f"Subsets of {source}: got {unknown}, expected names from {sorted(tables)}. Correct them.")
-    return {name: _read_rows(tables[name], f"{source}, {name}") for name in subsets or tables}
+    columns = _Columns(problem_column, steps_column, label_column, splitter)
+    return {name: _read_rows(tables[name], f"{source}, {name}", columns) for name in subsets or tables}
 
 
 def split_by_question(
@@ -244,30 +271,45 @@ def _read_tables(source: str) -> dict[str, Any]:
     return dict(loaded) if isinstance(loaded, DatasetDict) else {path.name: loaded}
 
 
-def _read_rows(table, name: str) -> list[JudgedSolution]:
-    missing = [column for column in COLUMNS if column not in table.column_names]
+def _read_rows(table, name: str, columns: _Columns) -> list[JudgedSolution]:
+    missing = [column for column in columns[:3] if column not in table.column_names]
     if missing:
         raise ValueError(
-            f"{name}: got columns {sorted(table.column_names)} without {', '.join(missing)}, expected "
-            f"{', '.join(COLUMNS)} as in ProcessBench. Rename the columns."
+            f"{name}: got columns {sorted(table.column_names)} without {', '.join(missing)}, expected a problem, "
+            "steps and a label. Name them with `problem_column`, `steps_column` and `label_column`."
         )
     if not len(table):
         raise ValueError(f"{name}: got no rows, expected at least one judged solution. Check the file.")
-    return [_judged(row, f"{name}, row {index}") for index, row in enumerate(table)]
+    return [_judged(row, index, f"{name}, row {index}", columns) for index, row in enumerate(table)]
 
 
-def _judged(row: Mapping[str, Any], name: str) -> JudgedSolution:
-    problem, steps, label = row["problem"], row["steps"], row["label"]
+def _judged(row: Mapping[str, Any], index: int, name: str, columns: _Columns) -> JudgedSolution:
+    problem, steps, label = (row[column] for column in columns[:3])
     if not isinstance(problem, str) or not problem.strip():
-        raise ValueError(f"{name}: column 'problem' got {problem!r}, expected a non-empty string. Drop the row.")
+        raise ValueError(
+            f"{name}: column {columns.problem!r} got {problem!r}, expected a non-empty string. Drop the row."
+        )
+    if isinstance(steps, str) and columns.splitter is not None:
+        steps = clean_steps(split_steps(steps, columns.splitter), columns.splitter)
     if not isinstance(steps, list) or not steps or not all(isinstance(s, str) and s.strip() for s in steps):
         raise ValueError(
-            f"{name}: column 'steps' got {str(steps)[:80]!r}, expected a list of non-empty strings. Split the "
-            "solution into steps, or drop the row."
+            f"{name}: column {columns.steps!r} got {str(row[columns.steps])[:80]!r}, expected a list of non-empty "
+            "strings. Split the solution into steps, set `splitter` if it is a text, or drop the row."
         )
+    if isinstance(label, list):
+        label = _first_wrong(label, len(steps), f"{name}: column {columns.label!r}")
     if isinstance(label, bool) or not isinstance(label, int) or not -1 <= label < len(steps):
         raise ValueError(
-            f"{name}: column 'label' got {label!r} with {len(steps)} steps, expected the index of the first wrong "
-            "step from 0, or -1. Count steps from 0."
+            f"{name}: column {columns.label!r} got {label!r} with {len(steps)} steps, expected the index of the first "
+            "wrong step from 0, or -1. Count steps from 0."
         )
-    return JudgedSolution(str(row["id"]), problem, tuple(steps), label)
+    return JudgedSolution(str(row.get("id", index)), problem, tuple(steps), label)
+
+
+def _first_wrong(labels: list[Any], num_steps: int, place: str) -> int:
+    if len(labels) != num_steps or not all(isinstance(label, (int, float)) and 0 <= label <= 1 for label in labels):
+        raise ValueError(
+            f"{place} got {str(labels)[:80]!r} with {num_steps} steps, expected one boolean or number in [0, 1] per "
+            "step. Correct the labels, or drop the row."
+        )
+    return next((index for index, label in enumerate(labels) if label < 0.5), -1)

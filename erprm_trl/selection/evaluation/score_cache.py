@@ -11,6 +11,7 @@ from ...io.paths import local_path
 from ...io.redaction import without_login
 from ...io.text_lists import check_text_lists
 from ...reward_model.scoring.scorer import StepScorer
+from ...reward_model.scoring.scorer_file import is_scorer_file, scorer_file_identity
 from .processbench import JudgedSolution
 
 
@@ -25,13 +26,16 @@ def score_judged(
     *,
     batch_size: int = 32,
     chunk_size: int = 256,
+    eta: float | None = None,
+    trained_eta: float | None = None,
+    backend: str = "local",
 ) -> dict[JudgedSolution, list[float]]:
     """
     Scores the steps of judged solutions. Scores from an earlier run are read from its file.
 
     Args:
         reward_model (`str` or `Path`):
-            Folder, Hub id or scoring server. It is only loaded if there are solutions to score.
+            Folder, Hub id, scoring server or scorer file. It is only loaded if there are solutions to score.
         solutions (`Iterable[JudgedSolution]`):
             Solutions in any order. Solutions with equal problem and steps are scored once.
         folder (`str` or `Path`):
@@ -40,25 +44,33 @@ def score_judged(
             Maximum number of solutions per batch.
         chunk_size (`int`, *optional*, defaults to `256`):
             Number of solutions between two writes of the file.
+        eta, trained_eta (`float`, *optional*):
+            Eta at which the scores are read, and eta of the labels of a model whose format does not record it, see
+            [`~erprm_trl.reward_model.StepScorer.from_pretrained`].
+        backend (`str`, *optional*, defaults to `"local"`):
+            How a model in a folder or on the Hub is run, see
+            [`~erprm_trl.reward_model.StepScorer.from_pretrained`].
 
     Returns:
         `dict[JudgedSolution, list[float]]`: one score per step. A solution longer than the model's context has an
         empty list.
 
     Raises:
-        `ValueError`: if the file is damaged, or if it holds the scores of another model or of other weights.
+        `ValueError`: if the file is damaged, or if it holds the scores of another model, of other weights, or at
+            another eta.
     """
     solutions = list(solutions)
     check_text_lists("steps of the solutions", [solution.steps for solution in solutions])
     folder, reward_model = Path(local_path(folder)), local_path(reward_model)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SCORES_FILE
-    identity = reward_model_identity(reward_model)
+    etas = {"eta": eta, "trained_eta": trained_eta}
+    identity = reward_model_identity(reward_model, **etas)
     scores = _read_scores(path, identity)
     keys = {solution: _key(solution) for solution in solutions}
     todo = list({key: solution for solution, key in keys.items() if key not in scores}.items())
     if todo:
-        scorer = StepScorer.from_pretrained(reward_model, batch_size=batch_size)
+        scorer = StepScorer.from_pretrained(reward_model, batch_size=batch_size, backend=backend, **etas)
         for start in range(0, len(todo), chunk_size):
             chunk = todo[start : start + chunk_size]
             problems = [solution.problem for _, solution in chunk]
@@ -69,9 +81,12 @@ def score_judged(
     return {solution: scores[key] for solution, key in keys.items()}
 
 
-def reward_model_identity(reward_model: str) -> dict[str, Any]:
-    """Name of a reward model, and the sizes and times of its files: scores are only continued with the same model."""
-    return {"reward_model": without_login(reward_model), "files": _files(reward_model)}
+def reward_model_identity(reward_model: str, **etas: float | None) -> dict[str, Any]:
+    """Name of a reward model, the sizes and times of its files or the settings of a scorer file, and the etas that are
+    set: scores are only continued with the same model and settings at the same eta."""
+    files = scorer_file_identity(reward_model) if is_scorer_file(reward_model) else _files(reward_model)
+    read_at = {name: eta for name, eta in etas.items() if eta is not None}
+    return {"reward_model": without_login(reward_model), "files": files, **read_at}
 
 
 def _read_scores(path: Path, identity: dict[str, Any]) -> dict[str, list[float]]:
@@ -85,11 +100,15 @@ def _read_scores(path: Path, identity: dict[str, Any]) -> dict[str, list[float]]
         raise ValueError(message) from error
     if held != identity:
         raise ValueError(
-            f"{path}: got scores of {held.get('reward_model')!r} with files {held.get('files')}, expected scores of "
-            f"{identity['reward_model']!r} with {identity['files']}. Choose another folder, or delete the file to "
-            "score again."
+            f"{path}: got scores of {_described(held)}, expected scores of {_described(identity)}. Choose another "
+            "folder, or delete the file to score again."
         )
     return scores
+
+
+def _described(identity: dict[str, Any]) -> str:
+    etas = [f"{name}={identity[name]}" for name in ("eta", "trained_eta") if name in identity]
+    return ", ".join([f"{identity.get('reward_model')!r} with files {identity.get('files')}", *etas])
 
 
 def _files(reward_model: str) -> dict[str, list[int]]:

@@ -34,7 +34,7 @@ def score_rows(
 
     Args:
         reward_model (`str` or `Path`):
-            Folder, Hub id or scoring server. It is loaded only if something is left to score.
+            Folder, Hub id, scoring server or scorer file. It is loaded only if something is left to score.
         rows (`Iterable[Mapping]`):
             Rows with a question and a solution. A question is a text, or a conversation with one user message. A
             solution is a list of steps, or a text or a conversation with one assistant message, which the reward
@@ -48,7 +48,7 @@ def score_rows(
         chunk_size (`int`, *optional*, defaults to `256`):
             Number of rows between two writes.
         scorer_options:
-            Further arguments of [`StepScorer.from_pretrained`].
+            Further arguments of [`StepScorer.from_pretrained`], such as `eta`.
 
     Yields:
         `dict`: each row with `steps`, `step_scores` and `score`. If a solution has no steps or is longer than the
@@ -69,7 +69,8 @@ def score_rows(
     rows = enumerate(chain([first], rows))
     folder = make_folder(folder)
     settings = {"aggregation": aggregation, "columns": list(columns), "prm_format": scorer_options.get("prm_format")}
-    _check_settings(folder / SETTINGS_FILE, {**reward_model_identity(local_path(reward_model)), **settings})
+    etas = {name: scorer_options.get(name) for name in ("eta", "trained_eta")}
+    _check_settings(folder / SETTINGS_FILE, {**reward_model_identity(local_path(reward_model), **etas), **settings})
     path = folder / ROWS_FILE
     yield from _written_rows(path, rows, columns)
     scorer = None

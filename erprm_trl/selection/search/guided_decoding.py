@@ -13,6 +13,7 @@ from ...io.progress_bars import progress_bar
 from ...io.text_lists import check_texts
 from ...reward_model import scoring
 from ...reward_model.scoring.backend import ScoringBackend
+from ...reward_model.scoring.eta import eta_or_as_trained
 from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed, holds_stop, stop_strings
 from ...steps import closed_steps, split_steps, step_stops
 from .question_search import GuidedResult, Node, QuestionSearch
@@ -56,7 +57,7 @@ def guided_search(
 
     The optimal policy for a reward with KL coefficient \\( 1/\eta \\) is \\( \pi^* \propto \pi_0 \exp(\eta r) \\), and
     its next step is distributed as \\( \pi_0 \exp(\eta V(\text{prefix + step})) \\) (Q#, arXiv 2502.20548). The last
-    step score of a reward model that was trained with `eta` estimates this V.
+    step score of a reward model, read at `eta`, estimates this V.
 
     | method | each round |
     |---|---|
@@ -83,7 +84,9 @@ def guided_search(
             Search method: `"beam"`, `"resample"` or `"particles"`.
         eta (`float`, *optional*):
             Inverse reward temperature. It is required, except for `"beam"`, which does not use it. `inf` chooses
-            greedily and is only possible with `"resample"`.
+            greedily and is only possible with `"resample"`. The scores of a reward model are read at this eta if the
+            eta of its labels is finite and recorded in its format. Otherwise they are used as they are, and a warning
+            is logged.
         width (`int`, *optional*, defaults to `8`):
             Number of beams, chains or particles per question.
         expansions (`int`, *optional*):
@@ -130,8 +133,7 @@ def guided_search(
     check_texts("questions", questions)
     expansions = _check_arguments(method, eta, width, expansions, ess_threshold, aggregation)
     _check_limits(max_steps=max_steps, max_tokens=max_tokens, token_budget=token_budget, score_budget=score_budget)
-    if isinstance(scorer, ScoringBackend):
-        scorer = scoring.StepScorer.of(scorer)
+    scorer, unfinished_scorer = _scorers(scorer, eta)
     splitter, steps_of = _splitter(splitter, scorer)
     stops, until = step_stops(splitter), stop_strings(stop)
 
@@ -161,10 +163,20 @@ def guided_search(
             children = _propose(live, draw, expansions, stops, round_seed)
             if splitter == "whole_lines":
                 _close_steps(children, draw, stops, closed, max_tokens, round_seed)
-            _score(children, scorer, closed, aggregation, max_tokens)
+            _score(children, scorer, unfinished_scorer, closed, aggregation, max_tokens)
             for search, proposed in children:
                 search.advance(proposed, method, eta, ess_threshold, depth)
     return [search.result(method, splitter, steps_of) for search in searches]
+
+
+def _scorers(scorer: Scorer | ScoringBackend, eta: float | None) -> tuple[Scorer, Scorer]:
+    """The scorer of finished solutions and the scorer of the others. They read scores at `eta` if possible."""
+    if not isinstance(scorer, ScoringBackend):
+        return scorer, scorer
+    scorer = scoring.StepScorer.of(scorer)
+    if (readable := eta_or_as_trained(scorer.prm_format, eta, "guided_search")) is not None:
+        scorer = scorer.at_eta(readable)
+    return scorer, scorer.for_unfinished()
 
 
 _Children = list[tuple[QuestionSearch, list[list[Node]]]]
@@ -229,9 +241,15 @@ def _child(node: Node, completion: Completion, stops: tuple[str, ...]) -> Node:
 
 
 def _score(
-    children: _Children, scorer: Scorer, closed: _ClosedSteps, aggregation: str, max_tokens: int | None
+    children: _Children,
+    scorer: Scorer,
+    unfinished_scorer: Scorer,
+    closed: _ClosedSteps,
+    aggregation: str,
+    max_tokens: int | None,
 ) -> None:
-    """Scores the children in place, in one call of the scorer. Each prefix of a question is scored only once."""
+    """Scores the children in place, in one call of the scorer, or in one for finished solutions and one for the others
+    if their scorers differ. Each prefix of a question is scored only once."""
     for _, proposed in children:
         for siblings in proposed:
             siblings[:] = [_cut_off(node, max_tokens) for node in siblings]
@@ -241,8 +259,15 @@ def _score(
     for search, proposed in children:
         reached = dict.fromkeys(closed_of[node] for siblings in proposed for node in siblings)
         asked += [(search, steps) for steps in reached if steps not in search.scored]
-    if asked:
-        answers = scorer.score([search.question for search, _ in asked], [list(steps) for _, steps in asked])
+    finished = {closed_of[node] for node in nodes if node.reason == "finished"}
+    parts = [(scorer, asked)]
+    if unfinished_scorer is not scorer:
+        parts = [(scorer, [prefix for prefix in asked if prefix[1] in finished])]
+        parts += [(unfinished_scorer, [prefix for prefix in asked if prefix[1] not in finished])]
+    for part_scorer, asked in parts:
+        if not asked:
+            continue
+        answers = part_scorer.score([search.question for search, _ in asked], [list(steps) for _, steps in asked])
         checked = [
             _checked(scores, search.question, steps) for scores, (search, steps) in zip(answers, asked, strict=True)
         ]
@@ -287,9 +312,7 @@ def _check_arguments(
     if method == "beam" and eta is not None:
         raise ValueError(f"eta: got {eta} with method='beam', expected None, as beams rank by value. Remove eta.")
     if method != "beam" and (eta is None or math.isnan(eta)):
-        raise ValueError(
-            f"eta: got {eta} with method={method!r}, expected a number. Pass the eta of the reward model's training."
-        )
+        raise ValueError(f"eta: got {eta} with method={method!r}, expected a number. Pass e.g. 2.0.")
     if method == "particles" and math.isinf(eta):
         raise ValueError(f"eta: got {eta} with method='particles', expected a finite number. Use method='resample'.")
     if method == "particles" and expansions not in (None, 1):

@@ -157,7 +157,8 @@ class Throughput(TrainerCallback):
             lengths (`torch.Tensor`):
                 Number of tokens of each sequence without padding, (B,).
             logit_mask (`torch.Tensor`, *optional*):
-                Non-zero at tokens for which the loss needs logits. Without it, the head is not counted.
+                Non-zero at tokens for which the loss needs logits, or their number per sequence. Without it, the head
+                is not counted.
         """
         logit_tokens = torch.zeros_like(lengths).sum() if logit_mask is None else logit_mask.sum()
         counts = torch.stack([lengths.sum(), lengths.square().sum(), logit_tokens]).long()

@@ -8,13 +8,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from public_models import Eurus
+from scripted_sampler import ScriptedSampler
 from serving import HeldScorer, serving
 from step_fakes import DIAL_FORMAT, FakeScorer, by_last_number
 from tabular_policy import TabularSampler
 from torch import nn
 from zoo import tiny_llama, word_level
 
-from erprm_trl import PRMFormat, StepRewardFunction, StepScorer
+from erprm_trl import JudgeScorer, MonteCarloScorer, PRMFormat, StepRewardFunction, StepScorer
 from erprm_trl.policy.raft.sampling import load_scorer
 from erprm_trl.reward_model import RemoteBackend, ScoringBackend
 from erprm_trl.reward_model.scoring import ImplicitBackend, LocalBackend, ShardedBackend, SolutionTooLong, load_format
@@ -140,7 +141,9 @@ def test_a_class_without_all_members_is_an_error():
 # The package's backends
 
 
-@pytest.fixture(params=["local", "implicit", "sharded", "remote", "fake", "held", "docstring"])
+@pytest.fixture(
+    params=["local", "implicit", "sharded", "remote", "fake", "held", "docstring", "continuations", "judge"]
+)
 def backend(request, monkeypatch, tmp_path):
     """Each backend, with a tiny model if it needs a model."""
     model, tokenizer = tiny_llama(46), word_level()
@@ -155,6 +158,10 @@ def backend(request, monkeypatch, tmp_path):
     elif request.param == "remote":
         with serving(scoring_app(LocalBackend(model, tokenizer, DIAL_FORMAT))) as url:
             yield RemoteBackend(url)
+    elif request.param == "continuations":
+        yield MonteCarloScorer(ScriptedSampler(lambda *_: "The answer is 7."), answers={"Tom ?": "7"})
+    elif request.param == "judge":
+        yield JudgeScorer(ScriptedSampler(lambda *_: r"\boxed{0}"))
     else:
         yield {"fake": FakeScorer(by_last_number), "held": HeldScorer(), "docstring": LengthBackend()}[request.param]
 
@@ -232,6 +239,8 @@ def test_reward_functions_and_trainers_accept_a_backend():
     assert score_rollouts(backend, rollouts) == [[[0.2, 0.1]] * 2] and len(backend.calls[0][0]) == 1
     with pytest.raises(ValueError, match="shard_reward_model=True: got a scorer that is already loaded"):
         check_sharding(LengthBackend(), None)
+    with pytest.raises(ValueError, match="shard_reward_model=True: got the scorer file judge.yaml"):
+        check_sharding("judge.yaml", None)
 
 
 def test_guided_search_accepts_a_backend():

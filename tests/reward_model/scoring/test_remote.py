@@ -4,6 +4,7 @@ of a server's faults."""
 import asyncio
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -102,6 +103,24 @@ def test_remote_scores_equal_local_scores(local, url, path):
     assert scorer.score([], []) == [] and scorer.score(QUESTIONS[:1], [[]]) == [[]]
     assert load_format(url) == scorer.prm_format == FORMAT
     assert (scorer.model_name, scorer.context_length) == (Path(path).name, 256)
+
+
+def test_the_client_reads_the_servers_scores_at_any_eta(path):
+    local = StepScorer.from_pretrained(path, trained_eta=0)
+    asked = QUESTIONS[1:4], STEPS[1:4]
+    with serving(scoring_app(local)) as address:
+        assert load_format(address).eta == 0
+        client = StepScorer.from_pretrained(address, eta=2.0)
+        assert client.score(*asked) == local.score(*asked, eta=2.0)
+        assert client.score(*asked, eta=0) == local.score(*asked)
+    # A server that reads at 4 tells so, and a client reads its scores at 2.
+    with serving(scoring_app(local.at_eta(4.0))) as address:
+        client = StepScorer.from_pretrained(address)
+        assert (client.prm_format.eta, client.score(*asked)) == (4.0, local.score(*asked, eta=4.0))
+        for scores, expected_scores_ in zip(client.score(*asked, eta=2.0), local.score(*asked, eta=2.0), strict=True):
+            assert scores == pytest.approx(expected_scores_, abs=1e-9)
+    with serving(scoring_app(StepScorer.from_pretrained(path, trained_eta=math.inf))) as address:
+        assert load_format(address).eta == math.inf
 
 
 def test_solutions_that_are_too_long_are_errors_or_skipped(local, url):

@@ -1,6 +1,7 @@
 """Every form of a dataset that the trainer accepts gives the same examples, and errors contain a fix that works."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from zoo import byte_level_bpe, save_tiny, word_level
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, RolloutDataset, collect_rollouts, load_questions
 from erprm_trl.reward_model import to_stepwise
-from erprm_trl.reward_model.trainer.data_setup import prepare_dataset
+from erprm_trl.reward_model.trainer.data_setup import labels_eta, prepare_dataset
 
 
 TOKENIZER = word_level()
@@ -75,6 +76,37 @@ def test_the_format_takes_the_splitter_of_the_rollouts(tmp_path):
     assert splitter_of("model") == "whole_lines"
     assert splitter_of("model", splitter="newline") == "newline"
     assert splitter_of("reward_model") == "blank_line"
+
+
+def test_the_format_records_the_eta_of_the_labels(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "Tom 7 ?", "answer": "1"}\n')
+    settings = {"num_continuations": 1, "answer_pattern": r"answer (\d+)", "show_progress": False}
+    questions = load_questions(tmp_path / "q.jsonl")
+    exact = collect_rollouts(questions, FakeSampler(), tmp_path / "exact", grading="exact", **settings)
+    shutil.copytree(tmp_path / "exact", tmp_path / "own")
+    manifest = (tmp_path / "own" / "manifest.json").read_text()
+    (tmp_path / "own" / "manifest.json").write_text(manifest.replace('"exact"', '"package.module:function"'))
+    own = RolloutDataset(tmp_path / "own")
+    assert own.settings.grading == "package.module:function"
+
+    def recorded(dataset, **arguments):
+        return labels_eta(dataset, ERPRMConfig("unused", use_cpu=True, bf16=False, **arguments))
+
+    assert recorded(exact) == 2.0 and recorded(exact, eta=math.inf) == math.inf
+    assert recorded(exact, train_on_last_step_only=True) == 0.0  # the label is the solution's own reward at every eta
+    assert recorded(own) is None and recorded(own, recorded_eta=2.0) == 2.0
+    assert recorded(DATA) is None and recorded(DATA, recorded_eta=0.0) == 0.0
+
+
+def test_the_eta_of_a_reward_model_is_not_the_eta_of_its_next_training(tmp_path):
+    save_tiny(tmp_path / "model", TOKENIZER)
+    FORMAT.with_eta(0.0).save(tmp_path / "model")
+    for options, eta in (({}, None), ({"recorded_eta": 3.0}, 3.0)):
+        args = ERPRMConfig(str(tmp_path / "out"), bf16=False, report_to="none", use_cpu=True, **options)
+        trainer = ERPRMTrainer(str(tmp_path / "model"), args, train_dataset=DATA)
+        assert trainer.prm_format == FORMAT.with_eta(eta)
+    trainer.save_model()
+    assert PRMFormat.load(tmp_path / "out").eta == 3.0
 
 
 def test_padding_of_token_ids_is_removed():
@@ -188,7 +220,7 @@ def test_rollout_folders_are_accepted_in_every_spelling_of_their_path(tmp_path, 
     expected = None
     for form in (str(folder), folder, "~/rollouts", Path("~/rollouts"), RolloutDataset(folder)):
         result = prepared(form, eta=math.inf, invalid_rows="drop")
-        assert result.manifest == RolloutDataset(folder).manifest and len(result.examples) > 0
+        assert list(result.manifests.values()) == [RolloutDataset(folder).manifest] and len(result.examples) > 0
         expected = expected or result.examples[:]
         assert result.examples[:] == expected
 

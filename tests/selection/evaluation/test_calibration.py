@@ -12,11 +12,12 @@ from erprm_trl.rollouts import RolloutDataset
 from erprm_trl.selection import measure_calibration
 
 
-def write_rollouts(folder, solutions, *, splitter="newline"):
+def write_rollouts(folder, solutions, *, splitter="newline", num_continuations=2):
     """Writes a rollout folder. `solutions[q]` are tuples (steps, rewards of each prefix, outcome) of question q."""
     folder.mkdir(parents=True)
     num_solutions = len(solutions[0])
     config = {"num_questions": len(solutions), "chunk_size": len(solutions), "num_solutions": num_solutions}
+    config["num_continuations"] = num_continuations
     (folder / "manifest.json").write_text(json.dumps({"config": {**config, "splitter": splitter}}))
     rows = [
         {
@@ -97,6 +98,38 @@ def test_labels_follow_eta(tmp_path):
     # log(1 + (e^2 - 1) / 2) / 2 for the first prefix, 0 and 1 for the other prefixes
     assert soft["mean_label"] == pytest.approx((math.log(1 + (math.e**2 - 1) / 2) / 2 + 1) / 3)
     assert "n/a" in format_calibration_table({"prm": hard})
+
+
+def test_whether_scores_are_success_rates(tmp_path):
+    rollouts = write_rollouts(tmp_path / "r", BY_HAND)
+    result = measure_calibration(rollouts, SCORES, num_bins=2)
+    # .2 against 0 and the mean .8 against .75. The squared error .03 is less than its noise, which is .25 / 3.
+    assert result["rates"]["ece"] == pytest.approx(0.1) and result["rates"]["are_rates"] is False
+    assert result["rates"]["error"]["mean"] == 0.0
+    assert "prm: scores are not success rates (error 0.000 [" in format_calibration_table({"prm": result})
+    # Scores that are the values of the rates 1/2, 0 and 1, at two etas.
+    for eta, half in ((0.0, 0.5), (2.0, math.log(1 + (math.e**2 - 1) / 2) / 2)):
+        scores = [[[half, 0.0, 0.3]], [[1.0, 0.6]]]
+        right = measure_calibration(rollouts, scores, eta=eta)
+        assert right["rates"]["ece"] == pytest.approx(0.0, abs=1e-12) and right["rates"]["are_rates"] is True
+        assert "scores are success rates" in format_calibration_table({"prm": right})
+        # The same scores taken for values at another eta are not success rates.
+        assert measure_calibration(rollouts, scores, eta=eta + 3)["rates"]["are_rates"] is False
+    assert measure_calibration(rollouts, SCORES, eta=math.inf)["rates"] is None
+    graded = write_rollouts(tmp_path / "graded", [[(2, [[0.5, 0.0]], 0.0)]])
+    assert measure_calibration(graded, [[[0.25, 0.1]]])["rates"] is None
+
+
+def test_the_error_of_success_rates_is_free_of_the_noise_of_continuations(tmp_path):
+    rollouts, rates = simulated_rollouts(tmp_path / "r", 1500, k=4)
+    off = [[[min(1.0, rate + 0.1) for rate in solution] for solution in question] for question in rates]
+    squares = [
+        (min(1.0, rate + 0.1) - rate) ** 2 for question in rates for solution in question for rate in solution[:-1]
+    ]
+    result = measure_calibration(rollouts, off)["rates"]
+    expected = math.sqrt(sum(squares) / len(squares))
+    # With the noise of four continuations, the error would be twice as large.
+    assert result["error"]["mean"] == pytest.approx(expected, abs=0.02) and not result["are_rates"]
 
 
 def test_measures_of_larger_rollouts_equal_naive_loops(tmp_path):
@@ -191,6 +224,19 @@ def test_prefixes_may_have_different_numbers_of_continuations(tmp_path):
     assert result["continuations"] == {"fewest": 2, "most": 4}
     assert result["brier"]["mean"] == 0.0
     assert result["recalibration"]["ece"] is None  # a single question has no other half
+
+
+def test_collections_without_continuations_compare_whole_solutions(tmp_path):
+    rollouts = write_rollouts(tmp_path / "r", [[(3, [], 0.0), (1, [], 1.0)]], num_continuations=0)
+    result = measure_calibration(rollouts, [[[0.9, 0.5, 0.25], [0.75]]], eta=2.0)
+    assert (result["unit"], result["prefixes"], result["continuations"]) == ("solution", 2, {"fewest": 1, "most": 1})
+    assert result["brier"]["mean"] == pytest.approx(0.25**2) and result["mean_label"] == 0.5
+    assert result["auc_can_succeed_within_questions"] == 1.0
+    assert result["value_error"]["squared_without_noise"] is None
+    assert "2 solutions of 1 questions, rewards, scores by last" in format_calibration_table({"prm": result})
+    ungraded = write_rollouts(tmp_path / "u", [[(3, [], None)]], num_continuations=0)
+    with pytest.raises(ValueError, match="got question 0, solution 0 without a reward and no continuations"):
+        measure_calibration(ungraded, [[[0.9, 0.5, 0.25]]])
 
 
 def test_adaptive_collections_are_refused(tmp_path):

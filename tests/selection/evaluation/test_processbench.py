@@ -300,6 +300,23 @@ def test_scores_of_other_models_are_refused(tmp_path, monkeypatch):
         score_judged(str(model), [solution(0, -1)], tmp_path / "out")
 
 
+def test_cached_scores_of_two_etas_are_not_mixed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        processbench_scores.StepScorer,
+        "from_pretrained",
+        lambda path, **options: asked.append(options) or CountingScorer(),
+    )
+    score_judged("a/model", [solution(0, -1)], tmp_path / "out", eta=2.0, trained_eta=0.0)
+    assert asked == [{"batch_size": 32, "backend": "local", "eta": 2.0, "trained_eta": 0.0}]
+    score_judged("a/model", [solution(0, -1)], tmp_path / "out", eta=2.0, trained_eta=0.0)
+    for etas in ({}, {"eta": 3.0, "trained_eta": 0.0}, {"eta": 2.0}):
+        with pytest.raises(ValueError, match="got scores of .*eta=2.0, trained_eta=0.0, expected scores of"):
+            score_judged("a/model", [solution(0, -1)], tmp_path / "out", **etas)
+    score_judged("a/model", [solution(0, -1)], tmp_path / "plain")
+    assert "eta" not in json.loads((tmp_path / "plain" / "step_scores.json").read_text())
+
+
 def test_strings_instead_of_lists_are_errors(tmp_path):
     with pytest.raises(TypeError, match="subsets: got the str 'gsm8k', expected a list of strings"):
         load_processbench(tmp_path, subsets="gsm8k")
@@ -325,3 +342,28 @@ def test_paths_may_have_a_tilde_and_be_path_objects(tmp_path, monkeypatch):
         assert load_processbench(source) == {"part": [judged]}
     score_judged(Path("~/model"), [judged], "~/out")
     assert asked == [str(tmp_path / "model")] and (tmp_path / "out" / "step_scores.json").exists()
+
+
+def test_other_columns_texts_and_labels_per_step(tmp_path):
+    write_jsonl(
+        tmp_path / "judged.jsonl",
+        [
+            {"prompt": "q", "completions": ["a", "b", "c"], "labels": [1.0, 0.4, 0.9]},
+            {"prompt": "q", "completions": ["a"], "labels": [0.5]},
+        ],
+    )
+    columns = {"problem_column": "prompt", "steps_column": "completions", "label_column": "labels"}
+    assert load_processbench(tmp_path / "judged.jsonl", **columns)["judged"] == [
+        JudgedSolution("0", "q", ("a", "b", "c"), 1),
+        JudgedSolution("1", "q", ("a",), -1),
+    ]
+    write_jsonl(tmp_path / "text.jsonl", [{"problem": "q", "steps": "one\ntwo", "label": 1}])
+    assert load_processbench(tmp_path / "text.jsonl", splitter="newline")["text"] == [
+        JudgedSolution("0", "q", ("one", "two"), 1)
+    ]
+    for labels in ([True], [2.0, 0.0, 1.0], ["+", "-", "+"]):
+        write_jsonl(tmp_path / "judged.jsonl", [{"prompt": "q", "completions": ["a", "b", "c"], "labels": labels}])
+        with pytest.raises(
+            ValueError, match="judged, row 0: column 'labels' got .* with 3 steps, expected one boolean"
+        ):
+            load_processbench(tmp_path / "judged.jsonl", **columns)

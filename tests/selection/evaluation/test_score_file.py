@@ -1,6 +1,7 @@
 """Scores of the solutions of a dataset in a file: in order, with any columns, and continued after a kill."""
 
 import json
+import math
 
 import pytest
 
@@ -28,8 +29,8 @@ def backend(monkeypatch):
     backend = LengthBackend()
 
     def load(path, **options):
-        assert (path, options) == ("model", {"batch_size": 2})
-        return StepScorer.from_backend(backend)
+        assert path == "model" and options.pop("batch_size") == 2
+        return StepScorer.from_backend(backend, **options)
 
     monkeypatch.setattr(StepScorer, "from_pretrained", load)
     return backend
@@ -112,6 +113,19 @@ def test_scores_of_others_are_not_continued(backend, tmp_path):
         score(ROWS, tmp_path, aggregation="last")
     with pytest.raises(ValueError, match='"reward_model": "model".*expected.*"reward_model": "another"'):
         list(score_rows("another", ROWS, tmp_path))
+
+
+def test_scores_at_another_eta_are_in_another_file(backend, tmp_path):
+    read = score(ROWS, tmp_path / "2", eta=2.0, trained_eta=0.0)
+    value = math.log(1 + 0.125 * (math.e**2 - 1)) / 2
+    assert read[0]["step_scores"][0] == pytest.approx(value) and read[0]["score"] == pytest.approx(value)
+    assert score(ROWS, tmp_path / "2", eta=2.0, trained_eta=0.0) == read
+    for options in ({}, {"eta": 3.0, "trained_eta": 0.0}, {"eta": 2.0, "trained_eta": 1.0}):
+        with pytest.raises(ValueError, match='holds scores with the settings.*"eta": 2.0.*expected'):
+            score(ROWS, tmp_path / "2", **options)
+    score(ROWS, tmp_path / "plain")
+    # Folders of earlier versions are continued: nothing is added to the settings without an eta.
+    assert "eta" not in (tmp_path / "plain" / "score_settings.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""Computes the log-probabilities of a solution's tokens under a causal language model, for training and scoring of
+implicit process reward models."""
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.implicit_rewards import selected_log_probs
+from .step_logits import narrowed_head
+
+
+def solution_log_probs(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    prompt_lengths: Tensor,
+    last_positions: Tensor,
+    unwrapped: nn.Module | None = None,
+) -> Tensor:
+    """
+    Log-probabilities of the tokens of each solution. Logits are computed only where these tokens are predicted.
+
+    Args:
+        model (`torch.nn.Module`):
+            Causal language model, possibly wrapped by DDP or DeepSpeed.
+        input_ids (`torch.Tensor`):
+            Token ids of shape (B, T), padded on the right.
+        attention_mask (`torch.Tensor`):
+            Mask of shape (B, T).
+        prompt_lengths (`torch.Tensor`):
+            Number of tokens of each question, of shape (B,).
+        last_positions (`torch.Tensor`):
+            Index of each solution's last token, of shape (B,).
+        unwrapped (`torch.nn.Module`, *optional*):
+            The transformers or PEFT model inside `model`. Defaults to `model`.
+
+    Returns:
+        `torch.Tensor`: float32 of shape (B, T), with 0 at tokens outside the solution. The first token of a text has
+        no probability, so it counts as outside.
+    """
+    token = torch.arange(input_ids.shape[1], device=input_ids.device)
+    inside = (token >= prompt_lengths[:, None].clamp(min=1)) & (token <= last_positions[:, None])
+    rows, tokens = inside.nonzero(as_tuple=True)
+    language_head = (unwrapped if unwrapped is not None else model).get_output_embeddings()
+    with narrowed_head(language_head, (rows, tokens - 1)):
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    log_probs = selected_log_probs(logits, input_ids[rows, tokens].to(logits.device)).to(input_ids.device)
+    return log_probs.new_zeros(input_ids.shape).index_put((rows, tokens), log_probs)

@@ -1,0 +1,144 @@
+"""Grades solutions that were made elsewhere, and writes them as a folder of samples, so that all reward models are
+compared on the same candidates."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..io.on_disk_sequence import OnDiskSequence
+from ..rollouts.collect import collect_rollouts
+from ..rollouts.dataset import RolloutDataset
+from ..rollouts.given_solutions import GivenSolution, load_solutions
+from ..rollouts.grading.grader import STATED
+from ..rollouts.row_sources import read_rows
+
+
+logger = logging.getLogger(__name__)
+
+_MARK = "ки"  # follows each step in solutions of models that were trained on Math-Shepherd's texts
+# Columns of published candidate sets, by the columns that identify them. Of several names, the first that exists.
+_PUBLISHED: dict[frozenset[str], dict[str, tuple[str, ...]]] = {
+    # RLHFlow's test sets
+    frozenset({"prompt", "answers"}): {
+        "question_column": ("prompt",),
+        "solution_column": ("answers",),
+        "correct_column": ("label", "labels"),
+    },
+    # Completions of Hugging Face's search-and-learn
+    frozenset({"problem", "completions"}): {
+        "question_column": ("problem",),
+        "answer_column": ("answer",),
+        "solution_column": ("completions",),
+    },
+}
+
+
+def collect_candidates(
+    source: str | PathLike | Iterable[Mapping[str, Any]],
+    output_dir: str | Path,
+    *,
+    config_name: str | None = None,
+    split: str = "train",
+    max_rows: int | None = None,
+    splitter: str = "newline",
+    grading: str | None = None,
+    answer_pattern: str | None = None,
+    dataset_kwargs: dict[str, Any] | None = None,
+    show_progress: bool = True,
+    **columns: str | None,
+) -> RolloutDataset:
+    r"""
+    Reads solutions that were made elsewhere, grades them if needed, and writes them into a folder of samples.
+
+    The columns of RLHFlow's test sets (`prompt`, `answers`, `label`) and of search-and-learn's completions (`problem`,
+    `answer`, `completions`) are recognised. The mark `ки` after the steps of RLHFlow's Mistral solutions is removed,
+    unless it is the splitter. Other names are read as in [`~erprm_trl.rollouts.load_solutions`].
+
+    Args:
+        source (`str`, `PathLike` or iterable of mappings):
+            Dataset id on the Hub, file, folder, function as `"package.module:function"`, or rows. A row has one
+            solution or a list of solutions to its question. Rows with the same question and answer are put together.
+        output_dir (`str` or `Path`):
+            Folder of the samples. A call with the same arguments continues after a kill, or reads the finished folder.
+        config_name, split, max_rows, dataset_kwargs (*optional*):
+            See [`~erprm_trl.rollouts.load_solutions`].
+        splitter (`str`, *optional*, defaults to `"newline"`):
+            Splitter of solutions that are texts, see [`~erprm_trl.PRMFormat`].
+        grading (`str`, *optional*):
+            How solutions are graded, see [`~erprm_trl.rollouts.Grader`]. Defaults to what the source says
+            (`"stated"`), if every solution has a correctness, and otherwise to `"math"`, which needs answers.
+        answer_pattern (`str`, *optional*):
+            See [`~erprm_trl.rollouts.Grader`].
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+        columns (`str`, *optional*):
+            `question_column`, `answer_column`, `solution_column`, `steps_column` and `correct_column`.
+
+    Returns:
+        [`~erprm_trl.RolloutDataset`]: the graded solutions, without continuations.
+
+    Raises:
+        `ValueError`: if a row has no question or no solution, or a solution neither an answer nor a correctness.
+    """
+    rows = read_rows(source, config_name, split, dataset_kwargs or {})
+    chosen = {name: column for name, column in columns.items() if column is not None}
+    rows = rows if hasattr(rows, "column_names") else list(rows)
+    names = getattr(rows, "column_names", None) or list(next(iter(rows), {}))
+    known = next((form for form in _PUBLISHED if form.issubset(names)), None)
+    if known is not None and not {"question_column", "solution_column", "steps_column"} & set(chosen):
+        for argument, usual in _PUBLISHED[known].items():
+            if found := next((name for name in usual if name in names), None):
+                chosen.setdefault(argument, found)
+        logger.info("Candidates: the columns are read as %s.", chosen)
+    if isinstance(source, (str, PathLike)):  # read again by its name, which errors then show
+        options = {"config_name": config_name, "split": split, "dataset_kwargs": dataset_kwargs}
+        given = load_solutions(source, metadata_columns=[], max_rows=max_rows, **options, **chosen)
+    else:
+        given = load_solutions(rows, metadata_columns=[], max_rows=max_rows, **chosen)
+    is_marked = splitter.strip() != _MARK and any(_MARK in solution.text for solution in given)
+    solutions = _WithoutMarks(given) if is_marked else given
+    return collect_rollouts(
+        solutions=solutions,
+        output_dir=output_dir,
+        num_continuations=0,
+        splitter=splitter,
+        grading=grading or _grading(solutions, str(source) if isinstance(source, (str, PathLike)) else "the rows"),
+        answer_pattern=answer_pattern,
+        show_progress=show_progress,
+    )
+
+
+def _grading(solutions: Iterable[GivenSolution], name: str) -> str:
+    """Checks that every solution can be graded, and chooses how."""
+    stated = answered = True
+    for index, solution in enumerate(solutions):
+        stated, answered = stated and solution.correct is not None, answered and solution.answer is not None
+        if not stated and not answered:
+            raise ValueError(
+                f"Solution {index} of {name} ({solution.question[:60]!r}): got "
+                f"{'no correctness' if solution.answer is not None else 'no answer'}, expected a reference answer for "
+                "every solution, or for every solution whether it is correct. Fill in the column, or name it with "
+                "`answer_column` or `correct_column`."
+            )
+    return STATED if stated else "math"
+
+
+class _WithoutMarks(OnDiskSequence):
+    """Solutions whose texts are cut into steps at their marks."""
+
+    def __init__(self, solutions):
+        self._solutions = solutions
+
+    def __len__(self) -> int:
+        return len(self._solutions)
+
+    def _read(self, index: int) -> GivenSolution:
+        solution = self._solutions[index]
+        if _MARK not in solution.text or solution.steps is not None:
+            return solution
+        pieces = [piece.strip() for piece in solution.text.split(_MARK)]
+        pieces = [piece for piece in pieces if piece]
+        steps = tuple(f"{piece}\n" for piece in pieces[:-1]) + tuple(pieces[-1:])
+        return solution._replace(text="".join(steps), steps=steps)
