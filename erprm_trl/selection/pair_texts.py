@@ -37,7 +37,7 @@ class PairTexts:
     """
 
     def __init__(self, settings: CollectionSettings, *, conversational: bool, with_ends: bool, tokenizer=None):
-        sampler = settings.sampler
+        sampler = _prompt_settings(settings)
         self.conversational, self.with_ends = conversational, with_ends
         self.prompt_template = sampler.get("prompt_template") or "{question}"
         self.system_prompt = sampler.get("system_prompt")
@@ -95,7 +95,7 @@ class PairTexts:
 
 def uses_chat_template(settings: CollectionSettings) -> bool:
     """Whether the sampler of a collection applied a chat template."""
-    return bool(settings.sampler.get("use_chat_template"))
+    return bool(_prompt_settings(settings).get("use_chat_template"))
 
 
 def suits_messages(settings: CollectionSettings, tokenizer=None) -> bool:
@@ -115,7 +115,7 @@ def suits_messages(settings: CollectionSettings, tokenizer=None) -> bool:
         return False
     if tokenizer is None:
         try:
-            tokenizer = _tokenizer_of(settings.sampler)
+            tokenizer = _tokenizer_of(_prompt_settings(settings))
         except ValueError:
             return True
     texts = PairTexts(settings, conversational=False, with_ends=False, tokenizer=tokenizer)
@@ -124,6 +124,11 @@ def suits_messages(settings: CollectionSettings, tokenizer=None) -> bool:
     messages.append({"role": "assistant", "content": _CONTENT})
     text = tokenizer.apply_chat_template(messages, tokenize=False, **texts.chat_template_kwargs)
     return text.startswith(prompt + _CONTENT)
+
+
+def _prompt_settings(settings: CollectionSettings) -> dict[str, Any]:
+    # Solutions that someone else wrote have no sampler. The policy that continued them has the form of the prompts.
+    return settings.sampler or settings.completer or {}
 
 
 def _tokenizer_of(sampler: dict[str, Any]):

@@ -42,7 +42,7 @@ def collect(seed, folder, arguments):
         folder,
         num_solutions=arguments.solutions,
         num_continuations=arguments.continuations,
-        reuse_continuations=True,
+        reuse_continuations=arguments.continuations > 0,
         splitter=SEPARATOR,
         grading="exact",
         answer_pattern=ANSWER_PATTERN,
