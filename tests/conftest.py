@@ -58,8 +58,10 @@ def pytest_runtest_protocol(item):
 
 @pytest.hookimpl
 def pytest_collection_modifyitems(items):
-    """Checks that every marker `slow` has a reason."""
+    """Checks that every marker `slow` has a reason, and that the names of tests are the same in all processes."""
     for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid}: got an address in the name of a test. Give the parameter an id.")
         marker = item.get_closest_marker("slow")
         if marker and not (len(marker.args) == 1 and isinstance(marker.args[0], str)):
             raise pytest.UsageError(f'{item.nodeid}: got slow without a reason. Write pytest.mark.slow("why").')
