@@ -207,11 +207,13 @@ OTHER_OBJECTS = {
     "line": "a result of guided search",
     "logs": "a log",
     "metrics": "a log",
+    "noise": "the label noise of a collection",
     "shot": "a solved example in a prompt",
     "solution": "a result of guided search",
     "summary": "the summary of a manifest",
 }
 OTHER_ROWS = {
+    "erprm_trl/reward_model/scoring/scorer_file.py": "settings of a scorer",
     "erprm_trl/dial/experiments/policies.py": "questions",
     "erprm_trl/rollouts/grading/grader.py": "settings of a grader",
     "erprm_trl/rollouts/grading/worker.py": "settings of a grader",
@@ -221,6 +223,9 @@ OTHER_ROWS = {
     "tests/benchmarks/grading_cases.py": "rows of public question sets",
     "tests/benchmarks/scoring_server.py": "questions",
     "tests/benchmarks/scoring_speed.py": "questions",
+    "tests/benchmarks/label_noise.py": "judged solutions",
+    "tests/benchmarks/monte_carlo_scorer.py": "questions",
+    "tests/benchmarks/vllm_scoring.py": "questions",
     "tests/benchmarks/kills.py": "lines as they are on disk",
     "tests/benchmarks/million_questions.py": "the summary of a manifest",
 }
