@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -113,6 +114,28 @@ def open_rows(
     return rows, name
 
 
+def folder_cache(path: str) -> str:
+    """
+    The cache of `datasets` for the present files of a folder.
+
+    If the README.md of a folder lists its data files, `datasets` finds the cached rows by the folder's last name and this
+    list alone. It would return the rows of another folder of this name, or the rows from before the folder was written again.
+
+    Args:
+        path (`str`):
+            A folder with data files.
+
+    Returns:
+        `str`: the value of `cache_dir` for `datasets.load_dataset`.
+    """
+    from datasets import config
+
+    folder = Path(path).resolve()
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    state = [str(folder), *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
+    return str(Path(config.HF_DATASETS_CACHE, f"folder-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"))
+
+
 def has_splits(source: str | PathLike) -> bool:
     """Whether a source may have several splits. A file, the folder of a single dataset and a function have none."""
     path = local_path(source)
@@ -144,7 +167,7 @@ def _read_folder(path: str, config_name: str | None, split: str, dataset_kwargs:
     if Path(path, "dataset_dict.json").is_file() or Path(path, "state.json").is_file():
         return load_from_disk(path)
     try:
-        return load_dataset(path, config_name, split=split, **dataset_kwargs)
+        return load_dataset(path, config_name, split=split, **{"cache_dir": folder_cache(path), **dataset_kwargs})
     except (FileNotFoundError, ValueError) as error:  # no data, no such split, or no such configuration
         raise ValueError(
             f"Dataset: the folder {path} cannot be read ({error}), expected a folder that `save_to_disk` wrote, or "

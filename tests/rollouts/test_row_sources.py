@@ -74,6 +74,23 @@ def test_splits_of_folders_and_dictionaries(tmp_path):
         load_questions(splits, split="dev")
 
 
+def test_a_folder_with_a_card_is_read_as_it_is_now(tmp_path, monkeypatch):
+    """`datasets` caches such a folder by its last name and its card, and would return the rows of another folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    card = "---\nconfigs:\n- config_name: default\n  data_files: rows.jsonl\n---\n"
+
+    def write(place, text):
+        folder = tmp_path / place / "pairs"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(card)
+        (folder / "rows.jsonl").write_text(json.dumps({"text": text}) + "\n")
+        return [row["text"] for row in read_rows(folder, None, "train", {})]
+
+    assert write("one", "first") == ["first"]
+    assert write("two", "second") == ["second"]
+    assert write("one", "third, longer") == ["third, longer"]
+
+
 def stream(rows):
     """A stream without column names, as after `map`."""
     dataset = IterableDataset.from_generator(lambda: iter(rows)).map(lambda row: row)
