@@ -247,5 +247,5 @@ def test_commands_run_as_a_module(tmp_path):
     assert [row["id"] for row in scored] == [0, 1, 2] and len(scored[0]["step_scores"]) == 2
     lines = result.stdout.splitlines()
     mean = sum(row["score"] for row in scored) / 3
-    assert lines[0] == f"{model} scored 3 of 3 solutions. The mean score is {mean:.3f}."
+    assert lines[0] == f"{model} scored 3 of 3 solutions. The mean score is {mean:.3g}."
     assert lines[-1] == "Scores: scores/scores.jsonl."

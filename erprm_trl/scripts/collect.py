@@ -19,10 +19,18 @@ MANY_UNFINISHED = 0.2  # share of solutions at the token limit from which the su
 def main(config: CollectConfig) -> None:
     """Runs a collection and prints its summary."""
     summary = config.run().manifest["summary"]
-    after = f"erprm train --rollouts {config.output_dir} --model_name_or_path MODEL --output_dir REWARD_MODEL"
+    print_outcome(*describe(summary, config.output_dir), next_command=next_command(config))
+
+
+def next_command(config: CollectConfig) -> str:
+    """The command that usually follows a collection."""
     if not config.num_continuations:
-        after = f"erprm best-of-n --samples {config.output_dir} --reward_models REWARD_MODEL --output_dir RESULTS"
-    print_outcome(*describe(summary, config.output_dir), next_command=after)
+        return f"erprm best-of-n --samples {config.output_dir} --reward_models REWARD_MODEL --output_dir RESULTS"
+    command = f"erprm train --rollouts {config.output_dir} --model_name_or_path MODEL --output_dir REWARD_MODEL"
+    if config.splitter != "whole_lines":
+        return command
+    # Steps of whole_lines may contain the default separator, a line break.
+    return f"{command} --separator '<|step|>' --add_missing_tokens true --splitter whole_lines"
 
 
 def describe(summary: dict[str, Any], folder: str) -> list[str]:

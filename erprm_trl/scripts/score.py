@@ -94,7 +94,7 @@ def main(arguments: ScoreArguments) -> Path:
             bar.update()
     present = [score for score in scores if score is not None]
     path = Path(arguments.output_dir, "scores.jsonl")
-    mean = f" The mean score is {sum(present) / len(present):.3f}." if present else ""
+    mean = f" The mean score is {sum(present) / len(present):.3g}." if present else ""
     lines = [f"{without_login(arguments.reward_model)} scored {len(present)} of {len(scores)} solutions.{mean}"]
     if len(present) < len(scores):
         lines.append(f"{len(scores) - len(present)} solutions have no steps, or exceed the model's context length.")

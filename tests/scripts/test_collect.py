@@ -1,6 +1,10 @@
-"""The summary of a collection in sentences."""
+"""The summary of a collection in sentences, and the command that follows."""
 
-from erprm_trl.scripts.collect import describe
+from types import SimpleNamespace
+
+import pytest
+
+from erprm_trl.scripts.collect import describe, next_command
 
 
 SUMMARY = {
@@ -41,3 +45,16 @@ def test_adaptive_allocation():
         "Continuations that count for several prefixes saved 8 samples.",
         "Standard deviation of a label at eta = 0: 0.013 on average, 0.500 at most.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("num_continuations", "splitter", "start", "end"),
+    [
+        (0, "whole_lines", "erprm best-of-n --samples out ", "--output_dir RESULTS"),
+        (4, "newline", "erprm train --rollouts out ", "--output_dir REWARD_MODEL"),
+        (4, "whole_lines", "erprm train --rollouts out ", "--add_missing_tokens true --splitter whole_lines"),
+    ],
+)
+def test_the_next_command_fits_the_steps(num_continuations, splitter, start, end):
+    command = next_command(SimpleNamespace(output_dir="out", num_continuations=num_continuations, splitter=splitter))
+    assert command.startswith(start) and command.endswith(end)

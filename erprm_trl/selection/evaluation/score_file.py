@@ -70,7 +70,7 @@ def score_rows(
     folder = make_folder(folder)
     settings = {"aggregation": aggregation, "columns": list(columns), "prm_format": scorer_options.get("prm_format")}
     etas = {name: scorer_options.get(name) for name in ("eta", "trained_eta")}
-    _check_settings(folder / SETTINGS_FILE, {**reward_model_identity(local_path(reward_model), **etas), **settings})
+    _check_settings(folder, {**reward_model_identity(local_path(reward_model), **etas), **settings})
     path = folder / ROWS_FILE
     yield from _written_rows(path, rows, columns)
     scorer = None
@@ -118,14 +118,19 @@ def _json(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    text = json.dumps(settings, indent=2)
-    if not path.exists():
-        replace_file(path, text)
-    elif (written := path.read_text(encoding="utf-8")) != text:
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Compares the settings of the scores that the folder holds. Without scores, the settings are written."""
+    path = folder / SETTINGS_FILE
+    if not path.exists() or not (folder / ROWS_FILE).exists():
+        replace_file(path, json.dumps(settings, indent=2))
+        return
+    written = json.loads(path.read_text(encoding="utf-8"))
+    names = [name for name in written | settings if written.get(name) != settings.get(name)]
+    if names:
+        changed = "; ".join(f"{name} was {written.get(name)!r} and is now {settings.get(name)!r}" for name in names)
         raise ValueError(
-            f"{path}: the folder holds scores with the settings {' '.join(written.split())}, expected "
-            f"{' '.join(text.split())}. Choose another folder, or delete this one to score again."
+            f"{path}: got scores with other settings ({changed}), expected the settings of this call. Choose another "
+            "folder, or delete this one to score again."
         )
 
 

@@ -109,10 +109,18 @@ def test_scores_of_others_are_not_continued(backend, tmp_path):
         score([ROWS[0], {**ROWS[1], "question": "other"}], tmp_path)
     with pytest.raises(ValueError, match="line after the last row"):
         score(ROWS[:4], tmp_path)
-    with pytest.raises(ValueError, match='holds scores with the settings.*expected.*"aggregation": "last"'):
+    with pytest.raises(
+        ValueError, match=r"other settings \(aggregation was None and is now 'last'\), expected the settings"
+    ):
         score(ROWS, tmp_path, aggregation="last")
-    with pytest.raises(ValueError, match='"reward_model": "model".*expected.*"reward_model": "another"'):
+    with pytest.raises(ValueError, match="reward_model was 'model' and is now 'another'"):
         list(score_rows("another", ROWS, tmp_path))
+
+
+def test_a_refused_call_leaves_no_settings_that_refuse_the_corrected_call(backend, tmp_path):
+    with pytest.raises(ValueError, match="trained_eta=0"):
+        score(ROWS, tmp_path, eta=2.0)
+    assert len(score(ROWS, tmp_path, eta=2.0, trained_eta=0.0)) == len(ROWS)
 
 
 def test_scores_at_another_eta_are_in_another_file(backend, tmp_path):
@@ -121,7 +129,7 @@ def test_scores_at_another_eta_are_in_another_file(backend, tmp_path):
     assert read[0]["step_scores"][0] == pytest.approx(value) and read[0]["score"] == pytest.approx(value)
     assert score(ROWS, tmp_path / "2", eta=2.0, trained_eta=0.0) == read
     for options in ({}, {"eta": 3.0, "trained_eta": 0.0}, {"eta": 2.0, "trained_eta": 1.0}):
-        with pytest.raises(ValueError, match='holds scores with the settings.*"eta": 2.0.*expected'):
+        with pytest.raises(ValueError, match="got scores with other settings .*eta was"):
             score(ROWS, tmp_path / "2", **options)
     score(ROWS, tmp_path / "plain")
     # Folders of earlier versions are continued: nothing is added to the settings without an eta.
