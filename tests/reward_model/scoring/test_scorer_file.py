@@ -66,7 +66,11 @@ def test_a_file_stands_for_a_scorer(path):
     assert isinstance(scorer.backend, JudgeScorer if "judge" in kind else MonteCarloScorer)
     assert load_format(path) == scorer.prm_format and scorer.prm_format.splitter == dial.SEPARATOR
     assert scorer.prm_format.eta == (None if "judge" in kind else 0.0)
-    assert dial.BASE_PATH in scorer.model_name and scorer.context_length == 512 and scorer.weights is None
+    assert (
+        f"({Path(dial.BASE_PATH).name}, " in scorer.model_name
+        and scorer.context_length == 512
+        and scorer.weights is None
+    )
     (scores,) = scorer.score([ROWS[0]["question"]], [right_steps(ROWS[0]["question"])])
     assert all(0 <= score <= 1 for score in scores)
     if "judge" not in kind:
