@@ -15,6 +15,7 @@ from .. import report, rollouts, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
 from ..rollouts.grading.grader import comparison_method
+from ..rollouts.grading.worker import METHODS
 from ..training import tracking
 from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
@@ -66,8 +67,7 @@ def main(arguments: BestOfNArguments) -> dict:
     models = local_paths("reward_models", arguments.reward_models)
     options = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
     scores = score_with_each(models, samples, arguments.batch_size, arguments.eta or (), **options)
-    settings = samples.settings
-    with rollouts.Grader(comparison_method(settings.grading), settings.answer_pattern) as grader:
+    with rollouts.Grader(_comparison(samples, arguments.grading), samples.settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
     replace_file(folder / "step_scores.json", json.dumps(scores))
     comparison = {**curves, "samples": os.path.relpath(samples.path, folder)}  # the page shows the samples too
@@ -87,13 +87,26 @@ def main(arguments: BestOfNArguments) -> dict:
     return curves
 
 
+def _comparison(samples: rollouts.RolloutDataset, grading: str | None) -> str:
+    """The method of the grader that compares final answers. A function is only imported if this user has named it: the
+    manifest of a dataset on the Hub could name any function, such as one that runs commands."""
+    method = comparison_method(grading or samples.settings.grading)
+    if grading is None and samples.is_downloaded and method not in METHODS:
+        logger.warning(
+            "%s: the rollouts were downloaded, so their grading %s is not imported, and final answers are compared "
+            "mathematically. Pass --grading with a function that you trust to use it.", samples.path, method,
+        )  # fmt: skip
+        return "math"
+    return method
+
+
 def _usual_ns(sizes: list[int]) -> list[int]:
     """Powers of two up to the smallest number of solutions to a question."""
     fewest = min(sizes)
     if fewest < max(sizes):
         logger.warning(
-            "%d of %d questions have only %d solutions, and others have up to %d. Best-of-n needs n solutions to every "
-            "question, so n is at most %d. Leave these questions out to compare larger n.",
+            "%d of %d questions have only %d solutions, and others have up to %d. Best-of-n needs n solutions to "
+            "every question, so n is at most %d. Leave these questions out to compare larger n.",
             sizes.count(fewest), len(sizes), fewest, max(sizes), fewest,
         )  # fmt: skip
     return [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]

@@ -99,8 +99,8 @@ class QuestionSearch:
         self.question, self.width, self.seed = question, width, seed
         self.nodes = [Node()] * width
         self.log_weights = np.zeros(width)
-        # Step scores and value, by steps and whether they are scored as a finished solution. The empty prefix has value
-        # 0, which cancels in the particles' weights.
+        # Step scores and value, by steps and whether they are scored as a finished solution. The empty prefix has
+        # value 0, which cancels in the particles' weights.
         self.scored: dict[tuple[tuple[str, ...], bool], tuple[tuple[float, ...], float]] = {
             ((), is_finished): ((), 0.0) for is_finished in (True, False)
         }
