@@ -43,7 +43,6 @@ class RolloutDataset:
         rows (`Sequence[RolloutRow]`): one row per solution, see [`RolloutRow`]. Rows are read from disk on access.
         manifest (`dict`): settings and versions of the collection, and its summary.
         settings ([`CollectionSettings`]): the settings in the manifest.
-        is_downloaded (`bool`): whether the rollouts come from the Hub, so that someone else may have written them.
 
     Raises:
         `FileNotFoundError`: if the folder has no manifest.
@@ -52,8 +51,8 @@ class RolloutDataset:
 
     def __init__(self, path: str | Path):
         path = local_path(path)
-        self.is_downloaded = is_hub_id(path)
-        self.path = download_rollouts(path) if self.is_downloaded else Path(path)
+        on_hub = is_hub_id(path)
+        self.path = download_rollouts(path) if on_hub else Path(path)
         self.manifest = read_manifest(self.path)
         if self.manifest is None:
             raise FileNotFoundError(
@@ -64,7 +63,7 @@ class RolloutDataset:
         self._reasons: list[str] = []
         places, self._states = self._index_rows()
         self.rows = RolloutRows(self._shards, places)
-        if self.is_downloaded:
+        if on_hub:
             self._check_complete(path)
 
     @property
@@ -263,7 +262,6 @@ class RolloutDataset:
             `ValueError`: if its upload was interrupted.
         """
         rollouts = cls(download_rollouts(repo_id, revision=revision, token=token))
-        rollouts.is_downloaded = True
         rollouts._check_complete(repo_id)
         return rollouts
 

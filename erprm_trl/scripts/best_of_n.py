@@ -15,7 +15,6 @@ from .. import report, rollouts, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.paths import local_paths
 from ..rollouts.grading.grader import comparison_method
-from ..rollouts.grading.worker import METHODS
 from ..training import tracking
 from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
@@ -67,7 +66,8 @@ def main(arguments: BestOfNArguments) -> dict:
     models = local_paths("reward_models", arguments.reward_models)
     options = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
     scores = score_with_each(models, samples, arguments.batch_size, arguments.eta or (), **options)
-    with rollouts.Grader(_comparison(samples, arguments.grading), samples.settings.answer_pattern) as grader:
+    settings = samples.settings
+    with rollouts.Grader(comparison_method(settings.grading), settings.answer_pattern) as grader:
         curves = selection.selection_curves(samples.solutions(), scores, ns, equivalent=grader.equivalent)
     replace_file(folder / "step_scores.json", json.dumps(scores))
     comparison = {**curves, "samples": os.path.relpath(samples.path, folder)}  # the page shows the samples too
@@ -85,19 +85,6 @@ def main(arguments: BestOfNArguments) -> dict:
         next_command=f"erprm report --folder {arguments.output_dir}",
     )
     return curves
-
-
-def _comparison(samples: rollouts.RolloutDataset, grading: str | None) -> str:
-    """The method of the grader that compares final answers. A function is only imported if this user has named it: the
-    manifest of a dataset on the Hub could name any function, such as one that runs commands."""
-    method = comparison_method(grading or samples.settings.grading)
-    if grading is None and samples.is_downloaded and method not in METHODS:
-        logger.warning(
-            "%s: the rollouts were downloaded, so their grading %s is not imported, and final answers are compared "
-            "mathematically. Pass --grading with a function that you trust to use it.", samples.path, method,
-        )  # fmt: skip
-        return "math"
-    return method
 
 
 def _usual_ns(sizes: list[int]) -> list[int]:

@@ -1,7 +1,6 @@
 """Commands that evaluate solutions made elsewhere, as a user runs them, with a reward model that was not trained."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from recipe_runs import save_base_as_reward_model
@@ -49,18 +48,6 @@ def test_exactly_one_source_is_needed(tmp_path):
         arguments = best_of_n.BestOfNArguments(reward_models=["m"], output_dir=str(tmp_path), **sources)
         with pytest.raises(ValueError, match="expected exactly one of them. Pass --samples FOLDER .*--solutions FILE"):
             best_of_n.main(arguments)
-
-
-def test_a_grading_that_a_downloaded_manifest_names_is_not_imported(caplog):
-    def samples(grading, is_downloaded):
-        return SimpleNamespace(path="p", is_downloaded=is_downloaded, settings=SimpleNamespace(grading=grading))
-
-    assert best_of_n._comparison(samples("os:popen", True), None) == "math"
-    assert "grading os:popen is not imported" in caplog.text
-    assert best_of_n._comparison(samples("os:popen", True), "my.module:grade") == "my.module:grade"
-    assert best_of_n._comparison(samples("my.module:grade", False), None) == "my.module:grade"
-    for grading, method in (("exact", "exact"), ("stated", "math"), (None, "math")):
-        assert best_of_n._comparison(samples(grading, True), None) == method
 
 
 def test_questions_with_few_solutions_limit_n_with_a_warning(caplog):
