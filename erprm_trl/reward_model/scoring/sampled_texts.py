@@ -8,6 +8,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,9 @@ def check_at_least(name: str, value: int, least: int) -> None:
     Checks a number.
 
     Raises:
-        `ValueError`: if the number is smaller than `least`.
+        `ValueError`: if the number is smaller than `least`, or not a whole number.
     """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name}: got {value!r} ({type(value).__name__}), expected a whole number. Correct it.")
     if value < least:
         raise ValueError(f"{name}: got {value}, expected at least {least}. Raise it.")

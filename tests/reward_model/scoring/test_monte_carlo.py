@@ -188,6 +188,7 @@ def test_the_name_changes_with_all_settings_and_hides_the_path_of_a_local_model(
     ("options", "message"),
     [
         ({"num_continuations": 0}, "num_continuations: got 0, expected at least 1"),
+        ({"num_continuations": "8"}, r"num_continuations: got '8' \(str\), expected a whole number"),
         ({"max_continuations": 0}, "max_continuations: got 0"),
         ({"eta": math.nan}, "eta: got NaN"),
         ({"last_step": "other"}, "last_step: got 'other', expected one of reward, continuations"),
