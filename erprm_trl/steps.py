@@ -242,7 +242,7 @@ def _is_short(piece: str) -> bool:
     return len(characters) + 2 * sum(character >= _FIRST_IDEOGRAPH for character in characters) < MIN_CHARACTERS
 
 
-def join_steps(steps: Iterable[str], splitter: str, separator: str | None = None) -> str:
+def join_steps(steps: Iterable[str], splitter: str, separator: str | None = None, *, closed: bool = True) -> str:
     r"""
     Writes cleaned steps as the beginning of a solution, which a policy can continue with its next step.
 
@@ -255,9 +255,10 @@ def join_steps(steps: Iterable[str], splitter: str, separator: str | None = None
             See [`split_steps`].
         separator (`str`, *optional*):
             Text between two steps. Defaults to a line break (two for `"blank_line"`). For a splitter that is a
-            separator string, it defaults to this string, with a space on each side if it has no white space there. The
-            text ends with the separator, without spaces at its end, because most tokenizers join a space to the next
-            word.
+            separator string, it defaults to this string, with a space on each side if it has no white space there.
+        closed (`bool`, *optional*, defaults to `True`):
+            Whether the text ends with the separator, without spaces at its end, because most tokenizers join a space
+            to the next word. Pass `False` for a whole solution.
 
     Returns:
         `str`: the text. It is empty if there are no steps.
@@ -276,7 +277,7 @@ def join_steps(steps: Iterable[str], splitter: str, separator: str | None = None
         separator = "\n\n" if splitter == "blank_line" else "\n"
     elif separator is None:
         separator = splitter if splitter != splitter.strip() else f" {splitter} "
-    return separator.join(steps) + separator.rstrip(" ")
+    return separator.join(steps) + (separator.rstrip(" ") if closed else "")
 
 
 def step_stops(splitter: str) -> tuple[str, ...]:

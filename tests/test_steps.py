@@ -348,3 +348,5 @@ def test_joined_steps_are_split_into_the_same_steps(splitter, separator, text):
     if splitter != "whole_lines":  # which joins short lines
         assert clean_steps(split_steps(text, splitter), splitter) == ["a + b", "c"]
     assert join_steps([], splitter, separator) == ""
+    whole = join_steps(["a + b", "c"], splitter, separator, closed=False)
+    assert whole.endswith("c") and text.startswith(whole)

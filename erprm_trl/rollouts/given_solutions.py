@@ -272,7 +272,7 @@ def load_solutions(
             no solution. A solution may be an empty text.
     """
     rows, name = open_rows("Solutions", source, config_name, split, dataset_kwargs or {}, max_rows)
-    first = rows[0]
+    first = _first_values(rows)
     if solution_column is not None and steps_column is not None:
         raise ValueError(
             f"Columns of {name}: got solution_column={solution_column!r} and steps_column={steps_column!r}, expected "
@@ -314,6 +314,19 @@ def load_solutions(
     if hasattr(rows, "select_columns"):
         rows = rows.select_columns(list(dict.fromkeys([*filter(None, columns[:6]), *metadata_columns])))
     return GivenSolutions(rows, name, columns, step_delimiter)
+
+
+def _first_values(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """All columns of the rows, each with its first value that is not `None`. The columns of a list of rows may differ,
+    and an optional column may be empty in the first row."""
+    columns: dict[str, Any] = {}
+    is_table = hasattr(rows, "select_columns")
+    for row in rows:
+        if isinstance(row, Mapping):  # a row of another type is reported when it is read
+            columns |= {name: value for name, value in row.items() if columns.get(name) is None}
+        if is_table and not any(name in columns and columns[name] is None for name in CORRECT_COLUMNS):
+            break  # a table has the same columns in every row
+    return columns
 
 
 def as_solutions(

@@ -202,7 +202,8 @@ def _card(repo_id: str, manifest: Mapping[str, Any], columns: Iterable[str], num
     summary = {"solutions": num_rows, **manifest.get("summary", {})}
     if num_rows < sum(settings.chunk_sizes):
         summary["incomplete"] = f"{num_rows} of {sum(settings.chunk_sizes)} solutions were collected"
-    sampler = {f"sampler: {name}": value for name, value in settings.sampler.items()}
+    policies = {"sampler": settings.sampler, "completer": settings.completer or {}}
+    sampling = {f"{policy}: {name}": value for policy, values in policies.items() for name, value in values.items()}
     names = ("num_solutions", "num_continuations", "splitter", "grading", "seed", "allocation")
     return _CARD.format(
         data=data.to_yaml().strip(),
@@ -212,7 +213,7 @@ def _card(repo_id: str, manifest: Mapping[str, Any], columns: Iterable[str], num
         manifest=MANIFEST,
         num_questions=settings.num_questions,
         summary=_table(summary),
-        settings=_table({**{name: getattr(settings, name) for name in names}, **sampler}),
+        settings=_table({**{name: getattr(settings, name) for name in names}, **sampling}),
     )
 
 

@@ -97,7 +97,8 @@ class JudgeVerdicts:
 def judge_identity(judge: Judge) -> str:
     """
     Identifies a judge: its `model_name`, its `prm_format` if it has one, and the sizes and times of the model's files
-    if the name is a local folder, because a model that is trained again in the same folder is another judge.
+    if the model, or the model of the judge's sampler, is in a local folder, because a model that is trained again in
+    the same folder is another judge.
 
     Raises:
         `ValueError`: if the judge has no `model_name`.
@@ -108,7 +109,9 @@ def judge_identity(judge: Judge) -> str:
             f"agree_with: got a {type(judge).__name__} without `model_name`, expected a text that identifies the "
             "judge, because its verdicts are cached. Pass a StepScorer, or give the class the attribute `model_name`."
         )
-    return repr((without_login(name), repr(getattr(judge, "prm_format", None)), _files(name)))
+    sampler = getattr(getattr(judge, "backend", judge), "sampler", None)
+    files = _files(name) if sampler is None else _files(str(sampler.settings.get("model", "")))
+    return repr((without_login(name), repr(getattr(judge, "prm_format", None)), files))
 
 
 def judge_name(judge: Judge) -> str:

@@ -70,14 +70,15 @@ def question_rates(rows: Iterable[RolloutRow], num_questions: int, own_samples: 
     r"""
     Estimates how often the policy that writes continuations solves each question.
 
-    If the bare question was continued, the rate is the mean of `question_rewards`. Otherwise it is the mean over all
-    solutions n of the question, and over the continuations k of their first steps:
+    If the bare question was continued, the rate is the mean of `question_rewards`. Otherwise it is the mean over the
+    N solutions of the question of the rates of their first steps:
 
-    $$ q = \frac{\sum_n \left( r_n + \sum_{k=1}^{K_n} r_{nk} \right)}{\sum_n (1 + K_n)} $$
+    $$ q = \frac{1}{N} \sum_{n=1}^{N} \frac{r_n + \sum_{k=1}^{K_n} r_{nk}}{1 + K_n} $$
 
     This is an unbiased estimate too: a solution is one more continuation of its first step, and the mean of the first
-    steps' rates over sampled first steps is the rate of the question. It has N (K + 1) rewards, but only N first
-    steps.
+    steps' rates over sampled first steps is the rate of the question. Each solution has the same weight, because a
+    solution of a single step, which has no continuations, would otherwise hardly count. There are N (K + 1) rewards,
+    but only N first steps.
 
     Args:
         rows (`Iterable[RolloutRow]`):
@@ -98,8 +99,9 @@ def question_rates(rows: Iterable[RolloutRow], num_questions: int, own_samples: 
             rewards = row.prefix_rewards[0] if row.prefix_rewards else []
             if own_samples and row.outcome_reward is not None:
                 rewards = [row.outcome_reward, *rewards]
-        sums[row.question_index] += sum(rewards)
-        counts[row.question_index] += len(rewards)
+        if rewards:
+            sums[row.question_index] += sum(rewards) / len(rewards)
+            counts[row.question_index] += 1
     return np.divide(sums, counts, out=np.full(num_questions, np.nan), where=counts > 0)
 
 

@@ -7,6 +7,7 @@ are graded first. Rollouts with continuations can be used as well.
 """
 
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from ..training import tracking
 from .candidates import SolutionArguments, open_samples
 from .outcome import print_outcome
 from .scoring import SCORING_BACKEND, TRAINED_ETA, score_with_each
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -58,8 +62,7 @@ def main(arguments: BestOfNArguments) -> dict:
     """Scores, compares, prints and plots."""
     folder = make_folder(arguments.output_dir)
     samples = open_samples(arguments, "samples", folder, local_paths("reward_models", arguments.reward_models))
-    fewest = min(map(len, samples.solutions()))
-    ns = arguments.ns or [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
+    ns = arguments.ns or _usual_ns([len(solutions) for solutions in samples.solutions()])
     models = local_paths("reward_models", arguments.reward_models)
     options = {"trained_eta": arguments.trained_eta, "backend": arguments.scoring_backend}
     scores = score_with_each(models, samples, arguments.batch_size, arguments.eta or (), **options)
@@ -82,6 +85,18 @@ def main(arguments: BestOfNArguments) -> dict:
         next_command=f"erprm report --folder {arguments.output_dir}",
     )
     return curves
+
+
+def _usual_ns(sizes: list[int]) -> list[int]:
+    """Powers of two up to the smallest number of solutions to a question."""
+    fewest = min(sizes)
+    if fewest < max(sizes):
+        logger.warning(
+            "%d of %d questions have only %d solutions, and others have up to %d. Best-of-n needs n solutions to "
+            "every question, so n is at most %d. Leave these questions out to compare larger n.",
+            sizes.count(fewest), len(sizes), fewest, max(sizes), fewest,
+        )  # fmt: skip
+    return [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
 
 
 def _track(arguments: BestOfNArguments, curves: dict, folder) -> None:

@@ -119,9 +119,10 @@ def splitter_of(reward_models: list[str]) -> str:
 
     Args:
         reward_models (`list[str]`):
-            Folders, Hub ids, addresses or scorer files. Scorer files have no splitter of their own.
+            Folders, Hub ids, addresses or scorer files. A scorer file decides only if there is nothing else, because
+            its scorer reads the steps of any splitter.
     """
-    models = [name for name in reward_models if not name.endswith((".yaml", ".yml"))]
+    models = [name for name in reward_models if not name.endswith((".yaml", ".yml"))] or reward_models
     splitters = {name: scoring.load_format(name).splitter for name in models}
     splitter = next(iter(splitters.values()), "newline")
     if len(set(splitters.values())) > 1:

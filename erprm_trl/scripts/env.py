@@ -17,6 +17,7 @@ def main() -> None:
 
     lines = {"platform": platform.platform(), "python": platform.python_version()}
     lines |= {name: installed_version(name) for name in PACKAGES}
+    lines["torch"] = torch.__version__  # names the CUDA version, which the metadata of the package may not
     devices = "cpu"
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator().type

@@ -128,11 +128,12 @@ def main(arguments: PairsArguments) -> "selection.PairCounts":
     settings = {**asdict(arguments), "reward_model": None if scorer is None else scorer.model_name}
     replace_file(folder / "pairs.json", json.dumps({"settings": settings, "counts": vars(counts)}, indent=2))
     replace_file(folder / "README.md", CARD.format(file=path.name, counts=counts))
+    policy = collection.settings.sampler or collection.settings.completer or {}
     print_outcome(
         *describe(counts),
         f"Pairs: {path}.",
         next_command=f"erprm dpo --dataset_name {arguments.output_dir} --model_name_or_path "
-        f"{collection.settings.sampler.get('model', 'MODEL')} --output_dir POLICY",
+        f"{policy.get('model', 'MODEL')} --output_dir POLICY",
     )
     return counts
 

@@ -2,6 +2,7 @@
 compared on the same candidates."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..rollouts.row_sources import read_rows
 logger = logging.getLogger(__name__)
 
 _MARK = "ки"  # follows each step in solutions of models that were trained on Math-Shepherd's texts
+_MARK_ALONE = re.compile(rf"(?<!\w){_MARK}(?!\w)")  # not the end of a Russian word
 # Columns of published candidate sets, by the columns that identify them. Of several names, the first that exists.
 _PUBLISHED: dict[frozenset[str], dict[str, tuple[str, ...]]] = {
     # RLHFlow's test sets
@@ -97,7 +99,7 @@ def collect_candidates(
         given = load_solutions(source, metadata_columns=[], max_rows=max_rows, **options, **chosen)
     else:
         given = load_solutions(rows, metadata_columns=[], max_rows=max_rows, **chosen)
-    is_marked = splitter.strip() != _MARK and any(_MARK in solution.text for solution in given)
+    is_marked = splitter.strip() != _MARK and any(_MARK_ALONE.search(solution.text) for solution in given)
     solutions = _WithoutMarks(given) if is_marked else given
     return collect_rollouts(
         solutions=solutions,
@@ -136,9 +138,9 @@ class _WithoutMarks(OnDiskSequence):
 
     def _read(self, index: int) -> GivenSolution:
         solution = self._solutions[index]
-        if _MARK not in solution.text or solution.steps is not None:
+        if solution.steps is not None or not _MARK_ALONE.search(solution.text):
             return solution
-        pieces = [piece.strip() for piece in solution.text.split(_MARK)]
+        pieces = [piece.strip() for piece in _MARK_ALONE.split(solution.text)]
         pieces = [piece for piece in pieces if piece]
         steps = tuple(f"{piece}\n" for piece in pieces[:-1]) + tuple(pieces[-1:])
         return solution._replace(text="".join(steps), steps=steps)

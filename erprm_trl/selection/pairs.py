@@ -294,6 +294,11 @@ def _check_solutions(
 ) -> None:
     if rank_by == "score" and not has_scores:
         raise ValueError("rank_by: got 'score' without score, expected step scores. Pass a reward model as score=.")
+    unusable = sum(bool(row.steps) and not row.is_usable for rows in solutions for row in rows)
+    if level == "step" and unusable:
+        logger.warning(
+            "%s: %d solutions have a step without content, so they are in no pair of steps.", rollouts.path, unusable
+        )
     needs_rewards = rank_by == "reward" if level == "solution" else not has_scores
     for row in (row for rows in solutions for row in rows):
         if needs_rewards and row.steps and not row.is_graded:

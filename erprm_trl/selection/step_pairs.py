@@ -101,11 +101,11 @@ def branching(
 
     Returns:
         `dict[str, list[Branch]]`: the branches after each prefix with at least two. The last step of an unfinished
-        solution is left out, because it was cut off.
+        solution is left out, because it was cut off. Solutions that are marked `unusable` are left out too.
     """
     branches_of: dict[str, dict[tuple[str, bool], Branch]] = {}
     for index, row in enumerate(rows):
-        if step_scores is not None and not step_scores[index]:
+        if not row.is_usable or (step_scores is not None and not step_scores[index]):
             continue
         for place, step in enumerate(row.steps):
             ends = place == len(row.steps) - 1

@@ -157,6 +157,22 @@ def policy_of_short_lines(tokenizer):
     return model
 
 
+def let_scores_differ(folder: Path) -> None:
+    """Lets the probability of "+", which samples do not contain, depend on the text before it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.model.embed_tokens.weight += 0.3 * torch.randn_like(model.model.embed_tokens.weight)
+        model.model.layers[0].self_attn.o_proj.weight.normal_(std=0.3)
+        model.lm_head.weight[tokenizer.encode("+", add_special_tokens=False)[0]].normal_(
+            mean=-20.0 / model.config.hidden_size, std=0.3
+        )
+    model.save_pretrained(folder)
+
+
 def make_results(folder: Path, code: str) -> None:
     """Reward models and rollouts, as earlier stages leave them."""
     from public_models import TRLPRM
@@ -167,6 +183,7 @@ def make_results(folder: Path, code: str) -> None:
     outputs.mkdir()
     for name in ("erprm", "my-erprm", "prm"):
         make_model(outputs / name)
+        let_scores_differ(outputs / name)
         PRMFormat(splitter="newline", eta=0.0).save(outputs / name)
     TRLPRM(outputs / "trl-prm")
     sampler = TransformersSampler.from_pretrained(str(outputs / "erprm"), max_new_tokens=32)

@@ -13,7 +13,12 @@ SMALL_POLICY = {
     "train_step_grpo": ["--per_device_train_batch_size", "8", "--num_generations", "4"],
     "train_step_ppo": ["--per_device_train_batch_size", "8", "--num_generations", "4"],
 }
-OTHER_NAMES = {"collect_rollouts": "collect", "report": "report", "estimate_memory": "memory"}
+OTHER_NAMES = {
+    "collect_rollouts": "collect",
+    "estimate_memory": "memory",
+    "inspect_labels": "inspect-labels",
+    "report": "report",
+}
 
 
 def load(name):

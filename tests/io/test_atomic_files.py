@@ -128,11 +128,15 @@ def test_a_full_disk_does_not_change_the_old_scores_and_the_old_page(tmp_path, m
     scores.write_text('{"of": "an earlier run"}')
     before = {path: path.read_bytes() for path in (scores, page)}
     module = recipe("best_of_n")
-    monkeypatch.setattr("erprm_trl.scripts.best_of_n.score_with_each", lambda *args: {"a": [0.5] * 100})
+    monkeypatch.setattr("erprm_trl.scripts.best_of_n.score_with_each", lambda *args, **options: {"a": [0.5] * 100})
     monkeypatch.setattr("erprm_trl.selection.selection_curves", lambda *args, **kwargs: {"models": {}})
     with no_file_above(100):
         with pytest.raises(OSError, match="step_scores.json"):
-            module.main(module.BestOfNArguments(str(tmp_path / "samples"), ["a"], str(scores.parent)))
+            module.main(
+                module.BestOfNArguments(
+                    samples=str(tmp_path / "samples"), reward_models=["a"], output_dir=str(scores.parent)
+                )
+            )
         with pytest.raises(OSError, match="report.html"):
             write_report(tmp_path)
     assert {path: path.read_bytes() for path in before} == before

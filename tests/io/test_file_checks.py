@@ -164,7 +164,7 @@ ROW = {"prompt": "2 + 3?", "completions": ["5"], "labels": [1.0]}
         PRMFormat.load,
         StepScorer.from_pretrained,
         TransformersSampler.from_pretrained,
-        lambda name: ERPRMTrainer(name, ERPRMConfig(use_cpu=True, bf16=False), train_dataset=[ROW]),
+        lambda name: ERPRMTrainer(name, ERPRMConfig(use_cpu=True, bf16=False), train_dataset=Dataset.from_list([ROW])),
         lambda name: RAFTTrainer(name, "erprm", RAFTConfig(use_cpu=True, bf16=False), train_dataset=[QUESTION]),
     ],
     ids=["format", "scorer", "sampler", "reward model trainer", "RAFT"],

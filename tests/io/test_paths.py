@@ -56,7 +56,7 @@ def test_recipes_take_a_list_of_reward_models(tmp_path):
     with pytest.raises(TypeError, match="reward_models: got the str '~/model', expected a list of folders"):
         recipe.main(arguments)
     scripts = (RECIPES.parent / "erprm_trl" / "scripts").glob("*.py")
-    with_models = [path.read_text() for path in scripts if "reward_models: list" in path.read_text()]
+    with_models = [path.read_text() for path in scripts if "\n    reward_models: list" in path.read_text()]
     assert len(with_models) == 4 and all('local_paths("reward_models"' in source for source in with_models)
 
 

@@ -244,5 +244,5 @@ def test_guided_search_in_miniature(options, tmp_path, monkeypatch):
 
 
 def test_arguments_that_do_not_fit():
-    with pytest.raises(ValueError, match="either --rollouts or --dataset_name"):
+    with pytest.raises(ValueError, match="expected exactly one of --rollouts, --dataset_name and mixture"):
         parse("train_erprm", ["--output_dir", "x", "--model_name_or_path", "y", *CPU])

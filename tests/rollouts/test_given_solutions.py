@@ -31,6 +31,16 @@ def test_files_lists_and_datasets_give_the_same(tmp_path):
     assert load_solutions(rows, max_rows=2) == expected[:2]
 
 
+def test_columns_that_are_missing_or_empty_in_the_first_row_are_read():
+    rows = [ROW, {**ROW, "correct": None, "source": "b"}, {**ROW, "correct": 1, "id": 5, "source": "c"}]
+    solutions = load_solutions(rows)
+    assert [solution.correct for solution in solutions] == [None, None, True]
+    assert [solution.id for solution in solutions] == [None, None, 5]
+    assert [solution.metadata for solution in solutions] == [None, {"source": "b"}, {"source": "c"}]
+    table = Dataset.from_list([{**ROW, "correct": correct} for correct in (None, True, False)])
+    assert [solution.correct for solution in load_solutions(table)] == [None, True, False]
+
+
 def test_steps_keep_their_boundaries():
     def steps_of(steps, **options):
         (solution,) = load_solutions([{"question": "q", "steps": steps}], **options)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from fake_hub import fake_hub
@@ -9,7 +10,7 @@ from fake_sampler import FakeSampler
 
 from erprm_trl import RolloutDataset, collect_rollouts
 from erprm_trl.reward_model.trainer.data_setup import open_rollouts
-from erprm_trl.rollouts import Question, hub
+from erprm_trl.rollouts import Completion, Question, hub
 
 
 QUESTIONS = [Question(f"{number} + 1?", f"answer {number % 3}") for number in range(4)]
@@ -82,6 +83,19 @@ def test_the_dataset_card_has_the_settings_and_its_rows_can_be_loaded(rollouts, 
     assert 'RolloutDataset("ada/rollouts")' in card and "| num_continuations | `2` |" in card
     assert "| solutions | `8` |" in card and "incomplete" not in card
     assert "a \\| b" in card
+
+
+def test_the_card_names_the_policy_that_continued_given_solutions(the_hub, tmp_path):
+    sampler = SimpleNamespace(
+        settings={"backend": "scripted", "model": "/srv/completer-7b"},
+        sample=lambda prompts, num_samples, seed: [[Completion("5", True, 1)] * num_samples for _ in prompts],
+    )
+    solutions = [{"question": "q", "answer": "5", "response": text} for text in ("a\n5", "b\nc\n6")]
+    solutions.append({"question": "r", "answer": "5", "response": "5"})  # another number of solutions
+    options = {"completer": sampler, "num_continuations": 1, "show_progress": False}
+    collect_rollouts(solutions=solutions, output_dir=tmp_path / "given", **options).push_to_hub("ada/given")
+    assert "| completer: model | `completer-7b` |" in the_hub.files("ada/given")["README.md"].decode()
+    assert [len(rows) for rows in RolloutDataset("ada/given").solutions()] == [2, 1]
 
 
 def test_an_interrupted_upload_sends_only_what_is_missing(rollouts, the_hub, monkeypatch):

@@ -1,6 +1,7 @@
 """Verdicts of a judge: first errors from scores, the file that keeps them, crashes, and identities."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,3 +110,9 @@ def test_the_identity_of_a_judge(tmp_path):
     before = judge_identity(judge)
     (model / "model.safetensors").write_bytes(b"other")
     assert judge_identity(judge) != before and judge_name(judge) == "model"
+    # A scorer that samples from a model in a folder. A StepScorer has it as its backend.
+    judge.model_name, judge.sampler = "JudgeScorer(model)", SimpleNamespace(settings={"model": str(model)})
+    scorer = SimpleNamespace(model_name=judge.model_name, backend=judge)
+    before = judge_identity(judge), judge_identity(scorer)
+    (model / "model.safetensors").write_bytes(b"a third time")
+    assert judge_identity(judge) != before[0] and judge_identity(scorer) != before[1]

@@ -42,7 +42,7 @@ LATE = row(0.0, [0, 1], [1, 1])  # every proper prefix succeeds: fails as a whol
 def test_the_rate_of_a_question():
     rows = [
         row(1.0, [1, 0], [0, 0]),
-        row(0.0, [0, 1], solution=1),  # question 0: outcomes 1 + 0, first steps 1 + 1, of 6
+        row(0.0, [0, 1], solution=1),  # question 0: the mean of (1 + 1)/3 and (0 + 1)/3
         row(1.0, [1, 1], question=1, question_rewards=[0, 0, 1, 0]),  # the bare question is continued: 1/4
         row(0.0, question=2),  # one step: its outcome alone
     ]
@@ -62,6 +62,14 @@ def test_the_rate_is_unbiased_for_a_known_policy():
                 weight = share * (rate if outcome else 1 - rate) * (rate if reward else 1 - rate)
                 mean += weight * question_rates([row(float(outcome), [reward])], 1)[0]
     assert mean == pytest.approx(0.3)
+
+
+def test_a_solution_of_a_single_step_counts_as_much_as_another():
+    """A policy answers at once (0.5, always right) or in two steps (0.5, always wrong): q = 0.5. All four pairs of two
+    solutions are equally likely, with K = 8 continuations of the first of two steps."""
+    at_once, in_steps = row(1.0), row(0.0, [0] * 8)
+    pairs = [[first, second] for first in (at_once, in_steps) for second in (at_once, in_steps)]
+    assert [question_rates(pair, 1)[0] for pair in pairs] == [1.0, 0.5, 0.5, 0.0]
 
 
 def test_the_first_failing_prefix():

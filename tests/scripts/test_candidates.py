@@ -6,6 +6,7 @@ import pytest
 from recipe_runs import save_base_as_reward_model
 
 from erprm_trl.scripts import best_of_n, calibrate, processbench
+from erprm_trl.scripts.candidates import splitter_of
 
 
 # Moves of a dial: Tom's dial ends at 9, Ann's at 2.
@@ -47,6 +48,19 @@ def test_exactly_one_source_is_needed(tmp_path):
         arguments = best_of_n.BestOfNArguments(reward_models=["m"], output_dir=str(tmp_path), **sources)
         with pytest.raises(ValueError, match="expected exactly one of them. Pass --samples FOLDER .*--solutions FILE"):
             best_of_n.main(arguments)
+
+
+def test_questions_with_few_solutions_limit_n_with_a_warning(caplog):
+    assert best_of_n._usual_ns([8, 8, 8]) == [1, 2, 4, 8] and not caplog.records
+    assert best_of_n._usual_ns([16, 3, 16, 3]) == [1, 2]
+    assert "2 of 4 questions have only 3 solutions, and others have up to 16" in caplog.text
+
+
+def test_the_splitter_of_a_scorer_file_is_used_without_other_models(tmp_path, reward_model):
+    path = tmp_path / "judge.yaml"
+    path.write_text("scorer: judge\nsampler: {model_name_or_path: m}\nsplitter: blank_line\n")
+    assert splitter_of([str(path)]) == "blank_line" and splitter_of([]) == "newline"
+    assert splitter_of([str(path), reward_model]) == "ки"
 
 
 @pytest.mark.slow("scores with a model")

@@ -46,6 +46,14 @@ def test_rlhflows_solutions_with_marks_are_cut_at_the_marks(tmp_path):
     assert samples[1].steps == ["3 + 4 = 7\n", "The answer is $\\boxed{7}$."]
 
 
+def test_russian_words_are_not_cut_at_a_mark(tmp_path):
+    russian = "Ошибки нет.\nОтвет: 7, проверки не нужно."
+    marked = "Складываем. ки\nОтвет: 7 ки"
+    samples = collected(tmp_path, {"prompt": QUESTION, "answers": [russian, marked], "label": [1, 1]})
+    assert samples[0].steps == ["Ошибки нет.\n", "Ответ: 7, проверки не нужно."]
+    assert samples[1].steps == ["Складываем.\n", "Ответ: 7"]
+
+
 def search_and_learn(**values):
     """A row of search-and-learn's best-of-n completions of MATH-500."""
     return {

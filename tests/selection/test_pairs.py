@@ -54,6 +54,18 @@ def test_pairs_of_solutions_in_trls_form(folder):
         }
 
 
+def test_solutions_with_a_step_without_content_are_in_no_pair_of_steps(tmp_path, caplog):
+    """Such a solution, which someone else wrote, has steps but no continuations."""
+    empty = solution(["A\n", " \n", "z"], 0.0, unusable="a step without content")
+    folder = write_collection(tmp_path / "given", [[*QUESTIONS[0][:2], empty]])
+    expected = preference_pairs(write_collection(tmp_path / "rollouts", [QUESTIONS[0][:2]]), "step")
+    assert preference_pairs(folder, "step").to_list() == expected.to_list()
+    assert "1 solutions have a step without content, so they are in no pair of steps" in caplog.text
+    scores = FixedScores(B=0.9, C=0.8)
+    scored = {(row["chosen"], row["rejected"]) for row in preference_pairs(folder, "step", score=scores)}
+    assert scored == {("B\nx", "C\ny")}
+
+
 def test_questions_without_a_pair_are_counted_and_logged(folder, caplog):
     with caplog.at_level(logging.INFO, logger="erprm_trl"):
         _, counts = find_pairs(folder)

@@ -124,9 +124,9 @@ def test_half_precision_agrees_with_local_half_precision(exported):
 def test_a_head_with_one_logit_and_another_architecture(tmp_path):
     tokenizer = word_level()
     one_logit = dataclasses.replace(FORMAT, head="token", num_labels=1)
-    save_tiny(tmp_path / "one", tokenizer, head="token", initializer_range=0.3)
-    one_logit.save(tmp_path / "one")
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    save_tiny(tmp_path / "one", tokenizer, head="token", initializer_range=0.3, **sizes)
+    one_logit.save(tmp_path / "one")
     config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, tie_word_embeddings=True, **sizes)
     config.initializer_range, config.max_position_embeddings = 0.3, 512
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ...reasoning import prompt_opens_thinking
-from ...rollouts.sampling.base import Prompt, Sampler
+from ...rollouts.sampling.base import Completion, Prompt, Sampler
 from ..prm_format import PRMFormat
 from .backend import SolutionTooLong
 from .judge_prompt import FIRST_ERROR_PROMPT, NO_ERROR, STEP_PROMPT, check_prompt, fill_prompt, read_verdict
@@ -120,11 +120,12 @@ class JudgeScorer:
 
     @property
     def model_name(self) -> str:
-        """The judge with the settings of the scores, for manifests and caches. A prompt of one's own is a hash."""
+        """The judge with the settings of the scores, for manifests and caches. The prompt, the settings of the sampler
+        and the others are a hash."""
         how = f"votes={self.num_votes}" if self.verdict_tokens is None else f"tokens={'/'.join(self.verdict_tokens)}"
-        is_default = self.prompt == default_prompt(self.verdict_tokens)
-        prompt = "" if is_default else f", prompt={text_hash(self.prompt)[:8]}"
-        return f"JudgeScorer({self._texts.model_name}, {how}, seed={self._texts.seed}{prompt})"
+        others = {"max_attempts": self.max_attempts, "unreadable_score": self.unreadable_score}
+        digest = self._texts.digest(prompt=self.prompt, **others)
+        return f"JudgeScorer({self._texts.model_name}, {how}, seed={self._texts.seed}, settings={digest})"
 
     @property
     def context_length(self) -> int | None:
@@ -187,7 +188,7 @@ class JudgeScorer:
     def _verdicts(self, todo: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, list[int]]:
         """The readable verdicts on each solution. Unreadable votes are asked for again."""
         verdicts: dict[str, list[int]] = {key: [] for key in todo}
-        unreadable: list[str] = []
+        unreadable: list[Completion] = []
         for attempt in range(self.max_attempts):
             missing = [key for key, readable in verdicts.items() for _ in range(self.num_votes - len(readable))]
             if not missing:
@@ -201,17 +202,19 @@ class JudgeScorer:
             for key, (answer,) in zip(missing, self._texts.draw(prompts, 1, names), strict=True):
                 verdict = read_verdict(answer.text, len(todo[key][1]), self._opens_thinking or None)
                 if verdict is None:
-                    unreadable.append(answer.text)
+                    unreadable.append(answer)
                 else:
                     verdicts[key].append(verdict)
             self._counts["votes"] += len(missing)
         self._counts["unreadable_votes"] += len(unreadable)
         if unreadable:
             logger.warning(
-                f"JudgeScorer: {len(unreadable)} votes on {len(todo)} solutions had no clear verdict. One of them "
-                f"ends with {unreadable[0][-200:]!r}. Raise max_new_tokens if answers are cut off, or change the "
-                "prompt."
+                f"JudgeScorer: {len(unreadable)} votes on {len(todo)} solutions had no clear verdict, "
+                f"{sum(not answer.finished for answer in unreadable)} of which were cut off. Raise max_new_tokens if "
+                "answers are cut off, or change the prompt. The level DEBUG logs the end of one of them."
             )
+            # Answers quote solutions, which the logs of a scoring server must not contain.
+            logger.debug(f"JudgeScorer: a vote without a clear verdict ends with {unreadable[0].text[-200:]!r}.")
         return verdicts
 
     def _unreadable(self, question: str, steps: Sequence[str]) -> list[float]:

@@ -34,7 +34,8 @@ Is the last step right? A step is wrong if it contains a mistake in a calculatio
 
 NO_ERROR = -1
 _FIELDS = re.compile(r"\{(question|steps|good|bad)\}")
-_TAG = re.compile(r"<(?=/?step_)", re.IGNORECASE)
+# The beginnings of tags, and of the special tokens of chat templates: <|im_end|>, </s>, <start_of_turn>, [INST]
+_MARKUP = re.compile(r"<(?=[|\uff5c/A-Za-z])|\[(?=/?[A-Z_]{2,}\])")
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{([^{}]{0,60}(?:\{[^{}]{0,60}\}[^{}]{0,60})?)\}")
 _MARKS = r"[^\w\u2212\u2013-]*"  # marks around a verdict, without minus signs
 _NUMBER = re.compile(
@@ -76,17 +77,22 @@ def fill_prompt(prompt: str, question: str, steps: Sequence[str], good: str = ""
         question (`str`):
             Question of the solution.
         steps (`Sequence[str]`):
-            Steps, which are written as `<step_0>`, `<step_1>` and so on. A tag like these inside a step is broken up,
-            so that a step cannot pretend to end.
+            Steps, which are written as `<step_0>`, `<step_1>` and so on. In the question and the steps, a space breaks
+            up tags and the special tokens of chat templates. Otherwise a step could end the user's message, and write
+            the verdict itself.
         good (`str`, *optional*), bad (`str`, *optional*):
             The two verdict tokens.
 
     Returns:
         `str`: the prompt.
     """
-    tagged = [f"<step_{index}>\n{_TAG.sub('< ', step)}\n</step_{index}>" for index, step in enumerate(steps)]
-    values = {"question": question, "steps": "\n".join(tagged), "good": good.strip(), "bad": bad.strip()}
+    tagged = [f"<step_{index}>\n{_as_text(step)}\n</step_{index}>" for index, step in enumerate(steps)]
+    values = {"question": _as_text(question), "steps": "\n".join(tagged), "good": good.strip(), "bad": bad.strip()}
     return _FIELDS.sub(lambda match: values[match[1]], prompt)  # one pass, so that filled texts are not filled again
+
+
+def _as_text(untrusted: str) -> str:
+    return _MARKUP.sub(r"\g<0> ", untrusted)
 
 
 def read_verdict(answer: str, num_steps: int, reasoning: bool | None = None) -> int | None:

@@ -126,6 +126,8 @@ class MonteCarloScorer:
         self.splitter, self.separator, self.max_continuations = splitter, separator, max_continuations
         self._questions = _questions(answers)
         self._grader = Grader(grading, answer_pattern, reasoning=reasoning)
+        known = sorted((question, known.answer) for question, known in self._questions.items())
+        self._graded_by = {"answer_pattern": answer_pattern, "reasoning": reasoning, "answers": text_hash(*known)}
         self._texts = SampledTexts(sampler, seed, context_length=context_length, until=stop_strings(stop))
         self._rewards: BoundedCache = BoundedCache(max_cached)
         self._counts: Counter[str] = Counter(prefixes=0, cached_prefixes=0, reduced_prefixes=0)
@@ -137,10 +139,13 @@ class MonteCarloScorer:
 
     @property
     def model_name(self) -> str:
-        """The policy with the settings of the scores, for manifests."""
+        """The policy with the settings of the scores, for manifests and caches. The answers, the settings of the
+        sampler and the others are a hash."""
+        names = ("splitter", "separator", "last_step", "max_continuations")
+        digest = self._texts.digest(**self._graded_by, **{name: getattr(self, name) for name in names})
         return (
             f"MonteCarloScorer({self._texts.model_name}, K={self.num_continuations}, eta={self.eta:g}, "
-            f"grading={grading_name(self._grader.method)}, seed={self._texts.seed})"
+            f"grading={grading_name(self._grader.method)}, seed={self._texts.seed}, settings={digest})"
         )
 
     @property
@@ -201,7 +206,8 @@ class MonteCarloScorer:
         scores = [[values[_key(prompt)] for prompt in prompts or ()] for prompts in prompts_of]
         if self.last_step == "reward":
             graded = [index for index, prompts in enumerate(prompts_of) if prompts is not None and steps[index]]
-            texts = [self._join(steps[index]) for index in graded]
+            # Without a separator at the end, which graders could read as a part of the answer.
+            texts = [join_steps(steps[index], self.splitter, self.separator, closed=False) for index in graded]
             for index, reward in zip(graded, self._grade(texts, [asked[i].answer for i in graded]), strict=True):
                 scores[index].append(reward)
         return scores

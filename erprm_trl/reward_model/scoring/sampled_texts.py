@@ -8,6 +8,9 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any
 
 from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed
 
@@ -43,8 +46,15 @@ class SampledTexts:
 
     @property
     def model_name(self) -> str:
-        """Name of the language model."""
-        return str(self.sampler.settings.get("model", type(self.sampler).__name__))
+        """Name of the language model, without the path to a local folder."""
+        name = str(self.sampler.settings.get("model", type(self.sampler).__name__))
+        return Path(name).name if Path(name).is_absolute() else name
+
+    def digest(self, **settings: Any) -> str:
+        """A short hash of all settings of the sampler, and of further settings of a scorer."""
+        own = [self.sampler.settings, self.context_length, self.until]
+        text = json.dumps([own, settings], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def draw(
         self, prompts: list[Prompt], num_samples: int, keys: Sequence[Sequence[int | str]]
@@ -113,7 +123,7 @@ class BoundedCache(dict):
             del self[next(iter(self))]
 
 
-def text_hash(*parts: int | str) -> str:
+def text_hash(*parts: int | str | Sequence[str | None]) -> str:
     """A hash of texts, as a key of a cache and as the name of a seed."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -123,7 +133,9 @@ def check_at_least(name: str, value: int, least: int) -> None:
     Checks a number.
 
     Raises:
-        `ValueError`: if the number is smaller than `least`.
+        `ValueError`: if the number is smaller than `least`, or not a whole number.
     """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name}: got {value!r} ({type(value).__name__}), expected a whole number. Correct it.")
     if value < least:
         raise ValueError(f"{name}: got {value}, expected at least {least}. Raise it.")

@@ -111,13 +111,13 @@ def _read(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             f"{path}: got a file that is not YAML ({error}), expected a scorer file. Correct it."
         ) from error
-    if not isinstance(settings, dict) or settings.get("scorer") not in SCORERS:
-        kind = settings.get("scorer") if isinstance(settings, dict) else type(settings).__name__
+    kind = settings.get("scorer") if isinstance(settings, dict) else type(settings).__name__
+    if not isinstance(settings, dict) or not isinstance(kind, str) or kind not in SCORERS:
         raise ValueError(
             f"{path}: got scorer={kind!r}, expected one of {', '.join(SCORERS)}. Write a line such as "
             "'scorer: monte_carlo'."
         )
-    kind = settings.pop("scorer")
+    del settings["scorer"]
     parameters = list(inspect.signature(SCORERS[kind].__init__).parameters)[1:]
     unknown = [name for name in settings if name not in parameters]
     if unknown:
@@ -128,6 +128,8 @@ def _read(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:
     for name in ("sampler", *(["answers"] if kind == "monte_carlo" else [])):
         if name not in settings:
             raise ValueError(f"{path}: got no {name}, expected it for scorer={kind!r}. Add it to the file.")
+    if isinstance(settings.get("eta"), str):  # YAML reads `inf` as a text
+        settings["eta"] = _number(path, "eta", settings["eta"])
     try:
         check_sampler_settings(settings["sampler"])
         if kind == "monte_carlo":
@@ -135,6 +137,13 @@ def _read(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return kind, settings
+
+
+def _number(path: str | os.PathLike, name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path}: got {name}={text!r}, expected a number, or inf. Correct it.") from None
 
 
 def _question_sources(answers: Any) -> list[dict[str, Any]]:

@@ -222,7 +222,7 @@ def rollouts_in(dataset: Any) -> list[RolloutDataset]:
     return [source for source in data if isinstance(source, RolloutDataset)]
 
 
-def labels_eta(dataset: Any, args: ERPRMConfig) -> float | None:
+def labels_eta(dataset: Any, args: ERPRMConfig, agree_with: Judge | None = None) -> float | None:
     """
     Returns the eta of the training labels, which the model's format records. It is `None` if it is not known, if it
     differs among the sources, if label options change the values, or if rewards may differ from 0 and 1, because only
@@ -233,16 +233,19 @@ def labels_eta(dataset: Any, args: ERPRMConfig) -> float | None:
             The training dataset, from [`open_rollouts`].
         args ([`ERPRMConfig`]):
             Arguments of the training run.
+        agree_with ([`Judge`], *optional*):
+            The judge of the label options.
     """
     if args.recorded_eta is not None:
         return args.recorded_eta
     sources = dataset if isinstance(dataset, list) else [dataset]
-    etas = {_known_eta(source, args) for source in sources}
+    options = args.label_options(agree_with)
+    etas = {_known_eta(source, args, options) for source in sources}
     return etas.pop() if len(etas) == 1 else None
 
 
-def _known_eta(source: Any, args: ERPRMConfig) -> float | None:
-    eta, options = args.eta, args.label_options()
+def _known_eta(source: Any, args: ERPRMConfig, options: LabelOptions) -> float | None:
+    eta = args.eta
     if isinstance(source, LabelledSource):
         eta = args.eta if source.eta is None else source.eta
         source, options = source.data, source.label_options or options

@@ -155,7 +155,9 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             model, args, processing_class, quantization_config, peft_config, default_format
         )
         is_implicit = self.prm_format.head == "implicit"
-        self.prm_format = self.prm_format.with_eta(None if is_implicit else labels_eta(train_dataset, args))
+        self.prm_format = self.prm_format.with_eta(
+            None if is_implicit else labels_eta(train_dataset, args, agree_with)
+        )
         self.format_token_ids = self.prm_format.token_ids(processing_class)
         self.data_counts: dict[str, dict] = {}
         self._manifests: dict[str, dict] = {}

@@ -38,10 +38,11 @@ def separate_question(steps: Sequence[str], question: str | None = None) -> tupl
         steps (`Sequence[str]`):
             Steps, the first of which may begin with the question.
         question (`str`, *optional*):
-            The question, if it is known. Otherwise it ends where `Step 1:` begins.
+            The question, if it is known. The first step may repeat it. If the question is not known, or the first step
+            repeats it in other words, it ends in the first step where `Step 1:` begins.
 
     Returns:
-        `tuple[str, list[str]]`: the question, empty if its end is unknown, and the steps.
+        `tuple[str, list[str]]`: the question, empty if it is not known and there is no `Step 1:`, and the steps.
     """
     stripped = [step.strip() for step in steps]
     if not stripped:
@@ -50,8 +51,9 @@ def separate_question(steps: Sequence[str], question: str | None = None) -> tupl
     if question is not None and first.startswith(question.strip()):
         return question.strip(), [first[len(question.strip()) :].strip(), *stripped[1:]]
     if found := FIRST_STEP.search(first):
-        return first[: found.start()].strip(), [first[found.end() :], *stripped[1:]]
-    return "", stripped
+        before = first[: found.start()].strip()
+        return before or (question or "").strip(), [first[found.end() :], *stripped[1:]]
+    return (question or "").strip(), stripped
 
 
 def read_conversation(row: Mapping[str, Any]) -> Row:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...reasoning import THINK_OPEN, prompt_opens_thinking
 from .base import Prompt, decode_continuation
 from .token_cuts import cut_tokens
 
@@ -101,6 +102,9 @@ class PromptFormat:
         # quotes the prefix would be another question.
         text = self.render(prompt)
         if prompt.prefix_ids is None:
+            if prompt.prefix.lstrip().startswith(THINK_OPEN) and prompt_opens_thinking(text):
+                # The solution of another policy, with the delimiter that the chat template writes, too.
+                text = text.rstrip().removesuffix(THINK_OPEN)
             text += prompt.prefix
         if self.use_chat_template and not isinstance(prompt.prompt, str):  # the template writes its special tokens
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -254,30 +254,28 @@ def _score(
         for siblings in proposed:
             siblings[:] = [_cut_off(node, max_tokens) for node in siblings]
     nodes = {node for _, proposed in children for siblings in proposed for node in siblings}
-    closed_of = {node: closed(node) for node in nodes}
-    asked: list[tuple[QuestionSearch, tuple[str, ...]]] = []
+    # A finished solution and a prefix with the same steps have different scores only if their scorers differ.
+    splits = unfinished_scorer is not scorer
+    key_of = {node: (closed(node), not splits or node.reason == "finished") for node in nodes}
+    asked: list[tuple[QuestionSearch, tuple[tuple[str, ...], bool]]] = []
     for search, proposed in children:
-        reached = dict.fromkeys(closed_of[node] for siblings in proposed for node in siblings)
-        asked += [(search, steps) for steps in reached if steps not in search.scored]
-    finished = {closed_of[node] for node in nodes if node.reason == "finished"}
-    parts = [(scorer, asked)]
-    if unfinished_scorer is not scorer:
-        parts = [(scorer, [prefix for prefix in asked if prefix[1] in finished])]
-        parts += [(unfinished_scorer, [prefix for prefix in asked if prefix[1] not in finished])]
-    for part_scorer, asked in parts:
-        if not asked:
+        reached = dict.fromkeys(key_of[node] for siblings in proposed for node in siblings)
+        asked += [(search, key) for key in reached if key not in search.scored]
+    for part_scorer, is_finished in ((scorer, True), (unfinished_scorer, False)):
+        part = [(search, key) for search, key in asked if key[1] == is_finished]
+        if not part:
             continue
-        answers = part_scorer.score([search.question for search, _ in asked], [list(steps) for _, steps in asked])
+        answers = part_scorer.score([search.question for search, _ in part], [list(key[0]) for _, key in part])
         checked = [
-            _checked(scores, search.question, steps) for scores, (search, steps) in zip(answers, asked, strict=True)
+            _checked(scores, search.question, key[0]) for scores, (search, key) in zip(answers, part, strict=True)
         ]
         values = aggregate([torch.tensor(scores, dtype=torch.float64) for scores in checked], aggregation).tolist()
-        for (search, steps), scores, value in zip(asked, checked, values, strict=True):
-            search.scored[steps] = (scores, value)
+        for (search, key), scores, value in zip(part, checked, values, strict=True):
+            search.scored[key] = (scores, value)
     for search, proposed in children:
         for siblings in proposed:
             for index, node in enumerate(siblings):
-                scores, value = search.scored[closed_of[node]]
+                scores, value = search.scored[key_of[node]]
                 siblings[index] = node._replace(scores=scores, value=value)
 
 

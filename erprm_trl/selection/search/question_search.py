@@ -99,15 +99,18 @@ class QuestionSearch:
         self.question, self.width, self.seed = question, width, seed
         self.nodes = [Node()] * width
         self.log_weights = np.zeros(width)
-        # Step scores and value, by steps. The empty prefix has value 0, which cancels in the particles' weights.
-        self.scored: dict[tuple[str, ...], tuple[tuple[float, ...], float]] = {(): ((), 0.0)}
+        # Step scores and value, by steps and whether they are scored as a finished solution. The empty prefix has
+        # value 0, which cancels in the particles' weights.
+        self.scored: dict[tuple[tuple[str, ...], bool], tuple[tuple[float, ...], float]] = {
+            ((), is_finished): ((), 0.0) for is_finished in (True, False)
+        }
         self.tokens_generated = 0
         self.reason: str | None = None
 
     @property
     def steps_scored(self) -> int:
         """Number of scored prefixes."""
-        return len(self.scored) - 1
+        return len(self.scored) - 2
 
     @property
     def frontier(self) -> list[int]:

@@ -9,7 +9,7 @@ from tabular_policy import TabularSampler, reward, value
 
 from erprm_trl import MonteCarloScorer, StepScorer, TransformersSampler, dial
 from erprm_trl.reward_model.scoring import SolutionTooLong
-from erprm_trl.rollouts import Question, grade, load_questions
+from erprm_trl.rollouts import Completion, Question, grade, load_questions
 from erprm_trl.selection import guided_search
 
 
@@ -147,10 +147,48 @@ def test_guided_search_continues_unfinished_solutions():
     assert result.solutions[0].value >= 0.9
 
 
+def test_guided_search_scores_a_prefix_as_unfinished_although_another_question_ends_with_it():
+    class TwoQuestions:
+        settings = {"backend": "scripted"}
+
+        def sample(self, prompts, num_samples, seed, stop=()):
+            return [[self._completion(prompt)] * num_samples for prompt in prompts]
+
+        def _completion(self, prompt):
+            is_last = prompt.question == "q0" or prompt.prefix
+            return Completion("answer 5" if is_last else "answer 5\n", bool(is_last), 3)
+
+    scorer, sampler = scorer_of()
+    guided_search(["q0", "q1"], TwoQuestions(), scorer, method="beam", width=1, expansions=1)
+    continued = [(prompt.question, prompt.prefix) for prompts, _ in sampler.calls for prompt in prompts]
+    assert continued == [("q1", "answer 5\n")]
+    assert scorer.costs["cached_prefixes"] == 1  # continued for its own score, before the whole solution was graded
+
+
+@pytest.mark.parametrize("splitter", ["newline", "ки", "<step>", " ; "])
+def test_the_separator_after_the_last_step_is_no_part_of_the_answer(splitter):
+    scorer, _ = scorer_of(grading="math", answer_pattern=None, splitter=splitter)
+    assert scorer.score(["q0"] * 2, [["#### 5"], ["a", "#### 6"]])[0] == [1.0]
+
+
+def test_the_name_changes_with_all_settings_and_hides_the_path_of_a_local_model():
+    changes = [{}, {"answers": {**ANSWERS, "q1": "8"}}, {"answer_pattern": r"is (\d+)"}, {"stop": "Q:"}]
+    changes += [{"last_step": "continuations"}, {"separator": "\n\n"}, {"context_length": 100}, {"seed": 1}]
+    assert len({scorer_of(**change)[0].model_name for change in changes}) == len(changes)
+    assert scorer_of()[0].model_name == scorer_of()[0].model_name
+    scorer, sampler = scorer_of()
+    name = scorer.model_name
+    sampler.settings = {**sampler.settings, "temperature": 0.5}
+    assert scorer.model_name != name
+    sampler.settings["model"] = "/home/ada/policy"
+    assert scorer.model_name.startswith("MonteCarloScorer(policy, K=3, ")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"num_continuations": 0}, "num_continuations: got 0, expected at least 1"),
+        ({"num_continuations": "8"}, r"num_continuations: got '8' \(str\), expected a whole number"),
         ({"max_continuations": 0}, "max_continuations: got 0"),
         ({"eta": math.nan}, "eta: got NaN"),
         ({"last_step": "other"}, "last_step: got 'other', expected one of reward, continuations"),

@@ -1,6 +1,7 @@
 """Scorer files in place of a reward model's path, in every function that takes one, on the dial task."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,11 @@ def test_a_file_stands_for_a_scorer(path):
     assert isinstance(scorer.backend, JudgeScorer if "judge" in kind else MonteCarloScorer)
     assert load_format(path) == scorer.prm_format and scorer.prm_format.splitter == dial.SEPARATOR
     assert scorer.prm_format.eta == (None if "judge" in kind else 0.0)
-    assert dial.BASE_PATH in scorer.model_name and scorer.context_length == 512 and scorer.weights is None
+    assert (
+        f"({Path(dial.BASE_PATH).name}, " in scorer.model_name
+        and scorer.context_length == 512
+        and scorer.weights is None
+    )
     (scores,) = scorer.score([ROWS[0]["question"]], [right_steps(ROWS[0]["question"])])
     assert all(0 <= score <= 1 for score in scores)
     if "judge" not in kind:
@@ -84,6 +89,11 @@ def test_scores_can_be_read_at_another_eta(tmp_path):
     solution = [[ROWS[0]["question"]], [right_steps(ROWS[0]["question"])]]
     assert zero.score(*solution)[0] == pytest.approx(two.score(*solution)[0], abs=1e-12)
     assert zero.for_unfinished().eta == 2.0
+
+
+def test_an_eta_that_yaml_reads_as_a_text(tmp_path):
+    assert load_format(write(tmp_path, {**MONTE_CARLO, "eta": "inf"})).eta == math.inf
+    assert load_format(write(tmp_path, {**MONTE_CARLO, "eta": "1e1"})).eta == 10.0
 
 
 def test_functions_take_a_file(path, tmp_path, dial_policy):
@@ -128,7 +138,7 @@ def test_commands_take_a_file(path, tmp_path, monkeypatch, capsys):
     rollouts = str(tmp_path / "collect_held_out")
     results = run("calibration", "calibration", "--rollouts", rollouts, "--reward_models", path)
     if "monte_carlo" in Path(path).read_text():
-        assert results[path]["whole_solutions"]["brier"]["mean"] == 0.0
+        assert results[path]["whole_solutions"]["brier"] == 0.0
     curves = run("best_of_n", "best_of_n", "--samples", rollouts, "--reward_models", path)
     assert set(curves["models"]) == {path}
     rows = [
@@ -187,6 +197,8 @@ def test_scores_with_other_settings_are_not_continued(tmp_path):
     [
         ([1], "got scorer='list', expected one of monte_carlo, judge"),
         ({"scorer": "other"}, "got scorer='other', expected one of"),
+        ({"scorer": ["judge"]}, r"got scorer=\['judge'\], expected one of"),
+        ({**MONTE_CARLO, "eta": "zero"}, "scorer.yaml: got eta='zero', expected a number, or inf"),
         ({"scorer": "judge"}, "got no sampler, expected it for scorer='judge'"),
         ({"scorer": "monte_carlo", "sampler": SAMPLER}, "got no answers"),
         (

@@ -169,6 +169,14 @@ def test_rlhflows_conversations_are_read():
     assert (named["prompt"], named["completions"]) == (QUESTION, ["She has 3.", "The answer is: 8"])
 
 
+@pytest.mark.parametrize("first", ["She has 3.", "Step 1: She has 3."])
+def test_a_question_that_the_conversation_does_not_repeat_is_kept(first):
+    turns = [{"content": first, "role": "user"}, {"content": "+", "role": "assistant"}]
+    expected = {"prompt": QUESTION, "completions": [first], "labels": [1.0]}
+    assert rows_of({"conversations": turns, "question": QUESTION}) == [expected]
+    assert rows_of({"conversations": turns}) == [{**expected, "prompt": ""}]
+
+
 TURNS = [{"content": "a", "role": "user"}, {"content": "+", "role": "assistant"}]
 
 

@@ -50,6 +50,20 @@ def test_a_prefix_begins_the_assistants_turn():
     assert not tokenizer.add_special_tokens  # the template writes them itself
 
 
+def test_a_prefix_with_thinking_opens_it_once():
+    """Another policy wrote the solution with `<think>`, which the template of this policy writes, too."""
+    tokenizer = Recording()
+    tokenizer.chat_template = CHAT
+    tokenizer.apply_chat_template = lambda *args, **kwargs: "<|user|>2+2?\n<|assistant|><think>\n"
+    format_ = PromptFormat(tokenizer)
+    format_.encode(Prompt("2+2?", "<think>\nTwo and\n"))
+    assert tokenizer.text == "<|user|>2+2?\n<|assistant|><think>\nTwo and\n"
+    format_.encode(Prompt("2+2?", "Two and\n"))
+    assert tokenizer.text == "<|user|>2+2?\n<|assistant|><think>\nTwo and\n"
+    format_.encode(Prompt("2+2?", "<think>\nTwo", prefix_ids=(7,)))  # the policy itself wrote these tokens
+    assert tokenizer.text == "<|user|>2+2?\n<|assistant|><think>\n"
+
+
 def test_prompt_errors():
     with pytest.raises(ValueError, match=r"contain '\{question\}'"):
         PromptFormat(Recording(), "no place")
