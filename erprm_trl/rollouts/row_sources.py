@@ -118,8 +118,9 @@ def folder_cache(path: str) -> str:
     """
     The cache of `datasets` for the present files of a folder.
 
-    If the README.md of a folder lists its data files, `datasets` finds the cached rows by the folder's last name and this
-    list alone. It would return the rows of another folder of this name, or the rows from before the folder was written again.
+    If the README.md of a folder lists its data files, `datasets` finds the cached rows by the folder's last name and
+    this list alone. It would return the rows of another folder of this name, or the rows from before the folder was
+    written again.
 
     Args:
         path (`str`):
