@@ -145,10 +145,13 @@ SHAPES = [
 ]
 
 
-@pytest.mark.skipif(
+newer_transformers = pytest.mark.skipif(
     not hasattr(PreTrainedModel, "activation_checkpointing_enable"),
     reason="the formula is that of newer versions of transformers: 5.3 with torch 2.8 keeps up to 27% more",
 )
+
+
+@newer_transformers
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
@@ -172,6 +175,7 @@ def test_activation_bytes_equal_the_bytes_that_autograd_saves(precision, padded,
         assert expected == pytest.approx(saved, rel=1e-3), (expected, saved)
 
 
+@newer_transformers
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
 def test_activations_with_adapters(targets):
     """The recipes train bfloat16 weights with float32 adapters under autocast. The tolerance covers autocast's copies
@@ -187,6 +191,7 @@ def test_activations_with_adapters(targets):
     assert expected == pytest.approx(saved, rel=0.05)
 
 
+@newer_transformers
 def test_checkpointing_adds_the_activations_of_one_layer():
     """In the backward pass, one layer at a time is computed again, and its activations are saved in addition."""
     saved = [

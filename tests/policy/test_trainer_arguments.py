@@ -106,8 +106,9 @@ def test_frozen_weights_are_refused(tmp_path, folders, kind, form):
         model = AutoModelForCausalLM.from_pretrained(adapter)
     else:
         model = AutoModelForCausalLM.from_pretrained(base).requires_grad_(False)
-    # Only the critic of step PPO would be trained.
-    with pytest.raises(ValueError, match=f"{TRAINERS[kind][0].__name__}: every weight of the given .* is frozen"):
+    # Only the critic of step PPO would be trained. Older versions of transformers refuse a loaded adapter earlier.
+    frozen = f"{TRAINERS[kind][0].__name__}: (every weight of the given .* is frozen|got .* with a loaded adapter)"
+    with pytest.raises(ValueError, match=frozen):
         make_trainer(kind, tmp_path / "run", model)
 
 

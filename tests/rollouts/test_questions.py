@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from erprm_trl.rollouts import Question, load_questions
 from erprm_trl.rollouts.questions import fingerprint
@@ -105,6 +107,7 @@ ROW = '{"question": "q \u0301é", "answer": 18}'
     [f"\ufeff{ROW}\n", f"{ROW}\r\n", f"\n\n{ROW}\n \n", f"[{ROW}]", f" [\n{ROW}\n]\n", f"{ROW}"],
     ids=ascii,
 )
+@pytest.mark.skipif(Version(version("datasets")) < Version("5.2"), reason="older versions refuse some of them")
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
 def test_json_in_the_forms_that_editors_write(text, suffix, tmp_path):
     (tmp_path / f"rows.{suffix}").write_text(text, encoding="utf-8", newline="")
