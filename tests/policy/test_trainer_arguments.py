@@ -104,6 +104,8 @@ def test_frozen_weights_are_refused(tmp_path, folders, kind, form):
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     elif form == "transformers":
         model = AutoModelForCausalLM.from_pretrained(adapter)
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            pytest.skip("older versions of transformers load adapters for training")
     else:
         model = AutoModelForCausalLM.from_pretrained(base).requires_grad_(False)
     # Only the critic of step PPO would be trained. Older versions of transformers refuse a loaded adapter earlier.
