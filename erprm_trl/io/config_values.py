@@ -7,7 +7,7 @@ A mapping is a mapping in YAML, and JSON text on the command line. A function is
 import importlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -89,3 +89,37 @@ def import_function(path: str) -> Callable:
     if not callable(function):
         raise ValueError(f"Function: {path!r} is a {type(function).__name__}, expected something that can be called.")
     return function
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """
+    Describes the differences between two settings, one text per value.
+
+    Args:
+        old, new (`Mapping[str, Any]`):
+            The settings. Mappings inside them are compared value by value. A missing value counts as `None`.
+
+    Returns:
+        `list[str]`: the differences.
+
+    Example:
+
+    ```python
+    >>> differences({"seed": 0, "sampler": {"top_p": 1.0}}, {"seed": 0, "sampler": {"top_p": 0.9}})
+    ['sampler.top_p was 1.0 and is now 0.9']
+    ```
+    """
+    before, after = _flatten(old), _flatten(new)
+    return [
+        f"{name} was {before.get(name)!r} and is now {after.get(name)!r}"
+        for name in before | after
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat.update(_flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat

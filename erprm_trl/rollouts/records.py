@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..io.config_values import differences
+
 
 class _RowAsMapping(Mapping):
     """Access by key, for backwards compatibility: rows used to be dictionaries. `row["steps"]` works with a
@@ -405,14 +407,10 @@ class CollectionSettings:
         Returns:
             `list[str]`: the differences.
         """
-        old_entries, new_entries = _flatten({**_ADDED, **old}), _flatten({**_ADDED, **self.to_json()})
+        old_entries, new_entries = {**_ADDED, **old}, {**_ADDED, **self.to_json()}
         # A long text. `questions` differs too if the given solutions differ.
-        old_entries.pop("rows_per_chunk"), new_entries.pop("rows_per_chunk")
-        return [
-            f"{key} was {old_entries.get(key)!r} and is now {new_entries.get(key)!r}"
-            for key in old_entries | new_entries
-            if old_entries.get(key) != new_entries.get(key)
-        ]
+        del old_entries["rows_per_chunk"], new_entries["rows_per_chunk"]
+        return differences(old_entries, new_entries)
 
 
 _SETTINGS_FIELDS = tuple(item.name for item in fields(CollectionSettings) if item.name != "extra")
@@ -426,10 +424,3 @@ _ADDED = {
     "completer": None,
     "rows_per_chunk": None,
 }
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat.update(_flatten(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from erprm_trl import PRMFormat
-from erprm_trl.io.config_values import import_function, read_json_fields, refuse_escapes
+from erprm_trl.io.config_values import differences, import_function, read_json_fields, refuse_escapes
 from erprm_trl.rollouts import CollectConfig
 
 
@@ -55,3 +55,13 @@ def test_literal_escape_sequences_raise(text, meant):
     remedy = subprocess.run(["bash", "-c", f"printf %s $'{text}'"], capture_output=True, text=True).stdout
     assert PRMFormat(separator=remedy).separator == text.encode().decode("unicode_escape")
     refuse_escapes("splitter", r"\n is a word")
+
+
+def test_differences_name_nested_values():
+    old = {"seed": 0, "sampler": {"top_p": 1.0, "kwargs": {"dtype": "auto"}}, "gone": [1]}
+    new = {"seed": 0, "sampler": {"top_p": 0.9, "kwargs": {"dtype": "bfloat16"}}}
+    assert differences(old, new) == [
+        "sampler.top_p was 1.0 and is now 0.9",
+        "sampler.kwargs.dtype was 'auto' and is now 'bfloat16'",
+        "gone was [1] and is now None",
+    ]

@@ -37,11 +37,11 @@ def test_right_and_wrong_solutions(rollouts):
     assert noise["right_solutions"] == {"failing_prefixes": 1 / 2, "with_failing_prefix": 1.0}
     # rates of the wrong solution with several prefixes: 1, 0, 1/4. One of two changes is a rise, after a failure.
     assert noise["wrong_solutions"] == {"rises": 1 / 2, "revived": 1 / 3}
-    # question 0: outcomes 1 + 0, first steps 2 + 4 of 10; question 1: 0 + 0, first step 2 of 6
+    # question 0: the mean of (1 + 2) / 5 and (0 + 4) / 5; question 1: the mean of (0 + 2) / 5 and 0 / 1
     assert noise["questions"] == {
         "questions": 2,
-        "rate": pytest.approx((0.7 + 2 / 6) / 2),
-        "below": {"0.05": 0.0, "0.1": 0.0, "0.25": 0.0},
+        "rate": pytest.approx((0.7 + 0.2) / 2),
+        "below": {"0.05": 0.0, "0.1": 0.0, "0.25": 0.5},
     }
 
 

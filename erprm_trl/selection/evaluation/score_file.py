@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...io.atomic_files import make_folder, replace_file
+from ...io.config_values import differences
 from ...io.paths import local_path
 from ...reward_model.scoring.scorer import StepScorer, solution_scores
 from ...rollouts.questions import QUESTION_COLUMNS
@@ -125,12 +126,10 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         replace_file(path, json.dumps(settings, indent=2))
         return
     written = json.loads(path.read_text(encoding="utf-8"))
-    names = [name for name in written | settings if written.get(name) != settings.get(name)]
-    if names:
-        changed = "; ".join(f"{name} was {written.get(name)!r} and is now {settings.get(name)!r}" for name in names)
+    if changed := differences(written, settings):
         raise ValueError(
-            f"{path}: got scores with other settings ({changed}), expected the settings of this call. Choose another "
-            "folder, or delete this one to score again."
+            f"{path}: got scores with other settings ({'; '.join(changed)}), expected the settings of this "
+            "call. Choose another folder, or delete this one to score again."
         )
 
 
