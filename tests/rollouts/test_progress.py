@@ -1,7 +1,7 @@
 """Tests the progress bar of collections, and the progress that samplers report."""
 
 import io
-import time
+from types import SimpleNamespace
 
 import pytest
 from fake_sampler import FakeSampler
@@ -9,7 +9,7 @@ from faulty_server import FaultyServer
 
 from erprm_trl import EndpointSampler, TransformersSampler, dial
 from erprm_trl.io import progress_bars
-from erprm_trl.rollouts import CollectionSettings, Prompt, Question, collect_rollouts
+from erprm_trl.rollouts import CollectionSettings, Prompt, Question, collect_rollouts, progress
 from erprm_trl.rollouts.progress import CollectionProgress
 from erprm_trl.rollouts.sampling.vllm_sampler import _progress_bar
 
@@ -33,7 +33,8 @@ def test_the_bar_advances_within_a_chunk(monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress_bars, "TERMINAL_INTERVAL", 0)
     clock = iter(range(0, 1000))  # a call reads the clock twice when it begins, and at each update
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    # Only for this module, because other threads read the clock too.
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     settings = CollectionSettings(num_questions=8, num_solutions=2, chunk_size=4, num_continuations=3)
     with CollectionProgress(settings, 0) as bar:
         bar.begin_chunk(4, 8)

@@ -179,6 +179,8 @@ def _completions(step: Mapping[str, Any], place: str) -> tuple[list[tuple[str, i
         written, rating = _rated(step["human_completion"], f"{place}, human_completion")
         return [*candidates, (written, 1 if rating is None else rating)], len(candidates)
     chosen = 0 if step.get("chosen_completion") is None else step["chosen_completion"]
+    if isinstance(chosen, float) and chosen.is_integer():  # some versions of `datasets` read integers with nulls so
+        chosen = int(chosen)
     if isinstance(chosen, bool) or not isinstance(chosen, int) or (candidates and not 0 <= chosen < len(candidates)):
         raise Unreadable(
             WRONG_TYPE,
