@@ -25,8 +25,8 @@ from .vllm import RESERVED_TOKENS
 
 ENGINE = Service(
     example="http://localhost:8000",
-    asked="scores",
-    retried=frozenset({408, 429, 502, 503, 504}),
+    asked=SCORING.asked,
+    retried=SCORING.retried,
     remedies={
         401: "set ${api_key_env} to the server's API key",
         403: "set ${api_key_env} to an API key that may use this model",
