@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 from vllm_server import vllm_server
-from zoo import save_tiny, word_level
+from zoo import byte_level_bpe, save_tiny, word_level
 
 from erprm_trl import PRMFormat, StepScorer, dial
 from erprm_trl.dial.experiments.chain import FORMAT
@@ -127,12 +127,13 @@ def test_a_head_with_one_logit_and_another_architecture(tmp_path):
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
     save_tiny(tmp_path / "one", tokenizer, head="token", initializer_range=0.3, **sizes)
     one_logit.save(tmp_path / "one")
+    tokenizer = byte_level_bpe()  # AutoTokenizer reads the tokenizer of a Qwen2 model as a byte-level one
     config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=1, tie_word_embeddings=True, **sizes)
     config.initializer_range, config.max_position_embeddings = 0.3, 512
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "qwen2")
     tokenizer.save_pretrained(tmp_path / "qwen2")
-    FORMAT.save(tmp_path / "qwen2")
+    dataclasses.replace(FORMAT, good_token="+", bad_token="-").save(tmp_path / "qwen2")
     for name in ("one", "qwen2"):
         scorer = StepScorer.from_backend(VLLMBackend(tmp_path / name, engine_kwargs=EAGER))
         expected = assert_same(scorer, StepScorer.from_pretrained(tmp_path / name, device="cpu"))
