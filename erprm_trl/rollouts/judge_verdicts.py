@@ -41,6 +41,8 @@ class JudgeVerdicts:
         self._judge, self._splitter = judge, splitter
         name = hashlib.sha256(judge_identity(judge).encode()).hexdigest()[:16]
         self.path = Path(folder or config.HF_DATASETS_CACHE) / f"verdicts-{name}.jsonl"
+        self._known: dict[str, int | None] = {}  # verdicts in the file, up to the byte `_end`
+        self._end = 0
 
     def first_errors(self, rows: Iterable[RolloutRow]) -> list[int | None]:
         """
@@ -56,30 +58,33 @@ class JudgeVerdicts:
         keys = [hashlib.sha256(json.dumps(solution).encode()).hexdigest()[:32] for solution in solutions]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.path}.lock"):
-            verdicts, is_cut = self._read()
-            missing = {key: solution for key, solution in zip(keys, solutions, strict=True) if key not in verdicts}
+            is_cut = self._read()
+            missing = {key: solution for key, solution in zip(keys, solutions, strict=True) if key not in self._known}
             if missing:
                 new = dict(zip(missing, self._ask(list(missing.values())), strict=True))
                 lines = [json.dumps({"solution": key, "first_error": verdict}) for key, verdict in new.items()]
                 with open(self.path, "a", encoding="utf-8") as file:
                     file.write("\n" * is_cut + "\n".join(lines) + "\n")
-                verdicts |= new
-        return [verdicts[key] for key in keys]
+                self._known |= new
+        return [self._known[key] for key in keys]
 
-    def _read(self) -> tuple[dict[str, int | None], bool]:
-        """The verdicts in the file, and whether its last line is cut, as after a crash."""
+    def _read(self) -> bool:
+        """Reads the verdicts that were appended since the last call. Returns whether the last line is cut, as after a
+        crash."""
         try:
-            text = self.path.read_text(encoding="utf-8")
+            with open(self.path, "rb") as file:
+                file.seek(self._end)
+                text = file.read()
         except FileNotFoundError:
-            return {}, False
-        verdicts: dict[str, int | None] = {}
+            return False
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                verdicts.setdefault(entry["solution"], entry["first_error"])
+                self._known.setdefault(entry["solution"], entry["first_error"])
             except (ValueError, KeyError, TypeError):
                 continue  # a line that a crash has cut: its solution is judged again
-        return verdicts, bool(text) and not text.endswith("\n")
+        self._end += text.rfind(b"\n") + 1
+        return bool(text) and not text.endswith(b"\n")
 
     def _ask(self, solutions: Sequence[tuple[str, list[str]]]) -> list[int | None]:
         questions, steps = [question for question, _ in solutions], [steps for _, steps in solutions]

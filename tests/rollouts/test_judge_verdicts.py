@@ -60,6 +60,15 @@ def test_each_solution_is_judged_once(tmp_path):
     assert JudgeVerdicts(other, tmp_path, "newline").first_errors([row("second", 2)]) == [0]  # other steps
 
 
+def test_processes_that_share_the_file_see_each_others_verdicts(tmp_path):
+    judges = Judge(**SCORES), Judge(**SCORES)
+    one, other = (JudgeVerdicts(judge, tmp_path, "newline") for judge in judges)
+    assert one.first_errors([row("second")]) == [1] and other.first_errors([row("second"), row("sound")]) == [1, -1]
+    assert one.first_errors([row("sound"), row("second"), row("late tie")]) == [-1, 1, 1]
+    assert [judge.asked for judge in judges] == [["second", "late tie"], ["sound"]]
+    assert len(one.path.read_text().splitlines()) == 3
+
+
 def test_a_line_that_a_crash_has_cut_is_judged_again(tmp_path):
     verdicts = JudgeVerdicts(Judge(**SCORES), tmp_path, "newline")
     verdicts.first_errors([row("second"), row("sound")])
