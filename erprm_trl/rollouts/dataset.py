@@ -188,6 +188,7 @@ class RolloutDataset:
                 f"estimator: got {estimator!r}, expected 'sample', 'posterior' or None. Pass one of these."
             )
         self._check_continuations()
+        self.log_unusable()
         if estimator == "sample":
             sample_values([[0.0]], eta)  # raises for an invalid eta
         cache_dir = str(self.path / LABELS) if os.access(self.path, os.W_OK) else None
@@ -228,6 +229,9 @@ class RolloutDataset:
                 f"prefixes, expected rewards for {len(row.steps) - 1}. It was collected with num_continuations=0. "
                 "Collect with num_continuations >= 1 to get labels."
             )
+
+    def log_unusable(self) -> None:
+        """Logs the number of solutions without labels, by reason."""
         unusable = Counter(self._states[self._states > _LACKS_CONTINUATIONS].tolist())
         if unusable:
             counts = {self._reasons[state - _LACKS_CONTINUATIONS - 1]: count for state, count in unusable.items()}

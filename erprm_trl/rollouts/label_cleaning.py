@@ -105,16 +105,20 @@ def question_rates(rows: Iterable[RolloutRow], num_questions: int, own_samples: 
     return np.divide(sums, counts, out=np.full(num_questions, np.nan), where=counts > 0)
 
 
+def succeeds(rewards_K: Sequence[float]) -> bool:
+    """Whether a continuation of a prefix has a reward above 0.5. Otherwise the prefix fails."""
+    return any(reward > 0.5 for reward in rewards_K)
+
+
 def first_failing_step(row: RolloutRow) -> int:
     """
     The index of the step that ends the first failing prefix of a row, or -1 for a right solution.
 
-    A prefix fails if all of its continuations have rewards of 0.5 or less. The last step has no continuations, so a
-    wrong solution fails there at the latest.
+    The last step has no continuations, so a wrong solution fails there at the latest.
     """
     if row.is_right:
         return NO_ERROR
-    failing = (step for step, rewards_K in enumerate(row.prefix_rewards) if not any(r > 0.5 for r in rewards_K))
+    failing = (step for step, rewards_K in enumerate(row.prefix_rewards) if not succeeds(rewards_K))
     return next(failing, len(row.prefix_rewards))
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..functional.soft_values import soft_value
 from .dataset import RolloutDataset
+from .label_cleaning import succeeds
 from .labels import ascending
 from .records import RolloutRow
 
@@ -113,8 +114,8 @@ def _wrong_solutions(rows: Iterable[RolloutRow]) -> dict[str, Any]:
         rates = [_mean(rewards_K) for rewards_K in row.prefix_rewards]
         rises += sum(after > before for before, after in zip(rates, rates[1:], strict=False))
         steps += max(0, len(rates) - 1)
-        succeeds = [_succeeds(rewards_K) for rewards_K in row.prefix_rewards]
-        revived += False in succeeds and any(succeeds[succeeds.index(False) :])
+        successes = [succeeds(rewards_K) for rewards_K in row.prefix_rewards]
+        revived += False in successes and any(successes[successes.index(False) :])
         solutions += 1
     return {"rises": _share(rises, steps), "revived": _share(revived, solutions)}
 
@@ -122,7 +123,7 @@ def _wrong_solutions(rows: Iterable[RolloutRow]) -> dict[str, Any]:
 def _right_solutions(rows: Iterable[RolloutRow]) -> dict[str, Any]:
     failing = prefixes = with_failing = solutions = 0
     for row in rows:
-        failures = sum(not _succeeds(rewards_K) for rewards_K in row.prefix_rewards)
+        failures = sum(not succeeds(rewards_K) for rewards_K in row.prefix_rewards)
         failing += failures
         prefixes += len(row.prefix_rewards)
         with_failing += failures > 0
@@ -164,10 +165,6 @@ def _questions(rollouts: RolloutDataset) -> dict[str, Any]:
         "rate": float(rates.mean()) if len(rates) else None,
         "below": {f"{limit:g}": _share(int((rates < limit).sum()), len(rates)) for limit in LOW_RATES},
     }
-
-
-def _succeeds(rewards_K: Sequence[float]) -> bool:
-    return any(reward > 0.5 for reward in rewards_K)
 
 
 def _mean(rewards_K: Sequence[float]) -> float:

@@ -70,7 +70,7 @@ class LabelSource:
     @property
     def fingerprint(self) -> str:
         """A hash that identifies the labels."""
-        return hashlib.sha256(repr(self._key).encode()).hexdigest()[:16]
+        return key_fingerprint(self._key)
 
     @property
     def manifest(self) -> dict[str, Any] | None:
@@ -175,19 +175,43 @@ class LabelSource:
             )  # fmt: skip
 
     def _write(self, generator: Callable[[], Iterator[dict[str, Any]]], features, fingerprint: str):
-        from datasets import Dataset
-        from datasets.exceptions import DatasetGenerationError
-
-        # An existing file with this fingerprint is reused. With several processes, the first writes it while the
-        # others wait.
-        try:
-            written = Dataset.from_generator(
-                generator, features=features, fingerprint=fingerprint, cache_dir=self._cache_dir
-            )
-        except DatasetGenerationError as error:
-            raise (error.__cause__ or error) from None  # show the error of the labels instead of that of `datasets`
+        written = write_examples(generator, features, fingerprint, self._cache_dir)
         self._log_dropped()
         return written
+
+
+def write_examples(
+    generator: Callable[[], Iterator[dict[str, Any]]], features, fingerprint: str, cache_dir: str | None
+):
+    """
+    Writes examples to an Arrow file. An existing file with the fingerprint is reused. With several processes, the
+    first writes the file while the others wait.
+
+    Args:
+        generator (`Callable`):
+            Function that yields the examples. Its errors are raised unchanged.
+        features (`datasets.Features`):
+            Columns of the examples.
+        fingerprint (`str`):
+            Hash that identifies the examples, see [`key_fingerprint`].
+        cache_dir (`str`, *optional*):
+            Folder of the file. Defaults to the cache of `datasets`.
+
+    Returns:
+        `datasets.Dataset`: the examples.
+    """
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        return Dataset.from_generator(generator, features=features, fingerprint=fingerprint, cache_dir=cache_dir)
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None  # show the error of the labels instead of that of `datasets`
+
+
+def key_fingerprint(key: Sequence[Any]) -> str:
+    """A hash of everything on which examples depend."""
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
 
 def label_key(version: int, shards: Sequence[Path], estimator: str, eta: float, options: str = "") -> tuple[Any, ...]:

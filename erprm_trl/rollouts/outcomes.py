@@ -1,19 +1,15 @@
 """Reads the graded outcomes of a rollout folder as a dataset, with one label per solution. Continuations are not
 needed."""
 
-import hashlib
-import logging
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from ..steps import clean_steps
 from .dataset import LABELS, RolloutDataset
-from .label_source import label_key
+from .label_source import key_fingerprint, label_key, write_examples
 from .shards import shard_paths
 
-
-logger = logging.getLogger(__name__)
 
 OUTCOME_VERSION = 1
 """Version of the outcome labels, which is part of the file name of cached labels."""
@@ -35,30 +31,24 @@ def outcome_labels(rollouts: RolloutDataset):
     Raises:
         `ValueError`: if a usable solution has no reward, because the collection was not graded.
     """
-    from datasets import Dataset, Features, List, Value
+    from datasets import Features, List, Value
 
     splitter = rollouts.settings.splitter
-    usable = sum(row.is_usable for row in rollouts)
-    if usable < len(rollouts):
-        logger.warning("%s: %d of %d solutions get no label.", rollouts.path, len(rollouts) - usable, len(rollouts))
-    ungraded = next((row for row in rollouts if row.is_usable and row.outcome_reward is None), None)
-    if ungraded is not None:
-        raise ValueError(
-            f"{rollouts.path}: {ungraded.name} has no reward, expected a graded collection. Collect with a grading "
-            "and reference answers."
-        )
+    rollouts.log_unusable()
 
     def examples() -> Iterator[dict[str, Any]]:
         for row in rollouts:
-            if row.is_usable:
-                steps = clean_steps(row.steps, splitter)
-                yield {"prompt": row.question, "completions": steps, "label": float(row.outcome_reward)}
+            if not row.is_usable:
+                continue
+            if row.outcome_reward is None:
+                raise ValueError(
+                    f"{rollouts.path}: {row.name} has no reward, expected a graded collection. Collect with a grading "
+                    "and reference answers."
+                )
+            steps = clean_steps(row.steps, splitter)
+            yield {"prompt": row.question, "completions": steps, "label": float(row.outcome_reward)}
 
     features = Features({"prompt": Value("string"), "completions": List(Value("string")), "label": Value("float64")})
     key = label_key(OUTCOME_VERSION, shard_paths(rollouts.path), "outcome", 0.0)
-    return Dataset.from_generator(
-        examples,
-        features=features,
-        fingerprint=hashlib.sha256(repr(key).encode()).hexdigest()[:16],
-        cache_dir=str(rollouts.path / LABELS) if os.access(rollouts.path, os.W_OK) else None,
-    )
+    cache_dir = str(rollouts.path / LABELS) if os.access(rollouts.path, os.W_OK) else None
+    return write_examples(examples, features, key_fingerprint(key), cache_dir)
