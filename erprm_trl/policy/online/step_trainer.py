@@ -38,6 +38,7 @@ from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
+from .log_ratio import LOG_RATIO, NO_OUTCOME, REWARD_MODEL, split_completions, step_splitter
 from .step_config import StepGRPOConfig
 from .tracking import PolicyTracking
 
@@ -107,7 +108,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
-        reward_funcs: Any,
+        reward_funcs: Any = None,
         args: StepGRPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
@@ -126,12 +127,16 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         # TRL derives `steps_per_generation` from the generation's batch size, and does not accept both.
         args = as_config(args, self._config_class, subject=subject, derived=("steps_per_generation",))
         funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+        funcs = [] if reward_funcs is None else funcs
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
         steps = [func for func in funcs if isinstance(func, StepRewardFunction)]
-        if len(steps) != 1:
-            raise ValueError(NOT_A_REWARD_MODEL.format(name=type(self).__name__, count=len(steps)))
-        self.step_reward = steps[0]
+        scores_steps = args.credit != LOG_RATIO
+        if scores_steps and len(steps) != 1:
+            raise ValueError(NOT_A_REWARD_MODEL.format(name=subject, count=len(steps)))
+        if not scores_steps and steps:
+            raise ValueError(REWARD_MODEL.format(subject=subject))
+        self.step_reward = steps[0] if scores_steps else step_splitter(args)
         if self.step_reward.unscorable_reward is not None:
             raise ValueError(
                 f"{subject}: got a StepRewardFunction with unscorable_reward={self.step_reward.unscorable_reward}, "
@@ -154,9 +159,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
         _check_columns(subject, needed, train_dataset, eval_dataset)
-        if len(funcs) == 1:
+        has_outcome = len(funcs) > scores_steps
+        if not has_outcome and not scores_steps:
+            raise ValueError(NO_OUTCOME.format(subject=subject, column=args.answer_column, columns=", ".join(columns)))
+        if not has_outcome:
             _check_outcome(subject, args, columns)
-        self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(len(funcs) > 1)
+        self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(has_outcome)
         model, processing_class, quantization_config = policy_model(
             model,
             args,
@@ -186,7 +194,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.step_reward.chat_template_kwargs = self.chat_template_kwargs
         self.step_reward.accelerator = self.accelerator
         self.aggregation = args.aggregation or self.step_reward.aggregation
-        self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
+        # `None` if there is no reward model
+        self._step_index = next((i for i, func in enumerate(self.reward_funcs) if func is self.step_reward), None)
         if adds_answers and args.reasoning is None:
             prompt = next(iter(train_dataset))["prompt"]
             if opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
@@ -204,6 +213,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             row, index = infinite.nonzero()[0].tolist()
             what = f"the reward of {self.reward_func_names[index]} for completion {row}"
             raise self._not_finite(what, rewards_per_func[row, index].item())
+        if self._step_index is None:
+            self._handoff.put(split_completions(self, inputs, prompts, completions, completion_ids_list))
         self._handoff.put(self._gather_steps(self._handoff.take(len(prompts)), rewards_per_func))
         self._log_agreement(rewards_per_func)
         return rewards_per_func
@@ -232,8 +243,11 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is None:
             return
         index = next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
-        graded, scored = rewards_per_func[:, index], rewards_per_func[:, self._step_index]
+        graded = rewards_per_func[:, index]
         self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
+        if self._step_index is None:
+            return
+        scored = rewards_per_func[:, self._step_index]
         both = ~(graded.isnan() | scored.isnan())
         groups = torch.arange(len(graded), device=graded.device) // self._group_size
         agreement = auc_within_groups(scored[both], graded[both] > 0.5, groups[both])

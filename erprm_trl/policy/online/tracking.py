@@ -67,9 +67,8 @@ class PolicyTracking:
         prm_format = self._trainer.step_reward.prm_format
         solutions = []
         # The last solutions are shown, because TRL's log at an evaluation still begins with the training's solutions.
-        for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[
-            -num_shown:
-        ]:
+        all_scores = logs["extra"]["step_scores"] or [[]] * len(logs["completion"])  # without a reward model
+        for completion, scores in list(zip(logs["completion"], all_scores, strict=True))[-num_shown:]:
             steps, _ = completion_steps(completion, prm_format)
             # If a parser has removed thinking from the text, its spacing is unknown, and steps may not match scores.
             solutions.append(ColouredSteps(steps, scores if len(scores) == len(steps) else []))
