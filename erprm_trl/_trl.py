@@ -120,6 +120,12 @@ SEAMS = (
     # Private methods, and private parameters of public functions, that are only called
     Seam("trl.scripts._hf_argparser.HfArgumentParser._parse_dataclass_field", "parser field", "scripts/parser.py"),
     Seam("trl.GRPOTrainer._log_metric", "name value", _LOG_RATIO),
+    Seam("trl.GRPOTrainer._tokenize_prompts", "prompts", _CONTINUATIONS),
+    Seam(
+        "trl.GRPOTrainer._generate_single_turn",
+        "prompt_ids images multimodal_fields num_generations ...",
+        _CONTINUATIONS,
+    ),
     Seam("transformers.Trainer._save", "output_dir ...", _POLICY_SAMPLER),
     Seam("transformers.PreTrainedModel._can_set_attn_implementation", "", "rollouts/sampling/kv_cache.py"),
     Seam("transformers.Trainer.save_model", "output_dir _internal_call", f"{_ERPRM} {_STEP_PPO} {_RAFT}"),
@@ -154,7 +160,7 @@ SEAM_ATTRIBUTES = (
     SeamAttribute("trl.GRPOTrainer._step", _STEP),
     SeamAttribute("trl.GRPOTrainer._buffered_inputs", _STEP),
     SeamAttribute("trl.GRPOTrainer._last_world_entropy", _STEP),
-    SeamAttribute("trl.GRPOTrainer._tokenizer", _STEP),
+    SeamAttribute("trl.GRPOTrainer._tokenizer", f"{_STEP} {_CONTINUATIONS}"),
     SeamAttribute("trl.SFTTrainer._tokenizer", _RAFT),
     SeamAttribute("trl.SFTTrainer._is_vlm", _RAFT),
     SeamAttribute("transformers.Trainer._signature_columns", _ERPRM),

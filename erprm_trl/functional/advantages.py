@@ -275,8 +275,8 @@ def log_ratio_returns(
     $$ G_l = A(x, a) - \beta \sum_{j \ge l} \log \frac{\pi(a_j)}{\pi_0(a_j)}, \qquad \beta = \frac{1}{\eta} $$
 
     All tokens of a step get the return of the step, whose sum begins at the first token of the step. With these
-    returns, the policy gradient is the gradient of the outcome minus \\( \beta \\) times the KL from the reference. The
-    log-ratios of earlier steps do not change it, because they do not depend on the step.
+    returns, the policy gradient is the gradient of the outcome minus \\( \beta \\) times the KL from the reference.
+    The log-ratios of earlier steps do not change it, because they do not depend on the step.
 
     Args:
         advantages (`torch.Tensor`):

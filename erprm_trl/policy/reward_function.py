@@ -16,7 +16,9 @@ from ..io.text_lists import refuse_text
 from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.eta import format_at_eta
 from ..reward_model.scoring.loading import load_format
+from ..reward_model.scoring.monte_carlo import MonteCarloScorer
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
+from ..reward_model.scoring.scorer_file import is_scorer_file, samples_policy
 from ..reward_model.scoring.sharded import check_sharding
 from ..training.nonfinite import not_finite
 from .completions import NO_COLUMNS, completion_steps, opens_thinking, question_text
@@ -139,10 +141,11 @@ class StepRewardFunction:
         self.question_column = question_column
         self.processing_class = processing_class
         self.eos_token_ids = eos_token_ids
-        # The next three are set by a step trainer. The accelerator lets its processes stop together.
+        # The next four are set by a step trainer. The accelerator lets its processes stop together.
         self.chat_template_kwargs: dict[str, Any] | None = None
         self.accelerator = None
         self.handoff: Handoff[ScoredBatch] | None = None
+        self.continuations: Any = None  # scores completions by the policy's own continuations
         self._loading = Lock()  # some of TRL's trainers call from several threads
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,6 +164,14 @@ class StepRewardFunction:
             if isinstance(self._scorer, str):
                 self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
             return self._scorer
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether continuations of the policy that is trained give the scores: `MonteCarloScorer("policy")`."""
+        if isinstance(self._scorer, str):
+            return is_scorer_file(self._scorer) and samples_policy(self._scorer)
+        backend = self._scorer.backend
+        return isinstance(backend, MonteCarloScorer) and backend.samples_policy
 
     def shard(self, accelerator) -> None:
         """
@@ -278,7 +289,11 @@ class StepRewardFunction:
         ]
         steps = [texts for texts, _ in parts]
         kept = [[] if token_ends is None else texts for texts, token_ends in parts]
-        scores = self.scorer.score(questions, kept, skip_too_long=True)
+        if self.continuations is None:
+            scores = self.scorer.score(questions, kept, skip_too_long=True)
+        else:
+            token_ends = [ends for _, ends in parts]
+            scores = self.continuations.score(prompts, completions, completion_ids, token_ends, columns)
         self._check(scores, getattr(columns.get("trainer_state"), "global_step", None))
         rewards = solution_scores(scores, self.aggregation)
         scored = [

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import zlib
 from pathlib import Path
 
 from datasets import Dataset
@@ -28,6 +29,7 @@ from trl import GRPOTrainer
 from erprm_trl import (
     ERPRMConfig,
     ERPRMTrainer,
+    MonteCarloScorer,
     RAFTConfig,
     RAFTTrainer,
     StepGRPOConfig,
@@ -52,6 +54,7 @@ torch.distributed.destroy_process_group()
 UPDATES, GROUP = 10, 4
 # Metrics that must be gathered from all processes
 METRICS = "num_tokens value/loss value/explained_variance kl steps/accuracy steps/per_answer reward".split()
+METRICS += ["reward_parts/kl", "reward_parts/step", "steps/mean_score"]
 # Three updates per epoch. The run is resumed in the second epoch.
 QUESTIONS = dial.make_questions(9, seed=5, min_moves=1, max_moves=2)
 # Solutions of one to four steps, so that the two processes have different numbers of labels in a batch.
@@ -141,7 +144,7 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2)
 
     def make(seed, **more):
         set_seed(seed)
-        make_trainer = {"raft": _raft, "step_grpo": _step_policy, "step_ppo": _step_policy}.get(name, _erprm)
+        make_trainer = _erprm if name.startswith("erprm") else _raft if name == "raft" else _step_policy
         trainer = make_trainer(name, folder, {**_common(out, optim, accumulation), **more}, peft_config, sharded)
         trainer.add_callback(_Watcher(trainer))
         return trainer
@@ -292,6 +295,8 @@ def _step_policy(name, folder, common, peft_config, sharded):
     trainer_class, config_class, more = {
         "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {}),
         "step_ppo": (StepPPOTrainer, StepPPOConfig, {"vf_coef": 0.5}),
+        "log_ratio": (StepGRPOTrainer, StepGRPOConfig, {"credit": "log_ratio", "splitter": dial.SEPARATOR}),
+        "monte_carlo": (StepGRPOTrainer, StepGRPOConfig, {"gamma": 0.0}),
     }[name]
     arguments = config_class(
         **common,
@@ -306,6 +311,10 @@ def _step_policy(name, folder, common, peft_config, sharded):
     )
     data = Dataset.from_list([{"prompt": row["question"], "answer": row["answer"]} for row in QUESTIONS])
     reward_model = _reward_model(folder, peft_config)
+    if name == "log_ratio":
+        reward_model = None
+    elif name == "monte_carlo":
+        reward_model = MonteCarloScorer("policy", num_continuations=3, splitter=dial.SEPARATOR)
     trainer = trainer_class(dial.BASE_PATH, reward_model, arguments, data, peft_config=peft_config)
 
     def write(prompt_ids, images, multimodal_fields, num_generations, *_):
@@ -314,6 +323,8 @@ def _step_policy(name, folder, common, peft_config, sharded):
             GRPOTrainer._generate_single_turn(trainer, prompt_ids[:1], images, multimodal_fields, 1)
         tokenizer, first = trainer.processing_class, trainer.accelerator.process_index * len(prompt_ids)
         prompts = tokenizer.batch_decode(prompt_ids, skip_special_tokens=True)
+        if dial.SEPARATOR in prompts[0]:
+            return [_continued(tokenizer, text, row % 3) for row, text in enumerate(prompts)], None
         return [_written(tokenizer, text, (first + row) % GROUP) for row, text in enumerate(prompts)], None
 
     trainer._generate_single_turn = write
@@ -334,6 +345,13 @@ def _written(tokenizer, prompt, index):
     ]
     ids = tokenizer(" ".join(f"{step} ки" for step in steps))["input_ids"]
     return ids if index == 2 else [*ids, tokenizer.eos_token_id]
+
+
+def _continued(tokenizer, text, index):
+    """The continuation that replaces a sample: a right or a wrong answer, by a hash of the text and the index."""
+    position = int(dial.DialQuestion.parse(text.partition("?")[0] + "?").answer)
+    wrong = zlib.crc32(f"{text}/{index}".encode()) % 3 > 0
+    return [*tokenizer(f"answer {(position + wrong) % 20}")["input_ids"], tokenizer.eos_token_id]
 
 
 def _saved_against_live(trainer, folder):
@@ -357,7 +375,7 @@ def _saved_against_live(trainer, folder):
 
 def _scorer_of(trainer):
     scorer = getattr(trainer, "scorer", None) or getattr(getattr(trainer, "step_reward", None), "scorer", None)
-    if scorer is None:
+    if scorer is None or scorer.weights is None:
         return None
     assert isinstance(scorer, StepScorer)
     held = sum(

@@ -1,5 +1,5 @@
-"""The credit `"log_ratio"`: steps get a return from the graded outcome and from the log-ratio of policy and reference, so
-that no reward model is needed.
+"""The credit `"log_ratio"`: steps get a return from the graded outcome and from the log-ratio of policy and reference,
+so that no reward model is needed.
 
 The KL of the policy from its reference is a part of these returns. TRL's loss must therefore not contain it, too.
 """
@@ -27,12 +27,13 @@ IMAGE_INPUTS = (
     *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
 )
 NO_OUTCOME = (
-    "{subject}: got credit='log_ratio' without an outcome, expected answers or a reward function. Add a column {column!r} to "
-    "the training dataset (it has {columns}), set answer_column, or pass a reward function in reward_funcs."
+    "{subject}: got credit='log_ratio' without an outcome, expected answers or a reward function. Add a column "
+    "{column!r} to the training dataset (it has {columns}), set answer_column, or pass a reward function in "
+    "reward_funcs."
 )
 REWARD_MODEL = (
-    "{subject}: got a process reward model with credit='log_ratio', which does not use step scores, expected only reward "
-    "functions of outcomes. Remove it from reward_funcs, or choose another credit."
+    "{subject}: got a process reward model with credit='log_ratio', which does not use step scores, expected only "
+    "reward functions of outcomes. Remove it from reward_funcs, or choose another credit."
 )
 
 
@@ -64,8 +65,8 @@ def check_log_ratio(args: Any) -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(
-                f"{name}: got {value} with credit='log_ratio', expected a positive finite number, because 1/eta is the "
-                "strength of the KL in the returns. Set for example eta=20."
+                f"{name}: got {value} with credit='log_ratio', expected a positive finite number, because 1/eta is "
+                "the strength of the KL in the returns. Set for example eta=20."
             )
     if args.eta is None and args.beta is None:
         raise ValueError(
@@ -81,6 +82,11 @@ def check_log_ratio(args: Any) -> None:
         raise ValueError(
             "outcome_weight: got 0 with credit='log_ratio', expected a positive number, because the KL alone only "
             "leads back to the reference. Do not set it."
+        )
+    if args.center is not None:
+        raise ValueError(
+            f"center: got {args.center!r} with credit='log_ratio', which has no step rewards, expected None. Do not "
+            "set it."
         )
     if args.shard_reward_model:
         raise ValueError(

@@ -46,8 +46,8 @@ class StepGRPOTrainer(StepTrainer):
 
     In addition to GRPO's metrics, it logs these means over completions before normalisation: `reward_parts/step`, the
     sum of the step rewards, where the first step's difference starts from 0, and `reward_parts/outcome`, the weighted
-    outcome (0 without an outcome). With `credit="log_ratio"`, `kl` and `reward_parts/kl` are those of the rollout. If `beta` is not 0, it also logs `reward_parts/kl`, which is minus beta times the
-    summed KL of the loss.
+    outcome (0 without an outcome). If `beta` is not 0, it also logs `reward_parts/kl`, which is minus beta times the
+    summed KL of the loss. With `credit="log_ratio"`, `kl` and `reward_parts/kl` are those of the rollout.
 
     Raises:
         `ValueError`: if `reward_funcs` does not have exactly one process reward model (none with

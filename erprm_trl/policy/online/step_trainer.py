@@ -39,6 +39,7 @@ from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
 from .log_ratio import LOG_RATIO, NO_OUTCOME, REWARD_MODEL, split_completions, step_splitter
+from .policy_continuations import PolicyContinuations
 from .step_config import StepGRPOConfig
 from .tracking import PolicyTracking
 
@@ -168,7 +169,11 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             raise ValueError(NO_OUTCOME.format(subject=subject, column=args.answer_column, columns=", ".join(columns)))
         if not has_outcome:
             _check_outcome(subject, args, columns)
-        self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(has_outcome)
+        self.outcome_weight = args.outcome_weight
+        if self.outcome_weight is None:
+            # Continuations of the policy are graded like the answers, so answers are already in the step scores.
+            in_scores = (self.step_reward, self.answer_reward if self.step_reward.samples_policy else None)
+            self.outcome_weight = float(any(func not in in_scores for func in funcs))
         model, processing_class, quantization_config = policy_model(
             model,
             args,
@@ -204,6 +209,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             prompt = next(iter(train_dataset))["prompt"]
             if opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
                 self.answer_reward.grader = Grader(args.grading, answer_pattern=args.answer_pattern, reasoning=True)
+        self._continuations = PolicyContinuations(self) if self.step_reward.samples_policy else None
         self._tracking = PolicyTracking(self)
         # Passes batches from the reward function to `_calculate_rewards`, and from there to
         # `_generate_and_score_completions`, because only TRL's code is between them.
@@ -211,7 +217,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
         # Set at each call, because another trainer may use the same reward function.
-        self.step_reward.handoff = self._handoff
+        self.step_reward.handoff, self.step_reward.continuations = self._handoff, self._continuations
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if bool((infinite := rewards_per_func.isinf()).any()):
             row, index = infinite.nonzero()[0].tolist()

@@ -1,4 +1,4 @@
-"""The credit of the log-ratio: advantages worked by hand, agreement with TRL's trainer, the place of the KL, and errors."""
+"""The credit of the log-ratio: advantages worked by hand, agreement with TRL's trainer, the KL, and errors."""
 
 import pytest
 import torch
@@ -154,6 +154,27 @@ def test_a_policy_that_equals_its_reference_is_trained_as_by_trls_grpo_bitwise(t
     assert max((weight - initial[name]).abs().max() for name, weight in our_weights.items()) > 1e-3
 
 
+@pytest.mark.slow("trains several policies")
+def test_a_resumed_run_equals_the_uninterrupted_run(tmp_path, policy):
+    """The run is resumed in the middle of a generation, and at its end."""
+
+    def train(folder, **resume):
+        options = {"per_device_train_batch_size": 2, "steps_per_generation": 2, "num_iterations": 2, "max_steps": 6}
+        options |= {"save_strategy": "steps", "save_steps": 1, "step_tokens": 2, "splitter": None}
+        trainer = make_trainer(folder, policy, (length,), **options)
+        trainer.train(**resume)
+        return trainer
+
+    straight = train(tmp_path / "straight")
+    for update in (3, 4):
+        torch.manual_seed(update)
+        resumed = train(
+            tmp_path / f"resumed-{update}", resume_from_checkpoint=tmp_path / f"straight/checkpoint-{update}"
+        )
+        for name, weight in resumed.model.state_dict().items():
+            assert torch.equal(weight, straight.model.state_dict()[name])
+
+
 def test_the_kl_is_not_in_the_loss(tmp_path, policy):
     trainer = make_trainer(tmp_path, policy)
     with torch.no_grad():
@@ -218,6 +239,7 @@ def test_a_completion_without_steps_is_one_step(tmp_path, policy):
         ({"eta": 2.0, "step_tokens": 0}, "step_tokens: got 0, expected at least 1"),
         ({"eta": 2.0, "step_tokens": 4, "splitter": "newline"}, "step_tokens: got 4 with splitter='newline'"),
         ({"eta": 2.0, "outcome_weight": 0.0}, "outcome_weight: got 0 with credit='log_ratio'"),
+        ({"eta": 2.0, "center": "outcome"}, "center: got 'outcome' with credit='log_ratio'"),
         ({"eta": 2.0, "shard_reward_model": True}, "shard_reward_model: got True with credit='log_ratio'"),
         ({"credit": "sum", "step_tokens": 4}, "step_tokens: got 4 with credit='sum'"),
         ({"credit": "sum", "splitter": "newline"}, "splitter: got 'newline' with credit='sum'"),
