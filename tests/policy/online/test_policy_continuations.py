@@ -227,12 +227,12 @@ def test_continuations_come_from_the_current_weights(tmp_path):
 @pytest.mark.slow("samples from the dial policy")
 def test_the_policys_values_agree_with_those_of_a_sampler(tmp_path, dial_policy):
     """The continuations of TRL's generation have the distribution of the sampler of this package."""
-    (row,) = dial.make_questions(1, seed=4, min_moves=2, max_moves=2)
+    (row,) = dial.make_questions(1, seed=4, min_moves=3, max_moves=3)
     asked, start = row["question"], dial.DialQuestion.parse(row["question"])
-    ((operator, amount), _), position = start.moves, start.start
+    (operator, amount), position = start.moves[0], start.start
     right = {"+": position + amount, "-": position - amount, "*": position * amount}[operator] % 20
     steps = [f"{position} {operator} {amount} = {(right + wrong) % 20}" for wrong in (0, 1)]
-    count, most = 128, 32
+    count, most = 128, 40
     trainer = make_trainer(
         tmp_path,
         MonteCarloScorer("policy", num_continuations=count, splitter=dial.SEPARATOR),
@@ -254,7 +254,7 @@ def test_the_policys_values_agree_with_those_of_a_sampler(tmp_path, dial_policy)
     expected = scorer.score([asked] * 2, [[step, "answer 3"] for step in steps])
     # Three standard deviations of the difference of two means of 128 are at most 0.19.
     assert [score for score, _ in scores] == pytest.approx([score for score, _ in expected], abs=0.19)
-    assert scores[0][0] > 0.5 > scores[1][0]
+    assert scores[0][0] > 0.4 > scores[1][0]
 
 
 @pytest.mark.slow("trains several policies")
@@ -265,7 +265,7 @@ def test_a_resumed_run_equals_the_uninterrupted_run(tmp_path, kind):
     def train(folder, **resume):
         trainer = make_trainer(
             folder,
-            MonteCarloScorer("policy", lambda text, answer: len(text) % 7 / 6, 2, splitter="ки"),
+            MonteCarloScorer("policy", lambda text, answer: len(text) % 7 / 6, 2, splitter=" "),
             kind=kind,
             per_device_train_batch_size=2,
             steps_per_generation=2,
