@@ -47,6 +47,17 @@ for _credit in ("difference", "sum", "min_form"):
             METHODS[_name] = ("step_grpo", {"credit": _credit, "gamma": _gamma, "scale_rewards": _scale})
 for _scale in ("group", "batch", "none"):
     METHODS[f"outcome, {_scale}"] = ("step_grpo", {"credit": "outcome", "scale_rewards": _scale})
+for _beta in (0.02, 0.1, 0.5):
+    for _name in ("difference, gamma 1, group", "difference, gamma 0, batch", "sum, gamma 0, batch", "outcome, group"):
+        METHODS[f"{_name}, beta {_beta:g}"] = ("step_grpo", {**METHODS[_name][1], "beta": _beta})
+for _name in ("difference, gamma 0, batch", "sum, gamma 0, group", "sum, gamma 0, batch", "outcome, group"):
+    METHODS[f"{_name}, center"] = ("step_grpo", {**METHODS[_name][1], "center": "outcome"})
+for _weight in (0.3, 3.0):
+    for _name in ("difference, gamma 0, batch", "sum, gamma 0, batch"):
+        METHODS[f"{_name}, outcome weight {_weight:g}"] = (
+            "step_grpo",
+            {**METHODS[_name][1], "outcome_weight": _weight},
+        )
 METHODS["ppo, difference"] = ("step_ppo", {**PPO, "credit": "difference"})
 METHODS["ppo, outcome"] = ("step_ppo", {**PPO, "credit": "outcome"})
 KEPT = ("steps/", "rewards/", "completions/clipped_ratio", "completions/mean_length", "kl", "loss", "value/")
