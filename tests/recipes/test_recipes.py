@@ -6,7 +6,10 @@ import pytest
 from recipe_runs import RECIPES, SMALL_POLICY, parse, save_base_as_reward_model
 
 
-SCORER_FILES = {"monte_carlo_scorer.yaml"}  # they stand for a reward model, and are no configurations of commands
+SCORER_FILES = {
+    "monte_carlo_scorer.yaml",
+    "policy_continuations.yaml",
+}  # they stand for a reward model, and are no configurations of commands
 YAML = sorted(path for path in RECIPES.glob("*/*.yaml") if path.name not in SCORER_FILES)
 CPU = ["--use_cpu", "true", "--bf16", "false"]
 
