@@ -50,8 +50,10 @@ def test_two_processes_give_the_same_results_as_one(launch, single, tmp_path):
         assert second["split"] == (config == "cpu_zero3")
         assert second["losses"] == pytest.approx(first["losses"], abs=1e-4)
         for left, right in zip(first["metrics"], second["metrics"], strict=True):
+            if name == "monte_carlo":  # the KL of the loss is a mean over the means of batches
+                left, right = ({key: log[key] for key in log if key != "kl"} for log in (left, right))
             assert right == pytest.approx(left, abs=1e-4)
-        assert any(abs(log.get("reward_parts/kl", 0)) > 1e-6 for log in first["metrics"])
+        assert first["metrics"][-1]["kl"] > 1e-6
         assert second["resumed_losses"] == pytest.approx(second["losses"][5:], abs=1e-6)
         left, right = distributed_runs.weights(alone), distributed_runs.weights(tmp_path / name)
         for key, value in left.items():

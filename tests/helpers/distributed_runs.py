@@ -54,7 +54,6 @@ end_process(0)
 UPDATES, GROUP = 10, 4
 # Metrics that must be gathered from all processes
 METRICS = "num_tokens value/loss value/explained_variance kl steps/accuracy steps/per_answer reward".split()
-METRICS += ["reward_parts/kl", "reward_parts/step", "steps/mean_score"]
 # Three updates per epoch. The run is resumed in the second epoch.
 QUESTIONS = dial.make_questions(9, seed=5, min_moves=1, max_moves=2)
 # Solutions of one to four steps, so that the two processes have different numbers of labels in a batch.

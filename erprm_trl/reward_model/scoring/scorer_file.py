@@ -98,6 +98,9 @@ def scorer_file_identity(path: str | os.PathLike) -> dict[str, Any]:
     parameters = list(inspect.signature(SCORERS[kind].__init__).parameters.values())[2:]  # without self and sampler
     defaults = {parameter.name: parameter.default for parameter in parameters if parameter.name != "answers"}
     settings = {"scorer": kind, **defaults, **settings}
+    if kind == "monte_carlo" and settings["sampler"] != POLICY:  # the defaults with a sampler
+        usual = {"grading": "math", "aggregation": "min"}
+        settings |= {name: value for name, value in usual.items() if settings[name] is None}
     if kind == "judge" and settings["prompt"] is None:
         settings["prompt"] = default_prompt(settings["verdict_tokens"])
     text = json.dumps(settings, sort_keys=True, default=str)
