@@ -24,9 +24,9 @@ from ...functional.aggregation import aggregate
 from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
 from ...io.paths import local_path
-from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.eta import eta_or_as_trained
 from ...reward_model.scoring.loading import load_format
+from ...reward_model.scoring.scorer import StepScorer
 from ...rollouts.grading.grader import Grader
 from ...rollouts.questions import ANSWER_COLUMNS
 from ...training.arguments import as_config
@@ -387,7 +387,8 @@ def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
             prm_format = load_format(func)
         except FileNotFoundError:
             return func
-    elif isinstance(func, ScoringBackend):  # a StepScorer also fits the protocol
+    elif hasattr(func, "score") and not callable(func):
+        func = StepScorer.of(func)
         prm_format = func.prm_format
     else:
         return func
