@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from step_fakes import DIAL_FORMAT, FakeScorer, by_text, byte_level_bpe
 
-from erprm_trl.policy.completions import observed_question
+from erprm_trl.conversations import observed_question
 from erprm_trl.policy.reward_function import StepRewardFunction
 from erprm_trl.policy.turns import has_turns, turn_ends, turn_steps
 
