@@ -110,7 +110,7 @@ def trainer_with_tools(name, model, folder, scripts=SCRIPTS, environment=True, *
         "ppo": (StepPPOTrainer, StepPPOConfig),
     }[name]
     tools = {"environment_factory": Adding} if environment else {"tools": [add]}
-    more = {"num_generations": len(scripts), "max_completion_length": 300, "beta": 0.1, "optim": "sgd"}
+    more = {"num_generations": len(scripts), "max_completion_length": 500, "beta": 0.1, "optim": "sgd"}
     trainer = trainer_class(
         model,
         FakeScorer(by_text, PRMFormat()),
