@@ -146,8 +146,8 @@ def relative_values(prefix_rewards: Sequence[Sequence[float]], question_rate: fl
             rewards. A reward between 0 and 1 counts as a success in part, such that the value at eta is preserved
             ([`~erprm_trl.functional.implied_success_rate`]).
         question_rate (`float`):
-            Rate q of the question at this eta ([`question_rates`]). In the limit of 0, a prefix with any success has the value 1, and any other prefix
-            has the value 0.
+            Rate q of the question at this eta ([`question_rates`]). In the limit of 0, a prefix with any success has
+            the value 1, and any other prefix has the value 0.
         eta (`float`):
             Inverse reward temperature. Infinite eta needs rewards of 0 and 1.
 

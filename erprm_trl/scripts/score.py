@@ -3,8 +3,8 @@
 erprm score --reward_model outputs/dial/erprm --dataset_name solutions.jsonl --output_dir outputs/scores
 
 A row has a question (`question`, `problem` or `prompt`) and a solution: a list of steps (`steps` or `completions`), or
-a text (`solution`, `completion` or `response`), which the reward model's format splits into steps. `scores.jsonl` in
-output_dir has the same rows, with `steps`, `step_scores` and `score`. After a kill, the same command continues.
+a text (`response`, `completion`, `solution`, ...), which the reward model's format splits into steps. `scores.jsonl`
+in output_dir has the same rows, with `steps`, `step_scores` and `score`. After a kill, the same command continues.
 """
 
 from dataclasses import dataclass, field
