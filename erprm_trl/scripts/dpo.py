@@ -5,6 +5,7 @@ erprm dpo --dataset_name outputs/pairs --model_name_or_path Qwen/Qwen2.5-Math-1.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import trl
 
@@ -27,6 +28,8 @@ METRICS = {
 @dataclass
 class DataArguments:
     """The preference pairs."""
+
+    EVALUATION_DATA: ClassVar = ("eval_dataset_name", "dataset_test_split")
 
     dataset_name: str = field(
         metadata={
