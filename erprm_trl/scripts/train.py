@@ -143,7 +143,6 @@ class DataArguments:
         return erprm_trl.load_labelled_steps(name, config_name=self.dataset_config, split=split)
 
 
-
 def _sources(option: str, entries: list[Any]) -> list[MixtureSource]:
     """The entries of a mixture. An entry of a YAML file is a path, or a mapping with the fields of a source."""
     known = {entry.name for entry in fields(MixtureSource)}

@@ -114,7 +114,10 @@ def test_the_recipe_trains_on_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eval_rollouts": "a", "eval_dataset_name": "b"}, "got eval_rollouts='a' and eval_dataset_name='b', expected"),
+        (
+            {"eval_rollouts": "a", "eval_dataset_name": "b"},
+            "got eval_rollouts='a' and eval_dataset_name='b', expected",
+        ),
         ({"eval_rollouts": "a", "dataset_test_split": "test"}, "got dataset_test_split='test' and eval_rollouts='a'"),
         ({"eval_dataset_name": "a", "eval_mixture": ["b"]}, "got eval_dataset_name='a' and eval_mixture=.*'b'"),
         ({"dataset_test_split": "test"}, "dataset_test_split: got 'test' without --dataset_name.*--eval_dataset_name"),
