@@ -15,6 +15,7 @@ import erprm_trl
 
 from .. import ERPRMConfig, scripts
 from ..io import local_path
+from ..io.counts import counted
 from ..rollouts.shards import MANIFEST
 from .console import stage
 from .outcome import first_and_last, print_outcome
@@ -185,7 +186,7 @@ def main(data: DataArguments, training: ERPRMConfig, model: trl.ModelConfig) -> 
     trainer.train(resume_from_checkpoint=data.resume or None)
     save(trainer)
     print_outcome(
-        f"The reward model was saved in {training.output_dir} after {trainer.state.global_step} updates.",
+        f"The reward model was saved in {training.output_dir} after {counted(trainer.state.global_step, 'update')}.",
         *first_and_last(trainer.state.log_history, METRICS),
         next_command=f"erprm score --reward_model {training.output_dir} --dataset_name SOLUTIONS.jsonl "
         "--output_dir SCORES",
