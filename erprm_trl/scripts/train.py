@@ -5,6 +5,7 @@ erprm train --recipe dial/train_mixture
 erprm train --recipe qwen2.5-math-1.5b-gsm8k --eta inf --accelerate_config zero2 --num_processes 8
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -144,6 +145,18 @@ class DataArguments:
         return erprm_trl.load_labelled_steps(name, config_name=self.dataset_config, split=split)
 
 
+def metrics(eval_dataset: Any) -> dict[str, str]:
+    """Titles of the metrics in the table at the end. Each of several evaluation sources has its own."""
+    if not isinstance(eval_dataset, Mapping):
+        return METRICS
+    names = {name: title for name, title in METRICS.items() if not name.startswith("eval_")}
+    for source in eval_dataset:
+        for name, title in METRICS.items():
+            if name.startswith("eval_"):
+                names[f"eval_{source}_{name.removeprefix('eval_')}"] = f"{title}, {source}"
+    return names
+
+
 def _sources(option: str, entries: list[Any]) -> list[MixtureSource]:
     """The entries of a mixture. An entry of a YAML file is a path, or a mapping with the fields of a source."""
     known = {entry.name for entry in fields(MixtureSource)}
@@ -187,7 +200,7 @@ def main(data: DataArguments, training: ERPRMConfig, model: trl.ModelConfig) -> 
     save(trainer)
     print_outcome(
         f"The reward model was saved in {training.output_dir} after {counted(trainer.state.global_step, 'update')}.",
-        *first_and_last(trainer.state.log_history, METRICS),
+        *first_and_last(trainer.state.log_history, metrics(trainer.eval_dataset)),
         next_command=f"erprm score --reward_model {training.output_dir} --dataset_name SOLUTIONS.jsonl "
         "--output_dir SCORES",
     )

@@ -1,6 +1,7 @@
 """What a command prints last: on one process, with a table of metrics and the next command."""
 
 from erprm_trl.scripts.outcome import first_and_last, print_outcome
+from erprm_trl.scripts.train import METRICS, metrics
 
 
 def test_one_process_prints(capsys, monkeypatch):
@@ -22,3 +23,13 @@ def test_the_first_and_the_last_value_of_each_metric():
         ["evaluation", "loss", "3.000", "3.000"],
     ]
     assert first_and_last(history, {"auc": "AUC"}) == []
+    long = "AUC within questions on the evaluation steps, " + "source" * 5
+    assert {len(line) for line in first_and_last(history, {"loss": "loss", "eval_loss": long})} == {len(long) + 20}
+
+
+def test_each_evaluation_source_has_its_own_metrics():
+    assert metrics(None) == metrics("a dataset") == METRICS
+    of_two = metrics({"own": "a dataset", "gsm8k": "another"})
+    assert of_two["loss"] == "training loss" and "eval_loss" not in of_two
+    assert of_two["eval_own_loss"] == "evaluation loss, own"
+    assert of_two["eval_gsm8k_auc"] == "AUC on the evaluation steps, gsm8k"
