@@ -157,6 +157,31 @@ def metrics(eval_dataset: Any) -> dict[str, str]:
     return names
 
 
+def left_out(counts: Mapping[str, Any]) -> list[str]:
+    """
+    The training data that was not used, in sentences.
+
+    Args:
+        counts (`Mapping`):
+            `trainer.data_counts["train"]`, empty for a stream.
+    """
+    lines = []
+    for name, own in (counts.get("sources") or {"": counts}).items():
+        of_source = f" of {name}" if name else ""
+        labels = own.get("labels") or {"dropped": {}}
+        if labels["dropped"]:
+            solutions = f"{sum(labels['dropped'].values()):,} of {counted(labels['solutions'], 'solution')}{of_source}"
+            lines.append(f"The label options left out {solutions}: {_reasons(labels['dropped'])}.")
+        if dropped := own.get("dropped_rows"):
+            rows = counted(sum(dropped.values()), f"row{of_source} was", f"rows{of_source} were")
+            lines.append(f"{rows} dropped: {_reasons(dropped)}.")
+    return lines
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} with {reason}" for reason, count in sorted(dropped.items()))
+
+
 def _sources(option: str, entries: list[Any]) -> list[MixtureSource]:
     """The entries of a mixture. An entry of a YAML file is a path, or a mapping with the fields of a source."""
     known = {entry.name for entry in fields(MixtureSource)}
@@ -200,6 +225,7 @@ def main(data: DataArguments, training: ERPRMConfig, model: trl.ModelConfig) -> 
     save(trainer)
     print_outcome(
         f"The reward model was saved in {training.output_dir} after {counted(trainer.state.global_step, 'update')}.",
+        *left_out(trainer.data_counts.get("train", {})),
         *first_and_last(trainer.state.log_history, metrics(trainer.eval_dataset)),
         next_command=f"erprm score --reward_model {training.output_dir} --dataset_name SOLUTIONS.jsonl "
         "--output_dir SCORES",
