@@ -1,5 +1,5 @@
-"""RAFT with vLLM: each round's engine loads the previous round's policy, and is freed before the training. Also with an
-adapter, and with two processes."""
+"""RAFT with vLLM: each round's engine loads the previous round's policy, and is freed before the training. Also with
+an adapter, and with two processes."""
 
 import json
 
