@@ -11,9 +11,11 @@ import socket
 import subprocess
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
+from fake_engines import FakeOfflineEngine
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -38,6 +40,7 @@ from erprm_trl import (
     dial,
 )
 from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.policy.raft import policy_sampler
 
 
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
@@ -131,8 +134,9 @@ def run_all(folder, names, **options):
         _restart_accelerate()
 
 
-def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2):
-    """Runs ten updates, and the last five again from the checkpoint. RAFT runs two rounds of five in two trainers."""
+def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2, raft=None):
+    """Runs ten updates, and the last five again from the checkpoint. RAFT runs two rounds of five in two trainers.
+    `raft` has more of its options."""
     out = Path(folder, name)
     peft_config = None
     if lora:
@@ -141,7 +145,9 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2)
 
     def make(seed, **more):
         set_seed(seed)
-        make_trainer = {"raft": _raft, "step_grpo": _step_policy, "step_ppo": _step_policy}.get(name, _erprm)
+        make_trainer = {"raft": partial(_raft, raft or {}), "step_grpo": _step_policy, "step_ppo": _step_policy}.get(
+            name, _erprm
+        )
         trainer = make_trainer(name, folder, {**_common(out, optim, accumulation), **more}, peft_config, sharded)
         trainer.add_callback(_Watcher(trainer))
         return trainer
@@ -265,7 +271,9 @@ def _erprm(name, folder, common, peft_config, sharded):
     return ERPRMTrainer(base, arguments, train_dataset=data, eval_dataset=data, peft_config=peft_config)
 
 
-def _raft(name, folder, common, peft_config, sharded):
+def _raft(options, name, folder, common, peft_config, sharded):
+    if "vllm_kwargs" not in options:  # these are for a real engine
+        policy_sampler.VLLMSampler = FakeOfflineEngine
     arguments = RAFTConfig(
         **{**common, "max_steps": UPDATES // 2, "save_strategy": "no"},
         **_batch(common, 4),
@@ -277,6 +285,7 @@ def _raft(name, folder, common, peft_config, sharded):
         grading="exact",
         answer_pattern=dial.ANSWER_PATTERN,
         shard_reward_model=sharded,
+        **options,
     )
     return RAFTTrainer(
         dial.BASE_PATH,
