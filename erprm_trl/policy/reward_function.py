@@ -4,6 +4,7 @@ It returns one reward per completion, as TRL expects. [`StepRewardFunction.score
 """
 
 import math
+from dataclasses import replace
 from os import PathLike
 from threading import Lock
 from typing import Any
@@ -285,8 +286,41 @@ class StepRewardFunction:
             ScoredCompletion(values, token_ends if values else [], texts, reward)
             for values, (texts, token_ends), reward in zip(scores, parts, rewards, strict=True)
         ]
-        extras = {"step_scores": [[round(score, 4) for score in values] for values in scores]}
-        return ScoredBatch(scored, self._metrics(steps, scores, completion_ids), extras)
+        extras = {"step_scores": _shown(scores)}
+        return ScoredBatch(scored, self._metrics(steps, scores, completion_ids), extras, questions)
+
+    def rescore(self, batch: ScoredBatch, global_step: int | None = None) -> ScoredBatch:
+        """
+        Scores the steps of a batch again, after the reward model's weights have changed. The processes of a step
+        trainer must call it together.
+
+        Args:
+            batch ([`ScoredBatch`]):
+                Batch of [`~StepRewardFunction.score_batch`].
+            global_step (`int`, *optional*):
+                Number of updates so far, for error messages.
+
+        Returns:
+            [`ScoredBatch`]: the batch with new scores, rewards and logged scores. A completion that had no scores has
+            none.
+
+        Raises:
+            `FloatingPointError`: if a score is not finite.
+        """
+        kept = [completion.steps if completion.scores else [] for completion in batch.completions]
+        scores = self.scorer.score(batch.questions, kept, skip_too_long=True)
+        self._check(scores, global_step)
+        rewards = solution_scores(scores, self.aggregation)
+        completions = [
+            completion._replace(scores=values, reward=reward)
+            for completion, values, reward in zip(batch.completions, scores, rewards, strict=True)
+        ]
+        return replace(
+            batch,
+            completions=completions,
+            metrics={**batch.metrics, **_mean_score(scores)},
+            extras={**batch.extras, "step_scores": _shown(scores)},
+        )
 
     def _check(self, scores: list[list[float]], global_step: int | None) -> None:
         first_bad = [first_not_finite(scores)]
@@ -302,14 +336,12 @@ class StepRewardFunction:
 
     def _metrics(self, steps: list[list[str]], scores: list[list[float]], completion_ids) -> dict[str, float]:
         num_steps = max(1, sum(map(len, steps)))
-        flat = [score for values in scores for score in values]
         metrics = {
             "steps/per_answer": sum(map(len, steps)) / len(steps),
             "steps/repeated_share": sum(len(steps_S) - len(set(steps_S)) for steps_S in steps) / num_steps,
             "steps/unscorable_share": sum(not values for values in scores) / len(scores),
+            **_mean_score(scores),
         }
-        if flat:
-            metrics["steps/mean_score"] = sum(flat) / len(flat)
         if completion_ids is not None:
             metrics["steps/tokens_per_step"] = sum(map(len, completion_ids)) / num_steps
             ending = self.eos_token_ids or (
@@ -319,6 +351,15 @@ class StepRewardFunction:
                 unfinished = sum(not ids or ids[-1] not in ending for ids in completion_ids)
                 metrics["steps/unfinished_share"] = unfinished / len(completion_ids)
         return metrics
+
+
+def _mean_score(scores: list[list[float]]) -> dict[str, float]:
+    flat = [score for values in scores for score in values]
+    return {"steps/mean_score": sum(flat) / len(flat)} if flat else {}
+
+
+def _shown(scores: list[list[float]]) -> list[list[float]]:
+    return [[round(score, 4) for score in values] for values in scores]
 
 
 def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None:

@@ -15,10 +15,13 @@ from ...functional.advantages import (
 )
 from ...functional.masked import explained_variance, masked_moments, masked_whiten
 from ...functional.policy_losses import clipped_value_loss, kl_estimate
+from ...rollouts.reference_answers import reference_text
 from .step_config import StepPPOConfig
 from .step_trainer import GlobalSteps, StepTrainer
-from .value_head import attach_value_head, load_value_head, save_value_head, without_value_head
+from .value_head import attach_value_head, load_value_head, save_value_head, values_of_rows, without_value_head
 
+
+LACKS_OUTCOME = "lacks_outcome"
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -32,6 +35,12 @@ class StepPPOTrainer(StepTrainer):
     The reward of a token is minus beta times its KL. The last token of a step also gets the step's reward, and the
     last token of a completion also gets the weighted outcome. Advantages are computed by GAE, and the policy loss is
     TRL's.
+
+    A row without an answer (or any other reward) has no outcome, which is not an outcome of 0. Its return is the sum of
+    its step rewards alone. `critic="head"` then has two values: one learns the returns of rows with an outcome, the
+    other those of rows without. Each row is trained with the value of its own kind, so no row is compared with a return
+    that it cannot have, and the missing outcome is not a target of either value. If the dataset has an answer in every
+    row, the second value does not exist. `critic="erprm"` expects no outcome for such rows.
 
     Example:
 
@@ -97,7 +106,7 @@ class StepPPOTrainer(StepTrainer):
         self.value_head = None
         if self.args.critic == "head":
             base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-            self.value_head = attach_value_head(base)
+            self.value_head = attach_value_head(base, 2 if self._may_lack_outcomes() else 1)
             if self.use_vllm:
                 sync_weights = self.vllm_generation.sync_weights
 
@@ -107,6 +116,15 @@ class StepPPOTrainer(StepTrainer):
 
                 self.vllm_generation.sync_weights = sync_policy_weights
         self._forwards: list[tuple[Tensor, Tensor | None]] = []
+
+    def _may_lack_outcomes(self) -> bool:
+        """Whether some rows may have no outcome although the policy is trained on outcomes."""
+        if not self.outcome_weight or self.answer_reward is None:
+            return bool(self.outcome_weight)
+        dataset, column = self.train_dataset, self.answer_reward.answer_column
+        if isinstance(dataset, IterableDataset) or column not in dataset.column_names:
+            return True
+        return any(reference_text(answer, f"{column}[{row}]") is None for row, answer in enumerate(dataset[column]))
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
@@ -145,7 +163,9 @@ class StepPPOTrainer(StepTrainer):
         if self.value_head is None:
             questions = self._question_values(steps)
             values = self._reward_model_values(steps, questions, mask)
-        values = values.float() * mask
+        elif len(self.value_head.bias) > 1:
+            output[LACKS_OUTCOME] = steps.outcomes[steps.local].isnan()
+        values = values_of_rows(values.float(), output.get(LACKS_OUTCOME)) * mask
         rewards = self._token_rewards(steps, questions, mask, logps, output.get("ref_per_token_logps"))
         advantages = generalized_advantages(rewards, values, mask, self.args.gamma, self.args.gae_lambda)
         returns = advantages + values
@@ -242,7 +262,7 @@ class StepPPOTrainer(StepTrainer):
         if self.value_head is None:
             return loss
         losses, clipped = clipped_value_loss(
-            values, inputs["old_values"], inputs["returns"], self.args.value_clip_range
+            values_of_rows(values, inputs.get(LACKS_OUTCOME)), inputs["old_values"], inputs["returns"], self.args.value_clip_range
         )
         metrics["value/loss"].append(masked_moments(losses.detach(), mask, self._reduce)[1].item())
         metrics["value/clip_fraction"].append(masked_moments(clipped.float(), mask, self._reduce)[1].item())
