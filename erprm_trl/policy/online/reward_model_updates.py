@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..._trl import get_config_model_id
 from ...functional.implicit_rewards import implicit_reward
@@ -103,8 +103,8 @@ def updatable_backend(scorer: StepScorer, subject: str) -> ImplicitBackend:
     backend = scorer.backend
     if not isinstance(backend, ImplicitBackend):
         raise ValueError(
-            f"{subject}: got {SUBJECT} with a {type(backend).__name__}, whose weights cannot be trained here, expected "
-            "an implicit reward model in this process. Pass its folder or Hub id as the reward model."
+            f"{subject}: got {SUBJECT} with a {type(backend).__name__}, whose weights cannot be trained here, "
+            "expected an implicit reward model in this process. Pass its folder or Hub id as the reward model."
         )
     if any(hasattr(weight, "ds_id") or weight.device.type == "meta" for weight in backend.model.parameters()):
         raise ValueError(
@@ -309,7 +309,7 @@ class RewardModelUpdates:
         self._model.load_state_dict(saved.state_dict())
         file = Path(folder, STATE_FILE)
         if not file.is_file():
-            logger.warning("%s has no %s. The reward model's optimizer starts from its first state.", folder, STATE_FILE)
+            logger.warning("%s has no %s. The optimizer of the reward model starts from zero.", folder, STATE_FILE)
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in self._masters}
         for name, value in (load_file(file) if file.is_file() else {}).items():
             weight_name, key = name.rsplit("/", 1)
@@ -359,7 +359,11 @@ def updated_scores(trainer, batch: ScoredBatch, rewards_per_func: Tensor, answer
         `FloatingPointError`: if a loss, gradient or score is not finite.
         `ValueError`: if a graded answer is outside [0, 1].
     """
-    answers, metrics, global_step = rewards_per_func[:, answer_index], trainer.metrics_of_mode, trainer.state.global_step
+    answers, metrics, global_step = (
+        rewards_per_func[:, answer_index],
+        trainer.metrics_of_mode,
+        trainer.state.global_step,
+    )
     if bool(((answers < 0) | (answers > 1)).any()):
         raise ValueError(
             f"{SUBJECT}: got graded answers from {answers[~answers.isnan()].min():g} to "

@@ -137,8 +137,8 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
     update_reward_model: str | None = field(
         default=None,
         metadata={
-            "help": "When an implicit reward model is updated on the graded answers of each generation. By default, it "
-            "is not updated.",
+            "help": "When an implicit reward model is updated on the graded answers of each generation. By default, "
+            "it is not updated.",
             "choices": list(UPDATES),
         },
     )
@@ -206,8 +206,8 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
     def _check_updates(self) -> None:
         if self.update_reward_model not in UPDATES:
             raise ValueError(
-                f"update_reward_model: got {self.update_reward_model!r}, expected one of {', '.join(UPDATES)}, or None. "
-                "Choose one."
+                f"update_reward_model: got {self.update_reward_model!r}, expected one of {', '.join(UPDATES)}, or "
+                "None. Choose one."
             )
         if self.shard_reward_model:
             raise ValueError(

@@ -36,11 +36,11 @@ class StepPPOTrainer(StepTrainer):
     last token of a completion also gets the weighted outcome. Advantages are computed by GAE, and the policy loss is
     TRL's.
 
-    A row without an answer (or any other reward) has no outcome, which is not an outcome of 0. Its return is the sum of
-    its step rewards alone. `critic="head"` then has two values: one learns the returns of rows with an outcome, the
-    other those of rows without. Each row is trained with the value of its own kind, so no row is compared with a return
-    that it cannot have, and the missing outcome is not a target of either value. If the dataset has an answer in every
-    row, the second value does not exist. `critic="erprm"` expects no outcome for such rows.
+    A row without an answer (and without any other reward) has no outcome, which is not an outcome of 0. Its return is
+    the sum of its step rewards alone. With such rows, `critic="head"` has two values: one learns the returns of rows
+    with an outcome, and the other learns the returns of rows without one. The advantage of a row is computed with the
+    value of its own kind, and a missing outcome is a target of neither. If the dataset has an answer in every row,
+    there is one value. `critic="erprm"` expects no outcome for such rows.
 
     Example:
 
@@ -165,7 +165,8 @@ class StepPPOTrainer(StepTrainer):
             values = self._reward_model_values(steps, questions, mask)
         elif len(self.value_head.bias) > 1:
             output[LACKS_OUTCOME] = steps.outcomes[steps.local].isnan()
-        values = values_of_rows(values.float(), output.get(LACKS_OUTCOME)) * mask
+            values = values_of_rows(values, output[LACKS_OUTCOME])
+        values = values.float() * mask
         rewards = self._token_rewards(steps, questions, mask, logps, output.get("ref_per_token_logps"))
         advantages = generalized_advantages(rewards, values, mask, self.args.gamma, self.args.gae_lambda)
         returns = advantages + values
@@ -262,8 +263,9 @@ class StepPPOTrainer(StepTrainer):
             metrics["kl"].append(masked_moments(kl, mask, self._reduce)[1].item())
         if self.value_head is None:
             return loss
+        values = values_of_rows(values, inputs.get(LACKS_OUTCOME))
         losses, clipped = clipped_value_loss(
-            values_of_rows(values, inputs.get(LACKS_OUTCOME)), inputs["old_values"], inputs["returns"], self.args.value_clip_range
+            values, inputs["old_values"], inputs["returns"], self.args.value_clip_range
         )
         metrics["value/loss"].append(masked_moments(losses.detach(), mask, self._reduce)[1].item())
         metrics["value/clip_fraction"].append(masked_moments(clipped.float(), mask, self._reduce)[1].item())

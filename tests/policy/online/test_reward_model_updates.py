@@ -310,7 +310,11 @@ def test_what_cannot_be_updated_is_refused_by_name(tmp_path, scorer, reference_p
         (StepGRPOConfig, {"shard_reward_model": True}, "got shard_reward_model=True, expected False"),
         (StepGRPOConfig, {"reward_model_learning_rate": 0.0}, "reward_model_learning_rate: got 0.0, expected a pos"),
         (StepGRPOConfig, {"reward_model_max_batch_tokens": 0}, "reward_model_max_batch_tokens: got 0, expected a pos"),
-        (StepPPOConfig, {"critic": "erprm"}, "critic='erprm': got update_reward_model='before_scoring', expected None"),
+        (
+            StepPPOConfig,
+            {"critic": "erprm"},
+            "critic='erprm': got update_reward_model='before",
+        ),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(tmp_path, config, others, message):

@@ -178,9 +178,9 @@ def lacking(completions, **columns):
 
 
 def test_a_trained_critic_has_another_value_for_rows_without_an_outcome(tmp_path):
-    # A has the outcome 0.5 * 1 after the step rewards 0.4 and 0.4, so its returns are 1.3, 1.3, 0.9, 0.9 and its values
-    # 0.5. B has no outcome, so its returns are its step reward 0.2, and its values 0.1. With the value 0.5 of A, B's
-    # advantages would be 0.2 - 0.5, although nothing is wrong with its steps.
+    # A has the outcome 0.5 * 1 after the step rewards 0.4 and 0.4, so its returns are 1.3, 1.3, 0.9, 0.9, and its
+    # values are 0.5. B has no outcome, so its returns are its step reward 0.2, and its values are 0.1. With the value
+    # 0.5 of A, the advantages of B would be 0.2 - 0.5, as if an outcome of 0 had been graded.
     trainer = make_trainer(
         tmp_path, funcs=[lacking], outcome_weight=0.5, vf_coef=1.0, value_clip_range=None, max_steps=1
     )
