@@ -313,7 +313,7 @@ MUTANTS = {
             ("values = values_of_rows(values, output[LACKS_OUTCOME])", "values = values[..., 0]"),
             (
                 "values = values_of_rows(values, inputs.get(LACKS_OUTCOME))",
-                "values = values.reshape(*mask.shape, -1)[..., 0]",
+                "values = values.unflatten(1, (-1,))[..., 0]",
             ),
             ("self.args.gamma, self.args.gae_lambda)", "1.0, self.args.gae_lambda)"),
         ],

@@ -1,5 +1,5 @@
-"""Tests that a reward model that is updated during the training of a policy is the same with two real processes as with
-one, and that its run can be resumed."""
+"""Tests that a reward model that is updated during the training of a policy is the same with two real processes as
+with one, and that its run can be resumed."""
 
 import json
 
@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow("starts two processes")
 
-NAMES = distributed_runs.NAMES_OF_UPDATES
+GRPO, PPO = distributed_runs.NAMES_OF_UPDATES
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_two_processes_update_the_reward_model_as_one(tmp_path, lora):
+@pytest.mark.parametrize(("lora", "names"), [(False, (GRPO, PPO)), (True, (GRPO,))], ids=["full", "lora"])
+def test_two_processes_update_the_reward_model_as_one(tmp_path, lora, names):
     alone, together = tmp_path / "alone", tmp_path / "together"
     for folder in (alone, together):
         folder.mkdir()
         distributed_runs.save_models(folder)
     config = distributed_runs.CONFIGS / "cpu_ddp.yaml"
-    facts = distributed_runs.launch(together, config, NAMES, lora=lora, accumulation=1)
-    for name in NAMES:
+    facts = distributed_runs.launch(together, config, names, lora=lora, accumulation=1)
+    for name in names:
         distributed_runs.run(name, alone, lora=lora)
         first, second = json.loads((alone / name / "facts.json").read_text()), facts[name]
         assert "error" not in second, second["error"]
