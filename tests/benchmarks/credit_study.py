@@ -62,8 +62,8 @@ for _weight in (0.3, 3.0):
         )
 METHODS["ppo, difference"] = ("step_ppo", {**PPO, "credit": "difference"})
 METHODS["ppo, outcome"] = ("step_ppo", {**PPO, "credit": "outcome"})
-# An implicit reward model, trained on outcomes alone, that does not change or is updated on the graded answers of each
-# generation. Without answers, the answers still train the reward model.
+# An implicit reward model that was trained on outcomes alone. It does not change, or it is updated on the graded
+# answers of each generation. In the setting "steps", answers train the reward model and not the policy.
 for _when in ("frozen", "before_scoring", "after_scoring"):
     for _name in ("difference, gamma 1, group", "sum, gamma 0, group"):
         _update = {} if _when == "frozen" else {"update_reward_model": _when, "reward_model_learning_rate": 3e-4}
@@ -83,26 +83,28 @@ def first_policy(setting, seed, folder):
     return str(path)
 
 
+def chain_of(setting, seed, folder):
+    """The stages up to the reward models of a setting and seed."""
+    moves = SETTINGS[setting][0]
+    policy = first_policy("long", seed, folder) if moves == LONG else BASE_PATH
+    name = "long" if moves == LONG else "short"
+    return DialChain(str(Path(folder, f"chain-{name}")), seed=seed, policy=policy, moves=moves)
+
+
 def reward_model(setting, seed, folder, eta=2.0):
     """The reward model of a setting and seed. It is trained once."""
-    moves = SETTINGS[setting][0]
-    name = "long" if moves == LONG else "short"
-    policy = first_policy("long", seed, folder) if moves == LONG else BASE_PATH
-    chain = DialChain(str(Path(folder, f"chain-{name}")), seed=seed, policy=policy, moves=moves)
+    chain = chain_of(setting, seed, folder)
     path = Path(chain.output_dir, f"erprm-eta-{eta:g}")
     if not (path / "prm_format.json").exists():
-        num_questions = chain.train_questions // (4 if moves == LONG else 1)
+        num_questions = chain.train_questions // (4 if chain.moves == LONG else 1)
         chain.train(chain.collect("rollouts", num_questions, seed, 2, 8), eta=eta)
     return str(path)
 
 
 def implicit_reward_model(setting, seed, folder):
-    """The implicit reward model of a setting and seed, from as many training steps as the other reward model. It is
+    """The implicit reward model of a setting and seed, with as many training steps as the other reward model. It is
     trained once."""
-    moves = SETTINGS[setting][0]
-    name = "long" if moves == LONG else "short"
-    policy = first_policy("long", seed, folder) if moves == LONG else BASE_PATH
-    chain = DialChain(str(Path(folder, f"chain-{name}")), seed=seed, policy=policy, moves=moves)
+    chain = chain_of(setting, seed, folder)
     path = Path(chain.output_dir, "implicit")
     if not (path / "prm_format.json").exists():
         solutions = chain.collect("solutions", 2 * chain.train_questions, seed, 8, 0)
@@ -112,7 +114,7 @@ def implicit_reward_model(setting, seed, folder):
             learning_rate=chain.learning_rate, warmup_steps=10, save_strategy="no", report_to="none", bf16=False,
             gradient_checkpointing=False, seed=seed, use_cpu=True, disable_tqdm=True,
         )  # fmt: skip
-        trainer = ERPRMTrainer(policy, args, train_dataset=outcome_labels(solutions))
+        trainer = ERPRMTrainer(chain.policy, args, train_dataset=outcome_labels(solutions))
         trainer.train()
         trainer.save_model()
     return str(path)

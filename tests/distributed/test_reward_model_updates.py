@@ -29,7 +29,7 @@ def test_two_processes_update_the_reward_model_as_one(tmp_path, lora, names):
         assert (first["world"], second["world"]) == (1, 2)
         assert second["losses"] == pytest.approx(first["losses"], abs=1e-3)
         for left, right in zip(first["metrics"], second["metrics"], strict=True):
-            assert "reward_model/loss" in left and right == pytest.approx(left, abs=1e-3)
+            assert "reward_model/loss" in left and right == pytest.approx(left, abs=1e-3, rel=1e-3)
         assert any(log["reward_model/unused_share"] > 0 for log in first["metrics"])
         start = weights(alone / ("implicit_adapter" if lora else "implicit"))
         left, right, resumed = (
@@ -38,7 +38,7 @@ def test_two_processes_update_the_reward_model_as_one(tmp_path, lora, names):
         )
         assert left.keys() == right.keys() == start.keys()
         changes = [(left[key] - start[key]).abs().max().item() for key in left]
-        assert max(changes) > 0.01
+        assert max(changes) > 1e-3
         for key, value in left.items():
             torch.testing.assert_close(right[key], value, atol=1e-4, rtol=0)
             torch.testing.assert_close(resumed[key], right[key], atol=1e-6, rtol=0)

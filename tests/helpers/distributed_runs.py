@@ -47,7 +47,7 @@ NAMES = ("erprm_lm", "erprm_token", "erprm_implicit", "raft", "step_grpo", "step
 NAMES_OF_UPDATES = ("step_grpo_updates", "step_ppo_updates")  # also update an implicit reward model
 POLICIES = ("step_grpo", "step_ppo", *NAMES_OF_UPDATES)
 # Adam would amplify differences in the last bits of small gradients, so its epsilon is large.
-UPDATED = {"reward_model_learning_rate": 0.005, "adam_epsilon": 0.1, "max_grad_norm": 100.0, "outcome_weight": 0.0}
+UPDATED = {"reward_model_learning_rate": 0.02, "adam_epsilon": 0.1, "outcome_weight": 0.0}
 SCRIPT = """
 import json, sys
 import torch.distributed
