@@ -17,6 +17,7 @@ from ...functional.policy_losses import kl_estimate
 from ...reward_model.prm_format import PRMFormat
 from ..reward_function import StepRewardFunction
 from ..scored_batch import ScoredBatch
+from .tool_tokens import loss_mask
 
 
 LOG_RATIO = "log_ratio"
@@ -95,6 +96,11 @@ def check_log_ratio(args: Any) -> None:
         )
 
 
+def refuse_no_outcome(subject: str, args: Any, columns: list[str]) -> None:
+    """Raises a `ValueError`, because there are neither answers nor reward functions."""
+    raise ValueError(NO_OUTCOME.format(subject=subject, column=args.answer_column, columns=", ".join(columns)))
+
+
 class UnscoredSteps:
     """A scoring backend without a model. It gives every step the score 0, so that completions are only split."""
 
@@ -117,6 +123,8 @@ def split_completions(trainer, inputs: list, prompts: list, completions: list, t
     """Splits the completions of a trainer without a reward model into steps, and logs the metrics of steps."""
     keys = [key for key in inputs[0] if key not in ("prompt", "completion", "completion_ids")]
     columns = {key: [row[key] for row in inputs] for key in keys}
+    if trainer.environments is not None:
+        columns["environments"] = trainer.environments
     batch = trainer.step_reward.score_batch(prompts, completions, token_ids, **columns)
     for name, value in batch.metrics.items():
         if name != "steps/mean_score":
@@ -141,7 +149,7 @@ def log_ratio_advantages(trainer, output: dict[str, Any], token_ends: Tensor, st
     Returns:
         `torch.Tensor`: advantages (B, T).
     """
-    mask = output["completion_mask"] * output.get("tool_mask", 1)
+    mask = loss_mask(output)
     num_tokens, size = mask.shape[1], trainer.args.step_tokens
     if size is not None:
         token_ends = torch.arange(num_tokens, device=mask.device)[size - 1 :: size].expand(len(mask), -1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from ...functional.advantages import group_step_advantages, spread_over_steps, subtract_initial_value
 from .log_ratio import LOG_RATIO, log_ratio_advantages
 from .step_trainer import GlobalSteps, StepTrainer
+from .tool_tokens import loss_mask
 
 
 class StepGRPOTrainer(StepTrainer):
@@ -47,7 +48,7 @@ class StepGRPOTrainer(StepTrainer):
     In addition to GRPO's metrics, it logs these means over completions before normalisation: `reward_parts/step`, the
     sum of the step rewards, where the first step's difference starts from 0, and `reward_parts/outcome`, the weighted
     outcome (0 without an outcome). If `beta` is not 0, it also logs `reward_parts/kl`, which is minus beta times the
-    summed KL of the loss. With `credit="log_ratio"`, `kl` and `reward_parts/kl` are those of the rollout.
+    summed KL of the loss. With `credit="log_ratio"`, `kl` and `reward_parts/kl` are computed at the rollout.
 
     Raises:
         `ValueError`: if `reward_funcs` does not have exactly one process reward model (none with
@@ -66,7 +67,7 @@ class StepGRPOTrainer(StepTrainer):
             return
         rewards = self._step_rewards(steps)
         self._log_reward_parts(steps, rewards)
-        output["advantages"] = self._token_advantages(steps, rewards, output["completion_mask"])
+        output["advantages"] = self._token_advantages(steps, rewards, loss_mask(output))
 
     def _compute_loss(self, model, inputs):  # seam
         if self.args.credit != LOG_RATIO:
@@ -87,10 +88,10 @@ class StepGRPOTrainer(StepTrainer):
         for name, part in parts.items():
             self.metrics_of_mode[f"reward_parts/{name}"].append(part.mean().item())
 
-    def _token_advantages(self, steps: GlobalSteps, rewards: Tensor, completion_mask: Tensor) -> Tensor:
-        """Advantages of this process's tokens, of shape (B, T) and 0 at padding."""
+    def _token_advantages(self, steps: GlobalSteps, rewards: Tensor, mask: Tensor) -> Tensor:
+        """Advantages of this process's tokens, of shape (B, T) and 0 where the mask is 0."""
         size, scale = self._group_size, self.scale_rewards
-        num_tokens = completion_mask.shape[1]
+        num_tokens = mask.shape[1]
         if self.args.credit == "outcome":  # one reward per solution, normalised over solutions as in GRPO
             scores, answered = steps.solution_scores(self.aggregation), steps.mask.any(-1)
             scores = self._centered(scores[:, None], answered[:, None], steps)
@@ -108,4 +109,4 @@ class StepGRPOTrainer(StepTrainer):
             graded = ~steps.outcomes.isnan()
             outcome = group_step_advantages(steps.outcomes[:, None], graded[:, None], size, scale=scale)
             advantages = advantages + self.outcome_weight * outcome[steps.local]
-        return advantages * completion_mask
+        return advantages * mask
