@@ -46,7 +46,7 @@ def turn_steps(
     """
     Splits a completion into assistant turns.
 
-    The texts are those of [`~erprm_trl.rollouts.conversation_steps`]. A `rollout_func` returns tokens instead of
+    The texts are the steps of [`~erprm_trl.rollouts.conversation_steps`]. A `rollout_func` returns tokens instead of
     messages. Then a turn is a run of tokens that the policy wrote, after the decoded tokens of the environment.
 
     Args:
