@@ -87,12 +87,12 @@ class StepRewardFunction:
             from the bare question on, because the environment's `reset` may append text to it. Any other column is
             used as it is.
         steps_of (`str`, *optional*):
-            Kind of steps. With `"turns"`, a step is an assistant turn. With `"both"`, `"thinking"` or `"answer"`, it is
-            a part of the last message's text, see `steps_of` of [`PRMFormat`]. By default, a step is an assistant turn if the trainer has
-            an environment, if the completion has several messages, or if it calls a tool, and otherwise a part of the
-            text as in the reward model's format. The step trainers also use turns for every completion if they have
-            tools, or if a `rollout_func` returns an `env_mask`. In another trainer with tools, set `"turns"`, so that
-            a completion without a tool call is one step, too.
+            Kind of steps. With `"turns"`, a step is an assistant turn. With `"both"`, `"thinking"` or `"answer"`, it
+            is a part of the last message's text, see `steps_of` of [`PRMFormat`]. By default, a step is an assistant
+            turn if the trainer has an environment, if the completion has several messages, or if it calls a tool, and
+            otherwise a part of the text. The step trainers also use turns for every completion if they have tools, or
+            if a `rollout_func` returns an `env_mask`. In another trainer with tools, set `"turns"`, so that a
+            completion without a tool call is one step, too.
         render_message (`Callable`, *optional*):
             Function that returns the text of a message of a conversation, as the reward model was trained on it.
             Defaults to [`~erprm_trl.rollouts.render_message`].
