@@ -25,7 +25,7 @@ from ..reward_model.scoring.sharded import check_sharding
 from ..training.nonfinite import not_finite
 from .completions import NO_COLUMNS, completion_steps, opens_thinking
 from .scored_batch import Handoff, ScoredBatch, ScoredCompletion
-from .turns import has_turns, turn_steps
+from .turns import has_turns, num_own_tokens, turn_steps
 
 
 NAME, QUESTION_COLUMN, TURNS = "step_reward", "question", "turns"
@@ -300,7 +300,7 @@ class StepRewardFunction:
             for values, (texts, token_ends), reward in zip(scores, parts, rewards, strict=True)
         ]
         metrics = self._metrics(steps, scores, completion_ids)
-        if (num_tokens := _num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
+        if (num_tokens := num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
             metrics["steps/tokens_per_step"] = num_tokens / max(1, sum(map(len, steps)))
         return ScoredBatch(scored, metrics, {"step_scores": _shown(scores)}, questions)
 
@@ -424,14 +424,6 @@ class StepRewardFunction:
                 unfinished = sum(not ids or ids[-1] not in ending for ids in completion_ids)
                 metrics["steps/unfinished_share"] = unfinished / len(completion_ids)
         return metrics
-
-
-def _num_own_tokens(completions: list, completion_ids, tool_masks) -> int | None:
-    """Number of tokens that the policy wrote, or `None` if it is not known. TRL's own trainers do not pass a mask of
-    the tokens that tools wrote."""
-    if tool_masks is not None:
-        return sum(map(sum, tool_masks))
-    return None if completion_ids is None or any(map(has_turns, completions)) else sum(map(len, completion_ids))
 
 
 def _mean_score(scores: list[list[float]]) -> dict[str, float]:
