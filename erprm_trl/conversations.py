@@ -31,6 +31,13 @@ def message_text(message: dict[str, Any]) -> str:
     return "" if content is None else str(content)
 
 
+def observed_question(question: str, prompt: Sequence[dict[str, Any]]) -> str:
+    """The question of a policy with an environment, whose `reset` may have appended text to the last message of the
+    prompt: the text of this message from the bare question on, or the whole text if it has no such beginning."""
+    text = message_text(prompt[-1])
+    return text[max(0, text.find(question)) :]
+
+
 def message_thinking(message: dict[str, Any]) -> str:
     """The thinking that a response parser has moved to a separate field of the message."""
     return next((str(message[name]) for name in THINKING if message.get(name)), "")

@@ -116,7 +116,8 @@ def render_message(message: dict[str, Any]) -> str:
     if message.get("role", "assistant") != "assistant":
         return f"= {content}"
     calls = [call["function"]["arguments"] for call in message.get("tool_calls") or []]
-    return " ".join([content, *(" ".join(map(str, arguments.values())) for arguments in calls)]).strip()
+    words = [str(call.get(name)) for call in calls for name in ("position", "operator", "amount")]
+    return " ".join([content, *words]).strip()
 
 
 def build_agent_tokenizer():

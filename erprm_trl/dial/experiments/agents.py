@@ -3,8 +3,6 @@
 import random
 from pathlib import Path
 
-import torch
-
 from .. import BASE_PATH
 from ..environment import ASSISTANT, TOOL, USER, build_agent_tokenizer
 from ..task import MOVES, POSITIONS, SEPARATOR, DialQuestion, random_question, turn
