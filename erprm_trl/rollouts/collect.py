@@ -21,8 +21,7 @@ import torch
 from ..io.atomic_files import make_folder
 from ..reasoning import prompt_opens_thinking
 from ..steps import split_steps
-from .agents.agent import Agent
-from .agents.work import ConversationWork
+from . import agents
 from .chunk import ChunkWork
 from .collect_arguments import (
     agent_of,
@@ -245,7 +244,7 @@ def _collect(
     policies: tuple[Sampler | None, Sampler | None],
     grading: str | Callable[[str, str], float] | None,
     show_progress: bool,
-    agent: Agent | None,
+    agent: agents.Agent | None,
 ) -> RolloutDataset:
     """Collects the missing chunks, distributed over the processes, and writes the summary."""
     from accelerate import PartialState
@@ -275,7 +274,7 @@ def _collect(
                 if agent is None:
                     work = ChunkWork(questions, *policies, settings, progress)
                 else:
-                    work = ConversationWork(questions, policies[0], settings, progress, agent)
+                    work = agents.ConversationWork(questions, policies[0], settings, progress, agent)
                 for chunk in todo[state.process_index :: state.num_processes]:
                     append_rows(shard, work.run_chunk(chunk, grader))
                     saved = {"saved": work.num_saved} if settings.shares_continuations else {}
