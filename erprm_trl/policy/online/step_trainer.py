@@ -6,6 +6,7 @@ TRL samples, forms batches and computes the loss.
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -39,6 +40,7 @@ from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
 from .step_config import StepGRPOConfig
+from .tool_tokens import loss_mask, with_tool_masks
 from .tracking import PolicyTracking
 
 
@@ -107,7 +109,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
-        reward_funcs: Any,
+        reward_funcs: Any = None,
         args: StepGRPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
@@ -117,6 +119,9 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
+        tools: list[Callable] | None = None,
+        rollout_func: Callable[..., dict[str, Any]] | None = None,
+        environment_factory: Callable[[], Any] | dict[str, Callable[[], Any]] | None = None,
     ):
         subject = type(self).__name__
         if args is None:
@@ -125,7 +130,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
         # TRL derives `steps_per_generation` from the generation's batch size, and does not accept both.
         args = as_config(args, self._config_class, subject=subject, derived=("steps_per_generation",))
-        funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+        funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs][: reward_funcs is not None]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
         steps = [func for func in funcs if isinstance(func, StepRewardFunction)]
@@ -154,9 +159,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
         _check_columns(subject, needed, train_dataset, eval_dataset)
-        if len(funcs) == 1:
+        if len(funcs) == 1 and environment_factory is None:
             _check_outcome(subject, args, columns)
-        self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(len(funcs) > 1)
         model, processing_class, quantization_config = policy_model(
             model,
             args,
@@ -177,7 +181,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
         )
+        # TRL has added the `get_reward` of environments to the reward functions.
+        if len(self.reward_funcs) == 1 and environment_factory is not None:
+            _check_outcome(subject, args, columns)
+        has_outcome = len(self.reward_funcs) > 1
+        self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(has_outcome)
         check_trainable(self.model, subject=subject)
         if args.shard_reward_model:
             self.step_reward.shard(self.accelerator)
@@ -188,17 +200,25 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
         if adds_answers and args.reasoning is None:
-            prompt = next(iter(train_dataset))["prompt"]
-            if opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
+            prompt = next(iter(train_dataset)).get("prompt")
+            if prompt and opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
                 self.answer_reward.grader = Grader(args.grading, answer_pattern=args.answer_pattern, reasoning=True)
         self._tracking = PolicyTracking(self)
+        # For each completion, which tokens the policy wrote. Set when completions are generated, `None` without tools.
+        self._tool_masks: list[list[int]] | None = None
         # Passes batches from the reward function to `_calculate_rewards`, and from there to
         # `_generate_and_score_completions`, because only TRL's code is between them.
         self._handoff: Handoff[ScoredBatch | GlobalSteps] = Handoff()
 
+    def _generate(self, prompts):  # seam
+        generated = super()._generate(prompts)
+        _, _, self._tool_masks, *_ = generated
+        return generated
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
         # Set at each call, because another trainer may use the same reward function.
         self.step_reward.handoff = self._handoff
+        inputs = with_tool_masks(type(self).__name__, inputs, completion_ids_list, self._tool_masks)
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if bool((infinite := rewards_per_func.isinf()).any()):
             row, index = infinite.nonzero()[0].tolist()
@@ -250,7 +270,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def _log_advantages(self, output: dict[str, Any]) -> None:
         """Replaces GRPO's advantages in TRL's log of completions by the mean advantage over each completion's
         tokens."""
-        mask = output["completion_mask"]
+        mask = loss_mask(output)
         means = (output["advantages"] * mask).sum(-1) / mask.sum(-1).clamp(min=1)
         means = self.accelerator.gather(means).tolist()
         noted = self._logs["advantages"]

@@ -8,6 +8,7 @@ from ...training.tracking.coloured_steps import ColouredSteps, solutions_table
 from ...training.tracking.training_tracker import TrainingTracker
 from ..completions import completion_steps, question_text
 from ..guards import PolicyGuard
+from .tool_tokens import loss_mask
 
 
 class PolicyTracking:
@@ -38,7 +39,7 @@ class PolicyTracking:
                 The batch whose loss TRL has just computed and whose mean KL per token it has logged.
         """
         trainer = self._trainer
-        mask = inputs["completion_mask"]
+        mask = loss_mask(inputs)
         counts = trainer.accelerator.reduce(torch.stack([mask.sum(), mask.new_tensor(len(mask))]), reduction="sum")
         tokens, completions = counts.tolist()
         return -trainer.beta * trainer.metrics_of_mode["kl"][-1] * tokens / completions
