@@ -31,11 +31,19 @@ def message_text(message: dict[str, Any]) -> str:
     return "" if content is None else str(content)
 
 
-def observed_question(question: str, prompt: Sequence[dict[str, Any]]) -> str:
-    """The question of a policy with an environment, whose `reset` may have appended text to the last message of the
-    prompt: the text of this message from the bare question on, or the whole text if it has no such beginning."""
-    text = message_text(prompt[-1])
-    return text[max(0, text.find(question)) :]
+def question_text(prompt: "str | list[dict[str, Any]]") -> str:
+    """The question of a prompt: the prompt itself, or the last user message of a conversation."""
+    if isinstance(prompt, str):
+        return prompt
+    asked = [message for message in prompt if message.get("role") == "user"]
+    return message_text(asked[-1]) if asked else ""
+
+
+def observed_question(question: str | None, prompt: "str | list[dict[str, Any]]") -> str:
+    """The question of a policy with an environment, whose `reset` may have appended text to the prompt: the text of
+    the prompt from the bare question on, or the whole text if it does not contain the bare question."""
+    text = question_text(prompt)
+    return text[max(0, text.find(question)) :] if question else text
 
 
 def message_thinking(message: dict[str, Any]) -> str:

@@ -22,21 +22,6 @@ def completion_text(completion: "str | list[dict[str, Any]]") -> str:
     return message if isinstance(message, str) else message_text(message)
 
 
-def question_text(prompt: "str | list[dict[str, Any]]") -> str:
-    """The question of a prompt: the prompt itself, or the last user message of a conversation."""
-    if isinstance(prompt, str):
-        return prompt
-    asked = [message for message in prompt if message.get("role") == "user"]
-    return message_text(asked[-1]) if asked else ""
-
-
-def observed_question(question: str | None, prompt: "str | list[dict[str, Any]]") -> str:
-    """The question of a policy with an environment, whose `reset` may have appended text to the prompt: the text of
-    the prompt from the bare question on, or the whole text if it does not contain the bare question."""
-    text = question_text(prompt)
-    return text[max(0, text.find(question)) :] if question else text
-
-
 def opens_thinking(prompt: "str | list[dict[str, Any]]", tokenizer=None, chat_template_kwargs=None) -> bool:
     """
     Whether completions of a prompt begin inside `<think>`, because the prompt or the chat template ends with it.

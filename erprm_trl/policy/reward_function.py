@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from ..conversations import observed_question, question_text
 from ..functional.aggregation import AGGREGATIONS
 from ..io.paths import local_path
 from ..io.text_lists import refuse_text
@@ -22,7 +23,7 @@ from ..reward_model.scoring.loading import load_format
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..reward_model.scoring.sharded import check_sharding
 from ..training.nonfinite import not_finite
-from .completions import NO_COLUMNS, completion_steps, observed_question, opens_thinking, question_text
+from .completions import NO_COLUMNS, completion_steps, opens_thinking
 from .scored_batch import Handoff, ScoredBatch, ScoredCompletion
 from .turns import has_turns, turn_steps
 

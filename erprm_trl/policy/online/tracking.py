@@ -4,9 +4,10 @@ solutions."""
 import torch
 from torch import Tensor
 
+from ...conversations import question_text
 from ...training.tracking.coloured_steps import ColouredSteps, solutions_table
 from ...training.tracking.training_tracker import TrainingTracker
-from ..completions import completion_steps, question_text
+from ..completions import completion_steps
 from ..guards import PolicyGuard
 from .tool_tokens import loss_mask
 

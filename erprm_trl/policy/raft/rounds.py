@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ...conversations import question_text
 from ...io.atomic_files import replace_file
 from ...io.on_disk_sequence import OnDiskSequence
 from ...reward_model.prm_format import PRMFormat
@@ -17,7 +18,6 @@ from ...rollouts.questions import Question, load_questions
 from ...rollouts.records import RolloutRow
 from ...rollouts.sampling.base import derived_seed
 from ...rollouts.shards import read_manifest, write_manifest
-from ..completions import question_text
 
 
 class PromptedQuestions(OnDiskSequence):
