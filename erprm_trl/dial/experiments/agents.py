@@ -1,16 +1,28 @@
-"""Teaches the shipped policy to solve dial questions with a tool, and trains such agents with TRL's trainers."""
+"""Agents on the embedded task: teaches the shipped policy to solve dial questions with a tool, labels its turns, and
+trains it with the outcome alone or with the credit of each turn."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from transformers import TrainerCallback
+
+from ...policy import StepGRPOConfig, StepGRPOTrainer, StepRewardFunction
+from ...reward_model import ERPRMConfig, ERPRMTrainer
+from ...rollouts import RolloutDataset, TransformersSampler, collect_rollouts, load_questions
 from .. import BASE_PATH
-from ..environment import ASSISTANT, TOOL, USER, build_agent_tokenizer
-from ..task import MOVES, POSITIONS, SEPARATOR, DialQuestion, random_question, turn
+from ..environment import ASSISTANT, TOOL, USER, DialEnvironment, build_agent_tokenizer, render_message
+from ..task import MOVES, POSITIONS, SEPARATOR, DialQuestion, make_questions, random_question, turn
+from .chain import FORMAT
 from .policies import CPU_QUIET
 
 
-MIN_MOVES, MAX_MOVES = 3, 5
+MIN_MOVES, MAX_MOVES = 4, 6
 SLIP = 0.3  # share of calls with a mistake
+COMPLETIONS = 64  # per update
+MAX_TOKENS = 7 * MAX_MOVES + 12  # a turn and its result have 7 tokens
+AGENT_FORMAT = replace(FORMAT, splitter="turns")
 
 
 def make_agent_policy(
@@ -34,7 +46,7 @@ def make_agent_policy(
             Share of calls with a wrong position, operator or amount.
         steps (`int`, *optional*, defaults to `100`):
             Number of training steps, with batches of 64 conversations.
-        min_moves, max_moves (`int`, *optional*, default to `3` and `5`):
+        min_moves, max_moves (`int`, *optional*, default to `4` and `6`):
             Range of the number of moves per question.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the conversations and of the training.
@@ -101,3 +113,120 @@ def _mistake(rng: random.Random, call: tuple[int, str, int]) -> tuple[int, str, 
     if kind == 1:
         return position, rng.choice([sign for sign in MOVES.values() if sign != operator]), amount
     return position, operator, rng.choice([value for value in range(1, POSITIONS) if value != amount])
+
+
+def collect_turn_labels(
+    policy: str, folder: str | Path, *, questions: int = 200, num_continuations: int = 8, seed: int = 0
+) -> RolloutDataset:
+    """
+    Samples conversations of an agent, and continues each of them after every turn.
+
+    Args:
+        policy (`str`):
+            Folder of the agent, from [`make_agent_policy`].
+        folder (`str` or `Path`):
+            Folder for the rollouts.
+        questions (`int`, *optional*, defaults to `200`):
+            Number of questions, with 2 conversations each.
+        num_continuations (`int`, *optional*, defaults to `8`):
+            Number of continuations per turn.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the questions and of the samples.
+    """
+    return collect_rollouts(
+        load_questions(make_questions(questions, seed, MIN_MOVES, MAX_MOVES)),
+        TransformersSampler.from_pretrained(policy, max_new_tokens=MAX_TOKENS, batch_size=256),
+        folder,
+        num_continuations=num_continuations,
+        grading="environment",
+        environment_factory=DialEnvironment,
+        render_message=render_message,
+        seed=seed,
+        chunk_size=20,
+        show_progress=False,
+    )
+
+
+def train_turn_model(
+    rollouts: RolloutDataset, folder: str | Path, *, eta: float = 0.0, max_steps: int = 100, seed: int = 0
+) -> str:
+    """Trains a reward model for turns from the shipped model, with batches of 64 conversations, and returns its
+    folder."""
+    names = ("separator", "good_token", "bad_token", "prompt_template", "splitter")
+    args = ERPRMConfig(
+        str(folder),
+        **{name: getattr(AGENT_FORMAT, name) for name in names},
+        eta=eta,
+        max_steps=max_steps,
+        per_device_train_batch_size=64,
+        learning_rate=1e-3,
+        warmup_steps=10,
+        logging_steps=20,
+        seed=seed,
+        **CPU_QUIET,
+    )
+    trainer = ERPRMTrainer(BASE_PATH, args, train_dataset=rollouts)
+    trainer.train()
+    trainer.save_model()
+    return str(folder)
+
+
+def train_agent(
+    policy: str,
+    folder: str | Path,
+    reward_model: str | None = None,
+    *,
+    updates: int = 40,
+    callbacks: list[TrainerCallback] | None = None,
+    seed: int = 0,
+    **settings: Any,
+):
+    """
+    Trains an agent on the rewards of its environment, with 64 conversations per update.
+
+    Args:
+        policy (`str`):
+            Folder of the agent, from [`make_agent_policy`].
+        folder (`str` or `Path`):
+            Folder for the trainer's state.
+        reward_model (`str`, *optional*):
+            Reward model for turns. With it, the agent is trained with [`StepGRPOTrainer`], and otherwise with TRL's
+            `GRPOTrainer`.
+        updates (`int`, *optional*, defaults to `40`):
+            Number of updates.
+        callbacks (`list`, *optional*):
+            Further callbacks.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the questions, their order and the samples.
+        settings:
+            Further fields of the configuration.
+
+    Returns:
+        The trainer, after training. `rewards/DialEnvironment/mean` in its log is the accuracy in each update.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    questions = make_questions(2000, 10_000 + seed, MIN_MOVES, MAX_MOVES)
+    rows = [{"prompt": [{"role": "user", "content": row["question"]}], **row} for row in questions]
+    common = {
+        "output_dir": str(folder),
+        "max_steps": updates,
+        "per_device_train_batch_size": COMPLETIONS,
+        "num_generations": 8,
+        "max_completion_length": MAX_TOKENS,
+        "learning_rate": 3e-4,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "seed": seed,
+        **CPU_QUIET,
+    }
+    options = {"train_dataset": Dataset.from_list(rows), "environment_factory": DialEnvironment}
+    if reward_model is None:
+        trainer = GRPOTrainer(policy, None, GRPOConfig(**{**common, **settings}), callbacks=callbacks, **options)
+    else:
+        reward = StepRewardFunction(reward_model, render_message=render_message)
+        args = StepGRPOConfig(**{**common, **settings})
+        trainer = StepGRPOTrainer(policy, reward, args, callbacks=callbacks, **options)
+    trainer.train()
+    return trainer
