@@ -126,7 +126,7 @@ def main():
     parser.add_argument("--output_dir", default="outputs/bench/agents_on_dial")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--updates", type=int, default=40)
-    parser.add_argument("--label_questions", type=int, default=200)
+    parser.add_argument("--label_questions", type=int, default=300)
     parser.add_argument("--sft_steps", type=int, default=60)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from .policies import CPU_QUIET
 
 
 MIN_MOVES, MAX_MOVES = 4, 6
-SLIP = 0.3  # share of calls with a mistake
+SLIP = 0.4  # share of calls with a mistake
 COMPLETIONS = 64  # per update
 MAX_TOKENS = 7 * MAX_MOVES + 12  # a turn and its result have 7 tokens
 AGENT_FORMAT = replace(FORMAT, splitter="turns")
@@ -42,7 +42,7 @@ def make_agent_policy(
     Args:
         folder (`str` or `Path`):
             Folder for the trained policy and its tokenizer.
-        slip (`float`, *optional*, defaults to `0.3`):
+        slip (`float`, *optional*, defaults to `0.4`):
             Share of calls with a wrong position, operator or amount.
         steps (`int`, *optional*, defaults to `100`):
             Number of training steps, with batches of 64 conversations.
@@ -116,7 +116,7 @@ def _mistake(rng: random.Random, call: tuple[int, str, int]) -> tuple[int, str, 
 
 
 def collect_turn_labels(
-    policy: str, folder: str | Path, *, questions: int = 200, num_continuations: int = 8, seed: int = 0
+    policy: str, folder: str | Path, *, questions: int = 300, num_continuations: int = 2, seed: int = 0
 ) -> RolloutDataset:
     """
     Samples conversations of an agent, and continues each of them after every turn.
@@ -126,9 +126,9 @@ def collect_turn_labels(
             Folder of the agent, from [`make_agent_policy`].
         folder (`str` or `Path`):
             Folder for the rollouts.
-        questions (`int`, *optional*, defaults to `200`):
+        questions (`int`, *optional*, defaults to `300`):
             Number of questions, with 2 conversations each.
-        num_continuations (`int`, *optional*, defaults to `8`):
+        num_continuations (`int`, *optional*, defaults to `2`):
             Number of continuations per turn.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the questions and of the samples.
