@@ -314,28 +314,54 @@ class StepRewardFunction:
         self, prompts: list, completions: list, completion_ids: list[list[int]] | None, columns: dict[str, Any]
     ) -> list[tuple[list[str], list[int] | None]]:
         """The steps of each completion, and the last token of each step."""
-        tokenizer, prm_format = self.processing_class, self.prm_format
-        if self.steps_of in STEPS_OF:
-            prm_format = dataclasses.replace(prm_format, steps_of=self.steps_of)
         # The chat template adds `<think>` to all prompts or to none, so the first prompt is enough.
-        template_opens = opens_thinking(prompts[0], tokenizer, self.chat_template_kwargs)
+        template_opens = opens_thinking(prompts[0], self.processing_class, self.chat_template_kwargs)
         tool_masks: Sequence[list[int] | None] | None = columns.get("tool_mask")
-        by_turns = self.steps_of == TURNS or (
-            self.steps_of is None and ("environments" in columns or tool_masks is not None)
-        )
+        by_turns = "environments" in columns or tool_masks is not None
         missing = [None] * len(completions)
         parts = []
         for prompt, completion, token_ids, tool_mask in zip(
             prompts, completions, completion_ids or missing, tool_masks or missing, strict=True
         ):
-            options = {"tokenizer": tokenizer, "token_ids": token_ids}
-            options["is_thinking"] = opens_thinking(prompt) if isinstance(prompt, str) else template_opens
-            if by_turns or (self.steps_of is None and has_turns(completion)):
-                options |= {"tool_mask": tool_mask, "render": self.render_message}
-                parts.append(turn_steps(completion, prm_format, **options))
-            else:
-                parts.append(completion_steps(completion, prm_format, **options))
+            is_thinking = opens_thinking(prompt) if isinstance(prompt, str) else template_opens
+            parts.append(self.split(completion, by_turns, is_thinking, token_ids, tool_mask))
         return parts
+
+    def split(
+        self,
+        completion: "str | list[dict[str, Any]]",
+        by_turns: bool = False,
+        is_thinking: bool = False,
+        token_ids: list[int] | None = None,
+        tool_mask: list[int] | None = None,
+    ) -> tuple[list[str], list[int] | None]:
+        """
+        Splits a completion into steps.
+
+        Args:
+            completion (`str` or `list[dict[str, Any]]`):
+                Completion, as a text or a conversation.
+            by_turns (`bool`, *optional*, defaults to `False`):
+                Whether the trainer has tools or an environment. Each assistant turn is then a step, unless `steps_of`
+                has another value.
+            is_thinking (`bool`, *optional*, defaults to `False`):
+                Whether the policy's texts begin inside `<think>`.
+            token_ids (`list[int]`, *optional*):
+                Tokens of the completion.
+            tool_mask (`list[int]`, *optional*):
+                1 at each token that the policy wrote, and 0 at the others.
+
+        Returns:
+            `tuple[list[str], list[int] | None]`: the text of each step, and the index of its last token, see
+            [`completion_steps`] and [`turn_steps`].
+        """
+        prm_format = self.prm_format
+        if self.steps_of in STEPS_OF:
+            prm_format = dataclasses.replace(prm_format, steps_of=self.steps_of)
+        options = {"is_thinking": is_thinking, "tokenizer": self.processing_class, "token_ids": token_ids}
+        if self.steps_of == TURNS or (self.steps_of is None and (by_turns or has_turns(completion))):
+            return turn_steps(completion, prm_format, tool_mask=tool_mask, render=self.render_message, **options)
+        return completion_steps(completion, prm_format, **options)
 
     def _check(self, scores: list[list[float]], global_step: int | None) -> None:
         first_bad = [first_not_finite(scores)]

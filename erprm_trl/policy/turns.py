@@ -1,7 +1,7 @@
 """Splits the completions of policies with tools into assistant turns, and finds the tokens of each turn."""
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from ..conversations import conversation_steps, is_turn, render_message
@@ -29,8 +29,8 @@ def turn_ends(tool_mask: Sequence[int]) -> list[int]:
     Returns:
         `list[int]`: the indices, increasing. A completion without tokens of the policy has none.
     """
-    following = [*tool_mask[1:], 0]
-    return [index for index, (own, after) in enumerate(zip(tool_mask, following, strict=True)) if own and not after]
+    ends = [index for index, (own, after) in enumerate(pairwise(tool_mask)) if own and not after]
+    return [*ends, len(tool_mask) - 1] if len(tool_mask) and tool_mask[-1] else ends
 
 
 def turn_steps(

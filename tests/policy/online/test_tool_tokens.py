@@ -2,13 +2,26 @@
 the policy wrote have advantages, values and a loss."""
 
 import inspect
+import json
 import re
 
 import pytest
 import torch
 from datasets import Dataset
-from step_fakes import FakeScorer, by_text, save_tiny, settings, tiny_llama
-from tool_policies import ADD_2_2, RESULT_4, add, chat_tokenizer, chats, follow_scripts
+from forked_launch import launch_forked
+from safetensors.torch import load_file
+from step_fakes import FakeScorer, by_text, settings, tiny_llama
+from tool_policies import (
+    ADD_2_2,
+    RESULT_4,
+    add,
+    chat_tokenizer,
+    chats,
+    follow_scripts,
+    make_model,
+    train_with_tools,
+    trainer_with_tools,
+)
 from trl import GRPOTrainer
 
 from erprm_trl import PRMFormat, StepGRPOConfig, StepGRPOTrainer, StepPPOConfig, StepPPOTrainer, StepRewardFunction
@@ -115,7 +128,7 @@ def test_each_turn_has_one_advantage_and_the_tools_tokens_none(tmp_path, credit)
 @pytest.fixture(scope="module")
 def policy_path(tmp_path_factory):
     """A saved policy, which the trainers can also load as the reference model."""
-    return save_tiny(tmp_path_factory.mktemp("policy"), chat_tokenizer(), max_position_embeddings=2048)
+    return make_model(tmp_path_factory.mktemp("policy"))
 
 
 @both_trainers
@@ -429,3 +442,40 @@ def test_turns_in_trls_own_trainer(tmp_path):
     logged = trainer.state.log_history[0]
     assert logged["rewards/step_reward/mean"] == pytest.approx(0.3)  # min of 0.4 and 0.8, and 0.2
     assert "steps/tokens_per_step" not in logged  # not known without the mask of the tools' tokens
+
+
+@pytest.mark.slow("starts two processes")
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_two_processes_give_the_same_results_as_one(tmp_path, policy_path, name):
+    # The four completions of a question are on both processes.
+    folders = [str(tmp_path / "two"), str(tmp_path / "one")]
+    errors, printed = launch_forked(
+        train_with_tools, [(2, [name, policy_path, folders[0], 2]), (1, [name, policy_path, folders[1], 4])]
+    )
+    assert errors == [None, None], errors
+    assert printed.count("world 2") == 2 and printed.count("world 1") == 1
+    two, one = (json.loads((tmp_path / folder / "logs.json").read_text()) for folder in ("two", "one"))
+    for first, second in zip(one, two, strict=True):
+        assert first.keys() == second.keys() and first["steps/per_answer"] == 2.0  # 2, 1, 3 and 2 turns
+        for metric, value in first.items():
+            assert second[metric] == pytest.approx(value, abs=1e-4, rel=1e-4), metric
+    weights = [load_file(tmp_path / folder / "model.safetensors") for folder in ("two", "one")]
+    start = load_file(f"{policy_path}/model.safetensors")
+    assert any((weights[1][key] - start[key]).abs().max() > 1e-3 for key in start)
+    for key, weight in weights[1].items():
+        torch.testing.assert_close(weights[0][key], weight, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow("trains several times")
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_a_run_resumed_in_the_middle_of_a_generation_equals_the_uninterrupted_run(tmp_path, policy_path, name):
+    options = {"environment": False, "max_steps": 3, "steps_per_generation": 2, "per_device_train_batch_size": 4}
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    straight = trainer_with_tools(name, policy_path, tmp_path / "run", **options, **saving)
+    straight.train()
+    resumed = trainer_with_tools(name, policy_path, tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    for key, weight in resumed.model.state_dict().items():
+        assert torch.equal(weight, straight.model.state_dict()[key]), key
+    for log, expected in zip(resumed.state.log_history[1:3], straight.state.log_history[1:3], strict=True):
+        assert log["loss"] == expected["loss"] and log["entropy"] == expected["entropy"]

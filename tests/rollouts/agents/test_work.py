@@ -160,9 +160,10 @@ def test_two_processes_write_the_same_rows_as_one(tmp_path):
     assert RolloutDataset(tmp_path / "many").rows == collect(tmp_path / "one").rows
 
 
-def test_a_turn_without_content_has_no_labels(tmp_path, caplog):
-    data = collect(tmp_path, [QUESTION], DialAgent(max_new_tokens=3), render_message=lambda message: "")
-    assert {row.unusable for row in data} == {"a turn without content"} and len(data.labels(0.0)) == 0
+def test_a_turn_without_content_has_no_labels(tmp_path):
+    data = collect(tmp_path, [QUESTION], render_message=lambda message: "")
+    assert {row.unusable for row in data} == {"a turn without content"}
+    assert [row.prefix_rewards for row in data] == [[], []]
 
 
 def test_the_command_imports_tools_by_name(tmp_path, monkeypatch):
