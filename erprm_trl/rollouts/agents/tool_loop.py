@@ -4,6 +4,7 @@ Tokens are appended to tokens, and no turn is encoded again. A conversation ther
 training of [`~trl.GRPOTrainer`].
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,9 @@ from ...reasoning import prompt_opens_thinking
 from ..questions import Question
 from ..sampling.base import Completion, Prompt, Sampler, derived_seed
 from .agent import Agent, Message
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -79,7 +83,8 @@ class ToolLoop:
         agent ([`Agent`]):
             The tools.
         sampler ([`Sampler`]):
-            The policy. It needs a chat template that shows tool calls, and returns token ids.
+            The policy. It needs a chat template that shows tool calls, and returns token ids. Its tokenizer gets TRL's
+            training template if its own template changes earlier turns.
 
     Raises:
         `ValueError`: if the sampler has no such chat template.
@@ -94,7 +99,7 @@ class ToolLoop:
                 "Set tokenizer.chat_template, and leave use_chat_template unset."
             )
         self.tokenizer = self.prompt_format.tokenizer
-        _check_templates(self.tokenizer)
+        _prepare_templates(self.tokenizer)
         self.max_tokens = sampler.settings.get("max_new_tokens")
         self.context_length = getattr(sampler, "context_length", None)
         self._suffix_ids = lru_cache(maxsize=4096)(self._encode_results)
@@ -251,23 +256,28 @@ class ToolLoop:
         return ids[len(known) :]
 
 
-def _check_templates(tokenizer) -> None:
-    """Checks that tool calls can be written and read, and adds the response template of a known model."""
-    from trl import add_response_schema, supports_tool_calling
+def _prepare_templates(tokenizer) -> None:
+    """Sets the templates of tool calls as TRL's trainers do: the response template of a known model, and its training
+    template if the chat template writes a turn differently once another message follows."""
+    from trl import add_response_schema, get_training_chat_template, supports_tool_calling
 
     if not supports_tool_calling(tokenizer):
         raise ValueError(
             "sampler: got a chat template that does not show tool calls, expected one that writes the calls of a turn "
             "and their results. Set tokenizer.chat_template to one that does."
         )
-    if not is_chat_template_prefix_preserving(tokenizer):
-        raise ValueError(
-            "sampler: got a chat template that writes a turn differently once another message follows, expected one "
-            "that only appends. Set tokenizer.chat_template = trl.get_training_chat_template(tokenizer), and use the "
-            "same template for training."
-        )
     if not getattr(tokenizer, "response_template", None) and not getattr(tokenizer, "response_schema", None):
         add_response_schema(tokenizer)  # raises for an unknown template
+    if is_chat_template_prefix_preserving(tokenizer):
+        return
+    try:
+        tokenizer.chat_template = get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise ValueError(
+            "sampler: got a chat template that writes a turn differently once another message follows, expected one "
+            "that only appends. Set tokenizer.chat_template to one that does, and use it in training, too."
+        ) from error
+    logger.info("The sampler uses TRL's training chat template, as TRL's trainers do.")
 
 
 def _first_difference(got: list[Message], expected: list[Message]) -> tuple[str, str]:
