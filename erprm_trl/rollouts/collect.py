@@ -20,7 +20,6 @@ import torch
 
 from ..io.atomic_files import make_folder
 from ..reasoning import prompt_opens_thinking
-from ..steps import split_steps
 from . import agents
 from .chunk import ChunkWork
 from .collect_arguments import (
@@ -28,8 +27,8 @@ from .collect_arguments import (
     check_counts,
     check_grading,
     check_questions,
-    check_sharing,
     completer_of_given,
+    sharing_settings,
     splitter_of,
 )
 from .dataset import RolloutDataset
@@ -195,13 +194,11 @@ def collect_rollouts(
             or the folder contains rollouts with other settings. The message names the differences.
     """
     check_counts(output_dir, num_solutions, num_continuations, chunk_size)
-    options = {"max_tool_calling_iterations": max_tool_calling_iterations, "render_message": render_message}
-    agent = agent_of(tools, environment_factory, **options)
+    sharing = sharing_settings(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
+    agent = agent_of(tools, environment_factory, max_tool_calling_iterations, render_message)
     unused = {"solutions": solutions, "completer": completer, "allocation": allocation != "fixed" and allocation}
     unused |= {"reuse_continuations": reuse_continuations, "stop": stop, "store_token_ids": store_token_ids}
-    splitter = splitter_of(splitter, agent, unused)
-    split_steps("", splitter, steps_of)  # raises for invalid arguments before the first chunk is sampled
-    reuse = check_sharing(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
+    splitter = splitter_of(splitter, steps_of, agent, unused)
     check_grading(grading, num_continuations, solutions is not None, agent)
     if solutions is None:
         check_questions(questions, sampler)
@@ -211,26 +208,20 @@ def collect_rollouts(
     completer = None if completer is sampler or num_continuations == 0 else completer
     path = make_folder(output_dir)
     reasoning, continue_from = _modes(path, questions[0], sampler, completer, reasoning, num_continuations)
-    adaptive = allocation == "adaptive"
+    unchanged = {"seed": seed, "chunk_size": chunk_size, "steps_of": steps_of, "answer_pattern": answer_pattern}
     settings = CollectionSettings(
         **_extent(questions, num_solutions, chunk_size),
+        **unchanged,
+        **sharing,
         num_continuations=num_continuations,
         include_question=include_question,
         splitter=splitter,
         grading=grading_name(grading),
-        answer_pattern=answer_pattern,
-        seed=seed,
-        chunk_size=chunk_size,
         sampler={} if sampler is None else sampler.settings,
         store_token_ids=bool(store_token_ids),
         stop=stop_strings(stop),
         reasoning=reasoning,
-        steps_of=steps_of,
         continue_from=continue_from,
-        allocation=allocation,
-        reuse_continuations=reuse,
-        target_etas=[float(eta) for eta in target_etas] if adaptive else None,
-        tolerance=tolerance if adaptive else None,
         completer=None if completer is None else completer.settings,
         agent=None if agent is None else agent.settings,
     )

@@ -5,14 +5,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..steps import TURNS
+from ..steps import TURNS, split_steps
 from .agents.agent import Agent
 from .grading.grader import ENVIRONMENT, STATED
 from .questions import Question
 from .sampling.base import Sampler
 
 
-def agent_of(tools: Sequence[Callable] | None, environment_factory: Any, **others: Any) -> Agent | None:
+def agent_of(
+    tools: Sequence[Callable] | None,
+    environment_factory: Any,
+    max_tool_calling_iterations: int | None,
+    render_message: Callable[[dict[str, Any]], str] | None,
+) -> Agent | None:
     """
     The tools of a collection, `None` if it has none.
 
@@ -20,8 +25,9 @@ def agent_of(tools: Sequence[Callable] | None, environment_factory: Any, **other
         `ValueError`: if an argument that only tools use is set without tools.
     """
     if tools or environment_factory is not None:
-        return Agent(tuple(tools or ()), environment_factory, **others)
-    for name, value in others.items():
+        return Agent(tuple(tools or ()), environment_factory, max_tool_calling_iterations, render_message)
+    unused = {"max_tool_calling_iterations": max_tool_calling_iterations, "render_message": render_message}
+    for name, value in unused.items():
         if value is not None:
             raise ValueError(
                 f"{name}: got {value!r} without tools and environment_factory, expected one of them. Leave it out."
@@ -29,13 +35,13 @@ def agent_of(tools: Sequence[Callable] | None, environment_factory: Any, **other
     return None
 
 
-def splitter_of(splitter: str, agent: Agent | None, unused: dict[str, Any]) -> str:
+def splitter_of(splitter: str, steps_of: str, agent: Agent | None, unused: dict[str, Any]) -> str:
     """
     How texts are split into steps. The steps of a conversation are its turns.
 
     Args:
-        splitter (`str`):
-            The argument of the collection.
+        splitter, steps_of (`str`):
+            The arguments of the collection.
         agent ([`Agent`], *optional*):
             The tools.
         unused (`dict[str, Any]`):
@@ -50,6 +56,7 @@ def splitter_of(splitter: str, agent: Agent | None, unused: dict[str, Any]) -> s
                 "splitter: got 'turns' without tools and environment_factory, expected another splitter, because only "
                 "conversations have turns. Pass e.g. 'whole_lines'."
             )
+        split_steps("", splitter, steps_of)  # raises for invalid arguments
         return splitter
     unused = {"splitter": splitter if splitter not in ("newline", TURNS) else None, **unused}
     for name, value in unused.items():
@@ -58,10 +65,12 @@ def splitter_of(splitter: str, agent: Agent | None, unused: dict[str, Any]) -> s
                 f"{name}: got {value!r} with tools or an environment_factory, expected the default, because the steps "
                 "of a conversation are its turns, and its policy continues its own conversations. Leave it out."
             )
+    split_steps("", TURNS, steps_of)
     return TURNS
 
 
 def check_questions(questions: Sequence[Question] | None, sampler: Sampler | None) -> None:
+    """Checks that there are questions, and a sampler for their solutions."""
     if questions is None or sampler is None:
         raise TypeError(
             f"collect_rollouts: got {'no questions' if questions is None else 'no sampler'} and no solutions, "
@@ -123,6 +132,7 @@ def check_grading(
 
 
 def check_counts(output_dir: str | Path | None, num_solutions: int, num_continuations: int, chunk_size: int) -> None:
+    """Checks that there is a folder, and that the counts are in range."""
     if output_dir is None:
         raise TypeError("output_dir: got None, expected a folder for the rollouts. Pass its path.")
     for name, value, least in (
@@ -134,14 +144,14 @@ def check_counts(output_dir: str | Path | None, num_solutions: int, num_continua
             raise ValueError(f"{name}: got {value}, expected at least {least}. Pass a larger number.")
 
 
-def check_sharing(
+def sharing_settings(
     allocation: str,
     target_etas: Sequence[float],
     tolerance: float,
     reuse_continuations: bool | None,
     num_continuations: int,
-) -> bool:
-    """Checks the arguments of the allocation, and returns whether continuations are reused."""
+) -> dict[str, Any]:
+    """Checks the arguments of the allocation, and returns its settings."""
     if allocation not in ("fixed", "adaptive"):
         raise ValueError(f"allocation: got {allocation!r}, expected 'fixed' or 'adaptive'. Pass one of these two.")
     adaptive = allocation == "adaptive"
@@ -161,4 +171,9 @@ def check_sharing(
             raise ValueError(
                 f"tolerance: got {tolerance}, expected a standard deviation of labels, 0 or more. Pass e.g. 0.02."
             )
-    return reuse
+    return {
+        "allocation": allocation,
+        "reuse_continuations": reuse,
+        "target_etas": etas if adaptive else None,
+        "tolerance": tolerance if adaptive else None,
+    }

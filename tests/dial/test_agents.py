@@ -15,9 +15,8 @@ QUESTION = DialQuestion("Tom", 7, (("+", 15), ("*", 3)))
 def test_a_conversation_of_the_corpus_by_hand():
     tokenizer = build_agent_tokenizer()
     row = agents.tokenized_conversation(tokenizer, random.Random(0), QUESTION, slip=0.0)
-    assert tokenizer.decode(row["input_ids"]) == (
-        f"<user> {QUESTION.text} <assistant> 7 + 15 </s> <tool> 2 <assistant> 2 * 3 </s> <tool> 6 <assistant> answer 6 </s>"
-    )
+    turns = "<assistant> 7 + 15 </s> <tool> 2 <assistant> 2 * 3 </s> <tool> 6 <assistant> answer 6 </s>"
+    assert tokenizer.decode(row["input_ids"]) == f"<user> {QUESTION.text} {turns}"
     own = [token for token in row["labels"] if token != -100]
     assert tokenizer.decode(own) == "7 + 15 </s> 2 * 3 </s> answer 6 </s>"
 

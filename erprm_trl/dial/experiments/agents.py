@@ -208,7 +208,10 @@ def train_agent(
     from trl import GRPOConfig, GRPOTrainer
 
     questions = make_questions(2000, 10_000 + seed, MIN_MOVES, MAX_MOVES)
-    rows = [{"prompt": [{"role": "user", "content": row["question"]}], **row} for row in questions]
+    # Without a column of answers, the environment's reward is the only outcome.
+    rows = [
+        {"prompt": [{"role": "user", "content": row["question"]}], "question": row["question"]} for row in questions
+    ]
     common = {
         "output_dir": str(folder),
         "max_steps": updates,

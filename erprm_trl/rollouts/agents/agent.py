@@ -16,7 +16,7 @@ Message = dict[str, Any]
 @dataclass(frozen=True)
 class Agent:
     """
-    What a policy can use in a conversation, and how its conversations are read.
+    The tools that a policy can call in a conversation, and the form in which a reward model reads it.
 
     Args:
         tools (`tuple[Callable, ...]`, *optional*):
@@ -192,7 +192,7 @@ def _answer(call: dict[str, Any], tools: Mapping[str, Callable]) -> Message:
         if name not in tools:
             raise ValueError(f"Tool {name} not found.")
         result = tools[name](**function.get("arguments") or {})
-    except Exception as error:  # arguments come from the policy, which is told what is wrong with them
+    except Exception as error:  # arguments come from the policy, which reads the error
         result = {"error": str(error)}
     if isinstance(result, list) and any(isinstance(part, dict) and "type" in part for part in result):
         raise ValueError(

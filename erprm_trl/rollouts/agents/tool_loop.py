@@ -49,7 +49,7 @@ class Conversation:
         is_open (`bool`):
             Whether the policy continues.
         finished (`bool`):
-            Whether the conversation ended by itself, and not at a limit.
+            Whether the conversation ended with an end token, and not at a limit.
     """
 
     question: Question
@@ -120,8 +120,8 @@ class ToolLoop:
         """
         Makes the beginning of a conversation again, with an environment of its own.
 
-        The environment is reset, and the tool calls of the first turns are made again. Their results must be those of
-        the recorded conversation.
+        The environment is reset, and the tool calls of the first turns are made again. Their results must be equal
+        to the recorded results.
 
         Args:
             prefixes (`Sequence[tuple[Conversation, int]]`):
@@ -292,5 +292,5 @@ def _other_result(recorded: Conversation, place: str, got: str, expected: str) -
     return ValueError(
         f"{recorded.name}, {place}: got the result {got[:200]!r} when its conversation was replayed, expected "
         f"{expected[:200]!r} as before. Labels need an environment that gives the same results to the same calls "
-        "after reset. Remove what is random in it, for example with a generator that reset seeds from the question."
+        "after reset. Make it deterministic, for example with a generator that reset seeds from the question."
     )
