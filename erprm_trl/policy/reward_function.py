@@ -3,9 +3,9 @@
 It returns one reward per completion, as TRL expects. [`StepRewardFunction.score_batch`] returns all step scores.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from threading import Lock
 from typing import Any
@@ -291,18 +291,18 @@ class StepRewardFunction:
         parts = self._parts(prompts, completions, completion_ids, columns)
         steps = [texts for texts, _ in parts]
         kept = [texts if token_ends is not None and all(texts) else [] for texts, token_ends in parts]
-        scores = self.scorer.score(self._questions(prompts, columns), kept, skip_too_long=True)
+        questions = self._questions(prompts, columns)
+        scores = self.scorer.score(questions, kept, skip_too_long=True)
         self._check(scores, getattr(columns.get("trainer_state"), "global_step", None))
         rewards = solution_scores(scores, self.aggregation)
         scored = [
             ScoredCompletion(values, token_ends if values else [], texts, reward)
             for values, (texts, token_ends), reward in zip(scores, parts, rewards, strict=True)
         ]
-        extras = {"step_scores": [[round(score, 4) for score in values] for values in scores]}
         metrics = self._metrics(steps, scores, completion_ids)
         if (num_tokens := _num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
             metrics["steps/tokens_per_step"] = num_tokens / max(1, sum(map(len, steps)))
-        return ScoredBatch(scored, metrics, extras)
+        return ScoredBatch(scored, metrics, {"step_scores": _shown(scores)}, questions)
 
     def _questions(self, prompts: list, columns: dict[str, Any]) -> list[str]:
         questions = columns.get(self.question_column) or [None] * len(prompts)
@@ -357,11 +357,44 @@ class StepRewardFunction:
         """
         prm_format = self.prm_format
         if self.steps_of in STEPS_OF:
-            prm_format = dataclasses.replace(prm_format, steps_of=self.steps_of)
+            prm_format = replace(prm_format, steps_of=self.steps_of)
         options = {"is_thinking": is_thinking, "tokenizer": self.processing_class, "token_ids": token_ids}
         if self.steps_of == TURNS or (self.steps_of is None and (by_turns or has_turns(completion))):
             return turn_steps(completion, prm_format, tool_mask=tool_mask, render=self.render_message, **options)
         return completion_steps(completion, prm_format, **options)
+
+    def rescore(self, batch: ScoredBatch, global_step: int | None = None) -> ScoredBatch:
+        """
+        Scores the steps of a batch again, after the reward model's weights have changed. The processes of a step
+        trainer must call it together.
+
+        Args:
+            batch ([`ScoredBatch`]):
+                Batch of [`~StepRewardFunction.score_batch`].
+            global_step (`int`, *optional*):
+                Number of updates so far, for error messages.
+
+        Returns:
+            [`ScoredBatch`]: the batch with new scores, rewards and logged scores. A completion that had no scores has
+            none.
+
+        Raises:
+            `FloatingPointError`: if a score is not finite.
+        """
+        kept = [completion.steps if completion.scores else [] for completion in batch.completions]
+        scores = self.scorer.score(batch.questions, kept, skip_too_long=True)
+        self._check(scores, global_step)
+        rewards = solution_scores(scores, self.aggregation)
+        completions = [
+            completion._replace(scores=values, reward=reward)
+            for completion, values, reward in zip(batch.completions, scores, rewards, strict=True)
+        ]
+        return replace(
+            batch,
+            completions=completions,
+            metrics={**batch.metrics, **_mean_score(scores)},
+            extras={**batch.extras, "step_scores": _shown(scores)},
+        )
 
     def _check(self, scores: list[list[float]], global_step: int | None) -> None:
         first_bad = [first_not_finite(scores)]
@@ -377,14 +410,12 @@ class StepRewardFunction:
 
     def _metrics(self, steps: list[list[str]], scores: list[list[float]], completion_ids) -> dict[str, float]:
         num_steps = max(1, sum(map(len, steps)))
-        flat = [score for values in scores for score in values]
         metrics = {
             "steps/per_answer": sum(map(len, steps)) / len(steps),
             "steps/repeated_share": sum(len(steps_S) - len(set(steps_S)) for steps_S in steps) / num_steps,
             "steps/unscorable_share": sum(not values for values in scores) / len(scores),
+            **_mean_score(scores),
         }
-        if flat:
-            metrics["steps/mean_score"] = sum(flat) / len(flat)
         if completion_ids is not None:
             ending = self.eos_token_ids or (
                 [self.processing_class.eos_token_id] if self.processing_class is not None else None
@@ -401,6 +432,15 @@ def _num_own_tokens(completions: list, completion_ids, tool_masks) -> int | None
     if tool_masks is not None:
         return sum(map(sum, tool_masks))
     return None if completion_ids is None or any(map(has_turns, completions)) else sum(map(len, completion_ids))
+
+
+def _mean_score(scores: list[list[float]]) -> dict[str, float]:
+    flat = [score for values in scores for score in values]
+    return {"steps/mean_score": sum(flat) / len(flat)} if flat else {}
+
+
+def _shown(scores: list[list[float]]) -> list[list[float]]:
+    return [[round(score, 4) for score in values] for values in scores]
 
 
 def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None:

@@ -39,6 +39,7 @@ from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
+from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
 from .step_config import StepGRPOConfig
 from .tool_tokens import loss_mask, with_tool_masks
 from .tracking import PolicyTracking
@@ -165,6 +166,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         _check_columns(subject, needed, train_dataset, eval_dataset)
         if len(funcs) == 1 and environment_factory is None:
             _check_outcome(subject, args, columns)
+        if args.update_reward_model is not None:
+            check_updates(subject, self.step_reward.prm_format, self.answer_reward is not None)
         model, processing_class, quantization_config = policy_model(
             model,
             args,
@@ -207,6 +210,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             prompt = next(iter(train_dataset)).get("prompt")
             if prompt and opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
                 self.answer_reward.grader = Grader(args.grading, answer_pattern=args.answer_pattern, reasoning=True)
+        self.reward_model_updates = updates_of(self) if args.update_reward_model is not None else None
         self._tracking = PolicyTracking(self)
         # For each completion, which tokens the policy wrote. Set when completions are generated, `None` without tools.
         self._tool_masks: list[list[int]] | None = None
@@ -228,8 +232,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             row, index = infinite.nonzero()[0].tolist()
             what = f"the reward of {self.reward_func_names[index]} for completion {row}"
             raise self._not_finite(what, rewards_per_func[row, index].item())
-        self._handoff.put(self._gather_steps(self._handoff.take(len(prompts)), rewards_per_func))
-        self._log_agreement(rewards_per_func)
+        batch = self._handoff.take(len(prompts))
+        if self.reward_model_updates is not None and self.model.training:
+            batch = updated_scores(self, batch, rewards_per_func, self._answer_index)
+        self._handoff.put(self._gather_steps(batch, rewards_per_func))
+        if self.answer_reward is not None:
+            graded = rewards_per_func[:, self._answer_index]
+            self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
+            if self._group_size > 1:
+                self.metrics_of_mode["steps/agreement"].append(self.agreement(rewards_per_func))
         return rewards_per_func
 
     def _gather_steps(self, batch: ScoredBatch, rewards_per_func: Tensor) -> GlobalSteps:
@@ -256,16 +267,16 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             wrong = rewards_per_func[:, self.reward_funcs.index(self.answer_reward)] < 0.5
         return GlobalSteps(scores, mask, outcomes, wrong, slice(start, start + len(batch)), token_ends)
 
-    def _log_agreement(self, rewards_per_func: Tensor) -> None:
-        if self.answer_reward is None:
-            return
-        index = next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
-        graded, scored = rewards_per_func[:, index], rewards_per_func[:, self._step_index]
-        self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
+    @property
+    def _answer_index(self) -> int:
+        return next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
+
+    def agreement(self, rewards_per_func: Tensor) -> float:
+        """AUC within questions of the step reward for right answers, NaN if no question has right and wrong ones."""
+        graded, scored = rewards_per_func[:, self._answer_index], rewards_per_func[:, self._step_index]
         both = ~(graded.isnan() | scored.isnan())
         groups = torch.arange(len(graded), device=graded.device) // self._group_size
-        agreement = auc_within_groups(scored[both], graded[both] > 0.5, groups[both])
-        self.metrics_of_mode["steps/agreement"].append(agreement.item())
+        return auc_within_groups(scored[both], graded[both] > 0.5, groups[both]).item()
 
     def _generate_and_score_completions(self, inputs):  # seam
         # Sampling from non-finite weights would end the process on a GPU without a useful message.
@@ -311,7 +322,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         super().log(logs, start_time)
         self._tracking.after_log(logs)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Saves the policy. With `update_reward_model`, the reward model is saved in its subfolder `reward_model`."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        if self.reward_model_updates is not None and self.args.should_save:
+            self.reward_model_updates.save_model(Path(output_dir or self.args.output_dir, FOLDER))
+
     def _save_own_files(self, checkpoint):
+        if self.reward_model_updates is not None and self.args.should_save and not self.args.save_only_model:
+            self.reward_model_updates.save_state(Path(checkpoint, FOLDER))
         if self._step % self._passes_per_generation and not self.args.save_only_model:
             save_generation(checkpoint, self.args, self.accelerator, self._buffered_inputs)
         if self.use_adaptive_entropy and self.args.should_save:
@@ -323,6 +342,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        if self.reward_model_updates is not None:
+            self.reward_model_updates.load(Path(checkpoint, FOLDER))
         passes = self.state.global_step * self.args.gradient_accumulation_steps
         if not isinstance(self.train_dataset, IterableDataset):
             # The last update of an epoch may have fewer batches.
