@@ -13,6 +13,7 @@ from trl.trainer.base_config import _BaseConfig as BaseConfig
 
 
 if TYPE_CHECKING:
+    from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_response
     from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
     from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
     from trl.trainer.utils import (
@@ -33,6 +34,8 @@ __all__ = [
     "create_model_from_path",
     "disable_dropout_in_model",
     "get_config_model_id",
+    "is_chat_template_prefix_preserving",
+    "parse_response",
     "prepare_deepspeed",
     "unwrap_model_for_generation",
 ]
@@ -149,6 +152,8 @@ SEAMS = (
         "model accelerator ... gradient_checkpointing_kwargs ...",
         "_trl.py",
     ),
+    Seam("trl.chat_template_utils.is_chat_template_prefix_preserving", "processing_class", "_trl.py"),
+    Seam("trl.chat_template_utils.parse_response", "tokenizer ids prefix tools", "_trl.py"),
     Seam("trl.trainer.utils.create_model_from_path", "model_id architecture ...", "_trl.py"),
     Seam("trl.trainer.utils.disable_dropout_in_model", "model", "_trl.py"),
     Seam("trl.trainer.utils.get_config_model_id", "config", "_trl.py"),
@@ -198,6 +203,8 @@ def __getattr__(name: str):
         return import_module("trl.trainer.base_trainer")._BaseTrainer
     if name in ("prepare_deepspeed", "unwrap_model_for_generation"):
         return getattr(import_module("trl.models.utils"), name)
+    if name in ("is_chat_template_prefix_preserving", "parse_response"):
+        return getattr(import_module("trl.chat_template_utils"), name)
     if name in __all__:
         return getattr(import_module("trl.trainer.utils"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
