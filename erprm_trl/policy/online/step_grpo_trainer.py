@@ -42,6 +42,10 @@ class StepGRPOTrainer(StepTrainer):
         quantization_config, peft_config (*optional*):
             As in [`~trl.GRPOTrainer`]. A column `question` holds the bare question if the prompt contains other text,
             and a column `answer` holds the reference answers.
+        tools, rollout_func, environment_factory (*optional*):
+            As in [`~trl.GRPOTrainer`]. With tools, an environment, or an `env_mask` from `rollout_func`, a step is an
+            assistant turn, and tokens that the policy did not write have no advantage. The `get_reward` of an
+            environment is part of the outcome.
 
     In addition to GRPO's metrics, it logs these means over completions before normalisation: `reward_parts/step`, the
     sum of the step rewards, where the first step's difference starts from 0, and `reward_parts/outcome`, the weighted
