@@ -11,13 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 import torch
 
-from ...functional.score_metrics import auc_within_groups
-=======
 from ...conversations import question_text
->>>>>>> main
+from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
 from ...io.config_values import differences
 from ...io.on_disk_sequence import OnDiskSequence
