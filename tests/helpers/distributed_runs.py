@@ -4,6 +4,7 @@ In a run of two processes, each process gets half the rows, mostly in two batche
 checkpointing. The result must equal that of one process with the same global batches.
 """
 
+import dataclasses
 import gc
 import json
 import os
@@ -11,9 +12,11 @@ import socket
 import subprocess
 import sys
 import traceback
+import zlib
 from functools import partial
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from fake_engines import FakeOfflineEngine
 from peft import LoraConfig, get_peft_model
@@ -30,6 +33,7 @@ from trl import GRPOTrainer
 from erprm_trl import (
     ERPRMConfig,
     ERPRMTrainer,
+    MonteCarloScorer,
     RAFTConfig,
     RAFTTrainer,
     StepGRPOConfig,
@@ -45,6 +49,11 @@ from erprm_trl.policy.raft import policy_sampler
 
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
 NAMES = ("erprm_lm", "erprm_token", "erprm_implicit", "raft", "step_grpo", "step_ppo")
+NAMES_OF_UPDATES = ("step_grpo_updates", "step_ppo_updates")  # also update an implicit reward model
+REWARDS_FREE = ("log_ratio", "monte_carlo")  # have no reward model
+POLICIES = ("step_grpo", "step_ppo", *NAMES_OF_UPDATES)
+# Adam would amplify differences in the last bits of small gradients, so its epsilon is large.
+UPDATED = {"reward_model_learning_rate": 0.02, "adam_epsilon": 0.1, "outcome_weight": 0.0}
 SCRIPT = """
 import json, sys
 from distributed_runs import run_all
@@ -55,6 +64,7 @@ end_process(0)
 UPDATES, GROUP = 10, 4
 # Metrics that must be gathered from all processes
 METRICS = "num_tokens value/loss value/explained_variance kl steps/accuracy steps/per_answer reward".split()
+METRICS += ["reward_model/loss", "reward_model/accuracy", "reward_model/grad_norm", "reward_model/unused_share"]
 # Three updates per epoch. The run is resumed in the second epoch.
 QUESTIONS = dial.make_questions(9, seed=5, min_moves=1, max_moves=2)
 # Solutions of one to four steps, so that the two processes have different numbers of labels in a batch.
@@ -85,6 +95,21 @@ def save_models(folder):
     tokenizer.save_pretrained(Path(folder, "reward_adapter"))
     FORMAT.save(Path(folder, "reward_model"))
     FORMAT.save(Path(folder, "reward_adapter"))
+    # An implicit reward model that differs from its reference model, and its adapter
+    implicit = dataclasses.replace(
+        FORMAT, head="implicit", beta=0.5, prompt_template="{question}", reference_model=dial.BASE_PATH
+    )
+    for name, model in (
+        ("implicit", AutoModelForCausalLM.from_pretrained(dial.BASE_PATH)),
+        ("implicit_adapter", adapted),
+    ):
+        if name == "implicit":
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.add_(0.02 * torch.randn_like(weight))
+        model.save_pretrained(Path(folder, name))
+        tokenizer.save_pretrained(Path(folder, name))
+        implicit.save(Path(folder, name))
 
 
 def _reward_model(folder, peft_config):
@@ -145,9 +170,10 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2,
 
     def make(seed, **more):
         set_seed(seed)
-        make_trainer = {"raft": partial(_raft, raft or {}), "step_grpo": _step_policy, "step_ppo": _step_policy}.get(
-            name, _erprm
-        )
+        make_trainer = {
+            "raft": partial(_raft, raft or {}),
+            **dict.fromkeys((*POLICIES, *REWARDS_FREE), _step_policy),
+        }.get(name, _erprm)
         trainer = make_trainer(name, folder, {**_common(out, optim, accumulation), **more}, peft_config, sharded)
         trainer.add_callback(_Watcher(trainer))
         return trainer
@@ -301,6 +327,10 @@ def _step_policy(name, folder, common, peft_config, sharded):
     trainer_class, config_class, more = {
         "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {}),
         "step_ppo": (StepPPOTrainer, StepPPOConfig, {"vf_coef": 0.5}),
+        "log_ratio": (StepGRPOTrainer, StepGRPOConfig, {"credit": "log_ratio", "splitter": dial.SEPARATOR}),
+        "monte_carlo": (StepGRPOTrainer, StepGRPOConfig, {"gamma": 0.0}),
+        "step_grpo_updates": (StepGRPOTrainer, StepGRPOConfig, {**UPDATED, "update_reward_model": "before_scoring"}),
+        "step_ppo_updates": (StepPPOTrainer, StepPPOConfig, {**UPDATED, "update_reward_model": "after_scoring"}),
     }[name]
     arguments = config_class(
         **common,
@@ -313,8 +343,16 @@ def _step_policy(name, folder, common, peft_config, sharded):
         shard_reward_model=sharded,
         **more,
     )
-    data = Dataset.from_list([{"prompt": row["question"], "answer": row["answer"]} for row in QUESTIONS])
+    rows = [{"prompt": row["question"], "answer": row["answer"]} for row in QUESTIONS]
     reward_model = _reward_model(folder, peft_config)
+    if name == "log_ratio":
+        reward_model = None
+    elif name == "monte_carlo":
+        reward_model = MonteCarloScorer("policy", num_continuations=3, splitter=dial.SEPARATOR)
+    if name in NAMES_OF_UPDATES:
+        rows[1]["answer"] = None  # a process then has fewer graded solutions than the other
+        reward_model = str(Path(folder, "implicit" if peft_config is None else "implicit_adapter"))
+    data = Dataset.from_list(rows)
     trainer = trainer_class(dial.BASE_PATH, reward_model, arguments, data, peft_config=peft_config)
 
     def write(prompt_ids, images, multimodal_fields, num_generations, *_):
@@ -323,6 +361,8 @@ def _step_policy(name, folder, common, peft_config, sharded):
             GRPOTrainer._generate_single_turn(trainer, prompt_ids[:1], images, multimodal_fields, 1)
         tokenizer, first = trainer.processing_class, trainer.accelerator.process_index * len(prompt_ids)
         prompts = tokenizer.batch_decode(prompt_ids, skip_special_tokens=True)
+        if dial.SEPARATOR in prompts[0]:
+            return [_continued(tokenizer, text, row % 3) for row, text in enumerate(prompts)], None
         return [_written(tokenizer, text, (first + row) % GROUP) for row, text in enumerate(prompts)], None
 
     trainer._generate_single_turn = write
@@ -343,6 +383,13 @@ def _written(tokenizer, prompt, index):
     ]
     ids = tokenizer(" ".join(f"{step} ки" for step in steps))["input_ids"]
     return ids if index == 2 else [*ids, tokenizer.eos_token_id]
+
+
+def _continued(tokenizer, text, index):
+    """The continuation that replaces a sample: a right or a wrong answer, by a hash of the text and the index."""
+    position = int(dial.DialQuestion.parse(text.partition("?")[0] + "?").answer)
+    wrong = zlib.crc32(f"{text}/{index}".encode()) % 3 > 0
+    return [*tokenizer(f"answer {(position + wrong) % 20}")["input_ids"], tokenizer.eos_token_id]
 
 
 def _saved_against_live(trainer, folder):
@@ -366,7 +413,7 @@ def _saved_against_live(trainer, folder):
 
 def _scorer_of(trainer):
     scorer = getattr(trainer, "scorer", None) or getattr(getattr(trainer, "step_reward", None), "scorer", None)
-    if scorer is None:
+    if scorer is None or scorer.weights is None:
         return None
     assert isinstance(scorer, StepScorer)
     held = sum(

@@ -188,6 +188,11 @@ def make_results(folder: Path, code: str) -> None:
         make_model(outputs / name)
         let_scores_differ(outputs / name)
         PRMFormat(splitter="newline", eta=0.0).save(outputs / name)
+    if '"outputs/implicit"' in code and 'ERPRMConfig("outputs/implicit"' not in code:
+        make_model(outputs / "implicit")
+        let_scores_differ(outputs / "implicit")
+        reference = str(outputs / "erprm")
+        PRMFormat(head="implicit", beta=0.05, reference_model=reference).save(outputs / "implicit")
     TRLPRM(outputs / "trl-prm")
     sampler = TransformersSampler.from_pretrained(str(outputs / "erprm"), max_new_tokens=32)
     for name, solutions, continuations in (("rollouts", 2, 2), ("held_out", 2, 2), ("samples", 4, 0)):

@@ -37,8 +37,11 @@ from ..answer_reward import AnswerReward
 from ..completions import opens_thinking
 from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
-from ..trainer_arguments import columns_of, policy_model
+from ..trainer_arguments import check_columns, columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
+from .log_ratio import LOG_RATIO, REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
+from .policy_continuations import PolicyContinuations
+from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
 from .step_config import StepGRPOConfig
 from .tool_tokens import loss_mask, with_tool_masks
 from .tracking import PolicyTracking
@@ -138,9 +141,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
         steps = [func for func in funcs if isinstance(func, StepRewardFunction)]
-        if len(steps) != 1:
-            raise ValueError(NOT_A_REWARD_MODEL.format(name=type(self).__name__, count=len(steps)))
-        self.step_reward = steps[0]
+        scores_steps = args.credit != LOG_RATIO
+        if scores_steps and len(steps) != 1:
+            raise ValueError(NOT_A_REWARD_MODEL.format(name=subject, count=len(steps)))
+        if not scores_steps and steps:
+            raise ValueError(REWARD_MODEL.format(subject=subject))
+        self.step_reward = steps[0] if scores_steps else step_splitter(args)
         if self.step_reward.unscorable_reward is not None:
             raise ValueError(
                 f"{subject}: got a StepRewardFunction with unscorable_reward={self.step_reward.unscorable_reward}, "
@@ -162,9 +168,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             needed["question_column"] = self.step_reward.question_column
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
-        _check_columns(subject, needed, train_dataset, eval_dataset)
-        if len(funcs) == 1 and environment_factory is None:
-            _check_outcome(subject, args, columns)
+        check_columns(subject, needed, train_dataset, eval_dataset)
+        check_outcome = _check_outcome if scores_steps else refuse_no_outcome
+        if len(funcs) == scores_steps and environment_factory is None:
+            check_outcome(subject, args, columns)
+        if args.update_reward_model is not None:
+            check_updates(subject, self.step_reward.prm_format, self.answer_reward is not None)
         model, processing_class, quantization_config = policy_model(
             model,
             args,
@@ -190,9 +199,11 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             environment_factory=environment_factory,
         )
         # TRL has added the `get_reward` of environments to the reward functions.
-        if len(self.reward_funcs) == 1 and environment_factory is not None:
-            _check_outcome(subject, args, columns)
-        has_outcome = len(self.reward_funcs) > 1
+        if len(self.reward_funcs) == scores_steps and environment_factory is not None:
+            check_outcome(subject, args, columns)
+        # Continuations of the policy are graded like the answers, so that answers are already in the step scores.
+        in_scores = (self.step_reward, self.answer_reward if self.step_reward.samples_policy else None)
+        has_outcome = any(func not in in_scores for func in self.reward_funcs)
         self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(has_outcome)
         check_trainable(self.model, subject=subject)
         if args.shard_reward_model:
@@ -202,11 +213,14 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.step_reward.chat_template_kwargs = self.chat_template_kwargs
         self.step_reward.accelerator = self.accelerator
         self.aggregation = args.aggregation or self.step_reward.aggregation
-        self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
+        # `None` if there is no reward model
+        self._step_index = next((i for i, func in enumerate(self.reward_funcs) if func is self.step_reward), None)
         if adds_answers and args.reasoning is None:
             prompt = next(iter(train_dataset)).get("prompt")
             if prompt and opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
                 self.answer_reward.grader = Grader(args.grading, answer_pattern=args.answer_pattern, reasoning=True)
+        self._continuations = PolicyContinuations(self) if self.step_reward.samples_policy else None
+        self.reward_model_updates = updates_of(self) if args.update_reward_model is not None else None
         self._tracking = PolicyTracking(self)
         # For each completion, which tokens the policy wrote. Set when completions are generated, `None` without tools.
         self._tool_masks: list[list[int]] | None = None
@@ -221,15 +235,24 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
         # Set at each call, because another trainer may use the same reward function.
-        self.step_reward.handoff = self._handoff
+        self.step_reward.handoff, self.step_reward.continuations = self._handoff, self._continuations
         inputs = with_tool_masks(type(self).__name__, inputs, completion_ids_list, self._tool_masks)
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if bool((infinite := rewards_per_func.isinf()).any()):
             row, index = infinite.nonzero()[0].tolist()
             what = f"the reward of {self.reward_func_names[index]} for completion {row}"
             raise self._not_finite(what, rewards_per_func[row, index].item())
-        self._handoff.put(self._gather_steps(self._handoff.take(len(prompts)), rewards_per_func))
-        self._log_agreement(rewards_per_func)
+        if self._step_index is None:
+            self._handoff.put(split_completions(self, inputs, prompts, completions, completion_ids_list))
+        batch = self._handoff.take(len(prompts))
+        if self.reward_model_updates is not None and self.model.training:
+            batch = updated_scores(self, batch, rewards_per_func, self._answer_index)
+        self._handoff.put(self._gather_steps(batch, rewards_per_func))
+        if self.answer_reward is not None:
+            graded = rewards_per_func[:, self._answer_index]
+            self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
+            if self._group_size > 1 and self._step_index is not None:
+                self.metrics_of_mode["steps/agreement"].append(self.agreement(rewards_per_func))
         return rewards_per_func
 
     def _gather_steps(self, batch: ScoredBatch, rewards_per_func: Tensor) -> GlobalSteps:
@@ -256,16 +279,16 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             wrong = rewards_per_func[:, self.reward_funcs.index(self.answer_reward)] < 0.5
         return GlobalSteps(scores, mask, outcomes, wrong, slice(start, start + len(batch)), token_ends)
 
-    def _log_agreement(self, rewards_per_func: Tensor) -> None:
-        if self.answer_reward is None:
-            return
-        index = next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
-        graded, scored = rewards_per_func[:, index], rewards_per_func[:, self._step_index]
-        self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
+    @property
+    def _answer_index(self) -> int:
+        return next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
+
+    def agreement(self, rewards_per_func: Tensor) -> float:
+        """AUC within questions of the step reward for right answers, NaN if no question has right and wrong ones."""
+        graded, scored = rewards_per_func[:, self._answer_index], rewards_per_func[:, self._step_index]
         both = ~(graded.isnan() | scored.isnan())
         groups = torch.arange(len(graded), device=graded.device) // self._group_size
-        agreement = auc_within_groups(scored[both], graded[both] > 0.5, groups[both])
-        self.metrics_of_mode["steps/agreement"].append(agreement.item())
+        return auc_within_groups(scored[both], graded[both] > 0.5, groups[both]).item()
 
     def _generate_and_score_completions(self, inputs):  # seam
         # Sampling from non-finite weights would end the process on a GPU without a useful message.
@@ -311,7 +334,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         super().log(logs, start_time)
         self._tracking.after_log(logs)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Saves the policy. With `update_reward_model`, the reward model is saved in its subfolder `reward_model`."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        if self.reward_model_updates is not None and self.args.should_save:
+            self.reward_model_updates.save_model(Path(output_dir or self.args.output_dir, FOLDER))
+
     def _save_own_files(self, checkpoint):
+        if self.reward_model_updates is not None and self.args.should_save and not self.args.save_only_model:
+            self.reward_model_updates.save_state(Path(checkpoint, FOLDER))
         if self._step % self._passes_per_generation and not self.args.save_only_model:
             save_generation(checkpoint, self.args, self.accelerator, self._buffered_inputs)
         if self.use_adaptive_entropy and self.args.should_save:
@@ -323,6 +354,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        if self.reward_model_updates is not None:
+            self.reward_model_updates.load(Path(checkpoint, FOLDER))
         passes = self.state.global_step * self.args.gradient_accumulation_steps
         if not isinstance(self.train_dataset, IterableDataset):
             # The last update of an epoch may have fewer batches.
@@ -385,19 +418,6 @@ def _check_outcome(subject: str, args: StepGRPOConfig, columns: list[str]) -> No
             "%s: the column %r of the training dataset is not used. Set answer_column=%r to grade answers with it.",
             subject, unused[0], unused[0],
         )  # fmt: skip
-
-
-def _check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eval_dataset: Any) -> None:
-    """Raises a `ValueError` if a dataset lacks a column. `needed` holds the columns by the argument that sets them."""
-    evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
-        columns = columns_of(dataset)
-        for argument, column in needed.items():
-            if dataset is not None and column not in columns:
-                raise ValueError(
-                    f"{subject}: got {argument}={column!r}, expected one of the columns of {name} "
-                    f"({', '.join(columns)}). Set {argument} to one of them, or add the column."
-                )
 
 
 def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
