@@ -16,7 +16,7 @@ PACKAGE = ROOT / "erprm_trl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # The folders that each folder may import. A subfolder in this table has its own rule.
-BASE = {"io", "functional", "steps", "reasoning"}
+BASE = {"io", "functional", "steps", "conversations", "reasoning"}
 CONTRACT = {"reward_model", *BASE}
 POLICY = {"policy", "reward_model.scoring", "training", "rollouts", "_trl", *CONTRACT}
 MAY_IMPORT = {
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "memory": set(),
     "reasoning": set(),
     "steps": {"reasoning"},
+    "conversations": {"steps", "reasoning"},
     "_trl": set(),
     "training": {"io", "functional"},
     "rollouts": BASE,

@@ -101,3 +101,14 @@ class Handoff(Generic[BatchT]):
                 "StepRewardFunction was called with other completions. Do not call it from another reward function."
             )
         return batch
+
+
+def mean_score(scores: Sequence[Sequence[float]]) -> dict[str, float]:
+    """The metric `steps/mean_score` of step scores. Empty if there are no steps."""
+    flat = [score for values in scores for score in values]
+    return {"steps/mean_score": sum(flat) / len(flat)} if flat else {}
+
+
+def rounded(scores: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Step scores for a table."""
+    return [[round(score, 4) for score in values] for values in scores]

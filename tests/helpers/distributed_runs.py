@@ -50,10 +50,10 @@ POLICIES = ("step_grpo", "step_ppo", *NAMES_OF_UPDATES)
 UPDATED = {"reward_model_learning_rate": 0.02, "adam_epsilon": 0.1, "outcome_weight": 0.0}
 SCRIPT = """
 import json, sys
-import torch.distributed
 from distributed_runs import run_all
+from erprm_trl.scripts.launcher import end_process
 run_all(sys.argv[1], **json.loads(sys.argv[2]))
-torch.distributed.destroy_process_group()
+end_process(0)
 """
 UPDATES, GROUP = 10, 4
 # Metrics that must be gathered from all processes

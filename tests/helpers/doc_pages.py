@@ -118,6 +118,7 @@ def make_model(folder: Path) -> None:
     """A tiny policy, or a public reward model where the name says so."""
     from dataclasses import replace
 
+    import trl
     from public_models import QwenPRM, byte_tokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +129,8 @@ def make_model(folder: Path) -> None:
     tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>"])
     if "Instruct" in folder.name:
         tokenizer.chat_template = CHAT_TEMPLATE
+    elif "Qwen3" in folder.name:  # a template with tools, whose calls TRL can parse
+        tokenizer.chat_template = Path(trl.__file__).with_name("chat_templates").joinpath("qwen3.jinja").read_text()
     policy_of_short_lines(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

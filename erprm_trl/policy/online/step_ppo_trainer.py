@@ -1,5 +1,6 @@
 """PPO with step rewards: token rewards, a critic, GAE, and a clipped value loss added to TRL's clipped policy loss."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,10 @@ from ...functional.advantages import (
 from ...functional.masked import explained_variance, masked_moments, masked_whiten
 from ...functional.policy_losses import clipped_value_loss, kl_estimate
 from ...rollouts.reference_answers import reference_text
+from .global_steps import GlobalSteps
 from .step_config import StepPPOConfig
-from .step_trainer import GlobalSteps, StepTrainer
+from .step_trainer import StepTrainer
+from .tool_tokens import loss_mask
 from .value_head import attach_value_head, load_value_head, save_value_head, values_of_rows, without_value_head
 
 
@@ -79,7 +82,7 @@ class StepPPOTrainer(StepTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
-        reward_funcs: Any,
+        reward_funcs: Any = None,
         args: StepPPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
@@ -89,6 +92,9 @@ class StepPPOTrainer(StepTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
+        tools: list[Callable] | None = None,
+        rollout_func: Callable[..., dict[str, Any]] | None = None,
+        environment_factory: Callable[[], Any] | dict[str, Callable[[], Any]] | None = None,
     ):
         super().__init__(
             model,
@@ -102,6 +108,9 @@ class StepPPOTrainer(StepTrainer):
             optimizers,
             quantization_config,
             peft_config,
+            tools,
+            rollout_func,
+            environment_factory,
         )
         self.value_head = None
         if self.args.critic == "head":
@@ -158,7 +167,7 @@ class StepPPOTrainer(StepTrainer):
 
     def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
         logps, values = self._rollout_forward(output)
-        mask = output["completion_mask"].bool()
+        mask = loss_mask(output).bool()
         questions = None
         if self.value_head is None:
             questions = self._question_values(steps)
@@ -256,7 +265,7 @@ class StepPPOTrainer(StepTrainer):
         finally:
             self.beta = beta
         logps, values = self._forwards[0]
-        mask = inputs["completion_mask"].bool()
+        mask = loss_mask(inputs).bool()
         metrics = self.metrics_of_mode
         if beta != 0.0 and self.args.kl_in_reward:
             kl = kl_estimate(logps.detach(), inputs["ref_per_token_logps"], "k3")

@@ -6,7 +6,7 @@ TRL samples, forms batches and computes the loss.
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,12 @@ from trl import GRPOTrainer
 
 from ..._trl import get_config_model_id
 from ...functional.advantages import center_wrong_solutions, group_mean, step_rewards
-from ...functional.aggregation import aggregate
 from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
 from ...io.paths import local_path
-from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.eta import eta_or_as_trained
 from ...reward_model.scoring.loading import load_format
+from ...reward_model.scoring.scorer import StepScorer
 from ...rollouts.grading.grader import Grader
 from ...rollouts.questions import ANSWER_COLUMNS
 from ...training.arguments import as_config
@@ -38,8 +37,10 @@ from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
+from .global_steps import GlobalSteps
 from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
 from .step_config import StepGRPOConfig
+from .tool_tokens import loss_mask, with_tool_masks
 from .tracking import PolicyTracking
 
 
@@ -56,51 +57,6 @@ NOT_A_REWARD_MODEL = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class GlobalSteps:
-    """
-    The steps of the completions of all processes. Its length is the number of this process's completions.
-
-    Attributes:
-        scores (`torch.Tensor`):
-            Step scores of all processes, of shape (N, S).
-        mask (`torch.Tensor`):
-            Mask of shape (N, S), True at real steps.
-        outcomes (`torch.Tensor`):
-            Outcomes of shape (N,), NaN if no other reward function returned a reward.
-        wrong (`torch.Tensor`):
-            Booleans of shape (N,), True for solutions with a wrong answer. Without graded answers, solutions whose
-            outcome is 0 or negative count as wrong.
-        local (`slice`):
-            Rows of this process.
-        token_ends (`torch.Tensor`):
-            Index of each step's last token in this process's completions, of shape (B, S).
-    """
-
-    scores: Tensor
-    mask: Tensor
-    outcomes: Tensor
-    wrong: Tensor
-    local: slice
-    token_ends: Tensor
-
-    def __len__(self) -> int:
-        return len(self.token_ends)
-
-    @property
-    def local_mask(self) -> Tensor:
-        """Mask of this process's completions, of shape (B, S) and True at real steps."""
-        return self.mask[self.local]
-
-    def solution_scores(self, aggregation: str) -> Tensor:
-        """One score per completion, of shape (N,) and 0 for a completion without steps."""
-        values = torch.zeros_like(self.outcomes)
-        with_steps = self.mask.any(-1)
-        if bool(with_steps.any()):
-            values[with_steps] = aggregate(self.scores[with_steps], aggregation, self.mask[with_steps])
-        return values
-
-
 class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     """
     Base class of the trainers that compute an advantage per token from step scores. For the arguments see
@@ -112,7 +68,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
-        reward_funcs: Any,
+        reward_funcs: Any = None,
         args: StepGRPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
@@ -122,6 +78,9 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
+        tools: list[Callable] | None = None,
+        rollout_func: Callable[..., dict[str, Any]] | None = None,
+        environment_factory: Callable[[], Any] | dict[str, Callable[[], Any]] | None = None,
     ):
         subject = type(self).__name__
         if args is None:
@@ -130,7 +89,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
         # TRL derives `steps_per_generation` from the generation's batch size, and does not accept both.
         args = as_config(args, self._config_class, subject=subject, derived=("steps_per_generation",))
-        funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+        funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs][: reward_funcs is not None]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
         steps = [func for func in funcs if isinstance(func, StepRewardFunction)]
@@ -159,11 +118,10 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
         _check_columns(subject, needed, train_dataset, eval_dataset)
-        if len(funcs) == 1:
+        if len(funcs) == 1 and environment_factory is None:
             _check_outcome(subject, args, columns)
         if args.update_reward_model is not None:
             check_updates(subject, self.step_reward.prm_format, self.answer_reward is not None)
-        self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(len(funcs) > 1)
         model, processing_class, quantization_config = policy_model(
             model,
             args,
@@ -184,7 +142,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
         )
+        # TRL has added the `get_reward` of environments to the reward functions.
+        if len(self.reward_funcs) == 1 and environment_factory is not None:
+            _check_outcome(subject, args, columns)
+        has_outcome = len(self.reward_funcs) > 1
+        self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(has_outcome)
         check_trainable(self.model, subject=subject)
         if args.shard_reward_model:
             self.step_reward.shard(self.accelerator)
@@ -195,18 +161,26 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
         if adds_answers and args.reasoning is None:
-            prompt = next(iter(train_dataset))["prompt"]
-            if opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
+            prompt = next(iter(train_dataset)).get("prompt")
+            if prompt and opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
                 self.answer_reward.grader = Grader(args.grading, answer_pattern=args.answer_pattern, reasoning=True)
         self.reward_model_updates = updates_of(self) if args.update_reward_model is not None else None
         self._tracking = PolicyTracking(self)
+        # For each completion, which tokens the policy wrote. Set when completions are generated, `None` without tools.
+        self._tool_masks: list[list[int]] | None = None
         # Passes batches from the reward function to `_calculate_rewards`, and from there to
         # `_generate_and_score_completions`, because only TRL's code is between them.
         self._handoff: Handoff[ScoredBatch | GlobalSteps] = Handoff()
 
+    def _generate(self, prompts):  # seam
+        generated = super()._generate(prompts)
+        _, _, self._tool_masks, *_ = generated
+        return generated
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
         # Set at each call, because another trainer may use the same reward function.
         self.step_reward.handoff = self._handoff
+        inputs = with_tool_masks(type(self).__name__, inputs, completion_ids_list, self._tool_masks)
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if bool((infinite := rewards_per_func.isinf()).any()):
             row, index = infinite.nonzero()[0].tolist()
@@ -269,7 +243,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def _log_advantages(self, output: dict[str, Any]) -> None:
         """Replaces GRPO's advantages in TRL's log of completions by the mean advantage over each completion's
         tokens."""
-        mask = output["completion_mask"]
+        mask = loss_mask(output)
         means = (output["advantages"] * mask).sum(-1) / mask.sum(-1).clamp(min=1)
         means = self.accelerator.gather(means).tolist()
         noted = self._logs["advantages"]
@@ -408,7 +382,8 @@ def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
             prm_format = load_format(func)
         except FileNotFoundError:
             return func
-    elif isinstance(func, ScoringBackend):  # a StepScorer also fits the protocol
+    elif hasattr(func, "score") and not callable(func):
+        func = StepScorer.of(func)
         prm_format = func.prm_format
     else:
         return func

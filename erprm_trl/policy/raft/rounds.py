@@ -10,14 +10,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ...conversations import question_text
 from ...io.atomic_files import replace_file
+from ...io.config_values import differences
 from ...io.on_disk_sequence import OnDiskSequence
 from ...reward_model.prm_format import PRMFormat
 from ...rollouts.questions import Question, load_questions
 from ...rollouts.records import RolloutRow
 from ...rollouts.sampling.base import derived_seed
 from ...rollouts.shards import read_manifest, write_manifest
-from ..completions import question_text
 
 
 class PromptedQuestions(OnDiskSequence):
@@ -244,12 +245,7 @@ class RoundFolder:
         """Raises a `ValueError` that names the differences if the folder's round has another configuration."""
         old = _as_compared(self.manifest.get("config", config))
         new = _as_compared(json.loads(json.dumps(config)))
-        changed = [
-            f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
-            for key in sorted(old | new)
-            if old.get(key) != new.get(key)
-        ]
-        if changed:
+        if changed := sorted(differences(old, new)):
             raise ValueError(
                 f"{self.path}: got a round with other settings: {'; '.join(changed)}. Choose another output_dir, or "
                 "use the old settings to resume the run."

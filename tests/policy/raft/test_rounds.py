@@ -139,6 +139,9 @@ def test_a_folder_refuses_other_settings_and_names_the_difference(tmp_path):
     assert folder.manifest["kept"] == 3
     with pytest.raises(ValueError, match="round-0: got a round with other settings: eta was 1 and is now 2;"):
         folder.check_config({"eta": 2, "pairs": (1, 3)})
+    folder.add(config={"sampling": {"top_p": 1.0, "seed": 0}})
+    with pytest.raises(ValueError, match="other settings: sampling.top_p was 1.0 and is now 0.9. Choose"):
+        folder.check_config({"sampling": {"top_p": 0.9, "seed": 0}})
 
 
 def test_a_format_of_an_older_release_with_fewer_fields_is_accepted(tmp_path):
@@ -148,7 +151,7 @@ def test_a_format_of_an_older_release_with_fewer_fields_is_accepted(tmp_path):
     folder.add(config={"reward_model_format": {name: new[name] for name in new if name not in added}})
     folder.check_config({"reward_model_format": new})
     folder.check_config({"reward_model_format": {**new, "expected_ids": {"separator": 1}}})  # does not change scores
-    with pytest.raises(ValueError, match="other settings: reward_model_format was"):
+    with pytest.raises(ValueError, match="other settings: reward_model_format.steps_of was"):
         folder.check_config({"reward_model_format": {**new, "steps_of": "answer"}})
 
 
