@@ -323,7 +323,9 @@ def _add_raft_scores(run: RunFolder, folder: Path, collections: dict[Path, Colle
     scores = iter([line.get("step_scores") for line in lines])
     nested = [[next(scores, None) for _ in rows] for rows in collection.questions]
     if collection.fits(nested) and next(scores, None) is None:
-        collection.scores[str(manifest.get("config", {}).get("reward_model", "reward model"))] = nested
+        # A refreshed reward model is not that of the run's configuration.
+        name = manifest.get("reward_model") or manifest.get("config", {}).get("reward_model", "reward model")
+        collection.scores[str(name)] = nested
     else:
         run.note(folder / "scores.jsonl", "skipped, because the scores do not fit the samples")
 

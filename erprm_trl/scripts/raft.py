@@ -27,6 +27,7 @@ METRICS = {
     "raft/accuracy": "sampled solutions that are right",
     "raft/picked_accuracy": "selected solutions that are right",
     "eval_accuracy": "evaluation solutions that are right",
+    "raft/agreement": "right above wrong solutions (AUC)",
 }
 
 

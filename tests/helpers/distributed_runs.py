@@ -12,10 +12,12 @@ import socket
 import subprocess
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from fake_engines import FakeOfflineEngine
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -40,6 +42,7 @@ from erprm_trl import (
     dial,
 )
 from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.policy.raft import policy_sampler
 
 
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
@@ -153,8 +156,9 @@ def run_all(folder, names, **options):
         _restart_accelerate()
 
 
-def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2):
-    """Runs ten updates, and the last five again from the checkpoint. RAFT runs two rounds of five in two trainers."""
+def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2, raft=None):
+    """Runs ten updates, and the last five again from the checkpoint. RAFT runs two rounds of five in two trainers.
+    `raft` has more of its options."""
     out = Path(folder, name)
     peft_config = None
     if lora:
@@ -163,7 +167,7 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2)
 
     def make(seed, **more):
         set_seed(seed)
-        make_trainer = {"raft": _raft, **dict.fromkeys(POLICIES, _step_policy)}.get(name, _erprm)
+        make_trainer = {"raft": partial(_raft, raft or {}), **dict.fromkeys(POLICIES, _step_policy)}.get(name, _erprm)
         trainer = make_trainer(name, folder, {**_common(out, optim, accumulation), **more}, peft_config, sharded)
         trainer.add_callback(_Watcher(trainer))
         return trainer
@@ -287,7 +291,9 @@ def _erprm(name, folder, common, peft_config, sharded):
     return ERPRMTrainer(base, arguments, train_dataset=data, eval_dataset=data, peft_config=peft_config)
 
 
-def _raft(name, folder, common, peft_config, sharded):
+def _raft(options, name, folder, common, peft_config, sharded):
+    if "vllm_kwargs" not in options:  # these are for a real engine
+        policy_sampler.VLLMSampler = FakeOfflineEngine
     arguments = RAFTConfig(
         **{**common, "max_steps": UPDATES // 2, "save_strategy": "no"},
         **_batch(common, 4),
@@ -299,6 +305,7 @@ def _raft(name, folder, common, peft_config, sharded):
         grading="exact",
         answer_pattern=dial.ANSWER_PATTERN,
         shard_reward_model=sharded,
+        **options,
     )
     return RAFTTrainer(
         dial.BASE_PATH,

@@ -211,7 +211,8 @@ def shrink(arguments) -> None:
     """Changes the arguments of a training to one small step on the CPU."""
     arguments.use_cpu, arguments.bf16, arguments.gradient_checkpointing = True, False, False
     arguments.max_steps, arguments.report_to, arguments.disable_tqdm = 1, "none", True
-    for name, most in (("max_completion_length", 16), ("generation_batch_size", 8), ("questions_per_round", 4)):
+    limits = {"max_completion_length": 16, "generation_batch_size": 8, "questions_per_round": 4}
+    for name, most in {**limits, "refresh_reward_model": 2}.items():
         if getattr(arguments, name, None) is not None:
             setattr(arguments, name, min(getattr(arguments, name), most))
 

@@ -7,6 +7,7 @@ import pytest
 
 from erprm_trl.policy.raft.rounds import (
     RoundFolder,
+    agreement,
     pick_solutions,
     questions_of_round,
     read_rows,
@@ -107,10 +108,20 @@ def test_metrics_worked_by_hand():
             "dropped_not_best": 8,
             "accuracy": 0.6,
             "picked_accuracy": 0.5,
+            "agreement": 0.0,  # in question 0, the wrong solution has a higher score than all three right ones
         }
     )
     without = round_metrics([row(0, "a", num_tokens=6), row(0, "")], [None, None], [], {})
     assert without == {"num_picked": 0, "unfinished_share": 0.0, "steps_per_answer": 0.5, "tokens_per_step": 6.0}
+
+
+def test_agreement_worked_by_hand():
+    """Question 0 has pairs with right > wrong and a tie, question 1 one pair the other way round."""
+    rows = [row(0, "a", 1.0), row(0, "b", 0.0), row(0, "c", 0.0), row(1, "d", 1.0), row(1, "e", 0.0), row(2, "f", 1.0)]
+    assert agreement(rows, [0.5, 0.4, 0.5, 0.1, 0.9, 0.0]) == pytest.approx((1 + 0.5 + 0) / 3)
+    assert agreement(rows, [0.5, None, 0.5, None, 0.9, 0.0]) == 0.5
+    assert agreement(rows, [None] * 6) is None  # no pair
+    assert agreement([], []) is None
 
 
 def test_questions_of_rounds_cover_all_questions_and_start_again():
