@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from ...functional.advantages import group_step_advantages, spread_over_steps, subtract_initial_value
+from .global_steps import GlobalSteps
 from .log_ratio import LOG_RATIO, log_ratio_advantages
-from .step_trainer import GlobalSteps, StepTrainer
+from .step_trainer import StepTrainer
 from .tool_tokens import loss_mask
 
 

@@ -17,8 +17,9 @@ from ...functional.advantages import (
 from ...functional.masked import explained_variance, masked_moments, masked_whiten
 from ...functional.policy_losses import clipped_value_loss, kl_estimate
 from ...rollouts.reference_answers import reference_text
+from .global_steps import GlobalSteps
 from .step_config import StepPPOConfig
-from .step_trainer import GlobalSteps, StepTrainer
+from .step_trainer import StepTrainer
 from .tool_tokens import loss_mask
 from .value_head import attach_value_head, load_value_head, save_value_head, values_of_rows, without_value_head
 

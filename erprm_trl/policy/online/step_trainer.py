@@ -7,7 +7,6 @@ TRL samples, forms batches and computes the loss.
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ from trl import GRPOTrainer
 
 from ..._trl import get_config_model_id
 from ...functional.advantages import center_wrong_solutions, group_mean, step_rewards
-from ...functional.aggregation import aggregate
 from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
 from ...io.paths import local_path
@@ -39,6 +37,7 @@ from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import check_columns, columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
+from .global_steps import GlobalSteps
 from .log_ratio import LOG_RATIO, REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
 from .policy_continuations import PolicyContinuations
 from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
@@ -58,51 +57,6 @@ NOT_A_REWARD_MODEL = (
     "{name}: got {count} process reward models in `reward_funcs`, expected exactly one. Pass a StepRewardFunction, a "
     "StepScorer, the path or id of a model that ERPRMTrainer saved, or the address of a scoring server."
 )
-
-
-@dataclass(frozen=True, eq=False)
-class GlobalSteps:
-    """
-    The steps of the completions of all processes. Its length is the number of this process's completions.
-
-    Attributes:
-        scores (`torch.Tensor`):
-            Step scores of all processes, of shape (N, S).
-        mask (`torch.Tensor`):
-            Mask of shape (N, S), True at real steps.
-        outcomes (`torch.Tensor`):
-            Outcomes of shape (N,), NaN if no other reward function returned a reward.
-        wrong (`torch.Tensor`):
-            Booleans of shape (N,), True for solutions with a wrong answer. Without graded answers, solutions whose
-            outcome is 0 or negative count as wrong.
-        local (`slice`):
-            Rows of this process.
-        token_ends (`torch.Tensor`):
-            Index of each step's last token in this process's completions, of shape (B, S).
-    """
-
-    scores: Tensor
-    mask: Tensor
-    outcomes: Tensor
-    wrong: Tensor
-    local: slice
-    token_ends: Tensor
-
-    def __len__(self) -> int:
-        return len(self.token_ends)
-
-    @property
-    def local_mask(self) -> Tensor:
-        """Mask of this process's completions, of shape (B, S) and True at real steps."""
-        return self.mask[self.local]
-
-    def solution_scores(self, aggregation: str) -> Tensor:
-        """One score per completion, of shape (N,) and 0 for a completion without steps."""
-        values = torch.zeros_like(self.outcomes)
-        with_steps = self.mask.any(-1)
-        if bool(with_steps.any()):
-            values[with_steps] = aggregate(self.scores[with_steps], aggregation, self.mask[with_steps])
-        return values
 
 
 class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
