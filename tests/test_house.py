@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "conversations": {"steps", "reasoning"},
     "_trl": set(),
     "training": {"io", "functional"},
-    "rollouts": BASE,
+    "rollouts": {"_trl", *BASE},
     "reward_model": BASE,
     "reward_model.trainer": {"training", "rollouts", "_trl", *CONTRACT},
     # Scorers without a reward model sample and grade texts, and read reference answers.

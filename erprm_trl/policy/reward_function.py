@@ -3,9 +3,9 @@
 It returns one reward per completion, as TRL expects. [`StepRewardFunction.score_batch`] returns all step scores.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from threading import Lock
 from typing import Any
@@ -20,12 +20,14 @@ from ..reasoning import STEPS_OF
 from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.eta import format_at_eta
 from ..reward_model.scoring.loading import load_format
+from ..reward_model.scoring.monte_carlo import MonteCarloScorer
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
+from ..reward_model.scoring.scorer_file import is_scorer_file, samples_policy
 from ..reward_model.scoring.sharded import check_sharding
 from ..training.nonfinite import not_finite
 from .completions import NO_COLUMNS, completion_steps, opens_thinking
-from .scored_batch import Handoff, ScoredBatch, ScoredCompletion, mean_score, rounded
-from .turns import has_turns, turn_steps
+from .scored_batch import Handoff, ScoredBatch, ScoredCompletion, first_not_finite, mean_score, rounded_scores
+from .turns import has_turns, num_own_tokens, turn_steps
 
 
 NAME, QUESTION_COLUMN, TURNS = "step_reward", "question", "turns"
@@ -87,12 +89,12 @@ class StepRewardFunction:
             from the bare question on, because the environment's `reset` may append text to it. Any other column is
             used as it is.
         steps_of (`str`, *optional*):
-            What a step is. `"turns"`: an assistant turn. `"both"`, `"thinking"` or `"answer"`: a part of the last
-            message's text, see `steps_of` of [`PRMFormat`]. By default, a step is an assistant turn if the trainer has
-            an environment, if the completion has several messages, or if it calls a tool, and otherwise a part of the
-            text as in the reward model's format. The step trainers also use turns for every completion if they have
-            tools, or if a `rollout_func` returns an `env_mask`. In another trainer with tools, set `"turns"`, so that
-            a completion without a tool call is one step, too.
+            Kind of steps. With `"turns"`, a step is an assistant turn. With `"both"`, `"thinking"` or `"answer"`, it
+            is a part of the last message's text, see `steps_of` of [`PRMFormat`]. By default, a step is an assistant
+            turn if the trainer has an environment, if the completion has several messages, or if it calls a tool, and
+            otherwise a part of the text. The step trainers also use turns for every completion if they have tools, or
+            if a `rollout_func` returns an `env_mask`. In another trainer with tools, set `"turns"`, so that a
+            completion without a tool call is one step, too.
         render_message (`Callable`, *optional*):
             Function that returns the text of a message of a conversation, as the reward model was trained on it.
             Defaults to [`~erprm_trl.rollouts.render_message`].
@@ -167,10 +169,11 @@ class StepRewardFunction:
         self.question_column = question_column
         self.processing_class = processing_class
         self.eos_token_ids = eos_token_ids
-        # The next three are set by a step trainer. The accelerator lets its processes stop together.
+        # The next four are set by a step trainer. The accelerator lets its processes stop together.
         self.chat_template_kwargs: dict[str, Any] | None = None
         self.accelerator = None
         self.handoff: Handoff[ScoredBatch] | None = None
+        self.continuations: Any = None  # scores completions by the policy's own continuations
         self._loading = Lock()  # some of TRL's trainers call from several threads
 
     def __getstate__(self) -> dict[str, Any]:
@@ -189,6 +192,14 @@ class StepRewardFunction:
             if isinstance(self._scorer, str):
                 self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
             return self._scorer
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether continuations of the policy that is trained give the scores: `MonteCarloScorer("policy")`."""
+        if isinstance(self._scorer, str):
+            return is_scorer_file(self._scorer) and samples_policy(self._scorer)
+        backend = self._scorer.backend
+        return isinstance(backend, MonteCarloScorer) and backend.samples_policy
 
     def shard(self, accelerator) -> None:
         """
@@ -292,18 +303,21 @@ class StepRewardFunction:
         steps = [texts for texts, _ in parts]
         kept = [texts if token_ends is not None and all(texts) else [] for texts, token_ends in parts]
         questions = self._questions(prompts, columns)
-        scores = self.scorer.score(questions, kept, skip_too_long=True)
-        self.check_finite(scores, getattr(columns.get("trainer_state"), "global_step", None))
+        if self.continuations is None:
+            scores = self.scorer.score(questions, kept, skip_too_long=True)
+        else:
+            token_ends = [ends if texts else None for texts, (_, ends) in zip(kept, parts, strict=True)]
+            scores = self.continuations.score(prompts, completions, completion_ids, token_ends, columns)
+        self._check(scores, getattr(columns.get("trainer_state"), "global_step", None))
         rewards = solution_scores(scores, self.aggregation)
         scored = [
             ScoredCompletion(values, token_ends if values else [], texts, reward)
             for values, (texts, token_ends), reward in zip(scores, parts, rewards, strict=True)
         ]
-        extras = {"step_scores": rounded(scores)}
         metrics = self._metrics(steps, scores, completion_ids)
-        if (num_tokens := _num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
+        if (num_tokens := num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
             metrics["steps/tokens_per_step"] = num_tokens / max(1, sum(map(len, steps)))
-        return ScoredBatch(scored, metrics, extras, questions)
+        return ScoredBatch(scored, metrics, {"step_scores": rounded_scores(scores)}, questions)
 
     def _questions(self, prompts: list, columns: dict[str, Any]) -> list[str]:
         questions = columns.get(self.question_column) or [None] * len(prompts)
@@ -358,14 +372,46 @@ class StepRewardFunction:
         """
         prm_format = self.prm_format
         if self.steps_of in STEPS_OF:
-            prm_format = dataclasses.replace(prm_format, steps_of=self.steps_of)
+            prm_format = replace(prm_format, steps_of=self.steps_of)
         options = {"is_thinking": is_thinking, "tokenizer": self.processing_class, "token_ids": token_ids}
         if self.steps_of == TURNS or (self.steps_of is None and (by_turns or has_turns(completion))):
             return turn_steps(completion, prm_format, tool_mask=tool_mask, render=self.render_message, **options)
         return completion_steps(completion, prm_format, **options)
 
-    def check_finite(self, scores: list[list[float]], global_step: int | None) -> None:
-        """Raises a `FloatingPointError` on all processes of a step trainer if a score is not finite."""
+    def rescore(self, batch: ScoredBatch, global_step: int | None = None) -> ScoredBatch:
+        """
+        Scores the steps of a batch again, after the reward model's weights have changed. The processes of a step
+        trainer must call it together.
+
+        Args:
+            batch ([`ScoredBatch`]):
+                Batch of [`~StepRewardFunction.score_batch`].
+            global_step (`int`, *optional*):
+                Number of updates so far, for error messages.
+
+        Returns:
+            [`ScoredBatch`]: the batch with new scores, rewards and logged scores. A completion that had no scores has
+            none.
+
+        Raises:
+            `FloatingPointError`: if a score is not finite.
+        """
+        kept = [completion.steps if completion.scores else [] for completion in batch.completions]
+        scores = self.scorer.score(batch.questions, kept, skip_too_long=True)
+        self._check(scores, global_step)
+        rewards = solution_scores(scores, self.aggregation)
+        completions = [
+            completion._replace(scores=values, reward=reward)
+            for completion, values, reward in zip(batch.completions, scores, rewards, strict=True)
+        ]
+        return replace(
+            batch,
+            completions=completions,
+            metrics={**batch.metrics, **mean_score(scores)},
+            extras={**batch.extras, "step_scores": rounded_scores(scores)},
+        )
+
+    def _check(self, scores: list[list[float]], global_step: int | None) -> None:
         first_bad = [first_not_finite(scores)]
         if self.accelerator is not None:  # an error on one process must be raised on all processes
             first_bad = gather_object(first_bad)
@@ -393,17 +439,3 @@ class StepRewardFunction:
                 unfinished = sum(not ids or ids[-1] not in ending for ids in completion_ids)
                 metrics["steps/unfinished_share"] = unfinished / len(completion_ids)
         return metrics
-
-
-def _num_own_tokens(completions: list, completion_ids, tool_masks) -> int | None:
-    """Number of tokens that the policy wrote, or `None` if it is not known. TRL's own trainers do not pass a mask of
-    the tokens that tools wrote."""
-    if tool_masks is not None:
-        return sum(map(sum, tool_masks))
-    return None if completion_ids is None or any(map(has_turns, completions)) else sum(map(len, completion_ids))
-
-
-def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None:
-    """Row, step and value of the first step score that is not finite, or `None`."""
-    flat = ((row, step, score) for row, values in enumerate(scores) for step, score in enumerate(values))
-    return next((place for place in flat if not math.isfinite(place[2])), None)

@@ -260,6 +260,29 @@ MUTANTS = {
             ("if is_thinking and THINK_OPEN not in text", "if THINK_OPEN not in text"),
         ],
     ),
+    "conversations.py": (
+        ["tests/test_conversations.py"],
+        [
+            ('return _MARKS.sub("&lt;", text)', "return text"),
+            ('"\\n".join(part for part in parts if part)', "parts[-1]"),
+            ("            parts = []", "            pass"),
+        ],
+    ),
+    "policy/turns.py": (
+        ["tests/policy/test_turns.py"],
+        [
+            ("if own and not after]", "if own]"),
+            ("(all(tool_mask) or num_turns < len(messages))", "True"),
+            ("return sum(map(sum, tool_masks))", "return sum(map(len, tool_masks))"),
+        ],
+    ),
+    "policy/online/tool_tokens.py": (
+        ["tests/policy/online/test_tool_tokens.py"],
+        [
+            ('mask * batch["tool_mask"]', "mask"),
+            ('return [{**row, "tool_mask": mask} for', "return [row for"),
+        ],
+    ),
     "policy/online/step_trainer.py": (
         ["tests/policy/online/test_step_grpo_trainer.py"],
         [
@@ -272,7 +295,7 @@ MUTANTS = {
     "policy/online/step_grpo_trainer.py": (
         ["tests/policy/online/test_step_grpo_trainer.py"],
         [
-            ("return advantages * completion_mask", "return advantages"),
+            ("return advantages * mask", "return advantages"),
             (
                 "rewards = subtract_initial_value(rewards, steps.mask, self._question_values(steps))",
                 "rewards = subtract_initial_value(rewards, steps.mask, 0.0)",

@@ -61,7 +61,7 @@ class StepPPOTrainer(StepTrainer):
 
     Args:
         model, reward_funcs, train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks,
-        optimizers, quantization_config, peft_config:
+        optimizers, quantization_config, peft_config, tools, rollout_func, environment_factory:
             As in [`StepGRPOTrainer`].
         args ([`StepPPOConfig`], *optional*):
             Configuration.

@@ -93,7 +93,7 @@ class RAFTConfig(TrackingConfig, SFTConfig):
             Number of continuations per prefix of a labelled solution. An implicit reward model needs none.
         refresh_learning_rate (`float`, *optional*, defaults to `1e-5`):
             Learning rate of the reward model, with a linear schedule per round. Batch sizes, precision, optimizer and
-            checkpoints are those of the run.
+            checkpoints are set as for the policy.
         refresh_rollouts (`str`, *optional*):
             Rollout folder that the reward model was trained on, to mix its labels with the fresh ones.
         refresh_old_share (`float`, *optional*, defaults to `0.5`):

@@ -240,6 +240,22 @@ def test_every_turn_is_a_step_with_its_own_tokens(tmp_path, script, steps):
         assert turn == pytest.approx([by_text(step) - mean] * len(turn), abs=1e-6)
 
 
+def test_tools_may_be_asynchronous(tmp_path):
+    async def add(a: int, b: int) -> int:
+        """
+        Adds two numbers.
+
+        Args:
+            a: The first number.
+            b: The second number.
+        """
+        return a + b
+
+    trainer = make_trainer(tmp_path, tools=[add])
+    rollout(trainer, A, B)
+    assert read_steps(trainer) == [STEPS_A, B]
+
+
 def test_an_empty_completion_is_unscorable_and_counted(tmp_path):
     trainer = make_trainer(tmp_path)
     batch = rollout(trainer, [""], B)

@@ -116,10 +116,10 @@ def test_metrics_worked_by_hand():
 
 
 def test_agreement_worked_by_hand():
-    """Question 0 has pairs with right > wrong and a tie, question 1 one pair the other way round."""
+    """Question 0 has a pair with right > wrong and a tie, question 1 a pair with right > wrong."""
     rows = [row(0, "a", 1.0), row(0, "b", 0.0), row(0, "c", 0.0), row(1, "d", 1.0), row(1, "e", 0.0), row(2, "f", 1.0)]
-    assert agreement(rows, [0.5, 0.4, 0.5, 0.1, 0.9, 0.0]) == pytest.approx((1 + 0.5 + 0) / 3)
-    assert agreement(rows, [0.5, None, 0.5, None, 0.9, 0.0]) == 0.5
+    assert agreement(rows, [0.5, 0.4, 0.5, 0.1, 0.05, 0.0]) == pytest.approx((1 + 0.5 + 1) / 3)
+    assert agreement(rows, [0.5, None, 0.6, None, 0.9, 0.0]) == 0.0
     assert agreement(rows, [None] * 6) is None  # no pair
     assert agreement([], []) is None
 
