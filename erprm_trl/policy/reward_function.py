@@ -3,9 +3,9 @@
 It returns one reward per completion, as TRL expects. [`StepRewardFunction.score_batch`] returns all step scores.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from threading import Lock
 from typing import Any
@@ -308,17 +308,16 @@ class StepRewardFunction:
         else:
             token_ends = [ends if texts else None for texts, (_, ends) in zip(kept, parts, strict=True)]
             scores = self.continuations.score(prompts, completions, completion_ids, token_ends, columns)
-        self.check_finite(scores, getattr(columns.get("trainer_state"), "global_step", None))
+        self._check(scores, getattr(columns.get("trainer_state"), "global_step", None))
         rewards = solution_scores(scores, self.aggregation)
         scored = [
             ScoredCompletion(values, token_ends if values else [], texts, reward)
             for values, (texts, token_ends), reward in zip(scores, parts, rewards, strict=True)
         ]
-        extras = {"step_scores": rounded_scores(scores)}
         metrics = self._metrics(steps, scores, completion_ids)
         if (num_tokens := num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
             metrics["steps/tokens_per_step"] = num_tokens / max(1, sum(map(len, steps)))
-        return ScoredBatch(scored, metrics, extras, questions)
+        return ScoredBatch(scored, metrics, {"step_scores": rounded_scores(scores)}, questions)
 
     def _questions(self, prompts: list, columns: dict[str, Any]) -> list[str]:
         questions = columns.get(self.question_column) or [None] * len(prompts)
@@ -373,14 +372,46 @@ class StepRewardFunction:
         """
         prm_format = self.prm_format
         if self.steps_of in STEPS_OF:
-            prm_format = dataclasses.replace(prm_format, steps_of=self.steps_of)
+            prm_format = replace(prm_format, steps_of=self.steps_of)
         options = {"is_thinking": is_thinking, "tokenizer": self.processing_class, "token_ids": token_ids}
         if self.steps_of == TURNS or (self.steps_of is None and (by_turns or has_turns(completion))):
             return turn_steps(completion, prm_format, tool_mask=tool_mask, render=self.render_message, **options)
         return completion_steps(completion, prm_format, **options)
 
-    def check_finite(self, scores: list[list[float]], global_step: int | None) -> None:
-        """Raises a `FloatingPointError` on all processes of a step trainer if a score is not finite."""
+    def rescore(self, batch: ScoredBatch, global_step: int | None = None) -> ScoredBatch:
+        """
+        Scores the steps of a batch again, after the reward model's weights have changed. The processes of a step
+        trainer must call it together.
+
+        Args:
+            batch ([`ScoredBatch`]):
+                Batch of [`~StepRewardFunction.score_batch`].
+            global_step (`int`, *optional*):
+                Number of updates so far, for error messages.
+
+        Returns:
+            [`ScoredBatch`]: the batch with new scores, rewards and logged scores. A completion that had no scores has
+            none.
+
+        Raises:
+            `FloatingPointError`: if a score is not finite.
+        """
+        kept = [completion.steps if completion.scores else [] for completion in batch.completions]
+        scores = self.scorer.score(batch.questions, kept, skip_too_long=True)
+        self._check(scores, global_step)
+        rewards = solution_scores(scores, self.aggregation)
+        completions = [
+            completion._replace(scores=values, reward=reward)
+            for completion, values, reward in zip(batch.completions, scores, rewards, strict=True)
+        ]
+        return replace(
+            batch,
+            completions=completions,
+            metrics={**batch.metrics, **mean_score(scores)},
+            extras={**batch.extras, "step_scores": rounded_scores(scores)},
+        )
+
+    def _check(self, scores: list[list[float]], global_step: int | None) -> None:
         first_bad = [first_not_finite(scores)]
         if self.accelerator is not None:  # an error on one process must be raised on all processes
             first_bad = gather_object(first_bad)

@@ -22,13 +22,13 @@ from ...reward_model.prm_format import PRMFormat
 from ...reward_model.reference_model import unpartitioned
 from ...reward_model.scoring.implicit import ImplicitBackend
 from ...reward_model.scoring.local import LocalBackend
-from ...reward_model.scoring.scorer import StepScorer, solution_scores
+from ...reward_model.scoring.scorer import StepScorer
 from ...reward_model.scoring.weights import load_reward_model
 from ...reward_model.solution_log_probs import solution_sums
 from ...training.checkpoints import writing
 from ...training.nonfinite import not_finite
 from ...training.trainable import check_trainable
-from ..scored_batch import ScoredBatch, mean_score, rounded_scores
+from ..scored_batch import ScoredBatch
 
 
 logger = logging.getLogger(__name__)
@@ -336,25 +336,6 @@ def updates_of(trainer) -> RewardModelUpdates:
     )
 
 
-def rescored(trainer, batch: ScoredBatch) -> ScoredBatch:
-    """Scores the steps of a batch again, with the current weights of a step trainer's reward model. A completion that
-    had no scores has none. Raises a `FloatingPointError` if a score is not finite."""
-    step_reward = trainer.step_reward
-    kept = [completion.steps if completion.scores else [] for completion in batch.completions]
-    scores = step_reward.scorer.score(batch.questions, kept, skip_too_long=True)
-    step_reward.check_finite(scores, trainer.state.global_step)
-    rewards = solution_scores(scores, step_reward.aggregation)
-    return replace(
-        batch,
-        completions=[
-            completion._replace(scores=values, reward=reward)
-            for completion, values, reward in zip(batch.completions, scores, rewards, strict=True)
-        ],
-        metrics={**batch.metrics, **mean_score(scores)},
-        extras={**batch.extras, "step_scores": rounded_scores(scores)},
-    )
-
-
 def updated_scores(trainer, batch: ScoredBatch, rewards_per_func: Tensor, answer_index: int) -> ScoredBatch:
     """
     Updates the reward model of a step trainer on a generation, and scores the generation again. Logs
@@ -378,7 +359,11 @@ def updated_scores(trainer, batch: ScoredBatch, rewards_per_func: Tensor, answer
         `FloatingPointError`: if a loss, gradient or score is not finite.
         `ValueError`: if a graded answer is outside [0, 1].
     """
-    answers, metrics = rewards_per_func[:, answer_index], trainer.metrics_of_mode
+    answers, metrics, global_step = (
+        rewards_per_func[:, answer_index],
+        trainer.metrics_of_mode,
+        trainer.state.global_step,
+    )
     if bool(((answers < 0) | (answers > 1)).any()):
         raise ValueError(
             f"{SUBJECT}: got graded answers from {answers[~answers.isnan()].min():g} to "
@@ -394,12 +379,12 @@ def updated_scores(trainer, batch: ScoredBatch, rewards_per_func: Tensor, answer
         [batch.questions[row] for row in rows],
         [batch.completions[row].steps for row in rows],
         [outcomes[row] for row in rows],
-        trainer.state.global_step,
+        global_step,
     )
     if update is None:
         return batch
-    updated = rescored(trainer, batch)
-    rewards = [math.nan if reward is None else reward for reward in updated.rewards]
+    rescored = trainer.step_reward.rescore(batch, global_step)
+    rewards = [math.nan if reward is None else reward for reward in rescored.rewards]
     after = rewards_per_func.clone()
     after[:, trainer._step_index] = trainer.accelerator.gather(torch.tensor(rewards, device=after.device))
     logged = {**update._asdict(), "agreement_before": trainer.agreement(rewards_per_func)}
@@ -410,6 +395,6 @@ def updated_scores(trainer, batch: ScoredBatch, rewards_per_func: Tensor, answer
         return batch
     rewards_per_func.copy_(after)
     # The reward function has logged the first scores, which TRL has not read yet.
-    trainer._pending_metrics.update({name: [value] for name, value in updated.metrics.items()})
-    trainer._pending_extra_logs.update({name: list(values) for name, values in updated.extras.items()})
-    return updated
+    trainer._pending_metrics.update({name: [value] for name, value in rescored.metrics.items()})
+    trainer._pending_extra_logs.update({name: list(values) for name, values in rescored.extras.items()})
+    return rescored
