@@ -6,6 +6,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import SyncRefModelCallback
 
 from ...functional.advantages import (
     generalized_advantages,
@@ -17,7 +18,13 @@ from ...functional.masked import explained_variance, masked_moments, masked_whit
 from ...functional.policy_losses import clipped_value_loss, kl_estimate
 from .step_config import StepPPOConfig
 from .step_trainer import GlobalSteps, StepTrainer
-from .value_head import attach_value_head, load_value_head, save_value_head, without_value_head
+from .value_head import (
+    SyncRefModelWithoutHead,
+    attach_value_head,
+    load_value_head,
+    save_value_head,
+    without_value_head,
+)
 
 
 if TYPE_CHECKING:
@@ -98,6 +105,9 @@ class StepPPOTrainer(StepTrainer):
         if self.args.critic == "head":
             base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
             self.value_head = attach_value_head(base)
+            if self.args.sync_ref_model:
+                self.pop_callback(SyncRefModelCallback)
+                self.add_callback(SyncRefModelWithoutHead(base, self.ref_model, self.accelerator))
             if self.use_vllm:
                 sync_weights = self.vllm_generation.sync_weights
 
@@ -186,7 +196,7 @@ class StepPPOTrainer(StepTrainer):
         """Rewards of this process's tokens, of shape (B, T)."""
         # A trained critic learns the question's value. With the reward model as critic, it is subtracted here.
         of_steps = self._step_rewards(steps, 0.0 if questions is None else questions)
-        of_steps = self._centered(of_steps, steps.mask, steps)[steps.local]
+        of_steps = self._step_weight * self._centered(of_steps, steps.mask, steps)[steps.local]
         rewards = place_at_step_ends(of_steps, steps.token_ends, steps.local_mask, mask.shape[1])
         parts = {"step": rewards.sum(-1)}
         if self.outcome_weight:
@@ -211,7 +221,7 @@ class StepPPOTrainer(StepTrainer):
         # With the credit `difference`, the value is already part of the step rewards. Only the outcome is still to
         # come, if there is one.
         graded = ~steps.outcomes[steps.local].isnan()[:, None]
-        weight = self.outcome_weight * graded + (1.0 if self.args.credit == "outcome" else 0.0)
+        weight = self.outcome_weight * graded + (self._step_weight if self.args.credit == "outcome" else 0.0)
         of_tokens = spread_over_steps(before, steps.token_ends, steps.local_mask, mask.shape[1])
         # Without steps, the question's value is the baseline of the outcome.
         return weight * torch.where(steps.local_mask.any(-1, keepdim=True), of_tokens, questions[steps.local])

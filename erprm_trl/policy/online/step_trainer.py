@@ -158,6 +158,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
         _check_columns(subject, needed, train_dataset, eval_dataset)
+        if args.remove_unused_columns:
+            _check_kept_columns(subject, [self.step_reward.question_column, args.answer_column], columns)
         if len(funcs) == 1:
             _check_outcome(subject, args, columns)
         self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(len(funcs) > 1)
@@ -191,6 +193,11 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.step_reward.accelerator = self.accelerator
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
+        is_step = torch.tensor([func is self.step_reward for func in self.reward_funcs])
+        self._step_weight = self.reward_weights[is_step].sum().item()
+        self._other_weights = self.reward_weights[~is_step]
+        if args.trl_computes_advantages:
+            self.reward_weights = torch.where(is_step, 1.0, self.outcome_weight) * self.reward_weights
         if adds_answers and args.reasoning is None:
             prompt = next(iter(train_dataset))["prompt"]
             if opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
@@ -226,7 +233,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         start = self.accelerator.process_index * len(batch)
         others = [index for index in range(len(self.reward_funcs)) if index != self._step_index]
         other_rewards = rewards_per_func[:, others]
-        outcomes = (other_rewards * self.reward_weights.to(device)[others]).nansum(-1)
+        outcomes = (other_rewards * self._other_weights.to(device)).nansum(-1)
         outcomes[other_rewards.isnan().all(-1)] = torch.nan
         mask = ~scores.isnan()
         token_ends = torch.nn.functional.pad(token_ends, (0, scores.shape[1] - longest))
@@ -258,6 +265,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def _log_advantages(self, output: dict[str, Any]) -> None:
         """Replaces GRPO's advantages in TRL's log of completions by the mean advantage over each completion's
         tokens."""
+        if self.args.trl_computes_advantages:
+            return
         mask = output["completion_mask"]
         means = (output["advantages"] * mask).sum(-1) / mask.sum(-1).clamp(min=1)
         means = self.accelerator.gather(means).tolist()
@@ -378,6 +387,17 @@ def _check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eva
                     f"{subject}: got {argument}={column!r}, expected one of the columns of {name} "
                     f"({', '.join(columns)}). Set {argument} to one of them, or add the column."
                 )
+
+
+def _check_kept_columns(subject: str, needed: list[str], columns: list[str]) -> None:
+    """Raises a `ValueError` if `remove_unused_columns` would remove a column that the rewards need."""
+    removed = [column for column in needed if column in columns]
+    if removed:
+        raise ValueError(
+            f"{subject}: got remove_unused_columns=True with the column {removed[0]!r}, expected False, because it "
+            "keeps only the prompts, and the rewards need this column. Do not set it, or remove the columns that you "
+            "do not need from the dataset."
+        )
 
 
 def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
