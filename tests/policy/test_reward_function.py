@@ -422,4 +422,4 @@ def test_trls_asynchronous_trainer_scores_its_groups_with_it(reward_model):
     mean = sum(expected[:3]) / 3
     spread = (sum((value - mean) ** 2 for value in expected[:3]) / 3) ** 0.5
     advantages = [(value - mean) / spread for value in expected[:3]]
-    assert [sample.advantage for sample in samples] == pytest.approx([*advantages, 0.0], abs=1e-5)
+    assert [sample.advantage for sample in samples] == pytest.approx([*advantages, 0.0], rel=1e-3)

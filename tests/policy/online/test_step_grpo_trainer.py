@@ -549,9 +549,11 @@ def test_the_credit_outcome_equals_trls_own_grpo_bit_for_bit(tmp_path, options):
     timing = {"step_time", "reward_parts/step", "reward_parts/outcome", "reward_parts/kl"}
     for our_log, their_log in zip(ours, theirs, strict=True):
         shared = {key for key in their_log if key not in timing}
-        assert {"loss", "grad_norm", "reward", "reward_std", "frac_reward_zero_std"} <= shared <= our_log.keys()
+        assert {"loss", "grad_norm", "entropy"} <= shared <= our_log.keys()
         assert {key: our_log[key] for key in shared} == {key: their_log[key] for key in shared}
-    assert len({log["grad_norm"] for log in ours}) == 4 and all(log["reward_std"] > 0.1 for log in ours)
+    # With two iterations, every second log is of a batch that was generated before.
+    spreads = [log["reward_std"] for log in theirs if "reward_std" in log]
+    assert len({log["grad_norm"] for log in ours}) == 4 and min(spreads) > 0.1 and len(spreads) >= 2
     assert all(torch.equal(weight, their_weights[name]) for name, weight in our_weights.items())
     assert max((weight - initial[name]).abs().max() for name, weight in our_weights.items()) > 1e-3
 
