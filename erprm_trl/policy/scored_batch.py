@@ -4,8 +4,8 @@ TRL takes one reward per completion from a reward function, but the step trainer
 Therefore the reward function puts the scored batch into the slot, and the trainer takes it from there.
 """
 
-from collections.abc import Mapping, Sized
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 
@@ -46,11 +46,14 @@ class ScoredBatch:
             Values for TRL's `log_metric`, by name.
         extras (`Mapping[str, list]`):
             Columns for TRL's `log_extra`, one value per completion.
+        questions (`Sequence[str]`):
+            The question that the reward model read with each completion.
     """
 
     completions: list[ScoredCompletion]
     metrics: Mapping[str, float]
     extras: Mapping[str, list[Any]]
+    questions: Sequence[str] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.completions)
