@@ -39,6 +39,8 @@ from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import check_columns, check_kept_columns, columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
+from .log_ratio import LOG_RATIO, REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
+from .policy_continuations import PolicyContinuations
 from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
 from .step_config import StepGRPOConfig
 from .tool_tokens import loss_mask, with_tool_masks
@@ -139,9 +141,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
         steps = [func for func in funcs if isinstance(func, StepRewardFunction)]
-        if len(steps) != 1:
-            raise ValueError(NOT_A_REWARD_MODEL.format(name=type(self).__name__, count=len(steps)))
-        self.step_reward = steps[0]
+        scores_steps = args.credit != LOG_RATIO
+        if scores_steps and len(steps) != 1:
+            raise ValueError(NOT_A_REWARD_MODEL.format(name=subject, count=len(steps)))
+        if not scores_steps and steps:
+            raise ValueError(REWARD_MODEL.format(subject=subject))
+        self.step_reward = steps[0] if scores_steps else step_splitter(args)
         if self.step_reward.unscorable_reward is not None:
             raise ValueError(
                 f"{subject}: got a StepRewardFunction with unscorable_reward={self.step_reward.unscorable_reward}, "
@@ -166,8 +171,9 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         check_columns(subject, needed, train_dataset, eval_dataset)
         if args.remove_unused_columns:
             check_kept_columns(subject, [self.step_reward.question_column, args.answer_column], columns)
-        if len(funcs) == 1 and environment_factory is None:
-            _check_outcome(subject, args, columns)
+        check_outcome = _check_outcome if scores_steps else refuse_no_outcome
+        if len(funcs) == scores_steps and environment_factory is None:
+            check_outcome(subject, args, columns)
         if args.update_reward_model is not None:
             check_updates(subject, self.step_reward.prm_format, self.answer_reward is not None)
         model, processing_class, quantization_config = policy_model(
@@ -195,9 +201,11 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             environment_factory=environment_factory,
         )
         # TRL has added the `get_reward` of environments to the reward functions.
-        if len(self.reward_funcs) == 1 and environment_factory is not None:
-            _check_outcome(subject, args, columns)
-        has_outcome = len(self.reward_funcs) > 1
+        if len(self.reward_funcs) == scores_steps and environment_factory is not None:
+            check_outcome(subject, args, columns)
+        # Continuations of the policy are graded like the answers, so that answers are already in the step scores.
+        in_scores = (self.step_reward, self.answer_reward if self.step_reward.samples_policy else None)
+        has_outcome = any(func not in in_scores for func in self.reward_funcs)
         self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(has_outcome)
         check_trainable(self.model, subject=subject)
         if args.shard_reward_model:
@@ -207,7 +215,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.step_reward.chat_template_kwargs = self.chat_template_kwargs
         self.step_reward.accelerator = self.accelerator
         self.aggregation = args.aggregation or self.step_reward.aggregation
-        self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
+        # `None` if there is no reward model
+        self._step_index = next((i for i, func in enumerate(self.reward_funcs) if func is self.step_reward), None)
         is_step = torch.tensor([func is self.step_reward for func in self.reward_funcs])
         self._step_weight = self.reward_weights[is_step].sum().item()
         self._other_weights = self.reward_weights[~is_step]
@@ -217,6 +226,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             prompt = next(iter(train_dataset)).get("prompt")
             if prompt and opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
                 self.answer_reward.grader = Grader(args.grading, answer_pattern=args.answer_pattern, reasoning=True)
+        self._continuations = PolicyContinuations(self) if self.step_reward.samples_policy else None
         self.reward_model_updates = updates_of(self) if args.update_reward_model is not None else None
         self._tracking = PolicyTracking(self)
         # For each completion, which tokens the policy wrote. Set when completions are generated, `None` without tools.
@@ -232,13 +242,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
         # Set at each call, because another trainer may use the same reward function.
-        self.step_reward.handoff = self._handoff
+        self.step_reward.handoff, self.step_reward.continuations = self._handoff, self._continuations
         inputs = with_tool_masks(type(self).__name__, inputs, completion_ids_list, self._tool_masks)
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if bool((infinite := rewards_per_func.isinf()).any()):
             row, index = infinite.nonzero()[0].tolist()
             what = f"the reward of {self.reward_func_names[index]} for completion {row}"
             raise self._not_finite(what, rewards_per_func[row, index].item())
+        if self._step_index is None:
+            self._handoff.put(split_completions(self, inputs, prompts, completions, completion_ids_list))
         batch = self._handoff.take(len(prompts))
         if self.reward_model_updates is not None and self.model.training:
             batch = updated_scores(self, batch, rewards_per_func, self._answer_index)
@@ -246,7 +258,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is not None:
             graded = rewards_per_func[:, self._answer_index]
             self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
-            if self._group_size > 1:
+            if self._group_size > 1 and self._step_index is not None:
                 self.metrics_of_mode["steps/agreement"].append(self.agreement(rewards_per_func))
         return rewards_per_func
 
