@@ -112,7 +112,9 @@ SEAMS = (
         _RAFT,
     ),
     Seam("trl.GRPOTrainer._generate", "prompts", _STEP),
-    Seam("trl.GRPOTrainer._calculate_rewards", "inputs prompts completions completion_ids_list", _STEP),
+    Seam(
+        "trl.GRPOTrainer._calculate_rewards", "inputs prompts completions completion_ids_list", f"{_STEP} {_STEP_GRPO}"
+    ),
     Seam("trl.GRPOTrainer._generate_and_score_completions", "inputs", f"{_STEP} {_STEP_PPO}"),
     Seam("trl.GRPOTrainer._compute_loss", "model inputs", f"{_STEP} {_STEP_GRPO} {_STEP_PPO}"),
     Seam(

@@ -8,6 +8,7 @@ from trl import GRPOConfig
 from ...functional.advantages import CREDITS
 from ...functional.aggregation import AGGREGATIONS
 from ...training.tracking.tracking_config import TrackingConfig
+from .completion_options import refuse_options_of_completions
 from .log_ratio import LOG_RATIO, check_log_ratio
 from .reward_model_updates import UPDATES
 
@@ -54,6 +55,11 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             Weight of the graded answer and of any other reward functions, in addition to the step rewards. Defaults to
             1.0 if the dataset has answers or there are other reward functions, else to 0. With 0, answers are graded
             and logged, but not trained on. A value above 0 without answers and other reward functions is an error.
+        reward_weights (`list[float]`, *optional*):
+            One weight per reward function, as in [`~trl.GRPOConfig`]. The weight of the process reward model
+            multiplies the step rewards after their normalisation. The weights of the other reward functions apply
+            inside the outcome. If the graded answer is added to the reward functions, its weight is 1, or the last one
+            if there is one weight more.
         eta (`float`, *optional*):
             The paper's inverse reward temperature \\( \eta \\). The reward model's scores are read at this eta
             ([`StepScorer`]) if the eta of its labels is finite and recorded in its format. Otherwise the scores are
@@ -213,18 +219,13 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             raise ValueError(f"gamma: got {self.gamma}, expected a number from 0 to 1. Set e.g. 1.0.")
         if self.update_reward_model is not None:
             self._check_updates()
-        # These two options need one advantage per completion.
-        if self.loss_type == "vespo" or self.off_policy_mask_threshold is not None:
-            raise ValueError(
-                "loss_type, off_policy_mask_threshold: got loss_type='vespo' or a threshold, which need one advantage "
-                "per completion, expected options for advantages per step. Choose another loss_type, do not set "
-                "off_policy_mask_threshold, or train with trl.GRPOTrainer."
-            )
-        if self.multi_objective_aggregation != "sum_then_normalize":
-            raise ValueError(
-                f"multi_objective_aggregation: got {self.multi_objective_aggregation!r}, expected "
-                "'sum_then_normalize', because step rewards are always normalised separately. Do not set it."
-            )
+        if not self.trl_computes_advantages:
+            refuse_options_of_completions(self)
+
+    @property
+    def trl_computes_advantages(self) -> bool:
+        """Whether TRL computes the advantages, which are then one per completion, and not one per step."""
+        return self.credit == "outcome"
 
     def _check_updates(self) -> None:
         if self.update_reward_model not in UPDATES:
@@ -309,6 +310,11 @@ class StepPPOConfig(StepGRPOConfig):
     kl_in_reward: bool = field(
         default=True, metadata={"help": "Whether the KL is part of the reward instead of the loss."}
     )
+
+    @property
+    def trl_computes_advantages(self) -> bool:
+        """Whether TRL computes the advantages: never, because they depend on the critic."""
+        return False
 
     def __post_init__(self):
         if self.credit == LOG_RATIO:

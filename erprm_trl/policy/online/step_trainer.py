@@ -35,7 +35,7 @@ from ..answer_reward import AnswerReward
 from ..completions import opens_thinking
 from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
-from ..trainer_arguments import check_columns, columns_of, policy_model
+from ..trainer_arguments import check_columns, check_kept_columns, columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
 from .global_steps import GlobalSteps
 from .log_ratio import LOG_RATIO, REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
@@ -123,6 +123,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
         check_columns(subject, needed, train_dataset, eval_dataset)
+        if args.remove_unused_columns:
+            check_kept_columns(subject, [self.step_reward.question_column, args.answer_column], columns)
         check_outcome = _check_outcome if scores_steps else refuse_no_outcome
         if len(funcs) == scores_steps and environment_factory is None:
             check_outcome(subject, args, columns)
@@ -169,6 +171,11 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.aggregation = args.aggregation or self.step_reward.aggregation
         # `None` if there is no reward model
         self._step_index = next((i for i, func in enumerate(self.reward_funcs) if func is self.step_reward), None)
+        is_step = torch.tensor([func is self.step_reward for func in self.reward_funcs])
+        self._step_weight = self.reward_weights[is_step].sum().item()
+        self._other_weights = self.reward_weights[~is_step]
+        if args.trl_computes_advantages:
+            self.reward_weights = torch.where(is_step, 1.0, self.outcome_weight) * self.reward_weights
         if adds_answers and args.reasoning is None:
             prompt = next(iter(train_dataset)).get("prompt")
             if prompt and opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
@@ -223,7 +230,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         start = self.accelerator.process_index * len(batch)
         others = [index for index in range(len(self.reward_funcs)) if index != self._step_index]
         other_rewards = rewards_per_func[:, others]
-        outcomes = (other_rewards * self.reward_weights.to(device)[others]).nansum(-1)
+        outcomes = (other_rewards * self._other_weights.to(device)).nansum(-1)
         outcomes[other_rewards.isnan().all(-1)] = torch.nan
         mask = ~scores.isnan()
         token_ends = torch.nn.functional.pad(token_ends, (0, scores.shape[1] - longest))
@@ -255,6 +262,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def _log_advantages(self, output: dict[str, Any]) -> None:
         """Replaces GRPO's advantages in TRL's log of completions by the mean advantage over each completion's
         tokens."""
+        if self.args.trl_computes_advantages:
+            return
         mask = loss_mask(output)
         means = (output["advantages"] * mask).sum(-1) / mask.sum(-1).clamp(min=1)
         means = self.accelerator.gather(means).tolist()
