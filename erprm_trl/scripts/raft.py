@@ -13,7 +13,7 @@ import trl
 
 import erprm_trl
 
-from .. import RAFTConfig, scripts
+from .. import scripts
 from ..io.config_values import read_json_fields
 from .console import stage
 from .outcome import first_and_last, print_outcome
@@ -70,7 +70,7 @@ class DataArguments:
         return Dataset.from_list([row._asdict() if answers else {"question": row.question} for row in rows])
 
 
-def main(data: DataArguments, training: RAFTConfig, model: trl.ModelConfig) -> "erprm_trl.RAFTTrainer":
+def main(data: DataArguments, training: "erprm_trl.RAFTConfig", model: "trl.ModelConfig") -> "erprm_trl.RAFTTrainer":
     """Runs the rounds and saves the last policy."""
     stage(f"RAFT: {training.num_rounds} rounds")
     columns = {"question_column": training.question_column, "answer_column": training.answer_column}

@@ -13,7 +13,7 @@ import trl
 
 import erprm_trl
 
-from .. import ERPRMConfig, scripts
+from .. import scripts
 from ..io import local_path
 from ..rollouts.shards import MANIFEST
 from .console import stage
@@ -142,7 +142,7 @@ def _sources(option: str, entries: list[Any]) -> list[MixtureSource]:
     return sources
 
 
-def main(data: DataArguments, training: ERPRMConfig, model: trl.ModelConfig) -> "erprm_trl.ERPRMTrainer":
+def main(data: DataArguments, training: "erprm_trl.ERPRMConfig", model: "trl.ModelConfig") -> "erprm_trl.ERPRMTrainer":
     """Trains a reward model and saves it."""
     stage("Loading the training data and the model")
     train_dataset, eval_dataset = data.rollouts, data.eval_rollouts
