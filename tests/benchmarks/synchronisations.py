@@ -30,7 +30,7 @@ from step_fakes import (  # noqa: E402
     tiny_llama,
     word_level,
 )
-from synchronisations import count_updates  # noqa: E402
+from synchronisation_counts import count_updates  # noqa: E402
 
 from erprm_trl import (  # noqa: E402
     ERPRMConfig,

@@ -37,7 +37,13 @@ def solution_sums(model: nn.Module, batch: dict[str, Tensor], unwrapped: nn.Modu
     in float64. For `unwrapped` see [`solution_log_probs`]."""
     ends = (batch["step_positions"] * batch["step_mask"]).max(-1).values
     log_probs = solution_log_probs(
-        model, batch["input_ids"], batch["attention_mask"], batch["prompt_lengths"], ends, unwrapped
+        model,
+        batch["input_ids"],
+        batch["attention_mask"],
+        batch["prompt_lengths"],
+        ends,
+        unwrapped,
+        batch.get("solution_index"),
     )
     return step_log_prob_sums(log_probs, ends[:, None])[:, 0]
 
