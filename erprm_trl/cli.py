@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from .io.paths import local_path
 from .scripts.console import quiet
-from .scripts.outcome import StoppedByGuard, UsageError
+from .scripts.launcher import end_process
+from .scripts.outcome import STOPPED_BY_GUARD, StoppedByGuard, UsageError
 
 
-FAILED, WRONG_USAGE, STOPPED_BY_GUARD, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
+FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
 
 class Command(NamedTuple):
@@ -94,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # erprm train --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        code = BROKEN_PIPE
+    end_process(code)
     return code
 
 
@@ -170,10 +172,6 @@ def run(name: str, argv: Sequence[str]) -> int:
             if output_dir is not None:
                 console.write_to(Path(local_path(output_dir), f"_{name}.log"))
             stage.main(*arguments)
-            if command.several_processes and launcher.is_launched():
-                from accelerate import PartialState
-
-                PartialState().destroy_process_group()  # otherwise torch may abort the process at its end
             return 0
     flags = ["--config", config] if config else []
     flags += [f"--{flag}" for flag in ("verbose", "debug") if getattr(options, flag)]

@@ -3,6 +3,7 @@
 from .._moved import moved_names
 from .advantages import (
     CREDITS,
+    center_wrong_solutions,
     generalized_advantages,
     group_mean,
     group_step_advantages,
@@ -59,6 +60,7 @@ __all__ = [
     "fit_beta_prior",
     "fit_recalibration",
     "generalized_advantages",
+    "center_wrong_solutions",
     "group_mean",
     "group_step_advantages",
     "implicit_reward",

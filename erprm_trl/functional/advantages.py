@@ -152,6 +152,38 @@ def subtract_initial_value(rewards: Tensor, mask: Tensor, initial_value: Tensor 
     return torch.cat([first, rewards[:, 1:]], dim=-1)
 
 
+def center_wrong_solutions(rewards: Tensor, mask: Tensor, wrong: Tensor, group_size: int) -> Tensor:
+    r"""
+    Shifts the step rewards of the wrong solutions of each question to mean zero. The rewards of the other solutions do
+    not change.
+
+    $$ r'_{il} = r_{il} - \mathrm{mean} \{ r_{jk} : j \text{ is a wrong solution of the group} \} \quad \text{if } i
+    \text{ is wrong} $$
+
+    A wrong solution with plausible steps then gains nothing on average. The order of the steps does not change.
+
+    Args:
+        rewards (`torch.Tensor`):
+            Step rewards (N, S). Every `group_size` consecutive rows are solutions of the same question.
+        mask (`torch.Tensor`):
+            Booleans (N, S), True where there is a reward.
+        wrong (`torch.Tensor`):
+            Booleans (N,), True for wrong solutions.
+        group_size (`int`):
+            Number of solutions per question.
+
+    Returns:
+        `torch.Tensor`: rewards (N, S), 0 at padding.
+
+    Source: PROGRS (2604.02341), outcome-conditioned centering, applied to the rewards of steps.
+    """
+    rewards, mask = _clean(rewards, mask)
+    chosen = mask & wrong[:, None]
+    shape = (rewards.shape[0] // group_size, group_size * rewards.shape[-1])
+    _, means, _ = masked_moments(rewards.reshape(shape), chosen.reshape(shape), dim=-1)
+    return rewards - means.repeat_interleave(group_size, dim=0) * chosen
+
+
 def group_mean(values: Tensor, mask: Tensor, group_size: int) -> Tensor:
     """
     Mean over each group of consecutive rows, repeated for every row of the group.

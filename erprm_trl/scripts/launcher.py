@@ -1,11 +1,13 @@
 """Runs a command in several processes, with accelerate."""
 
+import atexit
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 
-from .outcome import UsageError
+from .outcome import STOPPED_BY_GUARD, UsageError
 from .recipes import find_accelerate_config, read_config
 
 
@@ -31,6 +33,29 @@ def lacks_accelerator() -> bool:
     torch = sys.modules.get("torch")
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     return alone and torch is not None and not torch.accelerator.is_available()
+
+
+def end_process(code: int) -> None:
+    """
+    Ends a process of a process group with an exit code, without finalizing Python. Returns if there is no group.
+
+    A worker thread of a Gloo group releases the tensors of a collective after the collective has returned, and takes
+    the GIL to do so. If Python is finalizing at that moment, the thread is unwound through a destructor, and the
+    process aborts with "terminate called without an active exception". Only the group's destructor waits for these
+    threads, and after `DistributedDataParallel` has used a group, it never runs.
+    """
+    torch = sys.modules.get("torch")  # not imported only for this
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    if code in (0, STOPPED_BY_GUARD):  # after other errors, the other processes may still use the group
+        torch.distributed.destroy_process_group()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def launch_options(

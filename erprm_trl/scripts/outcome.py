@@ -3,6 +3,9 @@
 from .console import is_main_process
 
 
+STOPPED_BY_GUARD = 3  # exit code
+
+
 class UsageError(ValueError):
     """The command line or the YAML file cannot be used."""
 

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.slow("starts two processes, one of them slow")
 
 SCRIPT = """
 import sys
-import torch.distributed
+from erprm_trl.scripts.launcher import end_process
 sys.path.insert(0, sys.argv[3])
 from test_slow_process import save_slowly
 save_slowly(sys.argv[1], sys.argv[2] == "True")
-torch.distributed.destroy_process_group()
+end_process(0)
 """
 
 

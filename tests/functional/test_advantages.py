@@ -15,6 +15,7 @@ from erprm_trl.functional import (
     CREDITS,
     advantages,
     aggregate,
+    center_wrong_solutions,
     generalized_advantages,
     group_mean,
     group_step_advantages,
@@ -233,6 +234,16 @@ def test_no_steps_at_all(credit):
 def test_group_mean_worked_by_hand():
     values, mask = torch.tensor([1.0, 4.0, math.nan, 6.0, 7.0, math.inf]), torch.tensor([1, 1, 0, 1, 0, 0]).bool()
     assert group_mean(values, mask, 2).tolist() == [2.5, 2.5, 6.0, 6.0, 0.0, 0.0]  # (1 + 4) / 2, 6 / 1, no values
+
+
+def test_centering_of_wrong_solutions_worked_by_hand():
+    # First group: the wrong rewards 1, 3 and 5 have mean 3, and the right row keeps 7. Second group: only a row
+    # without steps is wrong. Padding may hold anything.
+    rewards, mask = pad([[1.0, 3.0], [5.0], [7.0], [2.0], [], [4.0]], filler=math.nan)
+    wrong = torch.tensor([True, True, False, False, True, False])
+    centered = center_wrong_solutions(rewards, mask, wrong, 3)
+    assert_rows(centered, mask, [[-2.0, 0.0], [2.0], [7.0], [2.0], [], [4.0]])
+    assert torch.equal(centered[~mask], torch.zeros_like(centered[~mask]))
 
 
 def test_group_advantages_worked_by_hand():

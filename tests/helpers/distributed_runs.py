@@ -44,10 +44,10 @@ CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
 NAMES = ("erprm_lm", "erprm_token", "erprm_implicit", "raft", "step_grpo", "step_ppo")
 SCRIPT = """
 import json, sys
-import torch.distributed
 from distributed_runs import run_all
+from erprm_trl.scripts.launcher import end_process
 run_all(sys.argv[1], **json.loads(sys.argv[2]))
-torch.distributed.destroy_process_group()
+end_process(0)
 """
 UPDATES, GROUP = 10, 4
 # Metrics that must be gathered from all processes

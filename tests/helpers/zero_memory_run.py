@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from erprm_trl import dial
+from erprm_trl.scripts.launcher import end_process
 
 
 def storage_bytes(tensors):
@@ -51,7 +52,7 @@ def main(folder, precision):
         "overlap": bool(engine._config.zero_config.overlap_comm),
     }
     Path(folder, f"rank-{accelerator.process_index}.json").write_text(json.dumps(facts))
-    accelerator.end_training()
+    end_process(0)
 
 
 if __name__ == "__main__":

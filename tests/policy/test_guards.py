@@ -470,14 +470,14 @@ def test_a_healthy_run_is_not_changed(tmp_path):
 
 SCRIPT = """
 import os, sys
-import torch.distributed
+from erprm_trl.scripts.launcher import end_process
 from test_guards import train
 rank = int(os.environ["RANK"])
 for name, sees in (("zero", 0), ("one", 1)):
     folder = os.path.join(sys.argv[1], name)
     trainer, guard = train(folder, collapses_at=8 if rank == sees else None)
     open(os.path.join(folder, f"rank{rank}.txt"), "w").write(f"{trainer.state.global_step}")
-torch.distributed.destroy_process_group()
+end_process(0)
 """
 
 

@@ -112,6 +112,29 @@ def test_processes_that_would_train_alone_are_an_error(monkeypatch):
     assert options["model"] == "m" and options["args"].model_init_kwargs["dtype"] == "bfloat16"
 
 
+IN_A_GROUP = """
+import atexit, threading, time, torch
+from erprm_trl.scripts.launcher import end_process
+class Last:
+    def __del__(self, print=print):
+        print("finalized", flush=True)
+last = Last()
+end_process(1)  # without a group, nothing happens
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+atexit.register(lambda: print("exit handler, group:", torch.distributed.is_initialized()))
+threading.Timer(0.1, lambda: print("thread")).start()
+end_process(3)
+"""
+
+
+@pytest.mark.slow("starts a process")
+def test_a_process_of_a_group_ends_without_finalizing():
+    # A thread of the group that takes the GIL while Python finalizes would abort the process.
+    ended = subprocess.run([sys.executable, "-c", IN_A_GROUP], capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (3, "thread\nexit handler, group: False\n"), ended.stderr
+
+
 @pytest.mark.slow("starts two processes that train")
 def test_two_processes_train_one_reward_model(tmp_path):
     """12 solutions in batches of 4 on each of 2 processes: 2 updates are an epoch. Alone, they are 2/3 of an epoch."""

@@ -60,6 +60,10 @@ class DialChain:
         seed (`int`, *optional*, defaults to `0`):
             Seed of the training questions, the rollouts and the reward models. The test questions and their solutions
             are the same for every seed.
+        policy (`str`, *optional*):
+            Policy that samples, and base of the reward models. Defaults to the shipped policy.
+        moves (`tuple[int, int]`, *optional*, defaults to `(3, 7)`):
+            Minimum and maximum number of moves per question.
     """
 
     output_dir: str
@@ -72,6 +76,8 @@ class DialChain:
     max_steps: int = 100
     learning_rate: float = 3e-4
     seed: int = 0
+    policy: str = BASE_PATH
+    moves: tuple[int, int] = (3, 7)
 
     def run(self) -> dict[str, Any]:
         """Runs all stages and returns the curves of [`~erprm_trl.selection.selection_curves`]."""
@@ -85,7 +91,7 @@ class DialChain:
         console.stage(f"Solutions of {self.test_questions} other questions: {self.num_samples} per question")
         samples = self.collect("samples", self.test_questions, TEST_SEED, self.num_samples, 0)
         console.stage("Scoring the solutions with the base model")
-        base = StepScorer.from_pretrained(BASE_PATH, prm_format=FORMAT, batch_size=256)
+        base = StepScorer.from_pretrained(self.policy, prm_format=FORMAT, batch_size=256)
         scores = {BASE: score_rollouts(base, samples)}
         for eta in self.etas:
             scores[f"eta = {eta:g}"] = score_rollouts(self.train(rollouts, eta=eta), samples)
@@ -97,10 +103,12 @@ class DialChain:
     def collect(
         self, name: str, num_questions: int, seed: int, num_solutions: int, num_continuations: int
     ) -> RolloutDataset:
-        """Samples and grades solutions and their continuations with the shipped policy."""
+        """Samples and grades solutions and their continuations with the policy."""
         return collect_rollouts(
-            load_questions(make_questions(num_questions, seed)),
-            TransformersSampler.from_pretrained(BASE_PATH, max_new_tokens=64, batch_size=256),
+            load_questions(make_questions(num_questions, seed, *self.moves)),
+            TransformersSampler.from_pretrained(
+                self.policy, max_new_tokens=max(64, 16 + 7 * self.moves[1]), batch_size=256
+            ),
             Path(self.output_dir, name),
             num_solutions=num_solutions,
             num_continuations=num_continuations,
@@ -112,7 +120,7 @@ class DialChain:
         )
 
     def train(self, rollouts: RolloutDataset, **labels: Any) -> StepScorer:
-        """Trains a reward model from the shipped base model and saves it."""
+        """Trains a reward model from the policy and saves it."""
         outcome = labels.get("train_on_last_step_only", False)
         name = "outcome" if outcome else f"eta-{labels['eta']:g}"
         console.stage(f"Reward model, {OUTCOME if outcome else 'eta = ' + format(labels['eta'], 'g')}")
@@ -135,7 +143,7 @@ class DialChain:
             dataloader_pin_memory=torch.accelerator.is_available(),
             seed=self.seed,
         )
-        trainer = ERPRMTrainer(BASE_PATH, args, train_dataset=rollouts)
+        trainer = ERPRMTrainer(self.policy, args, train_dataset=rollouts)
         show_training(trainer)
         trainer.train()
         trainer.save_model()

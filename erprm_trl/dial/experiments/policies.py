@@ -137,7 +137,9 @@ def _policy(trainer):
     return trainer.model, trainer.processing_class
 
 
-def make_noisy_policy(folder: str | Path, *, slip: float = 0.6, steps: int = 60, seed: int = 0) -> str:
+def make_noisy_policy(
+    folder: str | Path, *, slip: float = 0.6, steps: int = 60, seed: int = 0, moves: tuple[int, int] = (3, 7)
+) -> str:
     """
     Trains the shipped policy on solutions with many mistakes, so that few of its samples are correct and graded
     answers carry little information.
@@ -151,6 +153,8 @@ def make_noisy_policy(folder: str | Path, *, slip: float = 0.6, steps: int = 60,
             Number of training steps, with batches of 64 solutions.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the solutions and of the training.
+        moves (`tuple[int, int]`, *optional*, defaults to `(3, 7)`):
+            Minimum and maximum number of moves per question.
 
     Returns:
         `str`: the folder.
@@ -168,7 +172,7 @@ def make_noisy_policy(folder: str | Path, *, slip: float = 0.6, steps: int = 60,
     set_seed(seed)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(BASE_PATH), AutoTokenizer.from_pretrained(BASE_PATH)
     rng = random.Random(f"dial-noisy-{seed}")
-    rows = [tokenized_example(tokenizer, rng, random_question(rng), False, slip) for _ in range(64 * steps)]
+    rows = [tokenized_example(tokenizer, rng, random_question(rng, *moves), False, slip) for _ in range(64 * steps)]
     args = TrainingArguments(
         str(folder),
         num_train_epochs=1,
@@ -231,10 +235,12 @@ def train_online(
     policy: str = BASE_PATH,
     callbacks: list[TrainerCallback] | None = None,
     seed: int = 0,
+    completions_per_update: int = COMPLETIONS,
+    moves: tuple[int, int] = (3, 7),
     **settings: Any,
 ):
     """
-    Trains a policy with an online method, with 256 completions per update.
+    Trains a policy with an online method.
 
     Args:
         method (`str`):
@@ -253,18 +259,22 @@ def train_online(
             Further callbacks, such as a [`PolicyGuard`] for a step method.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the training questions, their order and the samples.
+        completions_per_update (`int`, *optional*, defaults to `256`):
+            Number of completions per update, 8 per question.
+        moves (`tuple[int, int]`, *optional*, defaults to `(3, 7)`):
+            Minimum and maximum number of moves per question.
         settings:
             Further fields of the configuration.
 
     Returns:
         The trainer, after training.
     """
-    questions = load_questions(make_questions(2000, 10_000 + seed))
+    questions = load_questions(make_questions(2000, 10_000 + seed, *moves))
     dataset = prompt_dataset(questions, answers=answers or method == "grpo")
     common = {
         "output_dir": str(output_dir),
         "max_steps": updates,
-        "per_device_train_batch_size": COMPLETIONS,
+        "per_device_train_batch_size": completions_per_update,
         "num_generations": 8,
         "max_completion_length": _longest_completion(dataset),
         "learning_rate": 3e-4,
@@ -278,7 +288,7 @@ def train_online(
         from trl import GRPOConfig, GRPOTrainer
 
         reward = AnswerReward("answer", "exact", ANSWER_PATTERN)
-        trainer = GRPOTrainer(policy, [reward], GRPOConfig(**common, **settings), dataset, callbacks=callbacks)
+        trainer = GRPOTrainer(policy, [reward], GRPOConfig(**{**common, **settings}), dataset, callbacks=callbacks)
     else:
         config, trainer_class = {
             "step_grpo": (StepGRPOConfig, StepGRPOTrainer),

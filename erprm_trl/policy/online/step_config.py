@@ -31,6 +31,11 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount factor of later rewards, per step in GRPO and per token in PPO. In GRPO, 1 credits a step with all
             later rewards, and 0 only with its own reward.
+        center (`str`, *optional*):
+            `"outcome"` shifts the step rewards of each question's wrong solutions to mean zero, so that plausible
+            steps of wrong solutions gain nothing on average (PROGRS). A solution is wrong if its graded answer is.
+            Without graded answers, it is wrong if the sum of the other reward functions is 0 or negative. By default,
+            step rewards are not shifted.
         outcome_weight (`float`, *optional*):
             Weight of the graded answer and of any other reward functions, in addition to the step rewards. Defaults to
             1.0 if the dataset has answers or there are other reward functions, else to 0. With 0, answers are graded
@@ -83,6 +88,13 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
     gamma: float = field(
         default=1.0, metadata={"help": "Discount factor of later rewards, per step in GRPO and per token in PPO."}
     )
+    center: str | None = field(
+        default=None,
+        metadata={
+            "help": "'outcome' shifts the step rewards of each question's wrong solutions to mean zero.",
+            "choices": ["outcome"],
+        },
+    )
     outcome_weight: float | None = field(
         default=None,
         metadata={
@@ -131,6 +143,8 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             raise ValueError(
                 f"aggregation: got {self.aggregation!r}, expected one of {', '.join(AGGREGATIONS)}. Choose one."
             )
+        if self.center not in (None, "outcome"):
+            raise ValueError(f"center: got {self.center!r}, expected 'outcome' or None. Choose one.")
         if not self.score_temperature > 0:
             raise ValueError(
                 f"score_temperature: got {self.score_temperature}, expected a positive number. Set e.g. 0.1."

@@ -75,13 +75,15 @@ class StepGRPOTrainer(StepTrainer):
         num_tokens = completion_mask.shape[1]
         if self.args.credit == "outcome":  # one reward per solution, normalised over solutions as in GRPO
             scores, answered = steps.solution_scores(self.aggregation), steps.mask.any(-1)
-            advantages = group_step_advantages(scores[:, None], answered[:, None], size, scale=scale)
+            scores = self._centered(scores[:, None], answered[:, None], steps)
+            advantages = group_step_advantages(scores, answered[:, None], size, scale=scale)
             advantages = advantages[steps.local].expand(-1, num_tokens)
         else:
             if self.args.credit == "difference":
                 # The question's value is the mean of the group's solution scores. With any other initial value, the
                 # mean of a group's differences is not 0, and centring them would reward or penalise every step.
                 rewards = subtract_initial_value(rewards, steps.mask, self._question_values(steps))
+            rewards = self._centered(rewards, steps.mask, steps)
             of_steps = group_step_advantages(rewards, steps.mask, size, scale=scale, gamma=self.args.gamma)
             advantages = spread_over_steps(of_steps[steps.local], steps.token_ends, steps.local_mask, num_tokens)
         if self.outcome_weight:

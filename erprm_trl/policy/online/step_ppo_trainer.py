@@ -185,7 +185,8 @@ class StepPPOTrainer(StepTrainer):
     ) -> Tensor:
         """Rewards of this process's tokens, of shape (B, T)."""
         # A trained critic learns the question's value. With the reward model as critic, it is subtracted here.
-        of_steps = self._step_rewards(steps, 0.0 if questions is None else questions)[steps.local]
+        of_steps = self._step_rewards(steps, 0.0 if questions is None else questions)
+        of_steps = self._centered(of_steps, steps.mask, steps)[steps.local]
         rewards = place_at_step_ends(of_steps, steps.token_ends, steps.local_mask, mask.shape[1])
         parts = {"step": rewards.sum(-1)}
         if self.outcome_weight:

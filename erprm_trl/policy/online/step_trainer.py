@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 
 from ..._trl import get_config_model_id
-from ...functional.advantages import group_mean, step_rewards
+from ...functional.advantages import center_wrong_solutions, group_mean, step_rewards
 from ...functional.aggregation import aggregate
 from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
@@ -67,6 +67,9 @@ class GlobalSteps:
             Mask of shape (N, S), True at real steps.
         outcomes (`torch.Tensor`):
             Outcomes of shape (N,), NaN if no other reward function returned a reward.
+        wrong (`torch.Tensor`):
+            Booleans of shape (N,), True for solutions with a wrong answer. Without graded answers, solutions whose
+            outcome is 0 or negative count as wrong.
         local (`slice`):
             Rows of this process.
         token_ends (`torch.Tensor`):
@@ -76,6 +79,7 @@ class GlobalSteps:
     scores: Tensor
     mask: Tensor
     outcomes: Tensor
+    wrong: Tensor
     local: slice
     token_ends: Tensor
 
@@ -226,7 +230,11 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         outcomes[other_rewards.isnan().all(-1)] = torch.nan
         mask = ~scores.isnan()
         token_ends = torch.nn.functional.pad(token_ends, (0, scores.shape[1] - longest))
-        return GlobalSteps(scores, mask, outcomes, slice(start, start + len(batch)), token_ends)
+        if self.answer_reward is None:
+            wrong = outcomes <= 0
+        else:
+            wrong = rewards_per_func[:, self.reward_funcs.index(self.answer_reward)] < 0.5
+        return GlobalSteps(scores, mask, outcomes, wrong, slice(start, start + len(batch)), token_ends)
 
     def _log_agreement(self, rewards_per_func: Tensor) -> None:
         if self.answer_reward is None:
@@ -319,6 +327,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         """Value of each completion's question, of shape (N,): the mean score of its group's solutions."""
         return group_mean(steps.solution_scores(self.aggregation), steps.mask.any(-1), self._group_size)
 
+    def _centered(self, rewards: Tensor, mask: Tensor, steps: GlobalSteps) -> Tensor:
+        """Step rewards (N, S) after the centring of wrong solutions, if `center` asks for it."""
+        if self.args.center is None:
+            return rewards
+        return center_wrong_solutions(rewards, mask, steps.wrong, self._group_size)
+
     def _step_rewards(self, steps: GlobalSteps, initial_value: Tensor | float = 0.0) -> Tensor:
         return step_rewards(
             steps.scores,
@@ -338,6 +352,12 @@ def _check_outcome(subject: str, args: StepGRPOConfig, columns: list[str]) -> No
             f"{args.answer_column!r} in the training dataset, which has {', '.join(columns)}, or another reward "
             "function. Set answer_column to the column of the answers, pass another reward function, or set "
             "outcome_weight=0."
+        )
+    if args.center is not None:
+        raise ValueError(
+            f"{subject}: got center={args.center!r} without an outcome, expected a column {args.answer_column!r} in "
+            f"the training dataset, which has {', '.join(columns)}, or another reward function. Set answer_column to "
+            "the column of the answers, or do not set center."
         )
     unused = [column for column in ANSWER_COLUMNS if column in columns]
     if unused:

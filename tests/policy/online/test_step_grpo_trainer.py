@@ -150,6 +150,43 @@ def test_the_outcome_is_added_to_every_token(tmp_path, credit):
     check(rollout(trainer, [A, B])["advantages"], expected)
 
 
+def second_is_right(completions, **columns):
+    """0 for the first completion of each pair, 1 for the second."""
+    return [float(index % 2) for index in range(len(completions))]
+
+
+def test_step_rewards_of_wrong_solutions_are_centered(tmp_path):
+    # A is wrong, so its rewards 0.4 and 0.8 become -0.2 and 0.2. B keeps 0.2. Minus their mean 1/15: -4/15, 2/15 and
+    # 2/15. A's sums are -2/15 and 2/15. The outcomes add -0.5 to A and 0.5 to B.
+    trainer = make_trainer(tmp_path, credit="sum", center="outcome", funcs=[second_is_right])
+    a, b = -2 / 15 - 0.5, 2 / 15 - 0.5
+    check(rollout(trainer, [A, B])["advantages"], [[a, a, b, b], [2 / 15 + 0.5, 2 / 15 + 0.5, 0, 0]])
+    # With the credit outcome, A's score 0.8 becomes 0, and B's stays 0.2: -0.1 and 0.1.
+    trainer = make_trainer(tmp_path, credit="outcome", center="outcome", funcs=[second_is_right])
+    check(rollout(trainer, [A, B])["advantages"], [[-0.6] * 4, [0.6, 0.6, 0, 0]])
+
+
+def test_the_graded_answer_decides_which_solutions_are_centered(tmp_path):
+    # "8" is right for A. Another reward function prefers B, but B's answer is wrong, so B's 0.2 becomes 0.
+    # Rewards 0.4, 0.8 and 0 with mean 0.4: 0, 0.4 and -0.4. A's sums are 0.4 and 0.4.
+    answer = AnswerReward("answer", "exact", r"(\d+)$")
+    trainer = make_trainer(
+        tmp_path,
+        credit="sum",
+        center="outcome",
+        funcs=[answer, second_is_right],
+        outcome_weight=0.0,
+        dataset=questions(4).add_column("answer", ["8"] * 4),
+    )
+    output = rollout(trainer, [A, B], answer=["8", "8"])
+    check(output["advantages"], [[0.4] * 4, [-0.4, -0.4, 0, 0]])
+
+
+def test_centering_needs_an_outcome(tmp_path):
+    with pytest.raises(ValueError, match="got center='outcome' without an outcome, expected a column 'answer'"):
+        make_trainer(tmp_path, center="outcome")
+
+
 def test_reward_weights_apply_to_the_other_reward_functions(tmp_path):
     # 2 * (1, 0) + 3 * (0.1, 0.1), and None does not count. Centred: +-1, plus the steps' advantages.
     def constant(completions, **columns):
@@ -627,6 +664,7 @@ def test_the_kl_of_beta_is_in_the_loss(tmp_path):
     [
         ({"credit": "shapley"}, "credit: got 'shapley', expected one of difference"),
         ({"aggregation": "median"}, "aggregation: got 'median'"),
+        ({"center": "group"}, "center: got 'group', expected 'outcome' or None"),
         ({"score_temperature": 0.0}, "score_temperature: got 0.0"),
         ({"outcome_weight": -1.0}, "outcome_weight: got -1.0"),
         ({"outcome_weight": math.inf}, "outcome_weight: got inf"),

@@ -1,0 +1,282 @@
+"""Compares credits, normalisations and discounts of step rewards on dial over seeds:
+`python tests/benchmarks/credit_study.py --seeds 90210 101 102`.
+
+There are four settings. "dense" and "sparse" start from the shipped policy, which is right 7 times out of 10, and from
+a noisier one, which is rarely right. "long" has chains of 8 to 12 moves. In these three, the policy also learns from
+graded answers. In "steps", it learns from step scores alone, for more updates than are useful.
+
+The accuracy of a run is the accuracy of its training samples, because no question is used twice. Every finished run is
+kept in `seed-0/dense/difference.json` and so on, and skipped, so that the study can be stopped and continued at any
+time. The table shows means and 95% t-intervals over seeds, and the worst seed. `--guard` shows which of these runs
+`PolicyGuard` would have stopped at several limits.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from intervals import interval
+from policy_learning import load, rollouts_to_reach
+
+from erprm_trl.dial import BASE_PATH, make_questions
+from erprm_trl.dial.experiments.chain import TEST_SEED, DialChain
+from erprm_trl.dial.experiments.policies import PPO, accuracy, make_noisy_policy, train_online
+from erprm_trl.io.atomic_files import replace_file
+
+
+COMPLETIONS = 64  # per update
+WINDOW = 5  # updates, over which an accuracy is averaged
+SHORT, LONG = (3, 7), (8, 12)
+SETTINGS = {  # name: moves per question, updates, share of wrong results of the first policy, whether answers count
+    "dense": (SHORT, 60, None, True),
+    "sparse": (SHORT, 60, 0.6, True),
+    "steps": (SHORT, 120, None, False),
+    "long": (LONG, 40, 0.02, True),
+}
+METHODS: dict[str, tuple[str, dict]] = {"answers only": ("grpo", {})}
+for _credit in ("difference", "sum", "min_form"):
+    for _gamma in (1.0, 0.0):
+        for _scale in ("group", "batch", "none"):
+            _name = f"{_credit}, gamma {_gamma:g}, {_scale}"
+            METHODS[_name] = ("step_grpo", {"credit": _credit, "gamma": _gamma, "scale_rewards": _scale})
+for _scale in ("group", "batch", "none"):
+    METHODS[f"outcome, {_scale}"] = ("step_grpo", {"credit": "outcome", "scale_rewards": _scale})
+for _beta in (0.02, 0.1, 0.5):
+    for _name in ("difference, gamma 1, group", "difference, gamma 0, batch", "sum, gamma 0, batch", "outcome, group"):
+        METHODS[f"{_name}, beta {_beta:g}"] = ("step_grpo", {**METHODS[_name][1], "beta": _beta})
+for _name in ("difference, gamma 0, batch", "sum, gamma 0, group", "sum, gamma 0, batch", "outcome, group"):
+    METHODS[f"{_name}, center"] = ("step_grpo", {**METHODS[_name][1], "center": "outcome"})
+for _weight in (0.3, 3.0):
+    for _name in ("difference, gamma 0, batch", "sum, gamma 0, batch"):
+        METHODS[f"{_name}, outcome weight {_weight:g}"] = (
+            "step_grpo",
+            {**METHODS[_name][1], "outcome_weight": _weight},
+        )
+METHODS["ppo, difference"] = ("step_ppo", {**PPO, "credit": "difference"})
+METHODS["ppo, outcome"] = ("step_ppo", {**PPO, "credit": "outcome"})
+KEPT = ("steps/", "rewards/", "completions/clipped_ratio", "completions/mean_length", "kl", "loss", "value/")
+
+
+def first_policy(setting, seed, folder):
+    """The policy that the runs of a setting start from. It is trained once per seed."""
+    moves, _, slip, _ = SETTINGS[setting]
+    if slip is None:
+        return BASE_PATH
+    path = Path(folder, f"policy-{setting}")
+    if not (path / "config.json").exists():
+        make_noisy_policy(path, slip=slip, seed=seed, moves=moves)
+    return str(path)
+
+
+def reward_model(setting, seed, folder, eta=2.0):
+    """The reward model of a setting and seed. It is trained once."""
+    moves = SETTINGS[setting][0]
+    name = "long" if moves == LONG else "short"
+    policy = first_policy("long", seed, folder) if moves == LONG else BASE_PATH
+    chain = DialChain(str(Path(folder, f"chain-{name}")), seed=seed, policy=policy, moves=moves)
+    path = Path(chain.output_dir, f"erprm-eta-{eta:g}")
+    if not (path / "prm_format.json").exists():
+        num_questions = chain.train_questions // (4 if moves == LONG else 1)
+        chain.train(chain.collect("rollouts", num_questions, seed, 2, 8), eta=eta)
+    return str(path)
+
+
+def run(setting, method, seed, folder, updates=None):
+    """One training run: its log, first and final accuracy, and seconds."""
+    moves, default_updates, _, answers = SETTINGS[setting]
+    trainer_name, settings = METHODS[method]
+    policy = first_policy(setting, seed, folder)
+    model = None if trainer_name == "grpo" else reward_model(setting, seed, folder)
+    if not answers:  # answers are graded and logged, but not trained on
+        settings = {**settings, "outcome_weight": 0.0}
+    out = Path(folder, "trainers", setting, method.replace(", ", "-").replace(" ", "-"))
+    started = time.monotonic()
+    trainer = train_online(
+        trainer_name,
+        model,
+        out,
+        updates=updates or default_updates,
+        answers=True,
+        policy=policy,
+        seed=seed,
+        moves=moves,
+        completions_per_update=COMPLETIONS,
+        **{"logging_steps": 1, **settings},
+    )
+    seconds = time.monotonic() - started
+    shutil.rmtree(out, ignore_errors=True)
+    test = make_questions(200, TEST_SEED, *moves)
+    history = [
+        {key: value for key, value in entry.items() if key == "step" or key.startswith(KEPT)}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    key = "rewards/answer_reward/mean" if trainer_name == "grpo" else "steps/accuracy"
+    return {
+        "before": accuracy(*load(policy), test, 4, seed=1),
+        "after": accuracy(trainer.model, trainer.processing_class, test, 4, seed=1),
+        "accuracy": [entry[key] for entry in history],
+        "history": history,
+        "seconds": round(seconds, 1),
+    }
+
+
+def curve(result):
+    """Training accuracy, averaged over the last updates, by the number of rollouts."""
+    values = result["accuracy"]
+    averages = [sum(values[max(0, i + 1 - WINDOW) : i + 1]) / min(i + 1, WINDOW) for i in range(len(values))]
+    return [[(index + 1) * COMPLETIONS, average] for index, average in enumerate(averages)]
+
+
+def load_results(folder):
+    """Finished runs, by setting, method and seed."""
+    results = {}
+    for path in sorted(Path(folder).glob("seed-*/runs/*/*.json")):
+        seed = int(path.parts[-4].removeprefix("seed-"))
+        results.setdefault(path.parts[-2], {}).setdefault(path.stem, {})[seed] = json.loads(path.read_text())
+    return results
+
+
+def table(results):
+    """Rows of the table of each setting: dictionaries with texts."""
+    tables = {}
+    for setting, methods in results.items():
+        rows = []
+        baseline = methods.get("answers only", {})
+        for method in [name for name in METHODS if name in methods]:
+            runs = methods[method]
+            row = {"method": method, "seeds": str(len(runs))}
+            row["before"] = f"{interval([result['before'] for result in runs.values()])[0]:.3f}"
+            for name in ("after", "lowest"):
+                values = [
+                    result["after"]
+                    if name == "after"
+                    else min(average for _, average in curve(result)[len(result["accuracy"]) // 3 :])
+                    for result in runs.values()
+                ]
+                mean, half = interval(values)
+                row[name] = f"{mean:.3f} ± {half:.3f}"
+                row[f"worst {name}"] = f"{min(values):.3f}"
+            paired = [seed for seed in runs if seed in baseline]
+            if paired:
+                mean, half = interval([runs[seed]["after"] - baseline[seed]["after"] for seed in paired])
+                row["minus answers only"] = f"{mean:+.3f} ± {half:.3f}"
+                speedups = [speedup(runs[seed], baseline[seed]) for seed in paired]
+                if None not in speedups:
+                    mean, half = interval(speedups)
+                    row["fewer rollouts"] = f"{mean:.2f} ± {half:.2f}"
+                else:
+                    row["fewer rollouts"] = f"not reached by {speedups.count(None)}"
+            rows.append(row)
+        tables[setting] = rows
+    return tables
+
+
+def speedup(result, baseline):
+    """How many times fewer rollouts a run needs to reach the baseline's final accuracy, or `None`."""
+    level = curve(baseline)[-1][1]
+    reached = rollouts_to_reach([[0, result["before"]], *curve(result)], level)
+    needed = rollouts_to_reach([[0, baseline["before"]], *curve(baseline)], level)
+    return needed / reached if reached and needed else None
+
+
+def print_tables(tables):
+    """Prints one Markdown table per setting."""
+    for setting, rows in tables.items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        print(f"\n{setting}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+        for row in rows:
+            print(f"| {' | '.join(row.get(column, '') for column in columns)} |")
+
+
+def print_guard(results):
+    """Prints how many runs the guard would stop, among collapsed and other runs, for several limits."""
+    from erprm_trl import PolicyGuard
+    from erprm_trl.policy.guards import _watched
+
+    print("\n| setting | max_ratio | collapsed runs stopped | other runs stopped |\n|---|---|---|---|")
+    for setting, methods in results.items():
+        for ratio in (1.25, 1.5, 2.0, 3.0):
+            stopped = {True: [0, 0], False: [0, 0]}
+            for runs in methods.values():
+                for result in runs.values():
+                    guard = PolicyGuard(max_ratio=ratio)
+                    caught = False
+                    for entry in result["history"]:
+                        watched = _watched(entry)
+                        if setting == "steps":  # without answers, these are not known
+                            watched = {
+                                k: v for k, v in watched.items() if k not in ("steps/accuracy", "steps/agreement")
+                            }
+                        guard._observe(watched, entry.get("step", 0))
+                        caught |= any(count >= guard.patience for count in guard._logs_outside.values())
+                    collapsed = min(average for _, average in curve(result)) < result["before"] - 0.1
+                    stopped[collapsed][0] += caught
+                    stopped[collapsed][1] += 1
+            cells = [f"{stopped[kind][0]} of {stopped[kind][1]}" for kind in (True, False)]
+            print(f"| {setting} | {ratio} | {cells[0]} | {cells[1]} |")
+
+
+def plot(results, path):
+    """Plots the mean accuracy over seeds against the rollouts, and the worst seed as a thin line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(results), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, (setting, methods) in zip(panels, results.items(), strict=True):
+        for index, method in enumerate(name for name in METHODS if name in methods):
+            curves = [[average for _, average in curve(result)] for result in methods[method].values()]
+            rollouts = [COMPLETIONS * (update + 1) for update in range(len(curves[0]))]
+            means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+            color = "black" if method == "answers only" else f"C{index % 10}"
+            style = ("-", "--", ":")[index // 10 % 3]
+            axes.plot(rollouts, means, label=method, color=color, linestyle=style)
+            axes.plot(rollouts, min(curves, key=min), color=color, linestyle=style, linewidth=0.5)
+        axes.set(xlabel="rollouts", ylabel="accuracy of training samples", title=setting)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    """Runs the missing runs, prints the tables and plots the curves."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[90210, *range(101, 110)])
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--updates", type=int, help="Updates per run, for a rehearsal.")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/bench/credit_study"))
+    parser.add_argument("--guard", action="store_true", help="Show which runs PolicyGuard would stop.")
+    arguments = parser.parse_args()
+    for seed in arguments.seeds:
+        folder = arguments.output_dir / f"seed-{seed}"
+        for setting in arguments.settings:
+            for method in arguments.methods:
+                path = folder / "runs" / setting / f"{method}.json"
+                if path.exists() or (method == "answers only" and not SETTINGS[setting][3]):
+                    continue
+                result = run(setting, method, seed, folder, arguments.updates)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(path, json.dumps(result))
+                print(
+                    f"seed {seed}, {setting}, {method}: {result['before']:.3f} -> {result['after']:.3f}, "
+                    f"lowest {min(average for _, average in curve(result)):.3f}, {result['seconds']} s",
+                    flush=True,
+                )
+    results = load_results(arguments.output_dir)
+    if results:
+        print_tables(table(results))
+        plot(results, arguments.output_dir / "credit_study.png")
+    if arguments.guard:
+        print_guard(results)
+
+
+if __name__ == "__main__":
+    main()
