@@ -168,7 +168,10 @@ SEAM_ATTRIBUTES = (
     # Attributes of models and their configurations
     SeamAttribute("transformers.PreTrainedModel._keys_to_ignore_on_save", "policy/online/value_head.py"),
     SeamAttribute("torch.nn.Module._modules", "policy/online/value_head.py"),
-    SeamAttribute("transformers.PreTrainedConfig._attn_implementation", "rollouts/sampling/kv_cache.py"),
+    SeamAttribute(
+        "transformers.PreTrainedConfig._attn_implementation",
+        "rollouts/sampling/kv_cache.py reward_model/trainer/fast_paths.py",
+    ),
     SeamAttribute(
         "transformers.PreTrainedConfig._name_or_path",
         "rollouts/sampling/transformers_sampler.py training/tracking/training_tracker.py",

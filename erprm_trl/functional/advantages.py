@@ -8,7 +8,7 @@ Each step is located by the index of its last token.
 import torch
 from torch import Tensor
 
-from .aggregation import AGGREGATIONS, aggregate
+from .aggregation import AGGREGATIONS
 from .masked import masked_moments
 from .precision import at_least_float32
 
@@ -115,14 +115,8 @@ def step_rewards(
         weights = (-scores / temperature).masked_fill(~mask, -torch.inf).softmax(-1)
         return (weights * scores).masked_fill(~mask, 0.0)  # without steps, the weights of a row are NaN
     if credit == "outcome":
-        rewards = torch.zeros_like(scores)
-        with_steps = mask.any(-1)
-        if bool(with_steps.any()):
-            last = mask[with_steps].sum(-1) - 1
-            rewards[with_steps.nonzero().squeeze(-1), last] = aggregate(
-                scores[with_steps], aggregation, mask[with_steps]
-            )
-        return rewards
+        is_last = mask & (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
+        return prefix_values(scores, mask, aggregation).masked_fill(~is_last, 0.0)
     if credit == "difference":
         values = prefix_values(scores, mask, aggregation)
         before = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=-1)
@@ -147,8 +141,8 @@ def subtract_initial_value(rewards: Tensor, mask: Tensor, initial_value: Tensor 
         `torch.Tensor`: rewards (N, S), 0 at padding.
     """
     rewards, mask = _clean(rewards, mask)
-    start = torch.as_tensor(initial_value, dtype=rewards.dtype, device=rewards.device).expand(rewards.shape[0])
-    first = (rewards[:, :1] - start[:, None]).masked_fill(~mask[:, :1], 0.0)
+    start = initial_value.to(rewards).reshape(-1, 1) if isinstance(initial_value, Tensor) else initial_value
+    first = (rewards[:, :1] - start).masked_fill(~mask[:, :1], 0.0)
     return torch.cat([first, rewards[:, 1:]], dim=-1)
 
 

@@ -1,7 +1,7 @@
 """What is known about attention before a model runs: whether it is causal, and whether rows hold several texts.
 
-Otherwise transformers reads this from the values of masks and positions in every forward pass, and an accelerator waits
-for the host each time.
+Otherwise transformers reads this from the values of masks and positions in every forward pass, and an accelerator
+waits for the host each time.
 """
 
 import threading

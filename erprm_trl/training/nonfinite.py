@@ -42,8 +42,8 @@ class StopOnNonFinite:
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _checked_loss(self, loss: Tensor) -> Tensor:
-        """Returns the loss unchanged, and checks it on all processes before the update. In an evaluation, it is checked
-        immediately. All processes must call it."""
+        """Returns the loss unchanged, and checks it on all processes before the update, or immediately in an
+        evaluation. All processes must call it."""
         value = loss.detach().float()
         self._unchecked_loss = value if self._unchecked_loss is None else self._unchecked_loss + value
         # DeepSpeed updates the weights inside the backward pass of the last batch.

@@ -57,8 +57,8 @@ def predict(model_path, folder, packing=False, streaming=False):
 
 
 def train_and_log(model_path, folder, batch_size, accumulated=1):
-    """Trains an epoch of the 7 rows at a learning rate of 0, and writes the logged metrics. Two processes fill the last
-    batch with a copy of the first row."""
+    """Trains an epoch of the 7 rows at a learning rate of 0, and writes the logged metrics. Two processes fill the
+    last batch with a copy of the first row."""
     args = ERPRMConfig(
         str(Path(folder) / "out"),
         num_train_epochs=1,

@@ -83,7 +83,11 @@ def test_other_threads_and_later_calls_read_the_positions():
 def test_a_packed_row_has_the_logits_of_its_texts():
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+            vocab_size=20,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=16,
         )  # fmt: skip
     ).eval()
     ids = torch.randint(0, 20, (2, 6))

@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 
 from ..._trl import get_config_model_id
-from ...functional.advantages import center_wrong_solutions, group_mean, step_rewards
-from ...functional.aggregation import aggregate
+from ...functional.advantages import center_wrong_solutions, group_mean, prefix_values, step_rewards
 from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
 from ...io.paths import local_path
@@ -38,6 +37,7 @@ from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
+from .metrics import mean_over_processes, read_metrics
 from .step_config import StepGRPOConfig
 from .tracking import PolicyTracking
 
@@ -93,11 +93,8 @@ class GlobalSteps:
 
     def solution_scores(self, aggregation: str) -> Tensor:
         """One score per completion, of shape (N,) and 0 for a completion without steps."""
-        values = torch.zeros_like(self.outcomes)
-        with_steps = self.mask.any(-1)
-        if bool(with_steps.any()):
-            values[with_steps] = aggregate(self.scores[with_steps], aggregation, self.mask[with_steps])
-        return values
+        last = (self.mask.sum(-1, keepdim=True) - 1).clamp(min=0)
+        return prefix_values(self.scores, self.mask, aggregation).gather(1, last).squeeze(1)
 
 
 class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
@@ -203,31 +200,51 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
         # Set at each call, because another trainer may use the same reward function.
         self.step_reward.handoff = self._handoff
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        try:
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        finally:
+            self.step_reward.handoff = None
+        on_host = rewards_per_func.cpu()
+        self._check_rewards(on_host)
+        batch = self._handoff.take(len(prompts))
+        for name, value in mean_over_processes(batch.metrics).items():
+            self.metrics_of_mode[name].append(value)
+        self._handoff.put(self._gather_steps(batch, rewards_per_func))
+        self._log_agreement(on_host)
+        return rewards_per_func
+
+    def _check_rewards(self, rewards_per_func: Tensor) -> None:
         if bool((infinite := rewards_per_func.isinf()).any()):
             row, index = infinite.nonzero()[0].tolist()
             what = f"the reward of {self.reward_func_names[index]} for completion {row}"
             raise self._not_finite(what, rewards_per_func[row, index].item())
-        self._handoff.put(self._gather_steps(self._handoff.take(len(prompts)), rewards_per_func))
-        self._log_agreement(rewards_per_func)
-        return rewards_per_func
 
     def _gather_steps(self, batch: ScoredBatch, rewards_per_func: Tensor) -> GlobalSteps:
-        device = self.accelerator.device
         longest = max(1, *(len(completion.scores) for completion in batch.completions))
-        scores = torch.full((len(batch), longest), torch.nan, device=device)
-        token_ends = torch.zeros(len(batch), longest, dtype=torch.long, device=device)
-        for row, completion in enumerate(batch.completions):
-            num_steps = len(completion.scores)
-            scores[row, :num_steps] = torch.tensor(completion.scores, device=device)
-            token_ends[row, :num_steps] = torch.tensor(completion.token_ends, dtype=torch.long, device=device)
+        fill = [longest - len(completion.scores) for completion in batch.completions]
+        # One copy to the device. Indices of tokens are exact in float32.
+        scores, ends = torch.tensor(
+            [
+                [[*row.scores, *[torch.nan] * padding] for row, padding in zip(batch.completions, fill, strict=True)],
+                [[*row.token_ends, *[0] * padding] for row, padding in zip(batch.completions, fill, strict=True)],
+            ],
+            dtype=torch.float32,
+            device=self.accelerator.device,
+        )
+        token_ends = ends.long()
         # A question's group may be spread over several processes, so group statistics need the steps of all processes.
-        scores = self.accelerator.gather(self.accelerator.pad_across_processes(scores, dim=1, pad_index=torch.nan))
+        if self.accelerator.num_processes > 1:
+            scores = self.accelerator.pad_across_processes(scores.contiguous(), dim=1, pad_index=torch.nan)
+            scores = self.accelerator.gather(scores)
         start = self.accelerator.process_index * len(batch)
-        others = [index for index in range(len(self.reward_funcs)) if index != self._step_index]
-        other_rewards = rewards_per_func[:, others]
-        outcomes = (other_rewards * self.reward_weights.to(device)[others]).nansum(-1)
-        outcomes[other_rewards.isnan().all(-1)] = torch.nan
+        outcomes = torch.zeros_like(rewards_per_func[:, 0])
+        is_known = outcomes.bool()
+        weights = self.args.reward_weights or [1.0] * len(self.reward_funcs)
+        for index, (weight, reward) in enumerate(zip(weights, rewards_per_func.unbind(1), strict=True)):
+            if index != self._step_index:
+                outcomes = outcomes + weight * reward.nan_to_num(0.0)
+                is_known = is_known | ~reward.isnan()
+        outcomes = outcomes.masked_fill(~is_known, torch.nan)
         mask = ~scores.isnan()
         token_ends = torch.nn.functional.pad(token_ends, (0, scores.shape[1] - longest))
         if self.answer_reward is None:
@@ -288,6 +305,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         """Logs, adds the throughput to logs of the training loop, and sends tables and signals to the trackers."""
         if self.model.training and "loss" in logs:
             logs.update(self._tracking.throughput())
+        read_metrics(self.metrics_of_mode)
         super().log(logs, start_time)
         self._tracking.after_log(logs)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from synchronisation_counts import count_updates
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import SFTConfig
-from synchronisation_counts import count_updates
 from zoo import byte_level_bpe, save_tiny, tiny_llama, word_level
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
