@@ -27,8 +27,9 @@ def is_causal(model: nn.Module) -> bool:
             A transformers or PEFT model. If its attention does not say whether it is causal, the result is `False`.
     """
     flags = [flag for module in model.modules() if isinstance(flag := getattr(module, "is_causal", None), bool)]
-    config = model.config.get_text_config()
-    return bool(flags) and all(flags) and getattr(config, "is_causal", None) is not False
+    if not flags or not all(flags):
+        return False
+    return getattr(model.config.get_text_config(), "is_causal", None) is not False
 
 
 @contextmanager

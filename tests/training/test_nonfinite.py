@@ -127,13 +127,14 @@ def test_a_non_finite_loss_on_another_process_stops_this_process_too(name, tmp_p
 def test_a_non_finite_loss_of_any_accumulated_batch_is_not_applied(is_deepspeed, tmp_path, monkeypatch):
     trainer = make("erprm lm", tmp_path, gradient_accumulation_steps=3, per_device_train_batch_size=1)
     before = [parameter.clone() for parameter in trainer.model.parameters()]
-    monkeypatch.setattr(trainer, "is_deepspeed_enabled", is_deepspeed)
     check, passes, backwards = trainer._checked_loss, [], []
     backward = trainer.accelerator.backward
 
     def poisoned(loss):
         passes.append(loss)
-        check(loss + math.inf if len(passes) == 1 else loss)
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "is_deepspeed_enabled", is_deepspeed)
+            check(loss + math.inf if len(passes) == 1 else loss)
 
     monkeypatch.setattr(trainer, "_checked_loss", poisoned)
     monkeypatch.setattr(trainer.accelerator, "backward", lambda loss, **kw: backwards.append(backward(loss, **kw)))

@@ -1,6 +1,7 @@
 """Scores steps with a model in this process, with one forward pass per batch."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -140,8 +141,8 @@ class LocalBackend:
         # A model that accelerate offloads is on the meta device. Its hooks move the inputs to the right device.
         device = "cpu" if self.model.device.type == "meta" else self.model.device
         batch = {key: value.to(device) for key, value in self._collate(examples).items()}
-        counts = batch["step_mask"].sum(-1).tolist()
-        return [scores.tolist() for scores in self._log_odds(batch).sigmoid().split(counts)]
+        scores = iter(self._log_odds(batch).sigmoid().tolist())  # one copy to the host for all solutions
+        return [list(islice(scores, len(solution.step_positions))) for solution in encoded]
 
     def _log_odds_of_model(self, batch: dict[str, Tensor]) -> Tensor:
         return log_odds_at_head(self.model, self.model, self.prm_format.head, self.token_ids, batch)
@@ -203,4 +204,7 @@ def log_odds_at_head(
         `torch.Tensor`: float32 of shape (number of steps,), in the order of `step_positions[step_mask]`.
     """
     names = ("input_ids", "attention_mask", "step_positions", "step_mask")
-    return step_log_odds(step_logits(engine, head, token_ids, *(batch[name] for name in names), unwrapped=model))
+    inputs = (batch[name] for name in names)
+    return step_log_odds(
+        step_logits(engine, head, token_ids, *inputs, unwrapped=model, step_index=batch.get("step_index"))
+    )
