@@ -107,6 +107,7 @@ SEAMS = (
         "dataset processing_class args packing formatting_func dataset_name",
         _RAFT,
     ),
+    Seam("trl.GRPOTrainer._generate", "prompts", _STEP),
     Seam("trl.GRPOTrainer._calculate_rewards", "inputs prompts completions completion_ids_list", _STEP),
     Seam("trl.GRPOTrainer._generate_and_score_completions", "inputs", f"{_STEP} {_STEP_PPO}"),
     Seam("trl.GRPOTrainer._compute_loss", "model inputs", f"{_STEP} {_STEP_PPO}"),
@@ -120,7 +121,7 @@ SEAMS = (
     Seam("trl.scripts._hf_argparser.HfArgumentParser._parse_dataclass_field", "parser field", "scripts/parser.py"),
     Seam("transformers.Trainer._save", "output_dir ...", _POLICY_SAMPLER),
     Seam("transformers.PreTrainedModel._can_set_attn_implementation", "", "rollouts/sampling/kv_cache.py"),
-    Seam("transformers.Trainer.save_model", "output_dir _internal_call", f"{_ERPRM} {_STEP_PPO} {_RAFT}"),
+    Seam("transformers.Trainer.save_model", "output_dir _internal_call", f"{_ERPRM} {_STEP} {_STEP_PPO} {_RAFT}"),
     Seam(
         "transformers.utils.hub.cached_files",  # `cached_file` passes the private parameter on to it
         "... revision ... _raise_exceptions_for_missing_entries ...",
@@ -150,6 +151,8 @@ SEAM_ATTRIBUTES = (
     # Attributes of trainers
     SeamAttribute("trl.GRPOTrainer._metrics", _STEP),
     SeamAttribute("trl.GRPOTrainer._logs", f"{_STEP} policy/online/tracking.py"),
+    SeamAttribute("trl.GRPOTrainer._pending_metrics", "policy/online/reward_model_updates.py"),
+    SeamAttribute("trl.GRPOTrainer._pending_extra_logs", "policy/online/reward_model_updates.py"),
     SeamAttribute("trl.GRPOTrainer._step", _STEP),
     SeamAttribute("trl.GRPOTrainer._buffered_inputs", _STEP),
     SeamAttribute("trl.GRPOTrainer._last_world_entropy", _STEP),

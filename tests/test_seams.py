@@ -335,7 +335,7 @@ def test_new_overrides_calls_and_attributes_are_found():
     for text, name in {
         "    def _prepare_inputs(self, inputs):  # seam\n        return inputs\n\n": "_prepare_inputs",
         "    _name = 'ours'\n\n": "_name",
-        "    def sample(self):\n        return self._generate(self._textual_inputs)\n\n": "_generate",
+        "    def sample(self):\n        return self._tokenize_prompts(self._textual_inputs)\n\n": "_tokenize_prompts",
         "    def sample(self):\n        self._pending_metrics = {}\n\n": "_pending_metrics",
         "    def sample(self):\n        return getattr(self.model, '_no_split_modules')\n\n": "_no_split_modules",
         "    def sample(self, trainer):\n        return trainer._train_batch_size\n\n": "_train_batch_size",

@@ -4,6 +4,7 @@ thinking (in `<think>...</think>` or in a separate field), and the steps."""
 from itertools import accumulate
 from typing import Any
 
+from ..conversations import is_turn, message_text, message_thinking
 from ..reasoning import THINK_CLOSE, THINK_OPEN, prompt_opens_thinking
 from ..reward_model.prm_format import PRMFormat
 from ..steps import clean_steps, split_steps
@@ -11,24 +12,14 @@ from .step_alignment import step_token_ends
 
 
 # Arguments that TRL passes to a reward function in addition to the dataset's columns.
-NO_COLUMNS = {"completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
-# Fields of a message where the response parsers of transformers store the thinking.
-THINKING = ("reasoning_content", "thinking", "reasoning")
+NO_COLUMNS = {"completion_ids", "trainer_state", "log_extra", "log_metric", "environments", "tool_mask"}
 
 
 def completion_text(completion: "str | list[dict[str, Any]]") -> str:
     """The text of the policy's answer: the completion itself, or the last message of a conversation. It is empty if
     the last message is not from the policy, for example the result of a tool."""
     message = _last_message(completion)
-    return message if isinstance(message, str) else _content(message)
-
-
-def question_text(prompt: "str | list[dict[str, Any]]") -> str:
-    """The question of a prompt: the prompt itself, or the last user message of a conversation."""
-    if isinstance(prompt, str):
-        return prompt
-    asked = [message for message in prompt if message.get("role") == "user"]
-    return _content(asked[-1]) if asked else ""
+    return message if isinstance(message, str) else message_text(message)
 
 
 def opens_thinking(prompt: "str | list[dict[str, Any]]", tokenizer=None, chat_template_kwargs=None) -> bool:
@@ -83,7 +74,7 @@ def completion_steps(
     """
     message = _last_message(completion)
     text = completion_text(completion)
-    thinking = next((message[name] for name in THINKING if message.get(name)), "") if isinstance(message, dict) else ""
+    thinking = message_thinking(message) if isinstance(message, dict) else ""
     if thinking and prm_format.steps_of == "answer":
         is_thinking = False  # the parser has moved the thinking out of the text
     elif thinking and tokenizer is not None and token_ids is not None and len(completion) == 1:
@@ -102,10 +93,4 @@ def completion_steps(
 def _last_message(completion: "str | list[dict[str, Any]]") -> "str | dict[str, Any]":
     if isinstance(completion, str):
         return completion
-    answered = completion and completion[-1].get("role", "assistant") == "assistant"
-    return completion[-1] if answered else ""
-
-
-def _content(message: dict[str, Any]) -> str:
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+    return completion[-1] if completion and is_turn(completion[-1]) else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..io.config_values import read_json_fields
 from ..rollouts.questions import Question, load_questions
@@ -66,6 +66,8 @@ class PromptArguments:
     Arguments for a policy's questions, which `TrlParser` reads from YAML and the command line. See
     [`~erprm_trl.rollouts.load_questions`] and [`prompt_dataset`].
     """
+
+    EVALUATION_DATA: ClassVar = ("dataset_test_split", "eval_questions_kwargs")
 
     dataset_name: str = field(
         metadata={

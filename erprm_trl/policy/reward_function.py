@@ -4,26 +4,31 @@ It returns one reward per completion, as TRL expects. [`StepRewardFunction.score
 """
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from threading import Lock
 from typing import Any
 
 from accelerate.utils import gather_object
 
+from ..conversations import observed_question, question_text
 from ..functional.aggregation import AGGREGATIONS
 from ..io.paths import local_path
 from ..io.text_lists import refuse_text
+from ..reasoning import STEPS_OF
 from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.eta import format_at_eta
 from ..reward_model.scoring.loading import load_format
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
 from ..reward_model.scoring.sharded import check_sharding
 from ..training.nonfinite import not_finite
-from .completions import NO_COLUMNS, completion_steps, opens_thinking, question_text
+from .completions import NO_COLUMNS, completion_steps, opens_thinking
 from .scored_batch import Handoff, ScoredBatch, ScoredCompletion
+from .turns import has_turns, turn_steps
 
 
-NAME, QUESTION_COLUMN = "step_reward", "question"
+NAME, QUESTION_COLUMN, TURNS = "step_reward", "question", "turns"
 
 
 class StepRewardFunction:
@@ -48,10 +53,13 @@ class StepRewardFunction:
 
     - completions without steps,
     - completions longer than the reward model's context,
-    - conversations whose last message is not from the policy, for example the result of a tool, and
+    - completions with an empty assistant turn, and
     - completions with a step that has no token of its own, if the policy's tokenizer is known.
 
     For completions with `<think>...</think>`, `steps_of` in the reward model's format selects the part that is scored.
+    For policies with tools or an environment, a step is an assistant turn. Its text is the results of the tools before
+    it, its content and its tool calls, see [`~erprm_trl.rollouts.conversation_steps`].
+
     TRL's trainers treat a reward of `None` as follows:
 
     | trainer | effect if every reward function returns `None` for a completion |
@@ -75,7 +83,19 @@ class StepRewardFunction:
             the reward model's format.
         question_column (`str`, *optional*, defaults to `"question"`):
             Dataset column with the bare question. If there is no column `"question"`, the prompt is used: the text, or
-            the last user message of a conversation.
+            the last user message of a conversation. If there is an environment, the question is read from this message
+            from the bare question on, because the environment's `reset` may append text to it. Any other column is
+            used as it is.
+        steps_of (`str`, *optional*):
+            What a step is. `"turns"`: an assistant turn. `"both"`, `"thinking"` or `"answer"`: a part of the last
+            message's text, see `steps_of` of [`PRMFormat`]. By default, a step is an assistant turn if the trainer has
+            an environment, if the completion has several messages, or if it calls a tool, and otherwise a part of the
+            text as in the reward model's format. The step trainers also use turns for every completion if they have
+            tools, or if a `rollout_func` returns an `env_mask`. In another trainer with tools, set `"turns"`, so that
+            a completion without a tool call is one step, too.
+        render_message (`Callable`, *optional*):
+            Function that returns the text of a message of a conversation, as the reward model was trained on it.
+            Defaults to [`~erprm_trl.rollouts.render_message`].
         unscorable_reward (`float`, *optional*):
             Reward of completions that cannot be scored. Defaults to `None`, see the table above.
         eta (`float`, *optional*):
@@ -93,8 +113,8 @@ class StepRewardFunction:
 
     Raises:
         `FileNotFoundError`: if a path or id is not a reward model.
-        `ValueError`: for an unknown aggregation, an `unscorable_reward` that is not finite, or an `eta` at which the
-            scores cannot be read.
+        `ValueError`: for an unknown aggregation or `steps_of`, an `unscorable_reward` that is not finite, or an `eta`
+            at which the scores cannot be read.
     """
 
     def __init__(
@@ -103,6 +123,8 @@ class StepRewardFunction:
         *,
         aggregation: str | None = None,
         question_column: str = QUESTION_COLUMN,
+        steps_of: str | None = None,
+        render_message: Callable[[dict[str, Any]], str] | None = None,
         unscorable_reward: float | None = None,
         eta: float | None = None,
         name: str = NAME,
@@ -134,6 +156,12 @@ class StepRewardFunction:
             raise ValueError(
                 f"unscorable_reward: got {unscorable_reward!r}, expected a finite number, or None. Set for example 0."
             )
+        if steps_of not in (None, TURNS, *STEPS_OF):
+            raise ValueError(
+                f"steps_of: got {steps_of!r}, expected one of {', '.join((TURNS, *STEPS_OF))}, or None. Choose one."
+            )
+        self.steps_of = steps_of
+        self.render_message = render_message
         self.__name__ = name  # the name in TRL's metrics
         self.unscorable_reward = unscorable_reward
         self.question_column = question_column
@@ -260,24 +288,10 @@ class StepRewardFunction:
                 f"question_column of {self.__name__}: got {self.question_column!r}, expected one of the dataset's "
                 f"columns ({names}). Choose one of them, or do not set it to read the question from the prompt."
             )
-        bare_questions = columns.get(self.question_column) or [None] * len(prompts)
-        questions = [
-            question or question_text(prompt) for question, prompt in zip(bare_questions, prompts, strict=True)
-        ]
-        tokenizer = self.processing_class
-        # The chat template adds `<think>` to all prompts or to none, so the first prompt is enough.
-        template_opens = opens_thinking(prompts[0], tokenizer, self.chat_template_kwargs)
-        are_thinking = [opens_thinking(prompt) if isinstance(prompt, str) else template_opens for prompt in prompts]
-        parts = [
-            completion_steps(
-                completion, self.prm_format, is_thinking=is_thinking, tokenizer=tokenizer, token_ids=token_ids
-            )
-            for completion, is_thinking, token_ids in zip(
-                completions, are_thinking, completion_ids or [None] * len(completions), strict=True
-            )
-        ]
+        parts = self._parts(prompts, completions, completion_ids, columns)
         steps = [texts for texts, _ in parts]
-        kept = [[] if token_ends is None else texts for texts, token_ends in parts]
+        kept = [texts if token_ends is not None and all(texts) else [] for texts, token_ends in parts]
+        questions = self._questions(prompts, columns)
         scores = self.scorer.score(questions, kept, skip_too_long=True)
         self._check(scores, getattr(columns.get("trainer_state"), "global_step", None))
         rewards = solution_scores(scores, self.aggregation)
@@ -285,8 +299,102 @@ class StepRewardFunction:
             ScoredCompletion(values, token_ends if values else [], texts, reward)
             for values, (texts, token_ends), reward in zip(scores, parts, rewards, strict=True)
         ]
-        extras = {"step_scores": [[round(score, 4) for score in values] for values in scores]}
-        return ScoredBatch(scored, self._metrics(steps, scores, completion_ids), extras)
+        metrics = self._metrics(steps, scores, completion_ids)
+        if (num_tokens := _num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
+            metrics["steps/tokens_per_step"] = num_tokens / max(1, sum(map(len, steps)))
+        return ScoredBatch(scored, metrics, {"step_scores": _shown(scores)}, questions)
+
+    def _questions(self, prompts: list, columns: dict[str, Any]) -> list[str]:
+        questions = columns.get(self.question_column) or [None] * len(prompts)
+        if "environments" in columns and self.question_column == QUESTION_COLUMN:
+            return [observed_question(question, prompt) for question, prompt in zip(questions, prompts, strict=True)]
+        return [question or question_text(prompt) for question, prompt in zip(questions, prompts, strict=True)]
+
+    def _parts(
+        self, prompts: list, completions: list, completion_ids: list[list[int]] | None, columns: dict[str, Any]
+    ) -> list[tuple[list[str], list[int] | None]]:
+        """The steps of each completion, and the last token of each step."""
+        # The chat template adds `<think>` to all prompts or to none, so the first prompt is enough.
+        template_opens = opens_thinking(prompts[0], self.processing_class, self.chat_template_kwargs)
+        tool_masks: Sequence[list[int] | None] | None = columns.get("tool_mask")
+        by_turns = "environments" in columns or tool_masks is not None
+        missing = [None] * len(completions)
+        parts = []
+        for prompt, completion, token_ids, tool_mask in zip(
+            prompts, completions, completion_ids or missing, tool_masks or missing, strict=True
+        ):
+            is_thinking = opens_thinking(prompt) if isinstance(prompt, str) else template_opens
+            parts.append(self.split(completion, by_turns, is_thinking, token_ids, tool_mask))
+        return parts
+
+    def split(
+        self,
+        completion: "str | list[dict[str, Any]]",
+        by_turns: bool = False,
+        is_thinking: bool = False,
+        token_ids: list[int] | None = None,
+        tool_mask: list[int] | None = None,
+    ) -> tuple[list[str], list[int] | None]:
+        """
+        Splits a completion into steps.
+
+        Args:
+            completion (`str` or `list[dict[str, Any]]`):
+                Completion, as a text or a conversation.
+            by_turns (`bool`, *optional*, defaults to `False`):
+                Whether the trainer has tools or an environment. Each assistant turn is then a step, unless `steps_of`
+                has another value.
+            is_thinking (`bool`, *optional*, defaults to `False`):
+                Whether the policy's texts begin inside `<think>`.
+            token_ids (`list[int]`, *optional*):
+                Tokens of the completion.
+            tool_mask (`list[int]`, *optional*):
+                1 at each token that the policy wrote, and 0 at the others.
+
+        Returns:
+            `tuple[list[str], list[int] | None]`: the text of each step, and the index of its last token, see
+            [`completion_steps`] and [`turn_steps`].
+        """
+        prm_format = self.prm_format
+        if self.steps_of in STEPS_OF:
+            prm_format = replace(prm_format, steps_of=self.steps_of)
+        options = {"is_thinking": is_thinking, "tokenizer": self.processing_class, "token_ids": token_ids}
+        if self.steps_of == TURNS or (self.steps_of is None and (by_turns or has_turns(completion))):
+            return turn_steps(completion, prm_format, tool_mask=tool_mask, render=self.render_message, **options)
+        return completion_steps(completion, prm_format, **options)
+
+    def rescore(self, batch: ScoredBatch, global_step: int | None = None) -> ScoredBatch:
+        """
+        Scores the steps of a batch again, after the reward model's weights have changed. The processes of a step
+        trainer must call it together.
+
+        Args:
+            batch ([`ScoredBatch`]):
+                Batch of [`~StepRewardFunction.score_batch`].
+            global_step (`int`, *optional*):
+                Number of updates so far, for error messages.
+
+        Returns:
+            [`ScoredBatch`]: the batch with new scores, rewards and logged scores. A completion that had no scores has
+            none.
+
+        Raises:
+            `FloatingPointError`: if a score is not finite.
+        """
+        kept = [completion.steps if completion.scores else [] for completion in batch.completions]
+        scores = self.scorer.score(batch.questions, kept, skip_too_long=True)
+        self._check(scores, global_step)
+        rewards = solution_scores(scores, self.aggregation)
+        completions = [
+            completion._replace(scores=values, reward=reward)
+            for completion, values, reward in zip(batch.completions, scores, rewards, strict=True)
+        ]
+        return replace(
+            batch,
+            completions=completions,
+            metrics={**batch.metrics, **_mean_score(scores)},
+            extras={**batch.extras, "step_scores": _shown(scores)},
+        )
 
     def _check(self, scores: list[list[float]], global_step: int | None) -> None:
         first_bad = [first_not_finite(scores)]
@@ -302,16 +410,13 @@ class StepRewardFunction:
 
     def _metrics(self, steps: list[list[str]], scores: list[list[float]], completion_ids) -> dict[str, float]:
         num_steps = max(1, sum(map(len, steps)))
-        flat = [score for values in scores for score in values]
         metrics = {
             "steps/per_answer": sum(map(len, steps)) / len(steps),
             "steps/repeated_share": sum(len(steps_S) - len(set(steps_S)) for steps_S in steps) / num_steps,
             "steps/unscorable_share": sum(not values for values in scores) / len(scores),
+            **_mean_score(scores),
         }
-        if flat:
-            metrics["steps/mean_score"] = sum(flat) / len(flat)
         if completion_ids is not None:
-            metrics["steps/tokens_per_step"] = sum(map(len, completion_ids)) / num_steps
             ending = self.eos_token_ids or (
                 [self.processing_class.eos_token_id] if self.processing_class is not None else None
             )
@@ -319,6 +424,23 @@ class StepRewardFunction:
                 unfinished = sum(not ids or ids[-1] not in ending for ids in completion_ids)
                 metrics["steps/unfinished_share"] = unfinished / len(completion_ids)
         return metrics
+
+
+def _num_own_tokens(completions: list, completion_ids, tool_masks) -> int | None:
+    """Number of tokens that the policy wrote, or `None` if it is not known. TRL's own trainers do not pass a mask of
+    the tokens that tools wrote."""
+    if tool_masks is not None:
+        return sum(map(sum, tool_masks))
+    return None if completion_ids is None or any(map(has_turns, completions)) else sum(map(len, completion_ids))
+
+
+def _mean_score(scores: list[list[float]]) -> dict[str, float]:
+    flat = [score for values in scores for score in values]
+    return {"steps/mean_score": sum(flat) / len(flat)} if flat else {}
+
+
+def _shown(scores: list[list[float]]) -> list[list[float]]:
+    return [[round(score, 4) for score in values] for values in scores]
 
 
 def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None:

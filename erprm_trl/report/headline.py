@@ -7,6 +7,7 @@ after training, the training of a policy, the training of a reward model, Proces
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..io.counts import counted
 from ..policy.guards import FILE_NAME as GUARD_FILE
 from .comparisons import Comparison, is_trained, method_for, ranked_models
 from .figures import (
@@ -276,7 +277,8 @@ def _of_calibration(run: RunFolder) -> Headline | None:
 def _of_rollouts(collections: Sequence[Collection]) -> Headline | None:
     for collection in collections:
         graded = [row.is_right for rows_N in collection.questions for row in rows_N if row.is_graded]
-        numbers = [KeyNumber(f"{collection.num_solutions:,}", f"solutions of {len(collection.questions):,} questions")]
+        count, _, what = counted(collection.num_solutions, "solution").partition(" ")
+        numbers = [KeyNumber(count, f"{what} of {counted(len(collection.questions), 'question')}")]
         if graded:
             numbers.insert(0, KeyNumber(f"{sum(graded) / len(graded):.1%}", "solutions with a right answer"))
         labels = [labels_S for labels_N in collection.labels or [] for labels_S in labels_N if labels_S]

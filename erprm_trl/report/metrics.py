@@ -26,6 +26,7 @@ TITLES: dict[str, tuple[str, str]] = {
     "raft/picked_accuracy": ("Share of right answers among the selected solutions", "share"),
     "raft/mean_score": ("Mean score of the samples", "score"),
     "raft/picked_score": ("Mean score of the selected solutions", "score"),
+    "raft/agreement": ("AUC of the score against the graded answer", "AUC"),
 }
 MAIN = tuple(TITLES)
 TITLES |= {
@@ -41,6 +42,10 @@ TITLES |= {
     "steps/unfinished_share": ("Share of unfinished answers", "share"),
     "steps/repeated_share": ("Share of repeated steps", "share"),
     "steps/unscorable_share": ("Share of answers that could not be scored", "share"),
+    "refresh/agreement_before": ("AUC on held-out questions before the refresh", "AUC"),
+    "refresh/agreement_after": ("AUC on held-out questions after the refresh", "AUC"),
+    "refresh/accuracy": ("Share of right answers among the labelled solutions", "share"),
+    "refresh/loss": ("Loss of the reward model", "loss"),
     "steps/agreement": ("AUC of the score against the graded answer", "AUC"),
     "completions/mean_length": ("Mean length of completions", "tokens"),
     "completions/clipped_ratio": ("Share of completions that were cut", "share"),

@@ -163,13 +163,14 @@ def raft_rounds(run: RunFolder) -> list[dict[str, Any]]:
     by_run: dict[Path, list[dict[str, Any]]] = {}
     for folder, manifest in run.files("manifest.json"):
         if isinstance(manifest, dict) and "metrics" in manifest and "kept" in manifest:
-            metrics = {**manifest["metrics"], **manifest.get("evaluation", {})}
+            refresh = manifest.get("refresh", {}).get("metrics", {})
+            metrics = {**manifest["metrics"], **manifest.get("evaluation", {}), **refresh}
             by_run.setdefault(folder.parent, []).append({"round": folder.name.removeprefix("round-"), **metrics})
     content = []
     for folder, rounds in by_run.items():
         columns = list(dict.fromkeys(name for metrics in rounds for name in metrics))
         rows = [[metrics["round"], *(number(metrics.get(name)) for name in columns[1:])] for metrics in rounds]
-        shown = [name.removeprefix("raft/").replace("_", " ") for name in columns]
+        shown = [name.removeprefix("raft/").replace("/", " ").replace("_", " ") for name in columns]
         content.append({"name": run.name(folder), "columns": shown, "rows": rows})
     return content
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..functional.aggregation import AGGREGATIONS
+from ..io.counts import counted
 from ..reasoning import answer_start
 from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
@@ -65,7 +66,8 @@ class Collection:
         """The number of solutions and the share of right ones, in words."""
         graded = [row.is_right for rows_N in self.questions for row in rows_N if row.is_graded]
         right = f", {sum(graded) / len(graded):.1%} right" if graded else ""
-        return f"{self.num_solutions:,} solutions of {len(self.questions):,} questions{right}"
+        questions = counted(len(self.questions), "question")
+        return f"{counted(self.num_solutions, 'solution')} of {questions}{right}"
 
     def fits(self, scores: Any) -> bool:
         """Whether each solution has as many scores as steps, or no scores."""
@@ -190,7 +192,7 @@ def gather_collections(run: RunFolder, eta: float, keep_unscored: bool = False) 
     kept = [collection for collection in collections if collection.scores or collection.labels or keep_unscored]
     for collection in collections:
         if kept and not any(collection is other for other in kept):
-            count = f"{collection.num_solutions:,} solutions"
+            count = counted(collection.num_solutions, "solution")
             run.notes.append(f"{collection.name}: skipped {count} without scores and labels.")
     return sorted(kept or collections, key=lambda collection: (collection.name.count("/"), not collection.scores))
 
@@ -321,7 +323,9 @@ def _add_raft_scores(run: RunFolder, folder: Path, collections: dict[Path, Colle
     scores = iter([line.get("step_scores") for line in lines])
     nested = [[next(scores, None) for _ in rows] for rows in collection.questions]
     if collection.fits(nested) and next(scores, None) is None:
-        collection.scores[str(manifest.get("config", {}).get("reward_model", "reward model"))] = nested
+        # A refreshed reward model is not that of the run's configuration.
+        name = manifest.get("reward_model") or manifest.get("config", {}).get("reward_model", "reward model")
+        collection.scores[str(name)] = nested
     else:
         run.note(folder / "scores.jsonl", "skipped, because the scores do not fit the samples")
 

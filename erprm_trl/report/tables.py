@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..io.counts import counted
+
 
 def format_selection_table(curves: Mapping[str, Any], n: int) -> str:
     """
@@ -75,9 +77,10 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     continuations = few if few == many else f"{few} to {many}"
     width = _width(results)
     whole = first.get("unit") == "solution"
+    unit = ("solution",) if whole else ("prefix", "prefixes")
     compared = "rewards" if whole else f"{continuations} continuations each, value at eta = {first['eta']}"
     lines = [
-        f"{first['prefixes']} {'solutions' if whole else 'prefixes'} of {first['questions']} questions, {compared}, "
+        f"{counted(first['prefixes'], *unit)} of {counted(first['questions'], 'question')}, {compared}, "
         f"scores by {first['aggregation']}",
         "",
         _line(
@@ -136,9 +139,9 @@ def format_processbench_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for name, result in results.items():
         lines += [f"{name}, threshold {result['threshold']:.3f}"]
-        lines += [f"{result['too_long']} solutions are too long for the model and count as wrong"] * bool(
-            result["too_long"]
-        )
+        if too_long := result["too_long"]:
+            what = "solution is too long for the model and counts", "solutions are too long for the model and count"
+            lines.append(f"{counted(too_long, *what)} as wrong")
         lines.append(_line(width, "", ["erroneous", "correct", "F1"]))
         for subset, figures in [*result["subsets"].items(), ("average", result["average"])]:
             lines.append(_line(width, subset, [_percent(figures[key]) for key in ("erroneous", "correct", "f1")]))
@@ -184,8 +187,8 @@ def format_label_noise_table(noise: Mapping[str, Any]) -> str:
     facts = label_noise_facts(noise)
     width = max(len(name) for name, _ in facts) + 2
     lines = [
-        f"{noise['prefixes']} prefixes of {noise['solutions']} solutions ({noise['right']} right), labels at eta = "
-        f"{noise['eta']}",
+        f"{counted(noise['prefixes'], 'prefix', 'prefixes')} of {counted(noise['solutions'], 'solution')} "
+        f"({noise['right']:,} right), labels at eta = {noise['eta']}",
         "",
         *(f"{name:<{width}}{value}" for name, value in facts),
         "",

@@ -4,7 +4,7 @@ implicit process reward models."""
 import torch
 from torch import Tensor, nn
 
-from ..functional.implicit_rewards import selected_log_probs
+from ..functional.implicit_rewards import selected_log_probs, step_log_prob_sums
 from .attention import is_causal, known_packing
 from .step_logits import narrowed_head
 
@@ -54,3 +54,19 @@ def solution_log_probs(
         logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     log_probs = selected_log_probs(logits, input_ids[rows, tokens].to(logits.device)).to(input_ids.device)
     return log_probs.new_zeros(input_ids.shape).index_put((rows, tokens), log_probs)
+
+
+def solution_sums(model: nn.Module, batch: dict[str, Tensor], unwrapped: nn.Module | None = None) -> Tensor:
+    """Log-probability of each solution of a batch of [`DataCollatorForStepLabels`] up to its last label, of shape (B,)
+    in float64. For `unwrapped` see [`solution_log_probs`]."""
+    ends = (batch["step_positions"] * batch["step_mask"]).max(-1).values
+    log_probs = solution_log_probs(
+        model,
+        batch["input_ids"],
+        batch["attention_mask"],
+        batch["prompt_lengths"],
+        ends,
+        unwrapped,
+        batch.get("solution_index"),
+    )
+    return step_log_prob_sums(log_probs, ends[:, None])[:, 0]

@@ -7,6 +7,7 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from ..conversations import conversation_steps, render_message
     from ..io.http_client import EndpointError
     from ..steps import clean_step, clean_steps, join_steps, split_steps
     from .collect import collect_rollouts
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "..conversations": ["conversation_steps", "render_message"],
         "..io.http_client": ["EndpointError"],
         "..steps": ["clean_step", "clean_steps", "join_steps", "split_steps"],
         "collect": ["collect_rollouts"],

@@ -189,6 +189,13 @@ class CollectConfig:
         default=0, metadata={"help": "Number of most likely tokens to sample from. 0 keeps the whole vocabulary."}
     )
     max_new_tokens: int = field(default=512, metadata={"help": "Maximum number of tokens per completion."})
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dtype of the policy's weights, e.g. bfloat16. Defaults to the checkpoint's dtype (transformers), "
+            "or to the engine's choice (vllm)."
+        },
+    )
     batch_size: int = field(
         default=64, metadata={"help": "Number of sequences generated in one batch (transformers)."}
     )
@@ -227,6 +234,12 @@ class CollectConfig:
         self._check_models()
         if self.completer_model_name_or_path is not None:
             sampling.check_sampler_settings(self._completer_settings())
+        backends = {self.backend, self.completer_backend or self.backend}
+        if self.dtype is not None and backends == {"endpoint"}:
+            raise ValueError(
+                f"dtype: got {self.dtype!r} with backend='endpoint', expected None, because the server has loaded the "
+                "model. Leave it out, and set the dtype when you start the server."
+            )
         needs_address = self.solutions is None or self.completer_model_name_or_path is None
         if needs_address and self.backend == "endpoint" and self.base_url is None:
             raise ValueError(

@@ -195,7 +195,7 @@ class RolloutDataset:
         cleaning, key = None, ""
         if options is not None and options != LabelOptions():
             options.check(estimator)
-            cleaning, key = self._cleaning(options, cache_dir)
+            cleaning, key = self._cleaning(options, eta, cache_dir)
         return LabelSource(
             _UsableRows(self.rows),
             settings.splitter,
@@ -207,13 +207,14 @@ class RolloutDataset:
             cleaning=cleaning,
         )
 
-    def _cleaning(self, options: LabelOptions, cache_dir: str | None) -> tuple[LabelCleaning, str]:
+    def _cleaning(self, options: LabelOptions, eta: float, cache_dir: str | None) -> tuple[LabelCleaning, str]:
         """Combines options with the rates of questions and the judge, and returns the text that identifies them."""
         judge = options.agree_with
         verdicts = None if judge is None else JudgeVerdicts(judge, cache_dir, self.settings.splitter)
         cleaning = LabelCleaning(
             options=options,
             question_rates=self.question_rates,
+            eta=eta,
             first_errors=None if judge is None else verdicts.first_errors,
             judge=None if judge is None else judge_name(judge),
         )
@@ -238,10 +239,10 @@ class RolloutDataset:
             shown = ", ".join(f"{count} with {reason}" for reason, count in sorted(counts.items()))
             logger.warning("%s: %d of %d solutions get no labels: %s.", self.path, unusable.total(), len(self), shown)
 
-    def question_rates(self) -> np.ndarray:
+    def question_rates(self, eta: float = 0.0) -> np.ndarray:
         """Estimates how often the completer solves each question, see [`question_rates`]. The shape is
         (num_questions,), with NaN for questions without rewards."""
-        return question_rates(self.rows, self.settings.num_questions, self.settings.continues_own_samples)
+        return question_rates(self.rows, self.settings.num_questions, self.settings.continues_own_samples, eta)
 
     @classmethod
     def from_hub(

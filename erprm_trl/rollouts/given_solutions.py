@@ -21,11 +21,8 @@ from .row_sources import open_rows
 
 # The singular of a name is a column with one solution, the plural a column with a list of solutions. The form of the
 # values decides in both cases.
-SOLUTION_COLUMNS = tuple(
-    name + ending
-    for name in ("response", "completion", "generation", "output", "candidate", "sample", "solution")
-    for ending in ("", "s")
-)
+TEXT_COLUMNS = ("response", "completion", "generation", "output", "candidate", "sample", "solution", "text")
+SOLUTION_COLUMNS = tuple(name + ending for name in TEXT_COLUMNS for ending in ("", "s"))
 STEPS_COLUMNS = ("steps",)
 CORRECT_COLUMNS = ("correct", "is_correct", "correctness", "final_answer_correct")
 ID_COLUMNS = ("id", "solution_id", "unique_id", "uid", "uuid")
@@ -244,7 +241,7 @@ def load_solutions(
         solution_column (`str`, *optional*):
             Column of the text of the solution, or of a list of texts. Each text may also be a conversation of one
             assistant message. Defaults to the first column with a usual name (`response`, `completion`, `generation`,
-            `output`, `solution`, ..., or one of their plurals).
+            `output`, `solution`, `text`, ..., or one of their plurals).
         steps_column (`str`, *optional*):
             Column of the steps of a solution, or of a list of solutions with steps. Defaults to `steps`, or to
             `completions` in TRL's stepwise form (with a column `labels`). If it exists, no column of texts is read.
@@ -272,6 +269,46 @@ def load_solutions(
             no solution. A solution may be an empty text.
     """
     rows, name = open_rows("Solutions", source, config_name, split, dataset_kwargs or {}, max_rows)
+    return solutions_of_rows(
+        rows,
+        name,
+        question_column=question_column,
+        answer_column=answer_column,
+        solution_column=solution_column,
+        steps_column=steps_column,
+        correct_column=correct_column,
+        id_column=id_column,
+        metadata_columns=metadata_columns,
+        step_delimiter=step_delimiter,
+    )
+
+
+def solutions_of_rows(
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    *,
+    question_column: str | None = None,
+    answer_column: str | None = None,
+    solution_column: str | None = None,
+    steps_column: str | None = None,
+    correct_column: str | None = None,
+    id_column: str | None = None,
+    metadata_columns: Sequence[str] | None = None,
+    step_delimiter: str = "\n",
+) -> GivenSolutions:
+    """
+    Finds the columns of rows that are already open, see [`load_solutions`].
+
+    Args:
+        rows (`Sequence[Mapping[str, Any]]`):
+            Rows from [`~erprm_trl.rollouts.row_sources.open_rows`].
+        name (`str`):
+            Source of the rows, for errors.
+        question_column, answer_column, solution_column, steps_column, correct_column, id_column (*optional*):
+            Columns to read.
+        metadata_columns, step_delimiter (*optional*):
+            See [`load_solutions`].
+    """
     first = _first_values(rows)
     if solution_column is not None and steps_column is not None:
         raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..io.counts import counted
 from ..io.redaction import redacted
 from .records import CollectionSettings, RolloutRow
 from .shards import MANIFEST, SHARD, write_manifest
@@ -39,7 +40,7 @@ _CARD = """---
 
 # {name}
 
-Solutions to {num_questions} questions, split into steps, with graded continuations of their prefixes. They were
+Solutions to {questions}, split into steps, with graded continuations of their prefixes. They were
 collected with [erprm_trl]({url}), which trains process reward models.
 
 ```python
@@ -211,7 +212,7 @@ def _card(repo_id: str, manifest: Mapping[str, Any], columns: Iterable[str], num
         repo_id=repo_id,
         url=_URL,
         manifest=MANIFEST,
-        num_questions=settings.num_questions,
+        questions=counted(settings.num_questions, "question"),
         summary=_table(summary),
         settings=_table({**{name: getattr(settings, name) for name in names}, **sampling}),
     )

@@ -36,7 +36,10 @@ class LabelCleaning:
         options ([`LabelOptions`]):
             The options.
         question_rates (`Callable`):
-            Function that returns the rates of the questions. It is called only if the options need them.
+            Function that returns the rates of the questions at an eta ([`question_rates`]). It is called only if the
+            options need them.
+        eta (`float`, *optional*, defaults to `0.0`):
+            Eta of the labels.
         first_errors (`Callable`, *optional*):
             See [`with_agreement`]. Only `agree_with` needs it.
         judge (`str`, *optional*):
@@ -44,7 +47,8 @@ class LabelCleaning:
     """
 
     options: LabelOptions
-    question_rates: Callable[[], np.ndarray]
+    question_rates: Callable[[float], np.ndarray]
+    eta: float = 0.0
     first_errors: Callable[[list[RolloutRow]], list[int | None]] | None = None
     judge: str | None = None
 
@@ -56,9 +60,9 @@ class LabelCleaning:
         """Yields the rows that get labels, with the rates of their questions if the options need them. `counts` is
         updated."""
         options = self.options
-        rates = self.question_rates() if options.needs_question_rates else None
+        rates = self.question_rates(self.eta) if options.relative else None
         if options.min_question_rate > 0:
-            rows = with_solved_questions(rows, options.min_question_rate, rates, counts)
+            rows = with_solved_questions(rows, options.min_question_rate, self.question_rates(0.0), counts)
         if self.first_errors is not None:
             rows = with_agreement(rows, self.first_errors, options.agreement_tolerance, counts)
         for row in rows:
@@ -66,7 +70,9 @@ class LabelCleaning:
             yield row, rate_of(row, rates) if options.relative else None
 
 
-def question_rates(rows: Iterable[RolloutRow], num_questions: int, own_samples: bool = True) -> np.ndarray:
+def question_rates(
+    rows: Iterable[RolloutRow], num_questions: int, own_samples: bool = True, eta: float = 0.0
+) -> np.ndarray:
     r"""
     Estimates how often the policy that writes continuations solves each question.
 
@@ -88,9 +94,15 @@ def question_rates(rows: Iterable[RolloutRow], num_questions: int, own_samples: 
         own_samples (`bool`, *optional*, defaults to `True`):
             Whether the policy that continues has also written the solutions. Otherwise the rewards \\( r_n \\) of the
             solutions do not count, and the rate is that of the question after the first steps of another writer.
+        eta (`float`, *optional*, defaults to `0.0`):
+            Eta at which a reward between 0 and 1 becomes a success in part, as in [`relative_values`]. At 0, the
+            rewards themselves are averaged. Rewards of 0 and 1 have the same rate at every eta.
 
     Returns:
         `numpy.ndarray`: float64 of shape (num_questions,), NaN for questions without rewards.
+
+    Raises:
+        `ValueError`: as [`relative_values`], if eta is not 0.
     """
     sums, counts = np.zeros(num_questions), np.zeros(num_questions)
     for row in rows:
@@ -100,7 +112,7 @@ def question_rates(rows: Iterable[RolloutRow], num_questions: int, own_samples: 
             if own_samples and row.outcome_reward is not None:
                 rewards = [row.outcome_reward, *rewards]
         if rewards:
-            sums[row.question_index] += sum(rewards) / len(rewards)
+            sums[row.question_index] += sum(rewards) / len(rewards) if eta == 0 else _success_rate(rewards, eta)
             counts[row.question_index] += 1
     return np.divide(sums, counts, out=np.full(num_questions, np.nan), where=counts > 0)
 
@@ -124,7 +136,7 @@ def first_failing_step(row: RolloutRow) -> int:
 
 def relative_values(prefix_rewards: Sequence[Sequence[float]], question_rate: float, eta: float) -> list[float]:
     r"""
-    The values of prefixes relative to their question.
+    The values of prefixes relative to their question. Both rates are success rates at the same eta.
 
     $$ V_\eta\left(\min\left(\frac{p_l}{q}, 1\right)\right) $$
 
@@ -134,8 +146,8 @@ def relative_values(prefix_rewards: Sequence[Sequence[float]], question_rate: fl
             rewards. A reward between 0 and 1 counts as a success in part, such that the value at eta is preserved
             ([`~erprm_trl.functional.implied_success_rate`]).
         question_rate (`float`):
-            Rate q of the question. In the limit of 0, a prefix with any success has the value 1, and any other prefix
-            has the value 0.
+            Rate q of the question at this eta ([`question_rates`]). In the limit of 0, a prefix with any success has
+            the value 1, and any other prefix has the value 0.
         eta (`float`):
             Inverse reward temperature. Infinite eta needs rewards of 0 and 1.
 

@@ -40,7 +40,8 @@ class LabelOptions:
             Leaves out the solutions of questions whose rate is lower ([`question_rates`]).
         relative (`bool`, *optional*, defaults to `False`):
             Whether to divide the success rate of a prefix by the rate of its question \\( q \\) before the value is
-            computed: \\( V_\eta(\min(p_l / q, 1)) \\). Rewards must be in [0, 1], and 0 or 1 at infinite eta.
+            computed: \\( V_\eta(\min(p_l / q, 1)) \\). Rewards must be in [0, 1], and 0 or 1 at infinite eta. Both
+            rates are success rates at the eta of the labels.
         error_tolerance (`int`, *optional*):
             Number of steps d by which the first failing prefix t may be off. In wrong solutions, the steps up to
             \\( t - d - 1 \\) get label 1, those from \\( t + d + 1 \\) label 0, and only the steps between them keep

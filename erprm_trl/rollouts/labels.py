@@ -19,7 +19,7 @@ from .label_options import LabelOptions
 from .records import RolloutRow
 
 
-LABEL_VERSION = 2
+LABEL_VERSION = 3
 """Version of the labels, which is part of the file name of cached labels. Raise it if a change of code changes
 labels."""
 

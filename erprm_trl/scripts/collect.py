@@ -9,6 +9,7 @@ After a kill, the same command continues where it was.
 
 from typing import Any
 
+from ..io.counts import counted
 from ..rollouts import CollectConfig
 from .outcome import print_outcome
 
@@ -45,7 +46,8 @@ def describe(summary: dict[str, Any], folder: str) -> list[str]:
     """
     right = summary["mean_outcome_reward"]
     share = "" if right is None else f", {right:.1%} of them right"
-    lines = [f"{folder} holds {summary['solutions']} solutions with {summary['steps']} steps{share}."]
+    steps = counted(summary["steps"], "step")
+    lines = [f"{folder} holds {counted(summary['solutions'], 'solution')} with {steps}{share}."]
     if summary["unfinished_share"]:
         advice = " Raise --max_new_tokens." if summary["unfinished_share"] >= MANY_UNFINISHED else ""
         lines.append(
@@ -53,19 +55,22 @@ def describe(summary: dict[str, Any], folder: str) -> list[str]:
         )
     if summary["prefixes"]:
         lines.append(
-            f"{summary['prefixes']} prefixes have continuations, {summary['mean_prefix_reward']:.1%} of which are "
-            f"right. {summary['rollouts']} texts were sampled in all."
+            f"{counted(summary['prefixes'], 'prefix has', 'prefixes have')} continuations, "
+            f"{summary['mean_prefix_reward']:.1%} of which are right. "
+            f"{counted(summary['rollouts'], 'text was', 'texts were')} sampled in all."
         )
     of_given = summary.get("given", {})
     if of_given.get("repeated"):
-        lines.append(f"{of_given['repeated']} solutions repeat the text of another solution to their question.")
+        repeat = counted(of_given["repeated"], "solution repeats", "solutions repeat")
+        lines.append(f"{repeat} the text of another solution to the same question.")
     if of_given.get("graded_differently"):
-        lines.append(f"{of_given['graded_differently']} solutions were graded differently by their source.")
+        were = counted(of_given["graded_differently"], "solution was", "solutions were")
+        lines.append(f"{were} graded differently by the source.")
     for reason, count in summary["unusable"].items():
-        lines.append(f"{count} solutions have no labels: {reason}.")
+        lines.append(f"{counted(count, 'solution has', 'solutions have')} no labels: {reason}.")
     sharing = summary.get("sharing", {})
     if sharing:
-        lines.append(f"Continuations that count for several prefixes saved {sharing['saved']} samples.")
+        lines.append(f"Continuations that count for several prefixes saved {counted(sharing['saved'], 'sample')}.")
     for eta, spread in sharing.get("label_std", {}).items():
         if spread is not None:
             lines.append(

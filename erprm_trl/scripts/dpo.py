@@ -5,10 +5,12 @@ erprm dpo --dataset_name outputs/pairs --model_name_or_path Qwen/Qwen2.5-Math-1.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import trl
 
 from .. import policy, scripts
+from ..io.counts import counted
 from ..rollouts.row_sources import read_rows
 from .console import stage
 from .outcome import first_and_last, print_outcome
@@ -27,6 +29,8 @@ METRICS = {
 @dataclass
 class DataArguments:
     """The preference pairs."""
+
+    EVALUATION_DATA: ClassVar = ("eval_dataset_name", "dataset_test_split")
 
     dataset_name: str = field(
         metadata={
@@ -57,7 +61,7 @@ def main(data: DataArguments, training: "trl.DPOConfig", model: "trl.ModelConfig
     trainer.train(resume_from_checkpoint=data.resume or None)
     save(trainer)
     print_outcome(
-        f"The policy was saved in {training.output_dir} after {trainer.state.global_step} updates.",
+        f"The policy was saved in {training.output_dir} after {counted(trainer.state.global_step, 'update')}.",
         *first_and_last(trainer.state.log_history, METRICS),
         next_command=f"erprm collect --model_name_or_path {training.output_dir} --num_continuations 0 "
         "--dataset_name QUESTIONS --output_dir SAMPLES",

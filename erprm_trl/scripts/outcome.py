@@ -45,5 +45,7 @@ def first_and_last(history: list[dict[str, float]], names: dict[str, str]) -> li
     for key, name in names.items():
         values = [entry[key] for entry in history if entry.get(key) is not None]
         if values:
-            rows.append(f"{name:<36}{values[0]:>10.3f}{values[-1]:>10.3f}")
-    return [f"{'':<36}{'first':>10}{'last':>10}", *rows] if rows else []
+            rows.append((name, values[0], values[-1]))
+    width = max([36, *(len(name) for name, *_ in rows)])
+    lines = [f"{name:<{width}}{first:>10.3f}{last:>10.3f}" for name, first, last in rows]
+    return [f"{'':<{width}}{'first':>10}{'last':>10}", *lines] if lines else []

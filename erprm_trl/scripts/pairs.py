@@ -17,6 +17,7 @@ import erprm_trl
 from .. import selection
 from ..io import load_tokenizer
 from ..io.atomic_files import make_folder, replace_file
+from ..io.counts import counted
 from .outcome import print_outcome
 from .scoring import load_scorer
 
@@ -146,18 +147,17 @@ def describe(counts: "selection.PairCounts") -> list[str]:
         counts ([`~erprm_trl.selection.PairCounts`]):
             Counts of questions, pairs and solutions.
     """
-    lines = [f"{counts.questions_with_pairs} of {counts.questions} questions have {counts.pairs} pairs."]
+    questions = f"{counts.questions_with_pairs:,} of {counted(counts.questions, 'question has', 'questions have')}"
+    lines = [f"{questions} {counted(counts.pairs, 'pair')}."]
     for reason, count in sorted(counts.without_pair.items()):
-        lines.append(f"{count} questions have no pair: {reason.replace('_', ' ')}.")
-    what = "solutions"
+        lines.append(f"{counted(count, 'question has', 'questions have')} no pair: {reason.replace('_', ' ')}.")
+    left_out = "solution is left out", "solutions are left out"
     if counts.branching_prefixes:
-        what = "prefixes"
-        lines.append(
-            f"After {counts.branching_prefixes} prefixes the solutions differ, {counts.branching_after_a_step} of "
-            "which have at least one step."
-        )
+        left_out = "prefix is left out", "prefixes are left out"
+        differ = f"After {counted(counts.branching_prefixes, 'prefix', 'prefixes')} the solutions differ"
+        lines.append(f"{differ}, {counts.branching_after_a_step} of which have at least one step.")
     for reason, count in sorted(counts.left_out.items()):
-        lines.append(f"{count} {what} are left out: {reason.replace('_', ' ')}.")
+        lines.append(f"{counted(count, *left_out)}: {reason.replace('_', ' ')}.")
     return lines
 
 

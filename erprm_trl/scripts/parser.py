@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 from trl import TrlParser
 
+from .console import stage
 from .outcome import UsageError
 from .recipes import find_recipe, read_config
 from .source_fields import Unreadable, read_class
@@ -51,6 +52,10 @@ class StageParser(TrlParser):
     """
     Parser of a stage's arguments.
 
+    If the command line or the YAML file names evaluation data (a field in the `EVALUATION_DATA` of a dataclass) and no
+    `eval_strategy`, the data is evaluated after each epoch, or every `eval_steps` if those are set. Without a
+    strategy, transformers would never evaluate it.
+
     Args:
         name (`str`):
             Name of the command.
@@ -77,14 +82,20 @@ class StageParser(TrlParser):
         self.stage = stage
         common = _common_parser(several_processes)
         summary = (inspect.getmodule(main).__doc__ or "").split("\n\n")[0]
+        classes = _dataclasses(main, help_only)
         super().__init__(
-            _dataclasses(main, help_only),
+            classes,
             prog=f"erprm {name}",
             usage=f"erprm {name} [--config FILE.yaml | --recipe NAME] [--FIELD VALUE ...]",
             description=f"{summary}\n\n{common.format_help().strip()}",
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
+        self.evaluation_data = [name for cls in classes for name in getattr(cls, "EVALUATION_DATA", ())]
+        if self.evaluation_data:
+            action = next(action for action in self._actions if action.dest == "eval_strategy")
+            action.default = None
+            action.help += " Defaults to epoch if evaluation data is named (steps with eval_steps), else to no."
 
     def _add_dataclass_arguments(self, dtype) -> None:  # seam
         """Adds one group per class that declares fields of `dtype`: `dtype` first, then its base classes."""
@@ -143,9 +154,22 @@ class StageParser(TrlParser):
     def read(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """The dataclasses. A value that a dataclass refuses is a [`UsageError`]."""
         try:
+            self._evaluate_named_data(argv)
             return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
         except (ValueError, TypeError, ImportError) as error:
             raise UsageError(str(error)) from error
+
+    def _evaluate_named_data(self, argv: Sequence[str]) -> None:
+        """Chooses the evaluation strategy if neither the command line nor the YAML file does, and prints it."""
+        if not self.evaluation_data or self.get_default("eval_strategy") is not None:
+            return
+        values = vars(self.parse_known_args(argv)[0])
+        strategy = "no"
+        if named := [f"--{name}" for name in self.evaluation_data if values[name]]:
+            strategy = "epoch" if values["eval_steps"] is None else "steps"
+            if values["eval_strategy"] is None:
+                stage(f"The data of {' and '.join(named)} is evaluated with --eval_strategy {strategy}")
+        self.set_defaults(eval_strategy=strategy)
 
     def refuse_unknown(self, unknown: Sequence[str], others: Sequence[str], config: str | None) -> None:
         """

@@ -15,6 +15,7 @@ import erprm_trl
 
 from .. import scripts
 from ..io.config_values import read_json_fields
+from ..io.counts import counted
 from .console import stage
 from .outcome import first_and_last, print_outcome
 from .training import model_options, save
@@ -26,6 +27,7 @@ METRICS = {
     "raft/accuracy": "sampled solutions that are right",
     "raft/picked_accuracy": "selected solutions that are right",
     "eval_accuracy": "evaluation solutions that are right",
+    "raft/agreement": "right above wrong solutions (AUC)",
 }
 
 
@@ -72,7 +74,7 @@ class DataArguments:
 
 def main(data: DataArguments, training: "erprm_trl.RAFTConfig", model: "trl.ModelConfig") -> "erprm_trl.RAFTTrainer":
     """Runs the rounds and saves the last policy."""
-    stage(f"RAFT: {training.num_rounds} rounds")
+    stage(f"RAFT: {counted(training.num_rounds, 'round')}")
     columns = {"question_column": training.question_column, "answer_column": training.answer_column}
     training.question_column = training.answer_column = None  # the datasets made here have the usual columns
     train = data.questions(data.dataset_train_split, data.train_questions_kwargs, data.use_answers, **columns)

@@ -3,8 +3,8 @@
 erprm score --reward_model outputs/dial/erprm --dataset_name solutions.jsonl --output_dir outputs/scores
 
 A row has a question (`question`, `problem` or `prompt`) and a solution: a list of steps (`steps` or `completions`), or
-a text (`solution`, `completion` or `response`), which the reward model's format splits into steps. `scores.jsonl` in
-output_dir has the same rows, with `steps`, `step_scores` and `score`. After a kill, the same command continues.
+a text (`response`, `completion`, `solution`, ...), which the reward model's format splits into steps. `scores.jsonl`
+in output_dir has the same rows, with `steps`, `step_scores` and `score`. After a kill, the same command continues.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import selection
 from ..io.config_values import is_url, read_json_fields
+from ..io.counts import counted
 from ..io.progress_bars import progress_bar
 from ..io.redaction import without_login
 from ..rollouts.row_sources import read_rows
@@ -88,15 +89,17 @@ def main(arguments: ScoreArguments) -> Path:
         **options,
     )
     scores: list[float | None] = []
-    with progress_bar(len(rows) if hasattr(rows, "__len__") else None, "Scoring", unit="solution") as bar:
+    with progress_bar(len(rows) if hasattr(rows, "__len__") else None, "Scoring", unit="solutions") as bar:
         for row in scored:
             scores.append(row["score"])
             bar.update()
     present = [score for score in scores if score is not None]
     path = Path(arguments.output_dir, "scores.jsonl")
     mean = f" The mean score is {sum(present) / len(present):.3g}." if present else ""
-    lines = [f"{without_login(arguments.reward_model)} scored {len(present)} of {len(scores)} solutions.{mean}"]
+    scored_of = f"{len(present):,} of {counted(len(scores), 'solution')}"
+    lines = [f"{without_login(arguments.reward_model)} scored {scored_of}.{mean}"]
     if len(present) < len(scores):
-        lines.append(f"{len(scores) - len(present)} solutions have no steps, or exceed the model's context length.")
+        unscored = counted(len(scores) - len(present), "solution has", "solutions have")
+        lines.append(f"{unscored} no steps, or more tokens than the model's context.")
     print_outcome(*lines, f"Scores: {path}.")
     return path

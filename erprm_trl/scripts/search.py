@@ -12,6 +12,7 @@ import erprm_trl
 from .. import rollouts, selection
 from ..io.atomic_files import make_folder, replace_file
 from ..io.config_values import read_json_fields
+from ..io.counts import counted
 from .outcome import print_outcome
 from .scoring import SCORING_BACKEND, TRAINED_ETA
 
@@ -119,7 +120,7 @@ def main(arguments: GuidedSearchArguments) -> dict[str, float]:
     summary = {name: sum(values) / len(rows) for name, values in columns.items()}
     replace_file(folder / "summary.json", json.dumps({**summary, "settings": settings}, indent=2))
     print_outcome(
-        f"{summary['reward']:.1%} of {len(rows)} questions were answered right. Per question, "
+        f"{summary['reward']:.1%} of {counted(len(rows), 'question')} were answered right. Per question, "
         f"{summary['tokens_generated']:.0f} tokens were generated and {summary['steps_scored']:.0f} prefixes scored.",
         f"Solutions: {folder / 'solutions.jsonl'}. Results: {folder / 'summary.json'}.",
         next_command=f"erprm report --folder {arguments.output_dir}",

@@ -5,9 +5,10 @@ erprm train --recipe dial/train_mixture
 erprm train --recipe qwen2.5-math-1.5b-gsm8k --eta inf --accelerate_config zero2 --num_processes 8
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import trl
 
@@ -15,6 +16,7 @@ import erprm_trl
 
 from .. import scripts
 from ..io import local_path
+from ..io.counts import counted
 from ..rollouts.shards import MANIFEST
 from .console import stage
 from .outcome import first_and_last, print_outcome
@@ -68,6 +70,8 @@ class MixtureSource:
 class DataArguments:
     """The labelled steps."""
 
+    EVALUATION_DATA: ClassVar = ("eval_rollouts", "eval_dataset_name", "dataset_test_split", "eval_mixture")
+
     rollouts: str | None = field(default=None, metadata={"help": "Rollout folder, labelled at --eta."})
     eval_rollouts: str | None = field(
         default=None, metadata={"help": "Rollout folder of other questions, for evaluation."}
@@ -117,11 +121,65 @@ class DataArguments:
             raise ValueError(
                 f"Training data: got {shown}, expected exactly one of --rollouts, --dataset_name and mixture."
             )
-        if self.eval_mixture and (self.eval_rollouts or self.eval_dataset_name or self.dataset_test_split):
+        named = {"dataset_test_split": self.dataset_test_split} if self.eval_dataset_name is None else {}
+        named |= {name: getattr(self, name) for name in ("eval_rollouts", "eval_dataset_name", "eval_mixture")}
+        named = {name: value for name, value in named.items() if value}
+        if len(named) > 1:
+            shown = " and ".join(f"{name}={value!r}" for name, value in named.items())
             raise ValueError(
-                "Evaluation data: got eval_mixture with other evaluation data, expected one of them. Add the other "
-                "data to eval_mixture."
+                f"Evaluation data: got {shown}, expected one of them. Name several sources in eval_mixture."
             )
+        if "dataset_test_split" in named and self.dataset_name is None:
+            raise ValueError(
+                f"dataset_test_split: got {self.dataset_test_split!r} without --dataset_name and --eval_dataset_name, "
+                "expected the dataset of this split. Pass --eval_dataset_name DATASET."
+            )
+
+    def evaluation(self) -> Any:
+        """The evaluation data, `None` if none is named."""
+        if self.eval_mixture:
+            return [source.load() for source in self.eval_mixture]
+        if self.eval_dataset_name is None and self.dataset_test_split is None:
+            return self.eval_rollouts
+        name, split = self.eval_dataset_name or self.dataset_name, self.dataset_test_split or "train"
+        return erprm_trl.load_labelled_steps(name, config_name=self.dataset_config, split=split)
+
+
+def metrics(eval_dataset: Any) -> dict[str, str]:
+    """Titles of the metrics in the table at the end. Each of several evaluation sources has its own."""
+    if not isinstance(eval_dataset, Mapping):
+        return METRICS
+    names = {name: title for name, title in METRICS.items() if not name.startswith("eval_")}
+    for source in eval_dataset:
+        for name, title in METRICS.items():
+            if name.startswith("eval_"):
+                names[f"eval_{source}_{name.removeprefix('eval_')}"] = f"{title}, {source}"
+    return names
+
+
+def left_out(counts: Mapping[str, Any]) -> list[str]:
+    """
+    The training data that was not used, in sentences.
+
+    Args:
+        counts (`Mapping`):
+            `trainer.data_counts["train"]`, empty for a stream.
+    """
+    lines = []
+    for name, own in (counts.get("sources") or {"": counts}).items():
+        of_source = f" of {name}" if name else ""
+        labels = own.get("labels") or {"dropped": {}}
+        if labels["dropped"]:
+            solutions = f"{sum(labels['dropped'].values()):,} of {counted(labels['solutions'], 'solution')}{of_source}"
+            lines.append(f"The label options left out {solutions}: {_reasons(labels['dropped'])}.")
+        if dropped := own.get("dropped_rows"):
+            rows = counted(sum(dropped.values()), f"row{of_source} was", f"rows{of_source} were")
+            lines.append(f"{rows} dropped: {_reasons(dropped)}.")
+    return lines
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} with {reason}" for reason, count in sorted(dropped.items()))
 
 
 def _sources(option: str, entries: list[Any]) -> list[MixtureSource]:
@@ -145,23 +203,20 @@ def _sources(option: str, entries: list[Any]) -> list[MixtureSource]:
 def main(data: DataArguments, training: "erprm_trl.ERPRMConfig", model: "trl.ModelConfig") -> "erprm_trl.ERPRMTrainer":
     """Trains a reward model and saves it."""
     stage("Loading the training data and the model")
-    train_dataset, eval_dataset = data.rollouts, data.eval_rollouts
+    train_dataset = data.rollouts
     if data.dataset_name is not None:
-        load, config = erprm_trl.load_labelled_steps, data.dataset_config
-        train_dataset = load(
-            data.dataset_name, config_name=config, split=data.dataset_train_split, streaming=data.dataset_streaming
+        train_dataset = erprm_trl.load_labelled_steps(
+            data.dataset_name,
+            config_name=data.dataset_config,
+            split=data.dataset_train_split,
+            streaming=data.dataset_streaming,
         )
-        if data.eval_dataset_name is not None or data.dataset_test_split is not None:
-            name, split = data.eval_dataset_name or data.dataset_name, data.dataset_test_split or "train"
-            eval_dataset = load(name, config_name=config, split=split)
     if data.mixture:
         train_dataset = [source.load() for source in data.mixture]
-    if data.eval_mixture:
-        eval_dataset = [source.load() for source in data.eval_mixture]
     judge = None if data.agree_with is None else load_scorer(data.agree_with, training.per_device_eval_batch_size)
     trainer = erprm_trl.ERPRMTrainer(
         train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
+        eval_dataset=data.evaluation(),
         agree_with=judge,
         **model_options(model, training),
     )
@@ -169,8 +224,9 @@ def main(data: DataArguments, training: "erprm_trl.ERPRMConfig", model: "trl.Mod
     trainer.train(resume_from_checkpoint=data.resume or None)
     save(trainer)
     print_outcome(
-        f"The reward model was saved in {training.output_dir} after {trainer.state.global_step} updates.",
-        *first_and_last(trainer.state.log_history, METRICS),
+        f"The reward model was saved in {training.output_dir} after {counted(trainer.state.global_step, 'update')}.",
+        *left_out(trainer.data_counts.get("train", {})),
+        *first_and_last(trainer.state.log_history, metrics(trainer.eval_dataset)),
         next_command=f"erprm score --reward_model {training.output_dir} --dataset_name SOLUTIONS.jsonl "
         "--output_dir SCORES",
     )

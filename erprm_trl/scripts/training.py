@@ -10,6 +10,7 @@ import erprm_trl
 
 from .. import scripts
 from ..io import load_tokenizer
+from ..io.counts import counted
 from ..policy import PromptArguments
 from .console import stage
 from .outcome import StoppedByGuard, first_and_last, print_outcome
@@ -140,7 +141,7 @@ def train_policy(
         raise StoppedByGuard(f"{guard.stopped_because} Last good checkpoint: {guard.last_good_checkpoint}")
     save(trainer)
     print_outcome(
-        f"The policy was saved in {training.output_dir} after {trainer.state.global_step} updates.",
+        f"The policy was saved in {training.output_dir} after {counted(trainer.state.global_step, 'update')}.",
         *first_and_last(trainer.state.log_history, POLICY_METRICS),
         next_command=f"erprm report --folder {training.output_dir}",
     )

@@ -11,9 +11,9 @@ from typing import Any
 from ..io.on_disk_sequence import OnDiskSequence
 from ..rollouts.collect import collect_rollouts
 from ..rollouts.dataset import RolloutDataset
-from ..rollouts.given_solutions import GivenSolution, load_solutions
+from ..rollouts.given_solutions import GivenSolution, solutions_of_rows
 from ..rollouts.grading.grader import STATED
-from ..rollouts.row_sources import read_rows
+from ..rollouts.row_sources import open_rows
 
 
 logger = logging.getLogger(__name__)
@@ -84,21 +84,16 @@ def collect_candidates(
     Raises:
         `ValueError`: if a row has no question or no solution, or a solution neither an answer nor a correctness.
     """
-    rows = read_rows(source, config_name, split, dataset_kwargs or {})
-    chosen = {name: column for name, column in columns.items() if column is not None}
-    rows = rows if hasattr(rows, "column_names") else list(rows)
-    names = getattr(rows, "column_names", None) or list(next(iter(rows), {}))
-    known = next((form for form in _PUBLISHED if form.issubset(names)), None)
+    rows, name = open_rows("Solutions", source, config_name, split, dataset_kwargs or {}, max_rows)
+    chosen = {argument: column for argument, column in columns.items() if column is not None}
+    present = getattr(rows, "column_names", None) or list(rows[0])
+    known = next((form for form in _PUBLISHED if form.issubset(present)), None)
     if known is not None and not {"question_column", "solution_column", "steps_column"} & set(chosen):
         for argument, usual in _PUBLISHED[known].items():
-            if found := next((name for name in usual if name in names), None):
-                chosen.setdefault(argument, found)
+            if column := next((column for column in usual if column in present), None):
+                chosen.setdefault(argument, column)
         logger.info("Candidates: the columns are read as %s.", chosen)
-    if isinstance(source, (str, PathLike)):  # read again by its name, which errors then show
-        options = {"config_name": config_name, "split": split, "dataset_kwargs": dataset_kwargs}
-        given = load_solutions(source, metadata_columns=[], max_rows=max_rows, **options, **chosen)
-    else:
-        given = load_solutions(rows, metadata_columns=[], max_rows=max_rows, **chosen)
+    given = solutions_of_rows(rows, name, metadata_columns=[], **chosen)
     is_marked = splitter.strip() != _MARK and any(_MARK_ALONE.search(solution.text) for solution in given)
     solutions = _WithoutMarks(given) if is_marked else given
     return collect_rollouts(
@@ -106,7 +101,7 @@ def collect_candidates(
         output_dir=output_dir,
         num_continuations=0,
         splitter=splitter,
-        grading=grading or _grading(solutions, str(source) if isinstance(source, (str, PathLike)) else "the rows"),
+        grading=grading or _grading(solutions, name),
         answer_pattern=answer_pattern,
         show_progress=show_progress,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..functional.aggregation import aggregate
+from ..io.counts import counted
 from ..reasoning import THINK_CLOSE
 from ..reward_model import scoring
 from ..rollouts.dataset import RolloutDataset
@@ -64,7 +65,8 @@ class PairCounts:
             self.without_pair[reason or "no_branch"] += 1
 
     def __str__(self) -> str:
-        parts = [f"{self.pairs} pairs from {self.questions_with_pairs} of {self.questions} questions"]
+        questions = f"{self.questions_with_pairs:,} of {counted(self.questions, 'question')}"
+        parts = [f"{counted(self.pairs, 'pair')} from {questions}"]
         for name, counts in (("questions without a pair", self.without_pair), ("left out", self.left_out)):
             if counts:
                 parts.append(f"{name}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())))

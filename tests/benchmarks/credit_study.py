@@ -24,10 +24,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from intervals import interval
 from policy_learning import load, rollouts_to_reach
 
+from erprm_trl import ERPRMConfig, ERPRMTrainer
 from erprm_trl.dial import BASE_PATH, make_questions
-from erprm_trl.dial.experiments.chain import TEST_SEED, DialChain
+from erprm_trl.dial.experiments.chain import FORMAT, TEST_SEED, DialChain
 from erprm_trl.dial.experiments.policies import PPO, accuracy, make_noisy_policy, train_online
 from erprm_trl.io.atomic_files import replace_file
+from erprm_trl.rollouts.outcomes import outcome_labels
 
 
 COMPLETIONS = 64  # per update
@@ -60,7 +62,14 @@ for _weight in (0.3, 3.0):
         )
 METHODS["ppo, difference"] = ("step_ppo", {**PPO, "credit": "difference"})
 METHODS["ppo, outcome"] = ("step_ppo", {**PPO, "credit": "outcome"})
+# An implicit reward model that was trained on outcomes alone. It does not change, or it is updated on the graded
+# answers of each generation. In the setting "steps", answers train the reward model and not the policy.
+for _when in ("frozen", "before_scoring", "after_scoring"):
+    for _name in ("difference, gamma 1, group", "sum, gamma 0, group"):
+        _update = {} if _when == "frozen" else {"update_reward_model": _when, "reward_model_learning_rate": 3e-4}
+        METHODS[f"implicit {_when}, {_name}"] = ("step_grpo", {**METHODS[_name][1], **_update})
 KEPT = ("steps/", "rewards/", "completions/clipped_ratio", "completions/mean_length", "kl", "loss", "value/")
+KEPT += ("reward_model/",)
 
 
 def first_policy(setting, seed, folder):
@@ -74,16 +83,40 @@ def first_policy(setting, seed, folder):
     return str(path)
 
 
+def chain_of(setting, seed, folder):
+    """The stages up to the reward models of a setting and seed."""
+    moves = SETTINGS[setting][0]
+    policy = first_policy("long", seed, folder) if moves == LONG else BASE_PATH
+    name = "long" if moves == LONG else "short"
+    return DialChain(str(Path(folder, f"chain-{name}")), seed=seed, policy=policy, moves=moves)
+
+
 def reward_model(setting, seed, folder, eta=2.0):
     """The reward model of a setting and seed. It is trained once."""
-    moves = SETTINGS[setting][0]
-    name = "long" if moves == LONG else "short"
-    policy = first_policy("long", seed, folder) if moves == LONG else BASE_PATH
-    chain = DialChain(str(Path(folder, f"chain-{name}")), seed=seed, policy=policy, moves=moves)
+    chain = chain_of(setting, seed, folder)
     path = Path(chain.output_dir, f"erprm-eta-{eta:g}")
     if not (path / "prm_format.json").exists():
-        num_questions = chain.train_questions // (4 if moves == LONG else 1)
+        num_questions = chain.train_questions // (4 if chain.moves == LONG else 1)
         chain.train(chain.collect("rollouts", num_questions, seed, 2, 8), eta=eta)
+    return str(path)
+
+
+def implicit_reward_model(setting, seed, folder):
+    """The implicit reward model of a setting and seed, with as many training steps as the other reward model. It is
+    trained once."""
+    chain = chain_of(setting, seed, folder)
+    path = Path(chain.output_dir, "implicit")
+    if not (path / "prm_format.json").exists():
+        solutions = chain.collect("solutions", 2 * chain.train_questions, seed, 8, 0)
+        args = ERPRMConfig(
+            str(path), head="implicit", beta=0.05, separator=FORMAT.separator, splitter=FORMAT.splitter,
+            prompt_template="{question}", max_steps=chain.max_steps, per_device_train_batch_size=64,
+            learning_rate=chain.learning_rate, warmup_steps=10, save_strategy="no", report_to="none", bf16=False,
+            gradient_checkpointing=False, seed=seed, use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = ERPRMTrainer(chain.policy, args, train_dataset=outcome_labels(solutions))
+        trainer.train()
+        trainer.save_model()
     return str(path)
 
 
@@ -92,7 +125,8 @@ def run(setting, method, seed, folder, updates=None):
     moves, default_updates, _, answers = SETTINGS[setting]
     trainer_name, settings = METHODS[method]
     policy = first_policy(setting, seed, folder)
-    model = None if trainer_name == "grpo" else reward_model(setting, seed, folder)
+    make_model = implicit_reward_model if method.startswith("implicit") else reward_model
+    model = None if trainer_name == "grpo" else make_model(setting, seed, folder)
     if not answers:  # answers are graded and logged, but not trained on
         settings = {**settings, "outcome_weight": 0.0}
     out = Path(folder, "trainers", setting, method.replace(", ", "-").replace(" ", "-"))

@@ -288,6 +288,17 @@ MUTANTS = {
             ("scale=scale, gamma=self.args.gamma)", "scale=scale)"),
         ],
     ),
+    "policy/online/reward_model_updates.py": (
+        ["tests/policy/online/test_reward_model_updates.py"],
+        [
+            ('reduction="none") * repeats', 'reduction="none")'),
+            ("(losses.sum() / num_solutions).backward()", "losses.mean().backward()"),
+            ("master.grad is None else master.grad + gradient", "master.grad is None else gradient"),
+            ("if part.scores and not math.isnan(outcomes[row])", "if part.scores"),
+            ("name: weight if weight.dtype == torch.float32 else weight.detach().float()", "name: weight"),
+            ('if trainer.args.update_reward_model == "after_scoring":', "if False:"),
+        ],
+    ),
     "policy/online/step_ppo_trainer.py": (
         ["tests/policy/online/test_step_ppo_trainer.py"],
         [
@@ -303,6 +314,11 @@ MUTANTS = {
                 'tokens = inputs["num_items_in_batch"].clamp(min=1) * 2',
             ),
             ("values = values.float() * mask", "values = values.float()"),
+            ("values = values_of_rows(values, output[LACKS_OUTCOME])", "values = values[..., 0]"),
+            (
+                "values = values_of_rows(values, inputs.get(LACKS_OUTCOME))",
+                "values = values.unflatten(1, (-1,))[..., 0]",
+            ),
             ("self.args.gamma, self.args.gae_lambda)", "1.0, self.args.gae_lambda)"),
         ],
     ),

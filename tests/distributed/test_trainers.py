@@ -17,10 +17,18 @@ pytestmark = pytest.mark.slow("starts two processes")
 
 
 NAMES = distributed_runs.NAMES
+REFRESH = {
+    "refresh_reward_model": 4,
+    "refresh_num_continuations": 2,
+    "refresh_learning_rate": 1e-2,
+    "trained_eta": 0.0,
+}
 # Each launch runs its trainers one after the other: configuration, trainers, and options of their runs
 LAUNCHES = {
     "ddp": ("cpu_ddp", NAMES, {"accumulation": 1}),
     "ddp-lora": ("cpu_ddp", NAMES, {"lora": True}),
+    "ddp-raft-refresh": ("cpu_ddp", ("raft",), {"accumulation": 1, "raft": REFRESH}),
+    "ddp-raft-engines": ("cpu_ddp", ("raft",), {"accumulation": 1, "lora": True, "raft": {"use_vllm": True}}),
     "zero2": ("cpu_zero2", NAMES, {}),
     "zero3": ("cpu_zero3", NAMES, {}),
     "zero3-lora-sharded": ("cpu_zero3", NAMES, {"lora": True, "sharded": True}),
@@ -35,7 +43,7 @@ def single(tmp_path_factory):
     done = {}
 
     def run(name, **options):
-        key = (name, options.get("lora", False), options.get("optim", "sgd"))
+        key = (name, options.get("lora", False), options.get("optim", "sgd"), str(options.get("raft")))
         if key not in done:
             folder = tmp_path_factory.mktemp("single")
             distributed_runs.save_models(folder)
@@ -97,6 +105,8 @@ def test_two_processes_give_the_same_results_as_one(name, single, double):
 
     if name == "raft":
         assert_same_picks(alone, folder / name)
+        if "refresh_reward_model" in options.get("raft", {}):
+            assert_same_reward_models(alone, folder / name)
     else:
         # DeepSpeed's Adam on the host rounds differently after resuming.
         tolerance = 1e-6 if options.get("optim", "sgd") == "sgd" else 2e-5
@@ -124,6 +134,17 @@ def test_a_resumed_run_exactly_equals_the_uninterrupted_run(name, lora, single):
 def assert_close(left, right, tolerance):
     for key, value in left.items():
         torch.testing.assert_close(right[key].float(), value.float(), atol=tolerance, rtol=0)
+
+
+def assert_same_reward_models(alone, together):
+    for index in range(2):
+        left, right = (run / f"round-{index}" for run in (alone, together))
+        records = [json.loads((path / "manifest.json").read_text())["refresh"]["metrics"] for path in (left, right)]
+        assert records[1] == pytest.approx(records[0], abs=1e-4) and records[0]["refresh/updates"] >= 2
+        weights = [distributed_runs.weights(path, "reward_model") for path in (left, right)]
+        assert_close(*weights, 1e-4)
+    first = distributed_runs.weights(together.parent, "reward_model")
+    assert any(not torch.equal(first[key], weights[1][key]) for key in first)
 
 
 def assert_same_picks(alone, together):

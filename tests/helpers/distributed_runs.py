@@ -4,6 +4,7 @@ In a run of two processes, each process gets half the rows, mostly in two batche
 checkpointing. The result must equal that of one process with the same global batches.
 """
 
+import dataclasses
 import gc
 import json
 import os
@@ -11,9 +12,12 @@ import socket
 import subprocess
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
+import torch
 from datasets import Dataset
+from fake_engines import FakeOfflineEngine
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -38,10 +42,15 @@ from erprm_trl import (
     dial,
 )
 from erprm_trl.dial.experiments.chain import FORMAT
+from erprm_trl.policy.raft import policy_sampler
 
 
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
 NAMES = ("erprm_lm", "erprm_token", "erprm_implicit", "raft", "step_grpo", "step_ppo")
+NAMES_OF_UPDATES = ("step_grpo_updates", "step_ppo_updates")  # also update an implicit reward model
+POLICIES = ("step_grpo", "step_ppo", *NAMES_OF_UPDATES)
+# Adam would amplify differences in the last bits of small gradients, so its epsilon is large.
+UPDATED = {"reward_model_learning_rate": 0.02, "adam_epsilon": 0.1, "outcome_weight": 0.0}
 SCRIPT = """
 import json, sys
 from distributed_runs import run_all
@@ -52,6 +61,7 @@ end_process(0)
 UPDATES, GROUP = 10, 4
 # Metrics that must be gathered from all processes
 METRICS = "num_tokens value/loss value/explained_variance kl steps/accuracy steps/per_answer reward".split()
+METRICS += ["reward_model/loss", "reward_model/accuracy", "reward_model/grad_norm", "reward_model/unused_share"]
 # Three updates per epoch. The run is resumed in the second epoch.
 QUESTIONS = dial.make_questions(9, seed=5, min_moves=1, max_moves=2)
 # Solutions of one to four steps, so that the two processes have different numbers of labels in a batch.
@@ -82,6 +92,21 @@ def save_models(folder):
     tokenizer.save_pretrained(Path(folder, "reward_adapter"))
     FORMAT.save(Path(folder, "reward_model"))
     FORMAT.save(Path(folder, "reward_adapter"))
+    # An implicit reward model that differs from its reference model, and its adapter
+    implicit = dataclasses.replace(
+        FORMAT, head="implicit", beta=0.5, prompt_template="{question}", reference_model=dial.BASE_PATH
+    )
+    for name, model in (
+        ("implicit", AutoModelForCausalLM.from_pretrained(dial.BASE_PATH)),
+        ("implicit_adapter", adapted),
+    ):
+        if name == "implicit":
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.add_(0.02 * torch.randn_like(weight))
+        model.save_pretrained(Path(folder, name))
+        tokenizer.save_pretrained(Path(folder, name))
+        implicit.save(Path(folder, name))
 
 
 def _reward_model(folder, peft_config):
@@ -131,8 +156,9 @@ def run_all(folder, names, **options):
         _restart_accelerate()
 
 
-def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2):
-    """Runs ten updates, and the last five again from the checkpoint. RAFT runs two rounds of five in two trainers."""
+def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2, raft=None):
+    """Runs ten updates, and the last five again from the checkpoint. RAFT runs two rounds of five in two trainers.
+    `raft` has more of its options."""
     out = Path(folder, name)
     peft_config = None
     if lora:
@@ -141,7 +167,7 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2)
 
     def make(seed, **more):
         set_seed(seed)
-        make_trainer = {"raft": _raft, "step_grpo": _step_policy, "step_ppo": _step_policy}.get(name, _erprm)
+        make_trainer = {"raft": partial(_raft, raft or {}), **dict.fromkeys(POLICIES, _step_policy)}.get(name, _erprm)
         trainer = make_trainer(name, folder, {**_common(out, optim, accumulation), **more}, peft_config, sharded)
         trainer.add_callback(_Watcher(trainer))
         return trainer
@@ -265,7 +291,9 @@ def _erprm(name, folder, common, peft_config, sharded):
     return ERPRMTrainer(base, arguments, train_dataset=data, eval_dataset=data, peft_config=peft_config)
 
 
-def _raft(name, folder, common, peft_config, sharded):
+def _raft(options, name, folder, common, peft_config, sharded):
+    if "vllm_kwargs" not in options:  # these are for a real engine
+        policy_sampler.VLLMSampler = FakeOfflineEngine
     arguments = RAFTConfig(
         **{**common, "max_steps": UPDATES // 2, "save_strategy": "no"},
         **_batch(common, 4),
@@ -277,6 +305,7 @@ def _raft(name, folder, common, peft_config, sharded):
         grading="exact",
         answer_pattern=dial.ANSWER_PATTERN,
         shard_reward_model=sharded,
+        **options,
     )
     return RAFTTrainer(
         dial.BASE_PATH,
@@ -292,6 +321,8 @@ def _step_policy(name, folder, common, peft_config, sharded):
     trainer_class, config_class, more = {
         "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {}),
         "step_ppo": (StepPPOTrainer, StepPPOConfig, {"vf_coef": 0.5}),
+        "step_grpo_updates": (StepGRPOTrainer, StepGRPOConfig, {**UPDATED, "update_reward_model": "before_scoring"}),
+        "step_ppo_updates": (StepPPOTrainer, StepPPOConfig, {**UPDATED, "update_reward_model": "after_scoring"}),
     }[name]
     arguments = config_class(
         **common,
@@ -304,8 +335,12 @@ def _step_policy(name, folder, common, peft_config, sharded):
         shard_reward_model=sharded,
         **more,
     )
-    data = Dataset.from_list([{"prompt": row["question"], "answer": row["answer"]} for row in QUESTIONS])
+    rows = [{"prompt": row["question"], "answer": row["answer"]} for row in QUESTIONS]
     reward_model = _reward_model(folder, peft_config)
+    if name in NAMES_OF_UPDATES:
+        rows[1]["answer"] = None  # a process then has fewer graded solutions than the other
+        reward_model = str(Path(folder, "implicit" if peft_config is None else "implicit_adapter"))
+    data = Dataset.from_list(rows)
     trainer = trainer_class(dial.BASE_PATH, reward_model, arguments, data, peft_config=peft_config)
 
     def write(prompt_ids, images, multimodal_fields, num_generations, *_):

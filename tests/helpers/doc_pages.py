@@ -118,6 +118,7 @@ def make_model(folder: Path) -> None:
     """A tiny policy, or a public reward model where the name says so."""
     from dataclasses import replace
 
+    import trl
     from public_models import QwenPRM, byte_tokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +129,8 @@ def make_model(folder: Path) -> None:
     tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>"])
     if "Instruct" in folder.name:
         tokenizer.chat_template = CHAT_TEMPLATE
+    elif "Qwen3" in folder.name:  # a template with tools, whose calls TRL can parse
+        tokenizer.chat_template = Path(trl.__file__).with_name("chat_templates").joinpath("qwen3.jinja").read_text()
     policy_of_short_lines(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -185,6 +188,11 @@ def make_results(folder: Path, code: str) -> None:
         make_model(outputs / name)
         let_scores_differ(outputs / name)
         PRMFormat(splitter="newline", eta=0.0).save(outputs / name)
+    if '"outputs/implicit"' in code and 'ERPRMConfig("outputs/implicit"' not in code:
+        make_model(outputs / "implicit")
+        let_scores_differ(outputs / "implicit")
+        reference = str(outputs / "erprm")
+        PRMFormat(head="implicit", beta=0.05, reference_model=reference).save(outputs / "implicit")
     TRLPRM(outputs / "trl-prm")
     sampler = TransformersSampler.from_pretrained(str(outputs / "erprm"), max_new_tokens=32)
     for name, solutions, continuations in (("rollouts", 2, 2), ("held_out", 2, 2), ("samples", 4, 0)):
@@ -203,7 +211,8 @@ def shrink(arguments) -> None:
     """Changes the arguments of a training to one small step on the CPU."""
     arguments.use_cpu, arguments.bf16, arguments.gradient_checkpointing = True, False, False
     arguments.max_steps, arguments.report_to, arguments.disable_tqdm = 1, "none", True
-    for name, most in (("max_completion_length", 16), ("generation_batch_size", 8), ("questions_per_round", 4)):
+    limits = {"max_completion_length": 16, "generation_batch_size": 8, "questions_per_round": 4}
+    for name, most in {**limits, "refresh_reward_model": 2}.items():
         if getattr(arguments, name, None) is not None:
             setattr(arguments, name, min(getattr(arguments, name), most))
 

@@ -1,7 +1,11 @@
 """Servers with the published contracts of vLLM and SGLang, in front of a transformers model. They refuse every request
-that has another form, and compute one solution at a time."""
+that has another form, and compute one solution at a time. Also an offline engine that samples with transformers."""
+
+import os
 
 import torch
+
+from erprm_trl import TransformersSampler
 
 
 MODEL_FIELDS = {"object": "model", "created": 0, "parent": None}
@@ -111,3 +115,32 @@ class FakeSGLang(FakeEngine):
             }
             answers.append({"text": "", "output_ids": [], "meta_info": info})
         return answers
+
+
+class FakeOfflineEngine(TransformersSampler):
+    """
+    A `VLLMSampler` that loads the saved policy with transformers. It refuses to start where a real engine would wait
+    for the other processes of the training.
+
+    Attributes:
+        started (`list[str]`):
+            Folders that the engines of this process loaded.
+        alive (`list`):
+            Engines of this process that are not closed.
+    """
+
+    started: list[str] = []
+    alive: list["FakeOfflineEngine"] = []
+
+    def __init__(self, model, tokenizer, engine_kwargs, **settings):
+        launcher = [name for name in os.environ if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")]
+        assert not launcher and not any(name.startswith("TORCHELASTIC") for name in os.environ)
+        self.engine_kwargs = engine_kwargs
+        self.started.append(str(model))
+        self.alive.append(self)
+        loaded = TransformersSampler.from_pretrained(model)
+        super().__init__(loaded.model, tokenizer, batch_size=64, **settings)
+
+    def close(self):
+        """Ends the engine."""
+        self.alive.remove(self)

@@ -35,7 +35,7 @@ def vllm_server(log, *options):
         server.wait()
 
 
-def _wait_until_healthy(url, server, log, seconds=240):
+def _wait_until_healthy(url, server, log, seconds=900):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.poll() is None:
         try:

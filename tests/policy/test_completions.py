@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 from step_fakes import DIAL_FORMAT, FakeScorer, by_text, byte_level_bpe
 
-from erprm_trl.policy.completions import completion_steps, completion_text, opens_thinking, question_text
+from erprm_trl.conversations import question_text
+from erprm_trl.policy.completions import completion_steps, completion_text, opens_thinking
 from erprm_trl.policy.reward_function import StepRewardFunction
 
 

@@ -262,12 +262,12 @@ def test_a_missing_question_column_is_an_error():
     assert StepRewardFunction(FakeScorer(by_last_number))(["template"], ["4"], query=["q"])
 
 
-def test_a_conversation_that_ends_with_a_tools_message_is_unscorable():
+def test_steps_of_the_last_message_of_a_conversation():
     scorer, ends = FakeScorer(by_last_number), [2]
     tokenizer, metrics = word_level(), {}
     call = {"role": "assistant", "content": "4 ки 8", "tool_calls": [{"function": {"name": "dial"}}]}
     tool = {"role": "tool", "name": "dial", "content": "9 ки 9"}
-    reward = StepRewardFunction(scorer, processing_class=tokenizer, eos_token_ids=ends)
+    reward = StepRewardFunction(scorer, steps_of="both", processing_class=tokenizer, eos_token_ids=ends)
     ids = encode(tokenizer, "4 ки 8 ? 9 ки 9 ?", "4 ки 8 ? 9 ки 9 ? 4 ки 8 </s>", "4 ки 8 </s>")
     completions = [[call, tool], [call, tool, {"role": "assistant", "content": "4 ки 8"}], [{"content": "4 ки 8"}]]
     assert reward(["q"] * 3, completions, ids, log_metric=metrics.__setitem__) == [

@@ -53,6 +53,20 @@ def test_scores_find_their_solutions(tmp_path):
     assert "b: skipped 4 solutions without scores and labels." in notes
 
 
+def test_a_rounds_scores_and_metrics_are_those_of_its_refreshed_reward_model(tmp_path):
+    folder = tmp_path / "raft" / "round-1"
+    write_samples(folder / "samples", [[1], [1]])
+    (folder / "scores.jsonl").write_text('{"step_scores": [0.5]}\n{"step_scores": [0.25]}\n')
+    refresh = {"metrics": {"refresh/agreement_after": 0.875}}
+    manifest = {"config": {"reward_model": "prm"}, "kept": 2, "metrics": {"raft/mean_score": 0.25}, "refresh": refresh}
+    write_json(folder / "manifest.json", {**manifest, "reward_model": "raft/round-0/reward_model"})
+    collections, _ = gather(tmp_path)
+    scores = next(collection.scores for name, collection in collections.items() if name.endswith("samples"))
+    assert scores == {"raft/round-0/reward_model": [[[0.5]], [[0.25]]]}
+    page = write_report(tmp_path).read_text()
+    assert "refresh agreement after" in page and "0.875" in page
+
+
 def test_rounds_of_raft_and_guided_search(tmp_path):
     steps = [[1, 2], [2, 1]]
     write_samples(tmp_path / "raft" / "round-0" / "samples", steps)

@@ -146,6 +146,22 @@ def test_every_eta_has_all_options(rollouts, eta):
     assert relative[0] == [1.0, 0.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("eta", [-2.0, 0.0, 2.0])
+def test_a_prefix_as_good_as_its_question_has_the_relative_value_1(tmp_path, eta):
+    """Rewards between 0 and 1 count as the same successes in part for the prefix and for the question. The first
+    prefix and the question have the same rewards, and the second prefix half of them."""
+    rollouts = write_rollouts(tmp_path / "rollouts", [[(0.5, [0.5, 0.5], [0.5, 0.0])]])
+    value_of_half = {-2.0: 1 - 0.716890, 0.0: 0.5, 2.0: 0.716890}[eta]  # log(1 + (e^eta - 1) / 2) / eta
+    labels = rollouts.labels(eta, relative=True, min_question_rate=0.5)  # a mean reward, at every eta
+    assert labels[0]["labels"] == pytest.approx([1.0, value_of_half, 0.5], abs=1e-6)
+
+
+def test_rewards_between_0_and_1_have_no_rate_at_infinite_eta(tmp_path):
+    rollouts = write_rollouts(tmp_path / "rollouts", [[(0.5, [1.0, 0.0])]])  # of the question, not of the prefix
+    with pytest.raises(ValueError, match=r"relative: got the rewards \[0.0, 0.5, 1.0\] at eta=inf.*relative=False"):
+        rollouts.labels(math.inf, relative=True)
+
+
 def test_options_with_the_posterior(rollouts):
     plain = rollouts.labels(2.0, "posterior")
     cleaned = rollouts.labels(2.0, "posterior", error_tolerance=0, label_correct_solutions="ones")

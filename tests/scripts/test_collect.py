@@ -25,7 +25,7 @@ def test_rollouts_with_continuations():
         "out holds 12 solutions with 72 steps, 75.0% of them right.",
         "25.0% of the solutions reached the token limit before they ended. Raise --max_new_tokens.",
         "60 prefixes have continuations, 50.0% of which are right. 132 texts were sampled in all.",
-        "1 solutions have no labels: no step.",
+        "1 solution has no labels: no step.",
     ]
 
 

@@ -4,11 +4,13 @@ import dataclasses
 import os
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 from trl import ModelConfig
 
 from erprm_trl import ERPRMConfig
+from erprm_trl.scripts.console import quiet
 from erprm_trl.scripts.outcome import UsageError
 from erprm_trl.scripts.parser import StageParser, split_options
 
@@ -147,6 +149,51 @@ def test_a_file_that_holds_no_fields_is_named(parser, tmp_path, text):
     options, _ = split_options(["--config", str(config)])
     with pytest.raises(UsageError, match="bad.yaml"):
         parser.set_config(options)
+
+
+@dataclass
+class Evaluated:
+    """Fields of a training with evaluation data."""
+
+    EVALUATION_DATA: ClassVar = ("eval_file", "eval_mixture")
+    eval_file: str | None = field(default=None, metadata={"help": "File."})
+    eval_mixture: list[str] = field(default_factory=list, metadata={"help": "Files."})
+    eval_strategy: str = field(default="no", metadata={"help": "When."})
+    eval_steps: int | None = field(default=None, metadata={"help": "Updates."})
+
+
+def evaluate(arguments: Evaluated) -> None:
+    """Does nothing."""
+
+
+@pytest.mark.parametrize(
+    ("yaml", "argv", "strategy", "shown"),
+    [
+        ("", "", "no", ""),
+        ("", "--eval_steps 5", "no", ""),
+        ("", "--eval_file a", "epoch", "--eval_file is evaluated with --eval_strategy epoch"),
+        ("eval_mixture: [a, b]", "", "epoch", "--eval_mixture is evaluated"),
+        ("eval_file: a", "--eval_steps 5", "steps", "--eval_file is evaluated with --eval_strategy steps"),
+        ("eval_file: a", "--eval_strategy no", "no", ""),
+        ("eval_file: a\neval_strategy: 'no'", "", "no", ""),
+        ("eval_strategy: epoch", "--eval_file a --eval_steps 5", "epoch", ""),
+    ],
+)
+def test_evaluation_data_that_is_named_is_evaluated(tmp_path, capsys, yaml, argv, strategy, shown):
+    config = tmp_path / "evaluated.yaml"
+    config.write_text(f"{yaml}\nenv: {{}}\n")
+    parser = StageParser("evaluated", evaluate)
+    options, argv = split_options(["--config", str(config), *argv.split()])
+    with quiet(verbose=False):
+        parser.set_config(options)
+        (arguments,) = parser.read(argv)
+    assert arguments.eval_strategy == strategy
+    printed = capsys.readouterr().err
+    assert shown in printed and bool(printed) == bool(shown)
+
+
+def test_the_help_says_when_evaluation_data_is_evaluated(parser):
+    assert "Defaults to epoch if evaluation data is named" in StageParser("evaluated", evaluate).format_help()
 
 
 def test_an_unknown_field_of_the_yaml_names_the_file(parser):

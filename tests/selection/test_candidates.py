@@ -105,16 +105,34 @@ def test_the_same_call_continues_and_another_source_is_refused(tmp_path):
         collect_candidates(path, tmp_path / "candidates", show_progress=False)
 
 
+def test_a_source_is_read_once_and_named_in_errors(tmp_path, monkeypatch):
+    module = """calls = []
+
+def rows(answer):
+    calls.append(answer)
+    return [{"question": "What is 3 + 4?", "response": "It is 7.", "answer": answer}]
+"""
+    (tmp_path / "made_elsewhere.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"show_progress": False, "dataset_kwargs": {"answer": "7"}}
+    samples = collect_candidates("made_elsewhere:rows", tmp_path / "candidates", **options)
+    import made_elsewhere
+
+    assert made_elsewhere.calls == ["7"] and judgements(samples) == [[(1.0, "7")]]
+    with pytest.raises(ValueError, match="Solution 0 of made_elsewhere:rows"):
+        collect_candidates("made_elsewhere:rows", tmp_path / "others", dataset_kwargs={"answer": None})
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         (
             [{"question": "a", "response": "b"}],
-            "Solution 0 of the rows .'a'.: got no answer, expected a reference answer",
+            "Solution 0 of the given rows .'a'.: got no answer, expected a reference answer",
         ),
         (
             [{"question": "a", "response": "b", "correct": True}, {"question": "c", "response": "d", "correct": None}],
-            "Solution 1 of the rows .'c'.: got no answer.*`answer_column` or `correct_column`",
+            "Solution 1 of the given rows .'c'.: got no answer.*`answer_column` or `correct_column`",
         ),
         ([{"prompt": "a", "answers": ["b", "c"], "label": [1]}], "Row 0 of .*'label'.*a list of 2 values"),
         ([{"prompt": "a", "answers": [], "label": []}], "Row 0 of .*'answers' holds no solution"),

@@ -71,7 +71,7 @@ def test_questions_without_a_pair_are_counted_and_logged(folder, caplog):
         _, counts = find_pairs(folder)
     assert (counts.questions, counts.questions_with_pairs, counts.pairs) == (2, 1, 1)
     assert counts.without_pair == {"all_equal": 1} and counts.left_out == {"unfinished": 1}
-    text = "1 pairs from 1 of 2 questions; questions without a pair: all_equal 1; left out: unfinished 1"
+    text = "1 pair from 1 of 2 questions; questions without a pair: all_equal 1; left out: unfinished 1"
     assert str(counts) == text and text in caplog.text
 
 

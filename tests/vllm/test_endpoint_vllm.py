@@ -1,11 +1,12 @@
 """`EndpointSampler` against vLLM's own server."""
 
 import pytest
+import torch
 from vllm_oracles import assert_drawn_from, greedy_ids, next_token_probabilities
 from vllm_server import vllm_server
 
 from erprm_trl import dial
-from erprm_trl.rollouts import Prompt, Question, collect_rollouts
+from erprm_trl.rollouts import Prompt, Question, TransformersSampler, collect_rollouts
 from erprm_trl.rollouts.sampling.endpoint_sampler import EndpointSampler
 
 
@@ -60,6 +61,14 @@ def test_the_server_returns_the_reason_of_an_end(sampler):
         completion.finished and not completion.text.strip()
         for (completion,) in sampler.sample(ended, 1, 0, stop=(dial.SEPARATOR,))
     )
+
+
+def test_the_probabilities_of_next_tokens_are_those_of_transformers(sampler, dial_policy):
+    prompts, tokens = [Prompt(row["question"]) for row in ROWS], ["answer", "=", "7"]
+    expected = torch.tensor(TransformersSampler(*dial_policy).next_token_log_probs(prompts, tokens))
+    assert (expected < -6).any()  # also of tokens that are not likely
+    measured = torch.tensor(sampler.next_token_log_probs(prompts, tokens))
+    torch.testing.assert_close(measured, expected, atol=1e-3, rtol=0)
 
 
 def test_samples_are_drawn_from_the_softmax(sampler, dial_policy):

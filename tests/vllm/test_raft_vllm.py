@@ -1,5 +1,9 @@
-"""RAFT with vLLM: each round's engine loads the previous round's policy, and is freed before the training."""
+"""RAFT with vLLM: each round's engine loads the previous round's policy, and is freed before the training. Also with
+an adapter, and with two processes."""
 
+import json
+
+import distributed_runs
 import psutil
 import pytest
 from datasets import Dataset
@@ -100,3 +104,20 @@ def test_each_round_samples_from_the_previous_rounds_policy(dial_scorer, greedy_
             assert pick["prompt_ids"] == tokenizer(pick["prompt"])["input_ids"]
             assert tokenizer.decode(pick["completion_ids"][:-1]) == pick["completion"].strip()
             assert pick["completion_ids"][-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_two_processes_sample_with_an_engine_each(lora, tmp_path):
+    distributed_runs.save_models(tmp_path)
+    options = {"use_vllm": True, "vllm_kwargs": {"dtype": "float32", "enforce_eager": True}}
+    config = distributed_runs.CONFIGS / "cpu_ddp.yaml"
+    facts = distributed_runs.launch(tmp_path, config, ("raft",), accumulation=1, lora=lora, raft=options)["raft"]
+    assert "error" not in facts, facts["error"]
+    assert facts["world"] == 2 and len(facts["losses"]) == distributed_runs.UPDATES
+    for index in range(2):
+        samples = tmp_path / "raft" / f"round-{index}" / "samples"
+        settings = json.loads((samples / "manifest.json").read_text())["config"]["sampler"]
+        assert settings["backend"] == "vllm"
+        shards = sorted(samples.glob("*.jsonl"))
+        assert len(shards) == 2 and all(shard.stat().st_size > 0 for shard in shards)
+    assert (tmp_path / "raft" / "merged-policy").exists() == lora

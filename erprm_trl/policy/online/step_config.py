@@ -8,6 +8,7 @@ from trl import GRPOConfig
 from ...functional.advantages import CREDITS
 from ...functional.aggregation import AGGREGATIONS
 from ...training.tracking.tracking_config import TrackingConfig
+from .reward_model_updates import UPDATES
 
 
 @dataclass
@@ -50,6 +51,24 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
         shard_reward_model (`bool`, *optional*, defaults to `False`):
             Whether to shard the reward model over the processes of a ZeRO-3 training run. It must be passed by its
             path. By default, every process holds the whole reward model.
+
+        > Parameters that control the updates of the reward model
+
+        update_reward_model (`str`, *optional*):
+            Whether and when an implicit reward model (`ERPRMConfig(head="implicit")`) is trained during the training
+            of the policy (PRIME). It gets one update per generation, on the graded answers of that generation.
+            `"before_scoring"` makes the update before the completions get the scores that the policy is trained on.
+            `"after_scoring"` makes it after that, so that no completion is scored by a model that has seen its answer.
+            The dataset must have answers. With `outcome_weight=0`, only the reward model is trained on them. Rows
+            without an answer, and completions without scores, are left out and counted (`reward_model/unused_share`).
+            The weights of a reward model that is passed as a loaded model are changed in place. The reward model is
+            saved in the folder `reward_model` next to the policy. By default, the reward model is not trained.
+        reward_model_learning_rate (`float`, *optional*, defaults to `1e-6`):
+            Constant learning rate of these updates. Their AdamW has the betas and the epsilon of the policy's, and
+            `max_grad_norm` limits their gradients.
+        reward_model_max_batch_tokens (`int`, *optional*, defaults to `8192`):
+            Maximum number of tokens per forward and backward pass of these updates. It limits their memory, and does
+            not change their result.
 
         > Parameters that control the answers
 
@@ -115,6 +134,20 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
         default=False,
         metadata={"help": "Whether to shard the reward model over the processes of a ZeRO-3 training run."},
     )
+    update_reward_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "When an implicit reward model is updated on the graded answers of each generation. By default, "
+            "it is not updated.",
+            "choices": list(UPDATES),
+        },
+    )
+    reward_model_learning_rate: float = field(
+        default=1e-6, metadata={"help": "Learning rate of the updates of the reward model."}
+    )
+    reward_model_max_batch_tokens: int = field(
+        default=8192, metadata={"help": "Maximum number of tokens per pass of the updates of the reward model."}
+    )
     question_column: str = field(default="question", metadata={"help": "Column of the bare question."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the reference answers."})
     grading: str = field(
@@ -155,6 +188,8 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             )
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma: got {self.gamma}, expected a number from 0 to 1. Set e.g. 1.0.")
+        if self.update_reward_model is not None:
+            self._check_updates()
         # These two options need one advantage per completion.
         if self.loss_type == "vespo" or self.off_policy_mask_threshold is not None:
             raise ValueError(
@@ -168,11 +203,33 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
                 "'sum_then_normalize', because step rewards are always normalised separately. Do not set it."
             )
 
+    def _check_updates(self) -> None:
+        if self.update_reward_model not in UPDATES:
+            raise ValueError(
+                f"update_reward_model: got {self.update_reward_model!r}, expected one of {', '.join(UPDATES)}, or "
+                "None. Choose one."
+            )
+        if self.shard_reward_model:
+            raise ValueError(
+                "update_reward_model: got shard_reward_model=True, expected False, because every process updates a "
+                "whole reward model. Set shard_reward_model=False."
+            )
+        for name in ("reward_model_learning_rate", "reward_model_max_batch_tokens"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected a positive number. Raise it.")
+
     @property
     def named_columns(self) -> dict[str, str]:
         """`question_column` and `answer_column` if they differ from the defaults. These columns must exist."""
         names = ("question_column", "answer_column")
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(type(self), name)}
+
+
+class _SingleGeneration(int):
+    """The number 1, which passes TRL's check that GRPO has at least two completions per group (`1 < 2`)."""
+
+    def __lt__(self, other):
+        return False
 
 
 @dataclass
@@ -182,7 +239,7 @@ class StepPPOConfig(StepGRPOConfig):
 
     Only the parameters specific to PPO are listed here; see [`StepGRPOConfig`] and [`~trl.GRPOConfig`] for the others.
     There, `epsilon` is the clip range of the policy, `num_iterations` the number of epochs per batch, and `beta` the
-    KL coefficient.
+    KL coefficient. With `critic="head"`, `num_generations` may be 1, because the critic is the baseline.
 
     Parameters:
         critic (`str`, *optional*, defaults to `"head"`):
@@ -231,7 +288,16 @@ class StepPPOConfig(StepGRPOConfig):
     )
 
     def __post_init__(self):
+        num_generations = self.num_generations
+        if num_generations == 1 and self.critic == "erprm":
+            raise ValueError(
+                "num_generations: got 1 with critic='erprm', expected at least 2, because this critic estimates the "
+                "value of a question by the mean score of its completions. Raise it, or set critic='head'."
+            )
+        if num_generations == 1:
+            self.num_generations = _SingleGeneration(1)
         super().__post_init__()
+        self.num_generations = num_generations
         if self.critic not in ("head", "erprm"):
             raise ValueError(f"critic: got {self.critic!r}, expected 'head' or 'erprm'. Choose one.")
         if self.critic == "erprm" and self.credit not in ("difference", "outcome"):
@@ -239,6 +305,11 @@ class StepPPOConfig(StepGRPOConfig):
                 f"critic='erprm': got credit={self.credit!r}, expected 'difference' or 'outcome', because the reward "
                 "model estimates a solution's final score, and not the sum of this credit's rewards. Change the "
                 "credit, or set critic='head'."
+            )
+        if self.critic == "erprm" and self.update_reward_model is not None:
+            raise ValueError(
+                f"critic='erprm': got update_reward_model={self.update_reward_model!r}, expected None, because this "
+                "critic is a frozen reward model. Set critic='head', or remove update_reward_model."
             )
         if not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gae_lambda: got {self.gae_lambda}, expected a number from 0 to 1. Set e.g. 0.95.")

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...functional.advantages import group_step_advantages, spread_over_steps, subtract_initial_value
 from .step_trainer import GlobalSteps, StepTrainer
+from .tool_tokens import loss_mask
 
 
 class StepGRPOTrainer(StepTrainer):
@@ -59,7 +60,7 @@ class StepGRPOTrainer(StepTrainer):
     def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
         rewards = self._step_rewards(steps)
         self._log_reward_parts(steps, rewards)
-        output["advantages"] = self._token_advantages(steps, rewards, output["completion_mask"])
+        output["advantages"] = self._token_advantages(steps, rewards, loss_mask(output))
 
     def _log_reward_parts(self, steps: GlobalSteps, rewards: Tensor) -> None:
         # The first difference starts from 0. Starting from the question's value, the group mean would always be 0.
@@ -69,10 +70,10 @@ class StepGRPOTrainer(StepTrainer):
         for name, part in parts.items():
             self.metrics_of_mode[f"reward_parts/{name}"].append(part.mean())
 
-    def _token_advantages(self, steps: GlobalSteps, rewards: Tensor, completion_mask: Tensor) -> Tensor:
-        """Advantages of this process's tokens, of shape (B, T) and 0 at padding."""
+    def _token_advantages(self, steps: GlobalSteps, rewards: Tensor, mask: Tensor) -> Tensor:
+        """Advantages of this process's tokens, of shape (B, T) and 0 where the mask is 0."""
         size, scale = self._group_size, self.scale_rewards
-        num_tokens = completion_mask.shape[1]
+        num_tokens = mask.shape[1]
         if self.args.credit == "outcome":  # one reward per solution, normalised over solutions as in GRPO
             scores, answered = steps.solution_scores(self.aggregation), steps.mask.any(-1)
             scores = self._centered(scores[:, None], answered[:, None], steps)
@@ -90,4 +91,4 @@ class StepGRPOTrainer(StepTrainer):
             graded = ~steps.outcomes.isnan()
             outcome = group_step_advantages(steps.outcomes[:, None], graded[:, None], size, scale=scale)
             advantages = advantages + self.outcome_weight * outcome[steps.local]
-        return advantages * completion_mask
+        return advantages * mask

@@ -1,5 +1,6 @@
 """PPO with step rewards: token rewards, a critic, GAE, and a clipped value loss added to TRL's clipped policy loss."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +16,14 @@ from ...functional.advantages import (
 )
 from ...functional.masked import explained_variance, masked_moments, masked_whiten
 from ...functional.policy_losses import clipped_value_loss, kl_estimate
+from ...rollouts.reference_answers import reference_text
 from .step_config import StepPPOConfig
 from .step_trainer import GlobalSteps, StepTrainer
-from .value_head import attach_value_head, load_value_head, save_value_head, without_value_head
+from .tool_tokens import loss_mask
+from .value_head import attach_value_head, load_value_head, save_value_head, values_of_rows, without_value_head
 
+
+LACKS_OUTCOME = "lacks_outcome"
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -32,6 +37,12 @@ class StepPPOTrainer(StepTrainer):
     The reward of a token is minus beta times its KL. The last token of a step also gets the step's reward, and the
     last token of a completion also gets the weighted outcome. Advantages are computed by GAE, and the policy loss is
     TRL's.
+
+    A row without an answer (and without any other reward) has no outcome, which is not an outcome of 0. Its return is
+    the sum of its step rewards alone. With such rows, `critic="head"` has two values: one learns the returns of rows
+    with an outcome, and the other learns the returns of rows without one. The advantage of a row is computed with the
+    value of its own kind, and a missing outcome is a target of neither. If the dataset has an answer in every row,
+    there is one value. `critic="erprm"` expects no outcome for such rows.
 
     Example:
 
@@ -70,7 +81,7 @@ class StepPPOTrainer(StepTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
-        reward_funcs: Any,
+        reward_funcs: Any = None,
         args: StepPPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
@@ -80,6 +91,9 @@ class StepPPOTrainer(StepTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
+        tools: list[Callable] | None = None,
+        rollout_func: Callable[..., dict[str, Any]] | None = None,
+        environment_factory: Callable[[], Any] | dict[str, Callable[[], Any]] | None = None,
     ):
         super().__init__(
             model,
@@ -93,11 +107,14 @@ class StepPPOTrainer(StepTrainer):
             optimizers,
             quantization_config,
             peft_config,
+            tools,
+            rollout_func,
+            environment_factory,
         )
         self.value_head = None
         if self.args.critic == "head":
             base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-            self.value_head = attach_value_head(base)
+            self.value_head = attach_value_head(base, 2 if self._may_lack_outcomes() else 1)
             if self.use_vllm:
                 sync_weights = self.vllm_generation.sync_weights
 
@@ -107,6 +124,15 @@ class StepPPOTrainer(StepTrainer):
 
                 self.vllm_generation.sync_weights = sync_policy_weights
         self._forwards: list[tuple[Tensor, Tensor | None]] = []
+
+    def _may_lack_outcomes(self) -> bool:
+        """Whether some rows may have no outcome although the policy is trained on outcomes."""
+        if not self.outcome_weight or self.answer_reward is None:
+            return bool(self.outcome_weight)
+        dataset, column = self.train_dataset, self.answer_reward.answer_column
+        if isinstance(dataset, IterableDataset) or column not in dataset.column_names:
+            return True
+        return any(reference_text(answer, f"{column}[{row}]") is None for row, answer in enumerate(dataset[column]))
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
@@ -140,11 +166,14 @@ class StepPPOTrainer(StepTrainer):
 
     def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
         logps, values = self._rollout_forward(output)
-        mask = output["completion_mask"].bool()
+        mask = loss_mask(output).bool()
         questions = None
         if self.value_head is None:
             questions = self._question_values(steps)
             values = self._reward_model_values(steps, questions, mask)
+        elif len(self.value_head.bias) > 1:
+            output[LACKS_OUTCOME] = steps.outcomes[steps.local].isnan()
+            values = values_of_rows(values, output[LACKS_OUTCOME])
         values = values.float() * mask
         rewards = self._token_rewards(steps, questions, mask, logps, output.get("ref_per_token_logps"))
         advantages = generalized_advantages(rewards, values, mask, self.args.gamma, self.args.gae_lambda)
@@ -235,13 +264,14 @@ class StepPPOTrainer(StepTrainer):
         finally:
             self.beta = beta
         logps, values = self._forwards[0]
-        mask = inputs["completion_mask"].bool()
+        mask = loss_mask(inputs).bool()
         metrics = self.metrics_of_mode
         if beta != 0.0 and self.args.kl_in_reward:
             kl = kl_estimate(logps.detach(), inputs["ref_per_token_logps"], "k3")
             metrics["kl"].append(masked_moments(kl, mask, self._reduce)[1])
         if self.value_head is None:
             return loss
+        values = values_of_rows(values, inputs.get(LACKS_OUTCOME))
         losses, clipped = clipped_value_loss(
             values, inputs["old_values"], inputs["returns"], self.args.value_clip_range
         )

@@ -6,6 +6,7 @@ TRL samples, forms batches and computes the loss.
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,9 +23,9 @@ from ...functional.advantages import center_wrong_solutions, group_mean, prefix_
 from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
 from ...io.paths import local_path
-from ...reward_model.scoring.backend import ScoringBackend
 from ...reward_model.scoring.eta import eta_or_as_trained
 from ...reward_model.scoring.loading import load_format
+from ...reward_model.scoring.scorer import StepScorer
 from ...rollouts.grading.grader import Grader
 from ...rollouts.questions import ANSWER_COLUMNS
 from ...training.arguments import as_config
@@ -38,7 +39,9 @@ from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
 from .metrics import mean_over_processes, read_metrics
+from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
 from .step_config import StepGRPOConfig
+from .tool_tokens import loss_mask, with_tool_masks
 from .tracking import PolicyTracking
 
 
@@ -108,7 +111,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
-        reward_funcs: Any,
+        reward_funcs: Any = None,
         args: StepGRPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Any = None,
@@ -118,6 +121,9 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
+        tools: list[Callable] | None = None,
+        rollout_func: Callable[..., dict[str, Any]] | None = None,
+        environment_factory: Callable[[], Any] | dict[str, Callable[[], Any]] | None = None,
     ):
         subject = type(self).__name__
         if args is None:
@@ -126,7 +132,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
         # TRL derives `steps_per_generation` from the generation's batch size, and does not accept both.
         args = as_config(args, self._config_class, subject=subject, derived=("steps_per_generation",))
-        funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+        funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs][: reward_funcs is not None]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
         steps = [func for func in funcs if isinstance(func, StepRewardFunction)]
@@ -155,9 +161,10 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
         _check_columns(subject, needed, train_dataset, eval_dataset)
-        if len(funcs) == 1:
+        if len(funcs) == 1 and environment_factory is None:
             _check_outcome(subject, args, columns)
-        self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(len(funcs) > 1)
+        if args.update_reward_model is not None:
+            check_updates(subject, self.step_reward.prm_format, self.answer_reward is not None)
         model, processing_class, quantization_config = policy_model(
             model,
             args,
@@ -178,7 +185,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
         )
+        # TRL has added the `get_reward` of environments to the reward functions.
+        if len(self.reward_funcs) == 1 and environment_factory is not None:
+            _check_outcome(subject, args, columns)
+        has_outcome = len(self.reward_funcs) > 1
+        self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(has_outcome)
         check_trainable(self.model, subject=subject)
         if args.shard_reward_model:
             self.step_reward.shard(self.accelerator)
@@ -189,17 +204,26 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.aggregation = args.aggregation or self.step_reward.aggregation
         self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
         if adds_answers and args.reasoning is None:
-            prompt = next(iter(train_dataset))["prompt"]
-            if opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
+            prompt = next(iter(train_dataset)).get("prompt")
+            if prompt and opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
                 self.answer_reward.grader = Grader(args.grading, answer_pattern=args.answer_pattern, reasoning=True)
+        self.reward_model_updates = updates_of(self) if args.update_reward_model is not None else None
         self._tracking = PolicyTracking(self)
+        # For each completion, which tokens the policy wrote. Set when completions are generated, `None` without tools.
+        self._tool_masks: list[list[int]] | None = None
         # Passes batches from the reward function to `_calculate_rewards`, and from there to
         # `_generate_and_score_completions`, because only TRL's code is between them.
         self._handoff: Handoff[ScoredBatch | GlobalSteps] = Handoff()
 
+    def _generate(self, prompts):  # seam
+        generated = super()._generate(prompts)
+        _, _, self._tool_masks, *_ = generated
+        return generated
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
         # Set at each call, because another trainer may use the same reward function.
         self.step_reward.handoff = self._handoff
+        inputs = with_tool_masks(type(self).__name__, inputs, completion_ids_list, self._tool_masks)
         try:
             rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         finally:
@@ -209,9 +233,18 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         batch = self._handoff.take(len(prompts))
         for name, value in mean_over_processes(batch.metrics).items():
             self.metrics_of_mode[name].append(value)
+        if self.reward_model_updates is not None and self.model.training:
+            batch = updated_scores(self, batch, rewards_per_func, self._answer_index)
         self._handoff.put(self._gather_steps(batch, rewards_per_func))
         self._log_agreement(on_host)
         return rewards_per_func
+
+    def _log_agreement(self, rewards_per_func: Tensor) -> None:
+        if self.answer_reward is not None:
+            graded = rewards_per_func[:, self._answer_index]
+            self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
+            if self._group_size > 1:
+                self.metrics_of_mode["steps/agreement"].append(self.agreement(rewards_per_func))
 
     def _check_rewards(self, rewards_per_func: Tensor) -> None:
         if bool((infinite := rewards_per_func.isinf()).any()):
@@ -220,18 +253,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             raise self._not_finite(what, rewards_per_func[row, index].item())
 
     def _gather_steps(self, batch: ScoredBatch, rewards_per_func: Tensor) -> GlobalSteps:
-        longest = max(1, *(len(completion.scores) for completion in batch.completions))
-        fill = [longest - len(completion.scores) for completion in batch.completions]
-        # One copy to the device. Indices of tokens are exact in float32.
-        scores, ends = torch.tensor(
-            [
-                [[*row.scores, *[torch.nan] * padding] for row, padding in zip(batch.completions, fill, strict=True)],
-                [[*row.token_ends, *[0] * padding] for row, padding in zip(batch.completions, fill, strict=True)],
-            ],
-            dtype=torch.float32,
-            device=self.accelerator.device,
-        )
-        token_ends = ends.long()
+        scores, token_ends = batch.tensors(self.accelerator.device)
+        longest = scores.shape[1]
         # A question's group may be spread over several processes, so group statistics need the steps of all processes.
         if self.accelerator.num_processes > 1:
             scores = self.accelerator.pad_across_processes(scores.contiguous(), dim=1, pad_index=torch.nan)
@@ -253,16 +276,16 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             wrong = rewards_per_func[:, self.reward_funcs.index(self.answer_reward)] < 0.5
         return GlobalSteps(scores, mask, outcomes, wrong, slice(start, start + len(batch)), token_ends)
 
-    def _log_agreement(self, rewards_per_func: Tensor) -> None:
-        if self.answer_reward is None:
-            return
-        index = next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
-        graded, scored = rewards_per_func[:, index], rewards_per_func[:, self._step_index]
-        self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
+    @property
+    def _answer_index(self) -> int:
+        return next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
+
+    def agreement(self, rewards_per_func: Tensor) -> float:
+        """AUC within questions of the step reward for right answers, NaN if no question has right and wrong ones."""
+        graded, scored = rewards_per_func[:, self._answer_index], rewards_per_func[:, self._step_index]
         both = ~(graded.isnan() | scored.isnan())
         groups = torch.arange(len(graded), device=graded.device) // self._group_size
-        agreement = auc_within_groups(scored[both], graded[both] > 0.5, groups[both])
-        self.metrics_of_mode["steps/agreement"].append(agreement.item())
+        return auc_within_groups(scored[both], graded[both] > 0.5, groups[both]).item()
 
     def _generate_and_score_completions(self, inputs):  # seam
         # Sampling from non-finite weights would end the process on a GPU without a useful message.
@@ -275,7 +298,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def _log_advantages(self, output: dict[str, Any]) -> None:
         """Replaces GRPO's advantages in TRL's log of completions by the mean advantage over each completion's
         tokens."""
-        mask = output["completion_mask"]
+        mask = loss_mask(output)
         means = (output["advantages"] * mask).sum(-1) / mask.sum(-1).clamp(min=1)
         means = self.accelerator.gather(means).tolist()
         noted = self._logs["advantages"]
@@ -309,7 +332,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         super().log(logs, start_time)
         self._tracking.after_log(logs)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Saves the policy. With `update_reward_model`, the reward model is saved in its subfolder `reward_model`."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        if self.reward_model_updates is not None and self.args.should_save:
+            self.reward_model_updates.save_model(Path(output_dir or self.args.output_dir, FOLDER))
+
     def _save_own_files(self, checkpoint):
+        if self.reward_model_updates is not None and self.args.should_save and not self.args.save_only_model:
+            self.reward_model_updates.save_state(Path(checkpoint, FOLDER))
         if self._step % self._passes_per_generation and not self.args.save_only_model:
             save_generation(checkpoint, self.args, self.accelerator, self._buffered_inputs)
         if self.use_adaptive_entropy and self.args.should_save:
@@ -321,6 +352,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        if self.reward_model_updates is not None:
+            self.reward_model_updates.load(Path(checkpoint, FOLDER))
         passes = self.state.global_step * self.args.gradient_accumulation_steps
         if not isinstance(self.train_dataset, IterableDataset):
             # The last update of an epoch may have fewer batches.
@@ -405,7 +438,8 @@ def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
             prm_format = load_format(func)
         except FileNotFoundError:
             return func
-    elif isinstance(func, ScoringBackend):  # a StepScorer also fits the protocol
+    elif hasattr(func, "score") and not callable(func):
+        func = StepScorer.of(func)
         prm_format = func.prm_format
     else:
         return func

@@ -4,10 +4,11 @@ solutions."""
 import torch
 from torch import Tensor
 
+from ...conversations import question_text
 from ...training.tracking.coloured_steps import ColouredSteps, solutions_table
 from ...training.tracking.training_tracker import TrainingTracker
-from ..completions import completion_steps, question_text
 from ..guards import PolicyGuard
+from .tool_tokens import loss_mask
 
 
 class PolicyTracking:
@@ -38,7 +39,7 @@ class PolicyTracking:
                 The batch whose loss TRL has just computed and whose mean KL per token it has logged.
         """
         trainer = self._trainer
-        mask = inputs["completion_mask"]
+        mask = loss_mask(inputs)
         counts = trainer.accelerator.reduce(torch.stack([mask.sum(), mask.new_tensor(len(mask))]), reduction="sum")
         tokens, completions = counts.tolist()
         return -trainer.beta * trainer.metrics_of_mode["kl"][-1] * tokens / completions
@@ -63,15 +64,17 @@ class PolicyTracking:
             trackers.table(f"solutions/{'train' if training else 'eval'}", self._solutions, step)
 
     def _solutions(self):
-        logs, num_shown = self._trainer._logs, self._trainer.args.num_logged_solutions
-        prm_format = self._trainer.step_reward.prm_format
+        trainer = self._trainer
+        logs, num_shown = trainer._logs, trainer.args.num_logged_solutions
+        by_turns = trainer.environments is not None or trainer._tool_masks is not None
         solutions = []
         # The last solutions are shown, because TRL's log at an evaluation still begins with the training's solutions.
         for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[
             -num_shown:
         ]:
-            steps, _ = completion_steps(completion, prm_format)
-            # If a parser has removed thinking from the text, its spacing is unknown, and steps may not match scores.
+            steps, _ = trainer.step_reward.split(completion, by_turns)
+            # Steps may not match scores if a parser has removed thinking from the text, because its spacing is
+            # unknown, or if a `rollout_func` has marked turns in the tokens, because the text does not show them.
             solutions.append(ColouredSteps(steps, scores if len(scores) == len(steps) else []))
         return solutions_table([question_text(prompt) for prompt in list(logs["prompt"])[-num_shown:]], solutions)
 

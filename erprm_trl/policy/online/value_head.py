@@ -5,6 +5,7 @@ are saved or sent to vLLM. Checkpoints store it in a separate file.
 """
 
 import inspect
+import logging
 import types
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 
 from ..._trl import FusedCausalLMOutput
 
+
+logger = logging.getLogger(__name__)
 
 NAME = "value_head"
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -32,38 +35,67 @@ class FusedOutputWithValues(FusedCausalLMOutput):
 
 class ValueHead(nn.Module):
     """
-    A linear head that gives one value per position, in float32 with every dtype of the policy. All initial values are
-    0.
+    A linear head that gives one or two values per position, in float32 with every dtype of the policy. All initial
+    values are 0.
 
     Args:
         hidden_size (`int`):
             Size of the policy's hidden state.
+        num_values (`int`, *optional*, defaults to `1`):
+            1, or 2 for another value of rows without an outcome, see [`values_of_rows`].
     """
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, num_values: int = 1):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, hidden_size, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32))
+        self.weight = nn.Parameter(torch.zeros(num_values, hidden_size, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(num_values, dtype=torch.float32))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Returns the values (B, T) of hidden states (B, T, H)."""
+        """Returns the values, of shape (B, T) or (B, T, 2), of hidden states (B, T, H)."""
         with torch.autocast(hidden_states.device.type, enabled=False):
             return F.linear(hidden_states.float(), self.weight.float(), self.bias.float()).squeeze(-1)
 
+    def keep_first(self) -> None:
+        """Removes the value of rows without an outcome. Call it before the optimizer is created."""
+        self.weight, self.bias = (nn.Parameter(part.detach()[:1].clone()) for part in (self.weight, self.bias))
 
-def attach_value_head(policy) -> ValueHead:
+
+def values_of_rows(values: Tensor, lacks_outcome: Tensor | None) -> Tensor:
+    """
+    Selects the value of each row's own kind of return.
+
+    The return of a row with an outcome is the sum of its later step rewards and of its outcome. The return of a row
+    without an outcome is the sum of its later step rewards alone. A critic with one value would learn a mean of the
+    two, and rows without an outcome would get advantages as if their outcome was 0.
+
+    Args:
+        values (`torch.Tensor`):
+            Values of shape (B, T), or (B, T, 2) with the value of rows without an outcome last.
+        lacks_outcome (`torch.Tensor` or `None`):
+            Booleans of shape (B,), for two values.
+
+    Returns:
+        `torch.Tensor`: values of shape (B, T).
+    """
+    return values if values.ndim == 2 else torch.where(lacks_outcome[:, None], values[..., 1], values[..., 0])
+
+
+def attach_value_head(policy, num_values: int = 1) -> ValueHead:
     """
     Adds a value head to a policy with TRL's fused LM head. The output of `policy(..., fused_lm_head=True)` then also
-    has `state_values` (B, T - 1), the value of the state in which each token was chosen.
+    has `state_values` (B, T - 1), the value of the state in which each token was chosen. With two values, its shape is
+    (B, T - 1, 2).
 
     Args:
         policy ([`~transformers.PreTrainedModel`]):
             Causal language model. With PEFT, this is the base model.
+        num_values (`int`, *optional*, defaults to `1`):
+            See [`ValueHead`].
 
     Returns:
         [`ValueHead`]: the new value head.
     """
-    head = ValueHead(policy.config.get_text_config().hidden_size).to(policy.device)
+    head = ValueHead(policy.config.get_text_config().hidden_size, num_values).to(policy.device)
     policy.add_module(NAME, head)
     names = [f"{NAME}.{name}" for name, _ in head.named_parameters()]
     policy._keys_to_ignore_on_save = {*(policy._keys_to_ignore_on_save or ()), *names}
@@ -108,7 +140,8 @@ def save_value_head(head: ValueHead, folder: str) -> None:
 
 def load_value_head(head: ValueHead, folder: str) -> None:
     """
-    Loads the head from a checkpoint.
+    Loads the head from a checkpoint. A head with two values keeps only the first if the checkpoint has one value,
+    because an earlier version has written it. A warning is logged then.
 
     Raises:
         `FileNotFoundError`: if the checkpoint has no head, because it is not from step PPO with `critic="head"`.
@@ -119,4 +152,12 @@ def load_value_head(head: ValueHead, folder: str) -> None:
             f"{folder} has no {VALUE_HEAD_FILE}, expected a checkpoint of StepPPOTrainer with critic='head'. Resume "
             "from another checkpoint, or start a new run from its weights with model=<the checkpoint>."
         )
-    head.load_state_dict(load_file(path))
+    saved = load_file(path)
+    if len(saved["weight"]) < len(head.weight):
+        head.keep_first()
+        logger.warning(
+            "%s has a critic with one value, from an earlier version. Rows without an answer continue to count as "
+            "outcome 0 in this run. Start a new run from its weights, with model=<the checkpoint>, to change that.",
+            folder,
+        )
+    head.load_state_dict(saved)

@@ -13,6 +13,7 @@ from ...rollouts.sampling.base import Sampler
 from ...rollouts.sampling.transformers_sampler import TransformersSampler
 from ...rollouts.sampling.vllm_sampler import VLLMSampler
 from ...training.checkpoints import flush_folder, writing
+from .engine import engine_environment, save_merged
 from .rounds import run_again
 
 
@@ -33,17 +34,17 @@ class PolicySampler:
     @contextmanager
     def sampler(self, temperature: float | None = None, top_p: float | None = None) -> Iterator[Sampler]:
         """Returns a sampler of the policy: the model in memory, which is gathered once for the context with ZeRO-3, or
-        a vLLM engine with the saved weights."""
+        a vLLM engine of this process with the saved weights. All processes must enter the context."""
         trainer, args = self.trainer, self.trainer.args
         settings = {"max_new_tokens": args.max_completion_length, **args.prompt_settings}
         temperature = args.temperature if temperature is None else temperature
         top_p = args.top_p if top_p is None else top_p
         tokenizer = trainer.processing_class
         if args.use_vllm:
-            if self.saved is None:
-                self.save(Path(args.output_dir, "first-policy"))
             if self._engine is None:
-                self._engine = VLLMSampler(str(self.saved), tokenizer, engine_kwargs=args.vllm_kwargs, **settings)
+                path = self._folder_of_engine()
+                with engine_environment(trainer.accelerator):
+                    self._engine = VLLMSampler(str(path), tokenizer, engine_kwargs=args.vllm_kwargs, **settings)
             self._engine.temperature, self._engine.top_p = temperature, top_p
             yield self._engine
             return
@@ -56,6 +57,16 @@ class PolicySampler:
         with gathered as model, trainer.accelerator.autocast():
             settings |= {"temperature": temperature, "top_p": top_p, "batch_size": args.generation_batch_size}
             yield TransformersSampler(model, tokenizer, **settings)
+
+    def _folder_of_engine(self) -> Path:
+        """A folder with the whole policy as it is now."""
+        folder = Path(self.trainer.args.output_dir)
+        if hasattr(self.trainer.model, "peft_config"):
+            save_merged(self.trainer, folder / "merged-policy")
+            return folder / "merged-policy"
+        if self.saved is None:
+            self.save(folder / "first-policy")
+        return self.saved
 
     def free_engine(self) -> None:
         """Ends the vLLM engine, to free its memory for the training."""

@@ -13,6 +13,11 @@ from ...training.tracking.tracking_config import TrackingConfig
 
 # The arguments of `PromptFormat`.
 PROMPT_SETTINGS = ("prompt_template", "system_prompt", "use_chat_template", "chat_template_kwargs", "examples")
+# The settings of the refresh of the reward model.
+REFRESH_SETTINGS = tuple(
+    f"refresh_{name}"
+    for name in ("reward_model", "num_solutions", "num_continuations", "learning_rate", "rollouts", "old_share")
+)
 # Settings that must be the same when a run is resumed. Logging, saving, and the numbers of rounds and processes may
 # differ.
 COMPARED = (
@@ -74,6 +79,27 @@ class RAFTConfig(TrackingConfig, SFTConfig):
             Whether to shard the reward model over the processes of a ZeRO-3 training run. It must be passed by its
             path or id. By default, every process holds the whole reward model.
 
+        > Parameters that control the refresh of the reward model
+
+        refresh_reward_model (`int`, *optional*, defaults to `0`):
+            Number of each round's questions that the new policy labels after the round, to continue the training of
+            the reward model on them. It needs answers, and a reward model whose weights are in this process. The
+            fresh labels of all rounds so far are used, for one epoch. A quarter of all questions, chosen by a hash of
+            their text, is never labelled. As many of those are solved to measure the reward model before and after,
+            and a reward model that got worse is not used. 0 keeps the reward model as it is.
+        refresh_num_solutions (`int`, *optional*, defaults to `2`):
+            Number of solutions per labelled question.
+        refresh_num_continuations (`int`, *optional*, defaults to `8`):
+            Number of continuations per prefix of a labelled solution. An implicit reward model needs none.
+        refresh_learning_rate (`float`, *optional*, defaults to `1e-5`):
+            Learning rate of the reward model, with a linear schedule per round. Batch sizes, precision, optimizer and
+            checkpoints are those of the run.
+        refresh_rollouts (`str`, *optional*):
+            Rollout folder that the reward model was trained on, to mix its labels with the fresh ones.
+        refresh_old_share (`float`, *optional*, defaults to `0.5`):
+            Share of solutions from `refresh_rollouts` among the training examples. It is smaller if the folder has too
+            few, because none is used twice in a round.
+
         > Parameters that control the questions
 
         question_column (`str`, *optional*):
@@ -101,10 +127,10 @@ class RAFTConfig(TrackingConfig, SFTConfig):
             Strings that end a solution, see [`collect_rollouts`]. Such a solution is finished, but has no end-of-text
             token, so the policy is not trained to stop there.
         use_vllm (`bool`, *optional*, defaults to `False`):
-            Whether to sample with vLLM. The engine loads the round's saved policy, and is freed before the training.
-            It needs a single process and full fine-tuning.
+            Whether to sample with vLLM. Each process has an engine on its own device, which loads the round's saved
+            policy and is freed before the training. A LoRA adapter is merged for the engine.
         vllm_kwargs (`dict[str, Any]`, *optional*):
-            Arguments of `vllm.LLM`.
+            Arguments of `vllm.LLM`. An engine can only use several devices in a run with a single process.
 
         > Parameters that control grading and evaluation
 
@@ -182,6 +208,27 @@ class RAFTConfig(TrackingConfig, SFTConfig):
         metadata={"help": "Whether to shard the reward model over the processes of a ZeRO-3 training run."},
     )
 
+    # Parameters that control the refresh of the reward model
+    refresh_reward_model: int = field(
+        default=0,
+        metadata={
+            "help": "Number of each round's questions that the new policy labels, to continue the training of the "
+            "reward model. 0 keeps the reward model as it is."
+        },
+    )
+    refresh_num_solutions: int = field(default=2, metadata={"help": "Number of solutions per labelled question."})
+    refresh_num_continuations: int = field(
+        default=8, metadata={"help": "Number of continuations per prefix of a labelled solution."}
+    )
+    refresh_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of the reward model."})
+    refresh_rollouts: str | None = field(
+        default=None,
+        metadata={"help": "Rollout folder that the reward model was trained on, to mix with the fresh labels."},
+    )
+    refresh_old_share: float = field(
+        default=0.5, metadata={"help": "Share of solutions from refresh_rollouts among the training examples."}
+    )
+
     # Parameters that control the questions
     question_column: str | None = field(
         default=None,
@@ -222,7 +269,7 @@ class RAFTConfig(TrackingConfig, SFTConfig):
     )
     use_vllm: bool = field(
         default=False,
-        metadata={"help": "Whether to sample with vLLM. It needs a single process and full fine-tuning."},
+        metadata={"help": "Whether to sample with vLLM, with an engine per process that loads the round's policy."},
     )
     vllm_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Arguments of vllm.LLM."})
 
@@ -256,6 +303,8 @@ class RAFTConfig(TrackingConfig, SFTConfig):
             "scoring_batch_size",
             "chunk_size",
             "num_generations_eval",
+            "refresh_num_solutions",
+            "refresh_num_continuations",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -273,6 +322,7 @@ class RAFTConfig(TrackingConfig, SFTConfig):
                 f"temperature: got {self.temperature}, expected a positive number, because all greedy solutions of a "
                 "question are equal. Set e.g. 1.0."
             )
+        self._check_refresh()
         if self.eval_strategy != "no":
             raise ValueError(
                 f"eval_strategy: got {self.eval_strategy.value!r}, expected 'no', because RAFTTrainer evaluates the "
@@ -284,6 +334,33 @@ class RAFTConfig(TrackingConfig, SFTConfig):
                 f"assistant_only_loss={self.assistant_only_loss}, expected the defaults, because it always trains on "
                 "all sampled tokens and only on them. Do not set them."
             )
+
+    def _check_refresh(self) -> None:
+        if self.refresh_reward_model < 0:
+            raise ValueError(
+                f"refresh_reward_model: got {self.refresh_reward_model}, expected a number of questions per round, or "
+                "0 to keep the reward model as it is. Raise it."
+            )
+        if self.questions_per_round is not None and self.refresh_reward_model > self.questions_per_round:
+            raise ValueError(
+                f"refresh_reward_model: got {self.refresh_reward_model}, expected at most "
+                f"questions_per_round={self.questions_per_round}. Lower it."
+            )
+        if not 0 <= self.refresh_old_share < 1:
+            raise ValueError(
+                f"refresh_old_share: got {self.refresh_old_share}, expected a share from 0 to below 1. Set e.g. 0.5."
+            )
+        if self.refresh_rollouts is not None and not self.refresh_reward_model:
+            raise ValueError(
+                f"refresh_rollouts: got {self.refresh_rollouts!r} with refresh_reward_model=0, which uses no labels, "
+                "expected a number of questions. Set refresh_reward_model, or remove refresh_rollouts."
+            )
+
+    @property
+    def refresh_settings(self) -> dict[str, Any]:
+        """The settings of the refresh, which must be the same when a run is resumed. Empty without a refresh, as in
+        runs of earlier releases."""
+        return {name: getattr(self, name) for name in REFRESH_SETTINGS} if self.refresh_reward_model else {}
 
     @property
     def prompt_settings(self) -> dict[str, Any]:

@@ -29,8 +29,10 @@ from ...training.nonfinite import StopOnNonFinite
 from ...training.tracking.training_tracker import TrainingTracker
 from ...training.trainable import check_trainable
 from ..trainer_arguments import policy_model
+from .engine import check_engine
 from .policy_sampler import PolicySampler
 from .raft_config import COMPARED, RAFTConfig
+from .reward_model_refresh import RewardModelRefresh, reward_models_section
 from .rounds import RoundFolder, load_policy_questions, nothing_kept, read_rows, round_seed, training_row
 from .sampling import RoundSampling, load_scorer, round_solutions
 
@@ -168,6 +170,16 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         self._first_policy = Path(args.output_dir, "first-policy")
         self._policy = PolicySampler(self)
         self._sampling = RoundSampling(self, self._policy)
+        self._scoring = {
+            "reward_model": self.scorer.model_name,
+            "reward_model_format": asdict(self.scorer.prm_format),
+            # The eta of the labels and the eta of the scores, if they may differ.
+            "reward_model_eta": None if self.scorer.eta is None else [self.scorer.trained_eta, self.scorer.eta],
+        }
+        self._refresh = None
+        if args.refresh_reward_model:
+            path = reward_model if isinstance(reward_model, str) else None
+            self._refresh = RewardModelRefresh(self, self._sampling, path)
         self._round: RoundFolder | None = None  # the round in training
         self._steps_before = 0
         self._tracker = TrainingTracker(
@@ -198,11 +210,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             )
         if self.is_fsdp_enabled:
             raise ValueError("RAFTTrainer: got FSDP, from whose shards it cannot sample. Use DDP or DeepSpeed.")
-        if self.args.use_vllm and (self.accelerator.num_processes > 1 or hasattr(self.model, "peft_config")):
-            raise ValueError(
-                "use_vllm: got True with several processes or an adapter, expected a single process and full "
-                "fine-tuning. Set use_vllm=False to sample with the model itself."
-            )
+        if args.use_vllm:
+            check_engine(self)
 
     def _prepare_dataset(self, dataset, *arguments, **options):  # seam
         # The questions of the constructor have no token ids yet.
@@ -237,6 +246,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         self.accelerator.wait_for_everyone()
         self._steps_before = sum(manifest["training"]["global_step"] for manifest in manifests)
         self._reset_optimization()
+        if self._refresh is not None:
+            self._refresh.restore(rounds[:finished])
         if finished > 0:
             self._policy.load(rounds[finished - 1].policy)
         elif self._round is not None:
@@ -282,6 +293,8 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         self.state.global_step = 0
         if self.eval_questions is not None:
             self.log(dict(self._evaluate_once(folder, "evaluation", done)))
+        if self._refresh is not None:
+            self.log(dict(self._refresh.run(folder)))
         if self.accelerator.is_main_process:
             folder.add(finished=True)
         self.accelerator.wait_for_everyone()
@@ -332,6 +345,14 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
             self._policy.save(Path(output_dir or self.args.output_dir))
             return
         super().save_model(output_dir, _internal_call=_internal_call)
+
+    def create_model_card(self, *arguments, **options) -> None:
+        """Writes the model card as TRL does, with a section about the reward models if they are refreshed."""
+        super().create_model_card(*arguments, **options)
+        if self._refresh is not None and self.is_world_process_zero():
+            rounds = [RoundFolder(self.args.output_dir, index).manifest for index in range(self.args.num_rounds)]
+            with open(Path(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
+                card.write(reward_models_section([manifest for manifest in rounds if manifest]))
 
     def _get_output_dir(self, trial) -> str:  # seam
         return super()._get_output_dir(trial) if self._round is None else str(self._round.path)
@@ -411,12 +432,10 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         return {
             "model": self._model_id,
             "trainable_parameters": get_model_param_count(self.model, trainable_only=True),
-            "reward_model": self.scorer.model_name,
-            "reward_model_format": asdict(self.scorer.prm_format),
-            # The eta of the labels and the eta of the scores, if they may differ.
-            "reward_model_eta": None if self.scorer.eta is None else [self.scorer.trained_eta, self.scorer.eta],
+            **self._scoring,
             "questions": fingerprint(self.questions),
             "eval_questions": None if self.eval_questions is None else fingerprint(self.eval_questions),
             "train_batch_size": batch_size * self.accelerator.num_processes,
             **{name: getattr(self.args, name) for name in COMPARED},
+            **self.args.refresh_settings,
         }

@@ -2,6 +2,7 @@
 on disk."""
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ...conversations import question_text
+from ...functional.score_metrics import auc_within_groups
 from ...io.atomic_files import replace_file
+from ...io.config_values import differences
 from ...io.on_disk_sequence import OnDiskSequence
 from ...reward_model.prm_format import PRMFormat
 from ...rollouts.questions import Question, load_questions
 from ...rollouts.records import RolloutRow
 from ...rollouts.sampling.base import derived_seed
 from ...rollouts.shards import read_manifest, write_manifest
-from ..completions import question_text
 
 
 class PromptedQuestions(OnDiskSequence):
@@ -200,7 +205,30 @@ def round_metrics(
     if rows[0].is_graded:
         metrics["accuracy"] = _mean([row.outcome_reward for row in rows])
         metrics["picked_accuracy"] = _mean([rows[index].outcome_reward for index in kept])
+        metrics["agreement"] = agreement(rows, scores)
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def agreement(rows: Sequence[RolloutRow], scores: Sequence[float | None]) -> float | None:
+    """
+    How often a right solution has a higher score than a wrong one of the same question (AUC within questions).
+
+    Args:
+        rows (`Sequence[RolloutRow]`):
+            Graded solutions.
+        scores (`Sequence[float | None]`):
+            Score of each solution, `None` for a solution that does not count.
+
+    Returns:
+        `float` or `None`: the share in [0, 1], or `None` if no question has both a right and a wrong solution.
+    """
+    scored = [index for index, score in enumerate(scores) if score is not None]
+    share = auc_within_groups(
+        torch.tensor([scores[index] for index in scored], dtype=torch.float64),
+        torch.tensor([rows[index].outcome_reward > 0.5 for index in scored], dtype=torch.bool),
+        torch.tensor([rows[index].question_index for index in scored], dtype=torch.long),
+    ).item()
+    return None if math.isnan(share) else share
 
 
 def accuracy_metrics(rows: Sequence[RolloutRow], prefix: str) -> dict[str, float]:
@@ -215,8 +243,8 @@ def accuracy_metrics(rows: Sequence[RolloutRow], prefix: str) -> dict[str, float
 class RoundFolder:
     """
     The folder of a round, `round-0`, ..., with `samples/`, `scores.jsonl`, `picks.jsonl`, `checkpoint-*`, `policy/`,
-    `evaluation/` and `manifest.json`. Everything that the manifest lists is complete. A resumed run continues or
-    overwrites the rest.
+    `evaluation/` and `manifest.json`. If the reward model is refreshed, also `labels/`, `held_out/` and
+    `reward_model/`. Everything that the manifest lists is complete. A resumed run continues or overwrites the rest.
 
     Args:
         output_dir (`str` or `Path`):
@@ -230,6 +258,8 @@ class RoundFolder:
         self.path = Path(output_dir, f"round-{index}")
         self.samples, self.policy = self.path / "samples", self.path / "policy"
         self.scores, self.picks = self.path / "scores.jsonl", self.path / "picks.jsonl"
+        self.labels, self.held_out = self.path / "labels", self.path / "held_out"
+        self.reward_model = self.path / "reward_model"
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -244,12 +274,7 @@ class RoundFolder:
         """Raises a `ValueError` that names the differences if the folder's round has another configuration."""
         old = _as_compared(self.manifest.get("config", config))
         new = _as_compared(json.loads(json.dumps(config)))
-        changed = [
-            f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
-            for key in sorted(old | new)
-            if old.get(key) != new.get(key)
-        ]
-        if changed:
+        if changed := sorted(differences(old, new)):
             raise ValueError(
                 f"{self.path}: got a round with other settings: {'; '.join(changed)}. Choose another output_dir, or "
                 "use the old settings to resume the run."

@@ -228,17 +228,28 @@ class RoundSampling:
             picks.append(pick_row(rows[index], prompt_format.encode(prompts[index]), ids, scores[index]))
         write_rows(folder.picks, picks)
         metrics = round_metrics(rows, scores, kept, dropped)
-        folder.add(kept=len(kept), dropped=dropped, metrics={f"raft/{key}": metrics[key] for key in metrics})
+        folder.add(
+            kept=len(kept),
+            dropped=dropped,
+            reward_model=self.trainer.scorer.model_name,
+            metrics={f"raft/{key}": metrics[key] for key in metrics},
+        )
 
     def sample(
-        self, path: Path, questions: list[Question], num_solutions: int, seed: int, **settings: float
+        self,
+        path: Path,
+        questions: list[Question],
+        num_solutions: int,
+        seed: int,
+        num_continuations: int = 0,
+        **settings: float,
     ) -> list[RolloutRow]:
         """
         Samples solutions from the current policy, and grades them if there are answers. Solutions that are already in
         `path` are kept.
 
         Args:
-            path, questions, num_solutions, seed:
+            path, questions, num_solutions, seed, num_continuations:
                 See [`collect_rollouts`].
             settings (`float`):
                 `temperature` and `top_p`, if they differ from the trainer's.
@@ -254,7 +265,7 @@ class RoundSampling:
                 sampler,
                 path,
                 num_solutions=num_solutions,
-                num_continuations=0,
+                num_continuations=num_continuations,
                 splitter=prm_format.splitter,
                 steps_of=prm_format.steps_of,
                 grading=None if questions[0].answer is None else args.grading,

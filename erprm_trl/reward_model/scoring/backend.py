@@ -104,6 +104,30 @@ class OutcomeBackend(ScoringBackend, Protocol):
         """The same backend for solutions that may be unfinished, e.g. in guided search."""
 
 
+class ScoreOnlyBackend:
+    """
+    A backend over an object that only has `score(questions, steps)`. Attributes of the object replace the defaults
+    below.
+
+    Args:
+        scorer (`Any`):
+            Object whose `score(questions, steps)` returns one score in [0, 1] per step of each solution.
+    """
+
+    def __init__(self, scorer):
+        self._scorer = scorer
+        self.prm_format: PRMFormat = getattr(scorer, "prm_format", None) or PRMFormat()
+        self.model_name: str = getattr(scorer, "model_name", None) or type(scorer).__name__
+        self.context_length: int | None = getattr(scorer, "context_length", None)
+        self.weights: nn.Module | None = getattr(scorer, "weights", None)
+
+    def score(
+        self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool
+    ) -> list[list[float]]:
+        """Scores of every step; see [`ScoringBackend.score`]."""
+        return self._scorer.score(list(questions), [list(solution) for solution in steps])
+
+
 class SolutionTooLong(ValueError):
     """
     A solution is longer than the reward model's context.

@@ -46,7 +46,7 @@ class JudgeScorer:
             Number of votes per solution. Several votes need a temperature above 0.
         verdict_tokens (`tuple[str, str]`, *optional*):
             Tokens that say that a step is right and that it is wrong, such as `("yes", "no")`. Needs a sampler with
-            the method `next_token_log_probs`, such as [`~erprm_trl.TransformersSampler`].
+            the method `next_token_log_probs`, as the samplers of this package have.
         max_attempts (`int`, *optional*, defaults to `3`):
             Number of times that a vote is asked for until it is readable.
         unreadable_score (`float`, *optional*, defaults to `0.5`):
@@ -287,7 +287,8 @@ def _checked_tokens(tokens: Sequence[str], num_votes: int, sampler: Sampler) -> 
     if not hasattr(sampler, "next_token_log_probs"):
         raise ValueError(
             f"verdict_tokens: got a {type(sampler).__name__}, which does not compute the probabilities of tokens, "
-            "expected a TransformersSampler. Use it, or leave verdict_tokens out to ask for votes."
+            "expected a TransformersSampler, a VLLMSampler or an EndpointSampler. Use one of them, or leave "
+            "verdict_tokens out to ask for votes."
         )
     return tokens[0], tokens[1]
 

@@ -129,6 +129,13 @@ class LocalBackend:
     @torch.no_grad()
     def score_batch(self, encoded: list[EncodedSolution]) -> list[list[float]]:
         """Scores the steps of encoded solutions in one batch."""
+        scores = iter(
+            self._log_odds(self.collate(encoded)).sigmoid().tolist()
+        )  # one copy to the host for all solutions
+        return [list(islice(scores, len(solution.step_positions))) for solution in encoded]
+
+    def collate(self, encoded: list[EncodedSolution]) -> dict[str, Tensor]:
+        """Returns encoded solutions as a batch of [`DataCollatorForStepLabels`] on the model's device."""
         examples = [
             {
                 "input_ids": solution.input_ids,
@@ -140,9 +147,7 @@ class LocalBackend:
         ]
         # A model that accelerate offloads is on the meta device. Its hooks move the inputs to the right device.
         device = "cpu" if self.model.device.type == "meta" else self.model.device
-        batch = {key: value.to(device) for key, value in self._collate(examples).items()}
-        scores = iter(self._log_odds(batch).sigmoid().tolist())  # one copy to the host for all solutions
-        return [list(islice(scores, len(solution.step_positions))) for solution in encoded]
+        return {key: value.to(device) for key, value in self._collate(examples).items()}
 
     def _log_odds_of_model(self, batch: dict[str, Tensor]) -> Tensor:
         return log_odds_at_head(self.model, self.model, self.prm_format.head, self.token_ids, batch)

@@ -15,7 +15,7 @@ from ...functional.aggregation import aggregate
 from ...io.text_lists import check_text_lists, check_texts
 from ...steps import clean_steps, split_steps
 from ..prm_format import FormatTokenIds, PRMFormat
-from .backend import CollectiveBackend, OutcomeBackend, ScoringBackend, SolutionTooLong
+from .backend import CollectiveBackend, OutcomeBackend, ScoreOnlyBackend, ScoringBackend, SolutionTooLong
 from .eta import format_at_eta, scores_at_eta
 from .export import save_token_classifier
 from .loading import backend_of, load_backend
@@ -111,8 +111,12 @@ class StepScorer:
 
     @classmethod
     def of(cls, scorer: "StepScorer | ScoringBackend") -> "StepScorer":
-        """Returns the scorer itself, or a scorer over a backend; see [`StepScorer.from_backend`]."""
-        return scorer if isinstance(scorer, StepScorer) else cls.from_backend(scorer)
+        """Returns the scorer itself, or a scorer over a backend (see [`StepScorer.from_backend`]) or over an object
+        that only has `score(questions, steps)`."""
+        if isinstance(scorer, StepScorer):
+            return scorer
+        score_only = hasattr(scorer, "score") and not isinstance(scorer, ScoringBackend)
+        return cls.from_backend(ScoreOnlyBackend(scorer) if score_only else scorer)
 
     def at_eta(self, eta: float | None, trained_eta: float | None = None) -> "StepScorer":
         """

@@ -14,12 +14,12 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers.utils import CONFIG_NAME, cached_file
 
-from ...functional.implicit_rewards import implicit_reward, step_log_prob_sums
+from ...functional.implicit_rewards import implicit_reward
 from ...io.paths import local_path
 from ..collator import DataCollatorForStepLabels
 from ..prm_format import PRMFormat
 from ..reference_model import load_reference_model, unpartitioned
-from ..solution_log_probs import solution_log_probs
+from ..solution_log_probs import solution_sums
 from .erprm_config import ERPRMConfig
 
 
@@ -30,22 +30,6 @@ REFERENCE_VERSION = 1
 """Version of the stored log-probabilities, and part of their cache's name."""
 
 _SORTED_TOGETHER = 32  # number of batches whose solutions are sorted by length, to save padding
-
-
-def solution_sums(model: nn.Module, batch: dict[str, Tensor], unwrapped: nn.Module | None = None) -> Tensor:
-    """Log-probability of each solution of a batch of [`DataCollatorForStepLabels`] up to its last label, of shape (B,)
-    in float64. For `unwrapped` see [`solution_log_probs`]."""
-    ends = (batch["step_positions"] * batch["step_mask"]).max(-1).values
-    log_probs = solution_log_probs(
-        model,
-        batch["input_ids"],
-        batch["attention_mask"],
-        batch["prompt_lengths"],
-        ends,
-        unwrapped,
-        batch.get("solution_index"),
-    )
-    return step_log_prob_sums(log_probs, ends[:, None])[:, 0]
 
 
 def solution_rewards(model: nn.Module, batch: dict[str, Tensor], beta: float, unwrapped: nn.Module) -> Tensor:

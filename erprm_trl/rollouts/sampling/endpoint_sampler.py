@@ -10,6 +10,7 @@ from ...io.http_client import EndpointClient, EndpointError, Service
 from ...io.tokenizers import load_tokenizer
 from ...steps import whole_characters
 from .base import Completion, Progress, Prompt, decode_continuation, derived_seed, holds_stop
+from .next_token import read_log_probs, request_fields, single_token_ids
 from .prompt_format import PromptFormat
 from .token_cuts import end_before, fit_tokens
 
@@ -189,7 +190,7 @@ class EndpointSampler:
         if self.send == "text":  # the server encodes the prefix
             prompts = [prompt._replace(prefix_ids=None) for prompt in prompts]
         encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
-        contents = encoded if self.send == "tokens" else [self._text(ids) for ids in encoded]
+        contents = self._contents(encoded)
         greedy = self.temperature == 0
         each = 1 if greedy else num_samples
 
@@ -216,6 +217,29 @@ class EndpointSampler:
             for prompt, ids in zip(prompts, encoded, strict=True)
         ]
         return [samples * (num_samples if greedy else 1) for samples in completions]
+
+    def next_token_log_probs(self, prompts: list[Prompt], tokens: Sequence[str]) -> list[list[float]]:
+        """
+        Asks how likely each of a few tokens is as the next token, see [`TransformersSampler.next_token_log_probs`].
+
+        vLLM returns the log-probabilities of these tokens. Other servers list their most likely tokens. A token
+        outside the list gets the smallest log-probability of the list, which is an upper bound.
+
+        Raises:
+            [`EndpointError`]: if the server returns no log-probabilities, or those of none of the tokens.
+            `ValueError`: if a text is not one token.
+        """
+        token_ids = single_token_ids(self.tokenizer, tokens)
+        contents = self._contents([self.prompt_format.encode(prompt) for prompt in prompts])
+        fields = {**request_fields(token_ids), **self.extra_body}
+        requests = [{**self._request(content, None, ()), **fields} for content in contents]
+        return self.client.post_all(
+            "/completions", requests, lambda answer: read_log_probs(answer, self.tokenizer, token_ids)
+        )
+
+    def _contents(self, encoded: list[list[int]]) -> list[list[int]] | list[str]:
+        """The prompts in the form in which they are sent."""
+        return encoded if self.send == "tokens" else [self._text(ids) for ids in encoded]
 
     def _ended(
         self, completion: Completion, stop: Sequence[str], until: Sequence[str], prompt: Prompt, ids: list[int]

@@ -19,7 +19,8 @@ SHARED = (
     "prompt_template system_prompt use_chat_template chat_template_kwargs examples"
 ).split()
 OF_ENDPOINT = ("max_concurrency", "request_timeout", "api_key_env")
-SETTING_NAMES = ("backend", "model_name_or_path", "model_init_kwargs", "batch_size", "base_url", *OF_ENDPOINT, *SHARED)
+OF_MODEL = ("model_name_or_path", "dtype", "model_init_kwargs")
+SETTING_NAMES = ("backend", *OF_MODEL, "batch_size", "base_url", *OF_ENDPOINT, *SHARED)
 
 
 def check_sampler_settings(settings: Mapping[str, Any]) -> None:
@@ -42,6 +43,12 @@ def check_sampler_settings(settings: Mapping[str, Any]) -> None:
     backend = settings.get("backend", BACKENDS[0])
     if backend not in BACKENDS:
         raise ValueError(f"sampler: got backend {backend!r}, expected one of {', '.join(BACKENDS)}. Choose one.")
+    dtype, init_kwargs = settings.get("dtype"), settings.get("model_init_kwargs") or {}
+    if dtype is not None and init_kwargs.get("dtype", dtype) != dtype:
+        raise ValueError(
+            f"sampler: got dtype={dtype!r} and model_init_kwargs with dtype {init_kwargs['dtype']!r}, expected one of "
+            "them. Leave out one."
+        )
     for name in ("model_name_or_path", *(["base_url"] if backend == "endpoint" else [])):
         if not isinstance(settings.get(name), (str, PathLike)):
             raise ValueError(
@@ -56,7 +63,8 @@ def load_sampler(settings: Mapping[str, Any]) -> Sampler:
     Args:
         settings (`Mapping[str, Any]`):
             Settings with the names of [`CollectConfig`]: `backend` (`"transformers"`, `"vllm"` or `"endpoint"`),
-            `model_name_or_path`, `model_init_kwargs`, `base_url`, `batch_size` and the arguments of the samplers.
+            `model_name_or_path`, `dtype`, `model_init_kwargs`, `base_url`, `batch_size` and the arguments of the
+            samplers.
             Settings that are left out have the sampler's default. Settings of other backends are not used.
 
     Returns:
@@ -73,8 +81,10 @@ def load_sampler(settings: Mapping[str, Any]) -> Sampler:
 
     model, init_kwargs = path_in_package(settings["model_name_or_path"]), settings.get("model_init_kwargs") or {}
     backend = settings.get("backend", BACKENDS[0])
-    if backend == "vllm":
-        return VLLMSampler(model, engine_kwargs=init_kwargs, **present(*SHARED))
     if backend == "endpoint":
         return EndpointSampler(model, settings["base_url"], **present(*SHARED, *OF_ENDPOINT), **init_kwargs)
+    if settings.get("dtype") is not None:
+        init_kwargs = {"dtype": settings["dtype"], **init_kwargs}
+    if backend == "vllm":
+        return VLLMSampler(model, engine_kwargs=init_kwargs, **present(*SHARED))
     return TransformersSampler.from_pretrained(model, model_init_kwargs=init_kwargs, **present("batch_size", *SHARED))

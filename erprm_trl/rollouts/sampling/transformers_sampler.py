@@ -19,6 +19,7 @@ from .kv_cache import (
     growing_cache,
     sharing_prompts,
 )
+from .next_token import single_token_ids
 from .prompt_format import PromptFormat
 from .seeded_choice import SeededChoice
 from .stop_strings import StopStrings
@@ -231,13 +232,7 @@ class TransformersSampler:
         Raises:
             `ValueError`: if a text is not one token.
         """
-        ids = [self.tokenizer.encode(token, add_special_tokens=False) for token in tokens]
-        for token, token_ids in zip(tokens, ids, strict=True):
-            if len(token_ids) != 1 or token_ids == [self.tokenizer.unk_token_id]:
-                raise ValueError(
-                    f"Next token: got {token!r}, which the tokenizer encodes as {token_ids}, expected one token that "
-                    "it knows. Choose another text, such as one with or without a space before it."
-                )
+        token_ids = single_token_ids(self.tokenizer, tokens)
         encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
         log_probs: list[list[float]] = [[] for _ in prompts]
@@ -250,7 +245,7 @@ class TransformersSampler:
                 positions = (inputs[1].cumsum(-1) - 1).clamp_min(0)
                 options = {"use_cache": False, "logits_to_keep": 1}
                 logits = self.model(inputs[0], attention_mask=inputs[1], position_ids=positions, **options).logits
-                rows = logits[:, -1].float().log_softmax(-1)[:, [token_ids[0] for token_ids in ids]].tolist()
+                rows = logits[:, -1].float().log_softmax(-1)[:, token_ids].tolist()
                 for index, row in zip(batch, rows, strict=True):
                     log_probs[index] = row
         self.model.train(was_training)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...io.paths import local_path
 from .base import Completion, Progress, Prompt, decode_continuation
+from .next_token import single_token_ids
 from .prompt_format import PromptFormat
 from .token_cuts import end_before
 
@@ -144,6 +145,21 @@ class VLLMSampler:
         return (
             [completions_of_prompt * num_samples for completions_of_prompt in completions] if greedy else completions
         )
+
+    def next_token_log_probs(self, prompts: list[Prompt], tokens: Sequence[str]) -> list[list[float]]:
+        """Computes how likely each of a few tokens is as the next token, see
+        [`TransformersSampler.next_token_log_probs`]."""
+        from vllm import SamplingParams, TokensPrompt
+
+        token_ids = single_token_ids(self.tokenizer, tokens)
+        encoded = [self.prompt_format.encode(prompt) for prompt in prompts]
+        self._check_room(encoded)
+        params = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=token_ids, detokenize=False)
+        self.engine.reset_prefix_cache()  # as in `sample`
+        requests = [TokensPrompt(prompt_token_ids=ids) for ids in encoded]
+        results = self.engine.generate(requests, params, use_tqdm=False)
+        next_tokens = [result.outputs[0].logprobs[0] for result in results]
+        return [[listed[token_id].logprob for token_id in token_ids] for listed in next_tokens]
 
     def close(self) -> None:
         """Ends the engine and its processes, which frees its memory."""

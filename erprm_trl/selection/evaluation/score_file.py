@@ -11,11 +11,12 @@ from ...io.atomic_files import make_folder, replace_file
 from ...io.config_values import differences
 from ...io.paths import local_path
 from ...reward_model.scoring.scorer import StepScorer, solution_scores
-from ...rollouts.questions import QUESTION_COLUMNS
+from ...rollouts.given_solutions import STEPS_COLUMNS, TEXT_COLUMNS
+from ...rollouts.questions import QUESTION_COLUMNS, find_column
 from .score_cache import reward_model_identity
 
 
-SOLUTION_COLUMNS = ("steps", "completions", "completion", "solution", "response", "text")
+SOLUTION_COLUMNS = (*STEPS_COLUMNS, "completions", *TEXT_COLUMNS)  # "completions" are steps in TRL's stepwise form
 ROWS_FILE, SETTINGS_FILE = "scores.jsonl", "score_settings.json"
 
 
@@ -64,8 +65,8 @@ def score_rows(
     if first is None:
         raise ValueError("Solutions: got no rows, expected at least one. Check the dataset and its split.")
     columns = (
-        _find_column(first, question_column, QUESTION_COLUMNS, "question_column"),
-        _find_column(first, solution_column, SOLUTION_COLUMNS, "solution_column"),
+        find_column(first, question_column, QUESTION_COLUMNS, "question_column", "the solutions"),
+        find_column(first, solution_column, SOLUTION_COLUMNS, "solution_column", "the solutions"),
     )
     rows = enumerate(chain([first], rows))
     folder = make_folder(folder)
@@ -131,17 +132,6 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"{path}: got scores with other settings ({'; '.join(changed)}), expected the settings of this "
             "call. Choose another folder, or delete this one to score again."
         )
-
-
-def _find_column(row: Mapping, column: str | None, usual: tuple[str, ...], argument: str) -> str:
-    names = (column,) if column else usual
-    name = next((name for name in names if name in row), None)
-    if name is None:
-        raise ValueError(
-            f"Solutions: got the columns {sorted(map(str, row))}, expected {' or '.join(map(repr, names))}. Name the "
-            f"right one with `{argument}`."
-        )
-    return name
 
 
 def _texts(index: int, row: Mapping, question_column: str, solution_column: str) -> tuple[str, str | list[str]]:

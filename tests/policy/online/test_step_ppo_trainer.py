@@ -21,7 +21,7 @@ from step_fakes import (
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
-from erprm_trl.policy.online.step_config import StepPPOConfig
+from erprm_trl.policy.online.step_config import StepGRPOConfig, StepPPOConfig
 from erprm_trl.policy.online.step_ppo_trainer import StepPPOTrainer
 from erprm_trl.policy.online.value_head import VALUE_HEAD_FILE
 
@@ -31,14 +31,14 @@ A, B = "4 ки 8 </s>", "2 </s>"
 EIGHT = [A, B, "1 ки 9", "3 </s>", "5 ки 2 ки 6", "8 ки 4 </s>", "7 ки 3", "6 ки 6 ки 6 </s>"]
 
 
-def make_trainer(folder, *, scorer=None, funcs=(), model=None, peft_config=None, **others):
+def make_trainer(folder, *, scorer=None, funcs=(), model=None, peft_config=None, dataset=None, **others):
     tokenizer = word_level()
     args = {"aggregation": "last", "gae_lambda": 1.0, "whiten_advantages": False, **others}
     return StepPPOTrainer(
         model or tiny_llama(len(tokenizer)),
         [scorer or FakeScorer(by_last_number), *funcs],
         args=StepPPOConfig(**settings(folder, **args)),
-        train_dataset=questions(4),
+        train_dataset=questions(4) if dataset is None else dataset,
         processing_class=tokenizer,
         peft_config=peft_config,
     )
@@ -170,6 +170,55 @@ def test_no_outcome_is_expected_for_rows_without_an_outcome(tmp_path):
     trainer = make_trainer(tmp_path, critic="erprm", funcs=[sometimes], outcome_weight=0.5)
     # A as above. B has only the decrease of its value.
     check(rollout(trainer, [A, B])["advantages"], [[0.3 + 0.25, 0.3 + 0.25, 0.4 + 0.3, 0.4 + 0.3], [-0.3, -0.3, 0, 0]])
+
+
+def lacking(completions, **columns):
+    """An outcome of 1 for the first completion of each pair, and none for the second."""
+    return [1.0 if index % 2 == 0 else None for index in range(len(completions))]
+
+
+def test_a_trained_critic_has_another_value_for_rows_without_an_outcome(tmp_path):
+    # A has the outcome 0.5 * 1 after the step rewards 0.4 and 0.4, so its returns are 1.3, 1.3, 0.9, 0.9, and its
+    # values are 0.5. B has no outcome, so its returns are its step reward 0.2, and its values are 0.1. With the value
+    # 0.5 of A, the advantages of B would be 0.2 - 0.5, as if an outcome of 0 had been graded.
+    trainer = make_trainer(
+        tmp_path, funcs=[lacking], outcome_weight=0.5, vf_coef=1.0, value_clip_range=None, max_steps=1
+    )
+    assert trainer.value_head.bias.tolist() == [0.0, 0.0]
+    with torch.no_grad():
+        trainer.value_head.bias.copy_(torch.tensor([0.5, 0.1]))
+    batch = rollout(trainer, [A, B])
+    assert batch["lacks_outcome"].tolist() == [False, True]
+    check(batch["old_values"], [[0.5, 0.5, 0.5, 0.5], [0.1, 0.1, 0, 0]])
+    check(batch["returns"], [[1.3, 1.3, 0.9, 0.9], [0.2, 0.2, 0, 0]])
+    check(batch["advantages"], [[0.8, 0.8, 0.4, 0.4], [0.1, 0.1, 0, 0]])
+    # Each row trains its own value: the gradients of the biases are the sums of value - return over six tokens.
+    batch["advantages"] = torch.zeros(2, 4)
+    loss = trainer._compute_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx((2 * 0.64 + 2 * 0.16 + 2 * 0.01) / 2 / 6, abs=1e-6)
+    loss.backward()
+    check(trainer.value_head.bias.grad, [-2.4 / 6, -0.2 / 6])
+
+
+def test_rows_with_an_outcome_are_trained_as_without_the_other_rows_value(tmp_path):
+    # The second value exists for answers that may be missing. It has no influence where none is missing.
+    def run(folder, answers):
+        dataset = questions(4, answer=answers)
+        trainer = make_trainer(folder, dataset=dataset, grading="exact", scorer=FakeScorer(by_text))
+        set_head(trainer)
+        rows = [{"prompt": f"Tom dial {index // 2}", "answer": "8"} for index in range(2)]
+        generate_fixed(trainer, encode(trainer.processing_class, A, B))
+        trainer.model.train()
+        batch = trainer._generate_and_score_completions(rows)
+        return len(trainer.value_head.bias), batch
+
+    (num_full, full), (num_partial, partial) = run(tmp_path, ["8"] * 4), run(tmp_path, ["8", None, " ", "8"])
+    assert (num_full, num_partial) == (1, 2)
+    assert "lacks_outcome" not in full and not partial["lacks_outcome"].any()
+    for name in ("old_values", "returns", "advantages"):
+        check(full[name], partial[name])
+    # With outcome_weight=0, no row has an outcome, so one value is enough.
+    assert len(make_trainer(tmp_path, dataset=questions(1, answer=[None]), outcome_weight=0.0).value_head.bias) == 1
 
 
 def test_unscorable_completions_have_no_step_reward(tmp_path):
@@ -485,6 +534,75 @@ def test_a_checkpoint_without_a_head_is_an_error(tmp_path):
         trained(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
     restarted = trained(tmp_path / "other", model=str(tmp_path / "run/checkpoint-2"), max_steps=1)  # the proposed fix
     assert restarted.train().global_step == 1
+
+
+@pytest.mark.slow("trains several times")
+def test_two_values_resume_and_a_checkpoint_with_one_value_keeps_one(tmp_path, caplog):
+    def run(folder, answers=("8", None, "8", None), resume=None):
+        dataset = questions(4, answer=list(answers))
+        trainer = trained(
+            tmp_path / folder, dataset=dataset, grading="exact", max_steps=4, save_strategy="steps", save_steps=2
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    straight = run("run")
+    checkpoint = str(tmp_path / "run/checkpoint-2")
+    assert straight.value_head.bias.abs().min() > 0  # both values were trained
+    resumed = run("resumed", resume=checkpoint)
+    end = straight.model.state_dict()
+    assert all(torch.equal(weight, end[name]) for name, weight in resumed.model.state_dict().items())
+    # A checkpoint with one value, as earlier versions write it for this dataset.
+    run("earlier", ["8"] * 4)
+    continued = run("continued", resume=str(tmp_path / "earlier/checkpoint-2"))
+    assert len(continued.value_head.bias) == 1 and continued.state.global_step == 4
+    assert "has a critic with one value, from an earlier version" in caplog.text
+
+
+SINGLE = {"num_generations": 1, "critic": "head"}
+
+
+def test_one_completion_per_question_needs_no_group(tmp_path):
+    trainer = make_trainer(tmp_path, **SINGLE, per_device_train_batch_size=3, dataset=questions(4, answer=["8"] * 4))
+    assert trainer.num_generations == 1 and type(trainer.args.num_generations) is int
+    batch = rollout_of(trainer, [A, B, B])
+    check(batch["advantages"][:2], [[0.8, 0.8, 0.4, 0.4], [0.2, 0.2, 0, 0]])
+    assert "steps/agreement" not in trainer._metrics["train"] and "steps/accuracy" in trainer._metrics["train"]
+    assert StepPPOConfig(**settings(tmp_path, **SINGLE, num_generations_eval=4)).num_generations_eval == 4
+    copied = StepPPOConfig(**{**settings(tmp_path), **SINGLE, "per_device_train_batch_size": 1})
+    assert copied.generation_batch_size == 1
+
+
+def rollout_of(trainer, texts):
+    generate_fixed(trainer, encode(trainer.processing_class, *texts))
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    return trainer._generate_and_score_completions(
+        [{"prompt": f"Tom dial {index}", "answer": None} for index in range(len(texts))]
+    )
+
+
+@pytest.mark.slow("trains several times")
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_one_completion_per_question_trains_and_evaluates(tmp_path, policy_path, scale):
+    data = questions(8, answer=["8"] * 8)
+    trainer = trained(
+        tmp_path, **SINGLE, dataset=data, grading="exact", scale_rewards=scale, per_device_eval_batch_size=2, beta=0.1,
+        model=policy_path,
+    )  # fmt: skip
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert len(logs) == 2 and all(math.isfinite(log["loss"]) and log["grad_norm"] > 0 for log in logs)
+    assert {"eval_steps/mean_score", "eval_value/mean"} <= set(trainer.evaluate(data))
+    # Each question is sampled once per epoch.
+    assert sorted(trainer._get_train_sampler()) == sorted(list(range(8)) * 2)  # num_iterations=2
+
+
+def test_a_critic_that_needs_a_group_refuses_one_completion_per_question(tmp_path):
+    with pytest.raises(ValueError, match="num_generations: got 1 with critic='erprm', expected at least 2"):
+        StepPPOConfig(**settings(tmp_path, num_generations=1, critic="erprm"))
+    with pytest.raises(ValueError, match="requires at least 2 generations"):
+        StepGRPOConfig(**settings(tmp_path, num_generations=1))
 
 
 @pytest.mark.slow("trains several times")

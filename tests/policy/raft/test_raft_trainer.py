@@ -1,4 +1,4 @@
-"""RAFT in miniature on the shipped policy: training data, killed runs, LoRA, no answers, and vLLM."""
+"""RAFT in miniature on the shipped policy: training data, killed runs, LoRA, and no answers."""
 
 import json
 import shutil
@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from erprm_trl import StepScorer, TransformersSampler, dial
 from erprm_trl.dial.experiments.chain import FORMAT
 from erprm_trl.policy.raft import policy_sampler as live_policy
-from erprm_trl.policy.raft import raft_trainer
 from erprm_trl.policy.raft import sampling as raft_sampling
 from erprm_trl.policy.raft.raft_config import RAFTConfig
 from erprm_trl.policy.raft.raft_trainer import RAFTTrainer
@@ -547,41 +546,6 @@ def test_the_fix_for_a_damaged_policy_works(build, tmp_path, straight):
     trainer = build(**options)
     trainer.train()
     assert equal(weights(trainer), straight["first"])
-
-
-@pytest.mark.slow("trains several rounds")
-def test_vllm_samples_from_each_rounds_saved_policy_and_is_freed(build, tmp_path, monkeypatch):
-    """The engine is replaced by transformers with the same saved policy."""
-    folders, alive = [], []
-
-    class Engine(TransformersSampler):
-        def __init__(self, model, tokenizer, engine_kwargs, **settings):
-            folders.append(str(Path(model).relative_to(tmp_path)))
-            alive.append(self)
-            assert engine_kwargs == {"seed": 3}
-            loaded = TransformersSampler.from_pretrained(model)
-            super().__init__(loaded.model, tokenizer, batch_size=64, **settings)
-
-        def close(self):
-            alive.remove(self)
-
-    monkeypatch.setattr(live_policy, "VLLMSampler", Engine)
-    train = raft_trainer.SFTTrainer.train
-    monkeypatch.setattr(
-        raft_trainer.SFTTrainer,
-        "train",
-        lambda self, *arguments: (not alive or pytest.fail("the engine is alive")) and train(self, *arguments),
-    )
-    trainer = build("vllm", use_vllm=True, vllm_kwargs='{"seed": 3}')
-    trainer.evaluate(Dataset.from_list(ANSWERED[:1]))
-    trainer.train()
-    assert folders == ["vllm/first-policy", "vllm/round-0/policy"]
-    monkeypatch.undo()
-    live = build("live")
-    live.train()
-    assert equal(weights(live), weights(trainer))
-    with pytest.raises(ValueError, match="use_vllm: got True with several processes or an adapter"):
-        build(use_vllm=True, peft_config=LoraConfig(r=2, target_modules="all-linear"))
 
 
 @pytest.mark.slow("trains a round")

@@ -7,6 +7,7 @@ import pytest
 
 from erprm_trl.policy.raft.rounds import (
     RoundFolder,
+    agreement,
     pick_solutions,
     questions_of_round,
     read_rows,
@@ -107,10 +108,20 @@ def test_metrics_worked_by_hand():
             "dropped_not_best": 8,
             "accuracy": 0.6,
             "picked_accuracy": 0.5,
+            "agreement": 0.0,  # in question 0, the wrong solution has a higher score than all three right ones
         }
     )
     without = round_metrics([row(0, "a", num_tokens=6), row(0, "")], [None, None], [], {})
     assert without == {"num_picked": 0, "unfinished_share": 0.0, "steps_per_answer": 0.5, "tokens_per_step": 6.0}
+
+
+def test_agreement_worked_by_hand():
+    """Question 0 has pairs with right > wrong and a tie, question 1 one pair the other way round."""
+    rows = [row(0, "a", 1.0), row(0, "b", 0.0), row(0, "c", 0.0), row(1, "d", 1.0), row(1, "e", 0.0), row(2, "f", 1.0)]
+    assert agreement(rows, [0.5, 0.4, 0.5, 0.1, 0.9, 0.0]) == pytest.approx((1 + 0.5 + 0) / 3)
+    assert agreement(rows, [0.5, None, 0.5, None, 0.9, 0.0]) == 0.5
+    assert agreement(rows, [None] * 6) is None  # no pair
+    assert agreement([], []) is None
 
 
 def test_questions_of_rounds_cover_all_questions_and_start_again():
@@ -139,6 +150,9 @@ def test_a_folder_refuses_other_settings_and_names_the_difference(tmp_path):
     assert folder.manifest["kept"] == 3
     with pytest.raises(ValueError, match="round-0: got a round with other settings: eta was 1 and is now 2;"):
         folder.check_config({"eta": 2, "pairs": (1, 3)})
+    folder.add(config={"sampling": {"top_p": 1.0, "seed": 0}})
+    with pytest.raises(ValueError, match="other settings: sampling.top_p was 1.0 and is now 0.9. Choose"):
+        folder.check_config({"sampling": {"top_p": 0.9, "seed": 0}})
 
 
 def test_a_format_of_an_older_release_with_fewer_fields_is_accepted(tmp_path):
@@ -148,7 +162,7 @@ def test_a_format_of_an_older_release_with_fewer_fields_is_accepted(tmp_path):
     folder.add(config={"reward_model_format": {name: new[name] for name in new if name not in added}})
     folder.check_config({"reward_model_format": new})
     folder.check_config({"reward_model_format": {**new, "expected_ids": {"separator": 1}}})  # does not change scores
-    with pytest.raises(ValueError, match="other settings: reward_model_format was"):
+    with pytest.raises(ValueError, match="other settings: reward_model_format.steps_of was"):
         folder.check_config({"reward_model_format": {**new, "steps_of": "answer"}})
 
 

@@ -23,6 +23,7 @@ def test_only_options_that_are_off_are_listed(tmp_path):
     model = tiny_llama(20)
     model.config._attn_implementation = "sdpa"
     args = config(tmp_path)
+    args.dataloader_pin_memory = True
     assert names(model, args, on_gpu=False) == []
     assert names(model, args, on_gpu=True) == [
         "bf16", "use_liger_kernel", "torch_compile", "gradient_checkpointing", "dataloader_num_workers",

@@ -11,6 +11,7 @@ from recipe_runs import parse
 from zoo import save_tiny, word_level
 
 from erprm_trl import StepScorer, load_labelled_steps
+from erprm_trl.scripts.train import DataArguments
 
 
 ROWS = [
@@ -96,7 +97,8 @@ def test_the_recipe_trains_on_a_file(tmp_path):
     for more in ([], ["--dataset_streaming", "true"]):
         recipe, arguments = parse("train_erprm", [part for pair in settings.items() for part in pair] + more)
         trainer = recipe.main(*arguments)
-        assert trainer.state.global_step == 1 and trainer.evaluate()["eval_loss"] > 0
+        assert trainer.state.global_step == 1
+        assert [entry["eval_loss"] > 0 for entry in trainer.state.log_history if "eval_loss" in entry] == [True]
         StepScorer.from_pretrained(tmp_path / "out")
     # A new adapter is trained, and its training is continued from its saved folder.
     adapter = {**settings, "--output_dir": str(tmp_path / "adapter")}
@@ -107,3 +109,25 @@ def test_the_recipe_trains_on_a_file(tmp_path):
     recipe, arguments = parse("train_erprm", [part for pair in again.items() for part in pair])
     recipe.main(*arguments)
     assert (tmp_path / "again" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"eval_rollouts": "a", "eval_dataset_name": "b"},
+            "got eval_rollouts='a' and eval_dataset_name='b', expected",
+        ),
+        ({"eval_rollouts": "a", "dataset_test_split": "test"}, "got dataset_test_split='test' and eval_rollouts='a'"),
+        ({"eval_dataset_name": "a", "eval_mixture": ["b"]}, "got eval_dataset_name='a' and eval_mixture=.*'b'"),
+        ({"dataset_test_split": "test"}, "dataset_test_split: got 'test' without --dataset_name.*--eval_dataset_name"),
+    ],
+)
+def test_evaluation_data_that_would_not_be_read_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataArguments(rollouts="rollouts", **options)
+
+
+def test_rollouts_are_evaluated_on_labelled_steps(tmp_path):
+    data = DataArguments(rollouts="rollouts", eval_dataset_name=str(save(tmp_path, ".jsonl")))
+    assert data.evaluation().column_names == ["prompt", "completions", "labels"]

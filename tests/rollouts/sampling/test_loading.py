@@ -4,7 +4,7 @@ import pytest
 
 from erprm_trl import EndpointSampler, TransformersSampler, dial
 from erprm_trl.rollouts import CollectConfig
-from erprm_trl.rollouts.sampling import load_sampler
+from erprm_trl.rollouts.sampling import load_sampler, loading
 
 
 def test_settings_of_each_backend(monkeypatch, tmp_path):
@@ -26,9 +26,42 @@ def test_a_collections_sampler_has_the_same_settings():
     assert config._sampler().settings == alone.settings
 
 
+def test_the_dtype_of_the_weights():
+    model = {"model_name_or_path": dial.BASE_PATH}
+    for settings, expected in (
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": None}, "float32"),  # of the checkpoint
+        ({"dtype": "bfloat16", "model_init_kwargs": {"dtype": "bfloat16"}}, "bfloat16"),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, "bfloat16"),
+    ):
+        assert load_sampler({**model, **settings}).settings["dtype"] == expected
+    assert (
+        CollectConfig(dial.BASE_PATH, "questions", "out", dtype="bfloat16")._sampler().settings["dtype"] == "bfloat16"
+    )
+
+
+def test_the_engine_gets_the_dtype(monkeypatch):
+    monkeypatch.setattr(loading, "VLLMSampler", lambda model, engine_kwargs: engine_kwargs)
+    settings = {"backend": "vllm", "model_name_or_path": "x", "dtype": "float16", "model_init_kwargs": {"seed": 1}}
+    assert load_sampler(settings) == {"dtype": "float16", "seed": 1}
+
+
+def test_a_server_has_no_dtype_to_choose():
+    server = {"backend": "endpoint", "base_url": "http://host:8000/v1"}
+    with pytest.raises(ValueError, match="dtype: got 'bfloat16' with backend='endpoint'.*when you start the server"):
+        CollectConfig("model", "questions", "out", dtype="bfloat16", **server)
+    # The dtype of a second policy that is loaded here.
+    CollectConfig("model", "questions", "out", dtype="bfloat16", completer_model_name_or_path="b",
+                  completer_backend="transformers", **server)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"model_name_or_path": "x", "dtype": "float16", "model_init_kwargs": {"dtype": "bfloat16"}},
+            "got dtype='float16' and model_init_kwargs with dtype 'bfloat16'",
+        ),
         ("transformers", "sampler: got 'transformers' .str., expected a mapping"),
         ({"model_name": "x"}, "got the setting 'model_name', expected one of .* Did you mean 'model_name_or_path'"),
         ({"model_name_or_path": "x", "backend": "tgi"}, "got backend 'tgi', expected one of transformers, vllm"),

@@ -125,6 +125,18 @@ def test_completions_are_in_order_and_repeatable(policy):
     assert sampler.sample([], 3, seed=5) == []
 
 
+def test_the_probabilities_of_next_tokens_are_those_of_transformers(policy):
+    _, _, sampler, reference = policy
+    tokens = ["answer", "=", "7"]
+    measured = torch.tensor(sampler.next_token_log_probs(PROMPTS, tokens))
+    assert measured.shape == (len(PROMPTS), 3) and (measured < -8).any()  # also of tokens that are not likely
+    torch.testing.assert_close(
+        measured, torch.tensor(reference.next_token_log_probs(PROMPTS, tokens)), atol=1e-3, rtol=0
+    )
+    with pytest.raises(ValueError, match="Next token: got '7 7', which the tokenizer encodes as"):
+        sampler.next_token_log_probs(PROMPTS, ["7 7"])
+
+
 def test_text_end_and_length(policy):
     _, _, sampler, _ = policy
     prompts = [*PROMPTS, *(Prompt(row["question"], f" 3 + 4 = 7 {SEPARATOR}") for row in ROWS)]

@@ -233,7 +233,7 @@ def test_collections_without_continuations_compare_whole_solutions(tmp_path):
     assert result["brier"]["mean"] == pytest.approx(0.25**2) and result["mean_label"] == 0.5
     assert result["auc_can_succeed_within_questions"] == 1.0
     assert result["value_error"]["squared_without_noise"] is None
-    assert "2 solutions of 1 questions, rewards, scores by last" in format_calibration_table({"prm": result})
+    assert "2 solutions of 1 question, rewards, scores by last" in format_calibration_table({"prm": result})
     ungraded = write_rollouts(tmp_path / "u", [[(3, [], None)]], num_continuations=0)
     with pytest.raises(ValueError, match="got question 0, solution 0 without a reward and no continuations"):
         measure_calibration(ungraded, [[[0.9, 0.5, 0.25]]])

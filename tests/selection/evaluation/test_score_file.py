@@ -6,6 +6,7 @@ import math
 import pytest
 
 from erprm_trl import PRMFormat, StepScorer
+from erprm_trl.rollouts import load_solutions
 from erprm_trl.selection import score_rows
 
 
@@ -82,10 +83,25 @@ def test_forms_of_a_solution(backend, tmp_path, row):
     assert scored == {**row, "steps": ["a", "bb"], "step_scores": [0.125, 0.25], "score": 0.125}
 
 
+@pytest.mark.parametrize(
+    "column", ["response", "completion", "generation", "output", "candidate", "sample", "solution", "text"]
+)
+def test_load_solutions_and_scores_know_the_same_columns(backend, tmp_path, column):
+    row = {"question": "q", column: "a ; bb"}
+    assert load_solutions([row])[0].text == "a ; bb"
+    assert score([row], tmp_path)[0]["steps"] == ["a", "bb"]
+
+
+def test_a_response_is_scored_rather_than_the_reference_solution(backend, tmp_path):
+    row = {"question": "q", "solution": "reference", "answer": "7", "response": "a ; bb"}
+    assert load_solutions([row])[0].text == "a ; bb"
+    assert score([row], tmp_path)[0]["steps"] == ["a", "bb"]
+
+
 def test_columns_by_name(backend, tmp_path):
     (scored,) = score([{"a": "q", "b": "x"}], tmp_path, question_column="a", solution_column="b")
     assert scored["score"] == 0.125
-    with pytest.raises(ValueError, match="got the columns .'a', 'b'.*expected 'question' or.*`question_column`"):
+    with pytest.raises(ValueError, match="Columns of the solutions: got .'a', 'b'.*'question' or.*`question_column`"):
         score([{"a": "q", "b": "x"}], tmp_path / "other")
 
 
