@@ -276,7 +276,7 @@ MUTANTS = {
     "policy/online/step_grpo_trainer.py": (
         ["tests/policy/online/test_step_grpo_trainer.py"],
         [
-            ("return advantages * completion_mask", "return advantages"),
+            ("return advantages * mask", "return advantages"),
             (
                 "rewards = subtract_initial_value(rewards, steps.mask, self._question_values(steps))",
                 "rewards = subtract_initial_value(rewards, steps.mask, 0.0)",
