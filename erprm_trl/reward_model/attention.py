@@ -1,4 +1,4 @@
-"""What is known about attention before a model runs: whether it is causal, and whether rows hold several texts.
+"""Decides before a model runs whether its attention is causal, and whether rows hold several texts.
 
 Otherwise transformers reads this from the values of masks and positions in every forward pass, and an accelerator
 waits for the host each time.
@@ -43,7 +43,7 @@ def known_packing(is_packed: bool) -> Iterator[None]:
             Whether rows may hold several texts, whose position ids restart.
     """
     if _read_packing is not None:
-        masking_utils.find_packed_sequence_indices = _packing  # seam
+        masking_utils.find_packed_sequence_indices = _packing
     before = getattr(_known, "is_packed", None)
     _known.is_packed = is_packed
     try:

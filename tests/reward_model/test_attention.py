@@ -1,4 +1,4 @@
-"""What is known about attention before a model runs."""
+"""Attention masks that are left out, and packed rows that are known before a model runs."""
 
 import threading
 
