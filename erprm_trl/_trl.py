@@ -151,7 +151,6 @@ SEAM_ATTRIBUTES = (
     # Attributes of trainers
     SeamAttribute("trl.GRPOTrainer._metrics", _STEP),
     SeamAttribute("trl.GRPOTrainer._logs", f"{_STEP} policy/online/tracking.py"),
-    SeamAttribute("trl.GRPOTrainer._pending_metrics", "policy/online/reward_model_updates.py"),
     SeamAttribute("trl.GRPOTrainer._pending_extra_logs", "policy/online/reward_model_updates.py"),
     SeamAttribute("trl.GRPOTrainer._step", _STEP),
     SeamAttribute("trl.GRPOTrainer._buffered_inputs", _STEP),

@@ -231,10 +231,11 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         on_host = rewards_per_func.cpu()
         self._check_rewards(on_host)
         batch = self._handoff.take(len(prompts))
-        for name, value in mean_over_processes(batch.metrics).items():
-            self.metrics_of_mode[name].append(value)
         if self.reward_model_updates is not None and self.model.training:
             batch = updated_scores(self, batch, rewards_per_func, self._answer_index)
+            on_host = rewards_per_func.cpu()
+        for name, value in mean_over_processes(batch.metrics).items():
+            self.metrics_of_mode[name].append(value)
         self._handoff.put(self._gather_steps(batch, rewards_per_func))
         self._log_agreement(on_host)
         return rewards_per_func
