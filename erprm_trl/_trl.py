@@ -76,6 +76,7 @@ _CHECKPOINTS = "training/checkpoints.py"
 _ERPRM = "reward_model/trainer/erprm_trainer.py"
 _ERPRM_CONFIG = "reward_model/trainer/erprm_config.py"
 _STEP, _STEP_GRPO = "policy/online/step_trainer.py", "policy/online/step_grpo_trainer.py"
+_LOG_RATIO, _CONTINUATIONS = "policy/online/log_ratio.py", "policy/online/policy_continuations.py"
 _STEP_PPO, _STEP_DPO = "policy/online/step_ppo_trainer.py", "policy/step_dpo_trainer.py"
 _RAFT, _RAFT_CONFIG, _POLICY_SAMPLER = (
     f"policy/raft/{name}.py" for name in ("raft_trainer", "raft_config", "policy_sampler")
@@ -110,15 +111,22 @@ SEAMS = (
     Seam("trl.GRPOTrainer._generate", "prompts", _STEP),
     Seam("trl.GRPOTrainer._calculate_rewards", "inputs prompts completions completion_ids_list", _STEP),
     Seam("trl.GRPOTrainer._generate_and_score_completions", "inputs", f"{_STEP} {_STEP_PPO}"),
-    Seam("trl.GRPOTrainer._compute_loss", "model inputs", f"{_STEP} {_STEP_PPO}"),
+    Seam("trl.GRPOTrainer._compute_loss", "model inputs", f"{_STEP} {_STEP_GRPO} {_STEP_PPO}"),
     Seam(
         "trl.GRPOTrainer._get_per_token_logps_and_entropies",
         "model input_ids attention_mask logits_to_keep batch_size ...",
-        _STEP_PPO,
+        f"{_STEP_PPO} {_LOG_RATIO}",
     ),
     Seam("trl.scripts._hf_argparser.HfArgumentParser._add_dataclass_arguments", "dtype", "scripts/parser.py"),
     # Private methods, and private parameters of public functions, that are only called
     Seam("trl.scripts._hf_argparser.HfArgumentParser._parse_dataclass_field", "parser field", "scripts/parser.py"),
+    Seam("trl.GRPOTrainer._log_metric", "name value", _LOG_RATIO),
+    Seam("trl.GRPOTrainer._tokenize_prompts", "prompts", _CONTINUATIONS),
+    Seam(
+        "trl.GRPOTrainer._generate_single_turn",
+        "prompt_ids images multimodal_fields num_generations ...",
+        _CONTINUATIONS,
+    ),
     Seam("transformers.Trainer._save", "output_dir ...", _POLICY_SAMPLER),
     Seam("transformers.PreTrainedModel._can_set_attn_implementation", "", "rollouts/sampling/kv_cache.py"),
     Seam("transformers.Trainer.save_model", "output_dir _internal_call", f"{_ERPRM} {_STEP} {_STEP_PPO} {_RAFT}"),
@@ -155,7 +163,7 @@ SEAM_ATTRIBUTES = (
     SeamAttribute("trl.GRPOTrainer._step", _STEP),
     SeamAttribute("trl.GRPOTrainer._buffered_inputs", _STEP),
     SeamAttribute("trl.GRPOTrainer._last_world_entropy", _STEP),
-    SeamAttribute("trl.GRPOTrainer._tokenizer", _STEP),
+    SeamAttribute("trl.GRPOTrainer._tokenizer", f"{_STEP} {_CONTINUATIONS}"),
     SeamAttribute("trl.SFTTrainer._tokenizer", _RAFT),
     SeamAttribute("trl.SFTTrainer._is_vlm", _RAFT),
     SeamAttribute("transformers.Trainer._signature_columns", _ERPRM),

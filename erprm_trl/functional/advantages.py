@@ -253,6 +253,56 @@ def group_step_advantages(
     return reward_to_go(normalized.view_as(rewards), mask, gamma)
 
 
+def log_ratio_returns(
+    advantages: Tensor,
+    logps: Tensor,
+    ref_logps: Tensor,
+    mask: Tensor,
+    step_ends: Tensor,
+    step_mask: Tensor,
+    *,
+    beta: float,
+) -> Tensor:
+    r"""
+    Return of each step from the outcome and the log-ratio of policy and reference, without a reward model.
+
+    $$ G_l = A(x, a) - \beta \sum_{j \ge l} \log \frac{\pi(a_j)}{\pi_0(a_j)}, \qquad \beta = \frac{1}{\eta} $$
+
+    All tokens of a step get the return of the step, whose sum begins at the first token of the step. With these
+    returns, the policy gradient is the gradient of the outcome minus \\( \beta \\) times the KL from the reference.
+    The log-ratios of earlier steps do not change it, because they do not depend on the step.
+
+    Args:
+        advantages (`torch.Tensor`):
+            Advantage A of each completion's outcome, of shape (B,), normalised within its group.
+        logps, ref_logps (`torch.Tensor`):
+            Log-probabilities (B, T) of the sampled tokens, under the policy that sampled and under the reference.
+        mask (`torch.Tensor`):
+            Booleans (B, T), True at tokens that the policy sampled.
+        step_ends (`torch.Tensor`):
+            Index (B, S) of the last token of each step, increasing along a row. Tokens after the last of these belong
+            to one more step.
+        step_mask (`torch.Tensor`):
+            Booleans (B, S), True at real steps. A row without steps is one step.
+        beta (`float`):
+            Strength of the KL.
+
+    Returns:
+        `torch.Tensor`: returns of tokens (B, T), 0 where the mask is False, in float32, or in float64 if the input is.
+        If the policy equals the reference, they are the advantages.
+
+    Source: PRL (2601.10201).
+    """
+    log_ratios, mask = _clean(at_least_float32(logps) - at_least_float32(ref_logps), mask)
+    to_go = log_ratios.flip(-1).cumsum(-1).flip(-1)
+    num_tokens = log_ratios.shape[1]
+    ends = place_at_step_ends(torch.ones_like(step_ends, dtype=log_ratios.dtype), step_ends, step_mask, num_tokens) > 0
+    is_first = torch.nn.functional.pad(ends, (1, 0), value=True)[:, :-1]
+    first_tokens = (torch.arange(num_tokens, device=ends.device) * is_first).cummax(-1).values
+    returns = at_least_float32(advantages)[:, None] - beta * to_go.gather(1, first_tokens)
+    return returns.masked_fill(~mask, 0.0)
+
+
 def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     r"""
     Discounted sum of the reward at each position and all later rewards: \\( G_l = \sum_{j \ge l} \gamma^{j - l} r_j

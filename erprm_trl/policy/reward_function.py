@@ -20,11 +20,13 @@ from ..reasoning import STEPS_OF
 from ..reward_model.scoring.backend import ScoringBackend
 from ..reward_model.scoring.eta import format_at_eta
 from ..reward_model.scoring.loading import load_format
+from ..reward_model.scoring.monte_carlo import MonteCarloScorer
 from ..reward_model.scoring.scorer import StepScorer, solution_scores
+from ..reward_model.scoring.scorer_file import is_scorer_file, samples_policy
 from ..reward_model.scoring.sharded import check_sharding
 from ..training.nonfinite import not_finite
 from .completions import NO_COLUMNS, completion_steps, opens_thinking
-from .scored_batch import Handoff, ScoredBatch, ScoredCompletion
+from .scored_batch import Handoff, ScoredBatch, ScoredCompletion, first_not_finite, mean_score, rounded_scores
 from .turns import has_turns, turn_steps
 
 
@@ -167,10 +169,11 @@ class StepRewardFunction:
         self.question_column = question_column
         self.processing_class = processing_class
         self.eos_token_ids = eos_token_ids
-        # The next three are set by a step trainer. The accelerator lets its processes stop together.
+        # The next four are set by a step trainer. The accelerator lets its processes stop together.
         self.chat_template_kwargs: dict[str, Any] | None = None
         self.accelerator = None
         self.handoff: Handoff[ScoredBatch] | None = None
+        self.continuations: Any = None  # scores completions by the policy's own continuations
         self._loading = Lock()  # some of TRL's trainers call from several threads
 
     def __getstate__(self) -> dict[str, Any]:
@@ -189,6 +192,14 @@ class StepRewardFunction:
             if isinstance(self._scorer, str):
                 self._scorer = StepScorer.from_pretrained(self._scorer, **self._scorer_kwargs)
             return self._scorer
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether continuations of the policy that is trained give the scores: `MonteCarloScorer("policy")`."""
+        if isinstance(self._scorer, str):
+            return is_scorer_file(self._scorer) and samples_policy(self._scorer)
+        backend = self._scorer.backend
+        return isinstance(backend, MonteCarloScorer) and backend.samples_policy
 
     def shard(self, accelerator) -> None:
         """
@@ -292,7 +303,11 @@ class StepRewardFunction:
         steps = [texts for texts, _ in parts]
         kept = [texts if token_ends is not None and all(texts) else [] for texts, token_ends in parts]
         questions = self._questions(prompts, columns)
-        scores = self.scorer.score(questions, kept, skip_too_long=True)
+        if self.continuations is None:
+            scores = self.scorer.score(questions, kept, skip_too_long=True)
+        else:
+            token_ends = [ends if texts else None for texts, (_, ends) in zip(kept, parts, strict=True)]
+            scores = self.continuations.score(prompts, completions, completion_ids, token_ends, columns)
         self._check(scores, getattr(columns.get("trainer_state"), "global_step", None))
         rewards = solution_scores(scores, self.aggregation)
         scored = [
@@ -302,7 +317,7 @@ class StepRewardFunction:
         metrics = self._metrics(steps, scores, completion_ids)
         if (num_tokens := _num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
             metrics["steps/tokens_per_step"] = num_tokens / max(1, sum(map(len, steps)))
-        return ScoredBatch(scored, metrics, {"step_scores": _shown(scores)}, questions)
+        return ScoredBatch(scored, metrics, {"step_scores": rounded_scores(scores)}, questions)
 
     def _questions(self, prompts: list, columns: dict[str, Any]) -> list[str]:
         questions = columns.get(self.question_column) or [None] * len(prompts)
@@ -392,8 +407,8 @@ class StepRewardFunction:
         return replace(
             batch,
             completions=completions,
-            metrics={**batch.metrics, **_mean_score(scores)},
-            extras={**batch.extras, "step_scores": _shown(scores)},
+            metrics={**batch.metrics, **mean_score(scores)},
+            extras={**batch.extras, "step_scores": rounded_scores(scores)},
         )
 
     def _check(self, scores: list[list[float]], global_step: int | None) -> None:
@@ -414,7 +429,7 @@ class StepRewardFunction:
             "steps/per_answer": sum(map(len, steps)) / len(steps),
             "steps/repeated_share": sum(len(steps_S) - len(set(steps_S)) for steps_S in steps) / num_steps,
             "steps/unscorable_share": sum(not values for values in scores) / len(scores),
-            **_mean_score(scores),
+            **mean_score(scores),
         }
         if completion_ids is not None:
             ending = self.eos_token_ids or (
@@ -432,18 +447,3 @@ def _num_own_tokens(completions: list, completion_ids, tool_masks) -> int | None
     if tool_masks is not None:
         return sum(map(sum, tool_masks))
     return None if completion_ids is None or any(map(has_turns, completions)) else sum(map(len, completion_ids))
-
-
-def _mean_score(scores: list[list[float]]) -> dict[str, float]:
-    flat = [score for values in scores for score in values]
-    return {"steps/mean_score": sum(flat) / len(flat)} if flat else {}
-
-
-def _shown(scores: list[list[float]]) -> list[list[float]]:
-    return [[round(score, 4) for score in values] for values in scores]
-
-
-def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None:
-    """Row, step and value of the first step score that is not finite, or `None`."""
-    flat = ((row, step, score) for row, values in enumerate(scores) for step, score in enumerate(values))
-    return next((place for place in flat if not math.isfinite(place[2])), None)

@@ -4,6 +4,7 @@ TRL takes one reward per completion from a reward function, but the step trainer
 Therefore the reward function puts the scored batch into the slot, and the trainer takes it from there.
 """
 
+import math
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -118,3 +119,20 @@ class Handoff(Generic[BatchT]):
                 "StepRewardFunction was called with other completions. Do not call it from another reward function."
             )
         return batch
+
+
+def mean_score(scores: list[list[float]]) -> dict[str, float]:
+    """The metric of the mean step score. Empty if there are no scores."""
+    flat = [score for values in scores for score in values]
+    return {"steps/mean_score": sum(flat) / len(flat)} if flat else {}
+
+
+def rounded_scores(scores: list[list[float]]) -> list[list[float]]:
+    """Step scores for TRL's table of completions."""
+    return [[round(score, 4) for score in values] for values in scores]
+
+
+def first_not_finite(scores: list[list[float]]) -> tuple[int, int, float] | None:
+    """Row, step and value of the first step score that is not finite, or `None`."""
+    flat = ((row, step, score) for row, values in enumerate(scores) for step, score in enumerate(values))
+    return next((place for place in flat if not math.isfinite(place[2])), None)

@@ -104,3 +104,16 @@ def columns_of(dataset: "Dataset | IterableDataset | None") -> list[str]:
         return []
     names = getattr(dataset, "column_names", None)
     return list(next(iter(dataset), {}) if names is None else names)
+
+
+def check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eval_dataset: Any) -> None:
+    """Raises a `ValueError` if a dataset lacks a column. `needed` holds the columns by the argument that sets them."""
+    evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
+        columns = columns_of(dataset)
+        for argument, column in needed.items():
+            if dataset is not None and column not in columns:
+                raise ValueError(
+                    f"{subject}: got {argument}={column!r}, expected one of the columns of {name} "
+                    f"({', '.join(columns)}). Set {argument} to one of them, or add the column."
+                )

@@ -30,7 +30,12 @@ POLICY_METRICS = {
 class RewardArguments:
     """The reward model, and what happens when the policy exploits it."""
 
-    reward_model: str = field(metadata={"help": "Folder, Hub id, scoring server or scorer file of the reward model."})
+    reward_model: str = field(
+        metadata={
+            "help": "Folder, Hub id, scoring server or scorer file of the reward model. 'none' with the credit "
+            "'log_ratio'."
+        }
+    )
     trained_eta: float | None = field(default=None, metadata=TRAINED_ETA)
     guard: bool = field(
         default=True, metadata={"help": "Whether to warn when the policy degenerates, and to stop the run."}
@@ -119,7 +124,7 @@ def train_policy(
     train_dataset, eval_dataset = prompts.datasets(tokenizer, **training.named_columns)
     training.question_column, training.answer_column = "question", "answer"  # of the prepared datasets
     guard = erprm_trl.PolicyGuard()
-    reward_funcs = reward.reward_model
+    reward_funcs = None if reward.reward_model == "none" else reward.reward_model
     if reward.trained_eta is not None:
         reward_funcs = erprm_trl.StepRewardFunction(
             reward.reward_model,

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import time
+from itertools import accumulate
 from pathlib import Path
 
 
@@ -24,8 +25,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from intervals import interval
 from policy_learning import load, rollouts_to_reach
 
-from erprm_trl import ERPRMConfig, ERPRMTrainer
-from erprm_trl.dial import BASE_PATH, make_questions
+from erprm_trl import ERPRMConfig, ERPRMTrainer, MonteCarloScorer
+from erprm_trl.dial import BASE_PATH, SEPARATOR, make_questions
 from erprm_trl.dial.experiments.chain import FORMAT, TEST_SEED, DialChain
 from erprm_trl.dial.experiments.policies import PPO, accuracy, make_noisy_policy, train_online
 from erprm_trl.io.atomic_files import replace_file
@@ -62,6 +63,21 @@ for _weight in (0.3, 3.0):
         )
 METHODS["ppo, difference"] = ("step_ppo", {**PPO, "credit": "difference"})
 METHODS["ppo, outcome"] = ("step_ppo", {**PPO, "credit": "outcome"})
+# Without a reward model. Continuations cost tokens, so these runs have fewer completions per update.
+for _eta in (10.0, 50.0):
+    METHODS[f"log_ratio, eta {_eta:g}"] = ("step_grpo", {"credit": "log_ratio", "eta": _eta, "splitter": SEPARATOR})
+METHODS["log_ratio, eta 50, tokens"] = ("step_grpo", {"credit": "log_ratio", "eta": 50.0, "step_tokens": 1})
+for _continuations, _completions in ((2, 16), (4, 16), (4, 64)):
+    METHODS[f"monte_carlo, K {_continuations}, {_completions} completions"] = (
+        "step_grpo",
+        {
+            "credit": "difference",
+            "gamma": 0.0,
+            "scale_rewards": "batch",
+            "num_continuations": _continuations,
+            "completions_per_update": _completions,
+        },
+    )
 # An implicit reward model that was trained on outcomes alone. It does not change, or it is updated on the graded
 # answers of each generation. In the setting "steps", answers train the reward model and not the policy.
 for _when in ("frozen", "before_scoring", "after_scoring"):
@@ -69,7 +85,7 @@ for _when in ("frozen", "before_scoring", "after_scoring"):
         _update = {} if _when == "frozen" else {"update_reward_model": _when, "reward_model_learning_rate": 3e-4}
         METHODS[f"implicit {_when}, {_name}"] = ("step_grpo", {**METHODS[_name][1], **_update})
 KEPT = ("steps/", "rewards/", "completions/clipped_ratio", "completions/mean_length", "kl", "loss", "value/")
-KEPT += ("reward_model/",)
+KEPT += ("monte_carlo/", "reward_model/", "reward_parts/kl")
 
 
 def first_policy(setting, seed, folder):
@@ -123,10 +139,16 @@ def implicit_reward_model(setting, seed, folder):
 def run(setting, method, seed, folder, updates=None):
     """One training run: its log, first and final accuracy, and seconds."""
     moves, default_updates, _, answers = SETTINGS[setting]
-    trainer_name, settings = METHODS[method]
+    trainer_name, settings = METHODS[method][0], dict(METHODS[method][1])
     policy = first_policy(setting, seed, folder)
-    make_model = implicit_reward_model if method.startswith("implicit") else reward_model
-    model = None if trainer_name == "grpo" else make_model(setting, seed, folder)
+    completions = settings.pop("completions_per_update", COMPLETIONS)
+    if "num_continuations" in settings:
+        model = MonteCarloScorer("policy", num_continuations=settings.pop("num_continuations"), splitter=SEPARATOR)
+    elif needs_answers(method):
+        model = None
+    else:
+        make_model = implicit_reward_model if method.startswith("implicit") else reward_model
+        model = make_model(setting, seed, folder)
     if not answers:  # answers are graded and logged, but not trained on
         settings = {**settings, "outcome_weight": 0.0}
     out = Path(folder, "trainers", setting, method.replace(", ", "-").replace(" ", "-"))
@@ -140,7 +162,7 @@ def run(setting, method, seed, folder, updates=None):
         policy=policy,
         seed=seed,
         moves=moves,
-        completions_per_update=COMPLETIONS,
+        completions_per_update=completions,
         **{"logging_steps": 1, **settings},
     )
     seconds = time.monotonic() - started
@@ -157,15 +179,29 @@ def run(setting, method, seed, folder, updates=None):
         "after": accuracy(trainer.model, trainer.processing_class, test, 4, seed=1),
         "accuracy": [entry[key] for entry in history],
         "history": history,
+        "completions": completions,
         "seconds": round(seconds, 1),
     }
 
 
-def curve(result):
-    """Training accuracy, averaged over the last updates, by the number of rollouts."""
+def needs_answers(method):
+    """Whether a method has no reward model, so that it learns from answers alone."""
+    return method.startswith(("answers only", "log_ratio", "monte_carlo"))
+
+
+def curve(result, by_tokens=False):
+    """Training accuracy, averaged over the last updates, by the number of rollouts or of generated tokens, which
+    include those of continuations."""
     values = result["accuracy"]
     averages = [sum(values[max(0, i + 1 - WINDOW) : i + 1]) / min(i + 1, WINDOW) for i in range(len(values))]
-    return [[(index + 1) * COMPLETIONS, average] for index, average in enumerate(averages)]
+    completions = result.get("completions", COMPLETIONS)
+    costs = [completions] * len(values)
+    if by_tokens:
+        costs = [
+            completions * entry["completions/mean_length"] + entry.get("monte_carlo/tokens", 0)
+            for entry in result["history"]
+        ]
+    return [[total, average] for total, average in zip(accumulate(costs), averages, strict=True)]
 
 
 def load_results(folder):
@@ -201,22 +237,25 @@ def table(results):
             if paired:
                 mean, half = interval([runs[seed]["after"] - baseline[seed]["after"] for seed in paired])
                 row["minus answers only"] = f"{mean:+.3f} ± {half:.3f}"
-                speedups = [speedup(runs[seed], baseline[seed]) for seed in paired]
-                if None not in speedups:
-                    mean, half = interval(speedups)
-                    row["fewer rollouts"] = f"{mean:.2f} ± {half:.2f}"
-                else:
-                    row["fewer rollouts"] = f"not reached by {speedups.count(None)}"
+                for name, by_tokens in (("fewer rollouts", False), ("fewer tokens", True)):
+                    speedups = [speedup(runs[seed], baseline[seed], by_tokens) for seed in paired]
+                    if None not in speedups:
+                        mean, half = interval(speedups)
+                        row[name] = f"{mean:.2f} ± {half:.2f}"
+                    else:
+                        row[name] = f"not reached by {speedups.count(None)}"
+            tokens = [curve(result, by_tokens=True)[-1][0] / 1000 for result in runs.values()]
+            row["1000 tokens"] = f"{sum(tokens) / len(tokens):.0f}"
             rows.append(row)
         tables[setting] = rows
     return tables
 
 
-def speedup(result, baseline):
-    """How many times fewer rollouts a run needs to reach the baseline's final accuracy, or `None`."""
+def speedup(result, baseline, by_tokens=False):
+    """How many times fewer rollouts or tokens a run needs to reach the baseline's final accuracy, or `None`."""
     level = curve(baseline)[-1][1]
-    reached = rollouts_to_reach([[0, result["before"]], *curve(result)], level)
-    needed = rollouts_to_reach([[0, baseline["before"]], *curve(baseline)], level)
+    reached = rollouts_to_reach([[0, result["before"]], *curve(result, by_tokens)], level)
+    needed = rollouts_to_reach([[0, baseline["before"]], *curve(baseline, by_tokens)], level)
     return needed / reached if reached and needed else None
 
 
@@ -266,7 +305,7 @@ def plot(results, path):
     for axes, (setting, methods) in zip(panels, results.items(), strict=True):
         for index, method in enumerate(name for name in METHODS if name in methods):
             curves = [[average for _, average in curve(result)] for result in methods[method].values()]
-            rollouts = [COMPLETIONS * (update + 1) for update in range(len(curves[0]))]
+            rollouts = [total for total, _ in curve(next(iter(methods[method].values())))]
             means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
             color = "black" if method == "answers only" else f"C{index % 10}"
             style = ("-", "--", ":")[index // 10 % 3]
@@ -294,7 +333,7 @@ def main():
         for setting in arguments.settings:
             for method in arguments.methods:
                 path = folder / "runs" / setting / f"{method}.json"
-                if path.exists() or (method == "answers only" and not SETTINGS[setting][3]):
+                if path.exists() or (needs_answers(method) and not SETTINGS[setting][3]):
                     continue
                 result = run(setting, method, seed, folder, arguments.updates)
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Tests step rewards and advantages against hand-worked values, plain Python, TRL's own formula and identities."""
 
+import itertools
 import math
 import random
 import statistics
@@ -19,6 +20,7 @@ from erprm_trl.functional import (
     generalized_advantages,
     group_mean,
     group_step_advantages,
+    log_ratio_returns,
     place_at_step_ends,
     prefix_values,
     reward_to_go,
@@ -565,3 +567,65 @@ def test_a_credit_without_a_branch_is_an_error(monkeypatch):
     monkeypatch.setattr(advantages, "CREDITS", (*CREDITS, "new"))
     with pytest.raises(ValueError, match="got 'new', expected a credit with a branch"):
         step_rewards(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), "new")
+
+
+# Returns of the log-ratio
+
+
+def test_log_ratio_returns_worked_by_hand():
+    # A step of two tokens, a step of two tokens and an end token. Sums from their first tokens: 0.4, 0.1 and 0.
+    ratios = [0.1, 0.2, -0.3, 0.4, 0.0]
+    # A tool wrote the second token of the other row, which has no steps: its sum is 0.5 + 0.25.
+    logps, _ = pad([[ratio - 1.0 for ratio in ratios], [-0.5, 9.0, -0.75]], filler=math.nan)
+    ref_logps, _ = pad([[-1.0] * 5, [-1.0, math.inf, -1.0]], filler=math.nan)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0]])
+    ends, steps = torch.tensor([[1, 3], [0, 0]]), torch.tensor([[True, True], [False, False]])
+    returns = log_ratio_returns(torch.tensor([1.0, -1.0], dtype=F64), logps, ref_logps, mask, ends, steps, beta=0.5)
+    expected = [[0.8, 0.8, 0.95, 0.95, 1.0], [-1.375, 0, -1.375, 0, 0]]
+    torch.testing.assert_close(returns, torch.tensor(expected, dtype=F64))
+
+
+def test_log_ratio_returns_are_the_advantages_if_the_policy_is_the_reference():
+    torch.manual_seed(0)
+    logps, advantages = -torch.rand(6, 9), torch.randn(6)
+    ends, mask = torch.arange(1, 9, 2).expand(6, 4), torch.rand(6, 9) > 0.2
+    for steps in (torch.ones(6, 4, dtype=torch.bool), torch.zeros(6, 4, dtype=torch.bool)):
+        returns = log_ratio_returns(advantages, logps, logps, mask, ends, steps, beta=7.0)
+        assert torch.equal(returns, advantages[:, None].expand(6, 9) * mask)
+
+
+def test_log_ratio_returns_of_steps_of_one_token_and_of_one_step():
+    torch.manual_seed(0)
+    logps, ref_logps = -torch.rand(3, 5, dtype=F64), -torch.rand(3, 5, dtype=F64)
+    advantages, mask = torch.randn(3, dtype=F64), torch.tensor([[1] * 5, [1] * 3 + [0] * 2, [1, 0, 0, 1, 1]])
+    ratios = (logps - ref_logps) * mask
+    each = torch.arange(5).expand(3, 5)
+    by_token = log_ratio_returns(
+        advantages, logps, ref_logps, mask, each, torch.ones(3, 5, dtype=torch.bool), beta=0.3
+    )
+    expected = (advantages[:, None] - 0.3 * reward_to_go(ratios, torch.ones(3, 5))) * mask
+    torch.testing.assert_close(by_token, expected)
+    whole = log_ratio_returns(advantages, logps, ref_logps, mask, each, torch.zeros(3, 5, dtype=torch.bool), beta=0.3)
+    torch.testing.assert_close(whole, (advantages - 0.3 * ratios.sum(-1))[:, None] * mask)
+
+
+@pytest.mark.parametrize("step_length", [1, 2, 3])
+def test_log_ratio_returns_give_the_gradient_of_the_regularised_objective(step_length):
+    """Enumerates all texts of three tokens from {0, 1}, with a logit per prefix and token."""
+    torch.manual_seed(step_length)
+    texts = list(itertools.product((0, 1), repeat=3))
+    contexts = {prefix: row for row, prefix in enumerate(sorted({text[:t] for text in texts for t in range(3)}))}
+    rows = torch.tensor([[contexts[text[:t]] for t in range(3)] for text in texts])
+    tokens, rewards, beta = torch.tensor(texts), torch.rand(8, dtype=F64), 0.7
+    logits = torch.randn(len(contexts), 2, dtype=F64, requires_grad=True)
+    ref_logps = torch.randn(len(contexts), 2, dtype=F64).log_softmax(-1)[rows, tokens]
+    logps = logits.log_softmax(-1)[rows, tokens]
+    probability = logps.sum(-1).exp()
+    objective = (probability * (rewards - beta * (logps - ref_logps).sum(-1))).sum()
+    (expected,) = torch.autograd.grad(objective, logits, retain_graph=True)
+    ends = torch.arange(step_length - 1, 3, step_length).expand(8, -1)
+    returns = log_ratio_returns(
+        rewards, logps.detach(), ref_logps, torch.ones(8, 3), ends, torch.ones_like(ends).bool(), beta=beta
+    )
+    (gradient,) = torch.autograd.grad((probability.detach()[:, None] * logps * returns).sum(), logits)
+    torch.testing.assert_close(gradient, expected)

@@ -13,6 +13,7 @@ from erprm_trl.functional import (
     generalized_advantages,
     group_step_advantages,
     kl_estimate,
+    log_ratio_returns,
     masked_moments,
     masked_whiten,
     place_at_step_ends,
@@ -127,6 +128,7 @@ def test_half_precision_inputs_are_computed_in_float32(dtype):
     close(lambda s: masked_whiten(s, mask), scores)
     close(lambda s: clipped_value_loss(s, s / 2, s * 2, 0.2), scores)
     close(lambda s: kl_estimate(-s, -2 * s, "k3"), scores)
+    close(lambda s: log_ratio_returns(s[:, 0], -s, -2 * s, mask, ends // 3, mask, beta=0.5), scores)
     assert exact.dtype == torch.float64
 
 
@@ -142,6 +144,7 @@ def test_masks_that_are_false_everywhere(garbage):
         masked_whiten(values, EMPTY),
         place_at_step_ends(values, ends, EMPTY, 5),
         spread_over_steps(values, ends, EMPTY, 5),
+        log_ratio_returns(values[:, 0], values, values, EMPTY, ends, EMPTY, beta=1.0),
         *masked_moments(values, EMPTY),
     ):
         assert not zeros.any()

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from trl import GRPOTrainer
 from erprm_trl import (
     ERPRMConfig,
     ERPRMTrainer,
+    MonteCarloScorer,
     RAFTConfig,
     RAFTTrainer,
     StepGRPOConfig,
@@ -48,6 +50,7 @@ from erprm_trl.policy.raft import policy_sampler
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
 NAMES = ("erprm_lm", "erprm_token", "erprm_implicit", "raft", "step_grpo", "step_ppo")
 NAMES_OF_UPDATES = ("step_grpo_updates", "step_ppo_updates")  # also update an implicit reward model
+REWARDS_FREE = ("log_ratio", "monte_carlo")  # have no reward model
 POLICIES = ("step_grpo", "step_ppo", *NAMES_OF_UPDATES)
 # Adam would amplify differences in the last bits of small gradients, so its epsilon is large.
 UPDATED = {"reward_model_learning_rate": 0.02, "adam_epsilon": 0.1, "outcome_weight": 0.0}
@@ -167,7 +170,10 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2,
 
     def make(seed, **more):
         set_seed(seed)
-        make_trainer = {"raft": partial(_raft, raft or {}), **dict.fromkeys(POLICIES, _step_policy)}.get(name, _erprm)
+        make_trainer = {
+            "raft": partial(_raft, raft or {}),
+            **dict.fromkeys((*POLICIES, *REWARDS_FREE), _step_policy),
+        }.get(name, _erprm)
         trainer = make_trainer(name, folder, {**_common(out, optim, accumulation), **more}, peft_config, sharded)
         trainer.add_callback(_Watcher(trainer))
         return trainer
@@ -321,6 +327,8 @@ def _step_policy(name, folder, common, peft_config, sharded):
     trainer_class, config_class, more = {
         "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {}),
         "step_ppo": (StepPPOTrainer, StepPPOConfig, {"vf_coef": 0.5}),
+        "log_ratio": (StepGRPOTrainer, StepGRPOConfig, {"credit": "log_ratio", "splitter": dial.SEPARATOR}),
+        "monte_carlo": (StepGRPOTrainer, StepGRPOConfig, {"gamma": 0.0}),
         "step_grpo_updates": (StepGRPOTrainer, StepGRPOConfig, {**UPDATED, "update_reward_model": "before_scoring"}),
         "step_ppo_updates": (StepPPOTrainer, StepPPOConfig, {**UPDATED, "update_reward_model": "after_scoring"}),
     }[name]
@@ -337,6 +345,10 @@ def _step_policy(name, folder, common, peft_config, sharded):
     )
     rows = [{"prompt": row["question"], "answer": row["answer"]} for row in QUESTIONS]
     reward_model = _reward_model(folder, peft_config)
+    if name == "log_ratio":
+        reward_model = None
+    elif name == "monte_carlo":
+        reward_model = MonteCarloScorer("policy", num_continuations=3, splitter=dial.SEPARATOR)
     if name in NAMES_OF_UPDATES:
         rows[1]["answer"] = None  # a process then has fewer graded solutions than the other
         reward_model = str(Path(folder, "implicit" if peft_config is None else "implicit_adapter"))
@@ -349,6 +361,8 @@ def _step_policy(name, folder, common, peft_config, sharded):
             GRPOTrainer._generate_single_turn(trainer, prompt_ids[:1], images, multimodal_fields, 1)
         tokenizer, first = trainer.processing_class, trainer.accelerator.process_index * len(prompt_ids)
         prompts = tokenizer.batch_decode(prompt_ids, skip_special_tokens=True)
+        if dial.SEPARATOR in prompts[0]:
+            return [_continued(tokenizer, text, row % 3) for row, text in enumerate(prompts)], None
         return [_written(tokenizer, text, (first + row) % GROUP) for row, text in enumerate(prompts)], None
 
     trainer._generate_single_turn = write
@@ -369,6 +383,13 @@ def _written(tokenizer, prompt, index):
     ]
     ids = tokenizer(" ".join(f"{step} ки" for step in steps))["input_ids"]
     return ids if index == 2 else [*ids, tokenizer.eos_token_id]
+
+
+def _continued(tokenizer, text, index):
+    """The continuation that replaces a sample: a right or a wrong answer, by a hash of the text and the index."""
+    position = int(dial.DialQuestion.parse(text.partition("?")[0] + "?").answer)
+    wrong = zlib.crc32(f"{text}/{index}".encode()) % 3 > 0
+    return [*tokenizer(f"answer {(position + wrong) % 20}")["input_ids"], tokenizer.eos_token_id]
 
 
 def _saved_against_live(trainer, folder):
@@ -392,7 +413,7 @@ def _saved_against_live(trainer, folder):
 
 def _scorer_of(trainer):
     scorer = getattr(trainer, "scorer", None) or getattr(getattr(trainer, "step_reward", None), "scorer", None)
-    if scorer is None:
+    if scorer is None or scorer.weights is None:
         return None
     assert isinstance(scorer, StepScorer)
     held = sum(

@@ -6,7 +6,10 @@ import pytest
 from recipe_runs import RECIPES, SMALL_POLICY, parse, save_base_as_reward_model
 
 
-SCORER_FILES = {"monte_carlo_scorer.yaml"}  # they stand for a reward model, and are no configurations of commands
+SCORER_FILES = {
+    "monte_carlo_scorer.yaml",
+    "policy_continuations.yaml",
+}  # they stand for a reward model, and are no configurations of commands
 YAML = sorted(path for path in RECIPES.glob("*/*.yaml") if path.name not in SCORER_FILES)
 CPU = ["--use_cpu", "true", "--bf16", "false"]
 
@@ -147,6 +150,27 @@ def test_the_policy_recipes_in_miniature(name, tmp_path, monkeypatch):
     assert (trainer.scorer if name == "train_raft" else trainer.step_reward.scorer).prm_format.eta == 2.0
     assert (tmp_path / "policy" / "model.safetensors").is_file()
     assert "erprm-trl" in (tmp_path / "policy" / "README.md").read_text()
+
+
+@pytest.mark.slow("trains two policies")
+@pytest.mark.parametrize(
+    ("reward_model", "options"),
+    [
+        ("none", ["--credit", "log_ratio", "--eta", "20", "--splitter", "ки"]),
+        ("recipes/dial/policy_continuations.yaml", ["--gamma", "0"]),
+    ],
+    ids=["log_ratio", "monte_carlo"],
+)
+def test_step_grpo_without_a_reward_model(reward_model, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    yaml = str(RECIPES / "dial" / "train_step_grpo.yaml")
+    questions = ["--train_questions_kwargs", '{"num_questions": 8, "seed": 1}', "--max_steps", "2"]
+    questions += ["--use_answers", "true", "--grading", "exact", "--answer_pattern", r"answer (\d+)"]
+    out = ["--reward_model", reward_model, "--output_dir", str(tmp_path / "policy"), "--save_strategy", "no"]
+    name = "train_step_grpo"
+    recipe, arguments = parse(name, ["--config", yaml, *questions, *out, *options, *SMALL_POLICY[name]])
+    trainer = recipe.main(*arguments)
+    assert trainer.state.global_step == 2 and (tmp_path / "policy" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow("trains three policies")

@@ -8,7 +8,11 @@ from trl import GRPOConfig
 from ...functional.advantages import CREDITS
 from ...functional.aggregation import AGGREGATIONS
 from ...training.tracking.tracking_config import TrackingConfig
+from .log_ratio import LOG_RATIO, check_log_ratio
 from .reward_model_updates import UPDATES
+
+
+CREDIT_CHOICES = (*CREDITS, LOG_RATIO)
 
 
 @dataclass
@@ -23,7 +27,16 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
 
         credit (`str`, *optional*, defaults to `"difference"`):
             How step scores become step rewards: `"difference"`, `"min_form"`, `"sum"` or `"outcome"`, see
-            [`~erprm_trl.functional.step_rewards`].
+            [`~erprm_trl.functional.step_rewards`]. `"log_ratio"` needs no reward model. The return of a step is then
+            the normalised outcome minus 1/eta times the log-ratio of policy and reference from the step to the end,
+            see [`~erprm_trl.functional.log_ratio_returns`]. It needs `eta`, and `gamma` and `aggregation` have no
+            effect on it. GRPO only.
+        splitter (`str`, *optional*):
+            How completions are split into steps with `credit="log_ratio"`, see [`~erprm_trl.rollouts.split_steps`].
+            Defaults to `"whole_lines"`. With the other credits, the format of the reward model decides.
+        step_tokens (`int`, *optional*):
+            Number of tokens per step with `credit="log_ratio"`, instead of `splitter`. With 1, the return of a token
+            has the log-ratios from this token on. The metrics `steps/...` still count the steps of `splitter`.
         aggregation (`str`, *optional*):
             How the step scores of a prefix become its value: `"min"`, `"last"`, `"product"` or `"mean"`. Defaults to
             the aggregation of the reward model's format. Only the credits `"difference"` and `"outcome"` use it.
@@ -46,7 +59,8 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             ([`StepScorer`]) if the eta of its labels is finite and recorded in its format. Otherwise the scores are
             used as they are, and a warning is logged. It also sets `beta` to 1/eta, unless `beta` is set.
         beta (`float`, *optional*):
-            KL coefficient. Defaults to 1/eta if `eta` is set, else to 0, which needs no reference model.
+            KL coefficient. Defaults to 1/eta if `eta` is set, else to 0, which needs no reference model. With
+            `credit="log_ratio"`, the KL is a part of the returns, and not of the loss.
 
         shard_reward_model (`bool`, *optional*, defaults to `False`):
             Whether to shard the reward model over the processes of a ZeRO-3 training run. It must be passed by its
@@ -92,7 +106,15 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
     """
 
     credit: str = field(
-        default="difference", metadata={"help": "How step scores become step rewards.", "choices": list(CREDITS)}
+        default="difference",
+        metadata={"help": "How step scores become step rewards.", "choices": list(CREDIT_CHOICES)},
+    )
+    splitter: str | None = field(
+        default=None,
+        metadata={"help": "How completions are split with the credit 'log_ratio'. Defaults to 'whole_lines'."},
+    )
+    step_tokens: int | None = field(
+        default=None, metadata={"help": "Number of tokens per step with the credit 'log_ratio', instead of splitter."}
     )
     aggregation: str | None = field(
         default=None,
@@ -162,6 +184,7 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
     )
 
     def __post_init__(self):
+        check_log_ratio(self)
         if self.beta is None:
             if self.eta is not None and not self.eta > 0:
                 raise ValueError(
@@ -170,8 +193,8 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
                 )
             self.beta = 0.0 if self.eta is None else 1.0 / self.eta
         super().__post_init__()
-        if self.credit not in CREDITS:
-            raise ValueError(f"credit: got {self.credit!r}, expected one of {', '.join(CREDITS)}. Choose one.")
+        if self.credit not in CREDIT_CHOICES:
+            raise ValueError(f"credit: got {self.credit!r}, expected one of {', '.join(CREDIT_CHOICES)}. Choose one.")
         if self.aggregation is not None and self.aggregation not in AGGREGATIONS:
             raise ValueError(
                 f"aggregation: got {self.aggregation!r}, expected one of {', '.join(AGGREGATIONS)}. Choose one."
@@ -288,6 +311,12 @@ class StepPPOConfig(StepGRPOConfig):
     )
 
     def __post_init__(self):
+        if self.credit == LOG_RATIO:
+            raise ValueError(
+                "credit: got 'log_ratio' with StepPPOConfig, expected a credit of step scores, because PPO already "
+                "subtracts beta times the log-ratio from every token's reward (kl_in_reward=True), and would count it "
+                "twice. Choose another credit, or train with StepGRPOTrainer."
+            )
         num_generations = self.num_generations
         if num_generations == 1 and self.critic == "erprm":
             raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ...functional.advantages import group_step_advantages, spread_over_steps, subtract_initial_value
+from .log_ratio import LOG_RATIO, log_ratio_advantages
 from .step_trainer import GlobalSteps, StepTrainer
 from .tool_tokens import loss_mask
 
@@ -35,7 +36,8 @@ class StepGRPOTrainer(StepTrainer):
         reward_funcs ([`StepRewardFunction`], [`StepScorer`] or its backend, `str`, or a `list` with one of them):
             The process reward model, which may be a path, a Hub id or the address of a scoring server, and optionally
             other reward functions of TRL. The outcome is the weighted sum of the other reward functions and of the
-            graded answer, which is added if the dataset has answers.
+            graded answer, which is added if the dataset has answers. With `credit="log_ratio"`, there is no process
+            reward model, and `reward_funcs` may be `None` if the dataset has answers.
         args ([`StepGRPOConfig`], *optional*):
             Configuration. A [`~trl.GRPOConfig`] is converted, with the defaults of [`StepGRPOConfig`].
         train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers,
@@ -46,10 +48,11 @@ class StepGRPOTrainer(StepTrainer):
     In addition to GRPO's metrics, it logs these means over completions before normalisation: `reward_parts/step`, the
     sum of the step rewards, where the first step's difference starts from 0, and `reward_parts/outcome`, the weighted
     outcome (0 without an outcome). If `beta` is not 0, it also logs `reward_parts/kl`, which is minus beta times the
-    summed KL of the loss.
+    summed KL of the loss. With `credit="log_ratio"`, `kl` and `reward_parts/kl` are computed at the rollout.
 
     Raises:
-        `ValueError`: if `reward_funcs` does not have exactly one process reward model, if all weights of the policy
+        `ValueError`: if `reward_funcs` does not have exactly one process reward model (none with
+            `credit="log_ratio"`), if all weights of the policy
             are frozen, or if a saved adapter is combined with a `peft_config`.
         `TypeError`: if `args` has settings that [`StepGRPOConfig`] does not have.
     """
@@ -58,13 +61,28 @@ class StepGRPOTrainer(StepTrainer):
     _name = "Step GRPO"
 
     def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
+        if self.args.credit == LOG_RATIO:
+            self._log_reward_parts(steps)
+            output["advantages"] = log_ratio_advantages(self, output, steps.token_ends, steps.local_mask)
+            return
         rewards = self._step_rewards(steps)
         self._log_reward_parts(steps, rewards)
         output["advantages"] = self._token_advantages(steps, rewards, loss_mask(output))
 
-    def _log_reward_parts(self, steps: GlobalSteps, rewards: Tensor) -> None:
+    def _compute_loss(self, model, inputs):  # seam
+        if self.args.credit != LOG_RATIO:
+            return super()._compute_loss(model, inputs)
+        # The KL is a part of the returns. TRL's loss reads its coefficient from `self.beta`, which must keep its value
+        # at the rollout, so that TRL computes the reference's log-probabilities.
+        beta, self.beta = self.beta, 0.0
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self.beta = beta
+
+    def _log_reward_parts(self, steps: GlobalSteps, rewards: Tensor | None = None) -> None:
         # The first difference starts from 0. Starting from the question's value, the group mean would always be 0.
-        parts = {"step": rewards.masked_fill(~steps.mask, 0.0).sum(-1)}
+        parts = {} if rewards is None else {"step": rewards.masked_fill(~steps.mask, 0.0).sum(-1)}
         if self.outcome_weight:
             parts["outcome"] = self.outcome_weight * steps.outcomes.nan_to_num(0.0)
         for name, part in parts.items():

@@ -36,9 +36,11 @@ from ..answer_reward import AnswerReward
 from ..completions import opens_thinking
 from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
-from ..trainer_arguments import columns_of, policy_model
+from ..trainer_arguments import check_columns, columns_of, policy_model
 from .generation_buffer import load_generation, save_generation
+from .log_ratio import LOG_RATIO, REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
 from .metrics import mean_over_processes, read_metrics
+from .policy_continuations import PolicyContinuations
 from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
 from .step_config import StepGRPOConfig
 from .tool_tokens import loss_mask, with_tool_masks
@@ -136,9 +138,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
         steps = [func for func in funcs if isinstance(func, StepRewardFunction)]
-        if len(steps) != 1:
-            raise ValueError(NOT_A_REWARD_MODEL.format(name=type(self).__name__, count=len(steps)))
-        self.step_reward = steps[0]
+        scores_steps = args.credit != LOG_RATIO
+        if scores_steps and len(steps) != 1:
+            raise ValueError(NOT_A_REWARD_MODEL.format(name=subject, count=len(steps)))
+        if not scores_steps and steps:
+            raise ValueError(REWARD_MODEL.format(subject=subject))
+        self.step_reward = steps[0] if scores_steps else step_splitter(args)
         if self.step_reward.unscorable_reward is not None:
             raise ValueError(
                 f"{subject}: got a StepRewardFunction with unscorable_reward={self.step_reward.unscorable_reward}, "
@@ -160,9 +165,10 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             needed["question_column"] = self.step_reward.question_column
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
-        _check_columns(subject, needed, train_dataset, eval_dataset)
-        if len(funcs) == 1 and environment_factory is None:
-            _check_outcome(subject, args, columns)
+        check_columns(subject, needed, train_dataset, eval_dataset)
+        check_outcome = _check_outcome if scores_steps else refuse_no_outcome
+        if len(funcs) == scores_steps and environment_factory is None:
+            check_outcome(subject, args, columns)
         if args.update_reward_model is not None:
             check_updates(subject, self.step_reward.prm_format, self.answer_reward is not None)
         model, processing_class, quantization_config = policy_model(
@@ -190,9 +196,11 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             environment_factory=environment_factory,
         )
         # TRL has added the `get_reward` of environments to the reward functions.
-        if len(self.reward_funcs) == 1 and environment_factory is not None:
-            _check_outcome(subject, args, columns)
-        has_outcome = len(self.reward_funcs) > 1
+        if len(self.reward_funcs) == scores_steps and environment_factory is not None:
+            check_outcome(subject, args, columns)
+        # Continuations of the policy are graded like the answers, so that answers are already in the step scores.
+        in_scores = (self.step_reward, self.answer_reward if self.step_reward.samples_policy else None)
+        has_outcome = any(func not in in_scores for func in self.reward_funcs)
         self.outcome_weight = args.outcome_weight if args.outcome_weight is not None else float(has_outcome)
         check_trainable(self.model, subject=subject)
         if args.shard_reward_model:
@@ -202,11 +210,13 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.step_reward.chat_template_kwargs = self.chat_template_kwargs
         self.step_reward.accelerator = self.accelerator
         self.aggregation = args.aggregation or self.step_reward.aggregation
-        self._step_index = next(i for i, func in enumerate(self.reward_funcs) if func is self.step_reward)
+        # `None` if there is no reward model
+        self._step_index = next((i for i, func in enumerate(self.reward_funcs) if func is self.step_reward), None)
         if adds_answers and args.reasoning is None:
             prompt = next(iter(train_dataset)).get("prompt")
             if prompt and opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
                 self.answer_reward.grader = Grader(args.grading, answer_pattern=args.answer_pattern, reasoning=True)
+        self._continuations = PolicyContinuations(self) if self.step_reward.samples_policy else None
         self.reward_model_updates = updates_of(self) if args.update_reward_model is not None else None
         self._tracking = PolicyTracking(self)
         # For each completion, which tokens the policy wrote. Set when completions are generated, `None` without tools.
@@ -222,7 +232,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
         # Set at each call, because another trainer may use the same reward function.
-        self.step_reward.handoff = self._handoff
+        self.step_reward.handoff, self.step_reward.continuations = self._handoff, self._continuations
         inputs = with_tool_masks(type(self).__name__, inputs, completion_ids_list, self._tool_masks)
         try:
             rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -230,12 +240,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             self.step_reward.handoff = None
         on_host = rewards_per_func.cpu()
         self._check_rewards(on_host)
+        if self._step_index is None:
+            self._handoff.put(split_completions(self, inputs, prompts, completions, completion_ids_list))
         batch = self._handoff.take(len(prompts))
         if self.reward_model_updates is not None and self.model.training:
             batch = updated_scores(self, batch, rewards_per_func, self._answer_index)
             on_host = rewards_per_func.cpu()
-        for name, value in mean_over_processes(batch.metrics).items():
-            self.metrics_of_mode[name].append(value)
+        if self._step_index is not None:
+            for name, value in mean_over_processes(batch.metrics).items():
+                self.metrics_of_mode[name].append(value)
         self._handoff.put(self._gather_steps(batch, rewards_per_func))
         self._log_agreement(on_host)
         return rewards_per_func
@@ -244,7 +257,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is not None:
             graded = rewards_per_func[:, self._answer_index]
             self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
-            if self._group_size > 1:
+            if self._group_size > 1 and self._step_index is not None:
                 self.metrics_of_mode["steps/agreement"].append(self.agreement(rewards_per_func))
 
     def _check_rewards(self, rewards_per_func: Tensor) -> None:
@@ -417,19 +430,6 @@ def _check_outcome(subject: str, args: StepGRPOConfig, columns: list[str]) -> No
             "%s: the column %r of the training dataset is not used. Set answer_column=%r to grade answers with it.",
             subject, unused[0], unused[0],
         )  # fmt: skip
-
-
-def _check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eval_dataset: Any) -> None:
-    """Raises a `ValueError` if a dataset lacks a column. `needed` holds the columns by the argument that sets them."""
-    evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
-        columns = columns_of(dataset)
-        for argument, column in needed.items():
-            if dataset is not None and column not in columns:
-                raise ValueError(
-                    f"{subject}: got {argument}={column!r}, expected one of the columns of {name} "
-                    f"({', '.join(columns)}). Set {argument} to one of them, or add the column."
-                )
 
 
 def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:

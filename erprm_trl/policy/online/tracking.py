@@ -69,9 +69,8 @@ class PolicyTracking:
         by_turns = trainer.environments is not None or trainer._tool_masks is not None
         solutions = []
         # The last solutions are shown, because TRL's log at an evaluation still begins with the training's solutions.
-        for completion, scores in list(zip(logs["completion"], logs["extra"]["step_scores"], strict=True))[
-            -num_shown:
-        ]:
+        all_scores = logs["extra"]["step_scores"] or [[]] * len(logs["completion"])  # without a reward model
+        for completion, scores in list(zip(logs["completion"], all_scores, strict=True))[-num_shown:]:
             steps, _ = trainer.step_reward.split(completion, by_turns)
             # Steps may not match scores if a parser has removed thinking from the text, because its spacing is
             # unknown, or if a `rollout_func` has marked turns in the tokens, because the text does not show them.

@@ -19,7 +19,7 @@ from ...rollouts.sampling.loading import check_sampler_settings, load_sampler
 from ..prm_format import PRMFormat
 from .backend import ScoringBackend
 from .judge import JudgeScorer, default_prompt
-from .monte_carlo import MonteCarloScorer, eta_of_scores
+from .monte_carlo import POLICY, MonteCarloScorer, eta_of_scores
 
 
 SCORERS: dict[str, type] = {"monte_carlo": MonteCarloScorer, "judge": JudgeScorer}
@@ -52,7 +52,8 @@ def load_scorer_file(path: str | os.PathLike) -> ScoringBackend:
     Args:
         path (`str` or `PathLike`):
             A YAML file. Its key `scorer` is `monte_carlo` or `judge`. Its key `sampler` is a mapping with the settings
-            of [`~erprm_trl.rollouts.sampling.load_sampler`]. The other keys are arguments of [`MonteCarloScorer`] or
+            of [`~erprm_trl.rollouts.sampling.load_sampler`], or `policy` for the policy that a step trainer trains
+            (`monte_carlo` only, without `answers`). The other keys are arguments of [`MonteCarloScorer`] or
             [`JudgeScorer`]. `answers` is a source of questions, or a mapping with the settings `dataset_name`,
             `dataset_config`, `dataset_split`, `dataset_kwargs`, `question_column`, `answer_column` and
             `max_questions` of a collection, or a list of these.
@@ -62,17 +63,28 @@ def load_scorer_file(path: str | os.PathLike) -> ScoringBackend:
         `ValueError`: if the file is not YAML, or for an unknown, missing or invalid setting.
     """
     kind, settings = _read(path)
-    sampler = load_sampler(settings.pop("sampler"))
+    sampler = settings.pop("sampler")
+    if sampler == POLICY:
+        return SCORERS[kind](sampler, **settings)
+    sampler = load_sampler(sampler)
     if kind == "monte_carlo":
         settings["answers"] = _load_answers(settings["answers"])
     return SCORERS[kind](sampler, **settings)
+
+
+def samples_policy(path: str | os.PathLike) -> bool:
+    """Whether the scorer that a file describes samples from the policy that a step trainer trains."""
+    return _read(path)[1]["sampler"] == POLICY
 
 
 def scorer_file_format(path: str | os.PathLike) -> PRMFormat:
     """The format of the scorer that a file describes. No sampler is loaded. See [`load_scorer_file`]."""
     kind, settings = _read(path)
     eta = None if kind == "judge" else eta_of_scores(settings.get("grading", "math"), settings.get("eta", 0.0))
-    return PRMFormat(**{name: settings[name] for name in FORMAT_FIELDS if name in settings}, eta=eta)
+    fields = {name: settings[name] for name in FORMAT_FIELDS if name in settings}
+    if settings["sampler"] == POLICY:
+        fields = {"aggregation": "last", **fields}
+    return PRMFormat(**fields, eta=eta)
 
 
 def scorer_file_identity(path: str | os.PathLike) -> dict[str, Any]:
@@ -86,6 +98,9 @@ def scorer_file_identity(path: str | os.PathLike) -> dict[str, Any]:
     parameters = list(inspect.signature(SCORERS[kind].__init__).parameters.values())[2:]  # without self and sampler
     defaults = {parameter.name: parameter.default for parameter in parameters if parameter.name != "answers"}
     settings = {"scorer": kind, **defaults, **settings}
+    if kind == "monte_carlo" and settings["sampler"] != POLICY:  # the defaults with a sampler
+        usual = {"grading": "math", "aggregation": "min"}
+        settings |= {name: value for name, value in usual.items() if settings[name] is None}
     if kind == "judge" and settings["prompt"] is None:
         settings["prompt"] = default_prompt(settings["verdict_tokens"])
     text = json.dumps(settings, sort_keys=True, default=str)
@@ -125,14 +140,16 @@ def _read(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:
             f"{path}: got the settings {', '.join(map(repr, unknown))}, expected settings from "
             f"{', '.join(parameters)}. Correct or remove them."
         )
-    for name in ("sampler", *(["answers"] if kind == "monte_carlo" else [])):
+    of_policy = kind == "monte_carlo" and settings.get("sampler") == POLICY
+    for name in ("sampler", *(["answers"] if kind == "monte_carlo" and not of_policy else [])):
         if name not in settings:
             raise ValueError(f"{path}: got no {name}, expected it for scorer={kind!r}. Add it to the file.")
     if isinstance(settings.get("eta"), str):  # YAML reads `inf` as a text
         settings["eta"] = _number(path, "eta", settings["eta"])
     try:
-        check_sampler_settings(settings["sampler"])
-        if kind == "monte_carlo":
+        if not of_policy:
+            check_sampler_settings(settings["sampler"])
+        if kind == "monte_carlo" and not of_policy:
             _question_sources(settings["answers"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -170,7 +187,7 @@ def _load_answers(answers: Any) -> list[Question]:
 
 def _local_files(settings: Mapping[str, Any]) -> dict[str, list[int]]:
     """Size and modification time of the model's and the questions' files, if they are local."""
-    places: list[Any] = [settings["sampler"].get("model_name_or_path")]
+    places: list[Any] = [] if settings["sampler"] == POLICY else [settings["sampler"].get("model_name_or_path")]
     if "answers" in settings:
         places += [source["source"] for source in _question_sources(settings["answers"])]
     stats = {}

@@ -1,0 +1,183 @@
+"""The credit `"log_ratio"`: steps get a return from the graded outcome and from the log-ratio of policy and reference,
+so that no reward model is needed.
+
+The KL of the policy from its reference is a part of these returns. TRL's loss must therefore not contain it, too.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...functional.advantages import log_ratio_returns
+from ...functional.masked import masked_moments
+from ...functional.policy_losses import kl_estimate
+from ...reward_model.prm_format import PRMFormat
+from ..reward_function import StepRewardFunction
+from ..scored_batch import ScoredBatch
+from .tool_tokens import loss_mask
+
+
+LOG_RATIO = "log_ratio"
+SPLITTER = "whole_lines"
+# Inputs of models that read images. TRL's batch holds them under the names of its own parameters.
+IMAGE_INPUTS = (
+    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
+    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+)
+NO_OUTCOME = (
+    "{subject}: got credit='log_ratio' without an outcome, expected answers or a reward function. Add a column "
+    "{column!r} to the training dataset (it has {columns}), set answer_column, or pass a reward function in "
+    "reward_funcs."
+)
+REWARD_MODEL = (
+    "{subject}: got a process reward model with credit='log_ratio', which does not use step scores, expected only "
+    "reward functions of outcomes. Remove it from reward_funcs, or choose another credit."
+)
+
+
+def check_log_ratio(args: Any) -> None:
+    """
+    Checks the settings of a [`StepGRPOConfig`] that concern the credit `"log_ratio"`.
+
+    Raises:
+        `ValueError`: for a missing or infinite strength of the KL, for two different ones, and for settings that this
+            credit or the other credits do not use.
+    """
+    names = ("splitter", "step_tokens")
+    if args.credit != LOG_RATIO:
+        unused = [name for name in names if getattr(args, name) is not None]
+        if unused:
+            raise ValueError(
+                f"{unused[0]}: got {getattr(args, unused[0])!r} with credit={args.credit!r}, expected it only with "
+                "credit='log_ratio', because the format of the reward model says how to split. Do not set it."
+            )
+        return
+    if all(getattr(args, name) is not None for name in names):
+        raise ValueError(
+            f"step_tokens: got {args.step_tokens} with splitter={args.splitter!r}, expected only one of them. Remove "
+            "the other."
+        )
+    if args.step_tokens is not None and args.step_tokens < 1:
+        raise ValueError(f"step_tokens: got {args.step_tokens}, expected at least 1. Set for example 64.")
+    for name in ("eta", "beta"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(
+                f"{name}: got {value} with credit='log_ratio', expected a positive finite number, because 1/eta is "
+                "the strength of the KL in the returns. Set for example eta=20."
+            )
+    if args.eta is None and args.beta is None:
+        raise ValueError(
+            "eta: got None with credit='log_ratio', expected a positive number, because 1/eta is the strength of the "
+            "KL in the returns. Set for example eta=20."
+        )
+    if args.eta is not None and args.beta is not None and not math.isclose(args.beta, 1 / args.eta):
+        raise ValueError(
+            f"beta: got {args.beta} with eta={args.eta} and credit='log_ratio', expected beta=1/eta={1 / args.eta:g}, "
+            "because the KL is in the returns once. Set only one of them."
+        )
+    if args.outcome_weight == 0:
+        raise ValueError(
+            "outcome_weight: got 0 with credit='log_ratio', expected a positive number, because the KL alone only "
+            "leads back to the reference. Do not set it."
+        )
+    if args.center is not None:
+        raise ValueError(
+            f"center: got {args.center!r} with credit='log_ratio', which has no step rewards, expected None. Do not "
+            "set it."
+        )
+    if args.shard_reward_model:
+        raise ValueError(
+            "shard_reward_model: got True with credit='log_ratio', which has no reward model, expected False. Do not "
+            "set it."
+        )
+
+
+def refuse_no_outcome(subject: str, args: Any, columns: list[str]) -> None:
+    """Raises a `ValueError`, because there are neither answers nor reward functions."""
+    raise ValueError(NO_OUTCOME.format(subject=subject, column=args.answer_column, columns=", ".join(columns)))
+
+
+class UnscoredSteps:
+    """A scoring backend without a model. It gives every step the score 0, so that completions are only split."""
+
+    model_name, context_length, weights = "steps without scores", None, None
+
+    def __init__(self, splitter: str):
+        self.prm_format = PRMFormat(splitter=splitter)
+
+    def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool):
+        """Returns a score of 0 for each step."""
+        return [[0.0] * len(solution) for solution in steps]
+
+
+def step_splitter(args: Any) -> StepRewardFunction:
+    """Returns a function that splits completions, and is not one of the trainer's reward functions."""
+    return StepRewardFunction(UnscoredSteps(args.splitter or SPLITTER))
+
+
+def split_completions(trainer, inputs: list, prompts: list, completions: list, token_ids: list) -> ScoredBatch:
+    """Splits the completions of a trainer without a reward model into steps, and logs the metrics of steps."""
+    keys = [key for key in inputs[0] if key not in ("prompt", "completion", "completion_ids")]
+    columns = {key: [row[key] for row in inputs] for key in keys}
+    if trainer.environments is not None:
+        columns["environments"] = trainer.environments
+    batch = trainer.step_reward.score_batch(prompts, completions, token_ids, **columns)
+    for name, value in batch.metrics.items():
+        if name != "steps/mean_score":
+            trainer._log_metric(name, value)  # seam
+    return batch
+
+
+def log_ratio_advantages(trainer, output: dict[str, Any], token_ends: Tensor, step_mask: Tensor) -> Tensor:
+    """
+    Computes the advantages of this process's tokens, and logs the parts of the reward and the KL.
+
+    Args:
+        trainer ([`StepGRPOTrainer`]):
+            The trainer, whose `beta` is the strength of the KL.
+        output (`dict`):
+            TRL's batch. Its `advantages` (B,) are the normalised outcomes.
+        token_ends (`torch.Tensor`):
+            Index (B, S) of the last token of each step.
+        step_mask (`torch.Tensor`):
+            Booleans (B, S), True at real steps.
+
+    Returns:
+        `torch.Tensor`: advantages (B, T).
+    """
+    mask = loss_mask(output)
+    num_tokens, size = mask.shape[1], trainer.args.step_tokens
+    if size is not None:
+        token_ends = torch.arange(num_tokens, device=mask.device)[size - 1 :: size].expand(len(mask), -1)
+        step_mask = torch.ones_like(token_ends, dtype=torch.bool)
+    logps, ref_logps = rollout_log_probs(trainer, output), output["ref_per_token_logps"]
+    metrics, gather = trainer.metrics_of_mode, trainer.accelerator.gather
+    kl = ((logps - ref_logps) * mask).sum(-1)
+    metrics["reward_parts/kl"].append(-trainer.beta * gather(kl).mean().item())
+    per_token = kl_estimate(logps, ref_logps, "k3")
+    total = masked_moments(per_token, mask, lambda tensor: trainer.accelerator.reduce(tensor, reduction="sum"))
+    metrics["kl"].append(total[1].item())
+    advantages = trainer.outcome_weight * output["advantages"]
+    return log_ratio_returns(advantages, logps, ref_logps, mask, token_ends, step_mask, beta=trainer.beta)
+
+
+def rollout_log_probs(trainer, output: dict[str, Any]) -> Tensor:
+    """Log-probabilities (B, T) of the completions under the policy that sampled them. TRL computes them only if the
+    policy changes before their update."""
+    if "old_per_token_logps" in output:
+        return output["old_per_token_logps"]
+    args = trainer.args
+    with torch.no_grad():
+        logps, *_ = trainer._get_per_token_logps_and_entropies(  # seam
+            trainer.model,
+            torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+            torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+            output["completion_ids"].shape[1],
+            batch_size=args.per_device_train_batch_size if trainer.model.training else args.per_device_eval_batch_size,
+            **{name: output[name] for name in IMAGE_INPUTS if name in output},
+        )
+    return logps

@@ -1,0 +1,60 @@
+"""Tests that policies without a reward model, trained by two real processes (DDP and ZeRO-3), equal those of one."""
+
+import importlib.util
+import json
+
+import distributed_runs
+import pytest
+import torch
+
+
+pytestmark = pytest.mark.slow("starts two processes")
+
+NAMES = ("log_ratio", "monte_carlo")
+LAUNCHES = {
+    "ddp": ("cpu_ddp", {}),
+    "ddp-lora": ("cpu_ddp", {"lora": True}),
+    "zero3": ("cpu_zero3", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """A function that runs a trainer in one process, and returns its folder and results. Equal runs are cached."""
+    done = {}
+
+    def run(name, options):
+        key = (name, *options)
+        if key not in done:
+            folder = tmp_path_factory.mktemp("single")
+            distributed_runs.save_models(folder)
+            distributed_runs.run(name, folder, **options)
+            done[key] = (folder / name, json.loads((folder / name / "facts.json").read_text()))
+        return done[key]
+
+    return run
+
+
+@pytest.mark.parametrize("launch", sorted(LAUNCHES))
+def test_two_processes_give_the_same_results_as_one(launch, single, tmp_path):
+    config, options = LAUNCHES[launch]
+    if config != "cpu_ddp" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    distributed_runs.save_models(tmp_path)
+    path = distributed_runs.CONFIGS / f"{config}.yaml"
+    for name, second in distributed_runs.launch(tmp_path, path, NAMES, **options).items():
+        assert "error" not in second, second["error"]
+        alone, first = single(name, options)
+        assert (first["world"], second["world"]) == (1, 2)
+        assert second["type"] == ("MULTI_CPU" if config == "cpu_ddp" else "DEEPSPEED")
+        assert second["split"] == (config == "cpu_zero3")
+        assert second["losses"] == pytest.approx(first["losses"], abs=1e-4)
+        for left, right in zip(first["metrics"], second["metrics"], strict=True):
+            if name == "monte_carlo":  # the KL of the loss is a mean over the means of batches
+                left, right = ({key: log[key] for key in log if key != "kl"} for log in (left, right))
+            assert right == pytest.approx(left, abs=1e-4)
+        assert first["metrics"][-1]["kl"] > 1e-6
+        assert second["resumed_losses"] == pytest.approx(second["losses"][5:], abs=1e-6)
+        left, right = distributed_runs.weights(alone), distributed_runs.weights(tmp_path / name)
+        for key, value in left.items():
+            torch.testing.assert_close(right[key].float(), value.float(), atol=1e-4, rtol=0)
