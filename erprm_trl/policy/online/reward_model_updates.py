@@ -395,6 +395,5 @@ def updated_scores(trainer, batch: ScoredBatch, rewards_per_func: Tensor, answer
         return batch
     rewards_per_func.copy_(after)
     # The reward function has logged the first scores, which TRL has not read yet.
-    trainer._pending_metrics.update({name: [value] for name, value in rescored.metrics.items()})
     trainer._pending_extra_logs.update({name: list(values) for name, values in rescored.extras.items()})
     return rescored

@@ -110,7 +110,7 @@ class StepGRPOTrainer(StepTrainer):
         if self.outcome_weight:
             parts["outcome"] = self.outcome_weight * steps.outcomes.nan_to_num(0.0)
         for name, part in parts.items():
-            self.metrics_of_mode[f"reward_parts/{name}"].append(part.mean().item())
+            self.metrics_of_mode[f"reward_parts/{name}"].append(part.mean())
 
     def _token_advantages(self, steps: GlobalSteps, rewards: Tensor, mask: Tensor) -> Tensor:
         """Advantages of this process's tokens, of shape (B, T) and 0 where the mask is 0."""

@@ -241,7 +241,7 @@ class StepPPOTrainer(StepTrainer):
             rewards = rewards - penalty
             parts["kl"] = -penalty.sum(-1)
         for name, part in parts.items():
-            self.metrics_of_mode[f"reward_parts/{name}"].append(self.accelerator.gather(part).mean().item())
+            self.metrics_of_mode[f"reward_parts/{name}"].append(self.accelerator.gather(part).mean())
         return rewards * mask
 
     def _reward_model_values(self, steps: GlobalSteps, questions: Tensor, mask: Tensor) -> Tensor:
@@ -259,9 +259,9 @@ class StepPPOTrainer(StepTrainer):
 
     def _log_values(self, values: Tensor, returns: Tensor, mask: Tensor) -> None:
         metrics = self.metrics_of_mode
-        metrics["value/explained_variance"].append(explained_variance(values, returns, mask, self._reduce).item())
-        metrics["value/mean"].append(masked_moments(values, mask, self._reduce)[1].item())
-        metrics["return/mean"].append(masked_moments(returns, mask, self._reduce)[1].item())
+        metrics["value/explained_variance"].append(explained_variance(values, returns, mask, self._reduce))
+        metrics["value/mean"].append(masked_moments(values, mask, self._reduce)[1])
+        metrics["return/mean"].append(masked_moments(returns, mask, self._reduce)[1])
 
     def _compute_loss(self, model, inputs):  # seam
         self._forwards.clear()
@@ -280,15 +280,15 @@ class StepPPOTrainer(StepTrainer):
         metrics = self.metrics_of_mode
         if beta != 0.0 and self.args.kl_in_reward:
             kl = kl_estimate(logps.detach(), inputs["ref_per_token_logps"], "k3")
-            metrics["kl"].append(masked_moments(kl, mask, self._reduce)[1].item())
+            metrics["kl"].append(masked_moments(kl, mask, self._reduce)[1])
         if self.value_head is None:
             return loss
         values = values_of_rows(values, inputs.get(LACKS_OUTCOME))
         losses, clipped = clipped_value_loss(
             values, inputs["old_values"], inputs["returns"], self.args.value_clip_range
         )
-        metrics["value/loss"].append(masked_moments(losses.detach(), mask, self._reduce)[1].item())
-        metrics["value/clip_fraction"].append(masked_moments(clipped.float(), mask, self._reduce)[1].item())
+        metrics["value/loss"].append(masked_moments(losses.detach(), mask, self._reduce)[1])
+        metrics["value/clip_fraction"].append(masked_moments(clipped.float(), mask, self._reduce)[1])
         return loss + self.args.vf_coef * losses.masked_fill(~mask, 0.0).sum() / self._num_tokens_of_update(inputs)
 
     def _num_tokens_of_update(self, inputs) -> Tensor:

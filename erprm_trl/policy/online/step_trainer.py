@@ -39,6 +39,7 @@ from ..trainer_arguments import check_columns, check_kept_columns, columns_of, p
 from .generation_buffer import load_generation, save_generation
 from .global_steps import GlobalSteps
 from .log_ratio import LOG_RATIO, REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
+from .metrics import mean_over_processes, read_metrics
 from .policy_continuations import PolicyContinuations
 from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
 from .step_config import StepGRPOConfig
@@ -173,7 +174,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self._step_index = next((i for i, func in enumerate(self.reward_funcs) if func is self.step_reward), None)
         is_step = torch.tensor([func is self.step_reward for func in self.reward_funcs])
         self._step_weight = self.reward_weights[is_step].sum().item()
-        self._other_weights = self.reward_weights[~is_step]
+        weights = enumerate(self.reward_weights.tolist())
+        self._other_weights = {index: weight for index, weight in weights if index != self._step_index}
         if args.trl_computes_advantages:
             self.reward_weights = torch.where(is_step, 1.0, self.outcome_weight) * self.reward_weights
         if adds_answers and args.reasoning is None:
@@ -198,40 +200,53 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         # Set at each call, because another trainer may use the same reward function.
         self.step_reward.handoff, self.step_reward.continuations = self._handoff, self._continuations
         inputs = with_tool_masks(type(self).__name__, inputs, completion_ids_list, self._tool_masks)
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if bool((infinite := rewards_per_func.isinf()).any()):
-            row, index = infinite.nonzero()[0].tolist()
-            what = f"the reward of {self.reward_func_names[index]} for completion {row}"
-            raise self._not_finite(what, rewards_per_func[row, index].item())
+        try:
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        finally:
+            self.step_reward.handoff = None
+        on_host = rewards_per_func.cpu()
+        self._check_rewards(on_host)
         if self._step_index is None:
             self._handoff.put(split_completions(self, inputs, prompts, completions, completion_ids_list))
         batch = self._handoff.take(len(prompts))
         if self.reward_model_updates is not None and self.model.training:
             batch = updated_scores(self, batch, rewards_per_func, self._answer_index)
+            on_host = rewards_per_func.cpu()
+        if self._step_index is not None:
+            for name, value in mean_over_processes(batch.metrics).items():
+                self.metrics_of_mode[name].append(value)
         self._handoff.put(self._gather_steps(batch, rewards_per_func))
+        self._log_agreement(on_host)
+        return rewards_per_func
+
+    def _log_agreement(self, rewards_per_func: Tensor) -> None:
         if self.answer_reward is not None:
             graded = rewards_per_func[:, self._answer_index]
             self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
             if self._group_size > 1 and self._step_index is not None:
                 self.metrics_of_mode["steps/agreement"].append(self.agreement(rewards_per_func))
-        return rewards_per_func
+
+    def _check_rewards(self, rewards_per_func: Tensor) -> None:
+        if bool((infinite := rewards_per_func.isinf()).any()):
+            row, index = infinite.nonzero()[0].tolist()
+            what = f"the reward of {self.reward_func_names[index]} for completion {row}"
+            raise self._not_finite(what, rewards_per_func[row, index].item())
 
     def _gather_steps(self, batch: ScoredBatch, rewards_per_func: Tensor) -> GlobalSteps:
-        device = self.accelerator.device
-        longest = max(1, *(len(completion.scores) for completion in batch.completions))
-        scores = torch.full((len(batch), longest), torch.nan, device=device)
-        token_ends = torch.zeros(len(batch), longest, dtype=torch.long, device=device)
-        for row, completion in enumerate(batch.completions):
-            num_steps = len(completion.scores)
-            scores[row, :num_steps] = torch.tensor(completion.scores, device=device)
-            token_ends[row, :num_steps] = torch.tensor(completion.token_ends, dtype=torch.long, device=device)
+        scores, token_ends = batch.tensors(self.accelerator.device)
+        longest = scores.shape[1]
         # A question's group may be spread over several processes, so group statistics need the steps of all processes.
-        scores = self.accelerator.gather(self.accelerator.pad_across_processes(scores, dim=1, pad_index=torch.nan))
+        if self.accelerator.num_processes > 1:
+            scores = self.accelerator.pad_across_processes(scores.contiguous(), dim=1, pad_index=torch.nan)
+            scores = self.accelerator.gather(scores)
         start = self.accelerator.process_index * len(batch)
-        others = [index for index in range(len(self.reward_funcs)) if index != self._step_index]
-        other_rewards = rewards_per_func[:, others]
-        outcomes = (other_rewards * self._other_weights.to(device)).nansum(-1)
-        outcomes[other_rewards.isnan().all(-1)] = torch.nan
+        outcomes = torch.zeros_like(rewards_per_func[:, 0])
+        is_known = outcomes.bool()
+        for index, weight in self._other_weights.items():
+            reward = rewards_per_func[:, index]
+            outcomes = outcomes + weight * reward.nan_to_num(0.0)
+            is_known = is_known | ~reward.isnan()
+        outcomes = outcomes.masked_fill(~is_known, torch.nan)
         mask = ~scores.isnan()
         token_ends = torch.nn.functional.pad(token_ends, (0, scores.shape[1] - longest))
         if self.answer_reward is None:
@@ -294,6 +309,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         """Logs, adds the throughput to logs of the training loop, and sends tables and signals to the trackers."""
         if self.model.training and "loss" in logs:
             logs.update(self._tracking.throughput())
+        read_metrics(self.metrics_of_mode)
         super().log(logs, start_time)
         self._tracking.after_log(logs)
 
