@@ -171,7 +171,7 @@ class RewardModelRefresh:
             )
         if len(asked) < count or not held_out:
             logger.warning(
-                "refresh_reward_model: round %d labels %d of the wanted %d questions, and measures the reward model on "
+                "refresh_reward_model: round %d labels %d of %d wanted questions, and measures the reward model on "
                 "%d others, because a quarter of all questions is held out. Raise questions_per_round to have more.",
                 folder.index, len(asked), count, len(held_out),
             )  # fmt: skip
