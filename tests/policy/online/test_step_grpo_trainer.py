@@ -528,6 +528,7 @@ WITH_OTHERS = {"funcs": [by_length], "reward_weights": [0.5, 2.0]}
 def test_the_credit_outcome_equals_trls_own_grpo_bit_for_bit(tmp_path, options):
     options = dict(options)
     funcs = options.pop("funcs", [])
+    sizes = {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 4, "beta": 0.0}
 
     def run(trainer_class, config_class, **others):
         tokenizer = word_level()
@@ -535,11 +536,7 @@ def test_the_credit_outcome_equals_trls_own_grpo_bit_for_bit(tmp_path, options):
         trainer = trainer_class(
             str(tmp_path / "policy"),
             [StepRewardFunction(FakeScorer(by_text)), *funcs],
-            args=config_class(
-                **settings(
-                    tmp_path, per_device_train_batch_size=8, num_generations=4, max_steps=4, **options, **others
-                )
-            ),
+            args=config_class(**settings(tmp_path, **{**sizes, "scale_rewards": "group", **options, **others})),
             train_dataset=questions(8),  # one epoch, because our order of later epochs differs
             processing_class=tokenizer,
         )
