@@ -13,6 +13,7 @@ from trl.trainer.base_config import _BaseConfig as BaseConfig
 
 
 if TYPE_CHECKING:
+    from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_response
     from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
     from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
     from trl.trainer.utils import (
@@ -33,6 +34,8 @@ __all__ = [
     "create_model_from_path",
     "disable_dropout_in_model",
     "get_config_model_id",
+    "is_chat_template_prefix_preserving",
+    "parse_response",
     "prepare_deepspeed",
     "unwrap_model_for_generation",
 ]
@@ -109,7 +112,9 @@ SEAMS = (
         _RAFT,
     ),
     Seam("trl.GRPOTrainer._generate", "prompts", _STEP),
-    Seam("trl.GRPOTrainer._calculate_rewards", "inputs prompts completions completion_ids_list", _STEP),
+    Seam(
+        "trl.GRPOTrainer._calculate_rewards", "inputs prompts completions completion_ids_list", f"{_STEP} {_STEP_GRPO}"
+    ),
     Seam("trl.GRPOTrainer._generate_and_score_completions", "inputs", f"{_STEP} {_STEP_PPO}"),
     Seam("trl.GRPOTrainer._compute_loss", "model inputs", f"{_STEP} {_STEP_GRPO} {_STEP_PPO}"),
     Seam(
@@ -135,6 +140,7 @@ SEAMS = (
         "... revision ... _raise_exceptions_for_missing_entries ...",
         "reward_model/prm_format.py reward_model/scoring/vllm.py io/adapters.py io/tokenizers.py",
     ),
+    Seam("transformers.masking_utils.find_packed_sequence_indices", "position_ids", "reward_model/attention.py"),
     # Public methods whose parameters or order of calls in training matter
     Seam("transformers.TrainerState.save_to_json", "json_path", _CHECKPOINTS),
     Seam("transformers.Trainer.get_batch_samples", "epoch_iterator num_batches device", _ERPRM),
@@ -149,6 +155,8 @@ SEAMS = (
         "model accelerator ... gradient_checkpointing_kwargs ...",
         "_trl.py",
     ),
+    Seam("trl.chat_template_utils.is_chat_template_prefix_preserving", "processing_class", "_trl.py"),
+    Seam("trl.chat_template_utils.parse_response", "tokenizer ids prefix tools", "_trl.py"),
     Seam("trl.trainer.utils.create_model_from_path", "model_id architecture ...", "_trl.py"),
     Seam("trl.trainer.utils.disable_dropout_in_model", "model", "_trl.py"),
     Seam("trl.trainer.utils.get_config_model_id", "config", "_trl.py"),
@@ -158,7 +166,6 @@ SEAM_ATTRIBUTES = (
     # Attributes of trainers
     SeamAttribute("trl.GRPOTrainer._metrics", _STEP),
     SeamAttribute("trl.GRPOTrainer._logs", f"{_STEP} policy/online/tracking.py"),
-    SeamAttribute("trl.GRPOTrainer._pending_metrics", "policy/online/reward_model_updates.py"),
     SeamAttribute("trl.GRPOTrainer._pending_extra_logs", "policy/online/reward_model_updates.py"),
     SeamAttribute("trl.GRPOTrainer._step", _STEP),
     SeamAttribute("trl.GRPOTrainer._buffered_inputs", _STEP),
@@ -178,7 +185,10 @@ SEAM_ATTRIBUTES = (
     # Attributes of models and their configurations
     SeamAttribute("transformers.PreTrainedModel._keys_to_ignore_on_save", "policy/online/value_head.py"),
     SeamAttribute("torch.nn.Module._modules", "policy/online/value_head.py"),
-    SeamAttribute("transformers.PreTrainedConfig._attn_implementation", "rollouts/sampling/kv_cache.py"),
+    SeamAttribute(
+        "transformers.PreTrainedConfig._attn_implementation",
+        "rollouts/sampling/kv_cache.py reward_model/trainer/fast_paths.py",
+    ),
     SeamAttribute(
         "transformers.PreTrainedConfig._name_or_path",
         "rollouts/sampling/transformers_sampler.py training/tracking/training_tracker.py",
@@ -198,6 +208,8 @@ def __getattr__(name: str):
         return import_module("trl.trainer.base_trainer")._BaseTrainer
     if name in ("prepare_deepspeed", "unwrap_model_for_generation"):
         return getattr(import_module("trl.models.utils"), name)
+    if name in ("is_chat_template_prefix_preserving", "parse_response"):
+        return getattr(import_module("trl.chat_template_utils"), name)
     if name in __all__:
         return getattr(import_module("trl.trainer.utils"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from .reasoning import ANSWER_CLOSE, ANSWER_OPEN, STEPS_OF, THINK_CLOSE, THINK_OPEN, answer_start
 
 
-NAMED_SPLITTERS = ("whole_lines", "newline", "blank_line", "step", "raw_lines")
+TURNS = "turns"  # steps are the turns of a conversation, and a text is one step
+NAMED_SPLITTERS = ("whole_lines", "newline", "blank_line", "step", "raw_lines", TURNS)
 MIN_CHARACTERS = 12  # with "whole_lines", a shorter line ("So:", "---", "#### 18") is not a separate step
 _FIRST_IDEOGRAPH = "\u2e80"
 _LONGEST_START = 1000  # largest number of characters that are joined to make the first step long enough
@@ -81,6 +82,8 @@ def split_steps(text: str, splitter: str, steps_of: str = "both") -> list[str]:
             - `"step"`: before a line that begins with `Step 1:`, `step 1 -`, `STEP 1)`, ..., also in bold, in a
               heading, a list or a quotation. Before the first such line, also before a line that begins with `1.`.
               Never inside a code fence.
+            - `"turns"`: nowhere. The steps of a conversation are its turns, see
+              [`~erprm_trl.rollouts.conversation_steps`].
             - any other string: after each occurrence of this string.
         steps_of (`str`, *optional*, defaults to `"both"`):
             Which part of a text with `<think>...</think>` is split. `"both"` splits the thinking and the answer, and
@@ -130,6 +133,8 @@ def _with_content(pieces: list[str], splitter: str) -> list[str]:
 
 def _pieces(text: str, splitter: str) -> list[str]:
     """Cuts the text at the boundaries of the splitter. Pieces may be empty."""
+    if splitter == TURNS:
+        return [text]
     if splitter == "whole_lines":
         return _whole_lines(text)
     if splitter == "step":
@@ -299,6 +304,8 @@ def step_stops(splitter: str) -> tuple[str, ...]:
         return (*_STEP_WORDS, *_STEP_NUMBERS)
     if splitter in ("newline", "raw_lines", "whole_lines"):
         return ("\n",)
+    if splitter == TURNS:
+        return ()
     return ("\n\n",) if splitter == "blank_line" else (splitter,)
 
 
@@ -337,7 +344,8 @@ def clean_step(step: str, splitter: str) -> str:
     Returns the content of a step, as a reward model reads it.
 
     Thinking before an answer is removed, and delimiters and white space at both ends are removed. With `"raw_lines"`,
-    only the last line feed is removed. Lone halves of surrogate pairs are replaced, see [`whole_characters`].
+    only the last line feed is removed, and with `"turns"`, only white space at both ends. Lone halves of surrogate
+    pairs are replaced, see [`whole_characters`].
 
     Args:
         step (`str`):
@@ -349,6 +357,8 @@ def clean_step(step: str, splitter: str) -> str:
         `str`: the content of the step.
     """
     step = whole_characters(step)
+    if splitter == TURNS:
+        return step.strip()
     thinking, close, answer = step.rpartition(THINK_CLOSE)
     if close and (content := _stripped(answer, splitter)):
         return content

@@ -18,12 +18,19 @@ WORDS = (
 )
 
 
-def build_tokenizer():
-    """Builds a `PreTrainedTokenizerFast` that maps words between spaces to ids and adds no special tokens."""
+def build_tokenizer(more_words: tuple[str, ...] = ()):
+    """
+    Builds a `PreTrainedTokenizerFast` that maps words between spaces to ids and adds no special tokens.
+
+    Args:
+        more_words (`tuple[str, ...]`, *optional*):
+            Words to add after [`WORDS`], whose ids do not change.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    ids = {word: index for index, word in enumerate((*WORDS, *more_words))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

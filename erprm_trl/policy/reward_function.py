@@ -27,7 +27,7 @@ from ..reward_model.scoring.sharded import check_sharding
 from ..training.nonfinite import not_finite
 from .completions import NO_COLUMNS, completion_steps, opens_thinking
 from .scored_batch import Handoff, ScoredBatch, ScoredCompletion, first_not_finite, mean_score, rounded_scores
-from .turns import has_turns, turn_steps
+from .turns import has_turns, num_own_tokens, turn_steps
 
 
 NAME, QUESTION_COLUMN, TURNS = "step_reward", "question", "turns"
@@ -89,12 +89,12 @@ class StepRewardFunction:
             from the bare question on, because the environment's `reset` may append text to it. Any other column is
             used as it is.
         steps_of (`str`, *optional*):
-            What a step is. `"turns"`: an assistant turn. `"both"`, `"thinking"` or `"answer"`: a part of the last
-            message's text, see `steps_of` of [`PRMFormat`]. By default, a step is an assistant turn if the trainer has
-            an environment, if the completion has several messages, or if it calls a tool, and otherwise a part of the
-            text as in the reward model's format. The step trainers also use turns for every completion if they have
-            tools, or if a `rollout_func` returns an `env_mask`. In another trainer with tools, set `"turns"`, so that
-            a completion without a tool call is one step, too.
+            Kind of steps. With `"turns"`, a step is an assistant turn. With `"both"`, `"thinking"` or `"answer"`, it
+            is a part of the last message's text, see `steps_of` of [`PRMFormat`]. By default, a step is an assistant
+            turn if the trainer has an environment, if the completion has several messages, or if it calls a tool, and
+            otherwise a part of the text. The step trainers also use turns for every completion if they have tools, or
+            if a `rollout_func` returns an `env_mask`. In another trainer with tools, set `"turns"`, so that a
+            completion without a tool call is one step, too.
         render_message (`Callable`, *optional*):
             Function that returns the text of a message of a conversation, as the reward model was trained on it.
             Defaults to [`~erprm_trl.rollouts.render_message`].
@@ -246,7 +246,7 @@ class StepRewardFunction:
         if self.handoff is not None:
             self.handoff.put(batch)
         prefix = "" if self.__name__ == NAME or self.handoff is not None else f"{self.__name__}/"
-        if log_metric is not None:
+        if log_metric is not None and self.handoff is None:  # a step trainer logs the metrics of its batch
             for name, value in batch.metrics.items():
                 log_metric(prefix + name, value)
         if log_extra is not None:
@@ -315,7 +315,7 @@ class StepRewardFunction:
             for values, (texts, token_ends), reward in zip(scores, parts, rewards, strict=True)
         ]
         metrics = self._metrics(steps, scores, completion_ids)
-        if (num_tokens := _num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
+        if (num_tokens := num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
             metrics["steps/tokens_per_step"] = num_tokens / max(1, sum(map(len, steps)))
         return ScoredBatch(scored, metrics, {"step_scores": rounded_scores(scores)}, questions)
 
@@ -439,11 +439,3 @@ class StepRewardFunction:
                 unfinished = sum(not ids or ids[-1] not in ending for ids in completion_ids)
                 metrics["steps/unfinished_share"] = unfinished / len(completion_ids)
         return metrics
-
-
-def _num_own_tokens(completions: list, completion_ids, tool_masks) -> int | None:
-    """Number of tokens that the policy wrote, or `None` if it is not known. TRL's own trainers do not pass a mask of
-    the tokens that tools wrote."""
-    if tool_masks is not None:
-        return sum(map(sum, tool_masks))
-    return None if completion_ids is None or any(map(has_turns, completions)) else sum(map(len, completion_ids))

@@ -46,7 +46,7 @@ def turn_steps(
     """
     Splits a completion into assistant turns.
 
-    The texts are those of [`~erprm_trl.rollouts.conversation_steps`]. A `rollout_func` returns tokens instead of
+    The texts are the steps of [`~erprm_trl.rollouts.conversation_steps`]. A `rollout_func` returns tokens instead of
     messages. Then a turn is a run of tokens that the policy wrote, after the decoded tokens of the environment.
 
     Args:
@@ -86,6 +86,16 @@ def turn_steps(
         return message["content"] if message.get("role") == ENVIRONMENT else render_message(message, **options)
 
     return conversation_steps(_decoded(tokenizer, token_ids, tool_mask), render=render or text), ends
+
+
+def num_own_tokens(
+    completions: list, completion_ids: list[list[int]] | None, tool_masks: Sequence[Sequence[int]] | None
+) -> int | None:
+    """Number of tokens that the policy wrote, or `None` if it is not known. TRL's own trainers do not pass a mask of
+    the tokens that tools wrote."""
+    if tool_masks is not None:
+        return sum(map(sum, tool_masks))
+    return None if completion_ids is None or any(map(has_turns, completions)) else sum(map(len, completion_ids))
 
 
 def _decoded(tokenizer, token_ids: list[int], tool_mask: Sequence[int]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ write the same rows.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,8 +20,17 @@ import torch
 
 from ..io.atomic_files import make_folder
 from ..reasoning import prompt_opens_thinking
-from ..steps import split_steps
+from . import agents
 from .chunk import ChunkWork
+from .collect_arguments import (
+    agent_of,
+    check_counts,
+    check_grading,
+    check_questions,
+    completer_of_given,
+    sharing_settings,
+    splitter_of,
+)
 from .dataset import RolloutDataset
 from .given_solutions import GivenSolution, as_solutions
 from .grading.grader import STATED, Grader, comparison_method, grading_name
@@ -67,6 +75,10 @@ def collect_rollouts(
     answer_pattern: str | None = None,
     reasoning: bool | None = None,
     steps_of: str = "both",
+    tools: Sequence[Callable] | None = None,
+    environment_factory: "Callable[[], Any] | Mapping[str, Callable[[], Any]] | None" = None,
+    max_tool_calling_iterations: int | None = None,
+    render_message: Callable[[dict[str, Any]], str] | None = None,
     stop: str | Sequence[str] | None = None,
     seed: int = 0,
     chunk_size: int = 16,
@@ -132,8 +144,9 @@ def collect_rollouts(
             How solutions are split into steps, see [`split_steps`].
         grading (`str` or `Callable`, *optional*, defaults to `"math"`):
             `"math"`, `"exact"`, a function or its import path, see [`Grader`]. For given solutions that are not
-            continued, `"stated"` takes the correctness that their source states. With `None`, for questions without
-            answers, nothing is graded: rewards and predictions are `None`, and `num_continuations` must be 0.
+            continued, `"stated"` takes the correctness that their source states. `"environment"` takes `get_reward` of
+            the environments. With `None`, for questions without answers, nothing is graded: rewards and predictions
+            are `None`, and `num_continuations` must be 0.
         answer_pattern (`str`, *optional*):
             Regular expression whose first group is the final answer, see [`Grader`].
         reasoning (`bool`, *optional*):
@@ -143,6 +156,21 @@ def collect_rollouts(
         steps_of (`str`, *optional*, defaults to `"both"`):
             Which part of a reasoning text is split into steps: `"both"`, `"thinking"` or `"answer"`, see
             [`split_steps`].
+        tools (`Sequence[Callable]`, *optional*):
+            Functions that the policy can call, as for `tools` of [`~trl.GRPOTrainer`]. A solution is then a
+            conversation, and a step is a turn of the policy. Rows also have the `messages`. The policy needs a chat
+            template with tools.
+        environment_factory (`Callable` or `dict[str, Callable]`, *optional*):
+            Makes environments, as for `environment_factory` of [`~trl.GRPOTrainer`]. A conversation is continued after
+            a turn by resetting an environment and making the tool calls up to this turn again. An error is raised if
+            their results differ, because labels need deterministic environments. `reset` receives `prompt`,
+            `question`, `answer` and the `columns` of the question.
+        max_tool_calling_iterations (`int`, *optional*):
+            Maximum number of turns whose tool calls are answered. By default, only `max_new_tokens` of the sampler
+            limits a conversation, including the results of its tools.
+        render_message (`Callable`, *optional*):
+            Text of a message as the reward model reads it. Defaults to [`render_message`]. Use the same function in
+            [`StepRewardFunction`].
         stop (`str` or `Sequence[str]`, *optional*):
             Strings that end a solution or a continuation, e.g. `"\n\nQuestion:"` for a base model whose prompt has
             solved examples. The text ends before the first of them, and counts as finished. The text after it is
@@ -165,41 +193,37 @@ def collect_rollouts(
         `ValueError`: if there are no questions, an argument is out of range, a given solution has no reference answer,
             or the folder contains rollouts with other settings. The message names the differences.
     """
-    _check_counts(output_dir, num_solutions, num_continuations, chunk_size)
-    split_steps("", splitter, steps_of)  # raises for invalid arguments before the first chunk is sampled
-    reuse = _check_sharing(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
-    _check_grading(grading, num_continuations, solutions is not None)
+    check_counts(output_dir, num_solutions, num_continuations, chunk_size)
+    sharing = sharing_settings(allocation, target_etas, tolerance, reuse_continuations, num_continuations)
+    agent = agent_of(tools, environment_factory, max_tool_calling_iterations, render_message)
+    unused = {"solutions": solutions, "completer": completer, "allocation": allocation != "fixed" and allocation}
+    unused |= {"reuse_continuations": reuse_continuations, "stop": stop, "store_token_ids": store_token_ids}
+    splitter = splitter_of(splitter, steps_of, agent, unused)
+    check_grading(grading, num_continuations, solutions is not None, agent)
     if solutions is None:
-        _check_questions(questions, sampler)
+        check_questions(questions, sampler)
     else:
-        completer = _completer_of_given(questions, sampler, completer, num_continuations, store_token_ids)
+        completer = completer_of_given(questions, sampler, completer, num_continuations, store_token_ids)
         questions, sampler = _groups(as_solutions(solutions), grading), None
     completer = None if completer is sampler or num_continuations == 0 else completer
     path = make_folder(output_dir)
     reasoning, continue_from = _modes(path, questions[0], sampler, completer, reasoning, num_continuations)
-    adaptive = allocation == "adaptive"
+    unchanged = {"seed": seed, "chunk_size": chunk_size, "steps_of": steps_of, "answer_pattern": answer_pattern}
+    unchanged |= {"num_continuations": num_continuations, "include_question": include_question, "splitter": splitter}
     settings = CollectionSettings(
         **_extent(questions, num_solutions, chunk_size),
-        num_continuations=num_continuations,
-        include_question=include_question,
-        splitter=splitter,
+        **unchanged,
+        **sharing,
         grading=grading_name(grading),
-        answer_pattern=answer_pattern,
-        seed=seed,
-        chunk_size=chunk_size,
         sampler={} if sampler is None else sampler.settings,
         store_token_ids=bool(store_token_ids),
         stop=stop_strings(stop),
         reasoning=reasoning,
-        steps_of=steps_of,
         continue_from=continue_from,
-        allocation=allocation,
-        reuse_continuations=reuse,
-        target_etas=[float(eta) for eta in target_etas] if adaptive else None,
-        tolerance=tolerance if adaptive else None,
         completer=None if completer is None else completer.settings,
+        agent=None if agent is None else agent.settings,
     )
-    return _collect(path, settings, questions, (sampler, completer), grading, show_progress)
+    return _collect(path, settings, questions, (sampler, completer), grading, show_progress, agent)
 
 
 def _collect(
@@ -209,6 +233,7 @@ def _collect(
     policies: tuple[Sampler | None, Sampler | None],
     grading: str | Callable[[str, str], float] | None,
     show_progress: bool,
+    agent: agents.Agent | None,
 ) -> RolloutDataset:
     """Collects the missing chunks, distributed over the processes, and writes the summary."""
     from accelerate import PartialState
@@ -235,7 +260,10 @@ def _collect(
             num_done = sum(map(settings.questions_per_chunk.__getitem__, done))
             show = show_progress and state.is_main_process
             with CollectionProgress(settings, num_done, state.num_processes, show) as progress:
-                work = ChunkWork(questions, *policies, settings, progress)
+                if agent is None:
+                    work = ChunkWork(questions, *policies, settings, progress)
+                else:
+                    work = agents.ConversationWork(questions, policies[0], settings, progress, agent)
                 for chunk in todo[state.process_index :: state.num_processes]:
                     append_rows(shard, work.run_chunk(chunk, grader))
                     saved = {"saved": work.num_saved} if settings.shares_continuations else {}
@@ -268,41 +296,6 @@ def _write_summary(dataset: RolloutDataset, entries: dict[str, float]) -> None:
     write_manifest(dataset.path, {**dataset.manifest, "summary": summary})
 
 
-def _check_questions(questions: Sequence[Question] | None, sampler: Sampler | None) -> None:
-    if questions is None or sampler is None:
-        raise TypeError(
-            f"collect_rollouts: got {'no questions' if questions is None else 'no sampler'} and no solutions, "
-            "expected questions and a sampler, or solutions. Pass the result of load_questions and a sampler, or the "
-            "result of load_solutions and a completer."
-        )
-    if not questions:
-        raise ValueError("Questions: got an empty sequence, expected at least one. Pass the result of load_questions.")
-
-
-def _completer_of_given(
-    questions, sampler: Sampler | None, completer: Sampler | None, num_continuations: int, store_token_ids: bool
-) -> Sampler | None:
-    """Checks the other arguments of a call with given solutions, and returns the sampler that continues them."""
-    if questions is not None or (sampler is not None and completer is not None):
-        both = "questions" if questions is not None else "a sampler, a completer"
-        raise ValueError(
-            f"collect_rollouts: got {both} and solutions, expected solutions and a completer, because the questions "
-            "are read from the solutions and no solutions are sampled. Leave out the others."
-        )
-    completer = sampler if completer is None else completer
-    if completer is None and num_continuations > 0:
-        raise TypeError(
-            "completer: got None with solutions, expected a sampler that continues their prefixes. Pass a sampler, or "
-            "set num_continuations=0 to grade the solutions only."
-        )
-    if store_token_ids:
-        raise ValueError(
-            "store_token_ids: got True with solutions, expected False, because given solutions have no sampled "
-            "tokens. Leave it out."
-        )
-    return completer
-
-
 def _groups(solutions: Sequence[GivenSolution], grading: str | Callable[[str, str], float] | None) -> SolutionGroups:
     is_stated = grading == STATED
     return SolutionGroups(solutions, need_answers=grading is not None and not is_stated, need_correct=is_stated)
@@ -320,34 +313,6 @@ def _extent(questions: Sequence[Question] | SolutionGroups, num_solutions: int, 
         "num_solutions": int(sizes.max()),
         "rows_per_chunk": np.add.reduceat(sizes, np.arange(0, len(sizes), chunk_size)).tolist(),
     }
-
-
-def _check_grading(
-    grading: str | Callable[[str, str], float] | None, num_continuations: int, solutions_are_given: bool
-) -> None:
-    if grading == STATED and (num_continuations > 0 or not solutions_are_given):
-        raise ValueError(
-            f"grading: got 'stated' with {'given' if solutions_are_given else 'sampled'} solutions and "
-            f"num_continuations={num_continuations}, expected given solutions and num_continuations=0, because nobody "
-            "has stated whether other texts are correct. Choose another grading."
-        )
-    if grading is None and num_continuations > 0:
-        raise ValueError(
-            f"grading: got None with num_continuations={num_continuations}, expected a grading, because only the "
-            "rewards of continuations are stored. Choose a grading, or set num_continuations=0."
-        )
-
-
-def _check_counts(output_dir: str | Path | None, num_solutions: int, num_continuations: int, chunk_size: int) -> None:
-    if output_dir is None:
-        raise TypeError("output_dir: got None, expected a folder for the rollouts. Pass its path.")
-    for name, value, least in (
-        ("num_solutions", num_solutions, 1),
-        ("num_continuations", num_continuations, 0),
-        ("chunk_size", chunk_size, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: got {value}, expected at least {least}. Pass a larger number.")
 
 
 def _modes(
@@ -371,36 +336,6 @@ def _modes(
         prompt = prompt_format.render(Prompt(question.question, prompt=question.prompt))
         reasoning = True if prompt_opens_thinking(prompt) else None
     return reasoning, "tokens" if num_continuations > 0 and completer is None else "text"
-
-
-def _check_sharing(
-    allocation: str,
-    target_etas: Sequence[float],
-    tolerance: float,
-    reuse_continuations: bool | None,
-    num_continuations: int,
-) -> bool:
-    """Checks the arguments of the allocation, and returns whether continuations are reused."""
-    if allocation not in ("fixed", "adaptive"):
-        raise ValueError(f"allocation: got {allocation!r}, expected 'fixed' or 'adaptive'. Pass one of these two.")
-    adaptive = allocation == "adaptive"
-    reuse = adaptive if reuse_continuations is None else reuse_continuations
-    if (adaptive or reuse) and num_continuations == 0:
-        raise ValueError(
-            "num_continuations: got 0 with allocation='adaptive' or reuse_continuations=True, expected at least 1. "
-            "Leave these two out to collect samples without continuations."
-        )
-    if adaptive:
-        etas = [float(eta) for eta in target_etas]
-        if not etas or not all(map(math.isfinite, etas)):
-            raise ValueError(
-                f"target_etas: got {list(target_etas)}, expected finite numbers, at least one. Pass e.g. [0, 2]."
-            )
-        if not tolerance >= 0:
-            raise ValueError(
-                f"tolerance: got {tolerance}, expected a standard deviation of labels, 0 or more. Pass e.g. 0.02."
-            )
-    return reuse
 
 
 def _open_folder(path: Path, settings: CollectionSettings) -> None:

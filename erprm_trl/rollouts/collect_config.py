@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import rollouts  # its names are loaded on first use, so that a command line is parsed without torch
-from ..io.config_values import read_json_fields, refuse_escapes
+from ..io.config_values import import_function, read_json_fields, refuse_escapes
 from . import sampling
 
 
@@ -119,7 +119,9 @@ class CollectConfig:
     )
     grading: str = field(
         default="math",
-        metadata={"help": "How answers are graded: math, exact, or package.module:function."},
+        metadata={
+            "help": "How answers are graded: math, exact, environment (its get_reward), or package.module:function."
+        },
     )
     answer_pattern: str | None = field(
         default=None, metadata={"help": "Regular expression whose first group is the final answer."}
@@ -134,6 +136,27 @@ class CollectConfig:
             "help": "Which part of a text with <think> is split into steps.",
             "choices": ["both", "thinking", "answer"],
         },
+    )
+    tools: list[str] | None = field(
+        default=None,
+        metadata={"help": "Functions that the policy can call, as package.module:function. Its steps are its turns."},
+    )
+    environment_factory: str | None = field(
+        default=None,
+        metadata={"help": "Class of the environment whose methods the policy can call, as package.module:Class."},
+    )
+    max_tool_calling_iterations: int | None = field(
+        default=None, metadata={"help": "Maximum number of turns whose tool calls are answered. Defaults to no limit."}
+    )
+    render_message: str | None = field(
+        default=None,
+        metadata={
+            "help": "Function that returns the text of a message as the reward model reads it, as "
+            "package.module:function. Defaults to erprm_trl.rollouts:render_message."
+        },
+    )
+    environment_columns: list[str] | None = field(
+        default=None, metadata={"help": "Other columns of the questions, which reset of the environment receives."}
     )
     stop: list[str] | None = field(
         default=None, metadata={"help": "Strings before which a solution ends, for few-shot prompts."}
@@ -278,7 +301,10 @@ class CollectConfig:
             "dataset_kwargs": self.dataset_kwargs,
         }
         if self.solutions is None:
-            questions = rollouts.load_questions(self.dataset_name, max_questions=self.max_questions, **rows)
+            columns = self.environment_columns or ()
+            questions = rollouts.load_questions(
+                self.dataset_name, max_questions=self.max_questions, columns=columns, **rows
+            )
             return self._collect(questions=questions, sampler=self._sampler(), completer=self._completer())
         solutions = rollouts.load_solutions(
             self.solutions,
@@ -309,6 +335,10 @@ class CollectConfig:
             answer_pattern=self.answer_pattern,
             reasoning=self.reasoning,
             steps_of=self.steps_of,
+            tools=[import_function(path) for path in self.tools or ()] or None,
+            environment_factory=self.environment_factory and import_function(self.environment_factory),
+            max_tool_calling_iterations=self.max_tool_calling_iterations,
+            render_message=self.render_message and import_function(self.render_message),
             stop=self.stop,
             seed=self.seed,
             chunk_size=self.chunk_size,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -30,11 +30,14 @@ class Question(NamedTuple):
             Reference answer, if known. Only the final answer, e.g. `"18"`, without the worked solution.
         prompt (`str` or `list[dict[str, str]]`, *optional*):
             Text or conversation that the policy reads instead of the question in the sampler's template.
+        columns (`dict[str, Any]`, *optional*):
+            Other columns of the row, which `reset` of an environment receives.
     """
 
     question: str
     answer: str | None = None
     prompt: str | list[dict[str, str]] | None = None
+    columns: dict[str, Any] | None = None
 
 
 class Questions(OnDiskSequence):
@@ -51,11 +54,15 @@ class Questions(OnDiskSequence):
             Column with the question.
         answer_column (`str`, *optional*):
             Column with the reference answer. Without it, answers are `None`.
+        columns (`Sequence[str]`, *optional*):
+            Other columns to keep.
     """
 
-    def __init__(self, rows, name: str, question_column: str, answer_column: str | None = None):
+    def __init__(
+        self, rows, name: str, question_column: str, answer_column: str | None = None, columns: Sequence[str] = ()
+    ):
         self._rows, self._name = rows, name
-        self._question_column, self._answer_column = question_column, answer_column
+        self._question_column, self._answer_column, self._columns = question_column, answer_column, columns
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -73,8 +80,9 @@ class Questions(OnDiskSequence):
                 "columns to values. Drop the row."
             )
         question = question_text(row.get(self._question_column), index, self._question_column)
+        columns = {column: _json_value(row.get(column), index, column) for column in self._columns} or None
         if self._answer_column is None:
-            return Question(question)
+            return Question(question, columns=columns)
         place = f"Row {index} of {self._name}: column {self._answer_column!r}"
         value = row.get(self._answer_column)
         answer = reference_text(value, place)
@@ -83,7 +91,7 @@ class Questions(OnDiskSequence):
                 f"{place} holds no reference answer (got {str(value)[:80]!r}, {type(value).__name__}, expected a text "
                 "or a number). Fill it in, drop the row, or choose another column with `answer_column`."
             )
-        return Question(question, (extract_answer(answer) or answer).strip())
+        return Question(question, (extract_answer(answer) or answer).strip(), columns=columns)
 
 
 def load_questions(
@@ -93,6 +101,7 @@ def load_questions(
     split: str = "train",
     question_column: str | None = None,
     answer_column: str | None = None,
+    columns: Sequence[str] = (),
     max_questions: int | None = None,
     dataset_kwargs: dict[str, Any] | None = None,
     require_answers: bool = True,
@@ -113,6 +122,8 @@ def load_questions(
         question_column, answer_column (`str`, *optional*):
             Columns to read. They default to the first columns with usual names (`question`, `problem`, ...; `answer`,
             `solution`, ...).
+        columns (`Sequence[str]`, *optional*):
+            Other columns to keep, which `reset` of an environment receives, see [`collect_rollouts`].
         max_questions (`int`, *optional*):
             Number of rows to read, from the start. From a stream, no more rows than this are read.
         dataset_kwargs (`dict[str, Any]`, *optional*):
@@ -133,14 +144,16 @@ def load_questions(
     question_column = find_column(first, question_column, QUESTION_COLUMNS, "question_column", name)
     if require_answers or answer_column is not None or any(column in first for column in ANSWER_COLUMNS):
         answer_column = find_column(first, answer_column, ANSWER_COLUMNS, "answer_column", name)
+    for column in columns:
+        find_column(first, column, (), "columns", name)
     if unused := [column for column in ANSWER_COLUMNS if column in first and column != answer_column]:
         logger.info(
             f"Questions of {name}: reference answers are read from column {answer_column!r}. Not read: "
             f"{', '.join(map(repr, unused))}."
         )
     if hasattr(rows, "select_columns"):
-        rows = rows.select_columns([question_column, *([answer_column] if answer_column else [])])
-    questions = Questions(rows, name, question_column, answer_column)
+        rows = rows.select_columns([question_column, *([answer_column] if answer_column else []), *columns])
+    questions = Questions(rows, name, question_column, answer_column, tuple(columns))
     for _ in questions:  # read all rows once, so that an unusable row raises now and not after hours of sampling
         pass
     return questions
@@ -150,9 +163,10 @@ def fingerprint(questions: Iterable[Question]) -> str:
     """A hash of all questions, answers and prompts in order. It identifies the questions of a collection."""
     digest = hashlib.sha256()
     for question in questions:
-        # Without a prompt, the hash is the same as in releases that had no prompts, so that old folders can be
-        # resumed.
-        digest.update(json.dumps(question[:2] if question.prompt is None else question).encode() + b"\n")
+        # Entries at the end that are None are left out, so that the hash is the same as in releases without them, and
+        # old folders can be resumed.
+        known = question if question.columns is not None else question[: 2 if question.prompt is None else 3]
+        digest.update(json.dumps(known).encode() + b"\n")
     return digest.hexdigest()[:16]
 
 
@@ -179,3 +193,13 @@ def question_text(value: Any, index: int, column: str) -> str:
             "a list of one user message. Drop the row, or choose another column with `question_column`."
         )
     return value
+
+
+def _json_value(value: Any, index: int, column: str) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Row {index}: column {column!r} got {str(value)[:80]!r} ({error}), expected a JSON value. Convert it, or "
+            "leave the column out of `columns`."
+        ) from None

@@ -93,6 +93,9 @@ class RolloutRow(_RowAsMapping):
             Whether a given solution is correct according to its source. `outcome_reward` is the reward of the grader.
         metadata (`dict[str, Any]`, *optional*):
             Other columns of a given solution.
+        messages (`list[dict[str, Any]]`, *optional*):
+            Messages after the question: turns of the policy, and results of its tools. A step is the text of a turn,
+            see [`conversation_steps`]. `None` unless the policy has tools.
         extra (`dict[str, Any]`, *optional*):
             Entries of the JSON object with other names. They are written back unchanged.
     """
@@ -117,6 +120,7 @@ class RolloutRow(_RowAsMapping):
     solution_id: str | int | None = None
     correct: bool | None = None
     metadata: dict[str, Any] | None = None
+    messages: list[dict[str, Any]] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -200,7 +204,7 @@ class RolloutRow(_RowAsMapping):
 _INDICES = ("chunk", "question_index", "solution_index")
 _ROW_FIELDS = tuple(item.name for item in fields(RolloutRow) if item.name != "extra")  # in the order on disk
 _OPTIONAL_ROW_FIELDS = (
-    "token_ids", "prefix_generated", "question_generated", "solution_id", "correct", "metadata",
+    "token_ids", "prefix_generated", "question_generated", "solution_id", "correct", "metadata", "messages",
 )  # fmt: skip
 
 
@@ -291,6 +295,8 @@ class CollectionSettings:
             Standard deviation of labels at which sampling stops. Only with adaptive allocation.
         completer (`dict[str, Any]`, *optional*):
             Settings of the sampler of continuations, if it is not the sampler of solutions.
+        agent (`dict[str, Any]`, *optional*):
+            Tools and environments of the policy, and the limit of their calls. `None` if the policy has no tools.
         rows_per_chunk (`list[int]`, *optional*):
             Number of given solutions in each chunk. `None` if solutions are sampled. On disk it is a text of numbers.
         extra (`dict[str, Any]`, *optional*):
@@ -318,6 +324,7 @@ class CollectionSettings:
     target_etas: list[float] | None = None
     tolerance: float | None = None
     completer: dict[str, Any] | None = None
+    agent: dict[str, Any] | None = None
     rows_per_chunk: list[int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -422,5 +429,6 @@ _ADDED = {
     "stop": [],
     "continue_from": "text",
     "completer": None,
+    "agent": None,
     "rows_per_chunk": None,
 }

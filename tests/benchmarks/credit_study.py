@@ -127,8 +127,8 @@ def implicit_reward_model(setting, seed, folder):
         args = ERPRMConfig(
             str(path), head="implicit", beta=0.05, separator=FORMAT.separator, splitter=FORMAT.splitter,
             prompt_template="{question}", max_steps=chain.max_steps, per_device_train_batch_size=64,
-            learning_rate=chain.learning_rate, warmup_steps=10, save_strategy="no", report_to="none", bf16=False,
-            gradient_checkpointing=False, seed=seed, use_cpu=True, disable_tqdm=True,
+            per_device_eval_batch_size=256, learning_rate=chain.learning_rate, warmup_steps=10, save_strategy="no",
+            report_to="none", bf16=False, gradient_checkpointing=False, seed=seed, use_cpu=True, disable_tqdm=True,
         )  # fmt: skip
         trainer = ERPRMTrainer(chain.policy, args, train_dataset=outcome_labels(solutions))
         trainer.train()

@@ -74,7 +74,7 @@ SCRIPTS = [
     [f"{ADD_2_2}\n{ADD_2_2}", f"Again. {ADD_2_2}", "The sum is 7"],
     [ADD_2_2, "So..."],
 ]
-METRICS = "loss steps/per_answer steps/tokens_per_step reward kl value/loss return/mean reward_parts/outcome".split()
+METRICS = "loss steps/per_answer reward kl value/loss return/mean reward_parts/outcome".split()
 
 
 class Adding:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import types
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -70,6 +71,13 @@ MODELS = {
 
 # Qwen's ids, which TRL's tests use: 198 is a line feed, 151643 ends a text, 151645 ends a turn.
 SPECIAL = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<|finetune_right_pad_id|>": 151646}
+# Words of the tool calls that TRL's tests let a policy write, with Qwen's ids. "Ġ" is a space, and "Ċ" a line feed.
+TOOL_CALLS = {"<tool_call>": 151657, "</tool_call>": 151658}
+WORDS = {
+    **{330: 'Ġ"', 497: '",', 606: "name", 788: '":', 4913: '{"', 5212: 'Ġ{"', 11248: "}}Ċ", 16370: "arguments"},
+    **{7692: "async", 22785: "_tool", 64648: "multiply", 93054: "_multiply"},
+    **{894: "Ġany", 944: "'t", 1414: "Ġknow", 1513: "Ġdon", 5392: "Ġtool", 17453: "Done"},
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
@@ -84,9 +92,10 @@ def build_tokenizer():
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     characters = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))]
     vocabulary = {character: index for index, character in enumerate(characters)}
-    for index in range(256, min(SPECIAL.values())):
-        vocabulary[f"Ġw{index}" + ("Ċ" if index % 3 == 0 else "")] = index
-    tokenizer = Tokenizer(models.BPE(vocab={**vocabulary, **SPECIAL}, merges=[]))
+    taken = {*SPECIAL.values(), *TOOL_CALLS.values()}
+    for index in sorted({*range(256, max(taken))} - taken):
+        vocabulary[WORDS.get(index, f"Ġw{index}" + ("Ċ" if index % 3 == 0 else ""))] = index
+    tokenizer = Tokenizer(models.BPE(vocab={**vocabulary, **SPECIAL, **TOOL_CALLS}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
@@ -116,6 +125,9 @@ def build_models():
         snapshot = folder / "snapshots" / ("0" * 40)
         auto_class.from_config(config).save_pretrained(snapshot)
         shutil.copytree(CACHE / "tokenizer", snapshot, dirs_exist_ok=True)
+        if architecture == "qwen3_moe":  # the policy of the tests with tools
+            template = Path(trl.__file__).with_name("chat_templates") / "qwen3.jinja"
+            (snapshot / "chat_template.jinja").write_text(template.read_text())
         (folder / "refs").mkdir()
         (folder / "refs" / "main").write_text("0" * 40)
 
@@ -200,6 +212,16 @@ def as_grpo(trainer_class):
     return AsGRPO
 
 
+def with_credit(config_class, default_credit):
+    """A configuration with another default of `credit`."""
+
+    @dataclass
+    class WithCredit(config_class):
+        credit: str = default_credit
+
+    return WithCredit
+
+
 def with_step_rewards(trainer_class):
     """A trainer of TRL in which each reward model of a test is replaced by a `StepRewardFunction`."""
 
@@ -236,7 +258,8 @@ def pytest_configure(config):
     build_models()
     TrainingArguments.__post_init__ = train_on_cpu
     datasets.load_dataset = load_dataset
-    trainer_class, trl.GRPOConfig = STEP_TRAINERS[os.environ.get("STAND_INS_TRAINER", "StepGRPOTrainer")]
+    trainer_class, config_class = STEP_TRAINERS[os.environ.get("STAND_INS_TRAINER", "StepGRPOTrainer")]
+    trl.GRPOConfig = with_credit(config_class, os.environ.get("STAND_INS_CREDIT", "difference"))
     trl.GRPOTrainer = as_grpo(trainer_class)
     trl.RLOOTrainer = with_step_rewards(trl.RLOOTrainer)
     online_dpo = trl.experimental.online_dpo

@@ -1,4 +1,4 @@
-"""Tells the tokens that the policy wrote from those of tools and environments, which get no credit."""
+"""Tells the tokens that the policy wrote from the tokens of tools and environments, which get no credit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CACHED = 8  # number of graders that `grade` keeps for later calls
 STATED = "stated"  # grading of given solutions by the correctness that their source states
+ENVIRONMENT = "environment"  # grading of conversations by `get_reward` of their environments
 
 
 def _import_path(function: Callable) -> str | None:
@@ -210,7 +211,7 @@ class Grader:
 def comparison_method(grading: str | Callable[[str, str], float] | None) -> str | Callable[[str, str], float]:
     """The `method` of a [`Grader`] that compares the final answers of a collection. Without answers, and if nothing
     was graded, final answers are compared mathematically."""
-    return "math" if grading in (None, STATED) else grading
+    return "math" if grading in (None, STATED, ENVIRONMENT) else grading
 
 
 def grading_name(method: str | Callable[[str, str], float] | None) -> str | None:

@@ -22,12 +22,15 @@ class Prompt(NamedTuple):
             Sampled tokens of the prefix. Without them, the prefix is encoded, which may give other tokens.
         prompt (`str` or `list[dict[str, str]]`, *optional*):
             Text or conversation that the policy reads instead of the question in the template.
+        tools (`list[dict[str, Any]]`, *optional*):
+            JSON schemas of the tools that the chat template shows.
     """
 
     question: str
     prefix: str = ""
     prefix_ids: tuple[int, ...] | None = None
     prompt: str | list[dict[str, str]] | None = None
+    tools: list[dict[str, Any]] | None = None
 
 
 class Completion(NamedTuple):

@@ -226,7 +226,7 @@ class EndpointSampler:
         outside the list gets the smallest log-probability of the list, which is an upper bound.
 
         Raises:
-            [`EndpointError`]: if the server returns no log-probabilities, or those of none of the tokens.
+            [`EndpointError`]: if the server returns no log-probabilities, or lists none of the tokens.
             `ValueError`: if a text is not one token.
         """
         token_ids = single_token_ids(self.tokenizer, tokens)

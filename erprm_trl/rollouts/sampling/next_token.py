@@ -66,7 +66,7 @@ def read_log_probs(answer: str, tokenizer, token_ids: Sequence[int]) -> list[flo
         `list[float]`: one log-probability per token.
 
     Raises:
-        [`EndpointError`]: if the answer has no log-probabilities, or those of none of the tokens.
+        [`EndpointError`]: if the answer has no log-probabilities, or lists none of the tokens.
         `ValueError`: if the answer is not complete.
     """
     (choice,) = json.loads(answer)["choices"]

@@ -88,13 +88,15 @@ class PromptFormat:
         """The text that the policy reads before its solution."""
         if isinstance(prompt.prompt, str):
             return prompt.prompt
-        if prompt.prompt is not None:
-            return self._apply_chat_template(prompt.prompt)
-        if not self.use_chat_template:
+        if prompt.prompt is None and not self.use_chat_template:
             return plain_prompt(prompt.question, self.prompt_template, self.examples)
-        return self._apply_chat_template(
-            chat_messages(prompt.question, self.prompt_template, self.system_prompt, self.examples)
-        )
+        return self._apply_chat_template(self.messages(prompt), prompt.tools)
+
+    def messages(self, prompt: Prompt) -> list[dict[str, str]]:
+        """The messages to which the chat template is applied."""
+        if isinstance(prompt.prompt, list):
+            return prompt.prompt
+        return chat_messages(prompt.question, self.prompt_template, self.system_prompt, self.examples)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the question and the prefix."""
@@ -145,7 +147,7 @@ class PromptFormat:
         ids = kept + self.tokenizer(end, add_special_tokens=False)["input_ids"]
         return tuple(ids) if decode_continuation(self.tokenizer, opening, ids) == prefix else None
 
-    def _apply_chat_template(self, messages: list[dict[str, str]]) -> str:
+    def _apply_chat_template(self, messages: list[dict[str, str]], tools: list[dict[str, Any]] | None = None) -> str:
         if not self.use_chat_template:
             if [message["role"] for message in messages] == ["user"]:
                 return messages[0]["content"]
@@ -153,9 +155,8 @@ class PromptFormat:
                 f"Prompt: got the messages {str(messages)[:120]} without a chat template, expected a text or one user "
                 "message. Set the tokenizer's chat_template, leave use_chat_template unset, or pass texts as prompts."
             )
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
-        )
+        settings = self.chat_template_kwargs if tools is None else {"tools": tools, **self.chat_template_kwargs}
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **settings)
 
     def _without_eos(self, ids: list[int]) -> list[int]:
         # Some tokenizers append EOS to every text, after which the model would start another text.

@@ -1,0 +1,129 @@
+"""The dial as an environment for agents: a tool makes one move, and the policy calls it once for each move of the
+question.
+
+An agent writes a call as `7 + 15`. Its tokenizer has a chat template that writes calls in this form, and a response
+template with which transformers parses them.
+"""
+
+from typing import Any
+
+from .task import MOVES, POSITIONS, DialQuestion, turn
+from .tokenizer import build_tokenizer
+
+
+ERROR = "error"  # result of a call that is no move
+USER, ASSISTANT, TOOL = "<user>", "<assistant>", "<tool>"
+TOOL_WORDS = (USER, ASSISTANT, TOOL, ERROR)
+# A call of another tool is written with the names of the tool and of its arguments. An agent does not use this form.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<' + message.role + '> ' + (message.content or '') + ' ' -}}
+{%- for call in message.tool_calls or [] -%}
+{%- set named = call.function.arguments -%}
+{%- if call.function.name == 'turn' and named is mapping -%}
+{{- [named.position, named.operator, named.amount] | join(' ') + ' ' -}}
+{%- else -%}
+{{- call.function.name + ' ' -}}
+{%- for name, value in named.items() -%}{{- name + ' ' + value | string + ' ' -}}{%- endfor -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if message.role == 'assistant' -%}{{- '</s> ' -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<assistant> ' -}}{%- endif -%}
+"""
+_CALL = r"(?P<position>\d+)\s+(?P<operator>[-+*])\s+(?P<amount>\d+)"
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": ASSISTANT,
+    "fields": {
+        "tool_calls": {
+            "open_pattern": _CALL,
+            "close_pattern": r"\s*</s>",
+            "repeats": True,
+            "content": "text",
+            "transform": {
+                "type": "function",
+                "function": {
+                    "name": "turn",
+                    "arguments": {"position": "{position}", "operator": "{operator}", "amount": "{amount}"},
+                },
+            },
+        },
+        "content": {"close_pattern": r"\s*</s>", "content": "text"},
+    },
+}
+
+
+class DialEnvironment:
+    """
+    The dial of a question, for `environment_factory` of TRL's trainers and of [`collect_rollouts`].
+
+    The tool makes any move, also a move that the question does not ask for, so that a mistake shows only in the
+    reward. Each call moves the dial to the result of the call.
+
+    Attributes:
+        position (`int`): where the dial is now.
+    """
+
+    def __init__(self):
+        self.position, self._answer = 0, None
+
+    def reset(self, question: str, **columns: Any) -> None:
+        """
+        Sets the dial to the first position of a question.
+
+        Args:
+            question (`str`):
+                Text of the question.
+            columns:
+                Other columns of the dataset, which are not used.
+        """
+        asked = DialQuestion.parse(question)
+        self.position, self._answer = asked.start, asked.answer
+
+    def turn(self, position: int, operator: str, amount: int) -> str:
+        """
+        Makes one move of the dial.
+
+        Args:
+            position: Position of the dial before the move, from 0 to 19.
+            operator: How the dial moves: + to the right, - to the left, * for times.
+            amount: Amount of the move, from 1 to 19.
+
+        Returns:
+            Position of the dial after the move, or "error" if there is no such move.
+        """
+        try:  # transformers before 5.15 passes texts
+            position, amount = int(position), int(amount)
+        except (TypeError, ValueError):
+            return ERROR
+        if not (0 <= position < POSITIONS and 1 <= amount < POSITIONS and operator in MOVES.values()):
+            return ERROR
+        self.position = turn(position, operator, amount)
+        return str(self.position)
+
+    def get_reward(self) -> float:
+        """1.0 if the dial is where the question asks for, else 0.0."""
+        return float(self.position == self._answer)
+
+
+def render_message(message: dict[str, Any]) -> str:
+    """
+    The text of a message as a reward model of the dial task reads it, in the words of the shipped model: `7 + 15` for
+    a call, `= 2` for its result. For `render` of [`collect_rollouts`] and [`StepRewardFunction`].
+    """
+    content = str(message.get("content") or "")
+    if message.get("role", "assistant") != "assistant":
+        return f"= {content}"
+    calls = [call["function"]["arguments"] for call in message.get("tool_calls") or []]
+    words = [str(call.get(name)) for call in calls for name in ("position", "operator", "amount")]
+    return " ".join([content, *words]).strip()
+
+
+def build_agent_tokenizer():
+    """Builds the tokenizer of an agent: the shipped tokenizer with [`TOOL_WORDS`] after its words, and the templates
+    of tool calls."""
+    tokenizer = build_tokenizer(TOOL_WORDS)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.response_template = RESPONSE_TEMPLATE
+    return tokenizer
