@@ -112,7 +112,9 @@ SEAMS = (
         _RAFT,
     ),
     Seam("trl.GRPOTrainer._generate", "prompts", _STEP),
-    Seam("trl.GRPOTrainer._calculate_rewards", "inputs prompts completions completion_ids_list", _STEP),
+    Seam(
+        "trl.GRPOTrainer._calculate_rewards", "inputs prompts completions completion_ids_list", f"{_STEP} {_STEP_GRPO}"
+    ),
     Seam("trl.GRPOTrainer._generate_and_score_completions", "inputs", f"{_STEP} {_STEP_PPO}"),
     Seam("trl.GRPOTrainer._compute_loss", "model inputs", f"{_STEP} {_STEP_GRPO} {_STEP_PPO}"),
     Seam(
@@ -138,6 +140,7 @@ SEAMS = (
         "... revision ... _raise_exceptions_for_missing_entries ...",
         "reward_model/prm_format.py reward_model/scoring/vllm.py io/adapters.py io/tokenizers.py",
     ),
+    Seam("transformers.masking_utils.find_packed_sequence_indices", "position_ids", "reward_model/attention.py"),
     # Public methods whose parameters or order of calls in training matter
     Seam("transformers.TrainerState.save_to_json", "json_path", _CHECKPOINTS),
     Seam("transformers.Trainer.get_batch_samples", "epoch_iterator num_batches device", _ERPRM),
@@ -163,7 +166,6 @@ SEAM_ATTRIBUTES = (
     # Attributes of trainers
     SeamAttribute("trl.GRPOTrainer._metrics", _STEP),
     SeamAttribute("trl.GRPOTrainer._logs", f"{_STEP} policy/online/tracking.py"),
-    SeamAttribute("trl.GRPOTrainer._pending_metrics", "policy/online/reward_model_updates.py"),
     SeamAttribute("trl.GRPOTrainer._pending_extra_logs", "policy/online/reward_model_updates.py"),
     SeamAttribute("trl.GRPOTrainer._step", _STEP),
     SeamAttribute("trl.GRPOTrainer._buffered_inputs", _STEP),
@@ -183,7 +185,10 @@ SEAM_ATTRIBUTES = (
     # Attributes of models and their configurations
     SeamAttribute("transformers.PreTrainedModel._keys_to_ignore_on_save", "policy/online/value_head.py"),
     SeamAttribute("torch.nn.Module._modules", "policy/online/value_head.py"),
-    SeamAttribute("transformers.PreTrainedConfig._attn_implementation", "rollouts/sampling/kv_cache.py"),
+    SeamAttribute(
+        "transformers.PreTrainedConfig._attn_implementation",
+        "rollouts/sampling/kv_cache.py reward_model/trainer/fast_paths.py",
+    ),
     SeamAttribute(
         "transformers.PreTrainedConfig._name_or_path",
         "rollouts/sampling/transformers_sampler.py training/tracking/training_tracker.py",

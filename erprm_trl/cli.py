@@ -157,7 +157,9 @@ def run(name: str, argv: Sequence[str]) -> int:
     options, argv = parsing.split_options(argv)
     with quiet(verbose=options.verbose or command.is_server) as console:
         stage = importlib.import_module(f"erprm_trl.scripts.{command.module}")
-        parser = parsing.StageParser(name, stage.main, command.stage, command.several_processes)
+        parser = parsing.StageParser(
+            name, stage.main, command.stage, command.several_processes, help_only=bool({"-h", "--help"} & set(argv))
+        )
         if launcher.is_on_cpu() or launcher.lacks_accelerator():
             parser.set_defaults_with_config(use_cpu=True)
         config, others = parser.set_config(options)

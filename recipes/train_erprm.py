@@ -7,10 +7,10 @@ accelerate launch recipes/train_erprm.py --config recipes/qwen2.5-math-1.5b-gsm8
 import sys
 
 from erprm_trl import cli
-from erprm_trl.scripts.train import DataArguments, ERPRMConfig, main
+from erprm_trl.scripts.train import DataArguments, main
 
 
-__all__ = ["DataArguments", "ERPRMConfig", "main"]
+__all__ = ["DataArguments", "main"]
 
 if __name__ == "__main__":
     sys.exit(cli.main(["train", *sys.argv[1:]]))

@@ -7,10 +7,10 @@ accelerate launch recipes/train_step_grpo.py --config recipes/qwen2.5-math-1.5b-
 import sys
 
 from erprm_trl import cli
-from erprm_trl.scripts.grpo import PromptArguments, RewardArguments, StepGRPOConfig, main
+from erprm_trl.scripts.grpo import PromptArguments, RewardArguments, main
 
 
-__all__ = ["PromptArguments", "RewardArguments", "StepGRPOConfig", "main"]
+__all__ = ["PromptArguments", "RewardArguments", "main"]
 
 if __name__ == "__main__":
     sys.exit(cli.main(["grpo", *sys.argv[1:]]))

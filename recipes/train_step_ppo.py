@@ -7,10 +7,10 @@ accelerate launch recipes/train_step_ppo.py --config recipes/qwen2.5-math-1.5b-g
 import sys
 
 from erprm_trl import cli
-from erprm_trl.scripts.ppo import PromptArguments, RewardArguments, StepPPOConfig, main
+from erprm_trl.scripts.ppo import PromptArguments, RewardArguments, main
 
 
-__all__ = ["PromptArguments", "RewardArguments", "StepPPOConfig", "main"]
+__all__ = ["PromptArguments", "RewardArguments", "main"]
 
 if __name__ == "__main__":
     sys.exit(cli.main(["ppo", *sys.argv[1:]]))

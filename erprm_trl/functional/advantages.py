@@ -8,7 +8,7 @@ Each step is located by the index of its last token.
 import torch
 from torch import Tensor
 
-from .aggregation import AGGREGATIONS, aggregate
+from .aggregation import AGGREGATIONS
 from .masked import masked_moments
 from .precision import at_least_float32
 
@@ -115,14 +115,8 @@ def step_rewards(
         weights = (-scores / temperature).masked_fill(~mask, -torch.inf).softmax(-1)
         return (weights * scores).masked_fill(~mask, 0.0)  # without steps, the weights of a row are NaN
     if credit == "outcome":
-        rewards = torch.zeros_like(scores)
-        with_steps = mask.any(-1)
-        if bool(with_steps.any()):
-            last = mask[with_steps].sum(-1) - 1
-            rewards[with_steps.nonzero().squeeze(-1), last] = aggregate(
-                scores[with_steps], aggregation, mask[with_steps]
-            )
-        return rewards
+        is_last = mask & (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
+        return prefix_values(scores, mask, aggregation).masked_fill(~is_last, 0.0)
     if credit == "difference":
         values = prefix_values(scores, mask, aggregation)
         before = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=-1)
@@ -147,8 +141,8 @@ def subtract_initial_value(rewards: Tensor, mask: Tensor, initial_value: Tensor 
         `torch.Tensor`: rewards (N, S), 0 at padding.
     """
     rewards, mask = _clean(rewards, mask)
-    start = torch.as_tensor(initial_value, dtype=rewards.dtype, device=rewards.device).expand(rewards.shape[0])
-    first = (rewards[:, :1] - start[:, None]).masked_fill(~mask[:, :1], 0.0)
+    start = initial_value.to(rewards).reshape(-1, 1) if isinstance(initial_value, Tensor) else initial_value
+    first = (rewards[:, :1] - start).masked_fill(~mask[:, :1], 0.0)
     return torch.cat([first, rewards[:, 1:]], dim=-1)
 
 
@@ -357,16 +351,31 @@ def generalized_advantages(
     """
     rewards, mask = _clean(rewards, mask)
     values, _ = _clean(values, mask)
-    advantages = torch.zeros_like(rewards)
-    next_value = next_advantage = torch.zeros_like(rewards[:, 0]) if rewards.shape[-1] else None
-    for t in reversed(range(rewards.shape[-1])):
-        here = mask[:, t]
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        advantage = delta + gamma * gae_lambda * next_advantage
-        next_value = torch.where(here, values[:, t], next_value)
-        next_advantage = torch.where(here, advantage, next_advantage)
-        advantages[:, t] = torch.where(here, advantage, 0.0)
-    return advantages
+    num_tokens = rewards.shape[-1]
+    # The value at the next True position, and 0 after the last one.
+    here = torch.arange(num_tokens, device=mask.device).masked_fill(~mask, num_tokens)
+    after = here.flip(-1).cummin(-1).values.flip(-1)[:, 1:]
+    after = torch.nn.functional.pad(after, (0, min(1, num_tokens)), value=num_tokens)
+    next_values = torch.nn.functional.pad(values, (0, 1)).gather(1, after)
+    deltas = (rewards + gamma * next_values - values).masked_fill(~mask, 0.0)
+    # Other positions pass the sum on unchanged. In float64, because powers of a rounded factor lose digits.
+    decays = torch.ones_like(deltas, dtype=torch.float64).masked_fill(mask, gamma * gae_lambda)
+    return _backward_recursion(deltas.double(), decays).to(deltas.dtype).masked_fill(~mask, 0.0)
+
+
+def _backward_recursion(terms: Tensor, factors: Tensor) -> Tensor:
+    r"""
+    Solves \( A_t = d_t + f_t A_{t+1} \) along the last axis by doubling: after k rounds, each position contains the
+    terms of the next \( 2^k \) positions. There are \( \lceil \log_2 T \rceil \) rounds, and no division by small
+    factors.
+    """
+    reach = 1
+    while reach < terms.shape[-1]:
+        reached = terms[:, :-reach] + factors[:, :-reach] * terms[:, reach:]
+        factors = torch.cat([factors[:, :-reach] * factors[:, reach:], factors[:, -reach:]], dim=-1)
+        terms = torch.cat([reached, terms[:, -reach:]], dim=-1)
+        reach *= 2
+    return terms
 
 
 def place_at_step_ends(step_values: Tensor, step_ends: Tensor, mask: Tensor, num_tokens: int) -> Tensor:

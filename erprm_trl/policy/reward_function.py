@@ -246,7 +246,7 @@ class StepRewardFunction:
         if self.handoff is not None:
             self.handoff.put(batch)
         prefix = "" if self.__name__ == NAME or self.handoff is not None else f"{self.__name__}/"
-        if log_metric is not None:
+        if log_metric is not None and self.handoff is None:  # a step trainer logs the metrics of its batch
             for name, value in batch.metrics.items():
                 log_metric(prefix + name, value)
         if log_extra is not None:

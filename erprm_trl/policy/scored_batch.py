@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import torch
+from torch import Tensor
+
 
 BatchT = TypeVar("BatchT", bound=Sized)
 
@@ -63,6 +66,20 @@ class ScoredBatch:
     def rewards(self) -> list[float | None]:
         """One reward per completion, `None` for an unscorable completion."""
         return [completion.reward for completion in self.completions]
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """
+        Returns the step scores and the index of each step's last token, both of shape (B, S), in one copy to the
+        device. Scores are NaN, and indices 0, where a completion has no step. S is at least 1.
+        """
+        longest = max(1, *(len(completion.scores) for completion in self.completions))
+        fill = [longest - len(completion.scores) for completion in self.completions]
+        rows = [
+            [[*row.scores, *[torch.nan] * padding] for row, padding in zip(self.completions, fill, strict=True)],
+            [[*row.token_ends, *[0] * padding] for row, padding in zip(self.completions, fill, strict=True)],
+        ]
+        scores, ends = torch.tensor(rows, dtype=torch.float32, device=device)  # such integers are exact in float32
+        return scores, ends.long()
 
 
 class Handoff(Generic[BatchT]):

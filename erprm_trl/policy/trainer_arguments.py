@@ -117,3 +117,14 @@ def check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eval
                     f"{subject}: got {argument}={column!r}, expected one of the columns of {name} "
                     f"({', '.join(columns)}). Set {argument} to one of them, or add the column."
                 )
+
+
+def check_kept_columns(subject: str, needed: list[str], columns: list[str]) -> None:
+    """Raises a `ValueError` if `remove_unused_columns` would remove a column that the rewards need."""
+    removed = [column for column in needed if column in columns]
+    if removed:
+        raise ValueError(
+            f"{subject}: got remove_unused_columns=True with the column {removed[0]!r}, expected False, because it "
+            "keeps only the prompts, and the rewards need this column. Do not set it, or remove the columns that you "
+            "do not need from the dataset."
+        )

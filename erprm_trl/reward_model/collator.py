@@ -39,8 +39,11 @@ class DataCollatorForStepLabels(DataCollatorMixin):
     - `step_positions` (B, S): index of each step's score in its row.
     - `step_labels` (B, S, float32): -100 where there is no step.
     - `step_mask` (B, S, bool): True at real steps.
+    - `step_index` (number of steps,): index of each real step in the flattened `step_mask`. An accelerator selects
+      steps by it without waiting for the host, as it would with a mask.
     - `step_weights` (B, S, float32), if the examples have them.
-    - `ref_logps` (B, float64), if the examples have them: log-probability under a reference model.
+    - `ref_logps` (B, float64), if the examples have them: log-probability under a reference model. The batch then also
+      has `solution_index`: index of each token between a question and its last label in the flattened `input_ids`.
     - `question_ids` (B,).
     - `prompt_lengths` (B,): 0 where the length is not known.
     """
@@ -62,8 +65,9 @@ class DataCollatorForStepLabels(DataCollatorMixin):
         step_mask = torch.arange(num_steps) < steps[:, None]
         row_of, start_of = pack_rows(lengths) if self.packing else (list(range(len(examples))), [0] * len(examples))
         starts = torch.tensor(start_of)
+        texts = self._lay_out([example["input_ids"] for example in examples], row_of, start_of)
         return {
-            **self._lay_out([example["input_ids"] for example in examples], row_of, start_of),
+            **texts,
             "rows": torch.tensor(row_of),
             "starts": starts,
             "lengths": torch.tensor(lengths),
@@ -71,11 +75,15 @@ class DataCollatorForStepLabels(DataCollatorMixin):
             "step_labels": padded("step_labels", LABEL_PADDING, torch.float32),
             **({"step_weights": padded("step_weights", 0.0, torch.float32)} if "step_weights" in examples[0] else {}),
             **(
-                {"ref_logps": torch.tensor([example["ref_logps"] for example in examples], dtype=torch.float64)}
+                {
+                    "ref_logps": torch.tensor([example["ref_logps"] for example in examples], dtype=torch.float64),
+                    "solution_index": _solution_index(examples, texts["input_ids"].shape[1]),
+                }
                 if "ref_logps" in examples[0]
                 else {}
             ),
             "step_mask": step_mask,
+            "step_index": step_mask.flatten().nonzero().squeeze(1),
             "question_ids": torch.tensor(
                 [example.get("question_id", index) for index, example in enumerate(examples)]
             ),
@@ -102,6 +110,22 @@ class DataCollatorForStepLabels(DataCollatorMixin):
             "input_ids": input_ids,
             **({"position_ids": position_ids} if self.packing else {"attention_mask": real}),
         }
+
+
+def _solution_index(examples: list[dict[str, Any]], length: int) -> Tensor:
+    """Indices of the solutions' tokens in rows of this length. The first token of a text has no probability."""
+    spans = [
+        torch.arange(max(1, example.get("prompt_length", 0)), max(example["step_positions"], default=0) + 1)
+        for example in examples
+    ]
+    return torch.cat([row * length + span for row, span in enumerate(spans)])
+
+
+def with_step_index(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch with `step_index`, which is computed from `step_mask` if a collator did not add it."""
+    if "step_index" in batch:
+        return batch
+    return {**batch, "step_index": batch["step_mask"].flatten().nonzero().squeeze(1)}
 
 
 def padding_id(tokenizer) -> int:

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .attention import is_causal, known_packing
 from .prm_format import FormatTokenIds
 
 
@@ -29,6 +30,7 @@ def step_logits(
     unwrapped: nn.Module | None = None,
     rows: Tensor | None = None,
     position_ids: Tensor | None = None,
+    step_index: Tensor | None = None,
 ) -> Tensor:
     """
     Computes the logits of all steps of a batch. The memory does not depend on the size of the vocabulary.
@@ -54,6 +56,9 @@ def step_logits(
             Row of each solution, of shape (B,). Defaults to one row per solution.
         position_ids (`torch.Tensor`, *optional*):
             Position ids of shape (R, T) for rows that hold several solutions. They restart at 0 with each solution.
+        step_index (`torch.Tensor`, *optional*):
+            Index of each real step in the flattened `step_mask`, of shape (number of steps,). Without it, an
+            accelerator waits for the host, which computes it from `step_mask`.
 
     Returns:
         `torch.Tensor`: float32 logits in the order of `step_positions[step_mask]`. The shape is (number of steps, 2)
@@ -61,7 +66,12 @@ def step_logits(
     """
     if rows is None:
         rows = torch.arange(len(input_ids), device=input_ids.device)
-    at_steps = (rows[:, None].expand_as(step_positions)[step_mask], step_positions[step_mask])
+    if step_index is None:
+        step_index = step_mask.flatten().nonzero().squeeze(1)
+    at_steps = (rows[:, None].expand_as(step_positions).flatten()[step_index], step_positions.flatten()[step_index])
+    network = unwrapped if unwrapped is not None else model
+    if is_causal(network):
+        attention_mask = None
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if position_ids is not None:
         inputs["position_ids"] = position_ids
@@ -69,11 +79,11 @@ def step_logits(
         raise ValueError(
             f"step_logits: got head={head!r}, expected 'lm', 'token' or 'token_mlp'. Use StepScorer for other heads."
         )
-    if head != "lm":
-        return model(**inputs).logits[at_steps].float().flip(-1)  # the second of two classes is "good"
-    language_head = (unwrapped if unwrapped is not None else model).get_output_embeddings()
-    with narrowed_head(language_head, at_steps, [token_ids.good, token_ids.bad]):
-        return model(**inputs).logits.float()
+    with known_packing(position_ids is not None):
+        if head != "lm":
+            return model(**inputs).logits[at_steps].float().flip(-1)  # the second of two classes is "good"
+        with narrowed_head(network.get_output_embeddings(), at_steps, [token_ids.good, token_ids.bad]):
+            return model(**inputs).logits.float()
 
 
 @contextmanager
@@ -91,13 +101,14 @@ def narrowed_head(
             if type(language_head) is not nn.Linear or had_forward:
                 # LoRA on the head, quantised or offloaded weights: only the head's own forward is right.
                 logits = own_forward(hidden)
-                return logits if token_ids is None else logits[:, token_ids]
+                return logits if token_ids is None else logits[:, _on_device(token_ids, logits.device)]
             weight, bias = language_head.weight, language_head.bias
             with torch.autocast(hidden.device.type, enabled=False):
                 if token_ids is None:  # autocast would round the logits of float32 weights
                     return own_forward(hidden.to(weight.dtype))
+                rows = _on_device(token_ids, weight.device)
                 return nn.functional.linear(
-                    hidden.float(), weight[token_ids].float(), None if bias is None else bias[token_ids].float()
+                    hidden.float(), weight[rows].float(), None if bias is None else bias[rows].float()
                 )
 
         language_head.forward = forward
@@ -108,3 +119,8 @@ def narrowed_head(
                 language_head.forward = own_forward
             else:
                 del language_head.forward
+
+
+def _on_device(values: list[int], device: torch.device) -> Tensor:
+    """A tensor of integers that is filled on the device, because the device would wait for a copy from the host."""
+    return torch.stack([torch.full((), value, device=device) for value in values])

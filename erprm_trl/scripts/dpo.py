@@ -46,7 +46,7 @@ class DataArguments:
     resume: bool = field(default=False, metadata={"help": "Whether to resume from the last checkpoint in output_dir."})
 
 
-def main(data: DataArguments, training: trl.DPOConfig, model: trl.ModelConfig) -> "policy.StepDPOTrainer":
+def main(data: DataArguments, training: "trl.DPOConfig", model: "trl.ModelConfig") -> "policy.StepDPOTrainer":
     """Trains a policy and saves it."""
     stage("Loading the pairs and the policy")
     train_dataset = load_pairs(data.dataset_name, data.dataset_config, data.dataset_train_split)

@@ -8,13 +8,12 @@ import trl
 
 import erprm_trl
 
-from .. import StepGRPOConfig
 from ..policy import PromptArguments
 from .training import RewardArguments, train_policy
 
 
 def main(
-    prompts: PromptArguments, reward: RewardArguments, training: StepGRPOConfig, model: trl.ModelConfig
+    prompts: PromptArguments, reward: RewardArguments, training: "erprm_trl.StepGRPOConfig", model: "trl.ModelConfig"
 ) -> "erprm_trl.StepGRPOTrainer":
     """Trains a policy and saves it."""
     return train_policy(erprm_trl.StepGRPOTrainer, prompts, reward, training, model)

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 import inspect
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,9 +16,12 @@ from trl import TrlParser
 from .console import stage
 from .outcome import UsageError
 from .recipes import find_recipe, read_config
+from .source_fields import Unreadable, read_class
 
 
 FOREIGN = ("transformers", "trl")
+
+logger = logging.getLogger(__name__)
 
 
 class Options(NamedTuple):
@@ -55,18 +60,29 @@ class StageParser(TrlParser):
         name (`str`):
             Name of the command.
         main (`Callable`):
-            The stage's function. Each of its parameters is annotated with a dataclass.
+            The stage's function. Each of its parameters is annotated with a dataclass, or with the name of a dataclass
+            whose module imports torch, such as `"trl.ModelConfig"`.
         stage (`str`, *optional*):
             Name of the stage's YAML file in the folders of the recipes.
         several_processes (`bool`, *optional*, defaults to `False`):
             Whether accelerate may launch the stage.
+        help_only (`bool`, *optional*, defaults to `False`):
+            Whether only the help is needed. Named dataclasses are then read from source where possible, without the
+            seconds that importing torch takes.
     """
 
-    def __init__(self, name: str, main: Callable, stage: str | None = None, several_processes: bool = False):
+    def __init__(
+        self,
+        name: str,
+        main: Callable,
+        stage: str | None = None,
+        several_processes: bool = False,
+        help_only: bool = False,
+    ):
         self.stage = stage
         common = _common_parser(several_processes)
         summary = (inspect.getmodule(main).__doc__ or "").split("\n\n")[0]
-        classes = [parameter.annotation for parameter in inspect.signature(main).parameters.values()]
+        classes = _dataclasses(main, help_only)
         super().__init__(
             classes,
             prog=f"erprm {name}",
@@ -200,6 +216,21 @@ def split_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
         raise UsageError(f"{error}.") from error
     values = vars(namespace) | {flag.strip("-"): given for flag, given in flags.items()}
     return Options(**values), rest
+
+
+def _dataclasses(main: Callable, help_only: bool) -> list[type]:
+    annotations = [parameter.annotation for parameter in inspect.signature(main).parameters.values()]
+    if help_only:
+        try:
+            return [read_class(name) if isinstance(name, str) else name for name in annotations]
+        except Unreadable as error:
+            logger.info("The help needs all imports, because %s cannot be read from source.", error)
+    return [_imported(name, main) if isinstance(name, str) else name for name in annotations]
+
+
+def _imported(name: str, main: Callable) -> type:
+    package, *attributes = name.split(".")
+    return functools.reduce(getattr, attributes, main.__globals__[package])
 
 
 def _common_parser(several_processes: bool) -> argparse.ArgumentParser:

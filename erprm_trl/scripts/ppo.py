@@ -8,13 +8,12 @@ import trl
 
 import erprm_trl
 
-from .. import StepPPOConfig
 from ..policy import PromptArguments
 from .training import RewardArguments, train_policy
 
 
 def main(
-    prompts: PromptArguments, reward: RewardArguments, training: StepPPOConfig, model: trl.ModelConfig
+    prompts: PromptArguments, reward: RewardArguments, training: "erprm_trl.StepPPOConfig", model: "trl.ModelConfig"
 ) -> "erprm_trl.StepPPOTrainer":
     """Trains a policy and saves it."""
     return train_policy(erprm_trl.StepPPOTrainer, prompts, reward, training, model)

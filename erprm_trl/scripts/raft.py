@@ -13,7 +13,7 @@ import trl
 
 import erprm_trl
 
-from .. import RAFTConfig, scripts
+from .. import scripts
 from ..io.config_values import read_json_fields
 from ..io.counts import counted
 from .console import stage
@@ -72,7 +72,7 @@ class DataArguments:
         return Dataset.from_list([row._asdict() if answers else {"question": row.question} for row in rows])
 
 
-def main(data: DataArguments, training: RAFTConfig, model: trl.ModelConfig) -> "erprm_trl.RAFTTrainer":
+def main(data: DataArguments, training: "erprm_trl.RAFTConfig", model: "trl.ModelConfig") -> "erprm_trl.RAFTTrainer":
     """Runs the rounds and saves the last policy."""
     stage(f"RAFT: {counted(training.num_rounds, 'round')}")
     columns = {"question_column": training.question_column, "answer_column": training.answer_column}

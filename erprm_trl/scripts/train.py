@@ -14,7 +14,7 @@ import trl
 
 import erprm_trl
 
-from .. import ERPRMConfig, scripts
+from .. import scripts
 from ..io import local_path
 from ..io.counts import counted
 from ..rollouts.shards import MANIFEST
@@ -200,7 +200,7 @@ def _sources(option: str, entries: list[Any]) -> list[MixtureSource]:
     return sources
 
 
-def main(data: DataArguments, training: ERPRMConfig, model: trl.ModelConfig) -> "erprm_trl.ERPRMTrainer":
+def main(data: DataArguments, training: "erprm_trl.ERPRMConfig", model: "trl.ModelConfig") -> "erprm_trl.ERPRMTrainer":
     """Trains a reward model and saves it."""
     stage("Loading the training data and the model")
     train_dataset = data.rollouts

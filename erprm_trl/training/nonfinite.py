@@ -22,9 +22,10 @@ class StopOnNonFinite:
     """
     Mixin for trainers. It comes before TRL's class in the bases.
 
-    A trainer passes its losses to `_checked_loss`. Gradients are checked by their norm, which the trainer computes
-    anyway. Weights are checked before the first update, and when `_check_weights` is called. The non-finite weight is
-    searched only after a failure.
+    A trainer passes its losses to `_checked_loss`. The losses of all batches of an update are checked together with
+    the norm of the gradients, which the trainer computes anyway, so that an accelerator waits for the host only once
+    per update. Weights are checked before the first update, and when `_check_weights` is called. The non-finite weight
+    is searched only after a failure.
 
     With a gradient scaler (fp16), gradients may overflow as long as the scale is at least 1, because the scaler then
     reduces the scale.
@@ -32,6 +33,7 @@ class StopOnNonFinite:
 
     _steps_before = 0  # updates of earlier rounds of the same run
     _weights_checked = False
+    _unchecked_loss: Tensor | None = None  # sum of the losses since the last check
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """See [`~transformers.Trainer`]. The first call checks the weights."""
@@ -40,15 +42,32 @@ class StopOnNonFinite:
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _checked_loss(self, loss: Tensor) -> Tensor:
-        """Returns the loss unchanged if it is finite on all processes. All processes must call it."""
-        total = self.accelerator.reduce(loss.detach().float(), reduction="sum").item()
-        if not math.isfinite(total):
-            raise self._not_finite("the loss", total)
+        """Returns the loss unchanged, and checks it on all processes before the update, or immediately in an
+        evaluation. All processes must call it."""
+        value = loss.detach().float()
+        self._unchecked_loss = value if self._unchecked_loss is None else self._unchecked_loss + value
+        # DeepSpeed updates the weights inside the backward pass of the last batch.
+        if not self.model.training or (self.is_deepspeed_enabled and self.accelerator.sync_gradients):
+            self._check_finite(None)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):  # seam
         # This runs after the clipping and before the optimizer step. The norm is the same on all processes.
-        grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self._check_finite(super()._get_grad_norm(model, grad_norm))
+
+    def _check_finite(self, grad_norm: Tensor | float | None) -> float | None:
+        """Checks the losses since the last check, and the norm of the gradients, which it returns as a float."""
+        loss, self._unchecked_loss = self._unchecked_loss, None
+        if loss is not None:
+            loss = self.accelerator.reduce(loss, reduction="sum")
+        if isinstance(grad_norm, Tensor):
+            norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # FSDP2
+            together = [norm.detach().float()] if loss is None else [loss, norm.detach().to(loss)]
+            *first, grad_norm = torch.stack(together).tolist()
+            loss = first[0] if first else None
+        loss = loss.item() if isinstance(loss, Tensor) else loss
+        if loss is not None and not math.isfinite(loss):
+            raise self._not_finite("the loss", loss)
         if grad_norm is not None and not math.isfinite(grad_norm) and not self._scale_will_shrink():
             raise self._not_finite("the norm of the gradients", float(grad_norm))
         return grad_norm

@@ -65,17 +65,17 @@ MUTANTS = {
     "functional/advantages.py": (
         ["tests/functional/test_advantages.py"],
         [
-            (".cummin(-1).values", ".amin(-1, keepdim=True).expand_as(scores)"),
+            ("torch.inf).cummin(-1).values", "torch.inf).amin(-1, keepdim=True).expand_as(scores)"),
             ("(-scores / temperature)", "(scores / temperature)"),
             (
                 "before = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=-1)",
                 "before = values.roll(1, -1)",
             ),
-            ("last = mask[with_steps].sum(-1) - 1", "last = mask[with_steps].sum(-1) * 0"),
+            ("(mask.cumsum(-1) == mask.sum(-1, keepdim=True))", "(mask.cumsum(-1) == 1)"),
             ("masked_moments(grouped, grouped_mask, dim=-1)", "masked_moments(grouped, grouped_mask | True, dim=-1)"),
             ("means.squeeze(-1).repeat_interleave(group_size)", "means.squeeze(-1).repeat(group_size)"),
-            ("next_value = torch.where(here, values[:, t], next_value)", "next_value = values[:, t]"),
-            ("delta + gamma * gae_lambda * next_advantage", "delta + gae_lambda * next_advantage"),
+            ("device=mask.device).masked_fill(~mask, num_tokens)", "device=mask.device).expand_as(mask)"),
+            ("masked_fill(mask, gamma * gae_lambda)", "masked_fill(mask, gae_lambda)"),
             ("owner = torch.searchsorted(ends, tokens)", "owner = torch.searchsorted(ends, tokens, right=True)"),
             (".masked_fill(~mask.bool(), 0.0), mask.bool()", ", mask.bool()"),
         ],
@@ -131,6 +131,10 @@ MUTANTS = {
             ("return bool(part) and any(", "return any("),
         ],
     ),
+    "reward_model/attention.py": (
+        ["tests/reward_model/test_attention.py"],
+        [("not all(flags)", "not any(flags)"), ("dim=-1) != 1).cumsum(-1)", "dim=-1) != 1).long()")],
+    ),
     "reward_model/step_logits.py": (
         ["tests/reward_model/test_step_logits.py"],
         [
@@ -155,7 +159,7 @@ MUTANTS = {
         ["tests/reward_model/trainer/test_erprm_trainer.py", "tests/reward_model/trainer/test_label_weighting.py"],
         [
             ("weighted.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes", "weighted.mean()"),
-            ('losses * inputs["step_weights"][mask] if', "losses if"),
+            ('losses * inputs["step_weights"].flatten()[index] if', "losses if"),
             ("self.prm_format.save(output_dir or self.args.output_dir)", "pass"),
             ("self._num_tokens = int(counts[-1]) if counts else 0", "self._num_tokens = 0"),
             ('logs[f"{prefix}loss"] = loss', "pass"),
@@ -220,7 +224,7 @@ MUTANTS = {
     "training/nonfinite.py": (
         ["tests/training/test_nonfinite.py"],
         [
-            ('raise self._not_finite("the loss", total)', "pass"),
+            ('raise self._not_finite("the loss", loss)', "pass"),
             ("and not math.isfinite(grad_norm) and", "and math.isfinite(grad_norm) and"),
             ('raise self._not_finite("a weight", largest)', "pass"),
         ],
@@ -286,7 +290,7 @@ MUTANTS = {
     "policy/online/step_trainer.py": (
         ["tests/policy/online/test_step_grpo_trainer.py"],
         [
-            ("outcomes[other_rewards.isnan().all(-1)] = torch.nan", "pass"),
+            ("outcomes = outcomes.masked_fill(~is_known, torch.nan)", "pass"),
             ("return self.num_generations if self.model.training else self.num_generations_eval", "return 1"),
             ("start = self.accelerator.process_index * len(batch)", "start = 0 * len(batch) + 1"),
             ("both = ~(graded.isnan() | scored.isnan())", "both = ~graded.isnan() & (graded < 2)"),

@@ -395,6 +395,49 @@ def test_generalized_advantages_on_a_mask_with_holes_against_plain_python(gamma,
     assert_rows(got, mask, compact)
 
 
+def loop_over_tokens(rewards, values, mask, gamma, gae_lambda):
+    """The recursion, one token at a time."""
+    advantages = torch.zeros_like(rewards)
+    next_value = next_advantage = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[-1])):
+        here = mask[:, t]
+        advantage = rewards[:, t] + gamma * next_value - values[:, t] + gamma * gae_lambda * next_advantage
+        next_value = torch.where(here, values[:, t], next_value)
+        next_advantage = torch.where(here, advantage, next_advantage)
+        advantages[:, t] = torch.where(here, advantage, 0.0)
+    return advantages
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 64, 257, 2000])
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 1.0), (1.0, 0.95), (0.99, 0.9), (0.5, 0.0), (0.0, 1.0)])
+def test_generalized_advantages_equal_a_loop_over_tokens(gamma, gae_lambda, num_tokens):
+    generator = torch.Generator().manual_seed(num_tokens)
+    rewards, values = torch.randn(2, 3, num_tokens, generator=generator)
+    mask = torch.rand(3, num_tokens, generator=generator) < 0.7
+    mask[0] = True
+    mask[1, num_tokens // 2 :] = False
+    expected = loop_over_tokens(rewards.double(), values.double(), mask, gamma, gae_lambda)
+    exact = generalized_advantages(rewards.double(), values.double(), mask, gamma, gae_lambda)
+    torch.testing.assert_close(exact, expected, atol=1e-11, rtol=1e-11)
+    rounded = generalized_advantages(rewards, values, mask, gamma, gae_lambda)
+    assert rounded.dtype == torch.float32
+    assert (rounded - expected).abs().max() <= 1e-6 * max(1.0, expected.abs().max().item())
+
+
+def test_long_rows_and_small_factors_stay_finite():
+    """Powers of gamma times lambda underflow after some tokens, and a quotient of them would overflow."""
+    rewards = torch.ones(2, 16384)
+    mask = torch.ones_like(rewards, dtype=torch.bool)
+    mask[1, 1::2] = False
+    for gamma, gae_lambda in ((0.01, 0.01), (0.9, 0.95), (0.999, 1.0), (1.0, 1.0)):
+        factor = gamma * gae_lambda
+        got = generalized_advantages(rewards, torch.zeros_like(rewards), mask, gamma, gae_lambda)
+        for row, count in enumerate((16384, 8192)):
+            closed = float(count) if factor == 1 else (1 - factor**count) / (1 - factor)
+            assert got[row, 0].item() == pytest.approx(closed, rel=1e-6)
+        assert got.isfinite().all() and (got[1, 1::2] == 0).all()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_limits_of_generalized_advantages(seed):
     generator = torch.Generator().manual_seed(seed)

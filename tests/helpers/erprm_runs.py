@@ -56,6 +56,29 @@ def predict(model_path, folder, packing=False, streaming=False):
     Path(folder, f"{args.process_index}-of-{args.world_size}.json").write_text(json.dumps(got))
 
 
+def train_and_log(model_path, folder, batch_size, accumulated=1):
+    """Trains an epoch of the 7 rows at a learning rate of 0, and writes the logged metrics. Two processes fill the
+    last batch with a copy of the first row."""
+    args = ERPRMConfig(
+        str(Path(folder) / "out"),
+        num_train_epochs=1,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulated,
+        train_sampling_strategy="sequential",
+        learning_rate=0.0,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        disable_tqdm=True,
+        **FORMAT,
+    )
+    trainer = ERPRMTrainer(model_path, args, train_dataset=Dataset.from_list(ROWS))
+    trainer.train()
+    Path(folder, f"{args.process_index}-of-{args.world_size}.json").write_text(json.dumps(trainer.state.log_history))
+
+
 def train_on_stream(model_path, folder, batch_size):
     """Trains on a stream of the rows, with the same 6 solutions in each of 4 updates for any number of processes."""
     args = ERPRMConfig(

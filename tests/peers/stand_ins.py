@@ -11,6 +11,7 @@ import sys
 import tempfile
 import types
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -211,6 +212,16 @@ def as_grpo(trainer_class):
     return AsGRPO
 
 
+def with_credit(config_class, default_credit):
+    """A configuration with another default of `credit`."""
+
+    @dataclass
+    class WithCredit(config_class):
+        credit: str = default_credit
+
+    return WithCredit
+
+
 def with_step_rewards(trainer_class):
     """A trainer of TRL in which each reward model of a test is replaced by a `StepRewardFunction`."""
 
@@ -247,7 +258,8 @@ def pytest_configure(config):
     build_models()
     TrainingArguments.__post_init__ = train_on_cpu
     datasets.load_dataset = load_dataset
-    trainer_class, trl.GRPOConfig = STEP_TRAINERS[os.environ.get("STAND_INS_TRAINER", "StepGRPOTrainer")]
+    trainer_class, config_class = STEP_TRAINERS[os.environ.get("STAND_INS_TRAINER", "StepGRPOTrainer")]
+    trl.GRPOConfig = with_credit(config_class, os.environ.get("STAND_INS_CREDIT", "difference"))
     trl.GRPOTrainer = as_grpo(trainer_class)
     trl.RLOOTrainer = with_step_rewards(trl.RLOOTrainer)
     online_dpo = trl.experimental.online_dpo

@@ -1,5 +1,6 @@
 """Step scores as a reward function of TRL's unchanged `GRPOTrainer`."""
 
+import asyncio
 import dataclasses
 import pickle
 import time
@@ -7,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from datasets import Dataset
 from step_fakes import (
     DIAL_FORMAT,
     FakeScorer,
     by_last_number,
     by_text,
+    byte_level_bpe,
     encode,
     generate_fixed,
     save_tiny,
@@ -374,3 +377,49 @@ def test_a_reward_function_can_be_sent_to_another_process(reward_model):
     sent = pickle.loads(pickle.dumps(reward))
     asked = (["Tom dial 7"] * 2, ["4 ки 8", ""])
     assert sent.__name__ == "sent" and sent(*asked) == reward(*asked)
+
+
+def test_trls_asynchronous_trainer_scores_its_groups_with_it(reward_model):
+    # AsyncGRPOTrainer runs this loop in a process without a GPU. Only its training needs one.
+    from trl.chat_template_utils import qwen3_chat_template
+    from trl.experimental.async_grpo.async_rollout_worker import RolloutGroup, TrainingSequence, _AsyncRolloutLoop
+
+    PartialState()  # for TRL's logger
+    tokenizer = byte_level_bpe()
+    tokenizer.chat_template = qwen3_chat_template
+    reward = StepRewardFunction(reward_model, aggregation="min")
+    not_used = dict.fromkeys(
+        "rollout_buffer model_version_value heartbeat_value failed_event exception_info_queue metrics_queue".split()
+    )
+    loop = _AsyncRolloutLoop(
+        model_name="policy",
+        dataset=[],
+        reward_funcs=[pickle.loads(pickle.dumps(reward))],
+        processing_class=tokenizer,
+        eos_token_ids=[0],
+        **not_used,
+    )
+    texts = ["4 ки 8", "2 ки 9", "5", ""]
+    sequences = [[TrainingSequence([1, 2, 3], [0, 1, 1], [0.0, -1.0, -1.0], f"{row}")] for row in range(4)]
+    group = RolloutGroup(
+        prompts=[[{"role": "user", "content": "Tom dial 7"}]] * 4,
+        reward_kwargs={"topic": ["dial"] * 4},
+        completions=[[{"role": "assistant", "content": text}] for text in texts],
+        completions_ids=[[1, 2]] * 4,
+        completions_sequences=sequences,
+        tool_call_counts=[0] * 4,
+        tool_failure_counts=[0] * 4,
+        model_version=0,
+        group_id=0,
+        env_rewards=[None] * 4,
+        rollout_rewards=[None] * 4,
+    )
+    samples = asyncio.run(loop._score_group(group))
+    loop._loop.close()
+    expected = reward(["Tom dial 7"] * 4, texts)
+    assert expected[3] is None and len({*expected[:3]}) == 3
+    assert [sample.metrics["rewards/step_reward"] for sample in samples[:3]] == pytest.approx(expected[:3])
+    mean = sum(expected[:3]) / 3
+    spread = (sum((value - mean) ** 2 for value in expected[:3]) / 3) ** 0.5
+    advantages = [(value - mean) / spread for value in expected[:3]]
+    assert [sample.advantage for sample in samples] == pytest.approx([*advantages, 0.0], rel=1e-3)

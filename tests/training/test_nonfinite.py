@@ -105,21 +105,44 @@ def test_a_non_finite_gradient_is_not_applied(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_non_finite_loss_on_another_process_stops_this_process_too(name, tmp_path, monkeypatch):
     trainer = make(name, tmp_path)
-    check, losses = trainer._checked_loss, []
+    check, losses = trainer._check_finite, []
 
     def sum_with_nan(tensor, reduction="mean", scale=1.0):
         losses.append(tensor.item())
         return tensor + math.nan
 
-    def check_with_nan(loss):
+    def check_with_nan(grad_norm):
         with monkeypatch.context() as patch:
             patch.setattr(trainer.accelerator, "reduce", sum_with_nan)
-            return check(loss)
+            return check(grad_norm)
 
-    monkeypatch.setattr(trainer, "_checked_loss", check_with_nan)
+    monkeypatch.setattr(trainer, "_check_finite", check_with_nan)
     with pytest.raises(FloatingPointError, match="Global step 0: the loss is nan.* All weights"):
         trainer.train()
     assert len(losses) == 1 and math.isfinite(losses[0])
+
+
+@pytest.mark.slow("trains several times")
+@pytest.mark.parametrize("is_deepspeed", [False, True])
+def test_a_non_finite_loss_of_any_accumulated_batch_is_not_applied(is_deepspeed, tmp_path, monkeypatch):
+    trainer = make("erprm lm", tmp_path, gradient_accumulation_steps=3, per_device_train_batch_size=1)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    check, passes, backwards = trainer._checked_loss, [], []
+    backward = trainer.accelerator.backward
+
+    def poisoned(loss):
+        passes.append(loss)
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "is_deepspeed_enabled", is_deepspeed)
+            check(loss + math.inf if len(passes) == 1 else loss)
+
+    monkeypatch.setattr(trainer, "_checked_loss", poisoned)
+    monkeypatch.setattr(trainer.accelerator, "backward", lambda loss, **kw: backwards.append(backward(loss, **kw)))
+    with pytest.raises(FloatingPointError, match="Global step 0: the loss is inf"):
+        trainer.train()
+    # DeepSpeed updates the weights in the last backward pass, so the check comes before it.
+    assert len(passes) == 3 and len(backwards) == (2 if is_deepspeed else 3)
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
 
 
 @pytest.mark.slow("trains")

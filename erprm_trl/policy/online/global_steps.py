@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ...functional.aggregation import aggregate
+from ...functional.advantages import prefix_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +45,5 @@ class GlobalSteps:
 
     def solution_scores(self, aggregation: str) -> Tensor:
         """One score per completion, of shape (N,) and 0 for a completion without steps."""
-        values = torch.zeros_like(self.outcomes)
-        with_steps = self.mask.any(-1)
-        if bool(with_steps.any()):
-            values[with_steps] = aggregate(self.scores[with_steps], aggregation, self.mask[with_steps])
-        return values
+        last = (self.mask.sum(-1, keepdim=True) - 1).clamp(min=0)
+        return prefix_values(self.scores, self.mask, aggregation).gather(1, last).squeeze(1)

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...functional.advantages import group_step_advantages, spread_over_steps, subtract_initial_value
+from .credit_options import LOG_RATIO
 from .global_steps import GlobalSteps
-from .log_ratio import LOG_RATIO, log_ratio_advantages
+from .log_ratio import log_ratio_advantages
 from .step_trainer import StepTrainer
 from .tool_tokens import loss_mask
 
@@ -14,7 +16,9 @@ from .tool_tokens import loss_mask
 class StepGRPOTrainer(StepTrainer):
     """
     Trainer for Group Relative Policy Optimization with step rewards. The advantage of a token is the sum of the
-    normalised rewards of the steps that end at or after the token, plus the normalised outcome.
+    normalised rewards of the steps that end at or after the token, plus the normalised outcome. With
+    `credit="outcome"`, TRL computes one advantage per completion from the solution's score and the other rewards, as
+    in [`~trl.GRPOTrainer`] with a [`StepRewardFunction`].
 
     Example:
 
@@ -64,6 +68,20 @@ class StepGRPOTrainer(StepTrainer):
 
     _tag_names = ["trl", "erprm-trl", "step-grpo"]
     _name = "Step GRPO"
+    # On step scores alone, policies on dial collapsed without a KL term (tests/benchmarks/credit_study.py).
+    _beta_of_step_scores = 0.1
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        own_aggregation = self.aggregation == self.step_reward.aggregation
+        if self.args.trl_computes_advantages and (self.args.center is not None or not own_aggregation):
+            # TRL computes the advantages from the reward function's values, which know neither option.
+            steps = self._handoff.take(len(prompts))
+            self._handoff.put(steps)
+            scores, scored = steps.solution_scores(self.aggregation)[:, None], steps.mask.any(-1, keepdim=True)
+            scores = self._centered(scores, scored, steps).masked_fill(~scored, torch.nan)
+            rewards_per_func[:, self._step_index] = scores[:, 0].to(rewards_per_func.dtype)
+        return rewards_per_func
 
     def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
         if self.args.credit == LOG_RATIO:
@@ -72,6 +90,8 @@ class StepGRPOTrainer(StepTrainer):
             return
         rewards = self._step_rewards(steps)
         self._log_reward_parts(steps, rewards)
+        if self.args.trl_computes_advantages:
+            return
         output["advantages"] = self._token_advantages(steps, rewards, loss_mask(output))
 
     def _compute_loss(self, model, inputs):  # seam
@@ -87,29 +107,26 @@ class StepGRPOTrainer(StepTrainer):
 
     def _log_reward_parts(self, steps: GlobalSteps, rewards: Tensor | None = None) -> None:
         # The first difference starts from 0. Starting from the question's value, the group mean would always be 0.
-        parts = {} if rewards is None else {"step": rewards.masked_fill(~steps.mask, 0.0).sum(-1)}
+        parts = {}
+        if rewards is not None:
+            parts["step"] = self._step_weight * rewards.masked_fill(~steps.mask, 0.0).sum(-1)
         if self.outcome_weight:
             parts["outcome"] = self.outcome_weight * steps.outcomes.nan_to_num(0.0)
         for name, part in parts.items():
-            self.metrics_of_mode[f"reward_parts/{name}"].append(part.mean().item())
+            self.metrics_of_mode[f"reward_parts/{name}"].append(part.mean())
 
     def _token_advantages(self, steps: GlobalSteps, rewards: Tensor, mask: Tensor) -> Tensor:
         """Advantages of this process's tokens, of shape (B, T) and 0 where the mask is 0."""
         size, scale = self._group_size, self.scale_rewards
         num_tokens = mask.shape[1]
-        if self.args.credit == "outcome":  # one reward per solution, normalised over solutions as in GRPO
-            scores, answered = steps.solution_scores(self.aggregation), steps.mask.any(-1)
-            scores = self._centered(scores[:, None], answered[:, None], steps)
-            advantages = group_step_advantages(scores, answered[:, None], size, scale=scale)
-            advantages = advantages[steps.local].expand(-1, num_tokens)
-        else:
-            if self.args.credit == "difference":
-                # The question's value is the mean of the group's solution scores. With any other initial value, the
-                # mean of a group's differences is not 0, and centring them would reward or penalise every step.
-                rewards = subtract_initial_value(rewards, steps.mask, self._question_values(steps))
-            rewards = self._centered(rewards, steps.mask, steps)
-            of_steps = group_step_advantages(rewards, steps.mask, size, scale=scale, gamma=self.args.gamma)
-            advantages = spread_over_steps(of_steps[steps.local], steps.token_ends, steps.local_mask, num_tokens)
+        if self.args.credit == "difference":
+            # The question's value is the mean of the group's solution scores. With any other initial value, the
+            # mean of a group's differences is not 0, and centring them would reward or penalise every step.
+            rewards = subtract_initial_value(rewards, steps.mask, self._question_values(steps))
+        rewards = self._centered(rewards, steps.mask, steps)
+        of_steps = group_step_advantages(rewards, steps.mask, size, scale=scale, gamma=self.args.gamma)
+        of_steps = self._step_weight * of_steps[steps.local]
+        advantages = spread_over_steps(of_steps, steps.token_ends, steps.local_mask, num_tokens)
         if self.outcome_weight:
             graded = ~steps.outcomes.isnan()
             outcome = group_step_advantages(steps.outcomes[:, None], graded[:, None], size, scale=scale)

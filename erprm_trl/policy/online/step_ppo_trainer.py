@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import SyncRefModelCallback
 
 from ...functional.advantages import (
     generalized_advantages,
@@ -21,7 +22,14 @@ from .global_steps import GlobalSteps
 from .step_config import StepPPOConfig
 from .step_trainer import StepTrainer
 from .tool_tokens import loss_mask
-from .value_head import attach_value_head, load_value_head, save_value_head, values_of_rows, without_value_head
+from .value_head import (
+    SyncRefModelWithoutHead,
+    attach_value_head,
+    load_value_head,
+    save_value_head,
+    values_of_rows,
+    without_value_head,
+)
 
 
 LACKS_OUTCOME = "lacks_outcome"
@@ -116,6 +124,9 @@ class StepPPOTrainer(StepTrainer):
         if self.args.critic == "head":
             base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
             self.value_head = attach_value_head(base, 2 if self._may_lack_outcomes() else 1)
+            if self.args.sync_ref_model:
+                self.pop_callback(SyncRefModelCallback)
+                self.add_callback(SyncRefModelWithoutHead(base, self.ref_model, self.accelerator))
             if self.use_vllm:
                 sync_weights = self.vllm_generation.sync_weights
 
@@ -216,7 +227,7 @@ class StepPPOTrainer(StepTrainer):
         """Rewards of this process's tokens, of shape (B, T)."""
         # A trained critic learns the question's value. With the reward model as critic, it is subtracted here.
         of_steps = self._step_rewards(steps, 0.0 if questions is None else questions)
-        of_steps = self._centered(of_steps, steps.mask, steps)[steps.local]
+        of_steps = self._step_weight * self._centered(of_steps, steps.mask, steps)[steps.local]
         rewards = place_at_step_ends(of_steps, steps.token_ends, steps.local_mask, mask.shape[1])
         parts = {"step": rewards.sum(-1)}
         if self.outcome_weight:
@@ -230,7 +241,7 @@ class StepPPOTrainer(StepTrainer):
             rewards = rewards - penalty
             parts["kl"] = -penalty.sum(-1)
         for name, part in parts.items():
-            self.metrics_of_mode[f"reward_parts/{name}"].append(self.accelerator.gather(part).mean().item())
+            self.metrics_of_mode[f"reward_parts/{name}"].append(self.accelerator.gather(part).mean())
         return rewards * mask
 
     def _reward_model_values(self, steps: GlobalSteps, questions: Tensor, mask: Tensor) -> Tensor:
@@ -241,16 +252,16 @@ class StepPPOTrainer(StepTrainer):
         # With the credit `difference`, the value is already part of the step rewards. Only the outcome is still to
         # come, if there is one.
         graded = ~steps.outcomes[steps.local].isnan()[:, None]
-        weight = self.outcome_weight * graded + (1.0 if self.args.credit == "outcome" else 0.0)
+        weight = self.outcome_weight * graded + (self._step_weight if self.args.credit == "outcome" else 0.0)
         of_tokens = spread_over_steps(before, steps.token_ends, steps.local_mask, mask.shape[1])
         # Without steps, the question's value is the baseline of the outcome.
         return weight * torch.where(steps.local_mask.any(-1, keepdim=True), of_tokens, questions[steps.local])
 
     def _log_values(self, values: Tensor, returns: Tensor, mask: Tensor) -> None:
         metrics = self.metrics_of_mode
-        metrics["value/explained_variance"].append(explained_variance(values, returns, mask, self._reduce).item())
-        metrics["value/mean"].append(masked_moments(values, mask, self._reduce)[1].item())
-        metrics["return/mean"].append(masked_moments(returns, mask, self._reduce)[1].item())
+        metrics["value/explained_variance"].append(explained_variance(values, returns, mask, self._reduce))
+        metrics["value/mean"].append(masked_moments(values, mask, self._reduce)[1])
+        metrics["return/mean"].append(masked_moments(returns, mask, self._reduce)[1])
 
     def _compute_loss(self, model, inputs):  # seam
         self._forwards.clear()
@@ -269,15 +280,15 @@ class StepPPOTrainer(StepTrainer):
         metrics = self.metrics_of_mode
         if beta != 0.0 and self.args.kl_in_reward:
             kl = kl_estimate(logps.detach(), inputs["ref_per_token_logps"], "k3")
-            metrics["kl"].append(masked_moments(kl, mask, self._reduce)[1].item())
+            metrics["kl"].append(masked_moments(kl, mask, self._reduce)[1])
         if self.value_head is None:
             return loss
         values = values_of_rows(values, inputs.get(LACKS_OUTCOME))
         losses, clipped = clipped_value_loss(
             values, inputs["old_values"], inputs["returns"], self.args.value_clip_range
         )
-        metrics["value/loss"].append(masked_moments(losses.detach(), mask, self._reduce)[1].item())
-        metrics["value/clip_fraction"].append(masked_moments(clipped.float(), mask, self._reduce)[1].item())
+        metrics["value/loss"].append(masked_moments(losses.detach(), mask, self._reduce)[1])
+        metrics["value/clip_fraction"].append(masked_moments(clipped.float(), mask, self._reduce)[1])
         return loss + self.args.vf_coef * losses.masked_fill(~mask, 0.0).sum() / self._num_tokens_of_update(inputs)
 
     def _num_tokens_of_update(self, inputs) -> Tensor:

@@ -35,10 +35,12 @@ from ..answer_reward import AnswerReward
 from ..completions import opens_thinking
 from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
-from ..trainer_arguments import check_columns, columns_of, policy_model
+from ..trainer_arguments import check_columns, check_kept_columns, columns_of, policy_model
+from .credit_options import LOG_RATIO
 from .generation_buffer import load_generation, save_generation
 from .global_steps import GlobalSteps
-from .log_ratio import LOG_RATIO, REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
+from .log_ratio import REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
+from .metrics import mean_over_processes, read_metrics
 from .policy_continuations import PolicyContinuations
 from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
 from .step_config import StepGRPOConfig
@@ -66,6 +68,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     """
 
     _config_class = StepGRPOConfig
+    _beta_of_step_scores = 0.0  # default of `beta` if there are step scores of a reward model and no outcomes
 
     def __init__(
         self,
@@ -123,9 +126,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
         check_columns(subject, needed, train_dataset, eval_dataset)
+        if args.remove_unused_columns:
+            check_kept_columns(subject, [self.step_reward.question_column, args.answer_column], columns)
         check_outcome = _check_outcome if scores_steps else refuse_no_outcome
         if len(funcs) == scores_steps and environment_factory is None:
             check_outcome(subject, args, columns)
+        if args.beta_is_default:
+            has_outcome = len(funcs) > scores_steps or environment_factory is not None
+            is_graded = (has_outcome and args.outcome_weight != 0) or self.step_reward.samples_policy
+            args.beta = 0.0 if is_graded else self._beta_on_step_scores(model, peft_config)
         if args.update_reward_model is not None:
             check_updates(subject, self.step_reward.prm_format, self.answer_reward is not None)
         model, processing_class, quantization_config = policy_model(
@@ -169,6 +178,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         self.aggregation = args.aggregation or self.step_reward.aggregation
         # `None` if there is no reward model
         self._step_index = next((i for i, func in enumerate(self.reward_funcs) if func is self.step_reward), None)
+        is_step = torch.tensor([func is self.step_reward for func in self.reward_funcs])
+        self._step_weight = self.reward_weights[is_step].sum().item()
+        weights = enumerate(self.reward_weights.tolist())
+        self._other_weights = {index: weight for index, weight in weights if index != self._step_index}
+        if args.trl_computes_advantages:
+            self.reward_weights = torch.where(is_step, 1.0, self.outcome_weight) * self.reward_weights
         if adds_answers and args.reasoning is None:
             prompt = next(iter(train_dataset)).get("prompt")
             if prompt and opens_thinking(prompt, self._tokenizer, self.chat_template_kwargs):
@@ -182,6 +197,25 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         # `_generate_and_score_completions`, because only TRL's code is between them.
         self._handoff: Handoff[ScoredBatch | GlobalSteps] = Handoff()
 
+    def _beta_on_step_scores(self, model: Any, peft_config: Any) -> float:
+        """Default of `beta` if the policy learns from step scores alone."""
+        beta, name = self._beta_of_step_scores, type(self).__name__
+        if not beta:
+            return 0.0
+        is_named = isinstance(model, (str, PathLike)) or bool(get_config_model_id(model.config))
+        if not is_named and peft_config is None and not hasattr(model, "get_base_model"):
+            logger.warning(
+                "%s: the policy learns from step scores alone, and `beta` is 0, because TRL cannot load a reference "
+                "for a model without a name. Policies collapsed in such runs. Pass the path of the model, or answers.",
+                name,
+            )
+            return 0.0
+        logger.warning(
+            "%s: the policy learns from step scores alone. Therefore `beta` is %s, and a reference model is loaded. "
+            "Set answer_column to learn from graded answers too, or set beta.", name, beta,
+        )  # fmt: skip
+        return beta
+
     def _generate(self, prompts):  # seam
         generated = super()._generate(prompts)
         _, _, self._tool_masks, *_ = generated
@@ -191,40 +225,53 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         # Set at each call, because another trainer may use the same reward function.
         self.step_reward.handoff, self.step_reward.continuations = self._handoff, self._continuations
         inputs = with_tool_masks(type(self).__name__, inputs, completion_ids_list, self._tool_masks)
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if bool((infinite := rewards_per_func.isinf()).any()):
-            row, index = infinite.nonzero()[0].tolist()
-            what = f"the reward of {self.reward_func_names[index]} for completion {row}"
-            raise self._not_finite(what, rewards_per_func[row, index].item())
+        try:
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        finally:
+            self.step_reward.handoff = None
+        on_host = rewards_per_func.cpu()
+        self._check_rewards(on_host)
         if self._step_index is None:
             self._handoff.put(split_completions(self, inputs, prompts, completions, completion_ids_list))
         batch = self._handoff.take(len(prompts))
         if self.reward_model_updates is not None and self.model.training:
             batch = updated_scores(self, batch, rewards_per_func, self._answer_index)
+            on_host = rewards_per_func.cpu()
+        if self._step_index is not None:
+            for name, value in mean_over_processes(batch.metrics).items():
+                self.metrics_of_mode[name].append(value)
         self._handoff.put(self._gather_steps(batch, rewards_per_func))
+        self._log_agreement(on_host)
+        return rewards_per_func
+
+    def _log_agreement(self, rewards_per_func: Tensor) -> None:
         if self.answer_reward is not None:
             graded = rewards_per_func[:, self._answer_index]
             self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
             if self._group_size > 1 and self._step_index is not None:
                 self.metrics_of_mode["steps/agreement"].append(self.agreement(rewards_per_func))
-        return rewards_per_func
+
+    def _check_rewards(self, rewards_per_func: Tensor) -> None:
+        if bool((infinite := rewards_per_func.isinf()).any()):
+            row, index = infinite.nonzero()[0].tolist()
+            what = f"the reward of {self.reward_func_names[index]} for completion {row}"
+            raise self._not_finite(what, rewards_per_func[row, index].item())
 
     def _gather_steps(self, batch: ScoredBatch, rewards_per_func: Tensor) -> GlobalSteps:
-        device = self.accelerator.device
-        longest = max(1, *(len(completion.scores) for completion in batch.completions))
-        scores = torch.full((len(batch), longest), torch.nan, device=device)
-        token_ends = torch.zeros(len(batch), longest, dtype=torch.long, device=device)
-        for row, completion in enumerate(batch.completions):
-            num_steps = len(completion.scores)
-            scores[row, :num_steps] = torch.tensor(completion.scores, device=device)
-            token_ends[row, :num_steps] = torch.tensor(completion.token_ends, dtype=torch.long, device=device)
+        scores, token_ends = batch.tensors(self.accelerator.device)
+        longest = scores.shape[1]
         # A question's group may be spread over several processes, so group statistics need the steps of all processes.
-        scores = self.accelerator.gather(self.accelerator.pad_across_processes(scores, dim=1, pad_index=torch.nan))
+        if self.accelerator.num_processes > 1:
+            scores = self.accelerator.pad_across_processes(scores.contiguous(), dim=1, pad_index=torch.nan)
+            scores = self.accelerator.gather(scores)
         start = self.accelerator.process_index * len(batch)
-        others = [index for index in range(len(self.reward_funcs)) if index != self._step_index]
-        other_rewards = rewards_per_func[:, others]
-        outcomes = (other_rewards * self.reward_weights.to(device)[others]).nansum(-1)
-        outcomes[other_rewards.isnan().all(-1)] = torch.nan
+        outcomes = torch.zeros_like(rewards_per_func[:, 0])
+        is_known = outcomes.bool()
+        for index, weight in self._other_weights.items():
+            reward = rewards_per_func[:, index]
+            outcomes = outcomes + weight * reward.nan_to_num(0.0)
+            is_known = is_known | ~reward.isnan()
+        outcomes = outcomes.masked_fill(~is_known, torch.nan)
         mask = ~scores.isnan()
         token_ends = torch.nn.functional.pad(token_ends, (0, scores.shape[1] - longest))
         if self.answer_reward is None:
@@ -255,6 +302,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def _log_advantages(self, output: dict[str, Any]) -> None:
         """Replaces GRPO's advantages in TRL's log of completions by the mean advantage over each completion's
         tokens."""
+        if self.args.trl_computes_advantages:
+            return
         mask = loss_mask(output)
         means = (output["advantages"] * mask).sum(-1) / mask.sum(-1).clamp(min=1)
         means = self.accelerator.gather(means).tolist()
@@ -285,6 +334,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         """Logs, adds the throughput to logs of the training loop, and sends tables and signals to the trackers."""
         if self.model.training and "loss" in logs:
             logs.update(self._tracking.throughput())
+        read_metrics(self.metrics_of_mode)
         super().log(logs, start_time)
         self._tracking.after_log(logs)
 

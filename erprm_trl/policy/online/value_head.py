@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from trl import SyncRefModelCallback
 
 from ..._trl import FusedCausalLMOutput
 
@@ -128,6 +129,27 @@ def without_value_head(policy):
         yield
     finally:
         policy._modules[NAME] = head
+
+
+class SyncRefModelWithoutHead(SyncRefModelCallback):
+    """
+    Mixes the policy's weights into the reference model, which has no value head.
+
+    Args:
+        policy ([`~transformers.PreTrainedModel`]):
+            Policy with a value head. With PEFT, this is the base model.
+        ref_model, accelerator:
+            As in [`~trl.SyncRefModelCallback`].
+    """
+
+    def __init__(self, policy, ref_model, accelerator):
+        super().__init__(ref_model, accelerator)
+        self.policy = policy
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Synchronises the reference model every `ref_model_sync_steps` updates."""
+        with without_value_head(self.policy):
+            super().on_step_end(args, state, control, **kwargs)
 
 
 def save_value_head(head: ValueHead, folder: str) -> None:

@@ -23,7 +23,7 @@ from ...rollouts.sampling.prompt_format import PromptFormat
 from ...steps import clean_steps
 from ...training.nonfinite import not_finite
 from ...training.tracking.coloured_steps import ColouredSteps, solutions_table
-from ..reward_function import first_not_finite
+from ..scored_batch import first_not_finite
 from .policy_sampler import PolicySampler
 from .rounds import (
     RoundFolder,

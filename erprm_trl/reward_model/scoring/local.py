@@ -1,6 +1,7 @@
 """Scores steps with a model in this process, with one forward pass per batch."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -128,9 +129,10 @@ class LocalBackend:
     @torch.no_grad()
     def score_batch(self, encoded: list[EncodedSolution]) -> list[list[float]]:
         """Scores the steps of encoded solutions in one batch."""
-        batch = self.collate(encoded)
-        counts = batch["step_mask"].sum(-1).tolist()
-        return [scores.tolist() for scores in self._log_odds(batch).sigmoid().split(counts)]
+        scores = iter(
+            self._log_odds(self.collate(encoded)).sigmoid().tolist()
+        )  # one copy to the host for all solutions
+        return [list(islice(scores, len(solution.step_positions))) for solution in encoded]
 
     def collate(self, encoded: list[EncodedSolution]) -> dict[str, Tensor]:
         """Returns encoded solutions as a batch of [`DataCollatorForStepLabels`] on the model's device."""
@@ -207,4 +209,7 @@ def log_odds_at_head(
         `torch.Tensor`: float32 of shape (number of steps,), in the order of `step_positions[step_mask]`.
     """
     names = ("input_ids", "attention_mask", "step_positions", "step_mask")
-    return step_log_odds(step_logits(engine, head, token_ids, *(batch[name] for name in names), unwrapped=model))
+    inputs = (batch[name] for name in names)
+    return step_log_odds(
+        step_logits(engine, head, token_ids, *inputs, unwrapped=model, step_index=batch.get("step_index"))
+    )

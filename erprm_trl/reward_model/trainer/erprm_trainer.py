@@ -19,7 +19,7 @@ from ...rollouts.dataset import RolloutDataset
 from ...training.arguments import as_config
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
-from ..collator import DataCollatorForStepLabels, check_packing, padding_id
+from ..collator import DataCollatorForStepLabels, check_packing, padding_id, with_step_index
 from ..prm_format import PRMFormat
 from ..step_logits import step_logits
 from .data_setup import labels_eta, open_rollouts, prepare_dataset, rollouts_in
@@ -148,6 +148,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             raise ValueError("`train_dataset` is required")
         if isinstance(train_dataset, IterableDataset):
             args.accelerator_config.dispatch_batches = False  # dispatched batches must have the same width
+        if args.dataloader_pin_memory and args.device.type == "cuda":
+            args.accelerator_config.non_blocking = True  # otherwise the GPU waits for the copy of each batch
         train_dataset, default_format = open_rollouts(train_dataset, "train"), None
         for rollouts in rollouts_in(train_dataset)[:1]:  # the model will score texts that are split in the same way
             default_format = PRMFormat(splitter=rollouts.settings.splitter, steps_of=rollouts.settings.steps_of)
@@ -280,20 +282,28 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         """Returns the batches of an update and their number of labelled steps over all processes. The loss is divided
         by this number."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        num_steps = torch.tensor(sum(int(batch["step_mask"].sum()) for batch in batches), device=device)
+        batches = [with_step_index(batch) for batch in batches]
+        state = self.accelerator.gradient_state
+        if batches and state.end_of_dataloader and state.remainder > 0:
+            # The last batches of an epoch are filled with copies of its first rows, which the metrics leave out.
+            size = len(batches[-1]["rows"])
+            batches[-1]["num_own_rows"] = min(max(0, state.remainder - self.accelerator.process_index * size), size)
+        # Filled on the device, because the device would wait for a copy from the host.
+        num_steps = torch.full((), sum(len(batch["step_index"]) for batch in batches), device=device)
         return batches, self.accelerator.gather(num_steps).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Returns the mean soft cross-entropy over the labelled steps of the update. It does not depend on how the
         update is divided into processes and batches. The outputs hold `logits` in the form that `compute_metrics`
         gets."""
-        mask = inputs["step_mask"]
+        inputs = with_step_index(inputs)
+        index = inputs["step_index"]
         logits = self._step_logits(model, inputs)
-        labels = inputs["step_labels"][mask]
+        labels = inputs["step_labels"].flatten()[index]
         if self.model.training:
             labels = smoothed_labels(labels, self.args.label_smoothing_factor)
         losses = soft_step_cross_entropy(logits, labels, reduction="none")
-        weighted = losses * inputs["step_weights"][mask] if "step_weights" in inputs else losses
+        weighted = losses * inputs["step_weights"].flatten()[index] if "step_weights" in inputs else losses
         if num_items_in_batch is None:
             loss = weighted.sum() / max(1, len(weighted))  # evaluation rows may have no labels
         else:
@@ -309,7 +319,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         if self.args.packing and not self._packing_checked:
             check_packing(inputs, lambda batch: self._step_logits(model, batch))
             self._packing_checked = True
-        return (loss, {"logits": padded_logits(logits, mask)}) if return_outputs else loss
+        return (loss, {"logits": padded_logits(logits, inputs["step_mask"])}) if return_outputs else loss
 
     def _step_logits(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.prm_format.head == "implicit":
@@ -325,23 +335,27 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             unwrapped=self.accelerator.unwrap_model(model),
             rows=inputs["rows"],
             position_ids=inputs.get("position_ids"),
+            step_index=inputs.get("step_index"),
         )
 
     @torch.no_grad()
     def _record(self, inputs: dict[str, torch.Tensor], logits: torch.Tensor, losses: torch.Tensor) -> None:
-        mask = inputs["step_mask"]
-        table = torch.full((3, *mask.shape), torch.nan, device=mask.device)
-        table[0, mask], table[1, mask], table[2, mask] = (
-            step_log_odds(logits.detach()).sigmoid(),
-            inputs["step_labels"][mask],
-            losses.detach(),
+        index, shape = inputs["step_index"], inputs["step_mask"].shape
+        table = torch.full((3, shape.numel()), torch.nan, device=index.device)
+        table[:, index] = torch.stack(
+            [step_log_odds(logits.detach()).sigmoid(), inputs["step_labels"].flatten()[index], losses.detach()]
         )
-        # With shape (B, 3, S), rows can be gathered over processes, without the copies that fill the last batch.
-        table = self.accelerator.pad_across_processes(table.transpose(0, 1).contiguous(), dim=2, pad_index=torch.nan)
-        gathered = self.accelerator.gather_for_metrics((table, inputs["question_ids"], inputs["lengths"]))
-        self._records["train" if self.model.training else "eval"].add(*gathered)
-        if not self.model.training:
-            self._tracking.keep_solutions(inputs, table)
+        table = table.view(3, *shape).transpose(0, 1)  # rows first
+        rows = (table, inputs["question_ids"], inputs["lengths"])
+        if self.model.training:
+            # Nothing is gathered over processes before the metrics are logged.
+            own = inputs.get("num_own_rows")
+            self._records["train"].add(*(values[:own] for values in rows))
+            return
+        table = self.accelerator.pad_across_processes(table.contiguous(), dim=2, pad_index=torch.nan)
+        # Leaves out the copies that fill the last batch.
+        self._records["eval"].add(*self.accelerator.gather_for_metrics((table, *rows[1:])))
+        self._tracking.keep_solutions(inputs, table)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, and adds the step metrics that were recorded since the last log."""
@@ -349,6 +363,8 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         records = self._records[mode]
         evaluated = None
         if len(records):
+            if mode == "train":
+                records.gather(self.accelerator)
             metrics = records.metrics()
             num_tokens = metrics.pop("num_tokens")
             loss = metrics.pop("loss", None)

@@ -4,7 +4,9 @@ steps for `compute_metrics`."""
 import math
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...functional.score_metrics import auc, auc_within_groups, brier_score, expected_calibration_error
 from ..collator import LABEL_PADDING
@@ -14,24 +16,44 @@ MAX_POSITIONS = 10  # number of steps whose mean scores are logged, because mean
 
 
 class StepRecords:
-    """Scores, labels and losses of steps: one table (B, 3, S) per batch, with NaN where a solution has no step."""
+    """
+    Scores, labels and losses of steps: one table (B, 3, S) per batch, with NaN where a solution has no step.
+
+    The tables stay on the device until the metrics are computed, and are copied to the host together.
+    """
 
     def __init__(self):
-        self._batches: list[tuple[Tensor, Tensor]] = []
-        self._num_tokens: list[Tensor] = []
+        self._tables: list[Tensor] = []
+        self._counts: list[Tensor] = []  # question ids and numbers of tokens, (B, 2)
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._tables)
 
     def add(self, table: Tensor, question_ids: Tensor, num_tokens: Tensor) -> None:
         """Adds a batch: `table` (B, 3, S) of scores, labels and losses, `question_ids` (B,) and `num_tokens` (B,)."""
-        self._batches.append((table, question_ids))
-        self._num_tokens.append(num_tokens.sum())
+        self._tables.append(table)
+        self._counts.append(torch.stack([question_ids, num_tokens], dim=1))
 
     def clear(self) -> None:
         """Removes all batches."""
-        self._batches.clear()
-        self._num_tokens.clear()
+        self._tables.clear()
+        self._counts.clear()
+
+    def gather(self, accelerator: Accelerator) -> None:
+        """Adds the batches of the other processes. All processes must call it, with at least one batch each."""
+        self._merge()
+        if accelerator.num_processes > 1:
+            table = accelerator.pad_across_processes(self._tables[0], dim=2, pad_index=torch.nan)
+            table = accelerator.gather(accelerator.pad_across_processes(table.contiguous(), pad_index=torch.nan))
+            counts = accelerator.gather(accelerator.pad_across_processes(self._counts[0], pad_index=-1))
+            is_real = counts[:, 1] >= 0
+            self._tables, self._counts = [table[is_real]], [counts[is_real]]
+
+    def _merge(self) -> None:
+        """Makes one batch of all batches."""
+        width = max(table.shape[2] for table in self._tables)
+        padded = [pad(table, (0, width - table.shape[2]), value=torch.nan) for table in self._tables]
+        self._tables, self._counts = [torch.cat(padded)], [torch.cat(self._counts)]
 
     def metrics(self) -> dict[str, float]:
         """
@@ -40,7 +62,7 @@ class StepRecords:
         Undefined metrics are left out, such as an AUC with only one class, or all metrics if there is no step.
         """
         scores, labels, losses, groups, positions = self.steps()
-        num_tokens = {"num_tokens": int(torch.stack(self._num_tokens).sum())}
+        num_tokens = {"num_tokens": int(self._counts[0][:, 1].sum())}
         if not len(scores):
             return num_tokens
         good = labels > 0.5
@@ -61,15 +83,13 @@ class StepRecords:
 
     def steps(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The score, label, loss, question id and position of all added steps, as flat tensors on the CPU."""
-        columns = []
-        for table, question_ids in self._batches:
-            table, question_ids = table.cpu(), question_ids.cpu()
-            present = ~table[:, 1].isnan()
-            scores, labels, losses = (table[:, index][present] for index in range(3))
-            positions = torch.arange(table.shape[2]).expand_as(present)[present]
-            columns.append((scores, labels, losses, question_ids[:, None].expand_as(present)[present], positions))
-        scores, labels, losses, groups, positions = (torch.cat(column) for column in zip(*columns, strict=True))
-        return scores, labels, losses, groups, positions
+        self._merge()
+        self._tables, self._counts = [self._tables[0].cpu()], [self._counts[0].cpu()]
+        table, question_ids = self._tables[0], self._counts[0][:, :1]
+        present = ~table[:, 1].isnan()
+        scores, labels, losses = (table[:, index][present] for index in range(3))
+        positions = torch.arange(table.shape[2]).expand_as(present)[present]
+        return scores, labels, losses, question_ids.expand_as(present)[present], positions
 
 
 def padded_logits(logits: Tensor, step_mask: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Logs the labels, the calibration and scored solutions of a reward model's training to the trackers."""
 
+import logging
 from typing import Any
 
 from datasets import IterableDataset
@@ -9,13 +10,18 @@ from ...training.tracking.coloured_steps import ColouredSteps, solutions_table
 from ...training.tracking.figures import label_histogram, reliability_diagram
 from ...training.tracking.training_tracker import TrainingTracker
 from ..collator import unpacked
+from .fast_paths import missing_fast_paths
 from .metrics import StepRecords
+
+
+logger = logging.getLogger(__name__)
 
 
 class ERPRMTracking:
     """
-    Logs `labels/by_position` and `labels/all` when a training run starts, and `calibration/eval` and `solutions/eval`
-    at each evaluation. With several evaluation sets, the name of the set replaces `eval`.
+    Logs the options for speed that are off, `labels/by_position` and `labels/all` when a training run starts, and
+    `calibration/eval` and `solutions/eval` at each evaluation. With several evaluation sets, the name of the set
+    replaces `eval`.
 
     Args:
         trainer ([`ERPRMTrainer`]):
@@ -26,7 +32,7 @@ class ERPRMTracking:
 
     def __init__(self, trainer, manifests: dict[str, dict]):
         self._trainer, self._manifests = trainer, manifests
-        self._tracker = TrainingTracker(trainer, self._manifest, self._log_labels)
+        self._tracker = TrainingTracker(trainer, self._manifest, self._at_start)
         self._solutions: list[tuple[str, ColouredSteps]] = []
         self.throughput = self._tracker.throughput
 
@@ -71,6 +77,14 @@ class ERPRMTracking:
         shown, self._solutions = self._solutions, []
         if shown:
             trackers.table(f"solutions/{name}", lambda: solutions_table(*zip(*shown, strict=True)), step)
+
+    def _at_start(self) -> None:
+        trainer = self._trainer
+        on_gpu = trainer.accelerator.device.type == "cuda"
+        missing = missing_fast_paths(trainer.model, trainer.args, on_gpu)
+        if missing and trainer.is_world_process_zero():
+            logger.info("Options for speed that are off: %s. See docs/scaling.md.", ", ".join(missing))
+        self._log_labels()
 
     def _log_labels(self) -> None:
         trackers, step = self._tracker.trackers, self._trainer.state.global_step

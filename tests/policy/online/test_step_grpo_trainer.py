@@ -33,14 +33,17 @@ from erprm_trl.policy.reward_function import StepRewardFunction
 # The running example, a group of two. A = "4 ки | 8 </s>": steps of two tokens, scores 0.4 and 0.8.
 # B = "2 </s>": one step, score 0.2, two tokens and two of padding.
 A, B = "4 ки 8 </s>", "2 </s>"
+# The advantage of a step is the sum of the rewards from it on, which are only centred. There is no KL.
+PLAIN = {"scale_rewards": "none", "aggregation": "last", "gamma": 1.0}
 
 
 def make_trainer(folder, *, scorer=None, dataset=None, funcs=(), tokenizer=None, model=None, **others):
     tokenizer = tokenizer or word_level()
+    beta = {} if "eta" in others else {"beta": 0.0}
     return StepGRPOTrainer(
         model or tiny_llama(len(tokenizer)),
         [scorer or FakeScorer(by_last_number), *funcs],
-        args=StepGRPOConfig(**settings(folder, **{"scale_rewards": "none", "aggregation": "last", **others})),
+        args=StepGRPOConfig(**settings(folder, **{**PLAIN, **beta, **others})),
         train_dataset=dataset if dataset is not None else questions(4),
         processing_class=tokenizer,
     )
@@ -69,6 +72,12 @@ def watch_steps(trainer):
     return seen
 
 
+def of_tokens(batch):
+    """The advantages of the tokens. With the credit outcome, TRL's batch has one advantage per completion."""
+    advantages, mask = batch["advantages"], batch["completion_mask"]
+    return advantages if advantages.dim() == 2 else advantages[:, None] * mask
+
+
 def check(advantages, expected):
     torch.testing.assert_close(advantages, torch.tensor(expected), atol=2e-6, rtol=0)
 
@@ -92,7 +101,7 @@ BY_HAND = {
 @pytest.mark.parametrize("credit", BY_HAND)
 def test_advantages_worked_by_hand(tmp_path, credit):
     output = rollout(make_trainer(tmp_path, credit=credit), [A, B])
-    check(output["advantages"], BY_HAND[credit])
+    check(of_tokens(output), BY_HAND[credit])
     assert output["completion_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
 
 
@@ -147,7 +156,7 @@ def test_the_outcome_is_added_to_every_token(tmp_path, credit):
     trainer = make_trainer(tmp_path, credit=credit, funcs=[outcome_reward], outcome_weight=0.5)
     (a, b) = BY_HAND[credit]
     expected = [[value + 0.25 for value in a], [b[0] - 0.25, b[1] - 0.25, 0, 0]]
-    check(rollout(trainer, [A, B])["advantages"], expected)
+    check(of_tokens(rollout(trainer, [A, B])), expected)
 
 
 def second_is_right(completions, **columns):
@@ -163,7 +172,7 @@ def test_step_rewards_of_wrong_solutions_are_centered(tmp_path):
     check(rollout(trainer, [A, B])["advantages"], [[a, a, b, b], [2 / 15 + 0.5, 2 / 15 + 0.5, 0, 0]])
     # With the credit outcome, A's score 0.8 becomes 0, and B's stays 0.2: -0.1 and 0.1.
     trainer = make_trainer(tmp_path, credit="outcome", center="outcome", funcs=[second_is_right])
-    check(rollout(trainer, [A, B])["advantages"], [[-0.6] * 4, [0.6, 0.6, 0, 0]])
+    check(rollout(trainer, [A, B])["advantages"], [-0.6, 0.6])
 
 
 def test_the_graded_answer_decides_which_solutions_are_centered(tmp_path):
@@ -187,8 +196,8 @@ def test_centering_needs_an_outcome(tmp_path):
         make_trainer(tmp_path, center="outcome")
 
 
-def test_reward_weights_apply_to_the_other_reward_functions(tmp_path):
-    # 2 * (1, 0) + 3 * (0.1, 0.1), and None does not count. Centred: +-1, plus the steps' advantages.
+def test_reward_weights_apply_to_all_reward_functions(tmp_path):
+    # 2 * (1, 0) + 3 * (0.1, 0.1), and None does not count. Centred: +-1, plus 9 times the steps' advantages.
     def constant(completions, **columns):
         return [0.1] * len(completions)
 
@@ -199,7 +208,8 @@ def test_reward_weights_apply_to_the_other_reward_functions(tmp_path):
     assert trainer.outcome_weight == 1.0
     a, b = BY_HAND["difference"]
     seen = watch_steps(trainer)
-    check(rollout(trainer, [A, B])["advantages"], [[value + 1 for value in a], [b[0] - 1, b[1] - 1, 0, 0]])
+    expected = [[9 * value + 1 for value in a], [9 * b[0] - 1, 9 * b[1] - 1, 0, 0]]
+    check(rollout(trainer, [A, B])["advantages"], expected)
     (steps,) = seen
     torch.testing.assert_close(steps.outcomes, torch.tensor([2.3, 0.3]))
 
@@ -239,12 +249,28 @@ def test_the_step_reward_may_have_any_place_in_the_list(tmp_path):
     trainer = StepGRPOTrainer(
         tiny_llama(len(tokenizer)),
         [outcome_reward, FakeScorer(by_last_number)],
-        args=StepGRPOConfig(**settings(tmp_path, scale_rewards="none", aggregation="last", reward_weights=[0.5, 9.0])),
+        args=StepGRPOConfig(**settings(tmp_path, **PLAIN, reward_weights=[0.5, 9.0])),
         train_dataset=questions(4),
         processing_class=tokenizer,
     )
     a, b = BY_HAND["difference"]
-    check(rollout(trainer, [A, B])["advantages"], [[value + 0.25 for value in a], [b[0] - 0.25, b[1] - 0.25, 0, 0]])
+    expected = [[9 * value + 0.25 for value in a], [9 * b[0] - 0.25, 9 * b[1] - 0.25, 0, 0]]
+    check(rollout(trainer, [A, B])["advantages"], expected)
+    # Step rewards before normalisation, from 0: 9 * 0.8 and 9 * 0.2, on average 4.5
+    assert trainer._metrics["train"]["reward_parts/step"] == [pytest.approx(4.5)]
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_the_weight_of_the_reward_model_multiplies_normalised_step_rewards(tmp_path, scale):
+    def advantages(weights):
+        return rollout(
+            make_trainer(tmp_path, funcs=[outcome_reward], reward_weights=weights, scale_rewards=scale), [A, B]
+        )["advantages"]
+
+    steps, outcome = advantages([1.0, 0.0]), advantages([0.0, 1.0])
+    assert steps.abs().max() > 0 and outcome.abs().max() > 0
+    torch.testing.assert_close(advantages([2.0, 1.0]), 2 * steps + outcome)
+    torch.testing.assert_close(advantages(None), steps + outcome)
 
 
 def test_padding_does_not_affect_advantages(tmp_path):
@@ -291,8 +317,7 @@ def test_unscorable_completions_have_no_advantage(tmp_path, credit, scale):
     # The whole first group and one completion of the second group, whose other completion has no comparison.
     trainer = make_trainer(tmp_path, credit=credit, scale_rewards=scale)
     output = rollout(trainer, ["</s>", "ки </s>", "</s>", "7 </s>"])
-    assert output["advantages"].shape == (4, 2)
-    check(output["advantages"], [[0.0, 0.0]] * 4)
+    check(of_tokens(output), [[0.0, 0.0]] * 4)
     loss = trainer._compute_loss(trainer.model, output)
     loss.backward()
     assert loss.item() == 0
@@ -320,7 +345,7 @@ def test_only_some_rows_may_have_answers(tmp_path):
     assert isinstance(trainer.answer_reward, AnswerReward)
     # First group: scores 0.4 and 0.2, right and wrong. Second group without an answer: 0.9 and 0.1.
     output = rollout(trainer, ["4 </s>", "2 </s>", "9 </s>", "1 </s>"], answer=["4", "4", None, None])
-    check(output["advantages"], [[0.6] * 2, [-0.6] * 2, [0.4] * 2, [-0.4] * 2])
+    check(output["advantages"], [0.6, -0.6, 0.4, -0.4])
     metrics = trainer._metrics["train"]
     assert metrics["steps/accuracy"] == [0.5]
     assert metrics["steps/agreement"] == [1.0]  # the only graded pair is in the right order
@@ -476,40 +501,81 @@ def test_the_logged_advantage_is_the_mean_of_the_trained_advantages(tmp_path):
     assert table["advantage"] == [pytest.approx(value) for value in (3 / 10, -4 / 15) * 2]
 
 
+def by_length(completions, **columns):
+    """A reward between 0 and 1, and none for some completions."""
+    return [None if len(text) % 7 == 0 else len(text) % 5 / 5 for text in completions]
+
+
+WITH_OTHERS = {"funcs": [by_length], "reward_weights": [0.5, 2.0]}
+
+
 @pytest.mark.slow("also trains with TRL's trainer")
-@pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_the_credit_outcome_equals_trls_own_grpo(tmp_path, scale):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale_rewards": "group"},
+        {"scale_rewards": "batch"},
+        {"scale_rewards": "none"},
+        WITH_OTHERS,
+        {**WITH_OTHERS, "scale_rewards": "batch", "reward_weights": None},
+        {**WITH_OTHERS, "multi_objective_aggregation": "normalize_then_sum"},
+        {**WITH_OTHERS, "loss_type": "vespo", "num_iterations": 2},
+        {**WITH_OTHERS, "off_policy_mask_threshold": 1e-4, "num_iterations": 2},
+        {**WITH_OTHERS, "mask_truncated_completions": True, "beta": 0.1},
+    ],
+    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items() if name != "funcs"),
+)
+def test_the_credit_outcome_equals_trls_own_grpo_bit_for_bit(tmp_path, options):
+    options = dict(options)
+    funcs = options.pop("funcs", [])
+
     def run(trainer_class, config_class, **others):
         tokenizer = word_level()
+        save_tiny(tmp_path / "policy", tokenizer)  # the reference model is read from its folder
         trainer = trainer_class(
-            tiny_llama(len(tokenizer)),
-            [StepRewardFunction(FakeScorer(by_text))],
+            str(tmp_path / "policy"),
+            [StepRewardFunction(FakeScorer(by_text)), *funcs],
             args=config_class(
                 **settings(
-                    tmp_path,
-                    per_device_train_batch_size=8,
-                    num_generations=4,
-                    max_steps=3,
-                    scale_rewards=scale,
-                    **others,
+                    tmp_path, per_device_train_batch_size=8, num_generations=4, max_steps=4, **options, **others
                 )
             ),
-            train_dataset=questions(6),
+            train_dataset=questions(8),  # one epoch, because our order of later epochs differs
             processing_class=tokenizer,
         )
+        initial = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
         trainer.train()
-        history = trainer.state.log_history[:3]
-        return history, trainer.model.state_dict()
+        return trainer.state.log_history[:4], initial, trainer.model.state_dict()
 
-    ours, our_weights = run(StepGRPOTrainer, StepGRPOConfig, credit="outcome", outcome_weight=0.0)
-    theirs, their_weights = run(GRPOTrainer, GRPOConfig)
-    for key in ("loss", "grad_norm", "reward", "reward_std", "completions/mean_length", "steps/mean_score"):
-        assert [log[key] for log in ours] == pytest.approx([log[key] for log in theirs], abs=1e-6), key
-    assert len({log["grad_norm"] for log in ours}) == 3 and all(log["reward_std"] > 0.1 for log in ours)
-    initial = tiny_llama(len(word_level())).state_dict()
-    for name, weight in our_weights.items():
-        torch.testing.assert_close(weight, their_weights[name], atol=1e-6, rtol=0)
+    ours, initial, our_weights = run(StepGRPOTrainer, StepGRPOConfig, credit="outcome")
+    theirs, _, their_weights = run(GRPOTrainer, GRPOConfig)
+    timing = {"step_time", "reward_parts/step", "reward_parts/outcome", "reward_parts/kl"}
+    for our_log, their_log in zip(ours, theirs, strict=True):
+        shared = {key for key in their_log if key not in timing}
+        assert {"loss", "grad_norm", "entropy"} <= shared <= our_log.keys()
+        assert {key: our_log[key] for key in shared} == {key: their_log[key] for key in shared}
+    # With two iterations, every second log is of a batch that was generated before.
+    spreads = [log["reward_std"] for log in theirs if "reward_std" in log]
+    assert len({log["grad_norm"] for log in ours}) == 4 and min(spreads) > 0.1 and len(spreads) >= 2
+    assert all(torch.equal(weight, their_weights[name]) for name, weight in our_weights.items())
     assert max((weight - initial[name]).abs().max() for name, weight in our_weights.items()) > 1e-3
+
+
+def test_the_outcome_weight_multiplies_the_other_weights_of_the_credit_outcome(tmp_path):
+    # Rewards 2 * 0.8 + 0.5 * 3 * 1 = 3.1 and 2 * 0.2 = 0.4, with mean 1.75
+    options = {"credit": "outcome", "funcs": [outcome_reward], "reward_weights": [2.0, 3.0], "outcome_weight": 0.5}
+    trainer = make_trainer(tmp_path, **options)
+    check(rollout(trainer, [A, B])["advantages"], [1.35, -1.35])
+    assert trainer._metrics["train"]["reward"] == [pytest.approx(1.75)]
+    assert trainer._metrics["train"]["reward_parts/step"] == [pytest.approx(1.0)]
+    assert trainer._metrics["train"]["reward_parts/outcome"] == [pytest.approx(0.75)]
+
+
+def test_the_aggregation_of_the_configuration_counts_with_the_credit_outcome(tmp_path):
+    # The minimum of A is 0.4, although the reward function takes the last score, 0.8. "</s>" has no score.
+    reward = StepRewardFunction(FakeScorer(by_last_number), aggregation="last")
+    trainer = make_trainer(tmp_path, scorer=reward, credit="outcome", aggregation="min", num_generations=4)
+    check(rollout(trainer, [A, B, "</s>", B])["advantages"], [0.4 - 0.8 / 3, 0.2 - 0.8 / 3, 0.0, 0.2 - 0.8 / 3])
 
 
 def test_canary_trls_loss_takes_one_advantage_per_token(tmp_path):
@@ -634,6 +700,40 @@ def test_num_iterations_clips_with_an_advantage_per_token(tmp_path):
     assert first["clip_ratio/region_mean"] == 0 < second["clip_ratio/region_mean"]
 
 
+def test_defaults_of_credit(tmp_path):
+    # The study of credits chose them: see docs/policies.md.
+    defaults = StepGRPOConfig(**settings(tmp_path))
+    assert (defaults.credit, defaults.gamma, defaults.scale_rewards) == ("difference", 0.0, "batch")
+    assert StepGRPOConfig(**settings(tmp_path, credit="min_form")).gamma == 1.0  # min_form is a sum over steps
+    assert StepPPOConfig(**settings(tmp_path)).gamma == 1.0  # per token
+    assert StepPPOConfig(**settings(tmp_path, gamma=0.5)).gamma == 0.5
+
+
+def test_beta_defaults_to_a_tenth_on_step_scores_alone(tmp_path, caplog):
+    tokenizer = word_level()
+    path = save_tiny(tmp_path / "policy", tokenizer)
+
+    def beta(funcs=(), args=None, model=path, **others):
+        args = args or StepGRPOConfig(**settings(tmp_path, **others))
+        reward = [FakeScorer(by_last_number), *funcs]
+        trainer = StepGRPOTrainer(model, reward, args, questions(4), processing_class=tokenizer)
+        assert (trainer.ref_model is None) == (trainer.beta == 0.0)
+        return trainer.beta
+
+    assert beta() == 0.1
+    assert "learns from step scores alone. Therefore `beta` is 0.1, and a reference model is loaded" in caplog.text
+    assert beta([outcome_reward]) == 0.0
+    assert beta([outcome_reward], outcome_weight=0.0) == 0.1  # graded, but not trained on
+    assert beta(beta=0.0) == 0.0
+    assert beta(eta=4.0) == 0.25
+    # The default is chosen again if a configuration is used again.
+    args = StepGRPOConfig(**settings(tmp_path))
+    assert [beta(args=args), beta([outcome_reward], args)] == [0.1, 0.0]
+    # TRL loads the reference by the name of the model.
+    assert beta(model=tiny_llama(len(tokenizer))) == 0.0
+    assert "TRL cannot load a reference for a model without a name" in caplog.text
+
+
 def test_beta_is_one_over_eta(tmp_path):
     assert StepGRPOConfig(**settings(tmp_path, eta=4.0)).beta == 0.25
     assert StepGRPOConfig(**settings(tmp_path, eta=4.0, beta=0.1)).beta == 0.1
@@ -668,9 +768,6 @@ def test_the_kl_of_beta_is_in_the_loss(tmp_path):
         ({"score_temperature": 0.0}, "score_temperature: got 0.0"),
         ({"outcome_weight": -1.0}, "outcome_weight: got -1.0"),
         ({"outcome_weight": math.inf}, "outcome_weight: got inf"),
-        ({"loss_type": "vespo"}, "one advantage per completion"),
-        ({"off_policy_mask_threshold": 0.1}, "one advantage per completion"),
-        ({"multi_objective_aggregation": "normalize_then_sum"}, "expected 'sum_then_normalize'"),
     ],
 )
 def test_invalid_configurations_are_errors(tmp_path, others, message):

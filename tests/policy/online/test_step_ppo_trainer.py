@@ -163,6 +163,19 @@ def test_the_reward_model_as_critic_with_an_outcome_worked_by_hand(tmp_path):
     )
 
 
+def test_reward_weights_apply_to_all_reward_functions(tmp_path):
+    # Rewards of A are 2 * (0, 0.4, 0, 0.4), and 0.5 * 3 at its end. B has 2 * 0.2.
+    options = {"funcs": [outcome_reward], "outcome_weight": 0.5, "reward_weights": [2.0, 3.0]}
+    trainer = make_trainer(tmp_path, gae_lambda=0.0, **options)
+    check(rollout(trainer, [A, B])["advantages"], [[0, 0.8, 0, 2.3], [0, 0.4, 0, 0]])
+    assert trainer._metrics["train"]["reward_parts/step"] == [pytest.approx(1.0)]
+    # With the reward model as critic, the value has the weights of the rewards, 2 + 0.5: 1.25 and 1 before A's steps,
+    # and 1.25 before B's. The rewards are 2 * 0.8 + 0.5 for A and 2 * 0.2 for B.
+    options = {**options, "reward_weights": [2.0, 1.0]}
+    trainer = make_trainer(tmp_path, critic="erprm", credit="outcome", **options)
+    check(rollout(trainer, [A, B])["advantages"], [[0.85, 0.85, 1.1, 1.1], [-0.85, -0.85, 0, 0]])
+
+
 def test_no_outcome_is_expected_for_rows_without_an_outcome(tmp_path):
     def sometimes(completions, **columns):
         return [1.0, None]
@@ -170,6 +183,24 @@ def test_no_outcome_is_expected_for_rows_without_an_outcome(tmp_path):
     trainer = make_trainer(tmp_path, critic="erprm", funcs=[sometimes], outcome_weight=0.5)
     # A as above. B has only the decrease of its value.
     check(rollout(trainer, [A, B])["advantages"], [[0.3 + 0.25, 0.3 + 0.25, 0.4 + 0.3, 0.4 + 0.3], [-0.3, -0.3, 0, 0]])
+
+
+@pytest.mark.parametrize("critic", ["head", "erprm"])
+def test_the_reference_model_may_follow_the_policy(tmp_path, critic):
+    # The value head is a parameter of the policy that the reference model does not have.
+    save_tiny(tmp_path / "policy", word_level())
+    sync = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.75}
+    options = {"beta": 0.1, "critic": critic, "max_steps": 1, **sync}
+    trainer = make_trainer(tmp_path / "run", scorer=FakeScorer(by_text), model=str(tmp_path / "policy"), **options)
+    before = {name: weight.clone() for name, weight in trainer.ref_model.named_parameters()}
+    trainer.train()
+    policy = {name: weight for name, weight in trainer.model.named_parameters() if "value_head" not in name}
+    assert policy.keys() == before.keys() and (trainer.value_head is not None) is (critic == "head")
+    assert any(not torch.equal(policy[name], weight) for name, weight in before.items())
+    for name, weight in trainer.ref_model.named_parameters():
+        torch.testing.assert_close(weight, 0.25 * before[name] + 0.75 * policy[name])
+    if critic == "head":
+        assert trainer.value_head.weight.any()  # it is part of the policy again, and is trained
 
 
 def lacking(completions, **columns):

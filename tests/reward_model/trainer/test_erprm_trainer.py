@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from synchronisation_counts import count_updates
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import SFTConfig
 from zoo import byte_level_bpe, save_tiny, tiny_llama, word_level
@@ -128,6 +129,38 @@ def test_accumulation_and_padding_do_not_change_the_loss(options, model_path, tm
         runs.append((weights(trainer), losses))
     assert torch.allclose(runs[0][0], runs[1][0], atol=1e-6)
     assert runs[0][1] == pytest.approx(runs[1][1], abs=1e-5)
+
+
+@pytest.mark.slow("trains several times")
+@pytest.mark.parametrize("options", [{}, {"head": "token"}, {"packing": True}, {"head": "implicit"}], ids=str)
+def test_the_device_waits_once_per_update_and_not_per_batch(options, model_path, tmp_path):
+    data = DATA.map(lambda row: {"label": row["labels"][-1]}) if options.get("head") == "implicit" else DATA
+    for accumulated in (1, 3):
+        settings = {"max_steps": 3, "gradient_accumulation_steps": accumulated, "per_device_train_batch_size": 1}
+        for logging_steps, most in ((100, 1), (1, 5)):
+            args = config(tmp_path, **settings, **options, logging_steps=logging_steps)
+            updates = count_updates(ERPRMTrainer(model_path, args, train_dataset=data))
+            # The first update checks the weights and the packing, and the last one logs a summary.
+            assert updates[1].total() <= most, updates[1]
+
+
+def test_a_collator_without_step_index_gives_the_same_loss(model_path, tmp_path):
+    trainer = ERPRMTrainer(model_path, config(tmp_path), train_dataset=DATA)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    assert batch["step_index"].tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
+    trainer.model.train()
+    expected = trainer.compute_loss(trainer.model, dict(batch))
+    del batch["step_index"]
+    assert trainer.compute_loss(trainer.model, batch) == expected
+
+
+def test_batches_of_an_epochs_end_are_recorded_completely(model_path, tmp_path):
+    """All batches of the last update are fetched first, and the last one is smaller."""
+    data = Dataset.from_list(ROWS[:3])
+    args = config(tmp_path, max_steps=1, gradient_accumulation_steps=2, num_train_epochs=1)
+    trainer = ERPRMTrainer(model_path, args, train_dataset=data)
+    trainer.train()
+    assert trainer.state.log_history[0]["num_tokens"] == sum(len(row["input_ids"]) for row in trainer.train_dataset)
 
 
 @pytest.mark.slow("trains twice")

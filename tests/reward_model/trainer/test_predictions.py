@@ -92,6 +92,29 @@ def test_several_processes_predict_the_same_as_one_process(model_path, expected,
             check(json.loads(file.read_text()), expected)
 
 
+@pytest.mark.slow("starts processes")
+def test_several_processes_log_the_training_metrics_of_one_process(model_path, tmp_path):
+    """The copy that fills the last batch of an epoch is not in the metrics, and all other rows are."""
+    runs = {"one": (1, [4]), "two": (2, [2]), "accumulated": (2, [1, 2])}
+    for name in runs:
+        (tmp_path / name).mkdir()
+    launches = [(world, [model_path, str(tmp_path / name), *sizes]) for name, (world, sizes) in runs.items()]
+    errors, _ = launch_forked(erprm_runs.train_and_log, launches)
+    assert errors == [None] * len(runs)
+    logs = {}
+    for name, (world, _) in runs.items():
+        entries = json.loads((tmp_path / name / f"0-of-{world}.json").read_text())[:2]
+        left_out = ("loss", "grad_norm", "perf/")
+        logs[name] = [
+            {key: value for key, value in entry.items() if not key.startswith(left_out)} for entry in entries
+        ]
+    assert {"brier", "auc", "num_tokens", "score/step_1"} <= logs["one"][1].keys()
+    for name in ("two", "accumulated"):
+        assert [entry.keys() for entry in logs[name]] == [entry.keys() for entry in logs["one"]]
+        for got, alone in zip(logs[name], logs["one"], strict=True):
+            assert got == pytest.approx(alone, abs=1e-5)
+
+
 def test_predictions_and_interrupted_evaluations_leave_no_records(model_path, tmp_path):
     args = ERPRMConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, **FORMAT)
     data = Dataset.from_list(ROWS)
