@@ -200,6 +200,16 @@ def test_small_changes_of_bfloat16_weights_are_not_rounded_away(reference_path):
     assert ((after - before[name]).abs()[large] > 0).float().mean() > 0.5
 
 
+def test_gradients_of_bfloat16_weights_are_summed_over_batches(reference_path):
+    norms = [
+        updates_of(make_scorer(reference_path, dtype=torch.bfloat16), max_batch_tokens=max_batch_tokens)
+        .step(ASKED, STEPS, OUTCOMES)
+        .grad_norm
+        for max_batch_tokens in (10_000, 1)
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
 def test_only_an_adapters_weights_are_trained(tmp_path, reference_path):
     scorer = make_scorer(reference_path, lora=True)
     before = weights_of(scorer)
