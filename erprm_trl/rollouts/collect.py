@@ -209,13 +209,11 @@ def collect_rollouts(
     path = make_folder(output_dir)
     reasoning, continue_from = _modes(path, questions[0], sampler, completer, reasoning, num_continuations)
     unchanged = {"seed": seed, "chunk_size": chunk_size, "steps_of": steps_of, "answer_pattern": answer_pattern}
+    unchanged |= {"num_continuations": num_continuations, "include_question": include_question, "splitter": splitter}
     settings = CollectionSettings(
         **_extent(questions, num_solutions, chunk_size),
         **unchanged,
         **sharing,
-        num_continuations=num_continuations,
-        include_question=include_question,
-        splitter=splitter,
         grading=grading_name(grading),
         sampler={} if sampler is None else sampler.settings,
         store_token_ids=bool(store_token_ids),

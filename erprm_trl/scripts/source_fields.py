@@ -172,7 +172,12 @@ class _Source:
             operands = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.operand,)
             return OPERATORS[type(node.op)](*(self._value(operand, local) for operand in operands))
         if isinstance(node, (ast.List, ast.Tuple)):
-            values = [self._value(item, local) for item in node.elts]
+            values = []
+            for item in node.elts:
+                if isinstance(item, ast.Starred):
+                    values += self._value(item.value, local)
+                else:
+                    values.append(self._value(item, local))
             return values if isinstance(node, ast.List) else tuple(values)
         if isinstance(node, ast.Dict) and None not in node.keys:
             pairs = zip(node.keys, node.values, strict=True)

@@ -84,7 +84,7 @@ def test_training_and_scoring_encodings_are_identical(case, tmp_path, monkeypatc
     scorer = StepScorer.from_pretrained(path)
     monkeypatch.setattr(
         "erprm_trl.reward_model.scoring.local.step_logits",
-        lambda *batch, unwrapped: seen.update(batch=batch) or torch.zeros(3, 2),
+        lambda *batch, unwrapped, step_index: seen.update(batch=batch) or torch.zeros(3, 2),
     )
     scorer.score([question], [steps])
     for index, key in enumerate(("input_ids", "attention_mask", "step_positions", "step_mask"), start=3):

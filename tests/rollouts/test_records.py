@@ -199,6 +199,7 @@ KEYS = {item.name for record in (RolloutRow, CollectionSettings) for item in fie
 # Subscripted expressions that are other objects with such keys. `row` is a rollout row, unless the module reads other
 # rows.
 OTHER_OBJECTS = {
+    "batch": "a batch of tensors",
     "choice": "a server's completion",
     "counts": "a counter",
     "entry": "a log",
@@ -214,12 +215,16 @@ OTHER_OBJECTS = {
 }
 OTHER_ROWS = {
     "erprm_trl/reward_model/scoring/scorer_file.py": "settings of a scorer",
+    "erprm_trl/dial/experiments/agents.py": "questions",
     "erprm_trl/dial/experiments/policies.py": "questions",
+    "erprm_trl/rollouts/agents/tool_loop.py": "a row of a dataset for an environment",
     "erprm_trl/rollouts/grading/grader.py": "settings of a grader",
     "erprm_trl/rollouts/grading/worker.py": "settings of a grader",
     "erprm_trl/selection/evaluation/processbench.py": "rows of ProcessBench",
     "tests/benchmarks/collection_speed.py": "questions",
     "tests/benchmarks/fork_cache.py": "questions",
+    "tests/benchmarks/credit_study.py": "settings of a method",
+    "tests/benchmarks/synchronisations.py": "questions",
     "tests/benchmarks/grading_cases.py": "rows of public question sets",
     "tests/benchmarks/scoring_server.py": "questions",
     "tests/benchmarks/scoring_speed.py": "questions",

@@ -33,7 +33,6 @@ from ..scored_batch import ScoredBatch
 
 logger = logging.getLogger(__name__)
 
-UPDATES = ("before_scoring", "after_scoring")
 FOLDER, STATE_FILE = "reward_model", "optimizer.safetensors"
 MASTER = "float32"
 SUBJECT = "update_reward_model"
@@ -101,7 +100,7 @@ def updatable_backend(scorer: StepScorer, subject: str) -> ImplicitBackend:
             or if they have the dtype float16.
     """
     backend = scorer.backend
-    if not isinstance(backend, ImplicitBackend):
+    if scorer.weights is None or backend.prm_format.head != "implicit":
         raise ValueError(
             f"{subject}: got {SUBJECT} with a {type(backend).__name__}, whose weights cannot be trained here, "
             "expected an implicit reward model in this process. Pass its folder or Hub id as the reward model."

@@ -9,8 +9,7 @@ from ...functional.advantages import CREDITS
 from ...functional.aggregation import AGGREGATIONS
 from ...training.tracking.tracking_config import TrackingConfig
 from .completion_options import refuse_options_of_completions
-from .log_ratio import LOG_RATIO, check_log_ratio
-from .reward_model_updates import UPDATES
+from .credit_options import LOG_RATIO, UPDATES, check_log_ratio
 
 
 CREDIT_CHOICES = (*CREDITS, LOG_RATIO)
@@ -43,9 +42,14 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             the aggregation of the reward model's format. Only the credits `"difference"` and `"outcome"` use it.
         score_temperature (`float`, *optional*, defaults to `0.1`):
             Temperature of the softmax of `"min_form"`.
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount factor of later rewards, per step in GRPO and per token in PPO. In GRPO, 1 credits a step with all
-            later rewards, and 0 only with its own reward.
+        gamma (`float`, *optional*):
+            Discount factor of later rewards, per step in GRPO and per token in PPO. In GRPO, 0 credits a step with its
+            own reward alone, and 1 also with the rewards of all later steps. Defaults to 0 in GRPO, and to 1 in PPO
+            and with the credit `"min_form"`.
+        scale_rewards (`str` or `bool`, *optional*, defaults to `"batch"`):
+            As in [`~trl.GRPOConfig`], where the default is `"group"`. It applies to the step rewards and to the
+            outcomes, which are scaled separately. In a group whose solutions are equally good, the scores differ by
+            errors of the reward model alone, and `"group"` would enlarge these errors.
         center (`str`, *optional*):
             `"outcome"` shifts the step rewards of each question's wrong solutions to mean zero, so that plausible
             steps of wrong solutions gain nothing on average (PROGRS). A solution is wrong if its graded answer is.
@@ -65,8 +69,9 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             ([`StepScorer`]) if the eta of its labels is finite and recorded in its format. Otherwise the scores are
             used as they are, and a warning is logged. It also sets `beta` to 1/eta, unless `beta` is set.
         beta (`float`, *optional*):
-            KL coefficient. Defaults to 1/eta if `eta` is set, else to 0, which needs no reference model. With
-            `credit="log_ratio"`, the KL is a part of the returns, and not of the loss.
+            KL coefficient. Defaults to 1/eta if `eta` is set. Otherwise, it defaults to 0, which needs no reference
+            model, except in GRPO on step scores alone, without an outcome. There it defaults to 0.1, because policies
+            collapsed without it. With `credit="log_ratio"`, the KL is a part of the returns, and not of the loss.
 
         shard_reward_model (`bool`, *optional*, defaults to `False`):
             Whether to shard the reward model over the processes of a ZeRO-3 training run. It must be passed by its
@@ -132,8 +137,16 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
     score_temperature: float = field(
         default=0.1, metadata={"help": "Temperature of the softmax of the credit 'min_form'."}
     )
-    gamma: float = field(
-        default=1.0, metadata={"help": "Discount factor of later rewards, per step in GRPO and per token in PPO."}
+    gamma: float | None = field(
+        default=None,
+        metadata={
+            "help": "Discount factor of later rewards, per step in GRPO and per token in PPO. Defaults to 0 in GRPO, "
+            "and to 1 in PPO and with the credit 'min_form'."
+        },
+    )
+    scale_rewards: str = field(
+        default="batch",
+        metadata={"help": "How rewards are scaled: 'batch', 'group' or 'none', as in GRPOConfig."},
     )
     center: str | None = field(
         default=None,
@@ -156,7 +169,8 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
         },
     )
     beta: float | None = field(
-        default=None, metadata={"help": "KL coefficient. Defaults to 1/eta, or to 0 without eta."}
+        default=None,
+        metadata={"help": "KL coefficient. Defaults to 1/eta. Without eta, it is 0, or 0.1 in GRPO without outcomes."},
     )
     shard_reward_model: bool = field(
         default=False,
@@ -191,6 +205,10 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
 
     def __post_init__(self):
         check_log_ratio(self)
+        if self.gamma is None:
+            self.gamma = self._default_gamma
+        # Without an outcome, the trainer chooses another default.
+        self.beta_is_default = self.beta is None and self.eta is None
         if self.beta is None:
             if self.eta is not None and not self.eta > 0:
                 raise ValueError(
@@ -221,6 +239,10 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             self._check_updates()
         if not self.trl_computes_advantages:
             refuse_options_of_completions(self)
+
+    @property
+    def _default_gamma(self) -> float:
+        return 1.0 if self.credit == "min_form" else 0.0
 
     @property
     def trl_computes_advantages(self) -> bool:
@@ -312,9 +334,17 @@ class StepPPOConfig(StepGRPOConfig):
     )
 
     @property
+    def _default_gamma(self) -> float:
+        return 1.0 if self.credit == "min_form" else 0.0
+
+    @property
     def trl_computes_advantages(self) -> bool:
         """Whether TRL computes the advantages: never, because they depend on the critic."""
         return False
+
+    @property
+    def _default_gamma(self) -> float:
+        return 1.0
 
     def __post_init__(self):
         if self.credit == LOG_RATIO:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ...functional.advantages import group_step_advantages, spread_over_steps, subtract_initial_value
+from .credit_options import LOG_RATIO
 from .global_steps import GlobalSteps
-from .log_ratio import LOG_RATIO, log_ratio_advantages
+from .log_ratio import log_ratio_advantages
 from .step_trainer import StepTrainer
 from .tool_tokens import loss_mask
 
@@ -67,6 +68,8 @@ class StepGRPOTrainer(StepTrainer):
 
     _tag_names = ["trl", "erprm-trl", "step-grpo"]
     _name = "Step GRPO"
+    # On step scores alone, policies on dial collapsed without a KL term (tests/benchmarks/credit_study.py).
+    _beta_of_step_scores = 0.1
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

@@ -36,9 +36,10 @@ from ..completions import opens_thinking
 from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import check_columns, check_kept_columns, columns_of, policy_model
+from .credit_options import LOG_RATIO
 from .generation_buffer import load_generation, save_generation
 from .global_steps import GlobalSteps
-from .log_ratio import LOG_RATIO, REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
+from .log_ratio import REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
 from .metrics import mean_over_processes, read_metrics
 from .policy_continuations import PolicyContinuations
 from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
@@ -67,6 +68,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     """
 
     _config_class = StepGRPOConfig
+    _beta_of_step_scores = 0.0  # default of `beta` if there are step scores of a reward model and no outcomes
 
     def __init__(
         self,
@@ -129,6 +131,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         check_outcome = _check_outcome if scores_steps else refuse_no_outcome
         if len(funcs) == scores_steps and environment_factory is None:
             check_outcome(subject, args, columns)
+        if args.beta_is_default:
+            has_outcome = len(funcs) > scores_steps or environment_factory is not None
+            from_scores_alone = not (has_outcome and args.outcome_weight != 0) and not self.step_reward.samples_policy
+            args.beta = self._beta_of_step_scores if from_scores_alone else 0.0
+            if args.beta:
+                logger.warning(
+                    "%s: the policy learns from step scores alone, so `beta` is %s, and a reference model is loaded. "
+                    "Set answer_column to learn from graded answers too, or set beta.", subject, args.beta,
+                )  # fmt: skip
         if args.update_reward_model is not None:
             check_updates(subject, self.step_reward.prm_format, self.answer_reward is not None)
         model, processing_class, quantization_config = policy_model(

@@ -32,7 +32,8 @@ def engine_environment(accelerator: Accelerator) -> Iterator[None]:
     for name in before:
         if name in LAUNCHER or name.startswith(LAUNCHER_PREFIXES):
             del os.environ[name]
-    if accelerator.num_processes > 1 and accelerator.device.index is not None:
+    # Processes without an accelerator have devices such as cpu:1.
+    if accelerator.num_processes > 1 and accelerator.device.type != "cpu":
         from vllm.platforms import current_platform
 
         name = current_platform.device_control_env_var

@@ -171,8 +171,8 @@ class RewardModelRefresh:
             )
         if len(asked) < count or not held_out:
             logger.warning(
-                "refresh_reward_model: round %d labels %d questions instead of %d, and measures the reward model on "
-                "%d, because a quarter of all questions is held out. Raise questions_per_round to have more.",
+                "refresh_reward_model: round %d labels %d of %d wanted questions, and measures the reward model on "
+                "%d others, because a quarter of all questions is held out. Raise questions_per_round to have more.",
                 folder.index, len(asked), count, len(held_out),
             )  # fmt: skip
         continuations = 0 if self.is_implicit else args.refresh_num_continuations

@@ -33,14 +33,17 @@ from erprm_trl.policy.reward_function import StepRewardFunction
 # The running example, a group of two. A = "4 ки | 8 </s>": steps of two tokens, scores 0.4 and 0.8.
 # B = "2 </s>": one step, score 0.2, two tokens and two of padding.
 A, B = "4 ки 8 </s>", "2 </s>"
+# The advantage of a step is the sum of the rewards from it on, which are only centred. There is no KL.
+PLAIN = {"scale_rewards": "none", "aggregation": "last", "gamma": 1.0}
 
 
 def make_trainer(folder, *, scorer=None, dataset=None, funcs=(), tokenizer=None, model=None, **others):
     tokenizer = tokenizer or word_level()
+    beta = {} if "eta" in others else {"beta": 0.0}
     return StepGRPOTrainer(
         model or tiny_llama(len(tokenizer)),
         [scorer or FakeScorer(by_last_number), *funcs],
-        args=StepGRPOConfig(**settings(folder, **{"scale_rewards": "none", "aggregation": "last", **others})),
+        args=StepGRPOConfig(**settings(folder, **{**PLAIN, **beta, **others})),
         train_dataset=dataset if dataset is not None else questions(4),
         processing_class=tokenizer,
     )
@@ -246,7 +249,7 @@ def test_the_step_reward_may_have_any_place_in_the_list(tmp_path):
     trainer = StepGRPOTrainer(
         tiny_llama(len(tokenizer)),
         [outcome_reward, FakeScorer(by_last_number)],
-        args=StepGRPOConfig(**settings(tmp_path, scale_rewards="none", aggregation="last", reward_weights=[0.5, 9.0])),
+        args=StepGRPOConfig(**settings(tmp_path, **PLAIN, reward_weights=[0.5, 9.0])),
         train_dataset=questions(4),
         processing_class=tokenizer,
     )
@@ -695,6 +698,45 @@ def test_num_iterations_clips_with_an_advantage_per_token(tmp_path):
     trainer.train()
     first, second = trainer.state.log_history[:2]
     assert first["clip_ratio/region_mean"] == 0 < second["clip_ratio/region_mean"]
+
+
+def test_defaults_of_credit(tmp_path):
+    # The study of credits chose them: see docs/policies.md.
+    defaults = StepGRPOConfig(**settings(tmp_path))
+    assert (defaults.credit, defaults.gamma, defaults.scale_rewards) == ("difference", 0.0, "batch")
+    assert StepGRPOConfig(**settings(tmp_path, credit="min_form")).gamma == 1.0  # min_form is a sum over steps
+    assert StepPPOConfig(**settings(tmp_path)).gamma == 1.0  # per token
+    assert StepPPOConfig(**settings(tmp_path, gamma=0.5)).gamma == 0.5
+
+
+def test_beta_defaults_to_a_tenth_on_step_scores_alone(tmp_path, caplog):
+    def beta(funcs=(), **others):
+        args = StepGRPOConfig(**settings(tmp_path, **others))
+        tokenizer = word_level()
+        trainer = StepGRPOTrainer(
+            tiny_llama(len(tokenizer)),
+            [FakeScorer(by_last_number), *funcs],
+            args,
+            questions(4),
+            processing_class=tokenizer,
+        )
+        assert (trainer.ref_model is None) == (trainer.beta == 0.0)
+        return trainer.beta
+
+    assert beta() == 0.1
+    assert "the policy learns from step scores alone, so `beta` is 0.1" in caplog.text
+    assert beta([outcome_reward]) == 0.0
+    assert beta([outcome_reward], outcome_weight=0.0) == 0.1  # graded, but not trained on
+    assert beta(beta=0.0) == 0.0
+    assert beta(eta=4.0) == 0.25
+    # The default is chosen again if a configuration is used again.
+    args = StepGRPOConfig(**settings(tmp_path))
+    for funcs, expected in (([], 0.1), ([outcome_reward], 0.0)):
+        tokenizer = word_level()
+        model = tiny_llama(len(tokenizer))
+        reward = [FakeScorer(by_last_number), *funcs]
+        trainer = StepGRPOTrainer(model, reward, args, questions(4), processing_class=tokenizer)
+        assert trainer.beta == expected
 
 
 def test_beta_is_one_over_eta(tmp_path):

@@ -46,6 +46,10 @@ def last_digit(step):
     return 0.4 if step.endswith("</tool_call>") else int(re.findall(r"\d", step)[-1]) / 10
 
 
+# The advantage of a step is the sum of the rewards from it on. There is no KL.
+PLAIN = {"aggregation": "last", "gamma": 1.0, "beta": 0.0, "max_completion_length": 300}
+
+
 def make_trainer(folder, classes=GRPO, scorer=None, dataset=None, funcs=(), model=None, **others):
     trainer_class, config_class = classes
     tokenizer = chat_tokenizer()
@@ -59,7 +63,7 @@ def make_trainer(folder, classes=GRPO, scorer=None, dataset=None, funcs=(), mode
     return trainer_class(
         model or tiny_llama(len(tokenizer), max_position_embeddings=2048),
         [scorer or FakeScorer(last_digit, PRMFormat()), *funcs],
-        config_class(**settings(folder, **{"aggregation": "last", "max_completion_length": 300, **others})),
+        config_class(**settings(folder, **{**PLAIN, **others})),
         chats(4) if dataset is None else dataset,
         processing_class=tokenizer,
         **more,
@@ -108,9 +112,12 @@ def test_each_turn_has_one_advantage_and_the_tools_tokens_none(tmp_path, credit)
     trainer = make_trainer(tmp_path, credit=credit)
     batch = rollout(trainer, A, B)
     assert read_steps(trainer) == [STEPS_A, B]
-    assert batch["tool_mask"][0].min() == 0 and torch.equal(loss_mask(batch) > 0, batch["advantages"] != 0)
+    advantages = batch["advantages"]
+    if credit == "outcome":  # one advantage per completion
+        advantages = advantages[:, None] * loss_mask(batch)
+    assert batch["tool_mask"][0].min() == 0 and torch.equal(loss_mask(batch) > 0, advantages != 0)
     for row, expected in enumerate(OUTCOME[credit]):
-        turns = runs(batch["advantages"][row], loss_mask(batch)[row])
+        turns = runs(advantages[row], loss_mask(batch)[row])
         assert len(turns) == len(expected)
         for turn, advantage in zip(turns, expected, strict=True):
             assert turn == pytest.approx([advantage] * len(turn), abs=2e-6)
@@ -122,7 +129,7 @@ def test_each_turn_has_one_advantage_and_the_tools_tokens_none(tmp_path, credit)
     assert metrics["steps/tokens_per_step"] == [pytest.approx(loss_mask(batch).sum().item() / 3)]
     logged = list(trainer._logs["advantages"])
     assert logged == pytest.approx([sum(sum(runs(a, m), [])) / m.sum().item() for a, m in
-                                    zip(batch["advantages"], loss_mask(batch), strict=True)], abs=1e-6)  # fmt: skip
+                                    zip(advantages, loss_mask(batch), strict=True)], abs=1e-6)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

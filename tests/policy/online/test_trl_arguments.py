@@ -169,8 +169,9 @@ def test_a_field_is_accepted_or_refused_by_name(tmp_path, name):
 def test_defaults_are_trls():
     ours = {field.name: field.default for field in fields(StepGRPOConfig)}
     differing = {field.name for field in fields(GRPOConfig) if field.default != ours[field.name]}
-    # beta is 1 / eta, or 0 without eta. A loss that is not finite ends the training, and is not left out of the log.
-    assert differing == {"beta", "logging_nan_inf_filter"}
+    # beta is 1 / eta, or depends on the outcomes. A loss that is not finite ends the training, and is not left out of
+    # the log. Rewards are scaled over the batch, because groups of equally good solutions enlarge errors of scores.
+    assert differing == {"beta", "logging_nan_inf_filter", "scale_rewards"}
 
 
 @pytest.mark.parametrize("trainer_class", [StepGRPOTrainer, StepPPOTrainer])

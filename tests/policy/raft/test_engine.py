@@ -136,6 +136,7 @@ def accelerator(num_processes, device):
         (4, "cuda:1", None, "1"),
         (4, "cuda:1", "2,3", "3"),  # device 1 of the process is the second visible one
         (2, "cpu", None, None),
+        (2, "cpu:1", None, None),
     ],
 )
 def test_an_engine_sees_one_device_and_no_launcher(monkeypatch, num_processes, device, visible, expected):

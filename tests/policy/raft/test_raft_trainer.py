@@ -454,7 +454,7 @@ def test_columns_are_configured_or_found_and_a_missing_column_is_an_error(build)
         build(questions=without, question_column="text", answer_column="result")
     prompted = [{"prompt": f"{row['text']}!", "text": row["text"]} for row in rows]
     trainer = build(questions=prompted, question_column="text")
-    assert trainer.questions[0] == (rows[0]["text"], None, rows[0]["text"] + "!")
+    assert trainer.questions[0] == Question(rows[0]["text"], None, rows[0]["text"] + "!")
 
 
 @pytest.mark.parametrize("kind", ["question", "prompt"])
