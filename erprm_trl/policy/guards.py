@@ -26,6 +26,8 @@ RATIOS = ("steps/per_answer", "steps/tokens_per_step")
 SHARES = ("steps/unfinished_share", "steps/repeated_share", "steps/unscorable_share")
 KL, AGREEMENT, SCORE, ACCURACY = "kl", "steps/agreement", "steps/mean_score", "steps/accuracy"
 DIVERGENCE = "score_and_accuracy"  # computed from SCORE and ACCURACY
+PLATEAU = "score_plateau"  # computed from the scores of logs without an accuracy
+IMPROVEMENT = 0.003  # of a score in [0, 1]
 ADVICE = {
     "steps/per_answer": "The number of steps collapses, or grows for its reward. Read completions, use the credit "
     "`difference`, and grade answers.",
@@ -37,6 +39,8 @@ ADVICE = {
     AGREEMENT: "The reward model prefers wrong answers. Train it on solutions of this policy.",
     DIVERGENCE: "The accuracy falls, but the score does not. Grade more answers, or train the reward model on "
     "solutions of this policy.",
+    PLATEAU: "The score no longer improves. From here on, the policy learns from the errors of the reward model. Use "
+    "the last good checkpoint, grade answers, or train the reward model on solutions of this policy.",
 }
 
 
@@ -64,11 +68,14 @@ class PolicyGuard(TrainerCallback):
     | `kl` | above `max_kl` | text that the reward model was not trained on |
     | `steps/agreement` | below `min_agreement` | wrong answers have higher scores than right answers |
     | `score_and_accuracy` | above `max_divergence` | the reward model is exploited |
+    | `score_plateau` | above `max_plateau` | the policy learns from the errors of the reward model |
 
     `steps/agreement` is the AUC within questions of the score for right answers, where 0.5 is chance. It is ignored
     if fewer than 5% of the answers are right, or fewer than 5% are wrong, because it is too noisy then.
     `score_and_accuracy` is the decrease of `steps/accuracy` from its reference minus the decrease of
-    `steps/mean_score`, which counts as 0 if the score did not decrease.
+    `steps/mean_score`, which counts as 0 if the score did not decrease. `score_plateau` is the number of logs since
+    the median of `steps/mean_score` last improved by 0.003. It is only checked if the accuracy is not known. Without
+    it, a policy with saturated scores may become wrong while all other signals stay the same.
 
     Args:
         warmup (`int`, *optional*, defaults to `5`):
@@ -90,6 +97,8 @@ class PolicyGuard(TrainerCallback):
             falls in healthy runs: when a policy improves, the remaining wrong answers look right.
         max_divergence (`float`, *optional*, defaults to `0.2`):
             Maximum decrease of the accuracy that the score does not show.
+        max_plateau (`int`, *optional*, defaults to `10`):
+            Maximum number of logs without an improvement of the score.
 
     A limit of `None` disables its check.
 
@@ -116,6 +125,7 @@ class PolicyGuard(TrainerCallback):
         max_kl: float | None = 2.0,
         min_agreement: float | None = 0.45,
         max_divergence: float | None = 0.2,
+        max_plateau: int | None = 10,
     ):
         for name, count in {"warmup": warmup, "window": window, "patience": patience}.items():
             if count < 1:
@@ -128,6 +138,7 @@ class PolicyGuard(TrainerCallback):
         self.max_kl = math.inf if max_kl is None else max_kl
         self.min_agreement = -math.inf if min_agreement is None else min_agreement
         self.max_divergence = math.inf if max_divergence is None else max_divergence
+        self.max_plateau = math.inf if max_plateau is None else max_plateau
         self._reset()
 
     @property
@@ -188,6 +199,7 @@ class PolicyGuard(TrainerCallback):
         self._history: dict[str, list[tuple[int, float]]] = defaultdict(list)
         self._logs_outside: dict[str, int] = {}
         self._held_at: int | None = None  # step whose checkpoint was held back
+        self._best_score, self._logs_since_best = -math.inf, 0
 
     def _observe(self, values: dict[str, float], step: int) -> list[str]:
         # Records a log, and returns the signals that have just left their limits.
@@ -196,6 +208,8 @@ class PolicyGuard(TrainerCallback):
             self._logs_outside[AGREEMENT] = 0
         for name, value in values.items():
             self._history[name].append((step, value))
+        if PLATEAU in values:
+            self._observe_score()
         left = []
         for signal in ADVICE:
             standing = self._standing(signal) if (SCORE if signal == DIVERGENCE else signal) in values else None
@@ -205,7 +219,18 @@ class PolicyGuard(TrainerCallback):
                 left += [signal] if self._logs_outside[signal] == 1 else []
         return left
 
+    def _observe_score(self) -> None:
+        medians = self._medians(PLATEAU)
+        if medians is not None:
+            self._logs_since_best += 1
+            if medians[1] >= self._best_score + IMPROVEMENT:
+                self._best_score, self._logs_since_best = medians[1], 0
+
     def _standing(self, signal: str) -> _Standing | None:
+        if signal == PLATEAU:
+            if self._history[ACCURACY] or not math.isfinite(self._best_score):
+                return None
+            return _Standing(self._logs_since_best, 0.0, -math.inf, self.max_plateau)
         if signal == DIVERGENCE:
             score, accuracy = self._medians(SCORE), self._medians(ACCURACY)
             if score is None or accuracy is None:
@@ -282,14 +307,14 @@ class PolicyGuard(TrainerCallback):
 
 
 def _watched(logs: dict) -> dict[str, float]:
-    # The signals of a log. The score is only used together with an accuracy, so that both are from the same logs.
+    # The signals of a log. A score and an accuracy are compared only if they are from the same logs.
     names = (*RATIOS, *SHARES, KL, AGREEMENT, SCORE, ACCURACY)
     values = {name: logs.get(name) for name in names}
     if "steps/unfinished_share" not in logs:
         values["steps/unfinished_share"] = logs.get("completions/clipped_ratio")
     values = {name: float(value) for name, value in values.items() if value is not None and not math.isnan(value)}
-    if ACCURACY not in values:
-        values.pop(SCORE, None)
+    if SCORE in values and ACCURACY not in values:
+        values[PLATEAU] = values.pop(SCORE)
     return values
 
 

@@ -30,6 +30,7 @@ from erprm_trl.dial import BASE_PATH, SEPARATOR, make_questions
 from erprm_trl.dial.experiments.chain import FORMAT, TEST_SEED, DialChain
 from erprm_trl.dial.experiments.policies import PPO, accuracy, make_noisy_policy, train_online
 from erprm_trl.io.atomic_files import replace_file
+from erprm_trl.policy.guards import PolicyGuard, _watched
 from erprm_trl.rollouts.outcomes import outcome_labels
 
 
@@ -268,32 +269,38 @@ def print_tables(tables):
             print(f"| {' | '.join(row.get(column, '') for column in columns)} |")
 
 
-def print_guard(results):
-    """Prints how many runs the guard would stop, among collapsed and other runs, for several limits."""
-    from erprm_trl import PolicyGuard
-    from erprm_trl.policy.guards import _watched
+def stopped_at(guard, history, has_answers):
+    """The update at which a guard would have stopped a run, or `None`."""
+    unknown = () if has_answers else ("steps/accuracy", "steps/agreement")
+    for index, entry in enumerate(history):
+        guard._observe(_watched({key: value for key, value in entry.items() if key not in unknown}), index)
+        if any(count >= guard.patience for count in guard._logs_outside.values()):
+            return index
+    return None
 
-    print("\n| setting | max_ratio | collapsed runs stopped | other runs stopped |\n|---|---|---|---|")
+
+def print_guard(results):
+    """Prints which runs the guard would have stopped, for several limits, and the accuracy at this time and at the
+    end."""
+    columns = "runs", "guard", "stopped", "accuracy when stopped", "accuracy at the end"
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    limits = [{"max_ratio": ratio, "max_plateau": None} for ratio in (1.25, 1.5, 2.0, 3.0)]
+    limits += [{"max_plateau": number} for number in (5, 10, 20)]
     for setting, methods in results.items():
-        for ratio in (1.25, 1.5, 2.0, 3.0):
-            stopped = {True: [0, 0], False: [0, 0]}
-            for runs in methods.values():
-                for result in runs.values():
-                    guard = PolicyGuard(max_ratio=ratio)
-                    caught = False
-                    for entry in result["history"]:
-                        watched = _watched(entry)
-                        if setting == "steps":  # without answers, these are not known
-                            watched = {
-                                k: v for k, v in watched.items() if k not in ("steps/accuracy", "steps/agreement")
-                            }
-                        guard._observe(watched, entry.get("step", 0))
-                        caught |= any(count >= guard.patience for count in guard._logs_outside.values())
-                    collapsed = min(average for _, average in curve(result)) < result["before"] - 0.1
-                    stopped[collapsed][0] += caught
-                    stopped[collapsed][1] += 1
-            cells = [f"{stopped[kind][0]} of {stopped[kind][1]}" for kind in (True, False)]
-            print(f"| {setting} | {ratio} | {cells[0]} | {cells[1]} |")
+        everything = [(result, curve(result)) for runs in methods.values() for result in runs.values()]
+        for is_collapsed in (True, False):
+            runs = [
+                (result["history"], [average for _, average in points])
+                for result, points in everything
+                if (min(average for _, average in points) < result["before"] - 0.1) == is_collapsed
+            ]
+            name = f"{setting}, {'collapsed' if is_collapsed else 'other'}"
+            for limit in limits if runs else ():
+                stops = [stopped_at(PolicyGuard(**limit), history, SETTINGS[setting][3]) for history, _ in runs]
+                caught = [(values[stop], values[-1]) for stop, (_, values) in zip(stops, runs, strict=True) if stop]
+                means = [f"{sum(column) / len(caught):.3f}" for column in zip(*caught, strict=True)] or ["", ""]
+                described = ", ".join(f"{key}={value}" for key, value in limit.items())
+                print(f"| {name} | {described} | {len(caught)} of {len(runs)} | {' | '.join(means)} |")
 
 
 def plot(results, path):

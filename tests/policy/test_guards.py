@@ -228,9 +228,30 @@ def test_nan_and_none_are_skipped(tmp_path, nothing):
     assert Run(tmp_path, PolicyGuard()).steps_until_stopped(limit=30, **missing) is None
 
 
-def test_the_score_is_ignored_without_answers(tmp_path):
-    run = Run(tmp_path, impatient())
-    none = {"steps__accuracy": None, "steps__agreement": None}
+NO_ANSWERS = {"steps__accuracy": None, "steps__agreement": None}
+
+
+def test_a_score_that_no_longer_improves_stops_a_run_without_answers(tmp_path):
+    run = Run(tmp_path, PolicyGuard(warmup=1, window=1, max_plateau=3, patience=2))
+    # Each score improves the best one by at least 0.003, except for the last three.
+    for score in (0.5, 0.503, 0.51, 0.52, 0.5, 0.5229, 0.51):
+        run.log(steps__mean_score=score, **NO_ANSWERS)
+        assert run.guard.outside == []
+    run.log(steps__mean_score=0.52, **NO_ANSWERS)  # the fourth log after 0.52
+    assert run.guard.outside == ["score_plateau"] and run.guard.last_good_checkpoint.endswith("-7")
+    run.log(steps__mean_score=0.53, **NO_ANSWERS)
+    assert run.guard.outside == []
+    assert run.steps_until_stopped(steps__mean_score=0.53, **NO_ANSWERS) == 5  # logs 4 and 5 are outside
+    assert "`score_plateau` is 5, expected at most 3" in run.guard.stopped_because
+    # By default, the best median is that of the fifth log. 10 logs later it is too old, and 10 logs are tolerated.
+    assert Run(tmp_path, PolicyGuard()).steps_until_stopped(steps__mean_score=0.5, **NO_ANSWERS) == 5 + 10 + 10
+    assert Run(tmp_path, PolicyGuard(max_plateau=None)).steps_until_stopped(limit=60, **NO_ANSWERS) is None
+    assert Run(tmp_path, PolicyGuard()).steps_until_stopped(limit=60, steps__mean_score=0.5) is None  # with answers
+
+
+def test_the_score_is_not_compared_without_answers(tmp_path):
+    run = Run(tmp_path, impatient(max_plateau=None))
+    none = NO_ANSWERS
     for score in (0.1, 0.9):
         assert run.steps_until_stopped(limit=30, steps__mean_score=score, **none) is None
     # Answers are graded in some logs. Only the accuracies and scores of these logs count.

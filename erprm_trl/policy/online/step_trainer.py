@@ -133,13 +133,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             check_outcome(subject, args, columns)
         if args.beta_is_default:
             has_outcome = len(funcs) > scores_steps or environment_factory is not None
-            from_scores_alone = not (has_outcome and args.outcome_weight != 0) and not self.step_reward.samples_policy
-            args.beta = self._beta_of_step_scores if from_scores_alone else 0.0
-            if args.beta:
-                logger.warning(
-                    "%s: the policy learns from step scores alone, so `beta` is %s, and a reference model is loaded. "
-                    "Set answer_column to learn from graded answers too, or set beta.", subject, args.beta,
-                )  # fmt: skip
+            is_graded = (has_outcome and args.outcome_weight != 0) or self.step_reward.samples_policy
+            args.beta = 0.0 if is_graded else self._beta_on_step_scores(model, peft_config)
         if args.update_reward_model is not None:
             check_updates(subject, self.step_reward.prm_format, self.answer_reward is not None)
         model, processing_class, quantization_config = policy_model(
@@ -201,6 +196,25 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         # Passes batches from the reward function to `_calculate_rewards`, and from there to
         # `_generate_and_score_completions`, because only TRL's code is between them.
         self._handoff: Handoff[ScoredBatch | GlobalSteps] = Handoff()
+
+    def _beta_on_step_scores(self, model: Any, peft_config: Any) -> float:
+        """Default of `beta` if the policy learns from step scores alone."""
+        beta, name = self._beta_of_step_scores, type(self).__name__
+        if not beta:
+            return 0.0
+        is_named = isinstance(model, (str, PathLike)) or bool(get_config_model_id(model.config))
+        if not is_named and peft_config is None and not hasattr(model, "get_base_model"):
+            logger.warning(
+                "%s: the policy learns from step scores alone, and `beta` is 0, because TRL cannot load a reference "
+                "for a model without a name. Policies collapsed in such runs. Pass the path of the model, or answers.",
+                name,
+            )
+            return 0.0
+        logger.warning(
+            "%s: the policy learns from step scores alone. Therefore `beta` is %s, and a reference model is loaded. "
+            "Set answer_column to learn from graded answers too, or set beta.", name, beta,
+        )  # fmt: skip
+        return beta
 
     def _generate(self, prompts):  # seam
         generated = super()._generate(prompts)

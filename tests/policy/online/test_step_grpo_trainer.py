@@ -528,6 +528,7 @@ WITH_OTHERS = {"funcs": [by_length], "reward_weights": [0.5, 2.0]}
 def test_the_credit_outcome_equals_trls_own_grpo_bit_for_bit(tmp_path, options):
     options = {"scale_rewards": "group", "beta": 0.0, **options}  # our defaults differ
     funcs = options.pop("funcs", [])
+    sizes = {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 4, "beta": 0.0}
 
     def run(trainer_class, config_class, **others):
         tokenizer = word_level()
@@ -535,11 +536,7 @@ def test_the_credit_outcome_equals_trls_own_grpo_bit_for_bit(tmp_path, options):
         trainer = trainer_class(
             str(tmp_path / "policy"),
             [StepRewardFunction(FakeScorer(by_text)), *funcs],
-            args=config_class(
-                **settings(
-                    tmp_path, per_device_train_batch_size=8, num_generations=4, max_steps=4, **options, **others
-                )
-            ),
+            args=config_class(**settings(tmp_path, **{**sizes, "scale_rewards": "group", **options, **others})),
             train_dataset=questions(8),  # one epoch, because our order of later epochs differs
             processing_class=tokenizer,
         )
@@ -710,33 +707,28 @@ def test_defaults_of_credit(tmp_path):
 
 
 def test_beta_defaults_to_a_tenth_on_step_scores_alone(tmp_path, caplog):
-    def beta(funcs=(), **others):
-        args = StepGRPOConfig(**settings(tmp_path, **others))
-        tokenizer = word_level()
-        trainer = StepGRPOTrainer(
-            tiny_llama(len(tokenizer)),
-            [FakeScorer(by_last_number), *funcs],
-            args,
-            questions(4),
-            processing_class=tokenizer,
-        )
+    tokenizer = word_level()
+    path = save_tiny(tmp_path / "policy", tokenizer)
+
+    def beta(funcs=(), args=None, model=path, **others):
+        args = args or StepGRPOConfig(**settings(tmp_path, **others))
+        reward = [FakeScorer(by_last_number), *funcs]
+        trainer = StepGRPOTrainer(model, reward, args, questions(4), processing_class=tokenizer)
         assert (trainer.ref_model is None) == (trainer.beta == 0.0)
         return trainer.beta
 
     assert beta() == 0.1
-    assert "the policy learns from step scores alone, so `beta` is 0.1" in caplog.text
+    assert "learns from step scores alone. Therefore `beta` is 0.1, and a reference model is loaded" in caplog.text
     assert beta([outcome_reward]) == 0.0
     assert beta([outcome_reward], outcome_weight=0.0) == 0.1  # graded, but not trained on
     assert beta(beta=0.0) == 0.0
     assert beta(eta=4.0) == 0.25
     # The default is chosen again if a configuration is used again.
     args = StepGRPOConfig(**settings(tmp_path))
-    for funcs, expected in (([], 0.1), ([outcome_reward], 0.0)):
-        tokenizer = word_level()
-        model = tiny_llama(len(tokenizer))
-        reward = [FakeScorer(by_last_number), *funcs]
-        trainer = StepGRPOTrainer(model, reward, args, questions(4), processing_class=tokenizer)
-        assert trainer.beta == expected
+    assert [beta(args=args), beta([outcome_reward], args)] == [0.1, 0.0]
+    # TRL loads the reference by the name of the model.
+    assert beta(model=tiny_llama(len(tokenizer))) == 0.0
+    assert "TRL cannot load a reference for a model without a name" in caplog.text
 
 
 def test_beta_is_one_over_eta(tmp_path):
