@@ -213,12 +213,14 @@ def as_grpo(trainer_class):
 
 
 def with_credit(config_class, default_credit):
-    """A configuration with another default of `credit`."""
+    """A configuration with another default of `credit`. Checkpoints hold it by its name in this module."""
+    global WithCredit
 
     @dataclass
     class WithCredit(config_class):
         credit: str = default_credit
 
+    WithCredit.__qualname__ = "WithCredit"
     return WithCredit
 
 

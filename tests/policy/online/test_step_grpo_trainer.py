@@ -526,7 +526,7 @@ WITH_OTHERS = {"funcs": [by_length], "reward_weights": [0.5, 2.0]}
     ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items() if name != "funcs"),
 )
 def test_the_credit_outcome_equals_trls_own_grpo_bit_for_bit(tmp_path, options):
-    options = dict(options)
+    options = {"scale_rewards": "group", "beta": 0.0, **options}  # our defaults differ
     funcs = options.pop("funcs", [])
     sizes = {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 4, "beta": 0.0}
 

@@ -266,7 +266,7 @@ def test_conversations_as_prompts(tmp_path, content):
     trainer = StepGRPOTrainer(
         tiny_llama(len(tokenizer)),
         scorer,
-        args=StepGRPOConfig(**settings(tmp_path, max_steps=1)),
+        args=StepGRPOConfig(**settings(tmp_path, max_steps=1, beta=0.0)),
         train_dataset=Dataset.from_list([{"prompt": [message(f"Tom dial {index}")]} for index in range(4)]),
         processing_class=tokenizer,
     )
