@@ -20,6 +20,7 @@ from .source_fields import Unreadable, read_class
 
 
 FOREIGN = ("transformers", "trl")
+NO_DATA = (None, "", "null", "{}", [], {})  # of an option that names data, e.g. to undo a value of the YAML file
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class StageParser(TrlParser):
             return
         values = vars(self.parse_known_args(argv)[0])
         strategy = "no"
-        if named := [f"--{name}" for name in self.evaluation_data if values[name]]:
+        if named := [f"--{name}" for name in self.evaluation_data if values[name] not in NO_DATA]:
             strategy = "epoch" if values["eval_steps"] is None else "steps"
             if values["eval_strategy"] is None:
                 stage(f"The data of {' and '.join(named)} is evaluated with --eval_strategy {strategy}")

@@ -175,6 +175,7 @@ def evaluate(arguments: Evaluated) -> None:
         ("eval_mixture: [a, b]", "", "epoch", "--eval_mixture is evaluated"),
         ("eval_file: a", "--eval_steps 5", "steps", "--eval_file is evaluated with --eval_strategy steps"),
         ("eval_file: a", "--eval_strategy no", "no", ""),
+        ("eval_file: a", "--eval_file null", "no", ""),
         ("eval_file: a\neval_strategy: 'no'", "", "no", ""),
         ("eval_strategy: epoch", "--eval_file a --eval_steps 5", "epoch", ""),
     ],
