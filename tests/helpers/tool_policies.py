@@ -111,6 +111,7 @@ def trainer_with_tools(name, model, folder, scripts=SCRIPTS, environment=True, *
     }[name]
     tools = {"environment_factory": Adding} if environment else {"tools": [add]}
     more = {"num_generations": len(scripts), "max_completion_length": 500, "beta": 0.1, "optim": "sgd"}
+    more |= {"gamma": 1.0, "scale_rewards": "group"}
     trainer = trainer_class(
         model,
         FakeScorer(by_text, PRMFormat()),
