@@ -546,9 +546,10 @@ def test_the_credit_outcome_equals_trls_own_grpo_bit_for_bit(tmp_path, options):
 
     ours, initial, our_weights = run(StepGRPOTrainer, StepGRPOConfig, credit="outcome")
     theirs, _, their_weights = run(GRPOTrainer, GRPOConfig)
+    # Metrics of steps are means over tensors here, and over Python numbers in TRL.
     timing = {"step_time", "reward_parts/step", "reward_parts/outcome", "reward_parts/kl"}
     for our_log, their_log in zip(ours, theirs, strict=True):
-        shared = {key for key in their_log if key not in timing}
+        shared = {key for key in their_log if key not in timing and not key.startswith("steps/")}
         assert {"loss", "grad_norm", "entropy"} <= shared <= our_log.keys()
         assert {key: our_log[key] for key in shared} == {key: their_log[key] for key in shared}
     # With two iterations, every second log is of a batch that was generated before.
