@@ -22,7 +22,8 @@ MIN_MOVES, MAX_MOVES = 4, 6
 SLIP = 0.4  # share of calls with a mistake
 COMPLETIONS = 64  # per update
 MAX_TOKENS = 7 * MAX_MOVES + 12  # a turn and its result have 7 tokens
-AGENT_FORMAT = replace(FORMAT, splitter="turns")
+# A turn ends at the end-of-turn token, so no turn contains it. It may contain the separator of dial's solutions.
+AGENT_FORMAT = replace(FORMAT, splitter="turns", separator="</s>")
 
 
 def make_agent_policy(
