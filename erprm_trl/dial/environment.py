@@ -7,6 +7,7 @@ template with which transformers parses them.
 
 from typing import Any
 
+from ..conversations import is_turn, message_text
 from .task import MOVES, POSITIONS, DialQuestion, turn
 from .tokenizer import build_tokenizer
 
@@ -112,8 +113,8 @@ def render_message(message: dict[str, Any]) -> str:
     The text of a message as a reward model of the dial task reads it, in the words of the shipped model: `7 + 15` for
     a call, `= 2` for its result. For `render` of [`collect_rollouts`] and [`StepRewardFunction`].
     """
-    content = str(message.get("content") or "")
-    if message.get("role", "assistant") != "assistant":
+    content = message_text(message)
+    if not is_turn(message):
         return f"= {content}"
     calls = [call["function"]["arguments"] for call in message.get("tool_calls") or []]
     words = [str(call.get(name)) for call in calls for name in ("position", "operator", "amount")]

@@ -334,10 +334,6 @@ class StepPPOConfig(StepGRPOConfig):
     )
 
     @property
-    def _default_gamma(self) -> float:
-        return 1.0 if self.credit == "min_form" else 0.0
-
-    @property
     def trl_computes_advantages(self) -> bool:
         """Whether TRL computes the advantages: never, because they depend on the critic."""
         return False

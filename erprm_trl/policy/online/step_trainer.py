@@ -277,7 +277,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is None:
             wrong = outcomes <= 0
         else:
-            wrong = rewards_per_func[:, self.reward_funcs.index(self.answer_reward)] < 0.5
+            wrong = rewards_per_func[:, self._answer_index] < 0.5
         return GlobalSteps(scores, mask, outcomes, wrong, slice(start, start + len(batch)), token_ends)
 
     @property

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from fake_engines import FakeOfflineEngine
 from peft import LoraConfig, PrefixTuningConfig
+from raft_runs import DIAL
 from safetensors.torch import load_file
 
 from erprm_trl import StepScorer, dial
@@ -20,37 +21,12 @@ from erprm_trl.policy.raft.engine import check_engine, engine_environment
 from erprm_trl.policy.raft.raft_config import RAFTConfig
 from erprm_trl.policy.raft.raft_trainer import RAFTTrainer
 from erprm_trl.policy.raft.rounds import read_rows
-from erprm_trl.rollouts import collect
 
 
 ROWS = dial.make_questions(8, seed=1)
-DIAL = {
-    "num_rounds": 2,
-    "num_generations": 4,
-    "max_completion_length": 64,
-    "generation_batch_size": 64,
-    "chunk_size": 4,
-    "grading": "exact",
-    "answer_pattern": dial.ANSWER_PATTERN,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-2,
-    "save_strategy": "no",
-    "drop_uniform": False,
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-    "report_to": "none",
-}
+pytestmark = pytest.mark.usefixtures("no_grading_processes")
+SETTINGS = {**DIAL, "learning_rate": 1e-2}
 LORA = LoraConfig(r=2, target_modules="all-linear")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_grading_processes():
-    """Compares answers in the test's process, because starting the workers takes longer than the rest of a round."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collect, "comparison_method", lambda name: lambda predicted, answer: float(predicted == answer))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +37,7 @@ def scorer():
 @pytest.fixture
 def build(tmp_path, scorer):
     def build(name="out", peft_config=None, rows=ROWS, **options):
-        args = RAFTConfig(str(tmp_path / name), **{**DIAL, **options})
+        args = RAFTConfig(str(tmp_path / name), **{**SETTINGS, **options})
         return RAFTTrainer(dial.BASE_PATH, scorer, args, Dataset.from_list(rows), peft_config=peft_config)
 
     return build

@@ -9,6 +9,7 @@ import torch
 import zoo
 from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from raft_runs import DIAL, Killed
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -26,29 +27,6 @@ ANSWERED = dial.make_questions(8, seed=1)
 QUESTIONS = [
     {"question": row["question"]} for row in ANSWERED
 ]  # without answers there is no grading and none of its processes
-DIAL = {
-    "num_rounds": 2,
-    "num_generations": 4,
-    "max_completion_length": 64,
-    "generation_batch_size": 64,
-    "chunk_size": 4,
-    "grading": "exact",
-    "answer_pattern": dial.ANSWER_PATTERN,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "drop_uniform": False,
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-    "report_to": "none",
-}
-
-
-class Killed(BaseException):
-    """An exception that no handler catches."""
 
 
 @pytest.fixture(scope="module")

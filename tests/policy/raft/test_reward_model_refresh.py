@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from raft_runs import DIAL, Killed
 from safetensors.torch import load_file
 
 from erprm_trl import StepScorer, TransformersSampler, collect_rollouts, dial, load_questions
@@ -23,45 +24,19 @@ from erprm_trl.policy.raft.reward_model_refresh import (
 )
 from erprm_trl.policy.raft.rounds import read_rows
 from erprm_trl.reward_model import ERPRMTrainer
-from erprm_trl.rollouts import RolloutDataset, collect
+from erprm_trl.rollouts import RolloutDataset
 
 
 QUESTIONS = dial.make_questions(12, seed=1)
-DIAL = {
-    "num_rounds": 2,
-    "num_generations": 4,
-    "max_completion_length": 64,
-    "generation_batch_size": 64,
-    "chunk_size": 4,
-    "grading": "exact",
-    "answer_pattern": dial.ANSWER_PATTERN,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
+pytestmark = pytest.mark.usefixtures("no_grading_processes")
+SETTINGS = {
+    **DIAL,
     "save_strategy": "steps",
     "save_steps": 2,
-    "drop_uniform": False,
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-    "report_to": "none",
     "refresh_reward_model": 5,
     "refresh_num_continuations": 2,
     "refresh_learning_rate": 3e-4,
 }
-
-
-class Killed(BaseException):
-    """An exception that no handler catches."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_grading_processes():
-    """Compares answers in the test's process, because starting the workers takes longer than the rest of a round."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collect, "comparison_method", lambda name: lambda predicted, answer: float(predicted == answer))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +47,7 @@ def scorer():
 @pytest.fixture
 def build(tmp_path, scorer):
     def build(name="out", reward_model=scorer, questions=QUESTIONS, **options):
-        args = RAFTConfig(str(tmp_path / name), **{**DIAL, **options})
+        args = RAFTConfig(str(tmp_path / name), **{**SETTINGS, **options})
         return RAFTTrainer(dial.BASE_PATH, reward_model, args, Dataset.from_list(questions))
 
     return build
@@ -210,7 +185,7 @@ def test_each_round_selects_with_the_reward_model_of_the_round_before(build, sco
 def straight(scorer, tmp_path_factory):
     """The results of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
-    args = RAFTConfig(str(folder), **DIAL)
+    args = RAFTConfig(str(folder), **SETTINGS)
     RAFTTrainer(dial.BASE_PATH, scorer, args, Dataset.from_list(QUESTIONS)).train()
     return results(folder)
 
@@ -435,12 +410,12 @@ def test_questions_without_answers_are_refused(build):
 )
 def test_invalid_settings_are_errors(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        RAFTConfig(str(tmp_path), **{**DIAL, **options})
+        RAFTConfig(str(tmp_path), **{**SETTINGS, **options})
 
 
 def test_a_run_of_an_earlier_release_has_no_settings_of_the_refresh(tmp_path):
-    assert RAFTConfig(str(tmp_path), **{**DIAL, "refresh_reward_model": 0}).refresh_settings == {}
-    settings = RAFTConfig(str(tmp_path), **DIAL).refresh_settings
+    assert RAFTConfig(str(tmp_path), **{**SETTINGS, "refresh_reward_model": 0}).refresh_settings == {}
+    settings = RAFTConfig(str(tmp_path), **SETTINGS).refresh_settings
     assert settings["refresh_reward_model"] == 5 and settings["refresh_old_share"] == 0.5
 
 
