@@ -52,8 +52,8 @@ def save_synced_reference(trainer: Any, checkpoint: str | Path) -> None:
         return
     if trainer.is_fsdp_enabled:
         logger.warning(
-            "%s has no reference model of sync_ref_model=True, because FSDP divides its weights. A run that is resumed "
-            "from it starts with the initial reference model. Use DeepSpeed to save it.", checkpoint,
+            "%s has no reference model of sync_ref_model=True, because FSDP divides its weights. A run that is "
+            "resumed from it starts with the initial reference model. Use DeepSpeed to save it.", checkpoint,
         )  # fmt: skip
         return
     with whole_weights(model, trainer.accelerator):
@@ -70,8 +70,8 @@ def load_synced_reference(trainer: Any, checkpoint: str | Path) -> None:
         return
     if not file.is_file():
         logger.warning(
-            "%s has no %s, because it was saved by an earlier version, with FSDP, with save_only_model=True, or without "
-            "sync_ref_model. The run continues with the initial reference model.", checkpoint, FILE,
+            "%s has no %s, because it was saved by an earlier version, with FSDP, with save_only_model=True, or "
+            "without sync_ref_model. The run continues with the initial reference model.", checkpoint, FILE,
         )  # fmt: skip
         return
     saved = load_file(file)
