@@ -7,9 +7,9 @@ graded answers. In "steps", it learns from step scores alone, for more updates t
 
 The accuracy of a run is the accuracy of its training samples, because no question is used twice. Every finished run is
 kept in `seed-0/dense/difference.json` and so on, and skipped, so that the study can be stopped and continued at any
-time. The table shows means and 95% t-intervals over seeds, and the worst seed. Its last column is the accuracy after the
-number of generated tokens that every run has spent, including those of continuations. `--guard` shows which of these runs
-`PolicyGuard` would have stopped at several limits.
+time. The table shows means and 95% t-intervals over seeds, and the worst seed. Its last column is the accuracy after
+the number of generated tokens that every run has spent, including those of continuations. `--guard` shows which of
+these runs `PolicyGuard` would have stopped at several limits.
 """
 
 import argparse
