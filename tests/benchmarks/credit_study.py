@@ -7,8 +7,9 @@ graded answers. In "steps", it learns from step scores alone, for more updates t
 
 The accuracy of a run is the accuracy of its training samples, because no question is used twice. Every finished run is
 kept in `seed-0/dense/difference.json` and so on, and skipped, so that the study can be stopped and continued at any
-time. The table shows means and 95% t-intervals over seeds, and the worst seed. `--guard` shows which of these runs
-`PolicyGuard` would have stopped at several limits.
+time. The table shows means and 95% t-intervals over seeds, and the worst seed. Its last column is the accuracy after
+the number of generated tokens that every run has spent, including those of continuations. `--guard` shows which of
+these runs `PolicyGuard` would have stopped at several limits.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import json
 import os
 import shutil
 import time
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 
@@ -205,6 +206,15 @@ def curve(result, by_tokens=False):
     return [[total, average] for total, average in zip(accumulate(costs), averages, strict=True)]
 
 
+def accuracy_after(result, num_tokens):
+    """Training accuracy of a run after a number of generated tokens, interpolated between updates."""
+    points = [[0, result["before"]], *curve(result, by_tokens=True)]
+    for (start, low), (end, high) in pairwise(points):
+        if end >= num_tokens:
+            return low + (high - low) * (num_tokens - start) / (end - start)
+    return points[-1][1]
+
+
 def load_results(folder):
     """Finished runs, by setting, method and seed."""
     results = {}
@@ -220,6 +230,8 @@ def table(results):
     for setting, methods in results.items():
         rows = []
         baseline = methods.get("answers only", {})
+        # The budget that every run has spent, so that methods are compared after the same number of tokens
+        budget = min(curve(result, by_tokens=True)[-1][0] for runs in methods.values() for result in runs.values())
         for method in [name for name in METHODS if name in methods]:
             runs = methods[method]
             row = {"method": method, "seeds": str(len(runs))}
@@ -247,6 +259,8 @@ def table(results):
                         row[name] = f"not reached by {speedups.count(None)}"
             tokens = [curve(result, by_tokens=True)[-1][0] / 1000 for result in runs.values()]
             row["1000 tokens"] = f"{sum(tokens) / len(tokens):.0f}"
+            mean, half = interval([accuracy_after(result, budget) for result in runs.values()])
+            row[f"after {budget / 1000:.0f} thousand tokens"] = f"{mean:.3f} ± {half:.3f}"
             rows.append(row)
         tables[setting] = rows
     return tables

@@ -16,7 +16,7 @@ from erprm_trl import StepScorer
 pytestmark = pytest.mark.slow("starts two processes")
 
 
-NAMES = distributed_runs.NAMES
+NAMES, OUTCOME = distributed_runs.NAMES, distributed_runs.OUTCOME
 REFRESH = {
     "refresh_reward_model": 4,
     "refresh_num_continuations": 2,
@@ -25,7 +25,7 @@ REFRESH = {
 }
 # Each launch runs its trainers one after the other: configuration, trainers, and options of their runs
 LAUNCHES = {
-    "ddp": ("cpu_ddp", NAMES, {"accumulation": 1}),
+    "ddp": ("cpu_ddp", (*NAMES, OUTCOME), {"accumulation": 1}),
     "ddp-lora": ("cpu_ddp", NAMES, {"lora": True}),
     "ddp-raft-refresh": ("cpu_ddp", ("raft",), {"accumulation": 1, "raft": REFRESH}),
     "ddp-raft-engines": ("cpu_ddp", ("raft",), {"accumulation": 1, "lora": True, "raft": {"use_vllm": True}}),
@@ -71,7 +71,7 @@ def double(request, tmp_path_factory):
     return folder, config, options, distributed_runs.launch(folder, path, names, **options)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, OUTCOME])
 def test_two_processes_give_the_same_results_as_one(name, single, double):
     folder, config, options, facts = double
     if name not in facts:
@@ -121,8 +121,9 @@ def test_two_processes_give_the_same_results_as_one(name, single, double):
         assert (second["scorer"]["backend"], second["scorer"]["held"]) == expected
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "raft"])
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("name", "lora"), [*((name, lora) for lora in (False, True) for name in NAMES if name != "raft"), (OUTCOME, False)]
+)
 def test_a_resumed_run_exactly_equals_the_uninterrupted_run(name, lora, single):
     folder, facts = single(name, lora=lora)
     assert facts["resumed_losses"] == facts["losses"][5:]

@@ -49,9 +49,10 @@ from erprm_trl.policy.raft import policy_sampler
 
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
 NAMES = ("erprm_lm", "erprm_token", "erprm_implicit", "raft", "step_grpo", "step_ppo")
+OUTCOME = "step_grpo_outcome"  # TRL computes the advantages from three rewards
 NAMES_OF_UPDATES = ("step_grpo_updates", "step_ppo_updates")  # also update an implicit reward model
 REWARDS_FREE = ("log_ratio", "monte_carlo")  # have no reward model
-POLICIES = ("step_grpo", "step_ppo", *NAMES_OF_UPDATES)
+POLICIES = ("step_grpo", "step_ppo", OUTCOME, *NAMES_OF_UPDATES)
 # Adam would amplify differences in the last bits of small gradients, so its epsilon is large.
 UPDATED = {"reward_model_learning_rate": 0.02, "adam_epsilon": 0.1, "outcome_weight": 0.0}
 SCRIPT = """
@@ -62,6 +63,8 @@ run_all(sys.argv[1], **json.loads(sys.argv[2]))
 end_process(0)
 """
 UPDATES, GROUP = 10, 4
+# TRL refuses it for adapters, which have no separate reference model.
+SYNC = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
 # Metrics that must be gathered from all processes
 METRICS = "num_tokens value/loss value/explained_variance kl steps/accuracy steps/per_answer reward".split()
 METRICS += ["reward_model/loss", "reward_model/accuracy", "reward_model/grad_norm", "reward_model/unused_share"]
@@ -324,10 +327,13 @@ def _raft(options, name, folder, common, peft_config, sharded):
 
 
 def _step_policy(name, folder, common, peft_config, sharded):
+    sync = {} if peft_config else SYNC
+    log_ratio = {"credit": "log_ratio", "splitter": dial.SEPARATOR, "reward_weights": [2.0], **sync}
     trainer_class, config_class, more = {
-        "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {}),
-        "step_ppo": (StepPPOTrainer, StepPPOConfig, {"vf_coef": 0.5}),
-        "log_ratio": (StepGRPOTrainer, StepGRPOConfig, {"credit": "log_ratio", "splitter": dial.SEPARATOR}),
+        "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {"reward_weights": [0.5, 2.0]}),
+        "step_ppo": (StepPPOTrainer, StepPPOConfig, {"vf_coef": 0.5, **sync}),
+        OUTCOME: (StepGRPOTrainer, StepGRPOConfig, {"credit": "outcome", "reward_weights": [0.5, 0.3, 2.0]}),
+        "log_ratio": (StepGRPOTrainer, StepGRPOConfig, log_ratio),
         "monte_carlo": (StepGRPOTrainer, StepGRPOConfig, {"gamma": 0.0}),
         "step_grpo_updates": (StepGRPOTrainer, StepGRPOConfig, {**UPDATED, "update_reward_model": "before_scoring"}),
         "step_ppo_updates": (StepPPOTrainer, StepPPOConfig, {**UPDATED, "update_reward_model": "after_scoring"}),
@@ -352,6 +358,8 @@ def _step_policy(name, folder, common, peft_config, sharded):
     if name in NAMES_OF_UPDATES:
         rows[1]["answer"] = None  # a process then has fewer graded solutions than the other
         reward_model = str(Path(folder, "implicit" if peft_config is None else "implicit_adapter"))
+    if name == OUTCOME:
+        reward_model = [reward_model, _shortness]
     data = Dataset.from_list(rows)
     trainer = trainer_class(dial.BASE_PATH, reward_model, arguments, data, peft_config=peft_config)
 
@@ -367,6 +375,10 @@ def _step_policy(name, folder, common, peft_config, sharded):
 
     trainer._generate_single_turn = write
     return trainer
+
+
+def _shortness(completion_ids, **columns):
+    return [1 - len(ids) / 48 for ids in completion_ids]
 
 
 def _written(tokenizer, prompt, index):
