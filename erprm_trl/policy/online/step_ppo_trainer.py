@@ -17,6 +17,7 @@ from ...functional.advantages import (
 )
 from ...functional.masked import explained_variance, masked_moments, masked_whiten
 from ...functional.policy_losses import clipped_value_loss, kl_estimate
+from ...reward_model.attention import known_padding
 from ...rollouts.reference_answers import reference_text
 from .global_steps import GlobalSteps
 from .step_config import StepPPOConfig
@@ -210,7 +211,7 @@ class StepPPOTrainer(StepTrainer):
         attention_mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
         batch_size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
         self._forwards.clear()
-        with torch.no_grad():
+        with torch.no_grad(), known_padding():
             self._get_per_token_logps_and_entropies(  # seam
                 self.model, input_ids, attention_mask, output["completion_ids"].shape[1], batch_size=batch_size
             )
