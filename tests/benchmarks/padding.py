@@ -1,14 +1,14 @@
-"""Share of padding in the batches of a reward model's training: `python tests/benchmarks/padding.py --rollouts FOLDER
---model PATH`.
+"""Share of padding in the batches of a reward model's training: `python tests/benchmarks/padding.py`.
 
-Encodes the solutions of rollout folders with the model's tokenizer, and forms the batches of an epoch in each way that
-`ERPRMTrainer` offers. It trains nothing.
+Forms the batches of an epoch in each way that `ERPRMTrainer` offers. It trains nothing. The lengths are those of
+`training_speed.py`, or of the solutions in rollout folders (`--rollouts`, with the tokenizer of `--model`).
 """
 
 import argparse
 from pathlib import Path
 
 import torch
+from training_speed import solutions
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from erprm_trl import PRMFormat, RolloutDataset
@@ -21,10 +21,8 @@ def lengths_of(folders, model):
     """Number of tokens of each solution with its question, as `ERPRMTrainer` encodes them."""
     tokenizer, lengths = load_tokenizer(model), []
     for folder in folders:
-        solutions = list(RolloutDataset(folder).rows)
-        encoded = encode_solutions(
-            tokenizer, PRMFormat(), [row.question for row in solutions], [row.steps for row in solutions]
-        )
+        rows = list(RolloutDataset(folder).rows)
+        encoded = encode_solutions(tokenizer, PRMFormat(), [row.question for row in rows], [row.steps for row in rows])
         lengths += [len(solution.input_ids) for solution in encoded]
     return lengths
 
@@ -62,13 +60,16 @@ def token_counts(lengths, size, max_length, seed):
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rollouts", type=Path, nargs="+", required=True)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--rollouts", type=Path, nargs="+")
+    parser.add_argument("--model", help="Model whose tokenizer encodes the rollouts.")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--seeds", type=int, default=20, help="Number of shuffles, whose counts are summed.")
     options = parser.parse_args()
-    lengths = lengths_of(options.rollouts, options.model)
+    if options.rollouts:
+        lengths = lengths_of(options.rollouts, options.model)
+    else:
+        lengths = [len(row["input_ids"]) for row in solutions(2000, torch.Generator().manual_seed(1))]
     real = options.seeds * sum(lengths)
     print(f"{len(lengths)} solutions, {min(lengths)} to {max(lengths)} tokens, mean {sum(lengths) / len(lengths):.0f}")
     print(f"{'share of padding':<42}" + "".join(f"{f'batch {size}':>12}" for size in options.batch_sizes))
