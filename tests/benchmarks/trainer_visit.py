@@ -1,4 +1,5 @@
-"""Trains a reward model with one trainer in a process of its own, and writes speed, memory and losses as JSON.
+"""Trains a reward model with one trainer in a process of its own, and writes speed, memory and losses as JSON. Speed
+is per second of processor time, on one thread of a CPU.
 
 `training_speed.py --rival` runs it in this package's environment and in the environment of TRL 1.12, so it imports
 only the package of the trainer that it visits.
@@ -23,7 +24,7 @@ LABELS = 1, 2  # ids of the good and the bad token
 
 
 class Watch(TrainerCallback):
-    """Notes the time at the end of each update and the logged losses, and reads the memory of the process."""
+    """Notes the processor time at the end of each update and the logged losses, and reads the memory."""
 
     def __init__(self):
         self.times, self.losses, self.peak, self.over = [], [], 0, threading.Event()
@@ -38,11 +39,11 @@ class Watch(TrainerCallback):
         threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self):
-        while not self.over.wait(0.002):
+        while not self.over.wait(0.01):
             self.peak = max(self.peak, self.held())
 
     def on_step_end(self, *_, **__):
-        self.times.append(time.perf_counter())
+        self.times.append(time.process_time())  # one thread, so that other programs on the machine do not count
 
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" in logs:

@@ -290,9 +290,10 @@ def against_rival(options):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_data(options, folder / "data.jsonl")
-        visits = {name: [] for name in RIVALS}
+        chosen = {name: of for name, of in RIVALS.items() if not options.only or name in options.only}
+        visits = {name: [] for name in chosen}
         for _ in range(options.rounds):
-            for name, (trainer, arguments) in RIVALS.items():
+            for name, (trainer, arguments) in chosen.items():
                 visits[name].append(visit(options, folder, trainer, arguments))
                 print(name, {key: value for key, value in visits[name][-1].items() if key != "losses"}, flush=True)
         exact = {"bf16": False, "train_sampling_strategy": "sequential"}
@@ -304,12 +305,15 @@ def against_rival(options):
                 ("ours", {"head": "token", "packing": True}),
             )
         ]
-    print(f"{'':<28}{'tokens/s':>10}{'padding':>9}{'GiB':>7}   speed relative to the two rivals, and memory")
-    rivals = list(RIVALS)[:2]
+    rivals = [name for name in list(RIVALS)[:2] if name in visits]
+    print(f"{'':<28}{'tokens/s':>10}{'padding':>9}{'GiB':>7}   speed, then memory, relative to {' and '.join(rivals)}")
     for name, measured in visits.items():
         middle = {key: statistics.median(entry[key] for entry in measured) for key in measured[0] if key != "losses"}
-        ratios = [middle_and_range(measured, visits[rival], "tokens_per_second") for rival in rivals]
-        ratios.append(middle_and_range(measured, visits[rivals[1]], "memory_gib"))
+        ratios = [
+            middle_and_range(measured, visits[rival], key)
+            for key in ("tokens_per_second", "memory_gib")
+            for rival in rivals
+        ]
         shown = "   ".join(f"{ratio:.2f} ({low:.2f} to {high:.2f})" for ratio, low, high in ratios)
         speed = f"{middle['tokens_per_second']:>10,.0f}{middle['padding']:>9.1%}"
         print(f"{name:<28}{speed}{middle['memory_gib']:>7.2f}   {shown}")
