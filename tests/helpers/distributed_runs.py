@@ -283,9 +283,12 @@ def _alone():
 
 def _erprm(name, folder, common, peft_config, sharded):
     head = name.removeprefix("erprm_")
+    # 8 rows of at most 59 tokens, and 4 of them per update
+    packing = {"packing": True, "packing_strategy": "bfd", "max_length": 59} if head == "token" else {}
     arguments = ERPRMConfig(
         **common,
-        **_batch(common, 8),
+        **_batch(common, 4 if packing else 8),
+        **packing,
         train_sampling_strategy="sequential",
         per_device_eval_batch_size=3,  # the last evaluation batch is uneven, and is filled with copies
         head=head,
