@@ -128,6 +128,11 @@ class Grader:
         """Number of answers that got reward 0 because they took too long or crashed their worker."""
         return self._pool.num_timeouts
 
+    @property
+    def uses_workers(self) -> bool:
+        """Whether worker processes grade. A callable that they cannot import runs in the calling thread."""
+        return self._here is None
+
     def grade(self, completions: list[str], answers: list[str]) -> list[float]:
         """Grades completions, and returns their rewards in order. See [`~Grader.grade_and_extract`]."""
         return self.grade_and_extract(completions, answers)[0]

@@ -83,6 +83,7 @@ class GradingPool:
         self.patience = time_limit * (PATIENCE if settings["method"] in METHODS else 1)
         self.num_timeouts = 0
         self._warned_at = -WARNING_INTERVAL
+        self._is_closing = False
         self._reset()
 
     def _reset(self) -> None:
@@ -102,6 +103,8 @@ class GradingPool:
             self._results, self._retried = {}, set()
             try:
                 while len(self._results) < len(items):
+                    if self._is_closing:
+                        raise RuntimeError("The grader was closed during a call.")
                     self._share_out()
                     self._listen()
             except BaseException:  # also after an interrupt, because the next call must not get replies to this call
@@ -209,9 +212,11 @@ class GradingPool:
             self._drop(worker)
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers. A call in another thread ends with an error."""
         if os.getpid() == self._pid:  # a forked child must not end its parent's workers
+            self._is_closing = True
             with self._lock:
+                self._is_closing = False
                 self._stop_workers()
 
 
