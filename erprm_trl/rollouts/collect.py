@@ -34,6 +34,7 @@ from .collect_arguments import (
 from .dataset import RolloutDataset
 from .given_solutions import GivenSolution, as_solutions
 from .grading.grader import STATED, Grader, comparison_method, grading_name
+from .grading.worker import METHODS
 from .overlap import OverlappedChunks
 from .progress import CollectionProgress
 from .questions import Question, fingerprint
@@ -297,8 +298,7 @@ def _run_chunks(
         saved = {"saved": work.num_saved} if work.settings.shares_continuations else {}
         progress.end_chunk(rows[0].chunk, rollouts=work.num_rollouts, **saved)
 
-    # A grading function that workers cannot import may need this thread, e.g. for signals.
-    runner = OverlappedChunks(write, in_background=grader is not None and grader.uses_workers)
+    runner = OverlappedChunks(write, grader.cancel if _may_overlap(grader, policies) else None)
     cached, prompts = prefix_cache_counts(policies)
     runner.run(work.run_chunk(chunk, grader) for chunk in chunks)
     cached_now, prompts_now = prefix_cache_counts(policies)
@@ -307,6 +307,16 @@ def _run_chunks(
     speed.sampling_seconds, speed.tokens = runner.sampling_seconds, progress.num_tokens
     speed.gpu_seconds = runner.seconds * num_accelerators(policies)
     return speed
+
+
+def _may_overlap(grader: Grader | None, policies: tuple[Sampler | None, Sampler | None]) -> bool:
+    """Whether texts can be graded in a second thread, while others are sampled, with the same rewards."""
+    # A function that workers cannot import may need this thread, e.g. for signals.
+    if grader is None or not grader.uses_workers:
+        return False
+    # The time limit of other functions is in elapsed time, in which a sampler on the same processor delays them.
+    on_processor = any(getattr(policy, "accelerators", None) == [] for policy in policies)
+    return grader.method in METHODS or not on_processor
 
 
 def _write_summary(dataset: RolloutDataset, entries: dict[str, Any]) -> None:

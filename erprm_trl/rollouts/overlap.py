@@ -45,16 +45,17 @@ class OverlappedChunks:
     Args:
         write (`Callable[[list[RolloutRow]], None]`):
             Function that writes the rows of a chunk. It is called by either thread, but never by both at once.
-        in_background (`bool`):
-            Whether a second thread runs the grading requests.
+        cancel (`Callable[[], None]`, *optional*):
+            Function that lets a grading request end at once. Without it, the calling thread runs grading requests too,
+            and nothing overlaps.
 
     Attributes:
         sampling_seconds (`float`): time in sampling requests.
         seconds (`float`): time from the first request to the last write.
     """
 
-    def __init__(self, write: Callable[[list[RolloutRow]], None], in_background: bool):
-        self._write, self._in_background = write, in_background
+    def __init__(self, write: Callable[[list[RolloutRow]], None], cancel: Callable[[], None] | None = None):
+        self._write, self._cancel, self._in_background = write, cancel, cancel is not None
         self.sampling_seconds = self.seconds = 0.0
         self._changed = threading.Condition()  # guards all attributes below
         self._to_sample: deque[tuple[Chunk, Sampling | Grading]] = deque()
@@ -76,12 +77,20 @@ class OverlappedChunks:
             while (job := self._next_job(todo)) is not None:
                 self._perform(*job)
         finally:
-            with self._changed:
-                self._is_ending = True
-                self._changed.notify_all()
             if self._in_background:
-                thread.join()
+                self._end(thread)
             self.seconds = time.monotonic() - started
+
+    def _end(self, thread: threading.Thread) -> None:
+        """Waits until all texts that are sampled are graded, or until the next interrupt."""
+        with self._changed:
+            self._is_ending = True
+            self._changed.notify_all()
+        try:
+            thread.join()
+        except BaseException:
+            self._cancel()
+            raise
 
     def _next_job(self, todo: Iterator[Chunk]) -> tuple[Chunk, Sampling | Grading | None] | None:
         """The next request of a chunk in progress, or else a new chunk without a request yet. `None` at the end."""

@@ -202,6 +202,10 @@ class Grader:
             return True
         return self.method == "math" and self._pool.run([("equivalent", left, right)])[0][0] == 1.0
 
+    def cancel(self) -> None:
+        """Lets calls in other threads end with a `RuntimeError`. Call `close` afterwards."""
+        self._pool.cancel()
+
     def close(self) -> None:
         """Ends the workers. A later call starts new workers."""
         self._pool.close()
