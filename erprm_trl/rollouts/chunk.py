@@ -294,7 +294,6 @@ class ChunkWork:
     ) -> Requests:
         if not prompts:
             return []
-        self.num_rollouts += len(prompts) * num_samples
         options = {"until": self.settings.stop} if self.settings.stop else {}
         if "progress" in inspect.signature(sampler.sample).parameters:
             options["progress"] = self.progress.update
@@ -304,6 +303,7 @@ class ChunkWork:
             self.progress.begin_call(purpose.partition("-")[0], len(prompts) * num_samples, chunk)
             completions = sampler.sample(prompts, num_samples, seed, **options)
             self.progress.end_call()
+            self.num_rollouts += len(prompts) * num_samples
             return completions
 
         return (yield Sampling(sample))
