@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from doc_pages import PAGES, commands, page_name
+from doc_pages import PAGES, command_problems, commands, page_name
 from safetensors.torch import load_file, save_file
 
 
@@ -95,8 +95,9 @@ def test_the_report_has_the_measurements_and_the_notes():
     page = tables.report(
         [
             {"stage": "training", "kind": "start", "environment": about, "commit": "abc", "rehearse": False},
-            {"stage": "training", "kind": "training", "model": "1B", "variant": "defaults", "tokens_per_second": 51234.5,
-             "mfu": 0.4567, "memory_gib": 40.04, "peak_tflops": 989.0, "profile": profile},
+            {"stage": "training", "kind": "training", "model": "1B", "variant": "defaults",
+             "tokens_per_second": 51234.5, "mfu": 0.4567, "memory_gib": 40.04, "peak_tflops": 989.0,
+             "profile": profile},
             {"stage": "training", "kind": "training", "model": "1B", "variant": "Liger", "note": "out of memory"},
             {"stage": "training", "kind": "end", "limit": 130.0, "seconds": 129.6, "ended": "stopped at its limit"},
         ]
@@ -195,6 +196,14 @@ def test_a_missing_part_is_named(packed, tmp_path):
         carry.unpack(parts, tmp_path / "target")
 
 
+def test_the_wheels_for_a_gpu_machine_are_the_tested_versions():
+    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    lines = (ROOT / "tests" / "benchmarks" / "gpu_requirements.txt").read_text().splitlines()
+    wheels = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {"trl", "datasets", "peft", "math-verify"} <= set(wheels)
+    assert {name: version for name, version in wheels.items() if tested.get(name, version) != version} == {}
+
+
 # The list of all tables
 
 
@@ -228,6 +237,13 @@ def test_the_commands_of_the_pages_are_in_the_list_of_make_bench():
         if words not in known and words[0] not in ("tests/benchmarks/bench.py", "tests/benchmarks/gpu_day.py")
     ]
     assert not missing, f"add a Table to tests/benchmarks/bench.py for {missing}"
+
+
+def test_the_readme_of_the_benchmarks_has_commands_that_exist(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    listed = commands(ROOT / "tests" / "benchmarks" / "README.md")
+    assert len(listed) > 8
+    assert not [problem for words, _ in listed for problem in command_problems(words)]
 
 
 def test_the_list_of_make_bench_has_scripts_and_pages_that_exist():

@@ -106,7 +106,7 @@ def attempt(stage: Stage, model: str, name: str, measure: Callable[[], dict[str,
 
 
 def plain_loop(stage: Stage, on_gpu: bool) -> dict[str, Any]:
-    """The speed of a plain loop around the same loss, without a trainer, with Liger's kernels if they are installed."""
+    """The speed of a plain loop around the same loss, with Liger's kernels if they are installed."""
     options = Namespace(
         model="small" if stage.rehearse else "1b",
         dtype="bf16" if on_gpu else "float32",
