@@ -15,7 +15,7 @@ from typing import Any
 
 
 PACKAGES = (
-    "erprm_trl", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "liger_kernel", "flash_attn",
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "liger_kernel", "flash_attn",
     "deepspeed", "vllm",
 )  # fmt: skip
 ROOT = Path(__file__).parents[3]
