@@ -142,6 +142,7 @@ SEAMS = (
         "reward_model/prm_format.py reward_model/scoring/vllm.py io/adapters.py io/tokenizers.py",
     ),
     Seam("transformers.masking_utils.find_packed_sequence_indices", "position_ids", "reward_model/attention.py"),
+    Seam("transformers.masking_utils._ignore_causal_mask_sdpa", "padding_mask ...", "reward_model/attention.py"),
     # Public methods whose parameters or order of calls in training matter
     Seam("transformers.TrainerState.save_to_json", "json_path", _CHECKPOINTS),
     Seam("transformers.Trainer.get_batch_samples", "epoch_iterator num_batches device", _ERPRM),

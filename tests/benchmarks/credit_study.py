@@ -318,11 +318,11 @@ def print_guard(results):
 
 
 def plot(results, path):
-    """Plots the mean accuracy over seeds against the rollouts, and the worst seed as a thin line."""
+    """Plots the accuracy against the rollouts: the mean over seeds, and every seed as a thin line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(results), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    panels = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for axes, (setting, methods) in zip(panels, results.items(), strict=True):
         for index, method in enumerate(name for name in METHODS if name in methods):
             curves = [[average for _, average in curve(result)] for result in methods[method].values()]
@@ -330,12 +330,14 @@ def plot(results, path):
             means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
             color = "black" if method == "answers only" else f"C{index % 10}"
             style = ("-", "--", ":")[index // 10 % 3]
-            axes.plot(rollouts, means, label=method, color=color, linestyle=style)
-            axes.plot(rollouts, min(curves, key=min), color=color, linestyle=style, linewidth=0.5)
-        axes.set(xlabel="rollouts", ylabel="accuracy of training samples", title=setting)
+            for values in curves:
+                axes.plot(rollouts, values, color=color, linestyle=style, linewidth=0.4, alpha=0.6)
+            axes.plot(rollouts, means, label=f"{method} ({len(curves)} seeds)", color=color, linestyle=style)
+        axes.set(xlabel="rollouts", title=setting, ylim=(0, 1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7)
+    panels[0].set_ylabel("accuracy of training samples")
     figure.savefig(path, dpi=150)
 
 
@@ -364,7 +366,11 @@ def main():
                     f"lowest {min(average for _, average in curve(result)):.3f}, {result['seconds']} s",
                     flush=True,
                 )
-    results = load_results(arguments.output_dir)
+    results = {
+        setting: {method: runs for method, runs in methods.items() if method in arguments.methods}
+        for setting, methods in load_results(arguments.output_dir).items()
+        if setting in arguments.settings
+    }
     if results:
         print_tables(table(results))
         plot(results, arguments.output_dir / "credit_study.png")

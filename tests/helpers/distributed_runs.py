@@ -1,4 +1,4 @@
-"""Runs ten updates of every trainer, in the test's own process or in launched processes, and records the results.
+"""Runs a few updates of every trainer, in the test's own process or in launched processes, and records the results.
 
 In a run of two processes, each process gets half the rows, mostly in two batches per update, with gradient
 checkpointing. The result must equal that of one process with the same global batches.
@@ -62,7 +62,7 @@ from erprm_trl.scripts.launcher import end_process
 run_all(sys.argv[1], **json.loads(sys.argv[2]))
 end_process(0)
 """
-UPDATES, GROUP = 10, 4
+UPDATES, RESUMED_AT, GROUP = 6, 4, 4
 # TRL refuses it for adapters, which have no separate reference model.
 SYNC = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
 # Metrics that must be gathered from all processes
@@ -214,8 +214,8 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2,
         del trainer, watcher
         _restart_accelerate()
         trainer = make(1)  # the checkpoint must hold everything that a resumed run needs
-        trainer.train(resume_from_checkpoint=str(out / "checkpoint-5"))
-        facts["resumed_losses"] = _losses(trainer)[UPDATES // 2 :]
+        trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{RESUMED_AT}"))
+        facts["resumed_losses"] = _losses(trainer)[RESUMED_AT:]
         trainer.save_model(str(out / "resumed"))
     if trainer.is_world_process_zero():
         (out / "facts.json").write_text(json.dumps(facts))
@@ -264,7 +264,7 @@ def _common(out, optim, accumulation):
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_strategy": "steps",
-        "save_steps": 5,
+        "save_steps": RESUMED_AT,
         "use_cpu": True,
         "bf16": False,
         "disable_tqdm": True,
@@ -283,9 +283,12 @@ def _alone():
 
 def _erprm(name, folder, common, peft_config, sharded):
     head = name.removeprefix("erprm_")
+    # 8 rows of at most 59 tokens, and 4 of them per update
+    packing = {"packing": True, "packing_strategy": "bfd", "max_length": 59} if head == "token" else {}
     arguments = ERPRMConfig(
         **common,
-        **_batch(common, 8),
+        **_batch(common, 4 if packing else 8),
+        **packing,
         train_sampling_strategy="sequential",
         per_device_eval_batch_size=3,  # the last evaluation batch is uneven, and is filled with copies
         head=head,

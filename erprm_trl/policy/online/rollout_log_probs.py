@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...reward_model.attention import known_padding
+
 
 # Inputs of models that read images. TRL's batch holds them under the names of its own parameters.
 IMAGE_INPUTS = (
@@ -30,7 +32,7 @@ def rollout_log_probs(trainer, output: dict[str, Any]) -> Tensor:
     if "old_per_token_logps" in output:
         return output["old_per_token_logps"]
     args = trainer.args
-    with torch.no_grad():
+    with torch.no_grad(), known_padding():
         logps, *_ = trainer._get_per_token_logps_and_entropies(  # seam
             trainer.model,
             torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
