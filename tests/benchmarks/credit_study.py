@@ -82,7 +82,7 @@ for _gae_lambda in (0.5, 0.0):
 for _eta in (10.0, 50.0):
     METHODS[f"log_ratio, eta {_eta:g}"] = ("step_grpo", {"credit": "log_ratio", "eta": _eta, "splitter": SEPARATOR})
 METHODS["log_ratio, eta 50, tokens"] = ("step_grpo", {"credit": "log_ratio", "eta": 50.0, "step_tokens": 1})
-for _continuations, _completions in ((2, 16), (4, 16), (4, 64)):
+for _continuations, _completions in ((2, 16), (2, 32), (4, 16), (4, 64)):
     METHODS[f"monte_carlo, K {_continuations}, {_completions} completions"] = (
         "step_grpo",
         {
