@@ -155,7 +155,9 @@ class ConversationWork:
 
         return (yield Sampling(run))
 
-    def _grade(self, conversations: list[Conversation], rewards: list[float] | None, grader: Grader) -> Requests:
+    def _grade(
+        self, conversations: list[Conversation], rewards: list[float] | None, grader: Grader
+    ) -> Requests:
         """Rewards and final answers of conversations. `rewards` are those of environments, if any."""
         texts = [conversation.text for conversation in conversations]
         if rewards is None:

@@ -16,7 +16,6 @@ from .token_cuts import end_before
 
 logger = logging.getLogger(__name__)
 
-
 class VLLMSampler:
     """
     Samples with an offline `vllm.LLM`, with prefix caching, one request per prompt (`n` samples), and one seed per
