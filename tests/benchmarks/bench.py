@@ -105,7 +105,7 @@ BENCHES = (
         folders=kept("read_at_eta"),
     ),
     Table(
-        "training_rival", "training_speed.py --rival ../trl-1.12-venv/bin/python", 10, {"docs/benchmarks.md": ()},
+        "training_rival", "training_speed.py --rival ../trl-1.12-venv/bin/python", 60, {"docs/benchmarks.md": ()},
         needs="../trl-1.12-venv/bin/python",
     ),
     Table("training_compiled", "training_speed.py --compile --rounds 2", 15, {"docs/benchmarks.md": ()}),
