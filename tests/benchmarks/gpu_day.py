@@ -12,6 +12,7 @@ measured, so a stopped stage keeps them. `--rehearse` runs the same code with ti
 import argparse
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -199,15 +200,20 @@ def pack(argv: Sequence[str]) -> int:
     )  # fmt: skip
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
-    commit = options.output / COMMIT_FILE.name
+    commit, metadata = options.output / COMMIT_FILE.name, options.output / "METADATA"
     commit.write_text(commit_of() + "\n")
-    folders = {"project": [*project_files(), (commit, COMMIT_FILE.name)]}
+    # The project is not installed there, and manifests record its version.
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "erprm_trl" / "__init__.py").read_text())[1]
+    metadata.write_text(f"Metadata-Version: 2.1\nName: erprm_trl\nVersion: {version}\n")
+    own = [(commit, COMMIT_FILE.name), (metadata, f"erprm_trl-{version}.dist-info/METADATA")]
+    folders = {"project": [*project_files(), *own]}
     if options.data is not None:
         folders["data"] = [(path, name) for path, name in carry.files_under(options.data) if name.endswith(".jsonl")]
     if options.wheels is not None:
         folders["wheels"] = [(path, name) for path, name in carry.files_under(options.wheels) if name.endswith(".whl")]
     index = carry.pack(folders, options.output, options.model, options.weight_bits, int(options.part_mib * 2**20))
     commit.unlink()
+    metadata.unlink()
     total = sum(part["bytes"] for part in index["parts"]) / 2**20
     print(f"{options.output}: {len(index['parts'])} parts, {total:.1f} MiB. Carry them with {carry.INDEX} and "
           f"{carry.UNPACKER}.")  # fmt: skip
