@@ -46,7 +46,7 @@ class Table(NamedTuple):
             The pages that show the numbers, and the beginnings of the headers of their tables there. Without a header,
             the numbers are in the text.
         needs (`str`, *optional*):
-            `"gpu"`, `"vllm"`, or a path that another command writes.
+            `"gpu"`, `"vllm"`, or a path that another command or the user writes.
         folders (`tuple[str, ...]`, *optional*):
             Folders in which the script keeps finished parts. `--again` moves them away.
     """
@@ -67,7 +67,8 @@ def kept(name: str) -> tuple[str]:
 GSM8K = "gsm8k_experiment.py --scale cpu --policy POLICY --output outputs/gsm8k"
 BENCHES = (
     Table("startup", "startup.py", 2, {"docs/reliability.md": ()}),
-    Table("synchronisations", "synchronisations.py", 2, {"docs/scaling.md": ()}),
+    Table("padding", "padding.py", 1, {"docs/scaling.md": ("| share of padding |",)}),
+    Table("synchronisations", "synchronisations.py", 2, {"docs/scaling.md": ("| accumulated batches |",)}),
     Table("fork_cache", "fork_cache.py", 3, {"docs/benchmarks.md": ()}),
     Table(
         "scoring_server", "scoring_server.py --turns 15", 3, {"docs/benchmarks.md": (), "docs/scoring.md": ()}
@@ -102,6 +103,10 @@ BENCHES = (
     Table(
         "read_at_eta", "read_at_eta.py --seeds 0 1 2", 15, {"docs/scoring.md": ("| best of 16 by |",)},
         folders=kept("read_at_eta"),
+    ),
+    Table(
+        "rival_trainer", "training_speed.py --rival ../trl-1.12-venv/bin/python", 20, {"docs/benchmarks.md": ()},
+        needs="../trl-1.12-venv/bin/python",
     ),
     Table("training_compiled", "training_speed.py --compile --rounds 2", 15, {"docs/benchmarks.md": ()}),
     Table("eta_comparison", "eta_comparison.py", 25, {"docs/results.md": ("| best of 16 by |",)}),
