@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     options = run_parser().parse_args(argv)
     if options.report is not None:
-        print(tables.report(read_records(options.report)))
+        print(tables.report(read_records(options.report)), end="")
         return 0
     if options.output is None or (options.model is None or options.data is None) and not options.rehearse:
         run_parser().error("--output is required, and without --rehearse also --model and --data")
@@ -101,7 +101,7 @@ def run_all(options: argparse.Namespace) -> int:
         failed |= ended.startswith("failed")
     page = tables.report(read_records(options.output))
     (options.output / "report.md").write_text(page, encoding="utf-8")
-    print(page)
+    print(page, end="")
     return int(failed)
 
 
@@ -179,8 +179,8 @@ def tiny_model(work: Path) -> Path:
         pages, public_models = map(importlib.import_module, ("doc_pages", "public_models"))
         tokenizer = public_models.byte_tokenizer([])
         model = pages.policy_of_short_lines(tokenizer)
-        end = model.lm_head.weight.data[tokenizer.eos_token_id]
-        end -= 1.5 / model.config.hidden_size  # solutions of several lines
+        ends = [tokenizer.eos_token_id, *tokenizer.encode("\n", add_special_tokens=False)]
+        model.lm_head.weight.data[ends] -= 1.5 / model.config.hidden_size  # longer lines, and more of them
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
