@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from argparse import Namespace
+from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 from doc_pages import PAGES, command_problems, commands, page_name
 from safetensors.torch import load_file, save_file
+
+import erprm_trl
 
 
 ROOT = Path(__file__).parents[1]
@@ -177,6 +180,18 @@ def test_the_unpacker_next_to_the_parts_needs_nothing_of_the_project(packed):
     parts, _ = packed
     source = (parts / "unpack.py").read_text()
     assert not re.search(r"^\s*(from|import) (erprm_trl|gpu_|\.)", source, re.MULTILINE)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="packs the files that git tracks")
+def test_the_project_is_packed_with_its_version_and_its_commit(tmp_path):
+    gpu_day.pack(["--output", str(tmp_path / "parts")])
+    carry.unpack(tmp_path / "parts", tmp_path)
+    project = tmp_path / "project"
+    assert (project / "tests" / "benchmarks" / "gpu_day.py").is_file()
+    (found,) = distributions(name="erprm_trl", path=[str(project)])
+    assert found.version == erprm_trl.__version__
+    assert records.commit_of(project) == records.commit_of(ROOT)
+    assert {path.name[:4] for path in (tmp_path / "parts").iterdir()} == {"part", "unpa"}
 
 
 def test_a_damaged_part_is_named(packed, tmp_path):

@@ -46,7 +46,7 @@ class Table(NamedTuple):
             The pages that show the numbers, and the beginnings of the headers of their tables there. Without a header,
             the numbers are in the text.
         needs (`str`, *optional*):
-            `"gpu"`, `"vllm"`, or a path that another command writes.
+            `"gpu"`, `"vllm"`, or a path that another command or the user writes.
         folders (`tuple[str, ...]`, *optional*):
             Folders in which the script keeps finished parts. `--again` moves them away.
     """
@@ -110,7 +110,7 @@ BENCHES = (
         folders=kept("read_at_eta"),
     ),
     Table(
-        "training_rival", "training_speed.py --rival ../trl-1.12-venv/bin/python", 60, {"docs/benchmarks.md": ()},
+        "rival_trainer", "training_speed.py --rival ../trl-1.12-venv/bin/python", 20, {"docs/benchmarks.md": ()},
         needs="../trl-1.12-venv/bin/python",
     ),
     Table("training_compiled", "training_speed.py --compile --rounds 2", 15, {"docs/benchmarks.md": ()}),
