@@ -96,7 +96,7 @@ class DialByHand(DialEnvironment):
     The dial of a question without a calculator, for `environment_factory`. The agent computes the result of each move
     itself, and the tool moves the dial to this result. A wrong result is a wrong move, which shows only in the reward.
 
-    The calls are equations of the dial task, so its shipped model can judge them.
+    The calls are equations of the dial task, which its shipped model can judge, see [`render_by_hand`].
     """
 
     def turn(self, position: int, operator: str, amount: int, result: int) -> str:
@@ -110,14 +110,14 @@ class DialByHand(DialEnvironment):
             result: Position of the dial after the move, from 0 to 19.
 
         Returns:
-            Nothing, or "error" if there is no such move.
+            Position of the dial after the move, or "error" if there is no such move.
         """
         before = self.position
         if super().turn(position, operator, amount) == ERROR or str(result) not in map(str, range(POSITIONS)):
             self.position = before
             return ERROR
         self.position = int(result)
-        return ""
+        return str(self.position)
 
 
 def render_message(message: dict[str, Any]) -> str:
@@ -130,13 +130,19 @@ def render_message(message: dict[str, Any]) -> str:
     """
     content = message_text(message).replace(SEPARATOR, "")
     if not is_turn(message):
-        return f"= {content}" if content else ""
+        return f"= {content}"
     words = []
     for call in message.get("tool_calls") or []:
         arguments = call["function"]["arguments"]
         words += [str(arguments.get(name)) for name in ("position", "operator", "amount")]
         words += ["=", str(arguments["result"])] if "result" in arguments else []
     return " ".join([content, *words]).strip()
+
+
+def render_by_hand(message: dict[str, Any]) -> str:
+    """The text of a message with [`DialByHand`], like [`render_message`]. Results of the tool are left out, because
+    they repeat those of the calls."""
+    return render_message(message) if is_turn(message) else ""
 
 
 def build_agent_tokenizer(*, by_hand: bool = False):

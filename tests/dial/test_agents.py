@@ -16,7 +16,7 @@ QUESTION = DialQuestion("Tom", 7, (("+", 15), ("*", 3)))
 def test_a_conversation_of_the_corpus_by_hand():
     tokenizer = build_agent_tokenizer(by_hand=True)
     row = agents.tokenized_conversation(tokenizer, random.Random(0), QUESTION, slip=0.0)
-    turns = "<assistant> 7 + 15 = 2 </s> <tool> <assistant> 2 * 3 = 6 </s> <tool> <assistant> answer 6 </s>"
+    turns = "<assistant> 7 + 15 = 2 </s> <tool> 2 <assistant> 2 * 3 = 6 </s> <tool> 6 <assistant> answer 6 </s>"
     assert tokenizer.decode(row["input_ids"]) == f"<user> {QUESTION.text} {turns}"
     own = [token for token in row["labels"] if token != -100]
     assert tokenizer.decode(own) == "7 + 15 = 2 </s> 2 * 3 = 6 </s> answer 6 </s>"
@@ -29,11 +29,11 @@ def test_mistakes_are_moves_to_wrong_positions():
     environment.reset(QUESTION.text)
     *turns, last = tokenizer.decode(row["input_ids"]).split("<assistant> ")[1:]
     for turn, move in zip(turns, QUESTION.moves, strict=True):
-        place, operator, amount, equals, result = turn.removesuffix("</s> <tool> ").split()
+        place, operator, amount, equals, result, *end = turn.split()
         assert (int(place), operator, int(amount), equals) == (environment.position, *move, "=")
         right = int(DialEnvironment().turn(place, operator, amount))
         assert int(result) != right
-        assert environment.turn(place, operator, amount, result) == "" and environment.position == int(result)
+        assert environment.turn(place, operator, amount, result) == result and end == ["</s>", "<tool>", result]
     assert last == f"answer {environment.position} </s>"
 
 

@@ -14,16 +14,16 @@ from ...policy import StepGRPOConfig, StepGRPOTrainer, StepRewardFunction
 from ...reward_model import ERPRMConfig, ERPRMTrainer, StepScorer
 from ...rollouts import RolloutDataset, TransformersSampler, collect_rollouts, load_questions
 from .. import BASE_PATH
-from ..environment import ASSISTANT, TOOL, USER, DialByHand, build_agent_tokenizer, render_message
+from ..environment import ASSISTANT, TOOL, USER, DialByHand, build_agent_tokenizer, render_by_hand
 from ..task import POSITIONS, SEPARATOR, DialQuestion, check_steps, make_questions, random_question, turn
 from .chain import FORMAT
 from .policies import CPU_QUIET
 
 
-MIN_MOVES, MAX_MOVES = 3, 7
+MIN_MOVES, MAX_MOVES = 3, 6
 SLIP = 0.6  # share of moves with a wrong result
 COMPLETIONS = 64  # per update
-MAX_TOKENS = 8 * MAX_MOVES + 12  # a turn and the text after it have 8 tokens
+MAX_TOKENS = 9 * MAX_MOVES + 12  # a turn and the text after it have 9 tokens
 AGENT_FORMAT = replace(FORMAT, splitter="turns")
 
 
@@ -48,7 +48,7 @@ def make_agent_policy(
             Share of moves with a wrong result.
         steps (`int`, *optional*, defaults to `60`):
             Number of training steps, with batches of 64 conversations.
-        min_moves, max_moves (`int`, *optional*, default to `3` and `7`):
+        min_moves, max_moves (`int`, *optional*, default to `3` and `6`):
             Range of the number of moves per question.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the conversations and of the training.
@@ -62,8 +62,9 @@ def make_agent_policy(
     set_seed(seed)
     tokenizer, model = build_agent_tokenizer(by_hand=True), AutoModelForCausalLM.from_pretrained(BASE_PATH)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    for new in (TOOL, ASSISTANT):  # the next turn is like the next equation
-        new_id, known_id = tokenizer.convert_tokens_to_ids([new, SEPARATOR])
+    # A tool's result is like the result of an equation, and the next turn like the next equation.
+    for new, known in ((TOOL, "="), (ASSISTANT, SEPARATOR)):
+        new_id, known_id = tokenizer.convert_tokens_to_ids([new, known])
         for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
             embeddings.weight.data[new_id] = embeddings.weight.data[known_id]
     rng = random.Random(f"dial-agent-{seed}")
@@ -98,7 +99,7 @@ def tokenized_conversation(tokenizer, rng: random.Random, question: DialQuestion
         if rng.random() < slip:
             result = rng.choice([value for value in range(POSITIONS) if value != result])
         own = tokenizer.encode(f"{position} {operator} {amount} = {result} </s>")
-        read = tokenizer.encode(f"{TOOL} {ASSISTANT}")
+        read = tokenizer.encode(f"{TOOL} {result} {ASSISTANT}")
         ids, labels, position = ids + own + read, labels + own + [-100] * len(read), result
     own = tokenizer.encode(f"answer {position} </s>")
     return {"input_ids": ids + own, "labels": labels + own}
@@ -138,7 +139,7 @@ def collect_conversations(
         num_continuations=num_continuations,
         grading="environment",
         environment_factory=DialByHand,
-        render_message=render_message,
+        render_message=render_by_hand,
         seed=seed,
         chunk_size=20,
         show_progress=False,
@@ -251,7 +252,7 @@ def train_agent(
     if reward_model is None:
         trainer = GRPOTrainer(policy, None, GRPOConfig(**{**common, **settings}), callbacks=callbacks, **options)
     else:
-        reward = StepRewardFunction(reward_model, render_message=render_message)
+        reward = StepRewardFunction(reward_model, render_message=render_by_hand)
         args = StepGRPOConfig(**{**common, **settings})
         trainer = StepGRPOTrainer(policy, reward, args, callbacks=callbacks, **options)
     trainer.train()
