@@ -62,7 +62,13 @@ def make_models(seed, folder, arguments):
     measured = folder / "reward_model.json"
     if not measured.exists():
         test = collect_conversations(
-            policy, folder / "test", questions=60, num_solutions=8, num_continuations=0, seed=TEST_SEED
+            policy,
+            folder / "test",
+            questions=60,
+            num_solutions=8,
+            num_continuations=0,
+            temperature=1.0,
+            seed=TEST_SEED,
         )
         facts = {"auc": turn_auc(reward_model, test), "label_rollouts": labels.manifest["summary"]["rollouts"]}
         measured.write_text(json.dumps({**facts, "accuracy": test.manifest["summary"]["mean_outcome_reward"]}))
@@ -151,8 +157,8 @@ def main():
     parser.add_argument("--output_dir", default="outputs/bench/agents_on_dial_2")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--updates", type=int, default=40)
-    parser.add_argument("--label_questions", type=int, default=200)
-    parser.add_argument("--num_continuations", type=int, default=6)
+    parser.add_argument("--label_questions", type=int, default=100)
+    parser.add_argument("--num_continuations", type=int, default=4)
     parser.add_argument("--eta", type=float, default=2.0, help="Eta of the labels.")
     parser.add_argument("--sft_steps", type=int, default=60)
     arguments = parser.parse_args()

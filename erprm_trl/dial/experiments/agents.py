@@ -109,9 +109,10 @@ def collect_conversations(
     policy: str,
     folder: str | Path,
     *,
-    questions: int = 200,
+    questions: int = 100,
     num_solutions: int = 2,
-    num_continuations: int = 6,
+    num_continuations: int = 4,
+    temperature: float = 0.5,
     seed: int = 0,
 ) -> RolloutDataset:
     """
@@ -122,18 +123,23 @@ def collect_conversations(
             Folder of the agent, from [`make_agent_policy`].
         folder (`str` or `Path`):
             Folder for the rollouts.
-        questions (`int`, *optional*, defaults to `200`):
+        questions (`int`, *optional*, defaults to `100`):
             Number of questions.
         num_solutions (`int`, *optional*, defaults to `2`):
             Number of conversations per question.
-        num_continuations (`int`, *optional*, defaults to `6`):
+        num_continuations (`int`, *optional*, defaults to `4`):
             Number of continuations per turn.
+        temperature (`float`, *optional*, defaults to `0.5`):
+            Temperature of the samples. At 1, nearly all continuations are wrong, whether the turn before them is right
+            or not, so that labels carry little information.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the questions and of the samples.
     """
     return collect_rollouts(
         load_questions(make_questions(questions, seed, MIN_MOVES, MAX_MOVES)),
-        TransformersSampler.from_pretrained(policy, max_new_tokens=MAX_TOKENS, batch_size=256),
+        TransformersSampler.from_pretrained(
+            policy, max_new_tokens=MAX_TOKENS, temperature=temperature, batch_size=256
+        ),
         folder,
         num_solutions=num_solutions,
         num_continuations=num_continuations,
