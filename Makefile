@@ -72,16 +72,10 @@ format: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# Prints every measured table of the README and docs/ again, into outputs/bench/tables. Finished ones are skipped.
+# All together take days on two cores: make bench BENCH="--max_minutes 30", make bench BENCH="--list"
 bench: install
-	$(BIN)/python tests/benchmarks/summary.py
-	$(BIN)/python tests/benchmarks/guided_decoding.py exact
-	$(BIN)/python tests/benchmarks/adaptive_collection.py
-	$(BIN)/python tests/benchmarks/fork_cache.py
-	$(BIN)/python tests/benchmarks/memory_vs_vocabulary.py
-	$(BIN)/python tests/benchmarks/eta_comparison.py
-	$(BIN)/python tests/benchmarks/scoring_server.py
-	$(BIN)/python tests/benchmarks/guard_on_dial.py
-	$(BIN)/python tests/benchmarks/policy_learning.py --seeds 0
+	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
 
 # The wheel and the sdist. The build folder of an earlier version would add its files to the wheel.
 dist: install

@@ -79,6 +79,7 @@ _CHECKPOINTS = "training/checkpoints.py"
 _ERPRM = "reward_model/trainer/erprm_trainer.py"
 _ERPRM_CONFIG = "reward_model/trainer/erprm_config.py"
 _STEP, _STEP_GRPO = "policy/online/step_trainer.py", "policy/online/step_grpo_trainer.py"
+_ROLLOUT = "policy/online/rollout_log_probs.py"
 _LOG_RATIO, _CONTINUATIONS = "policy/online/log_ratio.py", "policy/online/policy_continuations.py"
 _STEP_PPO, _STEP_DPO = "policy/online/step_ppo_trainer.py", "policy/step_dpo_trainer.py"
 _RAFT, _RAFT_CONFIG, _POLICY_SAMPLER = (
@@ -120,7 +121,7 @@ SEAMS = (
     Seam(
         "trl.GRPOTrainer._get_per_token_logps_and_entropies",
         "model input_ids attention_mask logits_to_keep batch_size ...",
-        f"{_STEP_PPO} {_LOG_RATIO}",
+        f"{_STEP_PPO} {_ROLLOUT}",
     ),
     Seam("trl.scripts._hf_argparser.HfArgumentParser._add_dataclass_arguments", "dtype", "scripts/parser.py"),
     # Private methods, and private parameters of public functions, that are only called
@@ -141,6 +142,7 @@ SEAMS = (
         "reward_model/prm_format.py reward_model/scoring/vllm.py io/adapters.py io/tokenizers.py",
     ),
     Seam("transformers.masking_utils.find_packed_sequence_indices", "position_ids", "reward_model/attention.py"),
+    Seam("transformers.masking_utils._ignore_causal_mask_sdpa", "padding_mask ...", "reward_model/attention.py"),
     # Public methods whose parameters or order of calls in training matter
     Seam("transformers.TrainerState.save_to_json", "json_path", _CHECKPOINTS),
     Seam("transformers.Trainer.get_batch_samples", "epoch_iterator num_batches device", _ERPRM),

@@ -350,7 +350,7 @@ def test_nothing_runs_code_from_data():
     allowed = "torch.load(path, weights_only=True)\nmodel.eval()\nre.compile(x)\nf(trust_remote_code=value)"
     assert not list(code_from_data("from pickle import UnpicklingError"))
     assert not list(code_from_data(allowed))
-    files = [*MODULES, *(ROOT / "recipes").rglob("*.py"), *(ROOT / "tests" / "benchmarks").glob("*.py")]
+    files = [*MODULES, *(ROOT / "recipes").rglob("*.py"), *(ROOT / "tests" / "benchmarks").rglob("*.py")]
     unsafe = {str(file.relative_to(ROOT)): list(code_from_data(file.read_text(encoding="utf-8"))) for file in files}
     assert len(files) > 100 and not {name: lines for name, lines in unsafe.items() if lines}
 

@@ -4,6 +4,7 @@ It returns one reward per completion, as TRL expects. [`StepRewardFunction.score
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -31,6 +32,7 @@ from .turns import has_turns, num_own_tokens, turn_steps
 
 
 NAME, QUESTION_COLUMN, TURNS = "step_reward", "question", "turns"
+BATCH_LIMITS = {"batch_size": sys.maxsize, "max_batch_tokens": 8192}
 
 
 class StepRewardFunction:
@@ -111,7 +113,8 @@ class StepRewardFunction:
         eos_token_ids (`list[int]`, *optional*):
             Token ids that end a completion. Defaults to the tokenizer's.
         scorer_kwargs (`dict[str, Any]`, *optional*):
-            Arguments of [`StepScorer.from_pretrained`], if `scorer` is a path or id.
+            Arguments of [`StepScorer.from_pretrained`], if `scorer` is a path or id. By default, a batch has at most
+            8,192 tokens and any number of completions.
 
     Raises:
         `FileNotFoundError`: if a path or id is not a reward model.
@@ -134,7 +137,7 @@ class StepRewardFunction:
         eos_token_ids: list[int] | None = None,
         scorer_kwargs: dict[str, Any] | None = None,
     ):
-        self._scorer_kwargs = scorer_kwargs or {}
+        self._scorer_kwargs = BATCH_LIMITS | (scorer_kwargs or {})
         if isinstance(scorer, (str, PathLike)):  # raises errors before the first generation
             self._scorer = local_path(scorer)
             if eta is not None:

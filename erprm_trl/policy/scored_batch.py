@@ -70,7 +70,8 @@ class ScoredBatch:
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """
         Returns the step scores and the index of each step's last token, both of shape (B, S), in one copy to the
-        device. Scores are NaN, and indices 0, where a completion has no step. S is at least 1.
+        device, for which a GPU does not wait. Scores are NaN, and indices 0, where a completion has no step. S is at
+        least 1.
         """
         longest = max(1, *(len(completion.scores) for completion in self.completions))
         fill = [longest - len(completion.scores) for completion in self.completions]
@@ -78,7 +79,10 @@ class ScoredBatch:
             [[*row.scores, *[torch.nan] * padding] for row, padding in zip(self.completions, fill, strict=True)],
             [[*row.token_ends, *[0] * padding] for row, padding in zip(self.completions, fill, strict=True)],
         ]
-        scores, ends = torch.tensor(rows, dtype=torch.float32, device=device)  # such integers are exact in float32
+        on_host = torch.tensor(rows, dtype=torch.float32)  # such integers are exact in float32
+        if device.type == "cuda":
+            on_host = on_host.pin_memory()
+        scores, ends = on_host.to(device, non_blocking=True)
         return scores, ends.long()
 
 

@@ -1,12 +1,21 @@
-"""Decides before a model runs whether its attention is causal, and whether rows hold several texts.
+"""Tells transformers what is known about attention before a model runs: whether it is causal, whether rows hold
+several texts, and whether they are padded.
 
 Otherwise transformers reads this from the values of masks and positions in every forward pass, and an accelerator
 waits for the host each time.
+
+Transformers has no argument for this. A prepared mask of shape (B, 1, T, T) would also leave the values unread, but
+it rules out the fastest attention of rows without padding, and it is used for layers with a sliding window, too.
+Another name for the attention with its own mask function would have to be set in the model's configuration, which
+threads share. Therefore two functions of `transformers.masking_utils` are replaced in this process. The
+replacements call the original functions unless the current thread has said what is known. An accelerator's threads
+that recompute layers in the backward pass get the masks of the forward pass.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +23,8 @@ from transformers import masking_utils
 
 
 _known = threading.local()
-_read_packing = getattr(masking_utils, "find_packed_sequence_indices", None)
+_originals: dict[str, Callable] = {}
+_replacing = threading.Lock()
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -42,22 +52,64 @@ def known_packing(is_packed: bool) -> Iterator[None]:
         is_packed (`bool`):
             Whether rows may hold several texts, whose position ids restart.
     """
-    if _read_packing is not None:
-        masking_utils.find_packed_sequence_indices = _packing
-    before = getattr(_known, "is_packed", None)
-    _known.is_packed = is_packed
+    with _saying("is_packed", is_packed):
+        yield
+
+
+@contextmanager
+def known_padding() -> Iterator[None]:
+    """
+    Inside this context, models that this thread runs with an attention mask do not read from it whether it hides any
+    token. Rows without padding then have the same results up to rounding, by an attention with a mask.
+    """
+    with _saying("is_padded", True):
+        yield
+
+
+@contextmanager
+def _saying(name: str, value: bool) -> Iterator[None]:
+    with _replacing:
+        for function, replacement in _REPLACEMENTS.items():
+            if function not in _originals and hasattr(masking_utils, function):
+                _originals[function] = getattr(masking_utils, function)
+                setattr(masking_utils, function, replacement)
+    before = _said(name)
+    setattr(_known, name, value)
     try:
         yield
     finally:
-        _known.is_packed = before
+        setattr(_known, name, before)
 
 
-def _packing(position_ids: Tensor) -> Tensor | None:
+def _said(name: str) -> bool | None:
+    return getattr(_known, name, None)
+
+
+def _find_packed_sequence_indices(position_ids: Tensor) -> Tensor | None:
     """Number of the text that each token belongs to in its row, or `None` if each row is one text."""
-    is_packed = None if torch.compiler.is_compiling() else getattr(_known, "is_packed", None)
+    # Compiled graphs do not depend on the values of positions, and transformers does not read them.
+    is_packed = None if torch.compiler.is_compiling() else _said("is_packed")
     if is_packed is None:
-        return _read_packing(position_ids)
+        return _originals["find_packed_sequence_indices"](position_ids)
     if not is_packed:
         return None
     # A text begins where positions do not continue.
     return (torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1).cumsum(-1)
+
+
+def _ignore_causal_mask_sdpa(padding_mask: Tensor | None, *args: Any, **kwargs: Any) -> bool:
+    """Whether a mask of `sdpa` can be left out."""
+    if padding_mask is not None and not torch.compiler.is_compiling() and _said("is_padded"):
+        return False
+    return _originals["_ignore_causal_mask_sdpa"](padding_mask, *args, **kwargs)
+
+
+_REPLACEMENTS: dict[str, Callable] = {
+    "find_packed_sequence_indices": _find_packed_sequence_indices,
+    "_ignore_causal_mask_sdpa": _ignore_causal_mask_sdpa,
+}
+
+
+def uses_flash_attention(model: nn.Module) -> bool:
+    """Whether a model's attention is FlashAttention, which separates texts of different lengths without a mask."""
+    return "flash" in (getattr(model.config.get_text_config(), "_attn_implementation", None) or "")

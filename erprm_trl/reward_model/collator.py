@@ -4,8 +4,10 @@ Solutions in a packed row must not attend to each other. Transformers separates 
 [`check_packing`] verifies this for a model on a batch.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,6 +17,12 @@ from transformers.data.data_collator import DataCollatorMixin
 
 LABEL_PADDING = -100.0
 """Label of padded step positions. Transformers uses the same value."""
+
+PACKED = "packed_examples"
+"""Column of a dataset whose rows hold several examples, which are packed into one row of a batch."""
+
+VARIABLE_LENGTH = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""Arguments of FlashAttention's function for texts of different lengths, as transformers names them."""
 
 
 @dataclass
@@ -31,6 +39,10 @@ class DataCollatorForStepLabels(DataCollatorMixin):
             Concatenates short examples in one row, up to the length of the batch's longest example, instead of padding
             each of them. `position_ids` restart with every example, and transformers uses them to separate the
             examples' attention. There is no `attention_mask`, because it would mark each packed row as a single text.
+            Rows of a dataset that is already packed (a column `packed_examples`) become the rows of the batch.
+        padding_free (`bool`, *optional*, defaults to `False`):
+            With `packing`, whether to concatenate all examples in a single row, without padding. Only FlashAttention
+            separates them, by the lengths in the batch.
 
     A batch of B examples in R rows (R = B without packing) holds:
 
@@ -46,14 +58,22 @@ class DataCollatorForStepLabels(DataCollatorMixin):
       has `solution_index`: index of each token between a question and its last label in the flattened `input_ids`.
     - `question_ids` (B,).
     - `prompt_lengths` (B,): 0 where the length is not known.
+    - `dataset_rows` (B,), for a dataset that is already packed: the row of the dataset that holds each example.
+    - `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and `max_length_k`, with `padding_free`: where the examples
+      begin in the row, and the length of the longest example, as transformers passes them to FlashAttention.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
     packing: bool = False
+    padding_free: bool = False
     return_tensors: str = "pt"
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        rows_of_dataset = None
+        if PACKED in examples[0]:
+            rows_of_dataset = [row for row, packed in enumerate(examples) for _ in packed[PACKED]]
+            examples = [example for packed in examples for example in packed[PACKED]]
         lengths = [len(example["input_ids"]) for example in examples]
         num_steps = max(len(example["step_positions"]) for example in examples)
 
@@ -63,7 +83,7 @@ class DataCollatorForStepLabels(DataCollatorMixin):
 
         steps = torch.tensor([len(example["step_positions"]) for example in examples])
         step_mask = torch.arange(num_steps) < steps[:, None]
-        row_of, start_of = pack_rows(lengths) if self.packing else (list(range(len(examples))), [0] * len(examples))
+        row_of, start_of = self._places(lengths, rows_of_dataset)
         starts = torch.tensor(start_of)
         texts = self._lay_out([example["input_ids"] for example in examples], row_of, start_of)
         return {
@@ -88,9 +108,25 @@ class DataCollatorForStepLabels(DataCollatorMixin):
                 [example.get("question_id", index) for index, example in enumerate(examples)]
             ),
             "prompt_lengths": torch.tensor([example.get("prompt_length", 0) for example in examples]),
+            **({} if rows_of_dataset is None else {"dataset_rows": torch.tensor(rows_of_dataset)}),
         }
 
-    def _lay_out(self, texts: list[list[int]], row_of: list[int], start_of: list[int]) -> dict[str, torch.Tensor]:
+    def _places(self, lengths: list[int], rows_of_dataset: list[int] | None) -> tuple[list[int], list[int]]:
+        """The row of each example, and the example's first index in that row."""
+        if not self.packing:
+            return list(range(len(lengths))), [0] * len(lengths)
+        if self.padding_free:
+            rows_of_dataset = [0] * len(lengths)
+        if rows_of_dataset is None:
+            return pack_rows(lengths)
+        filled = [0] * len(lengths)
+        starts = []
+        for row, length in zip(rows_of_dataset, lengths, strict=True):
+            starts.append(filled[row])
+            filled[row] += length
+        return rows_of_dataset, starts
+
+    def _lay_out(self, texts: list[list[int]], row_of: list[int], start_of: list[int]) -> dict[str, Any]:
         length = max(start + len(text) for start, text in zip(start_of, texts, strict=True))
         if self.pad_to_multiple_of:
             length += -length % self.pad_to_multiple_of
@@ -109,7 +145,25 @@ class DataCollatorForStepLabels(DataCollatorMixin):
         return {
             "input_ids": input_ids,
             **({"position_ids": position_ids} if self.packing else {"attention_mask": real}),
+            **(variable_lengths([len(text) for text in texts], length) if self.packing and self.padding_free else {}),
         }
+
+
+def variable_lengths(lengths: Sequence[int], total: int) -> dict[str, Any]:
+    """
+    Arguments with which transformers calls FlashAttention's function for texts of different lengths.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Lengths of the texts, in their order in the row.
+        total (`int`):
+            Length of the row. Padding after the last text counts as a text of its own.
+    """
+    ends = list(accumulate(lengths, initial=0))
+    ends += [total] if total > ends[-1] else []
+    starts = torch.tensor(ends, dtype=torch.int32)
+    longest = max(end - start for start, end in zip(ends, ends[1:], strict=False))
+    return dict(zip(VARIABLE_LENGTH, (starts, starts, longest, longest), strict=True))
 
 
 def _solution_index(examples: list[dict[str, Any]], length: int) -> Tensor:
@@ -128,6 +182,25 @@ def with_step_index(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, "step_index": batch["step_mask"].flatten().nonzero().squeeze(1)}
 
 
+def num_own_rows(batch: dict[str, Tensor], remainder: int, process: int) -> int:
+    """
+    Number of a batch's solutions that are not copies, if only the first rows of all processes are no copies.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            Batch of this process.
+        remainder (`int`):
+            Number of rows of the dataset in the batches of all processes that are no copies.
+        process (`int`):
+            Index of this process.
+    """
+    if "dataset_rows" not in batch:
+        size = len(batch["rows"])
+        return min(max(0, remainder - process * size), size)
+    rows = batch["dataset_rows"]
+    return int((rows < remainder - process * (rows[-1] + 1)).sum())
+
+
 def padding_id(tokenizer) -> int:
     """The id of the padding token, else of the end-of-text token, else 0. Any id works, because padding is on the
     right and causal attention hides it from the text."""
@@ -135,9 +208,36 @@ def padding_id(tokenizer) -> int:
     return next(token_id for token_id in ids if token_id is not None)
 
 
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """
+    Fills rows with texts: the longest text first, each into the row with the least space that is enough.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Lengths of the texts.
+        capacity (`int`):
+            Maximum length of a row. A longer text has its own row.
+
+    Returns:
+        `list[list[int]]`: the indices of the texts in each row.
+    """
+    rows: list[list[int]] = []
+    spaces: list[tuple[int, int]] = []  # the free space of each row that is not full, and the row, in order
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = bisect_left(spaces, (lengths[index], 0))
+        if place == len(spaces):
+            spaces.append((capacity, len(rows)))
+            rows.append([])
+        space, row = spaces.pop(place)
+        rows[row].append(index)
+        if space > lengths[index]:
+            insort(spaces, (space - lengths[index], row))
+    return rows
+
+
 def pack_rows(lengths: list[int]) -> tuple[list[int], list[int]]:
     """
-    Packs examples into rows by first-fit decreasing. A row is as long as the longest example.
+    Packs examples into rows by [`best_fit_decreasing`]. A row is as long as the longest example.
 
     Args:
         lengths (`list[int]`):
@@ -146,15 +246,11 @@ def pack_rows(lengths: list[int]) -> tuple[list[int], list[int]]:
     Returns:
         `tuple[list[int], list[int]]`: the row of each example, and the example's first index in that row.
     """
-    longest = max(lengths)
-    filled: list[int] = []
     row_of, start_of = [0] * len(lengths), [0] * len(lengths)
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        row = next((row for row, used in enumerate(filled) if used + lengths[index] <= longest), len(filled))
-        if row == len(filled):
-            filled.append(0)
-        row_of[index], start_of[index] = row, filled[row]
-        filled[row] += lengths[index]
+    for row, indices in enumerate(best_fit_decreasing(lengths, max(lengths))):
+        starts = accumulate((lengths[index] for index in indices), initial=0)
+        for index, start in zip(indices, starts, strict=False):
+            row_of[index], start_of[index] = row, start
     return row_of, start_of
 
 
@@ -184,17 +280,15 @@ def check_packing(inputs: dict[str, Tensor], step_logits: Callable[[dict[str, Te
         `ValueError`: if the logits depend on the text before the solution.
     """
     ids, ends = unpacked(inputs, int(inputs["step_mask"].sum(-1).argmax()))  # the solution with the most steps
-    ids = torch.tensor(ids, device=inputs["input_ids"].device)
-    ends = torch.tensor(ends, device=ids.device)
-    positions = torch.arange(len(ids), device=ids.device).repeat(2)
+    padding_free = VARIABLE_LENGTH[0] in inputs
+    other = {"input_ids": ids[::-1], "step_positions": [], "step_labels": []}
+    solution = {"input_ids": ids, "step_positions": ends, "step_labels": [0.0] * len(ends)}
+    first = {"input_ids": ids, "step_positions": [], "step_labels": []}
+    rows = [{PACKED: [first, solution]}, {PACKED: [other, solution]}]
+    batch = DataCollatorForStepLabels(0, packing=True, padding_free=padding_free)(rows)
+    device = inputs["input_ids"].device
     logits = step_logits(
-        {
-            "input_ids": torch.stack([torch.cat([ids, ids]), torch.cat([ids.flip(0), ids])]),
-            "position_ids": torch.stack([positions, positions]),
-            "rows": torch.arange(2, device=ids.device),
-            "step_positions": (ends + len(ids)).repeat(2, 1),
-            "step_mask": torch.ones(2, len(ends), dtype=torch.bool, device=ids.device),
-        }
+        {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     )
     first, second = logits.chunk(2)
     if not len(logits):

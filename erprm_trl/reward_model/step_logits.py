@@ -7,6 +7,7 @@ working. Only the computation of the language-model head is restricted during th
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,6 +32,7 @@ def step_logits(
     rows: Tensor | None = None,
     position_ids: Tensor | None = None,
     step_index: Tensor | None = None,
+    attention_kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
     """
     Computes the logits of all steps of a batch. The memory does not depend on the size of the vocabulary.
@@ -59,6 +61,8 @@ def step_logits(
         step_index (`torch.Tensor`, *optional*):
             Index of each real step in the flattened `step_mask`, of shape (number of steps,). Without it, an
             accelerator waits for the host, which computes it from `step_mask`.
+        attention_kwargs (`dict[str, Any]`, *optional*):
+            Further arguments of the model: where the solutions begin in a row, for FlashAttention.
 
     Returns:
         `torch.Tensor`: float32 logits in the order of `step_positions[step_mask]`. The shape is (number of steps, 2)
@@ -72,7 +76,9 @@ def step_logits(
     network = unwrapped if unwrapped is not None else model
     if is_causal(network):
         attention_mask = None
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    inputs = {
+        "input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False, **(attention_kwargs or {})
+    }  # fmt: skip
     if position_ids is not None:
         inputs["position_ids"] = position_ids
     if head not in ("lm", "token", "token_mlp"):

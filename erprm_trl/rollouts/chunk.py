@@ -3,14 +3,16 @@ texts."""
 
 import inspect
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Generator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from ..reasoning import answer_start
 from ..steps import NAMED_SPLITTERS, clean_steps, split_steps
 from .allocation import allocate
 from .given_solutions import GivenSolution
 from .grading.grader import STATED, Grader
+from .overlap import Chunk, Grading, Sampling
 from .progress import CollectionProgress
 from .questions import Question
 from .records import CollectionSettings, RolloutRow
@@ -21,6 +23,8 @@ from .shared_prefixes import SharedPrefixes
 logger = logging.getLogger(__name__)
 
 ROUNDS = 4  # number of rounds of adaptive collection; more rounds did not improve labels on the dial task
+
+Requests = Generator[Sampling | Grading, Any, Any]
 
 
 class _Solution(NamedTuple):
@@ -80,48 +84,51 @@ class ChunkWork:
         in_rows = ("backend", "model", "temperature", "top_p", "top_k", "max_new_tokens")
         self.sampler_settings = {name: value for name, value in settings.sampler.items() if name in in_rows}
 
-    def run_chunk(self, chunk: int, grader: Grader | None) -> list[RolloutRow]:
-        """Processes a chunk, and returns its rows in the order of its questions and solutions."""
+    def run_chunk(self, chunk: int, grader: Grader | None) -> Chunk:
+        """Processes a chunk, and returns its rows in the order of its questions and solutions. A generator of the
+        requests that this needs."""
         settings = self.settings
         first = chunk * settings.chunk_size
         questions = self.questions[first : first + settings.chunk_size]  # read once, because they may be on disk
         if settings.has_given_solutions:
-            self.progress.begin_chunk(len(questions), sum(map(len, questions)))
+            self.progress.begin_chunk(len(questions), sum(map(len, questions)), chunk)
             solutions = self._given_solutions(chunk, first, questions)
         else:
-            self.progress.begin_chunk(len(questions), len(questions) * settings.num_solutions)
-            solutions = self._sampled_solutions(chunk, first, questions)
+            self.progress.begin_chunk(len(questions), len(questions) * settings.num_solutions, chunk)
+            solutions = yield from self._sampled_solutions(chunk, first, questions)
         rows = [solution.row for solution in solutions]
         if not self._has_warned and rows and max(len(row.steps) for row in rows) == 1:
             logger.warning(_single_steps(rows, settings))
             self._has_warned = True
         if grader is None:
             return rows
-        rewards, predictions = self._grade(rows, grader)
-        for row, reward, prediction in zip(rows, rewards, predictions, strict=True):
-            row.outcome_reward, row.prediction = reward, prediction
-        if settings.num_continuations > 0:
-            targets = [target for solution in solutions for target in self._targets(solution)]
-            self.progress.begin_continuations(len(targets), len(targets) * settings.num_continuations)
-            if settings.shares_continuations:
-                self._continue_shared(chunk, rows, targets, grader)
-            else:
-                self._continue_prefixes(chunk, rows, targets, grader)
+        if settings.num_continuations == 0:
+            yield from self._grade(rows, grader)
+            return rows
+        targets = [target for solution in solutions for target in self._targets(solution)]
+        self.progress.begin_continuations(len(targets), len(targets) * settings.num_continuations, chunk)
+        continue_prefixes = self._continue_shared if settings.shares_continuations else self._continue_prefixes
+        yield from continue_prefixes(chunk, rows, targets, grader)
         return rows
 
-    def _grade(self, rows: list[RolloutRow], grader: Grader) -> tuple[list[float], list[str | None]]:
-        """Rewards and final answers of solutions."""
+    def _grade(self, rows: list[RolloutRow], grader: Grader) -> Requests:
+        """Writes rewards and final answers into the rows of solutions."""
         texts = [row.text for row in rows]
         if self.settings.grading != STATED:
-            return grader.grade_and_extract(texts, [row.answer for row in rows])
-        _, predictions = grader.grade_and_extract(texts, ["0"] * len(rows))  # the answers are not used
-        return [float(row.correct) for row in rows], predictions
+            answers = [row.answer for row in rows]
+            rewards, predictions = yield Grading(partial(grader.grade_and_extract, texts, answers))
+        else:
+            rewards = [float(row.correct) for row in rows]
+            # The answers are not used.
+            _, predictions = yield Grading(partial(grader.grade_and_extract, texts, ["0"] * len(rows)))
+        for row, reward, prediction in zip(rows, rewards, predictions, strict=True):
+            row.outcome_reward, row.prediction = reward, prediction
 
-    def _sampled_solutions(self, chunk: int, first: int, questions: Sequence[Question]) -> list[_Solution]:
+    def _sampled_solutions(self, chunk: int, first: int, questions: Sequence[Question]) -> Requests:
         settings = self.settings
         prompts = [Prompt(question.question, prompt=question.prompt) for question in questions]
         solutions = []
-        samples_Q = self._sample(self.sampler, prompts, settings.num_solutions, chunk, "solutions")
+        samples_Q = yield from self._sample(self.sampler, prompts, settings.num_solutions, chunk, "solutions")
         for index, (question, prompt, samples) in enumerate(zip(questions, prompts, samples_Q, strict=True)):
             for solution_index, sample in enumerate(samples):
                 self._check_token_ids(sample)
@@ -194,17 +201,22 @@ class ChunkWork:
             targets.append(_Target(row, num_steps, prompt._replace(prefix=prefix, prefix_ids=prefix_ids)))
         return targets
 
-    def _continue_prefixes(self, chunk: int, rows: list[RolloutRow], targets: list[_Target], grader: Grader) -> None:
+    def _continue_prefixes(
+        self, chunk: int, rows: list[RolloutRow], targets: list[_Target], grader: Grader
+    ) -> Requests:
+        """Continues each prefix equally often."""
         num_continuations = self.settings.num_continuations
         prompts = [target.prompt for target in targets]
-        continuations = self._sample(self.completer, prompts, num_continuations, chunk, "continuations")
+        continuations = yield from self._sample(self.completer, prompts, num_continuations, chunk, "continuations")
+        # The solutions are graded only now, because sampling need not wait for their rewards.
+        yield from self._grade(rows, grader)
         texts = [
             prompt.prefix + continuation.text
             for prompt, continuations_K in zip(prompts, continuations, strict=True)
             for continuation in continuations_K
         ]
         answers = [target.row.answer for target in targets for _ in range(num_continuations)]
-        rewards = iter(grader.grade(texts, answers))
+        rewards = iter((yield Grading(partial(grader.grade, texts, answers))))
         for row, num_steps, _ in targets:
             rewards_K = [next(rewards) for _ in range(num_continuations)]
             if num_steps == 0:
@@ -213,9 +225,12 @@ class ChunkWork:
                 row.prefix_rewards.append(rewards_K)
         _share_question_rewards(rows)
 
-    def _continue_shared(self, chunk: int, rows: list[RolloutRow], targets: list[_Target], grader: Grader) -> None:
+    def _continue_shared(
+        self, chunk: int, rows: list[RolloutRow], targets: list[_Target], grader: Grader
+    ) -> Requests:
         """Continues each distinct prefix, more often if its label is uncertain, and counts each text for all prefixes
         with which it begins."""
+        yield from self._grade(rows, grader)
         shared = {row.question_index: SharedPrefixes(self.settings.reuse_continuations) for row in rows}
         prefix_of_target = [shared[row.question_index].add_prefix(prompt.prefix) for row, _, prompt in targets]
         # If several solutions begin with the same prefix, it is continued from the tokens of the first of them.
@@ -242,12 +257,13 @@ class ChunkWork:
                 for _ in range(count)
             ]
             prompts = [prompt_of_prefix[job] for job in jobs]
-            continuations = self._sample(self.completer, prompts, 1, chunk, purpose)
+            continuations = yield from self._sample(self.completer, prompts, 1, chunk, purpose)
             texts = [
                 prompt.prefix + continuation.text
                 for prompt, (continuation,) in zip(prompts, continuations, strict=True)
             ]
-            rewards = grader.grade(texts, [first_rows[index].answer for index, _ in jobs])
+            answers = [first_rows[index].answer for index, _ in jobs]
+            rewards = yield Grading(partial(grader.grade, texts, answers))
             for (index, prefix), text, reward in zip(jobs, texts, rewards, strict=True):
                 shared[index].add_text(text, reward, start=prefix)
         self.num_saved += budget - spent
@@ -275,18 +291,22 @@ class ChunkWork:
 
     def _sample(
         self, sampler: Sampler, prompts: list[Prompt], num_samples: int, chunk: int, purpose: str
-    ) -> list[list[Completion]]:
+    ) -> Requests:
         if not prompts:
             return []
-        self.num_rollouts += len(prompts) * num_samples
         options = {"until": self.settings.stop} if self.settings.stop else {}
         if "progress" in inspect.signature(sampler.sample).parameters:
             options["progress"] = self.progress.update
-        self.progress.begin_call(purpose.partition("-")[0], len(prompts) * num_samples)
         seed = derived_seed(self.settings.seed, chunk, purpose)
-        completions = sampler.sample(prompts, num_samples, seed, **options)
-        self.progress.end_call()
-        return completions
+
+        def sample() -> list[list[Completion]]:
+            self.progress.begin_call(purpose.partition("-")[0], len(prompts) * num_samples, chunk)
+            completions = sampler.sample(prompts, num_samples, seed, **options)
+            self.progress.end_call()
+            self.num_rollouts += len(prompts) * num_samples
+            return completions
+
+        return (yield Sampling(sample))
 
 
 def _write_shared(targets: list[_Target], prefix_of_target: list[int], shared: dict[int, SharedPrefixes]) -> None:

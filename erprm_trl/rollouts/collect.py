@@ -34,9 +34,11 @@ from .collect_arguments import (
 from .dataset import RolloutDataset
 from .given_solutions import GivenSolution, as_solutions
 from .grading.grader import STATED, Grader, comparison_method, grading_name
+from .grading.worker import METHODS
+from .overlap import OverlappedChunks
 from .progress import CollectionProgress
 from .questions import Question, fingerprint
-from .records import CollectionSettings
+from .records import CollectionSettings, RolloutRow
 from .sampling.base import Prompt, Sampler, stop_strings
 from .shards import (
     MANIFEST,
@@ -50,6 +52,7 @@ from .shards import (
     write_manifest,
 )
 from .solution_groups import SolutionGroups
+from .speed import RunSpeed, num_accelerators, prefix_cache_counts
 from .summary import summarize_rollouts
 
 
@@ -178,8 +181,8 @@ def collect_rollouts(
         seed (`int`, *optional*, defaults to `0`):
             Seed of the collection.
         chunk_size (`int`, *optional*, defaults to `16`):
-            Number of questions per chunk. A chunk is written when it is complete. A killed process loses its current
-            chunk.
+            Number of questions per chunk. While the texts of a chunk are graded, the next one is sampled. A chunk is
+            written when it is complete. A killed process loses the chunks in progress, which are at most two.
         store_token_ids (`bool`, *optional*, defaults to `False`):
             Whether to store the sampled tokens of each solution in its row (`token_ids`), for training on exactly
             these tokens.
@@ -254,8 +257,8 @@ def _collect(
         started = time.monotonic()
         grader_settings = {"answer_pattern": settings.answer_pattern, "reasoning": settings.reasoning}
         with (
-            nullcontext() if grading is None else Grader(comparison_method(grading), **grader_settings) as grader,
             open(path / SHARD.format(rank=state.process_index), "ab") as shard,
+            nullcontext() if grading is None else Grader(comparison_method(grading), **grader_settings) as grader,
         ):
             num_done = sum(map(settings.questions_per_chunk.__getitem__, done))
             show = show_progress and state.is_main_process
@@ -264,23 +267,59 @@ def _collect(
                     work = ChunkWork(questions, *policies, settings, progress)
                 else:
                     work = agents.ConversationWork(questions, policies[0], settings, progress, agent)
-                for chunk in todo[state.process_index :: state.num_processes]:
-                    append_rows(shard, work.run_chunk(chunk, grader))
-                    saved = {"saved": work.num_saved} if settings.shares_continuations else {}
-                    progress.end_chunk(rollouts=work.num_rollouts, **saved)
+                own = todo[state.process_index :: state.num_processes]
+                speed = _run_chunks(work, own, grader, shard, policies)
             num_timeouts = 0 if grader is None else grader.num_timeouts
         state.wait_for_everyone()
+        speed = speed.of_all_processes(state)
     dataset = RolloutDataset(path)
-    has_worked = bool(todo[state.process_index :: state.num_processes])
-    if state.is_main_process and (has_worked or "summary" not in dataset.manifest):
+    if state.is_main_process and (own or "summary" not in dataset.manifest):
         seconds = round(time.monotonic() - started, 1)
-        _write_summary(dataset, {"grading_timeouts": num_timeouts, "seconds_of_last_run": seconds})
+        entries = {"grading_timeouts": num_timeouts, "seconds_of_last_run": seconds, "speed": speed.to_json()}
+        _write_summary(dataset, entries)
     state.wait_for_everyone()
     dataset.manifest = read_manifest(path)
     return dataset
 
 
-def _write_summary(dataset: RolloutDataset, entries: dict[str, float]) -> None:
+def _run_chunks(
+    work: ChunkWork | agents.ConversationWork,
+    chunks: Sequence[int],
+    grader: Grader | None,
+    shard,
+    policies: tuple[Sampler | None, Sampler | None],
+) -> RunSpeed:
+    """Processes chunks, and appends their rows to the shard of this process."""
+    speed, progress = RunSpeed(), work.progress
+
+    def write(rows: list[RolloutRow]) -> None:
+        append_rows(shard, rows)
+        speed.count(rows)
+        saved = {"saved": work.num_saved} if work.settings.shares_continuations else {}
+        progress.end_chunk(rows[0].chunk, rollouts=work.num_rollouts, **saved)
+
+    runner = OverlappedChunks(write, grader.cancel if _may_overlap(grader, policies) else None)
+    cached, prompts = prefix_cache_counts(policies)
+    runner.run(work.run_chunk(chunk, grader) for chunk in chunks)
+    cached_now, prompts_now = prefix_cache_counts(policies)
+    speed.cached_tokens, speed.prompt_tokens = cached_now - cached, prompts_now - prompts
+    speed.seconds = speed.process_seconds = runner.seconds
+    speed.sampling_seconds, speed.tokens = runner.sampling_seconds, progress.num_tokens
+    speed.gpu_seconds = runner.seconds * num_accelerators(policies)
+    return speed
+
+
+def _may_overlap(grader: Grader | None, policies: tuple[Sampler | None, Sampler | None]) -> bool:
+    """Whether texts can be graded in a second thread, while others are sampled, with the same rewards."""
+    # A function that workers cannot import may need this thread, e.g. for signals.
+    if grader is None or not grader.uses_workers:
+        return False
+    # The time limit of other functions is in elapsed time, in which a sampler on the same processor delays them.
+    on_processor = any(getattr(policy, "accelerators", None) == [] for policy in policies)
+    return grader.method in METHODS or not on_processor
+
+
+def _write_summary(dataset: RolloutDataset, entries: dict[str, Any]) -> None:
     """Writes the summary of a collection into its manifest, and warns if most solutions are unfinished."""
     settings = dataset.settings
     summary = {**summarize_rollouts(dataset.rows, settings), **entries}

@@ -2,11 +2,14 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import rollouts  # its names are loaded on first use, so that a command line is parsed without torch
 from ..io.config_values import import_function, read_json_fields, refuse_escapes
+from ..io.paths import local_path
 from . import sampling
+from .shards import read_manifest
 
 
 if TYPE_CHECKING:
@@ -215,7 +218,8 @@ class CollectConfig:
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Dtype of the policy's weights, e.g. bfloat16. Defaults to the checkpoint's dtype (transformers), "
+            "help": "Dtype of the policy's weights, e.g. bfloat16. Defaults to the dtype of the collection that is "
+            "resumed, else to the checkpoint's dtype, or bfloat16 on a CPU that computes faster in it (transformers), "
             "or to the engine's choice (vllm)."
         },
     )
@@ -350,11 +354,21 @@ class CollectConfig:
         return {**settings, "model_name_or_path": None if model is None else os.fspath(model)}
 
     def _sampler(self) -> "Sampler":
-        return sampling.load_sampler(self._sampler_settings())
+        return sampling.load_sampler(self._with_dtype(self._sampler_settings(), "sampler"))
 
     def _completer(self) -> "Sampler | None":
         settings = self._completer_settings() if self.num_continuations else None
-        return None if settings is None else sampling.load_sampler(settings)
+        return None if settings is None else sampling.load_sampler(self._with_dtype(settings, "completer"))
+
+    def _with_dtype(self, settings: dict[str, Any], role: str) -> dict[str, Any]:
+        """The settings with a dtype: that of the collection if it is resumed, because its labels depend on it."""
+        is_set = settings["dtype"] is not None or "dtype" in (settings["model_init_kwargs"] or {})
+        if is_set or settings["backend"] == "endpoint":
+            return settings
+        manifest = read_manifest(Path(local_path(self.output_dir)))
+        if manifest is None:
+            return {**settings, "dtype": sampling.default_dtype(settings)}
+        return {**settings, "dtype": (manifest["config"].get(role) or {}).get("dtype")}
 
     def _completer_settings(self) -> dict[str, Any] | None:
         """The settings of the policy that continues solutions, if it does not sample them."""

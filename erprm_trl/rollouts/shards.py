@@ -12,14 +12,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ..io.atomic_files import replace_file
 from ..io.on_disk_sequence import OnDiskSequence
 from .records import RolloutRow
 
+
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class RolloutRows(OnDiskSequence):
             Index of the file, and byte offset in it, for each row, shape (rows, 2).
     """
 
-    def __init__(self, shards: Sequence[Path], places: np.ndarray):
+    def __init__(self, shards: Sequence[Path], places: "np.ndarray"):
         self._shards, self._places = shards, places
 
     def __len__(self) -> int:

@@ -77,4 +77,27 @@ def describe(summary: dict[str, Any], folder: str) -> list[str]:
                 f"Standard deviation of a label at eta = {eta}: {spread['mean']:.3f} on average, "
                 f"{spread['largest']:.3f} at most."
             )
+    return lines + describe_speed(summary.get("speed", {}))
+
+
+def describe_speed(speed: dict[str, float]) -> list[str]:
+    """
+    The speed of the last run of a collection in sentences.
+
+    Args:
+        speed (`dict[str, float]`):
+            `speed` in the summary of a collection, see [`~erprm_trl.rollouts.speed.RunSpeed`]. Older collections do
+            not have it.
+    """
+    if not speed:
+        return []
+    unit = "labels" if "labels_per_hour" in speed else "solutions"
+    rates = [f"{speed[f'{unit}_per_hour']:,} {unit} per hour"]
+    if f"{unit}_per_gpu_hour" in speed:
+        rates.append(f"{speed[f'{unit}_per_gpu_hour']:,} {unit} per GPU-hour")
+    if "tokens_per_second" in speed:
+        rates.append(f"{speed['tokens_per_second']:,.0f} tokens per second")
+    lines = [f"Speed: {', '.join(rates)}. The sampler was idle for {speed['sampler_idle_share']:.1%} of the time."]
+    if "prefix_cache_hit_rate" in speed:
+        lines.append(f"{speed['prefix_cache_hit_rate']:.1%} of the prompt tokens came from the prefix cache.")
     return lines

@@ -1,6 +1,7 @@
 """Progress bars of the commands: one for a trainer, in place of its own, and one for a scorer."""
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,10 +114,15 @@ class BackendWithBar:
             Backend that computes the scores.
         title (`str`):
             Text before the bar.
+
+    Attributes:
+        num_scored (`int`): number of solutions scored so far.
+        seconds (`float`): time that this took.
     """
 
     def __init__(self, backend: ScoringBackend, title: str):
         self._backend, self._title = backend, title
+        self.num_scored, self.seconds = 0, 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
@@ -126,6 +132,7 @@ class BackendWithBar:
     ) -> list[list[float]]:
         """Scores of every step; see [`ScoringBackend.score`]."""
         scores: list[list[float]] = []
+        started = time.perf_counter()
         show = len(questions) > SOLUTIONS_PER_CALL and console.is_main_process()
         with progress_bar(len(questions), self._title, unit="solutions", show=show) as bar:
             for start in range(0, len(questions), SOLUTIONS_PER_CALL):
@@ -135,6 +142,8 @@ class BackendWithBar:
                 except SolutionTooLong as error:
                     raise SolutionTooLong(start + error.index, error.reason) from None
                 bar.update(len(scores) - bar.n)
+        self.num_scored += len(questions)
+        self.seconds += time.perf_counter() - started
         return scores
 
 

@@ -18,7 +18,7 @@ from ..io.progress_bars import progress_bar
 from ..io.redaction import without_login
 from ..rollouts.row_sources import read_rows
 from .outcome import print_outcome
-from .scoring import ETA, SCORING_BACKEND, TRAINED_ETA
+from .scoring import ETA, SCORING_BACKEND, TRAINED_ETA, scoring_speed
 
 
 @dataclass
@@ -78,6 +78,7 @@ def main(arguments: ScoreArguments) -> Path:
     options["backend"] = arguments.scoring_backend
     if not is_url(arguments.reward_model):  # a server has its own
         options |= {"dtype": arguments.dtype, "device_map": arguments.device_map}
+    chunks: list[tuple[int, float]] = []
     scored = selection.score_rows(
         arguments.reward_model,
         rows,
@@ -86,6 +87,7 @@ def main(arguments: ScoreArguments) -> Path:
         solution_column=arguments.solution_column,
         aggregation=arguments.aggregation,
         chunk_size=arguments.chunk_size,
+        on_chunk=lambda *chunk: chunks.append(chunk),
         **options,
     )
     scores: list[float | None] = []
@@ -101,5 +103,7 @@ def main(arguments: ScoreArguments) -> Path:
     if len(present) < len(scores):
         unscored = counted(len(scores) - len(present), "solution has", "solutions have")
         lines.append(f"{unscored} no steps, or more tokens than the model's context.")
+    if chunks:  # otherwise an earlier run has scored everything
+        lines.append(f"This run scored {scoring_speed(*map(sum, zip(*chunks, strict=True)))}.")
     print_outcome(*lines, f"Scores: {path}.")
     return path

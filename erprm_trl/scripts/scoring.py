@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import erprm_trl
 
 from .. import scripts, selection
+from ..io.counts import counted
 from ..io.redaction import without_login
 from ..reward_model import scoring
+from .outcome import print_outcome
 
 
 # Metadata of the fields `eta` and `trained_eta` of commands.
@@ -18,6 +20,12 @@ SCORING_BACKEND = {
     "help": "How a reward model in a folder or on the Hub is run: local, or vllm for an offline vLLM engine.",
     "choices": ["local", "vllm"],
 }
+
+
+def scoring_speed(num_solutions: int, seconds: float) -> str:
+    """A number of solutions, and how many of them were scored per second."""
+    rate = f" at {num_solutions / seconds:,.1f} solutions per second" if num_solutions and seconds else ""
+    return f"{counted(num_solutions, 'solution')}{rate}"
 
 
 def load_scorer(
@@ -69,6 +77,7 @@ def score_with_each(
     for path in reward_models:
         scorer = load_scorer(path, batch_size, trained_eta, backend)
         as_trained, name = selection.score_rollouts(scorer, dataset), without_login(path)
+        print_outcome(f"{name} scored {scoring_speed(scorer.backend.num_scored, scorer.backend.seconds)}.")
         for eta in etas:
             of_questions = [scoring.scores_at_eta(question, scorer.trained_eta, eta) for question in as_trained]
             scores[f"{name} (eta = {eta:g})"] = of_questions

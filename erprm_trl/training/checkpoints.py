@@ -24,6 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_l
 from ..io.atomic_files import make_folder
 from ..io.file_checks import damaged_file
 from ..io.paths import local_path
+from .synced_reference import load_synced_reference, save_synced_reference
 
 
 logger = logging.getLogger(__name__)
@@ -233,6 +234,8 @@ class CrashSafeCheckpoints:
     def _finish_files(self, checkpoint: Path) -> None:
         """Saves the trainer's own files and flushes the checkpoint. All processes must call it."""
         self._save_own_files(checkpoint)
+        if not self.args.save_only_model:
+            save_synced_reference(self, checkpoint)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_local_main_process:  # each node can flush only its own writes
             flush_folder(checkpoint)
@@ -248,6 +251,8 @@ class CrashSafeCheckpoints:
     def _load_optimizer_and_scheduler(self, checkpoint):  # seam
         with _reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None:
+                load_synced_reference(self, checkpoint)
 
     def _load_rng_state(self, checkpoint):  # seam
         with _reading(checkpoint):

@@ -7,8 +7,9 @@ graded answers. In "steps", it learns from step scores alone, for more updates t
 
 The accuracy of a run is the accuracy of its training samples, because no question is used twice. Every finished run is
 kept in `seed-0/dense/difference.json` and so on, and skipped, so that the study can be stopped and continued at any
-time. The table shows means and 95% t-intervals over seeds, and the worst seed. `--guard` shows which of these runs
-`PolicyGuard` would have stopped at several limits.
+time. The table shows means and 95% t-intervals over seeds, and the worst seed. Its last column is the accuracy after
+the number of generated tokens that every run has spent, including those of continuations. `--guard` shows which of
+these runs `PolicyGuard` would have stopped at several limits.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import json
 import os
 import shutil
 import time
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 
@@ -205,6 +206,15 @@ def curve(result, by_tokens=False):
     return [[total, average] for total, average in zip(accumulate(costs), averages, strict=True)]
 
 
+def accuracy_after(result, num_tokens):
+    """Training accuracy of a run after a number of generated tokens, interpolated between updates."""
+    points = [[0, result["before"]], *curve(result, by_tokens=True)]
+    for (start, low), (end, high) in pairwise(points):
+        if end >= num_tokens:
+            return low + (high - low) * (num_tokens - start) / (end - start)
+    return points[-1][1]
+
+
 def load_results(folder):
     """Finished runs, by setting, method and seed."""
     results = {}
@@ -220,6 +230,8 @@ def table(results):
     for setting, methods in results.items():
         rows = []
         baseline = methods.get("answers only", {})
+        # The budget that every run has spent, so that methods are compared after the same number of tokens
+        budget = min(curve(result, by_tokens=True)[-1][0] for runs in methods.values() for result in runs.values())
         for method in [name for name in METHODS if name in methods]:
             runs = methods[method]
             row = {"method": method, "seeds": str(len(runs))}
@@ -247,6 +259,8 @@ def table(results):
                         row[name] = f"not reached by {speedups.count(None)}"
             tokens = [curve(result, by_tokens=True)[-1][0] / 1000 for result in runs.values()]
             row["1000 tokens"] = f"{sum(tokens) / len(tokens):.0f}"
+            mean, half = interval([accuracy_after(result, budget) for result in runs.values()])
+            row[f"after {budget / 1000:.0f} thousand tokens"] = f"{mean:.3f} ± {half:.3f}"
             rows.append(row)
         tables[setting] = rows
     return tables
@@ -304,11 +318,11 @@ def print_guard(results):
 
 
 def plot(results, path):
-    """Plots the mean accuracy over seeds against the rollouts, and the worst seed as a thin line."""
+    """Plots the accuracy against the rollouts: the mean over seeds, and every seed as a thin line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(results), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    panels = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for axes, (setting, methods) in zip(panels, results.items(), strict=True):
         for index, method in enumerate(name for name in METHODS if name in methods):
             curves = [[average for _, average in curve(result)] for result in methods[method].values()]
@@ -316,12 +330,14 @@ def plot(results, path):
             means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
             color = "black" if method == "answers only" else f"C{index % 10}"
             style = ("-", "--", ":")[index // 10 % 3]
-            axes.plot(rollouts, means, label=method, color=color, linestyle=style)
-            axes.plot(rollouts, min(curves, key=min), color=color, linestyle=style, linewidth=0.5)
-        axes.set(xlabel="rollouts", ylabel="accuracy of training samples", title=setting)
+            for values in curves:
+                axes.plot(rollouts, values, color=color, linestyle=style, linewidth=0.4, alpha=0.6)
+            axes.plot(rollouts, means, label=f"{method} ({len(curves)} seeds)", color=color, linestyle=style)
+        axes.set(xlabel="rollouts", title=setting, ylim=(0, 1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7)
+    panels[0].set_ylabel("accuracy of training samples")
     figure.savefig(path, dpi=150)
 
 
@@ -350,7 +366,11 @@ def main():
                     f"lowest {min(average for _, average in curve(result)):.3f}, {result['seconds']} s",
                     flush=True,
                 )
-    results = load_results(arguments.output_dir)
+    results = {
+        setting: {method: runs for method, runs in methods.items() if method in arguments.methods}
+        for setting, methods in load_results(arguments.output_dir).items()
+        if setting in arguments.settings
+    }
     if results:
         print_tables(table(results))
         plot(results, arguments.output_dir / "credit_study.png")

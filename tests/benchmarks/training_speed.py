@@ -5,6 +5,13 @@ All variants train the same model on the same solutions, in one process and in a
 tokens: padding to 512 with float32 logits of the whole vocabulary everywhere (like the paper's script), token
 classification with dynamic padding in random order (like TRL's PRM trainer up to 1.13), and this package's training,
 grouped by length and packed.
+
+With `--rival PYTHON`, the trainers themselves are compared, each in a process of its own: `ERPRMTrainer`, and TRL
+1.12's `PRMTrainer` in an environment that is made for it:
+
+    python3 -m venv ../trl-1.12-venv
+    ../trl-1.12-venv/bin/pip install torch==2.13.0 "trl==1.12.*" transformers==5.23.0
+    python tests/benchmarks/training_speed.py --rival ../trl-1.12-venv/bin/python
 """
 
 import argparse
@@ -13,7 +20,9 @@ import gc
 import json
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -37,14 +46,19 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
 }
 
 
-def model_config(name, attention):
+def shape(name):
+    """Arguments of the model's configuration."""
     hidden, intermediate, layers, heads, key_value = SHAPES[name]
-    return LlamaConfig(
-        tie_word_embeddings=name == "small",  # as in language models of this size
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=key_value, max_position_embeddings=2048,
-        attn_implementation=attention, num_labels=1, pad_token_id=0,
-    )  # fmt: skip
+    return {
+        "tie_word_embeddings": name == "small",  # as in language models of this size
+        "vocab_size": VOCABULARY, "hidden_size": hidden, "intermediate_size": intermediate,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": key_value,
+        "max_position_embeddings": 2048, "pad_token_id": 0,
+    }  # fmt: skip
+
+
+def model_config(name, attention):
+    return LlamaConfig(**shape(name), attn_implementation=attention, num_labels=1)
 
 
 def solutions(count, generator):
@@ -230,6 +244,90 @@ def through_trainer(options, device, peak):
                 )
 
 
+RIVALS = {  # trainer of `trainer_visit.py`, and arguments that differ from its defaults
+    "TRL 1.12 PRMTrainer": ("trl", {}),
+    "padded script": ("padded", {}),
+    "ERPRMTrainer": ("ours", {}),
+    "ERPRMTrainer, packing": ("ours", {"packing": True, "train_sampling_strategy": "random"}),
+    "ERPRMTrainer, packing, bfd": ("ours", {"packing": True, "packing_strategy": "bfd"}),
+}
+
+
+def visit(options, folder, trainer, arguments):
+    """Trains in a process of its own and returns what `trainer_visit.py` measured."""
+    from erprm_trl import dial
+
+    python = sys.executable if trainer == "ours" else options.rival
+    batch_size = options.batch_size
+    if arguments.get("packing_strategy") == "bfd":  # about as many tokens in rows of 1,024
+        batch_size = max(1, round(batch_size * 190 / 1024))
+    output = folder / "visit.json"
+    named = {
+        "trainer": trainer, "tokenizer": dial.BASE_PATH, "data": folder / "data.jsonl", "output": output,
+        "config": json.dumps(shape(options.model)), "arguments": json.dumps(arguments), "batch_size": batch_size,
+        "max_steps": options.batches,
+    }  # fmt: skip
+    script = Path(__file__).with_name("trainer_visit.py")
+    command = [python, script, *(part for name, value in named.items() for part in (f"--{name}", value))]
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return json.loads(output.read_text())
+
+
+def write_data(options, path):
+    """Solutions with right and wrong steps, with the columns of both packages."""
+    lines = []
+    for example in solutions(options.batch_size * (options.batches + 1), torch.Generator().manual_seed(1)):
+        labels = [-100] * len(example["input_ids"])
+        for index, position in enumerate(example["step_positions"]):
+            labels[position] = index % 2
+        hard = {"step_labels": [float(labels[position]) for position in example["step_positions"]]}
+        lines.append(json.dumps({**example, **hard, "labels": labels, "length": len(labels)}))
+    path.write_text("\n".join(lines))
+
+
+def against_rival(options):
+    """Compares the trainers in alternation, and the losses of both packages in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_data(options, folder / "data.jsonl")
+        chosen = {name: of for name, of in RIVALS.items() if not options.only or name in options.only}
+        visits = {name: [] for name in chosen}
+        for _ in range(options.rounds):
+            for name, (trainer, arguments) in chosen.items():
+                visits[name].append(visit(options, folder, trainer, arguments))
+                print(name, {key: value for key, value in visits[name][-1].items() if key != "losses"}, flush=True)
+        exact = {"bf16": False, "train_sampling_strategy": "sequential"}
+        losses = [
+            visit(options, folder, trainer, {**exact, **more})["losses"]
+            for trainer, more in (
+                ("trl", {}),
+                ("ours", {"head": "token"}),
+                ("ours", {"head": "token", "packing": True}),
+            )
+        ]
+    rivals = [name for name in list(RIVALS)[:2] if name in visits]
+    print(f"{'':<28}{'tokens/s':>10}{'padding':>9}{'GiB':>7}   speed, then memory, relative to {' and '.join(rivals)}")
+    for name, measured in visits.items():
+        middle = {key: statistics.median(entry[key] for entry in measured) for key in measured[0] if key != "losses"}
+        ratios = [
+            middle_and_range(measured, visits[rival], key)
+            for key in ("tokens_per_second", "memory_gib")
+            for rival in rivals
+        ]
+        shown = "   ".join(f"{ratio:.2f} ({low:.2f} to {high:.2f})" for ratio, low, high in ratios)
+        speed = f"{middle['tokens_per_second']:>10,.0f}{middle['padding']:>9.1%}"
+        print(f"{name:<28}{speed}{middle['memory_gib']:>7.2f}   {shown}")
+    rival, *own = torch.tensor(losses)
+    gaps = ", ".join(f"{(rival - ours).abs().max().item():.1e}" for ours in own)
+    print(f"Largest difference of a loss to TRL's, same order, float32: {gaps} (with packing)")
+
+
+def middle_and_range(visits, others, key):
+    """Median, minimum and maximum over turns of a ratio."""
+    ratios = [visit[key] / other[key] for visit, other in zip(visits, others, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
 def matmul_peak(device, dtype):
     """FLOPs per second of a large product of random matrices, the best of five."""
     size = 8192 if device.type == "cuda" else 1024
@@ -261,8 +359,12 @@ def main():
     parser.add_argument("--liger", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--trainer", action="store_true", help="Only measure ERPRMTrainer.")
+    parser.add_argument("--rival", help="Python of an environment with TRL 1.12. Only compares the trainers.")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.rival:
+        against_rival(options)
+        return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     peak = matmul_peak(device, torch.float32 if options.dtype == "float32" else torch.bfloat16)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -16,7 +16,7 @@ from erprm_trl import StepScorer
 pytestmark = pytest.mark.slow("starts two processes")
 
 
-NAMES = distributed_runs.NAMES
+NAMES, OUTCOME = distributed_runs.NAMES, distributed_runs.OUTCOME
 REFRESH = {
     "refresh_reward_model": 4,
     "refresh_num_continuations": 2,
@@ -25,13 +25,13 @@ REFRESH = {
 }
 # Each launch runs its trainers one after the other: configuration, trainers, and options of their runs
 LAUNCHES = {
-    "ddp": ("cpu_ddp", NAMES, {"accumulation": 1}),
-    "ddp-lora": ("cpu_ddp", NAMES, {"lora": True}),
+    "ddp": ("cpu_ddp", (*NAMES, OUTCOME), {"accumulation": 1}),
+    "ddp-lora": ("cpu_ddp", ("erprm_lm", "erprm_implicit", "raft", "step_ppo"), {"lora": True}),
     "ddp-raft-refresh": ("cpu_ddp", ("raft",), {"accumulation": 1, "raft": REFRESH}),
     "ddp-raft-engines": ("cpu_ddp", ("raft",), {"accumulation": 1, "lora": True, "raft": {"use_vllm": True}}),
-    "zero2": ("cpu_zero2", NAMES, {}),
+    "zero2": ("cpu_zero2", ("erprm_lm", "raft", "step_ppo"), {}),
     "zero3": ("cpu_zero3", NAMES, {}),
-    "zero3-lora-sharded": ("cpu_zero3", NAMES, {"lora": True, "sharded": True}),
+    "zero3-lora-sharded": ("cpu_zero3", ("erprm_lm", "raft", "step_grpo"), {"lora": True, "sharded": True}),
     "zero3-offload": ("cpu_zero3", ("erprm_lm", "step_grpo"), {"optim": "adamw_torch"}),
 }
 SCORED = (["Tom dial 3 . right 15 . ?"] * 2, [["3 + 15 = 18", "answer 18"], ["3 + 15 = 4"]])
@@ -71,7 +71,7 @@ def double(request, tmp_path_factory):
     return folder, config, options, distributed_runs.launch(folder, path, names, **options)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, OUTCOME])
 def test_two_processes_give_the_same_results_as_one(name, single, double):
     folder, config, options, facts = double
     if name not in facts:
@@ -110,7 +110,7 @@ def test_two_processes_give_the_same_results_as_one(name, single, double):
     else:
         # DeepSpeed's Adam on the host rounds differently after resuming.
         tolerance = 1e-6 if options.get("optim", "sgd") == "sgd" else 2e-5
-        assert second["resumed_losses"] == pytest.approx(second["losses"][5:], abs=tolerance)
+        assert second["resumed_losses"] == pytest.approx(second["losses"][distributed_runs.RESUMED_AT :], abs=tolerance)
         assert_close(right, distributed_runs.weights(folder / name, "resumed"), tolerance)
     if name.startswith("erprm"):
         scores = [StepScorer.from_pretrained(run / "model").score(*SCORED) for run in (alone, folder / name)]
@@ -121,11 +121,12 @@ def test_two_processes_give_the_same_results_as_one(name, single, double):
         assert (second["scorer"]["backend"], second["scorer"]["held"]) == expected
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "raft"])
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("name", "lora"), [*((name, lora) for lora in (False, True) for name in NAMES if name != "raft"), (OUTCOME, False)]
+)
 def test_a_resumed_run_exactly_equals_the_uninterrupted_run(name, lora, single):
     folder, facts = single(name, lora=lora)
-    assert facts["resumed_losses"] == facts["losses"][5:]
+    assert facts["resumed_losses"] == facts["losses"][distributed_runs.RESUMED_AT :]
     uninterrupted, resumed = (distributed_runs.weights(folder, kind) for kind in ("model", "resumed"))
     assert uninterrupted.keys() == resumed.keys()
     assert all(torch.equal(uninterrupted[key], resumed[key]) for key in uninterrupted)

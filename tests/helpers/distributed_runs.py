@@ -1,4 +1,4 @@
-"""Runs ten updates of every trainer, in the test's own process or in launched processes, and records the results.
+"""Runs a few updates of every trainer, in the test's own process or in launched processes, and records the results.
 
 In a run of two processes, each process gets half the rows, mostly in two batches per update, with gradient
 checkpointing. The result must equal that of one process with the same global batches.
@@ -49,9 +49,10 @@ from erprm_trl.policy.raft import policy_sampler
 
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
 NAMES = ("erprm_lm", "erprm_token", "erprm_implicit", "raft", "step_grpo", "step_ppo")
+OUTCOME = "step_grpo_outcome"  # TRL computes the advantages from three rewards
 NAMES_OF_UPDATES = ("step_grpo_updates", "step_ppo_updates")  # also update an implicit reward model
 REWARDS_FREE = ("log_ratio", "monte_carlo")  # have no reward model
-POLICIES = ("step_grpo", "step_ppo", *NAMES_OF_UPDATES)
+POLICIES = ("step_grpo", "step_ppo", OUTCOME, *NAMES_OF_UPDATES)
 # Adam would amplify differences in the last bits of small gradients, so its epsilon is large.
 UPDATED = {"reward_model_learning_rate": 0.02, "adam_epsilon": 0.1, "outcome_weight": 0.0}
 SCRIPT = """
@@ -61,7 +62,9 @@ from erprm_trl.scripts.launcher import end_process
 run_all(sys.argv[1], **json.loads(sys.argv[2]))
 end_process(0)
 """
-UPDATES, GROUP = 10, 4
+UPDATES, RESUMED_AT, GROUP = 6, 4, 4
+# TRL refuses it for adapters, which have no separate reference model.
+SYNC = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
 # Metrics that must be gathered from all processes
 METRICS = "num_tokens value/loss value/explained_variance kl steps/accuracy steps/per_answer reward".split()
 METRICS += ["reward_model/loss", "reward_model/accuracy", "reward_model/grad_norm", "reward_model/unused_share"]
@@ -211,8 +214,8 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2,
         del trainer, watcher
         _restart_accelerate()
         trainer = make(1)  # the checkpoint must hold everything that a resumed run needs
-        trainer.train(resume_from_checkpoint=str(out / "checkpoint-5"))
-        facts["resumed_losses"] = _losses(trainer)[UPDATES // 2 :]
+        trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{RESUMED_AT}"))
+        facts["resumed_losses"] = _losses(trainer)[RESUMED_AT:]
         trainer.save_model(str(out / "resumed"))
     if trainer.is_world_process_zero():
         (out / "facts.json").write_text(json.dumps(facts))
@@ -261,7 +264,7 @@ def _common(out, optim, accumulation):
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_strategy": "steps",
-        "save_steps": 5,
+        "save_steps": RESUMED_AT,
         "use_cpu": True,
         "bf16": False,
         "disable_tqdm": True,
@@ -280,9 +283,12 @@ def _alone():
 
 def _erprm(name, folder, common, peft_config, sharded):
     head = name.removeprefix("erprm_")
+    # 8 rows of at most 59 tokens, and 4 of them per update
+    packing = {"packing": True, "packing_strategy": "bfd", "max_length": 59} if head == "token" else {}
     arguments = ERPRMConfig(
         **common,
-        **_batch(common, 8),
+        **_batch(common, 4 if packing else 8),
+        **packing,
         train_sampling_strategy="sequential",
         per_device_eval_batch_size=3,  # the last evaluation batch is uneven, and is filled with copies
         head=head,
@@ -324,10 +330,13 @@ def _raft(options, name, folder, common, peft_config, sharded):
 
 
 def _step_policy(name, folder, common, peft_config, sharded):
+    sync = {} if peft_config else SYNC
+    log_ratio = {"credit": "log_ratio", "splitter": dial.SEPARATOR, "reward_weights": [2.0], **sync}
     trainer_class, config_class, more = {
-        "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {}),
-        "step_ppo": (StepPPOTrainer, StepPPOConfig, {"vf_coef": 0.5}),
-        "log_ratio": (StepGRPOTrainer, StepGRPOConfig, {"credit": "log_ratio", "splitter": dial.SEPARATOR}),
+        "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {"reward_weights": [0.5, 2.0]}),
+        "step_ppo": (StepPPOTrainer, StepPPOConfig, {"vf_coef": 0.5, **sync}),
+        OUTCOME: (StepGRPOTrainer, StepGRPOConfig, {"credit": "outcome", "reward_weights": [0.5, 0.3, 2.0]}),
+        "log_ratio": (StepGRPOTrainer, StepGRPOConfig, log_ratio),
         "monte_carlo": (StepGRPOTrainer, StepGRPOConfig, {"gamma": 0.0}),
         "step_grpo_updates": (StepGRPOTrainer, StepGRPOConfig, {**UPDATED, "update_reward_model": "before_scoring"}),
         "step_ppo_updates": (StepPPOTrainer, StepPPOConfig, {**UPDATED, "update_reward_model": "after_scoring"}),
@@ -352,6 +361,8 @@ def _step_policy(name, folder, common, peft_config, sharded):
     if name in NAMES_OF_UPDATES:
         rows[1]["answer"] = None  # a process then has fewer graded solutions than the other
         reward_model = str(Path(folder, "implicit" if peft_config is None else "implicit_adapter"))
+    if name == OUTCOME:
+        reward_model = [reward_model, _shortness]
     data = Dataset.from_list(rows)
     trainer = trainer_class(dial.BASE_PATH, reward_model, arguments, data, peft_config=peft_config)
 
@@ -367,6 +378,10 @@ def _step_policy(name, folder, common, peft_config, sharded):
 
     trainer._generate_single_turn = write
     return trainer
+
+
+def _shortness(completion_ids, **columns):
+    return [1 - len(ids) / 48 for ids in completion_ids]
 
 
 def _written(tokenizer, prompt, index):

@@ -23,7 +23,8 @@ METHODS = {torch.Tensor.tolist: "tolist", torch.Tensor.cpu: "cpu", torch.Tensor.
 ON_THE_HOST = ("/torch/utils/data/", "/accelerate/data_loader.py", "/torch/random.py", "/collator.py")
 # Functions that work on the host: with lists, or with values that were copied with `cpu`.
 COPIES_FIRST = "/reward_model/trainer/metrics.py"
-HOST_FUNCTIONS = {"StepRewardFunction.__call__", "StepTrainer._check_rewards", "StepTrainer._log_agreement"}
+# `ScoredBatch.tensors` copies from pinned memory, for which a GPU does not wait.
+HOST_FUNCTIONS = {"StepRewardFunction.__call__", "_log_on_host", "ScoredBatch.tensors"}
 THIS_FILE = __file__
 
 

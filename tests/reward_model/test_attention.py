@@ -4,10 +4,11 @@ import threading
 
 import pytest
 import torch
+from synchronisation_counts import Synchronisations
 from transformers import BertConfig, BertForTokenClassification, LlamaConfig, LlamaForCausalLM, masking_utils
 from zoo import tiny_llama
 
-from erprm_trl.reward_model.attention import is_causal, known_packing
+from erprm_trl.reward_model.attention import is_causal, known_packing, known_padding, uses_flash_attention
 from erprm_trl.reward_model.prm_format import FormatTokenIds
 from erprm_trl.reward_model.step_logits import step_logits
 
@@ -96,3 +97,28 @@ def test_a_packed_row_has_the_logits_of_its_texts():
     with torch.no_grad():
         alone = [model(input_ids=ids[:1, start:end]).logits[0] for start, end in ((0, 3), (3, 5), (5, 6))]
     torch.testing.assert_close(together[0], torch.cat(alone), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [(6, 4), (6, 6)])
+def test_known_padding_changes_no_logits_and_is_not_read(lengths):
+    model = tiny_llama(20).eval()
+    ids = torch.randint(0, 20, (2, 6))
+    mask = (torch.arange(6) >= 6 - torch.tensor(lengths)[:, None]).long()  # padded on the left, like prompts
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": POSITIONS[1:].expand(2, 6), "use_cache": False}
+    reads = []
+    with torch.no_grad():
+        for context in (known_padding, torch.no_grad):
+            with context(), Synchronisations() as counts:
+                logits = model(**inputs).logits
+            reads.append((counts.kinds["item"], logits))
+    (unread, known), (read, expected) = reads
+    assert unread == 0 and read > 0
+    torch.testing.assert_close(known[mask.bool()], expected[mask.bool()], atol=1e-6, rtol=0)
+
+
+def test_flash_attention_is_known_by_the_models_configuration():
+    model = tiny_llama(20)
+    assert not uses_flash_attention(model)
+    for name in ("flash_attention_2", "kernels-community/flash-attn3"):
+        model.config._attn_implementation = name
+        assert uses_flash_attention(model)

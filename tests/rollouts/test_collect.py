@@ -9,6 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from types import SimpleNamespace
 
 import pytest
 from fake_sampler import FakeSampler
@@ -30,6 +31,7 @@ from erprm_trl.rollouts import (
     collect_rollouts,
     load_solutions,
 )
+from erprm_trl.rollouts import Grader, collect
 from erprm_trl.rollouts import dataset as rollouts_dataset
 from erprm_trl.rollouts.records import RolloutRow
 from erprm_trl.rollouts.shards import append_rows, read_chunks
@@ -227,6 +229,32 @@ def test_chunks_do_not_depend_on_earlier_chunks(tmp_path):
     assert parts.calls == whole.calls * 2
     assert len({seed for _, _, seed in whole.calls}) == len(whole.calls)  # no two draws share a seed
     assert shard_bytes(tmp_path / "whole") == shard_bytes(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("allocation", ["fixed", "adaptive"])
+def test_grading_in_the_background_does_not_change_the_rows(tmp_path, monkeypatch, allocation):
+    settings = {**SETTINGS, "allocation": allocation, "include_question": True}
+    overlapped = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "overlapped", **settings)
+    monkeypatch.setattr(collect, "_may_overlap", lambda grader, policies: False)
+    serial = collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "serial", **settings)
+    assert shard_bytes(tmp_path / "overlapped") == shard_bytes(tmp_path / "serial")
+    for data in (overlapped, serial):
+        assert data.manifest["summary"]["speed"].keys() == {"labels_per_hour", "sampler_idle_share"}
+
+
+def test_only_graders_with_the_same_rewards_run_in_the_background():
+    on_processor, on_device = SimpleNamespace(accelerators=[]), SimpleNamespace(accelerators=["cuda:0"])
+
+    def overlaps(method, *policies):
+        with Grader(method) as grader:
+            return collect._may_overlap(grader, policies)
+
+    assert overlaps("math", on_processor, None) and overlaps("exact", on_processor, on_processor)
+    assert not overlaps(lambda completion, answer: 1.0, on_device, None)  # no worker can import it
+    # Its time limit is in elapsed time.
+    assert overlaps(equal_text, on_device, None) and overlaps(equal_text, FakeSampler(), None)
+    assert not overlaps(equal_text, on_processor, None) and not overlaps(equal_text, on_device, on_processor)
+    assert not collect._may_overlap(None, (on_device, None))
 
 
 def test_a_finished_folder_samples_nothing(tmp_path):
@@ -462,7 +490,10 @@ def test_a_collection_killed_at_20_random_moments_has_exactly_the_same_rows(tmp_
 )
 def test_several_processes_write_the_same_rows_as_one(tmp_path, dial_policy, collect, num_processes):
     collect_in_processes(collect, tmp_path / "many", num_processes)
-    assert RolloutDataset(tmp_path / "many").rows == collect(tmp_path / "one", dial_policy).rows
+    many, one = RolloutDataset(tmp_path / "many"), collect(tmp_path / "one", dial_policy)
+    assert many.rows == one.rows
+    speed = many.manifest["summary"]["speed"]
+    assert speed.keys() == one.manifest["summary"]["speed"].keys() and 0 <= speed["sampler_idle_share"] < 1
 
 
 def test_collection_without_grading_and_with_token_ids(tmp_path, dial_policy):

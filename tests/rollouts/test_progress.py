@@ -82,6 +82,33 @@ def test_the_bar_advances_before_the_first_text_has_ended(monkeypatch):
         assert bar._bar.n == 2.0
 
 
+def test_the_bar_adds_up_the_chunks_in_progress(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    settings = CollectionSettings(num_questions=8, num_solutions=2, chunk_size=4, num_continuations=1)
+    with CollectionProgress(settings, 0) as bar:
+        bar.begin_chunk(4, 8, chunk=0)
+        bar.begin_call("solutions", 8, chunk=0)
+        bar.update(8, 80)
+        bar.end_call()
+        bar.begin_continuations(8, 8, chunk=0)
+        assert bar._bar.n == pytest.approx(4 * 8 / 40, abs=0.01)  # 5 steps per solution were expected
+        # The first chunk is being graded.
+        bar.begin_chunk(4, 8, chunk=1)
+        bar.begin_call("solutions", 8, chunk=1)
+        # One prefix per solution was seen: 8 * (1 + 1) texts are expected.
+        bar.update(4, 20)
+        assert bar._bar.n == pytest.approx(4 * 8 / 40 + 4 * 4 / 16, abs=0.01)
+        bar.end_call()
+        bar.begin_call("continuations", 8, chunk=0)
+        bar.update(8, 40)
+        bar.end_call()
+        assert bar._bar.n == pytest.approx(4 + 4 * 4 / 16, abs=0.01)
+        bar.end_chunk(0, rollouts=16)
+        assert bar._bar.n == pytest.approx(4 + 4 * 4 / 16, abs=0.01) and bar.num_tokens == 140
+        bar.end_chunk(1, rollouts=32)
+        assert bar._bar.n == 8.0
+
+
 def test_a_log_file_gets_at_most_one_line_per_minute(monkeypatch):
     log = io.StringIO()
     monkeypatch.setattr("sys.stderr", log)

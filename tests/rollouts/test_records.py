@@ -259,7 +259,7 @@ def test_lookups_are_found():
 
 def test_rows_and_settings_are_read_by_key_in_one_module_only():
     modules = [*(ROOT / "erprm_trl").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
-    modules += (ROOT / "tests" / "benchmarks").glob("*.py")
+    modules += (ROOT / "tests" / "benchmarks").rglob("*.py")
     assert len(modules) > 100
     wrong = [
         f"{name}:{line}: {subject}[{key!r}]"

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from erprm_trl.scripts.collect import describe, next_command
+from erprm_trl.scripts.collect import describe, describe_speed, next_command
 
 
 SUMMARY = {
@@ -45,6 +45,18 @@ def test_adaptive_allocation():
         "Continuations that count for several prefixes saved 8 samples.",
         "Standard deviation of a label at eta = 0: 0.013 on average, 0.500 at most.",
     ]
+
+
+def test_the_speed_is_the_last_line():
+    speed = {"labels_per_hour": 12345, "tokens_per_second": 410.6, "sampler_idle_share": 0.0312}
+    expected = "Speed: 12,345 labels per hour, 411 tokens per second. The sampler was idle for 3.1% of the time."
+    assert describe({**SUMMARY, "speed": speed}, "out")[-1] == expected
+    on_gpus = {"solutions_per_hour": 80, "solutions_per_gpu_hour": 10, "sampler_idle_share": 0.0}
+    assert describe_speed({**on_gpus, "prefix_cache_hit_rate": 0.875}) == [
+        "Speed: 80 solutions per hour, 10 solutions per GPU-hour. The sampler was idle for 0.0% of the time.",
+        "87.5% of the prompt tokens came from the prefix cache.",
+    ]
+    assert describe_speed({}) == []  # a collection of an older release
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from step_fakes import DIAL_FORMAT, FakeScorer, by_last_number
 from erprm_trl import StepScorer
 from erprm_trl.reward_model import scoring
 from erprm_trl.scripts.best_of_n import BestOfNArguments
-from erprm_trl.scripts.scoring import score_with_each
+from erprm_trl.scripts import progress
+from erprm_trl.scripts.scoring import score_with_each, scoring_speed
 
 
 ROWS = [[SimpleNamespace(question="q", steps=["step 2", "step 7"])], [SimpleNamespace(question="r", steps=["step 5"])]]
@@ -47,6 +48,17 @@ def test_nothing_is_scored_if_the_scores_of_one_model_cannot_be_read(models):
     with pytest.raises(ValueError, match="does not record the eta of its labels"):
         score_with_each(["a", "b"], SAMPLES, 8, [2.0])
     assert models["a"].calls == []
+
+
+def test_the_speed_of_each_model_is_printed(models, monkeypatch, capsys):
+    clock = iter([10.0, 10.5, 20.0, 24.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    score_with_each(["a", "b"], SAMPLES, 8)
+    assert capsys.readouterr().out.splitlines() == [
+        "a scored 2 solutions at 4.0 solutions per second.",
+        "b scored 2 solutions at 0.5 solutions per second.",
+    ]
+    assert scoring_speed(0, 0.0) == "0 solutions" and scoring_speed(1, 0.0) == "1 solution"
 
 
 def test_best_of_n_takes_one_eta_or_several():

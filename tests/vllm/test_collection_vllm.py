@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,13 +45,18 @@ def collect(sampler, folder):
 
 
 def collect_and_die(folder):
-    """Kills the process when the second chunk's continuations are requested, so that no handler runs."""
+    """Kills the process when the second chunk's continuations are requested, so that no handler runs. The first chunk
+    is graded in the background, and is written by then, or soon after."""
     sampler = make_sampler()
     sample, calls = sampler.sample, []
 
     def dying(*arguments):
         calls.append(arguments)
         if len(calls) == 4:
+            (shard,) = Path(folder).glob("rollouts-*.jsonl")
+            end = time.monotonic() + 60
+            while not shard.stat().st_size and time.monotonic() < end:
+                time.sleep(0.05)
             os.killpg(0, signal.SIGKILL)  # also kills the engine's process
         return sample(*arguments)
 

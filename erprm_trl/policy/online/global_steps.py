@@ -26,6 +26,8 @@ class GlobalSteps:
             Rows of this process.
         token_ends (`torch.Tensor`):
             Index of each step's last token in this process's completions, of shape (B, S).
+        rewards (`torch.Tensor`):
+            Rewards of all processes, of shape (N, number of reward functions).
     """
 
     scores: Tensor
@@ -34,6 +36,7 @@ class GlobalSteps:
     wrong: Tensor
     local: slice
     token_ends: Tensor
+    rewards: Tensor
 
     def __len__(self) -> int:
         return len(self.token_ends)

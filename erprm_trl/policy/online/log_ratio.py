@@ -16,15 +16,11 @@ from ...functional.policy_losses import kl_estimate
 from ...reward_model.prm_format import PRMFormat
 from ..reward_function import StepRewardFunction
 from ..scored_batch import ScoredBatch
+from .rollout_log_probs import rollout_log_probs
 from .tool_tokens import loss_mask
 
 
 SPLITTER = "whole_lines"
-# Inputs of models that read images. TRL's batch holds them under the names of its own parameters.
-IMAGE_INPUTS = (
-    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
-    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
-)
 NO_OUTCOME = (
     "{subject}: got credit='log_ratio' without an outcome, expected answers or a reward function. Add a column "
     "{column!r} to the training dataset (it has {columns}), set answer_column, or pass a reward function in "
@@ -103,21 +99,3 @@ def log_ratio_advantages(trainer, output: dict[str, Any], token_ends: Tensor, st
     metrics["kl"].append(total[1].item())
     advantages = trainer.outcome_weight * output["advantages"]
     return log_ratio_returns(advantages, logps, ref_logps, mask, token_ends, step_mask, beta=trainer.beta)
-
-
-def rollout_log_probs(trainer, output: dict[str, Any]) -> Tensor:
-    """Log-probabilities (B, T) of the completions under the policy that sampled them. TRL computes them only if the
-    policy changes before their update."""
-    if "old_per_token_logps" in output:
-        return output["old_per_token_logps"]
-    args = trainer.args
-    with torch.no_grad():
-        logps, *_ = trainer._get_per_token_logps_and_entropies(  # seam
-            trainer.model,
-            torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
-            torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-            output["completion_ids"].shape[1],
-            batch_size=args.per_device_train_batch_size if trainer.model.training else args.per_device_eval_batch_size,
-            **{name: output[name] for name in IMAGE_INPUTS if name in output},
-        )
-    return logps

@@ -92,8 +92,9 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             Constant learning rate of these updates. Their AdamW has the betas and the epsilon of the policy's, and
             `max_grad_norm` limits their gradients.
         reward_model_max_batch_tokens (`int`, *optional*, defaults to `8192`):
-            Maximum number of tokens per forward and backward pass of these updates. It limits their memory, and does
-            not change their result.
+            Maximum number of tokens per pass, including padding, when the reward model scores completions, and when it
+            is updated. It limits the memory. A reward model that is passed as a loaded scorer scores with its own
+            limits.
 
         > Parameters that control the answers
 
@@ -188,7 +189,7 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
         default=1e-6, metadata={"help": "Learning rate of the updates of the reward model."}
     )
     reward_model_max_batch_tokens: int = field(
-        default=8192, metadata={"help": "Maximum number of tokens per pass of the updates of the reward model."}
+        default=8192, metadata={"help": "Maximum number of tokens per pass of the reward model."}
     )
     question_column: str = field(default="question", metadata={"help": "Column of the bare question."})
     answer_column: str = field(default="answer", metadata={"help": "Column of the reference answers."})
@@ -235,6 +236,7 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             )
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma: got {self.gamma}, expected a number from 0 to 1. Set e.g. 1.0.")
+        self._check_positive("reward_model_max_batch_tokens")
         if self.update_reward_model is not None:
             self._check_updates()
         if not self.trl_computes_advantages:
@@ -260,9 +262,11 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
                 "update_reward_model: got shard_reward_model=True, expected False, because every process updates a "
                 "whole reward model. Set shard_reward_model=False."
             )
-        for name in ("reward_model_learning_rate", "reward_model_max_batch_tokens"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected a positive number. Raise it.")
+        self._check_positive("reward_model_learning_rate")
+
+    def _check_positive(self, name: str) -> None:
+        if not 0 < getattr(self, name) < math.inf:
+            raise ValueError(f"{name}: got {getattr(self, name)}, expected a positive number. Raise it.")
 
     @property
     def named_columns(self) -> dict[str, str]:

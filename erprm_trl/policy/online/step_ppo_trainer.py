@@ -19,6 +19,7 @@ from ...functional.masked import explained_variance, masked_moments, masked_whit
 from ...functional.policy_losses import clipped_value_loss, kl_estimate
 from ...rollouts.reference_answers import reference_text
 from .global_steps import GlobalSteps
+from .rollout_log_probs import rollout_log_probs
 from .step_config import StepPPOConfig
 from .step_trainer import StepTrainer
 from .tool_tokens import loss_mask
@@ -200,20 +201,11 @@ class StepPPOTrainer(StepTrainer):
     def _rollout_forward(self, output) -> tuple[Tensor | None, Tensor | None]:
         """Log-probabilities and values under the policy that sampled. TRL's own forward pass is used if there was
         one."""
-        if "old_per_token_logps" in output:
-            return self._forwards[0]
-        penalized = self.beta != 0.0 and self.args.kl_in_reward
-        if self.value_head is None and not penalized:
-            return None, None
-        training = self.model.training
-        input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-        attention_mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
-        batch_size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
-        self._forwards.clear()
-        with torch.no_grad():
-            self._get_per_token_logps_and_entropies(  # seam
-                self.model, input_ids, attention_mask, output["completion_ids"].shape[1], batch_size=batch_size
-            )
+        if "old_per_token_logps" not in output:
+            if self.value_head is None and not (self.beta != 0.0 and self.args.kl_in_reward):
+                return None, None
+            self._forwards.clear()
+            rollout_log_probs(self, output)
         return self._forwards[0]
 
     def _token_rewards(

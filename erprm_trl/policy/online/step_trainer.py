@@ -38,13 +38,14 @@ from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import check_columns, check_kept_columns, columns_of, policy_model
 from .credit_options import LOG_RATIO
 from .generation_buffer import load_generation, save_generation
+from .generation_log import log_generation
 from .global_steps import GlobalSteps
 from .log_ratio import REWARD_MODEL, refuse_no_outcome, split_completions, step_splitter
 from .metrics import mean_over_processes, read_metrics
 from .policy_continuations import PolicyContinuations
 from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
 from .step_config import StepGRPOConfig
-from .tool_tokens import loss_mask, with_tool_masks
+from .tool_tokens import with_tool_masks
 from .tracking import PolicyTracking
 
 
@@ -229,33 +230,16 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         finally:
             self.step_reward.handoff = None
-        on_host = rewards_per_func.cpu()
-        self._check_rewards(on_host)
         if self._step_index is None:
             self._handoff.put(split_completions(self, inputs, prompts, completions, completion_ids_list))
         batch = self._handoff.take(len(prompts))
         if self.reward_model_updates is not None and self.model.training:
-            batch = updated_scores(self, batch, rewards_per_func, self._answer_index)
-            on_host = rewards_per_func.cpu()
+            batch = updated_scores(self, batch, rewards_per_func, self.answer_index)
         if self._step_index is not None:
             for name, value in mean_over_processes(batch.metrics).items():
                 self.metrics_of_mode[name].append(value)
         self._handoff.put(self._gather_steps(batch, rewards_per_func))
-        self._log_agreement(on_host)
         return rewards_per_func
-
-    def _log_agreement(self, rewards_per_func: Tensor) -> None:
-        if self.answer_reward is not None:
-            graded = rewards_per_func[:, self._answer_index]
-            self.metrics_of_mode["steps/accuracy"].append(graded.nanmean().item())
-            if self._group_size > 1 and self._step_index is not None:
-                self.metrics_of_mode["steps/agreement"].append(self.agreement(rewards_per_func))
-
-    def _check_rewards(self, rewards_per_func: Tensor) -> None:
-        if bool((infinite := rewards_per_func.isinf()).any()):
-            row, index = infinite.nonzero()[0].tolist()
-            what = f"the reward of {self.reward_func_names[index]} for completion {row}"
-            raise self._not_finite(what, rewards_per_func[row, index].item())
 
     def _gather_steps(self, batch: ScoredBatch, rewards_per_func: Tensor) -> GlobalSteps:
         scores, token_ends = batch.tensors(self.accelerator.device)
@@ -277,16 +261,18 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         if self.answer_reward is None:
             wrong = outcomes <= 0
         else:
-            wrong = rewards_per_func[:, self._answer_index] < 0.5
-        return GlobalSteps(scores, mask, outcomes, wrong, slice(start, start + len(batch)), token_ends)
+            wrong = rewards_per_func[:, self.answer_index] < 0.5
+        local = slice(start, start + len(batch))
+        return GlobalSteps(scores, mask, outcomes, wrong, local, token_ends, rewards_per_func.clone())
 
     @property
-    def _answer_index(self) -> int:
+    def answer_index(self) -> int:
+        """Index of the reward function that grades answers."""
         return next(i for i, func in enumerate(self.reward_funcs) if func is self.answer_reward)
 
     def agreement(self, rewards_per_func: Tensor) -> float:
         """AUC within questions of the step reward for right answers, NaN if no question has right and wrong ones."""
-        graded, scored = rewards_per_func[:, self._answer_index], rewards_per_func[:, self._step_index]
+        graded, scored = rewards_per_func[:, self.answer_index], rewards_per_func[:, self._step_index]
         both = ~(graded.isnan() | scored.isnan())
         groups = torch.arange(len(graded), device=graded.device) // self._group_size
         return auc_within_groups(scored[both], graded[both] > 0.5, groups[both]).item()
@@ -295,22 +281,10 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         # Sampling from non-finite weights would end the process on a GPU without a useful message.
         self._check_weights()
         output = super()._generate_and_score_completions(inputs)
-        self._set_advantages(output, self._handoff.take(len(inputs)))
-        self._log_advantages(output)
+        steps = self._handoff.take(len(inputs))
+        self._set_advantages(output, steps)
+        log_generation(self, output, steps)
         return output
-
-    def _log_advantages(self, output: dict[str, Any]) -> None:
-        """Replaces GRPO's advantages in TRL's log of completions by the mean advantage over each completion's
-        tokens."""
-        if self.args.trl_computes_advantages:
-            return
-        mask = loss_mask(output)
-        means = (output["advantages"] * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-        means = self.accelerator.gather(means).tolist()
-        noted = self._logs["advantages"]
-        for _ in range(min(len(means), len(noted))):
-            noted.pop()
-        noted.extend(means)
 
     def _set_advantages(self, output: dict[str, Any], steps: GlobalSteps) -> None:
         """Replaces the advantages (B,) in TRL's batch by the advantages of the tokens (B, T)."""
@@ -437,4 +411,7 @@ def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
     else:
         return func
     eta = eta_or_as_trained(prm_format, args.eta, "The reward model")
-    return StepRewardFunction(func, aggregation=args.aggregation, question_column=args.question_column, eta=eta)
+    limits = {"max_batch_tokens": args.reward_model_max_batch_tokens}
+    return StepRewardFunction(
+        func, aggregation=args.aggregation, question_column=args.question_column, eta=eta, scorer_kwargs=limits
+    )

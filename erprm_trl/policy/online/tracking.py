@@ -30,7 +30,7 @@ class PolicyTracking:
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         self._tracker.throughput.count(mask.sum(-1), inputs["completion_mask"])
 
-    def loss_kl(self, inputs: dict[str, Tensor]) -> float:
+    def loss_kl(self, inputs: dict[str, Tensor]) -> Tensor:
         """
         The KL part of the loss per completion: minus beta times the sum of the KL estimates of its tokens.
 
@@ -41,8 +41,7 @@ class PolicyTracking:
         trainer = self._trainer
         mask = loss_mask(inputs)
         counts = trainer.accelerator.reduce(torch.stack([mask.sum(), mask.new_tensor(len(mask))]), reduction="sum")
-        tokens, completions = counts.tolist()
-        return -trainer.beta * trainer.metrics_of_mode["kl"][-1] * tokens / completions
+        return -trainer.beta * trainer.metrics_of_mode["kl"][-1] * counts[0] / counts[1]
 
     def throughput(self) -> dict[str, float]:
         """Throughput since the last call. All processes must call it together."""

@@ -13,6 +13,7 @@ from ...rollouts.sampling.base import Sampler
 from ...rollouts.sampling.transformers_sampler import TransformersSampler
 from ...rollouts.sampling.vllm_sampler import VLLMSampler
 from ...training.checkpoints import flush_folder, writing
+from ...training.synced_reference import whole_weights
 from .engine import engine_environment, save_merged
 from .rounds import run_again
 
@@ -77,7 +78,7 @@ class PolicySampler:
 
     def save(self, path: Path) -> None:
         """Saves the whole policy and its tokenizer, also with ZeRO-3. All processes must call it."""
-        with self._gathered(), writing(path):
+        with whole_weights(self.trainer.model, self.trainer.accelerator), writing(path):
             if self.trainer.args.should_save:
                 self.trainer._save(str(path))  # seam
                 flush_folder(path)
@@ -88,18 +89,6 @@ class PolicySampler:
         """Loads weights that [`~PolicySampler.save`] wrote into the model. All processes must call it."""
         if damage := damaged_file(path.iterdir()):
             raise ValueError(f"{path}: {damage}. {run_again(path.parent)}")
-        with self._gathered(modify=True):
+        with whole_weights(self.trainer.model, self.trainer.accelerator, modify=True):
             self.trainer._load_from_checkpoint(str(path))  # seam
         self.saved = path
-
-    @contextmanager
-    def _gathered(self, modify: bool = False) -> Iterator[None]:
-        plugin = getattr(self.trainer.accelerator.state, "deepspeed_plugin", None)
-        if plugin is None or plugin.zero_stage != 3:
-            yield
-            return
-        import deepspeed
-
-        parameters = list(self.trainer.model.parameters())
-        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modify else None):
-            yield

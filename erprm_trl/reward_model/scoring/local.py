@@ -106,7 +106,7 @@ class LocalBackend:
     ) -> list[list[float]]:
         """Scores every step; see [`ScoringBackend.score`]."""
         plan = self.plan(questions, steps, skip_too_long)
-        return plan.in_order(map(self.score_batch, plan.batches))
+        return plan.in_order(self.score_batches(plan.batches))
 
     def plan(self, questions: Sequence[str], steps: Sequence[Sequence[str]], skip_too_long: bool) -> Plan:
         """
@@ -127,12 +127,12 @@ class LocalBackend:
         return Plan([[encoded[index] for index in batch] for batch in rows], rows, len(encoded))
 
     @torch.no_grad()
-    def score_batch(self, encoded: list[EncodedSolution]) -> list[list[float]]:
-        """Scores the steps of encoded solutions in one batch."""
-        scores = iter(
-            self._log_odds(self.collate(encoded)).sigmoid().tolist()
-        )  # one copy to the host for all solutions
-        return [list(islice(scores, len(solution.step_positions))) for solution in encoded]
+    def score_batches(self, batches: Sequence[list[EncodedSolution]]) -> list[list[list[float]]]:
+        """Scores the steps of encoded solutions. The scores of all batches are copied to the host together, so that an
+        accelerator does not wait between batches."""
+        log_odds = [self._log_odds(self.collate(batch)) for batch in batches]
+        scores = iter(torch.cat(log_odds).sigmoid().tolist() if log_odds else [])
+        return [[list(islice(scores, len(solution.step_positions))) for solution in batch] for batch in batches]
 
     def collate(self, encoded: list[EncodedSolution]) -> dict[str, Tensor]:
         """Returns encoded solutions as a batch of [`DataCollatorForStepLabels`] on the model's device."""
@@ -147,7 +147,10 @@ class LocalBackend:
         ]
         # A model that accelerate offloads is on the meta device. Its hooks move the inputs to the right device.
         device = "cpu" if self.model.device.type == "meta" else self.model.device
-        return {key: value.to(device) for key, value in self._collate(examples).items()}
+        batch = self._collate(examples)
+        if self.model.device.type == "cuda":  # otherwise the device waits for each copy
+            batch = {key: value.pin_memory() for key, value in batch.items()}
+        return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
     def _log_odds_of_model(self, batch: dict[str, Tensor]) -> Tensor:
         return log_odds_at_head(self.model, self.model, self.prm_format.head, self.token_ids, batch)

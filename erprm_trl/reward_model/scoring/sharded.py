@@ -88,7 +88,7 @@ class ShardedBackend:
             raise
         missing = self._most_batches(len(plan.batches)) - len(plan.batches)
         filler = encode_solutions(self.tokenizer, self.prm_format, ["0"], [["0"]])
-        scored = [self.local.score_batch(batch) for batch in [*plan.batches, *[filler] * missing]]
+        scored = self.local.score_batches([*plan.batches, *[filler] * missing])
         return plan.in_order(scored[: len(plan.batches)])
 
     def give_up(self) -> None:

@@ -17,6 +17,7 @@ from ...rollouts.outcomes import outcome_labels
 from ..prm_format import PRMFormat
 from .erprm_config import ERPRMConfig
 from .mixture import LabelledSource, examples_per_epoch, log_mixture, mix, mixture_counts, named_sources
+from .packed_dataset import pack_dataset
 from .preprocessing import (
     ENCODED_COLUMNS,
     count_encoded,
@@ -93,8 +94,13 @@ def prepare_dataset(
     )
     dataset = open_rollouts(dataset, name)
     if isinstance(dataset, list):
-        return _prepare_mixture(dataset, args, name, prepare)
-    return prepare(dataset if isinstance(dataset, LabelledSource) else LabelledSource(dataset), name=name)
+        prepared = _prepare_mixture(dataset, args, name, prepare)
+    else:
+        prepared = prepare(dataset if isinstance(dataset, LabelledSource) else LabelledSource(dataset), name=name)
+    if is_training and args.packing and args.packing_strategy == "bfd":
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return prepared._replace(examples=pack_dataset(prepared.examples, max_length, seed, name))
+    return prepared
 
 
 def _prepare_source(

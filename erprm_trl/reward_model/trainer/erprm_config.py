@@ -117,10 +117,15 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
         pad_to_multiple_of (`int`, *optional*):
             Pads batches to a multiple of this length.
         packing (`bool`, *optional*, defaults to `False`):
-            Whether to concatenate short solutions of a batch up to the length of its longest solution, instead of
-            padding each of them. They do not attend to each other, which is checked on the first batch. A batch still
-            has `per_device_train_batch_size` solutions. Packing helps with `train_sampling_strategy="random"`, or if
-            the lengths differ much.
+            Whether to concatenate short solutions in a row, instead of padding each of them. They do not attend to
+            each other, which is checked on the first batch. With FlashAttention, all solutions of a batch are in one
+            row without padding.
+        packing_strategy (`str`, *optional*, defaults to `"batch"`):
+            What `packing` puts into a row. `"batch"` packs the solutions of each batch into rows as long as the
+            longest of them. Batches and losses are those of a training without packing. `"bfd"` packs the training
+            dataset into rows of `max_length` tokens before the training, as in TRL's `SFTTrainer`, and
+            `per_device_train_batch_size` is the number of rows. Both use best-fit decreasing. TRL's other strategies
+            cut solutions, whose steps could not be scored then.
 
         > Parameters that control the tracking
 
@@ -308,7 +313,15 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     )
     packing: bool = field(
         default=False,
-        metadata={"help": "Whether to concatenate short solutions of a batch instead of padding each of them."},
+        metadata={"help": "Whether to concatenate short solutions in a row instead of padding each of them."},
+    )
+    packing_strategy: str = field(
+        default="batch",
+        metadata={
+            "help": "'batch' packs the solutions of each batch. 'bfd' packs the training dataset into rows of "
+            "max_length tokens, as in TRL, and per_device_train_batch_size is the number of rows.",
+            "choices": ["batch", "bfd"],
+        },
     )
 
     def __post_init__(self):
@@ -317,6 +330,11 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             raise ValueError(
                 f"label_smoothing_factor: got {self.label_smoothing_factor}, expected a number from 0 (unchanged "
                 "labels) to 1 (all labels 0.5). Set it to 0 for no smoothing."
+            )
+        if self.packing_strategy not in ("batch", "bfd"):
+            raise ValueError(
+                f"packing_strategy: got {self.packing_strategy!r}, expected 'batch' or 'bfd'. TRL's 'bfd_split' and "
+                "'wrapped' cut solutions, and a step cannot be scored without the steps before it. Set 'bfd'."
             )
 
     def label_options(self, agree_with: Judge | None = None) -> LabelOptions:

@@ -19,7 +19,16 @@ from ...rollouts.dataset import RolloutDataset
 from ...training.arguments import as_config
 from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
-from ..collator import DataCollatorForStepLabels, check_packing, padding_id, with_step_index
+from ..attention import uses_flash_attention
+from ..collator import (
+    PACKED,
+    VARIABLE_LENGTH,
+    DataCollatorForStepLabels,
+    check_packing,
+    num_own_rows,
+    padding_id,
+    with_step_index,
+)
 from ..prm_format import PRMFormat
 from ..step_logits import step_logits
 from .data_setup import labels_eta, open_rollouts, prepare_dataset, rollouts_in
@@ -181,7 +190,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             eval_dataset = self._prepare_evaluation(eval_dataset)
         if data_collator is None:
             data_collator = DataCollatorForStepLabels(
-                padding_id(processing_class), args.pad_to_multiple_of, args.packing
+                padding_id(processing_class), args.pad_to_multiple_of, args.packing, uses_flash_attention(model)
             )
 
         super().__init__(
@@ -234,7 +243,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         if self._signature_columns is None:
             self._signature_columns = [
                 "input_ids", "step_positions", "step_labels", "step_weights", "question_id", "prompt_length", "length",
-                "ref_logps",
+                "ref_logps", PACKED,
             ]  # fmt: skip
 
     def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
@@ -286,8 +295,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         state = self.accelerator.gradient_state
         if batches and state.end_of_dataloader and state.remainder > 0:
             # The last batches of an epoch are filled with copies of its first rows, which the metrics leave out.
-            size = len(batches[-1]["rows"])
-            batches[-1]["num_own_rows"] = min(max(0, state.remainder - self.accelerator.process_index * size), size)
+            batches[-1]["num_own_rows"] = num_own_rows(batches[-1], state.remainder, self.accelerator.process_index)
         # Filled on the device, because the device would wait for a copy from the host.
         num_steps = torch.full((), sum(len(batch["step_index"]) for batch in batches), device=device)
         return batches, self.accelerator.gather(num_steps).sum()
@@ -336,6 +344,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
             rows=inputs["rows"],
             position_ids=inputs.get("position_ids"),
             step_index=inputs.get("step_index"),
+            attention_kwargs={name: inputs[name] for name in VARIABLE_LENGTH if name in inputs},
         )
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from ...training.tracking.training_tracker import TrainingTracker
 from ..collator import unpacked
 from .fast_paths import missing_fast_paths
 from .metrics import StepRecords
+from .packed_dataset import unpacked_dataset
 
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class ERPRMTracking:
         trackers, step = self._tracker.trackers, self._trainer.state.global_step
         if isinstance(self._trainer.train_dataset, IterableDataset):  # the labels of a stream are not known yet
             return
-        labels = self._trainer.train_dataset["step_labels"]
+        labels = unpacked_dataset(self._trainer.train_dataset)["step_labels"]
         trackers.figure("labels/by_position", lambda: label_histogram(labels[:], "labels of the training steps"), step)
         trackers.histogram("labels/all", lambda: [label for row in labels[:] for label in row], step)
 

@@ -2,11 +2,13 @@
 grades all of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from functools import partial
 from typing import Any
 
 from ...conversations import observed_question
 from ..grading.grader import ENVIRONMENT, Grader
+from ..overlap import Chunk, Grading, Sampling
 from ..progress import CollectionProgress
 from ..questions import Question
 from ..records import CollectionSettings, RolloutRow
@@ -15,7 +17,7 @@ from .agent import Agent
 from .tool_loop import Conversation, ToolLoop
 
 
-Rewards = tuple[list[float], list[str | None]]
+Requests = Generator[Sampling | Grading, Any, Any]
 
 
 class ConversationWork:
@@ -53,28 +55,43 @@ class ConversationWork:
         in_rows = ("backend", "model", "temperature", "top_p", "top_k", "max_new_tokens")
         self.sampler_settings = {name: value for name, value in settings.sampler.items() if name in in_rows}
 
-    def run_chunk(self, chunk: int, grader: Grader | None) -> list[RolloutRow]:
-        """Processes a chunk, and returns its rows in the order of its questions and conversations."""
+    def run_chunk(self, chunk: int, grader: Grader | None) -> Chunk:
+        """Processes a chunk, and returns its rows in the order of its questions and conversations. A generator of the
+        requests that this needs."""
         settings = self.settings
         first = chunk * settings.chunk_size
         questions = self.questions[first : first + settings.chunk_size]
-        self.progress.begin_chunk(len(questions), len(questions) * settings.num_solutions)
+        self.progress.begin_chunk(len(questions), len(questions) * settings.num_solutions, chunk)
         asked = [(first + index, question) for index, question in enumerate(questions)]
         repeated = [pair for pair in asked for _ in range(settings.num_solutions)]
         conversations = self.loop.begin(
             [question for _, question in repeated], [f"question {index}" for index, _ in repeated]
         )
-        self._run(conversations, chunk, "solutions")
+        rewards = yield from self._run(conversations, chunk, "solutions")
         rows = [
             self._row(chunk, index, place % settings.num_solutions, conversation)
             for place, ((index, _), conversation) in enumerate(zip(repeated, conversations, strict=True))
         ]
         if grader is None:
             return rows
-        for row, reward, prediction in zip(rows, *self._grade(conversations, grader), strict=True):
+        targets, continued, rewards_of_continued = [], [], None
+        if settings.num_continuations > 0:
+            targets = self._targets(rows, conversations)
+            self.progress.begin_continuations(len(targets), len(targets) * settings.num_continuations, chunk)
+            continued = self.loop.replay(
+                [
+                    (conversation, num_turns)
+                    for _, conversation, num_turns in targets
+                    for _ in range(settings.num_continuations)
+                ]
+            )
+            rewards_of_continued = yield from self._run(continued, chunk, "continuations")
+        rewards, predictions = yield from self._grade(conversations, rewards, grader)
+        for row, reward, prediction in zip(rows, rewards, predictions, strict=True):
             row.outcome_reward, row.prediction = reward, prediction
         if settings.num_continuations > 0:
-            self._continue_prefixes(chunk, rows, conversations, grader)
+            rewards, _ = yield from self._grade(continued, rewards_of_continued, grader)
+            self._write_rewards(rows, targets, rewards)
         return rows
 
     def _row(self, chunk: int, question_index: int, solution_index: int, conversation: Conversation) -> RolloutRow:
@@ -97,22 +114,22 @@ class ConversationWork:
             messages=conversation.messages,
         )
 
-    def _continue_prefixes(
-        self, chunk: int, rows: list[RolloutRow], conversations: list[Conversation], grader: Grader
-    ) -> None:
-        num_continuations = self.settings.num_continuations
-        targets: list[tuple[RolloutRow, Conversation, int]] = []
+    def _targets(
+        self, rows: list[RolloutRow], conversations: list[Conversation]
+    ) -> list[tuple[RolloutRow, Conversation, int]]:
+        """The prefixes to continue: the row, its conversation, and the number of turns."""
+        targets = []
         for row, conversation in zip(rows, conversations, strict=True):
             with_question = self.settings.include_question and row.solution_index == 0
             least = 0 if with_question else 1
             most = len(row.steps) if row.is_usable else 1
             targets += [(row, conversation, num_turns) for num_turns in range(least, most)]
-        self.progress.begin_continuations(len(targets), len(targets) * num_continuations)
-        continued = self.loop.replay(
-            [(conversation, num_turns) for _, conversation, num_turns in targets for _ in range(num_continuations)]
-        )
-        self._run(continued, chunk, "continuations")
-        rewards, _ = self._grade(continued, grader)
+        return targets
+
+    def _write_rewards(
+        self, rows: list[RolloutRow], targets: list[tuple[RolloutRow, Conversation, int]], rewards: list[float]
+    ) -> None:
+        num_continuations = self.settings.num_continuations
         for place, (row, _, num_turns) in enumerate(targets):
             rewards_K = rewards[place * num_continuations : (place + 1) * num_continuations]
             if num_turns == 0:
@@ -123,21 +140,32 @@ class ConversationWork:
         for row in rows:
             row.question_rewards = question_rewards[row.question_index]
 
-    def _run(self, conversations: list[Conversation], chunk: int, purpose: str) -> None:
+    def _run(self, conversations: list[Conversation], chunk: int, purpose: str) -> Requests:
+        """Samples conversations. Returns the rewards of their environments, or `None` if texts are graded."""
         if not conversations:
-            return
+            return []
         self.num_rollouts += len(conversations)
-        self.progress.begin_call(purpose, len(conversations))
-        self.loop.run(conversations, derived_seed(self.settings.seed, chunk, purpose), self.progress.update)
-        self.progress.end_call()
 
-    def _grade(self, conversations: list[Conversation], grader: Grader) -> Rewards:
-        """Rewards and final answers of conversations."""
+        def run() -> list[float] | None:
+            self.progress.begin_call(purpose, len(conversations), chunk)
+            self.loop.run(conversations, derived_seed(self.settings.seed, chunk, purpose), self.progress.update)
+            self.progress.end_call()
+            # Only this thread calls environments.
+            return list(map(_reward_of, conversations)) if self.settings.grading == ENVIRONMENT else None
+
+        return (yield Sampling(run))
+
+    def _grade(
+        self, conversations: list[Conversation], rewards: list[float] | None, grader: Grader
+    ) -> Requests:
+        """Rewards and final answers of conversations. `rewards` are those of environments, if any."""
         texts = [conversation.text for conversation in conversations]
-        if self.settings.grading != ENVIRONMENT:
-            return grader.grade_and_extract(texts, [conversation.question.answer for conversation in conversations])
-        _, predictions = grader.grade_and_extract(texts, ["0"] * len(texts))  # the answers are not used
-        return [_reward_of(conversation) for conversation in conversations], predictions
+        if rewards is None:
+            answers = [conversation.question.answer for conversation in conversations]
+            return (yield Grading(partial(grader.grade_and_extract, texts, answers)))
+        # The answers are not used.
+        _, predictions = yield Grading(partial(grader.grade_and_extract, texts, ["0"] * len(texts)))
+        return rewards, predictions
 
 
 def _reward_of(conversation: Conversation) -> float:

@@ -128,6 +128,11 @@ class Grader:
         """Number of answers that got reward 0 because they took too long or crashed their worker."""
         return self._pool.num_timeouts
 
+    @property
+    def uses_workers(self) -> bool:
+        """Whether worker processes grade. A callable that they cannot import runs in the calling thread."""
+        return self._here is None
+
     def grade(self, completions: list[str], answers: list[str]) -> list[float]:
         """Grades completions, and returns their rewards in order. See [`~Grader.grade_and_extract`]."""
         return self.grade_and_extract(completions, answers)[0]
@@ -196,6 +201,10 @@ class Grader:
         if spell(left) == spell(right):
             return True
         return self.method == "math" and self._pool.run([("equivalent", left, right)])[0][0] == 1.0
+
+    def cancel(self) -> None:
+        """Lets calls in other threads end with a `RuntimeError`. Call `close` afterwards."""
+        self._pool.cancel()
 
     def close(self) -> None:
         """Ends the workers. A later call starts new workers."""

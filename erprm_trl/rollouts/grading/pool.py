@@ -83,6 +83,7 @@ class GradingPool:
         self.patience = time_limit * (PATIENCE if settings["method"] in METHODS else 1)
         self.num_timeouts = 0
         self._warned_at = -WARNING_INTERVAL
+        self._is_cancelled = False
         self._reset()
 
     def _reset(self) -> None:
@@ -102,6 +103,8 @@ class GradingPool:
             self._results, self._retried = {}, set()
             try:
                 while len(self._results) < len(items):
+                    if self._is_cancelled:
+                        raise RuntimeError("Grading was cancelled.")
                     self._share_out()
                     self._listen()
             except BaseException:  # also after an interrupt, because the next call must not get replies to this call
@@ -208,10 +211,15 @@ class GradingPool:
         for worker in list(self._workers):
             self._drop(worker)
 
+    def cancel(self) -> None:
+        """Lets calls in other threads end with an error. Call `close` afterwards."""
+        self._is_cancelled = True
+
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers, after a call in another thread has ended."""
         if os.getpid() == self._pid:  # a forked child must not end its parent's workers
             with self._lock:
+                self._is_cancelled = False
                 self._stop_workers()
 
 

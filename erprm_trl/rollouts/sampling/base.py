@@ -68,7 +68,9 @@ class Sampler(Protocol):
     The protocol of samplers, for `collect_rollouts` and the policy trainers.
 
     A sampler may also have a [`PromptFormat`] as attribute `prompt_format`. Prefixes of a solution are then continued
-    from their sampled tokens, and otherwise from their text.
+    from their sampled tokens, and otherwise from their text. `accelerators` is a list of the names of its devices, for
+    labels per GPU-hour, and is empty for a sampler on this machine's processor. `prefix_cache_counts()` returns how
+    many prompt tokens came from a prefix cache, and how many there were.
     """
 
     @property

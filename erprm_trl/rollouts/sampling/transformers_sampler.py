@@ -20,6 +20,7 @@ from .kv_cache import (
     sharing_prompts,
 )
 from .next_token import single_token_ids
+from .processor import limit_threads
 from .prompt_format import PromptFormat
 from .seeded_choice import SeededChoice
 from .stop_strings import StopStrings
@@ -136,6 +137,8 @@ class TransformersSampler:
             ) from error
         if "device_map" not in kwargs:
             model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)
+        if model.device.type == "cpu":
+            limit_threads()
         return cls(model, tokenizer, **settings)
 
     @property
@@ -152,6 +155,12 @@ class TransformersSampler:
             "batch_size": self.batch_size,
             **self.prompt_format.settings,
         }
+
+    @property
+    def accelerators(self) -> list[str]:
+        """Names of the accelerators that hold the model. Empty on a CPU."""
+        devices = {str(parameter.device) for parameter in self.model.parameters() if parameter.device.type != "cpu"}
+        return sorted(devices)
 
     def sample(
         self,

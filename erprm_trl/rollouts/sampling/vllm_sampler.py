@@ -1,6 +1,7 @@
 """The sampler for an offline vLLM engine. vLLM is imported only when the sampler is created."""
 
 import io
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from .next_token import single_token_ids
 from .prompt_format import PromptFormat
 from .token_cuts import end_before
 
+
+logger = logging.getLogger(__name__)
 
 class VLLMSampler:
     """
@@ -62,6 +65,7 @@ class VLLMSampler:
         model = local_path(model)
         # With generation_config="vllm", the sampling defaults of the model are not applied.
         defaults: dict[str, Any] = {"enable_prefix_caching": True, "generation_config": "vllm"}
+        defaults["disable_log_stats"] = False  # the engine then counts hits of its prefix cache
         if current_platform.is_cpu():
             # vLLM's CPU engine crashes if the prompt of a seeded request is prefilled in two parts.
             defaults["enable_chunked_prefill"] = False
@@ -75,6 +79,8 @@ class VLLMSampler:
         self.model_name = model
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_new_tokens = max_new_tokens
+        num_devices = 0 if current_platform.is_cpu() else self.engine.llm_engine.vllm_config.parallel_config.world_size
+        self.accelerators = [f"{current_platform.device_type}:{index}" for index in range(num_devices)]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -131,8 +137,14 @@ class VLLMSampler:
         ]
         # Cached prefixes of earlier calls would change the batches, and so the rounding, of this call.
         self.engine.reset_prefix_cache()
+        cached_before, prompts_before = self.prefix_cache_counts()
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in encoded]
+        # One call for all prompts, so that the engine fills its batch with new requests while others end.
         results = self.engine.generate(requests, params, use_tqdm=_progress_bar(progress) if progress else False)
+        cached, num_tokens = self.prefix_cache_counts()
+        if num_tokens > prompts_before:
+            hit_rate = (cached - cached_before) / (num_tokens - prompts_before)
+            logger.info("Prefix cache: %.1f%% of %d prompt tokens", 100 * hit_rate, num_tokens - prompts_before)
         if progress is not None:
             progress(0, sum(len(output.token_ids) for result in results for output in result.outputs))
         completions = [
@@ -145,6 +157,14 @@ class VLLMSampler:
         return (
             [completions_of_prompt * num_samples for completions_of_prompt in completions] if greedy else completions
         )
+
+    def prefix_cache_counts(self) -> tuple[int, int]:
+        """Number of prompt tokens that the engine has taken from its prefix cache so far, and of all its prompt tokens.
+        Each sample of a prompt counts. Zeros if the engine does not count (`disable_log_stats=True`)."""
+        if not self.engine.llm_engine.log_stats:
+            return 0, 0
+        counters = {metric.name: getattr(metric, "value", 0) for metric in self.engine.get_metrics()}
+        return tuple(int(counters.get(f"vllm:prefix_cache_{name}", 0)) for name in ("hits", "queries"))
 
     def next_token_log_probs(self, prompts: list[Prompt], tokens: Sequence[str]) -> list[list[float]]:
         """Computes how likely each of a few tokens is as the next token, see

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def score_rows(
     solution_column: str | None = None,
     aggregation: str | None = None,
     chunk_size: int = 256,
+    on_chunk: Callable[[int, float], None] | None = None,
     **scorer_options: Any,
 ) -> Iterator[dict[str, Any]]:
     """
@@ -49,6 +51,8 @@ def score_rows(
             `"min"`, `"last"`, `"product"` or `"mean"` of the step scores. Defaults to the reward model's.
         chunk_size (`int`, *optional*, defaults to `256`):
             Number of rows between two writes.
+        on_chunk (`Callable[[int, float], None]`, *optional*):
+            Function to call after each chunk, with its number of solutions and the seconds that scoring took.
         scorer_options:
             Further arguments of [`StepScorer.from_pretrained`], such as `eta`.
 
@@ -81,7 +85,10 @@ def score_rows(
         texts = [_texts(index, row, *columns) for index, row in chunk]
         questions = [question for question, _ in texts]
         steps = [scorer.split(solution) if isinstance(solution, str) else solution for _, solution in texts]
+        started = time.perf_counter()
         step_scores = scorer.score(questions, steps, skip_too_long=True)
+        if on_chunk is not None:
+            on_chunk(len(chunk), time.perf_counter() - started)
         totals = solution_scores(step_scores, aggregation or scorer.prm_format.aggregation)
         scored = [
             {**row, "steps": row_steps, "step_scores": row_scores, "score": total}

@@ -272,7 +272,6 @@ def killed_in_the_next_round(patch, trainer):
         killed_while_labelling,
         killed_in_the_training,
         killed_while_saving,
-        killed_after_the_training,
         killed_after_the_refresh,
         killed_in_the_next_round,
     ],

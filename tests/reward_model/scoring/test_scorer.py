@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from synchronisation_counts import Synchronisations
 from transformers import AutoModelForCausalLM
 from zoo import save_tiny, tiny_llama, word_level
 
@@ -150,6 +151,13 @@ def test_max_batch_tokens_limits_batches_and_does_not_change_scores(scorer, max_
     assert sum(shape[0] for shape in shapes) == 9
     assert all(rows <= 4 and (rows * length <= max_batch_tokens or rows == 1) for rows, length in shapes)
     assert max(rows for rows, _ in shapes) == {1: 1, 30: 2, 64: 3, 10_000: 4}[max_batch_tokens]
+
+
+def test_the_scores_of_all_batches_are_read_together(scorer):
+    bounded = StepScorer(scorer.model, scorer.tokenizer, FORMAT, max_batch_tokens=30)
+    with Synchronisations() as counts:
+        bounded.score(QUESTIONS, STEPS)
+    assert counts.kinds == {"tolist": 1}, counts.sites
 
 
 def test_duplicate_solutions_are_scored_once(scorer, monkeypatch):

@@ -29,8 +29,8 @@ def next_to_process(monkeypatch, dial_policy, dial_format):
         accelerator = SimpleNamespace(device=torch.device("cpu"), gather=gather)
         backend = ShardedBackend(*dial_policy, dial_format, accelerator, batch_size=2)
         passes = []
-        score_batch = backend.local.score_batch
-        backend.local.score_batch = lambda batch: passes.append(len(batch)) or score_batch(batch)
+        score_batches = backend.local.score_batches
+        backend.local.score_batches = lambda batches: passes.extend(map(len, batches)) or score_batches(batches)
         return StepScorer.from_backend(backend), passes, sent, StepScorer(*dial_policy, dial_format, batch_size=2)
 
     return make

@@ -570,6 +570,25 @@ def test_close_ends_workers_and_a_later_call_starts_new_ones():
     grader.close()
 
 
+def test_cancel_ends_a_call_in_another_thread_and_close_makes_the_grader_usable_again(caller):
+    errors = []
+
+    def grade():
+        try:
+            grader.grade(["hang"], ["1"])
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    with Grader(f"{caller}:hang", num_workers=1, time_limit=60) as grader:
+        thread = threading.Thread(target=grade)
+        thread.start()
+        grader.cancel()
+        thread.join(30)
+        assert errors == ["Grading was cancelled."]
+        grader.close()
+        assert grader.grade(["1"], ["1"]) == [1.0]
+
+
 def test_a_grader_that_is_dropped_leaves_no_workers():
     grader = Grader("exact", num_workers=2)
     assert grader.grade(["#### 1", "#### 2"] * 20, ["1", "3"] * 20) == [1.0, 0.0] * 20

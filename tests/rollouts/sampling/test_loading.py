@@ -3,8 +3,9 @@
 import pytest
 
 from erprm_trl import EndpointSampler, TransformersSampler, dial
-from erprm_trl.rollouts import CollectConfig
+from erprm_trl.rollouts import CollectConfig, CollectionSettings, sampling
 from erprm_trl.rollouts.sampling import load_sampler, loading
+from erprm_trl.rollouts.shards import write_manifest
 
 
 def test_settings_of_each_backend(monkeypatch, tmp_path):
@@ -38,6 +39,27 @@ def test_the_dtype_of_the_weights():
     assert (
         CollectConfig(dial.BASE_PATH, "questions", "out", dtype="bfloat16")._sampler().settings["dtype"] == "bfloat16"
     )
+
+
+def test_a_collection_keeps_its_dtype_when_it_is_resumed(monkeypatch, tmp_path):
+    chosen = []
+
+    def default_dtype(settings):
+        chosen.append(settings["model_name_or_path"])
+        return "bfloat16"
+
+    monkeypatch.setattr(sampling, "default_dtype", default_dtype)
+    config = CollectConfig(dial.BASE_PATH, "questions", str(tmp_path))
+    assert config._sampler().settings["dtype"] == "bfloat16" and chosen == [dial.BASE_PATH]
+    assert CollectConfig(dial.BASE_PATH, "questions", "out", dtype="float32")._sampler().settings["dtype"] == "float32"
+    settings = CollectionSettings(
+        num_questions=1, num_solutions=1, chunk_size=1, sampler={"dtype": "float32"}, completer={"dtype": "bfloat16"}
+    )
+    write_manifest(tmp_path, {"config": settings.to_json()})
+    assert config._sampler().settings["dtype"] == "float32"  # of the folder, also on another processor
+    two = CollectConfig(dial.BASE_PATH, "questions", str(tmp_path), completer_model_name_or_path=dial.BASE_PATH)
+    assert two._completer().settings["dtype"] == "bfloat16" and two._sampler().settings["dtype"] == "float32"
+    assert config.dtype is None and len(chosen) == 1
 
 
 def test_the_engine_gets_the_dtype(monkeypatch):

@@ -125,6 +125,27 @@ def test_completions_are_in_order_and_repeatable(policy):
     assert sampler.sample([], 3, seed=5) == []
 
 
+def test_hits_of_the_prefix_cache_are_counted(policy, caplog):
+    _, _, sampler, _ = policy
+    caplog.set_level("INFO", "erprm_trl")
+    cached, prompts = sampler.prefix_cache_counts()
+    sampler.sample([Prompt("Tom " * 300), PROMPTS[0]], 4, seed=0)
+    cached_now, prompts_now = sampler.prefix_cache_counts()
+    short = len(sampler.prompt_format.encode(PROMPTS[0]))
+    # Each of the four samples asks for its prompt. Only full blocks before the last token can come from the cache, and
+    # the first sample has to compute them.
+    block = sampler.engine.llm_engine.vllm_config.cache_config.block_size
+    assert prompts_now - prompts == 4 * (300 + short)
+    assert cached_now - cached == 3 * (299 // block * block + (short - 1) // block * block) > 0
+    assert f"of {4 * (300 + short)} prompt tokens" in caplog.text
+    assert sampler.accelerators == []
+    # The cache is emptied before each call, so that a call does not depend on earlier ones.
+    before = sampler.prefix_cache_counts()
+    sampler.sample([Prompt("Tom " * 300)], 1, seed=0)
+    after = sampler.prefix_cache_counts()
+    assert (after[0] - before[0], after[1] - before[1]) == (0, 300)
+
+
 def test_the_probabilities_of_next_tokens_are_those_of_transformers(policy):
     _, _, sampler, reference = policy
     tokens = ["answer", "=", "7"]

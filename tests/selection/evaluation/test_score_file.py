@@ -55,6 +55,14 @@ def written(folder):
     return [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
 
 
+def test_each_chunk_that_is_scored_reports_its_size_and_time(backend, tmp_path):
+    chunks = []
+    score(ROWS, tmp_path, on_chunk=lambda *chunk: chunks.append(chunk))
+    assert [size for size, _ in chunks] == [2, 2, 1] and all(seconds > 0 for _, seconds in chunks)
+    score(ROWS, tmp_path, on_chunk=lambda *chunk: chunks.append(chunk))
+    assert len(chunks) == 3  # nothing is scored again
+
+
 def test_rows_keep_their_order_and_columns(backend, tmp_path):
     expected = [
         {**row, "step_scores": scores, "score": min(scores, default=None)}
