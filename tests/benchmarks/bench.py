@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -274,11 +275,15 @@ def run(table: Table, words: list[str]) -> int:
         with subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
         ) as process:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                file.write(line)
-                file.flush()
-                lines.append(line)
+            try:
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    file.write(line)
+                    file.flush()
+                    lines.append(line)
+            except BaseException:  # also when this program is ended
+                process.terminate()
+                raise
     if process.returncode == 0:
         about = {"command": shlex.join(words[1:]), "commit": commit, "seconds": round(time.monotonic() - started, 1)}
         about["date"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -335,4 +340,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())
