@@ -264,16 +264,16 @@ def show(tables: Sequence[Table], options: argparse.Namespace) -> None:
 
 
 def run(table: Table, words: list[str]) -> int:
-    """Runs a command and keeps its output. Returns its exit status."""
+    """Runs a command and keeps what it prints. Returns its exit status. Logs and progress bars are kept if it fails."""
     TABLES.mkdir(parents=True, exist_ok=True)
     started, commit = time.monotonic(), commit_of()
-    lines = []
-    with open(TABLES / f"{table.name}.failed.txt", "w", encoding="utf-8") as file:  # renamed once it is complete
-        file.write(f"python {shlex.join(words[1:])}\n\n")
+    lines, log = [], TABLES / f"{table.name}.failed.txt"  # deleted once the command has succeeded
+    log.write_text(f"python {shlex.join(words[1:])}\n\n", encoding="utf-8")
+    with open(log, "a", encoding="utf-8") as file:
         environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
         with subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+            words, stdout=subprocess.PIPE, stderr=file, text=True, errors="replace", env=environment
         ) as process:
             try:
                 for line in process.stdout:
@@ -290,7 +290,7 @@ def run(table: Table, words: list[str]) -> int:
         unfinished = TABLES / f"{table.name}.part"
         unfinished.write_text(f"# {json.dumps(about)}\n" + "".join(lines), encoding="utf-8")
         unfinished.replace(TABLES / f"{table.name}.txt")
-        (TABLES / f"{table.name}.failed.txt").unlink()
+        log.unlink()
     return process.returncode
 
 
