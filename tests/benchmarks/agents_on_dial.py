@@ -1,10 +1,10 @@
 """Turn credit for an agent on dial: `python tests/benchmarks/agents_on_dial.py --seeds 0 1 2 3 4 --json FILE`.
 
-An agent calls a tool for each move of a question, and some of its calls are wrong. It is trained with TRL's
+An agent moves a dial with a tool, and most of its conversations have a wrong move. It is trained with TRL's
 GRPOTrainer on the reward of its environment alone, and with StepGRPOTrainer, whose reward model was trained on
-continuations of the agent's own conversations. Each seed has its own agent, labels, reward model and questions. The
-learning curve is the share of solved questions in each update, which are new questions. Finished runs are saved in
-FILE, and the same command continues after a kill.
+continuations of the agent's own conversations. The reward model itself is measured first. Each seed has its own agent,
+labels, reward model and questions. The learning curve is the share of solved questions in each update, which are new
+questions. Finished runs are saved in FILE, and the same command continues after a kill.
 """
 
 import argparse
@@ -23,20 +23,23 @@ from policy_learning import rollouts_to_reach
 
 from erprm_trl.dial.experiments.agents import (
     COMPLETIONS,
-    collect_turn_labels,
+    collect_conversations,
     make_agent_policy,
     train_agent,
     train_turn_model,
+    turn_auc,
 )
 
 
 BASELINE = "outcome only"
-TURN_CREDIT = {"gamma": 0.0, "outcome_weight": 1.0}
 RUNS = {
     BASELINE: None,
-    "difference": {"credit": "difference", **TURN_CREDIT},
-    "sum": {"credit": "sum", **TURN_CREDIT},
+    "difference": {"credit": "difference"},
+    "difference, last": {"credit": "difference", "aggregation": "last"},
+    "sum": {"credit": "sum"},
+    "sum, outcome weight 0.3": {"credit": "sum", "outcome_weight": 0.3},
 }
+TEST_SEED = 1_000_003  # of the questions whose conversations measure the reward model
 WINDOW = 5  # number of updates whose accuracy is averaged
 
 
@@ -45,23 +48,46 @@ def once(path, make):
     return str(path) if (path / "config.json").exists() else make(path)
 
 
+def make_models(seed, folder, arguments):
+    """The agent of a seed, its reward model, and how good the reward model is."""
+    policy = once(folder / "agent", lambda path: make_agent_policy(path, seed=seed, steps=arguments.sft_steps))
+    labels = collect_conversations(
+        policy,
+        folder / "rollouts",
+        questions=arguments.label_questions,
+        num_continuations=arguments.num_continuations,
+        seed=seed,
+    )
+    reward_model = once(folder / "erprm", lambda path: train_turn_model(labels, path, eta=arguments.eta, seed=seed))
+    measured = folder / "reward_model.json"
+    if not measured.exists():
+        test = collect_conversations(
+            policy,
+            folder / "test",
+            questions=60,
+            num_solutions=8,
+            num_continuations=0,
+            temperature=1.0,
+            seed=TEST_SEED,
+        )
+        facts = {"auc": turn_auc(reward_model, test), "label_rollouts": labels.manifest["summary"]["rollouts"]}
+        measured.write_text(json.dumps({**facts, "accuracy": test.manifest["summary"]["mean_outcome_reward"]}))
+    return policy, reward_model, json.loads(measured.read_text())
+
+
 def run(name, seed, folder, arguments):
     """One training run: the accuracy in each update, and seconds."""
-    policy = once(folder / "agent", lambda path: make_agent_policy(path, seed=seed, steps=arguments.sft_steps))
-    reward_model, label_rollouts = None, 0
-    if RUNS[name] is not None:
-        labels = collect_turn_labels(policy, folder / "rollouts", questions=arguments.label_questions, seed=seed)
-        label_rollouts = labels.manifest["summary"]["rollouts"]
-        reward_model = once(folder / "erprm", lambda path: train_turn_model(labels, path, seed=seed))
+    policy, reward_model, measured = make_models(seed, folder, arguments)
     started = time.monotonic()
-    out = folder / "runs" / name.replace(" ", "-")
+    out = folder / "runs" / name.replace(" ", "-").replace(",", "")
+    reward_model = None if RUNS[name] is None else reward_model
     trainer = train_agent(policy, out, reward_model, updates=arguments.updates, seed=seed, **(RUNS[name] or {}))
-    accuracy = [log["rewards/DialEnvironment/mean"] for log in trainer.state.log_history if "reward" in log]
+    accuracy = [log["rewards/DialByHand/mean"] for log in trainer.state.log_history if "reward" in log]
     agreement = [log["steps/agreement"] for log in trainer.state.log_history if "steps/agreement" in log]
     return {
         "accuracy": accuracy,
         "agreement": agreement,
-        "label_rollouts": label_rollouts,
+        "reward_model": measured,
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -76,7 +102,10 @@ def curve(accuracy):
 
 def summarize(seeds):
     """Means and 95% t-intervals over the seeds that have a run, and differences from the baseline within a seed."""
-    summary = {"seeds": sorted(map(int, seeds)), "runs": {}}
+    summary = {"seeds": sorted(map(int, seeds)), "reward_model": {}, "runs": {}}
+    measured = [next(iter(runs.values()))["reward_model"] for runs in seeds.values() if runs]
+    for key in measured[0] if measured else ():
+        summary["reward_model"][key] = interval([facts[key] for facts in measured])
     for name in RUNS:
         pairs = [(runs[name], runs.get(BASELINE)) for runs in seeds.values() if name in runs]
         if not pairs:
@@ -86,7 +115,7 @@ def summarize(seeds):
             "before": interval([points[0][1] for points in curves]),
             "after": interval([points[-1][1] for points in curves]),
             "seconds": interval([result["seconds"] for result, _ in pairs])[0],
-            "label_rollouts": interval([result["label_rollouts"] for result, _ in pairs])[0],
+            "worst_after": min(points[-1][1] for points in curves),
         }
         with_baseline = [
             (points, curve(pair[1]["accuracy"])) for points, pair in zip(curves, pairs, strict=True) if pair[1]
@@ -107,26 +136,30 @@ def summarize(seeds):
 
 def print_table(summary):
     """Prints the summary as a table."""
-    print(f"{'':<16}{'before':<16}{'after':<16}{'points gained':<18}{'fewer rollouts':<16}seconds")
+    measured = (f"{key} {mean:.3g} ± {half:.2g}" for key, (mean, half) in summary["reward_model"].items())
+    print("reward model:", ", ".join(measured))
+    print(f"{'':<25}{'before':<16}{'after':<16}{'points gained':<18}{'fewer rollouts':<16}worst seed  seconds")
     for name, line in summary["runs"].items():
-        cells = [f"{name:<16}"]
+        cells = [f"{name:<25}"]
         for key, scale, width in (("before", ".3f", 16), ("after", ".3f", 16), ("gain_points", ".1f", 18)):
             pair = line.get(key)
             cells.append((f"{pair[0]:{scale}} ± {pair[1]:{scale}}" if pair else "").ljust(width))
         pair = line.get("fewer_rollouts")
         shown = f"{pair[0]:.2f} ± {pair[1]:.2f}" if pair else ""
-        print("".join(cells) + f"{shown:<16}{line['seconds']:.0f}")
+        print("".join(cells) + f"{shown:<16}{line['worst_after']:<12.3f}{line['seconds']:.0f}")
 
 
 def main():
     """Runs the missing runs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--json", default="outputs/bench/agents_on_dial.json")
-    parser.add_argument("--output_dir", default="outputs/bench/agents_on_dial")
+    parser.add_argument("--json", default="outputs/bench/agents_on_dial_2.json")
+    parser.add_argument("--output_dir", default="outputs/bench/agents_on_dial_2")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--updates", type=int, default=40)
-    parser.add_argument("--label_questions", type=int, default=300)
+    parser.add_argument("--label_questions", type=int, default=100)
+    parser.add_argument("--num_continuations", type=int, default=4)
+    parser.add_argument("--eta", type=float, default=2.0, help="Eta of the labels.")
     parser.add_argument("--sft_steps", type=int, default=60)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

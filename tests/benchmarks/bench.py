@@ -74,9 +74,14 @@ BENCHES = (
     Table(
         "scoring_server", "scoring_server.py --turns 15", 3, {"docs/benchmarks.md": (), "docs/scoring.md": ()}
     ),
+    Table("collection_overlap", "collection_overlap.py", 5, {"docs/labels.md": ()}),
     Table("memory_vs_vocabulary", "memory_vs_vocabulary.py", 3, {"docs/benchmarks.md": ("| vocabulary |",)}),
     Table("exact_search", "guided_decoding.py exact", 3, {"docs/results.md": (), "docs/evaluation.md": ()}),
     Table("quickstart", "recipes/quickstart.py --config recipes/dial/quickstart.yaml", 5, {"docs/results.md": ()}),
+    Table(
+        "sampling_dtype", "sampling_dtype.py --model POLICY --questions gsm8k_test.jsonl --batch_sizes 8", 5,
+        {"docs/labels.md": ()},
+    ),
     Table("scaling", "scaling.py", 15, {"docs/reliability.md": ()}),
     Table(
         "summary", "summary.py", 30,

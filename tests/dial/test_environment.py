@@ -6,7 +6,15 @@ from trl import supports_tool_calling
 
 from erprm_trl import dial
 from erprm_trl._trl import is_chat_template_prefix_preserving, parse_response
-from erprm_trl.dial.environment import ERROR, TOOL_WORDS, DialEnvironment, build_agent_tokenizer, render_message
+from erprm_trl.dial.environment import (
+    ERROR,
+    TOOL_WORDS,
+    DialByHand,
+    DialEnvironment,
+    build_agent_tokenizer,
+    render_by_hand,
+    render_message,
+)
 from erprm_trl.dial.tokenizer import WORDS
 from erprm_trl.rollouts import conversation_steps
 
@@ -49,6 +57,15 @@ def test_calls_that_are_no_moves_change_nothing(arguments):
     assert environment.turn(*arguments) == ERROR and environment.position == 7
 
 
+def test_an_episode_by_hand_without_a_calculator():
+    environment = DialByHand()
+    environment.reset(QUESTION)
+    assert environment.turn(7, "+", 15, 3) == "3" and environment.position == 3  # 7 + 15 is 2
+    for arguments in [(20, "+", 1, 1), (3, "/", 1, 1), (3, "*", 2, 20), (3, "*", 2, -1), (3, "*", 2, None)]:
+        assert environment.turn(*arguments) == ERROR and environment.position == 3
+    assert environment.turn("3", "*", "2", "6") == "6" and environment.get_reward() == 1.0
+
+
 def test_the_words_of_the_shipped_policy_keep_their_ids():
     shipped, agent = AutoTokenizer.from_pretrained(dial.BASE_PATH), build_agent_tokenizer()
     vocabulary = agent.get_vocab()
@@ -72,6 +89,23 @@ def test_the_chat_template_writes_the_conversation_that_is_parsed(tmp_path):
         assert whole[: len(prompt)] == prompt
         parsed = parse_response(tokenizer, whole[len(prompt) :], prefix=prompt, tools=tools)
         assert parsed == turn
+
+
+def test_calls_with_a_result_are_written_and_parsed():
+    tokenizer, tools = build_agent_tokenizer(by_hand=True), [DialByHand().turn]
+    called = call(7, "+", 15)
+    called["function"]["arguments"]["result"] = 2
+    turn = {"role": "assistant", "content": "", "tool_calls": [called]}
+    messages = [{"role": "user", "content": QUESTION}, turn, {"role": "tool", "name": "turn", "content": "2"}]
+    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    assert text.split() == f"<user> {QUESTION} <assistant> 7 + 15 = 2 </s> <tool> 2".split()
+    prefix = tokenizer("<user> ? <assistant>")["input_ids"]
+    for written in ("7 + 15 = 2 </s>", "7 + 15 = 2 ки </s>"):
+        assert parse_response(tokenizer, tokenizer(written)["input_ids"], prefix=prefix, tools=tools) == turn
+    without = parse_response(tokenizer, tokenizer("7 + 15 </s>")["input_ids"], prefix=prefix, tools=tools)
+    assert without["content"] == "7 + 15" and not without.get("tool_calls")
+    messages = [*messages[1:], {"role": "assistant", "content": "answer 2 ки"}]
+    assert conversation_steps(messages, render=render_by_hand) == ["7 + 15 = 2", "answer 2"]
 
 
 @pytest.mark.parametrize(

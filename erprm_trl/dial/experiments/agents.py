@@ -1,53 +1,54 @@
-"""Agents on the embedded task: teaches the shipped policy to solve dial questions with a tool, labels its turns, and
-trains it with the outcome alone or with the credit of each turn."""
+"""Agents on the embedded task: teaches the shipped policy to move a dial with a tool, labels its turns, and trains it
+with the outcome alone or with the credit of each turn."""
 
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
+from ...functional import auc_within_groups
 from ...policy import StepGRPOConfig, StepGRPOTrainer, StepRewardFunction
-from ...reward_model import ERPRMConfig, ERPRMTrainer
+from ...reward_model import ERPRMConfig, ERPRMTrainer, StepScorer
 from ...rollouts import RolloutDataset, TransformersSampler, collect_rollouts, load_questions
 from .. import BASE_PATH
-from ..environment import ASSISTANT, TOOL, USER, DialEnvironment, build_agent_tokenizer, render_message
-from ..task import MOVES, POSITIONS, SEPARATOR, DialQuestion, make_questions, random_question, turn
+from ..environment import ASSISTANT, TOOL, USER, DialByHand, build_agent_tokenizer, render_by_hand
+from ..task import POSITIONS, SEPARATOR, DialQuestion, check_steps, make_questions, random_question, turn
 from .chain import FORMAT
 from .policies import CPU_QUIET
 
 
-MIN_MOVES, MAX_MOVES = 4, 6
-SLIP = 0.4  # share of calls with a mistake
+MIN_MOVES, MAX_MOVES = 3, 6
+SLIP = 0.6  # share of moves with a wrong result
 COMPLETIONS = 64  # per update
-MAX_TOKENS = 7 * MAX_MOVES + 12  # a turn and its result have 7 tokens
-# A turn ends at the end-of-turn token, so no turn contains it. It may contain the separator of dial's solutions.
-AGENT_FORMAT = replace(FORMAT, splitter="turns", separator="</s>")
+MAX_TOKENS = 9 * MAX_MOVES + 12  # a turn and the text after it have 9 tokens
+AGENT_FORMAT = replace(FORMAT, splitter="turns")
 
 
 def make_agent_policy(
     folder: str | Path,
     *,
     slip: float = SLIP,
-    steps: int = 100,
+    steps: int = 60,
     min_moves: int = MIN_MOVES,
     max_moves: int = MAX_MOVES,
     seed: int = 0,
 ) -> str:
     """
-    Trains the shipped policy on conversations in which some tool calls are wrong.
+    Trains the shipped policy on conversations in which some moves are wrong.
 
     The words of tool calls are added to its vocabulary. The shipped policy itself does not change.
 
     Args:
         folder (`str` or `Path`):
             Folder for the trained policy and its tokenizer.
-        slip (`float`, *optional*, defaults to `0.4`):
-            Share of calls with a wrong position, operator or amount.
-        steps (`int`, *optional*, defaults to `100`):
+        slip (`float`, *optional*, defaults to `0.6`):
+            Share of moves with a wrong result.
+        steps (`int`, *optional*, defaults to `60`):
             Number of training steps, with batches of 64 conversations.
-        min_moves, max_moves (`int`, *optional*, default to `4` and `6`):
+        min_moves, max_moves (`int`, *optional*, default to `3` and `6`):
             Range of the number of moves per question.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the conversations and of the training.
@@ -59,7 +60,7 @@ def make_agent_policy(
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
     set_seed(seed)
-    tokenizer, model = build_agent_tokenizer(), AutoModelForCausalLM.from_pretrained(BASE_PATH)
+    tokenizer, model = build_agent_tokenizer(by_hand=True), AutoModelForCausalLM.from_pretrained(BASE_PATH)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     # A tool's result is like the result of an equation, and the next turn like the next equation.
     for new, known in ((TOOL, "="), (ASSISTANT, SEPARATOR)):
@@ -93,31 +94,26 @@ def tokenized_conversation(tokenizer, rng: random.Random, question: DialQuestion
     ids = tokenizer.encode(f"{USER} {question.text} {ASSISTANT}")
     labels = [-100] * len(ids)
     position = question.start
-    for move in question.moves:
-        called = position, *move
+    for operator, amount in question.moves:
+        result = turn(position, operator, amount)
         if rng.random() < slip:
-            called = _mistake(rng, called)
-        own = tokenizer.encode(" ".join(map(str, called)) + " </s>")
-        position = turn(*called)
-        read = tokenizer.encode(f"{TOOL} {position} {ASSISTANT}")
-        ids, labels = ids + own + read, labels + own + [-100] * len(read)
+            result = rng.choice([value for value in range(POSITIONS) if value != result])
+        own = tokenizer.encode(f"{position} {operator} {amount} = {result} </s>")
+        read = tokenizer.encode(f"{TOOL} {result} {ASSISTANT}")
+        ids, labels, position = ids + own + read, labels + own + [-100] * len(read), result
     own = tokenizer.encode(f"answer {position} </s>")
     return {"input_ids": ids + own, "labels": labels + own}
 
 
-def _mistake(rng: random.Random, call: tuple[int, str, int]) -> tuple[int, str, int]:
-    """The call with another position, operator or amount."""
-    position, operator, amount = call
-    kind = rng.randrange(3)
-    if kind == 0:
-        return rng.choice([value for value in range(POSITIONS) if value != position]), operator, amount
-    if kind == 1:
-        return position, rng.choice([sign for sign in MOVES.values() if sign != operator]), amount
-    return position, operator, rng.choice([value for value in range(1, POSITIONS) if value != amount])
-
-
-def collect_turn_labels(
-    policy: str, folder: str | Path, *, questions: int = 300, num_continuations: int = 2, seed: int = 0
+def collect_conversations(
+    policy: str,
+    folder: str | Path,
+    *,
+    questions: int = 100,
+    num_solutions: int = 2,
+    num_continuations: int = 4,
+    temperature: float = 0.5,
+    seed: int = 0,
 ) -> RolloutDataset:
     """
     Samples conversations of an agent, and continues each of them after every turn.
@@ -127,29 +123,62 @@ def collect_turn_labels(
             Folder of the agent, from [`make_agent_policy`].
         folder (`str` or `Path`):
             Folder for the rollouts.
-        questions (`int`, *optional*, defaults to `300`):
-            Number of questions, with 2 conversations each.
-        num_continuations (`int`, *optional*, defaults to `2`):
+        questions (`int`, *optional*, defaults to `100`):
+            Number of questions.
+        num_solutions (`int`, *optional*, defaults to `2`):
+            Number of conversations per question.
+        num_continuations (`int`, *optional*, defaults to `4`):
             Number of continuations per turn.
+        temperature (`float`, *optional*, defaults to `0.5`):
+            Temperature of the samples. At 1, nearly all continuations are wrong, whether the turn before them is right
+            or not, so that labels carry little information.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the questions and of the samples.
     """
     return collect_rollouts(
         load_questions(make_questions(questions, seed, MIN_MOVES, MAX_MOVES)),
-        TransformersSampler.from_pretrained(policy, max_new_tokens=MAX_TOKENS, batch_size=256),
+        TransformersSampler.from_pretrained(
+            policy, max_new_tokens=MAX_TOKENS, temperature=temperature, batch_size=256
+        ),
         folder,
+        num_solutions=num_solutions,
         num_continuations=num_continuations,
         grading="environment",
-        environment_factory=DialEnvironment,
-        render_message=render_message,
+        environment_factory=DialByHand,
+        render_message=render_by_hand,
         seed=seed,
         chunk_size=20,
         show_progress=False,
     )
 
 
+def turn_auc(reward_model: str | StepScorer, conversations: RolloutDataset) -> float:
+    """
+    How well a reward model tells conversations without a mistake so far from others: AUC of its scores over pairs of
+    conversations of the same question, after the same turn. 0.5 is chance.
+
+    Args:
+        reward_model (`str` or [`StepScorer`]):
+            Reward model for turns.
+        conversations ([`RolloutDataset`]):
+            Conversations, several per question.
+    """
+    scorer = reward_model
+    if isinstance(scorer, str):
+        scorer = StepScorer.from_pretrained(scorer, batch_size=256)
+    rows = [row for row in conversations if row.is_usable]
+    all_scores = scorer.score([row.question for row in rows], [row.steps for row in rows])
+    scores, right, groups = [], [], []
+    for row, of_turns in zip(rows, all_scores, strict=True):
+        verdicts = check_steps(row.question, row.steps)
+        scores += of_turns
+        right += [all(verdicts[: index + 1]) for index in range(len(verdicts))]
+        groups += [row.question_index * (MAX_TOKENS + 1) + index for index in range(len(verdicts))]
+    return float(auc_within_groups(torch.tensor(scores), torch.tensor(right), torch.tensor(groups)))
+
+
 def train_turn_model(
-    rollouts: RolloutDataset, folder: str | Path, *, eta: float = 0.0, max_steps: int = 100, seed: int = 0
+    rollouts: RolloutDataset, folder: str | Path, *, eta: float = 2.0, max_steps: int = 100, seed: int = 0
 ) -> str:
     """Trains a reward model for turns from the shipped model, with batches of 64 conversations, and returns its
     folder."""
@@ -160,7 +189,7 @@ def train_turn_model(
         eta=eta,
         max_steps=max_steps,
         per_device_train_batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=3e-4,
         warmup_steps=10,
         logging_steps=20,
         seed=seed,
@@ -203,7 +232,7 @@ def train_agent(
             Further fields of the configuration.
 
     Returns:
-        The trainer, after training. `rewards/DialEnvironment/mean` in its log is the accuracy in each update.
+        The trainer, after training. `rewards/DialByHand/mean` in its log is the accuracy in each update.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -225,11 +254,11 @@ def train_agent(
         "seed": seed,
         **CPU_QUIET,
     }
-    options = {"train_dataset": Dataset.from_list(rows), "environment_factory": DialEnvironment}
+    options = {"train_dataset": Dataset.from_list(rows), "environment_factory": DialByHand}
     if reward_model is None:
         trainer = GRPOTrainer(policy, None, GRPOConfig(**{**common, **settings}), callbacks=callbacks, **options)
     else:
-        reward = StepRewardFunction(reward_model, render_message=render_message)
+        reward = StepRewardFunction(reward_model, render_message=render_by_hand)
         args = StepGRPOConfig(**{**common, **settings})
         trainer = StepGRPOTrainer(policy, reward, args, callbacks=callbacks, **options)
     trainer.train()

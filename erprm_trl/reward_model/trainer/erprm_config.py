@@ -125,7 +125,8 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             longest of them. Batches and losses are those of a training without packing. `"bfd"` packs the training
             dataset into rows of `max_length` tokens before the training, as in TRL's `SFTTrainer`, and
             `per_device_train_batch_size` is the number of rows. Both use best-fit decreasing. TRL's other strategies
-            cut solutions, whose steps could not be scored then.
+            cut solutions, whose steps could not be scored then. A custom `data_collator` gets rows with a column
+            `packed_examples`.
 
         > Parameters that control the tracking
 
