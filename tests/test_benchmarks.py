@@ -310,14 +310,14 @@ def test_every_table_of_numbers_has_a_command_that_prints_it():
 
 def test_commands_are_run_once_and_failures_do_not_stop_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    counted = "echo row >> runs.txt; echo '| a | 1 |'"
+    counted = "echo row >> runs.txt; echo 'progress 10%' >&2; echo '| a | 1 |'"
     benches = [
         bench.Table("slow", "slow.py", 9, {}),
         bench.Table("fails", "fails.py", 1, {}),
         bench.Table("works", "works.py", 2, {}, folders=("kept",)),
         bench.Table("gpu", "gpu.py", 3, {}, needs="nothing-here"),
     ]
-    scripts = {"fails": "echo half of it; exit 4", "works": counted, "slow": "exit 1"}
+    scripts = {"fails": "echo half of it; echo why >&2; exit 4", "works": counted, "slow": "exit 1"}
     monkeypatch.setattr(bench, "BENCHES", benches)
 
     def shell(table, options):
@@ -329,7 +329,9 @@ def test_commands_are_run_once_and_failures_do_not_stop_the_others(tmp_path, mon
     assert (tmp_path / "runs.txt").read_text() == "row\n"
     about, table = (tmp_path / "outputs/bench/tables/works.txt").read_text().split("\n", 1)
     assert table == "| a | 1 |\n" and json.loads(about.removeprefix("# "))["commit"]
-    assert "half of it" in (tmp_path / "outputs/bench/tables/fails.failed.txt").read_text()
+    log = (tmp_path / "outputs/bench/tables/fails.failed.txt").read_text()
+    assert "half of it" in log and "why" in log
+    assert not (tmp_path / "outputs/bench/tables/works.failed.txt").exists()
     assert not (tmp_path / "outputs/bench/tables/fails.txt").exists()
     printed = capsys.readouterr().out
     assert (

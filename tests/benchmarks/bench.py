@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -268,29 +269,33 @@ def show(tables: Sequence[Table], options: argparse.Namespace) -> None:
 
 
 def run(table: Table, words: list[str]) -> int:
-    """Runs a command and keeps its output. Returns its exit status."""
+    """Runs a command and keeps what it prints. Returns its exit status. Logs and progress bars are kept if it fails."""
     TABLES.mkdir(parents=True, exist_ok=True)
     started, commit = time.monotonic(), commit_of()
-    lines = []
-    with open(TABLES / f"{table.name}.failed.txt", "w", encoding="utf-8") as file:  # renamed once it is complete
-        file.write(f"python {shlex.join(words[1:])}\n\n")
+    lines, log = [], TABLES / f"{table.name}.failed.txt"  # deleted once the command has succeeded
+    log.write_text(f"python {shlex.join(words[1:])}\n\n", encoding="utf-8")
+    with open(log, "a", encoding="utf-8") as file:
         environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
         with subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+            words, stdout=subprocess.PIPE, stderr=file, text=True, errors="replace", env=environment
         ) as process:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                file.write(line)
-                file.flush()
-                lines.append(line)
+            try:
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    file.write(line)
+                    file.flush()
+                    lines.append(line)
+            except BaseException:  # also when this program is ended
+                process.terminate()
+                raise
     if process.returncode == 0:
         about = {"command": shlex.join(words[1:]), "commit": commit, "seconds": round(time.monotonic() - started, 1)}
         about["date"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         unfinished = TABLES / f"{table.name}.part"
         unfinished.write_text(f"# {json.dumps(about)}\n" + "".join(lines), encoding="utf-8")
         unfinished.replace(TABLES / f"{table.name}.txt")
-        (TABLES / f"{table.name}.failed.txt").unlink()
+        log.unlink()
     return process.returncode
 
 
@@ -340,4 +345,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())
