@@ -167,7 +167,7 @@ SEAMS = (
 SEAM_ATTRIBUTES = (
     # Attributes of trainers
     SeamAttribute("trl.GRPOTrainer._metrics", _STEP),
-    SeamAttribute("trl.GRPOTrainer._logs", f"{_STEP} policy/online/tracking.py"),
+    SeamAttribute("trl.GRPOTrainer._logs", "policy/online/generation_log.py policy/online/tracking.py"),
     SeamAttribute("trl.GRPOTrainer._pending_extra_logs", "policy/online/reward_model_updates.py"),
     SeamAttribute("trl.GRPOTrainer._step", _STEP),
     SeamAttribute("trl.GRPOTrainer._buffered_inputs", _STEP),
@@ -189,7 +189,7 @@ SEAM_ATTRIBUTES = (
     SeamAttribute("torch.nn.Module._modules", "policy/online/value_head.py"),
     SeamAttribute(
         "transformers.PreTrainedConfig._attn_implementation",
-        "rollouts/sampling/kv_cache.py reward_model/trainer/fast_paths.py",
+        "rollouts/sampling/kv_cache.py reward_model/attention.py reward_model/trainer/fast_paths.py",
     ),
     SeamAttribute(
         "transformers.PreTrainedConfig._name_or_path",

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from argparse import Namespace
+from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 from doc_pages import PAGES, command_problems, commands, page_name
 from safetensors.torch import load_file, save_file
+
+import erprm_trl
 
 
 ROOT = Path(__file__).parents[1]
@@ -179,6 +182,18 @@ def test_the_unpacker_next_to_the_parts_needs_nothing_of_the_project(packed):
     assert not re.search(r"^\s*(from|import) (erprm_trl|gpu_|\.)", source, re.MULTILINE)
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="packs the files that git tracks")
+def test_the_project_is_packed_with_its_version_and_its_commit(tmp_path):
+    gpu_day.pack(["--output", str(tmp_path / "parts")])
+    carry.unpack(tmp_path / "parts", tmp_path)
+    project = tmp_path / "project"
+    assert (project / "tests" / "benchmarks" / "gpu_day.py").is_file()
+    (found,) = distributions(name="erprm_trl", path=[str(project)])
+    assert found.version == erprm_trl.__version__
+    assert records.commit_of(project) == records.commit_of(ROOT)
+    assert {path.name[:4] for path in (tmp_path / "parts").iterdir()} == {"part", "unpa"}
+
+
 def test_a_damaged_part_is_named(packed, tmp_path):
     parts, _ = packed
     data = bytearray((parts / "part-01").read_bytes())
@@ -295,14 +310,14 @@ def test_every_table_of_numbers_has_a_command_that_prints_it():
 
 def test_commands_are_run_once_and_failures_do_not_stop_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    counted = "echo row >> runs.txt; echo '| a | 1 |'"
+    counted = "echo row >> runs.txt; echo 'progress 10%' >&2; echo '| a | 1 |'"
     benches = [
         bench.Table("slow", "slow.py", 9, {}),
         bench.Table("fails", "fails.py", 1, {}),
         bench.Table("works", "works.py", 2, {}, folders=("kept",)),
         bench.Table("gpu", "gpu.py", 3, {}, needs="nothing-here"),
     ]
-    scripts = {"fails": "echo half of it; exit 4", "works": counted, "slow": "exit 1"}
+    scripts = {"fails": "echo half of it; echo why >&2; exit 4", "works": counted, "slow": "exit 1"}
     monkeypatch.setattr(bench, "BENCHES", benches)
 
     def shell(table, options):
@@ -314,7 +329,9 @@ def test_commands_are_run_once_and_failures_do_not_stop_the_others(tmp_path, mon
     assert (tmp_path / "runs.txt").read_text() == "row\n"
     about, table = (tmp_path / "outputs/bench/tables/works.txt").read_text().split("\n", 1)
     assert table == "| a | 1 |\n" and json.loads(about.removeprefix("# "))["commit"]
-    assert "half of it" in (tmp_path / "outputs/bench/tables/fails.failed.txt").read_text()
+    log = (tmp_path / "outputs/bench/tables/fails.failed.txt").read_text()
+    assert "half of it" in log and "why" in log
+    assert not (tmp_path / "outputs/bench/tables/works.failed.txt").exists()
     assert not (tmp_path / "outputs/bench/tables/fails.txt").exists()
     printed = capsys.readouterr().out
     assert (

@@ -1,5 +1,5 @@
-"""Tells transformers what is known about attention before a model runs: whether it is causal, whether rows hold
-several texts, and whether they are padded.
+"""Decides before a model runs whether its attention is causal, whether rows hold several texts, and whether they are
+padded.
 
 Otherwise transformers reads this from the values of masks and positions in every forward pass, and an accelerator
 waits for the host each time.
@@ -8,8 +8,8 @@ Transformers has no argument for this. A prepared mask of shape (B, 1, T, T) wou
 it rules out the fastest attention of rows without padding, and it is used for layers with a sliding window, too.
 Another name for the attention with its own mask function would have to be set in the model's configuration, which
 threads share. Therefore two functions of `transformers.masking_utils` are replaced in this process. The
-replacements call the original functions unless the current thread has said what is known. An accelerator's threads
-that recompute layers in the backward pass get the masks of the forward pass.
+replacements call the original functions unless the current thread is inside a context of this module. An
+accelerator's threads that recompute layers in the backward pass get the masks of the forward pass.
 """
 
 import threading
@@ -23,7 +23,7 @@ from transformers import masking_utils
 
 
 _known = threading.local()
-_originals: dict[str, Callable] = {}
+_originals: dict[str, Callable | None] = {}
 _replacing = threading.Lock()
 
 
@@ -68,12 +68,8 @@ def known_padding() -> Iterator[None]:
 
 @contextmanager
 def _saying(name: str, value: bool) -> Iterator[None]:
-    with _replacing:
-        for function, replacement in _REPLACEMENTS.items():
-            if function not in _originals and hasattr(masking_utils, function):
-                _originals[function] = getattr(masking_utils, function)
-                setattr(masking_utils, function, replacement)
-    before = _said(name)
+    _replace_functions()
+    before = getattr(_known, name, None)
     setattr(_known, name, value)
     try:
         yield
@@ -82,32 +78,39 @@ def _saying(name: str, value: bool) -> Iterator[None]:
 
 
 def _said(name: str) -> bool | None:
-    return getattr(_known, name, None)
+    # Compiled graphs do not depend on the values of masks and positions, and transformers does not read them.
+    return None if torch.compiler.is_compiling() else getattr(_known, name, None)
 
 
-def _find_packed_sequence_indices(position_ids: Tensor) -> Tensor | None:
+def _replace_functions() -> None:
+    """Replaces the functions of transformers once. Without a function, a later version of transformers only waits."""
+    with _replacing:
+        if _originals:
+            return
+        _originals["packing"] = getattr(masking_utils, "find_packed_sequence_indices", None)
+        _originals["padding"] = getattr(masking_utils, "_ignore_causal_mask_sdpa", None)
+        if _originals["packing"] is not None:
+            masking_utils.find_packed_sequence_indices = _text_of_tokens
+        if _originals["padding"] is not None:
+            masking_utils._ignore_causal_mask_sdpa = _needs_no_mask
+
+
+def _text_of_tokens(position_ids: Tensor) -> Tensor | None:
     """Number of the text that each token belongs to in its row, or `None` if each row is one text."""
-    # Compiled graphs do not depend on the values of positions, and transformers does not read them.
-    is_packed = None if torch.compiler.is_compiling() else _said("is_packed")
+    is_packed = _said("is_packed")
     if is_packed is None:
-        return _originals["find_packed_sequence_indices"](position_ids)
+        return _originals["packing"](position_ids)
     if not is_packed:
         return None
     # A text begins where positions do not continue.
     return (torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1).cumsum(-1)
 
 
-def _ignore_causal_mask_sdpa(padding_mask: Tensor | None, *args: Any, **kwargs: Any) -> bool:
-    """Whether a mask of `sdpa` can be left out."""
-    if padding_mask is not None and not torch.compiler.is_compiling() and _said("is_padded"):
+def _needs_no_mask(padding_mask: Tensor | None, *args: Any, **kwargs: Any) -> bool:
+    """Whether `sdpa` can do without a mask."""
+    if padding_mask is not None and _said("is_padded"):
         return False
-    return _originals["_ignore_causal_mask_sdpa"](padding_mask, *args, **kwargs)
-
-
-_REPLACEMENTS: dict[str, Callable] = {
-    "find_packed_sequence_indices": _find_packed_sequence_indices,
-    "_ignore_causal_mask_sdpa": _ignore_causal_mask_sdpa,
-}
+    return _originals["padding"](padding_mask, *args, **kwargs)
 
 
 def uses_flash_attention(model: nn.Module) -> bool:

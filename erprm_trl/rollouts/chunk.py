@@ -225,9 +225,7 @@ class ChunkWork:
                 row.prefix_rewards.append(rewards_K)
         _share_question_rewards(rows)
 
-    def _continue_shared(
-        self, chunk: int, rows: list[RolloutRow], targets: list[_Target], grader: Grader
-    ) -> Requests:
+    def _continue_shared(self, chunk: int, rows: list[RolloutRow], targets: list[_Target], grader: Grader) -> Requests:
         """Continues each distinct prefix, more often if its label is uncertain, and counts each text for all prefixes
         with which it begins."""
         yield from self._grade(rows, grader)
@@ -289,9 +287,7 @@ class ChunkWork:
             tolerance=self.settings.tolerance,
         )
 
-    def _sample(
-        self, sampler: Sampler, prompts: list[Prompt], num_samples: int, chunk: int, purpose: str
-    ) -> Requests:
+    def _sample(self, sampler: Sampler, prompts: list[Prompt], num_samples: int, chunk: int, purpose: str) -> Requests:
         if not prompts:
             return []
         options = {"until": self.settings.stop} if self.settings.stop else {}

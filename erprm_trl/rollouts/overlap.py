@@ -146,12 +146,8 @@ class OverlappedChunks:
     def _finish(self, chunk: Chunk, rows: list[RolloutRow]) -> None:
         with self._changed:
             self._rows[chunk] = rows
-            # After a failed write, another chunk must not follow the incomplete one in the file.
-            while self._error is None and self._unwritten and self._unwritten[0] in self._rows:
-                try:
-                    self._write(self._rows.pop(self._unwritten[0]))
-                except BaseException as error:
-                    self._error = error
-                    raise
+            while self._unwritten and self._unwritten[0] in self._rows:
+                # If this fails, the chunk stays the first one, so that no other chunk follows it in the file.
+                self._write(self._rows.pop(self._unwritten[0]))
                 self._unwritten.popleft()
             self._changed.notify_all()

@@ -11,7 +11,7 @@ from .sampling.base import Sampler
 @dataclass
 class RunSpeed:
     """
-    What one run of a collection has done, and how long it took.
+    Counts and times of a run of a collection.
 
     Args:
         seconds (`float`, *optional*, defaults to `0.0`):
@@ -20,7 +20,7 @@ class RunSpeed:
         process_seconds (`float`, *optional*, defaults to `0.0`):
             Elapsed time.
         sampling_seconds (`float`, *optional*, defaults to `0.0`):
-            Part of it in which samplers sampled.
+            Time in which samplers sampled.
         gpu_seconds (`float`, *optional*, defaults to `0.0`):
             Elapsed time, multiplied by the number of accelerators that sample.
         solutions (`float`, *optional*, defaults to `0`):
@@ -87,7 +87,7 @@ class RunSpeed:
 
 
 def num_accelerators(samplers: Iterable[Sampler | None]) -> int:
-    """Number of accelerators that the samplers of this process use. Those of a server are not known."""
+    """Number of accelerators that the samplers of this process use. The accelerators of a server are not known."""
     return len({device for sampler in samplers for device in getattr(sampler, "accelerators", ())})
 
 

@@ -32,7 +32,8 @@ def whole_weights(model: nn.Module, accelerator: Accelerator, modify: bool = Fal
         accelerator ([`~accelerate.Accelerator`]):
             Accelerator of the training run.
         modify (`bool`, *optional*, defaults to `False`):
-            Whether the weights are changed inside the context. With ZeRO-3, those of the first process are kept.
+            Whether the weights are changed inside the context. With ZeRO-3, all processes then get the weights of the
+            first process.
     """
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:

@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -46,7 +47,7 @@ class Table(NamedTuple):
             The pages that show the numbers, and the beginnings of the headers of their tables there. Without a header,
             the numbers are in the text.
         needs (`str`, *optional*):
-            `"gpu"`, `"vllm"`, or a path that another command writes.
+            `"gpu"`, `"vllm"`, or a path that another command or the user writes.
         folders (`tuple[str, ...]`, *optional*):
             Folders in which the script keeps finished parts. `--again` moves them away.
     """
@@ -67,14 +68,20 @@ def kept(name: str) -> tuple[str]:
 GSM8K = "gsm8k_experiment.py --scale cpu --policy POLICY --output outputs/gsm8k"
 BENCHES = (
     Table("startup", "startup.py", 2, {"docs/reliability.md": ()}),
-    Table("synchronisations", "synchronisations.py", 2, {"docs/scaling.md": ()}),
+    Table("padding", "padding.py", 1, {"docs/scaling.md": ("| share of padding |",)}),
+    Table("synchronisations", "synchronisations.py", 2, {"docs/scaling.md": ("| accumulated batches |",)}),
     Table("fork_cache", "fork_cache.py", 3, {"docs/benchmarks.md": ()}),
     Table(
         "scoring_server", "scoring_server.py --turns 15", 3, {"docs/benchmarks.md": (), "docs/scoring.md": ()}
     ),
+    Table("collection_overlap", "collection_overlap.py", 5, {"docs/labels.md": ()}),
     Table("memory_vs_vocabulary", "memory_vs_vocabulary.py", 3, {"docs/benchmarks.md": ("| vocabulary |",)}),
     Table("exact_search", "guided_decoding.py exact", 3, {"docs/results.md": (), "docs/evaluation.md": ()}),
     Table("quickstart", "recipes/quickstart.py --config recipes/dial/quickstart.yaml", 5, {"docs/results.md": ()}),
+    Table(
+        "sampling_dtype", "sampling_dtype.py --model POLICY --questions gsm8k_test.jsonl --batch_sizes 8", 5,
+        {"docs/labels.md": ()},
+    ),
     Table("scaling", "scaling.py", 15, {"docs/reliability.md": ()}),
     Table(
         "summary", "summary.py", 30,
@@ -102,6 +109,10 @@ BENCHES = (
     Table(
         "read_at_eta", "read_at_eta.py --seeds 0 1 2", 15, {"docs/scoring.md": ("| best of 16 by |",)},
         folders=kept("read_at_eta"),
+    ),
+    Table(
+        "rival_trainer", "training_speed.py --rival ../trl-1.12-venv/bin/python", 20, {"docs/benchmarks.md": ()},
+        needs="../trl-1.12-venv/bin/python",
     ),
     Table("training_compiled", "training_speed.py --compile --rounds 2", 15, {"docs/benchmarks.md": ()}),
     Table("eta_comparison", "eta_comparison.py", 25, {"docs/results.md": ("| best of 16 by |",)}),
@@ -150,6 +161,12 @@ BENCHES = (
         "credit_study.py --settings steps --seeds 90210 --methods 'implicit frozen, sum, gamma 0, group' "
         "'implicit before_scoring, sum, gamma 0, group'",
         15, {"docs/policies.md": ()},
+    ),
+    Table(
+        "credit_without_reward_model",
+        "credit_study.py --settings sparse --seeds 101 --methods 'answers only' 'log_ratio, eta 50' "
+        "'monte_carlo, K 2, 32 completions'",
+        10, {"docs/policies.md": ()}, folders=kept("credit_study"),
     ),
     Table(
         "credit_study", "credit_study.py", 3000, {"docs/policies.md": ("| credit, gamma, scale",)},
@@ -258,29 +275,33 @@ def show(tables: Sequence[Table], options: argparse.Namespace) -> None:
 
 
 def run(table: Table, words: list[str]) -> int:
-    """Runs a command and keeps its output. Returns its exit status."""
+    """Runs a command and keeps what it prints, and its logs if it fails. Returns its exit status."""
     TABLES.mkdir(parents=True, exist_ok=True)
     started, commit = time.monotonic(), commit_of()
-    lines = []
-    with open(TABLES / f"{table.name}.failed.txt", "w", encoding="utf-8") as file:  # renamed once it is complete
-        file.write(f"python {shlex.join(words[1:])}\n\n")
+    lines, log = [], TABLES / f"{table.name}.failed.txt"  # deleted once the command has succeeded
+    log.write_text(f"python {shlex.join(words[1:])}\n\n", encoding="utf-8")
+    with open(log, "a", encoding="utf-8") as file:
         environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
         with subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+            words, stdout=subprocess.PIPE, stderr=file, text=True, errors="replace", env=environment
         ) as process:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                file.write(line)
-                file.flush()
-                lines.append(line)
+            try:
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    file.write(line)
+                    file.flush()
+                    lines.append(line)
+            except BaseException:  # also when this program is ended
+                process.terminate()
+                raise
     if process.returncode == 0:
         about = {"command": shlex.join(words[1:]), "commit": commit, "seconds": round(time.monotonic() - started, 1)}
         about["date"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         unfinished = TABLES / f"{table.name}.part"
         unfinished.write_text(f"# {json.dumps(about)}\n" + "".join(lines), encoding="utf-8")
         unfinished.replace(TABLES / f"{table.name}.txt")
-        (TABLES / f"{table.name}.failed.txt").unlink()
+        log.unlink()
     return process.returncode
 
 
@@ -330,4 +351,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -1,8 +1,8 @@
 """Time that the sampler of a collection waits for a slow grader, with and without overlap:
 `python tests/benchmarks/collection_overlap.py`.
 
-The dial policy is collected with the grading function of `slow_grading.py`. Chunks are graded before
-the next is sampled, or while it is sampled, in alternation. Both write the same bytes, which is checked.
+The dial policy is collected with the grading function of `slow_grading.py`. Chunks are graded before the next is
+sampled, or while it is sampled, in alternation. Both write the same bytes, which is checked.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import slow_grading
 import torch
 from intervals import interval
 
@@ -49,10 +50,12 @@ def main() -> dict:
     """Prints both times and idle shares, and the ratio of each pair."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--milliseconds", type=float, default=4.0, help="Time that the grader takes per answer.")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ[slow_grading.MILLISECONDS] = str(options.milliseconds)
     sampler = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=64, batch_size=256)
     questions = [Question(**row) for row in dial.make_questions(options.questions, seed=0)]
     results = {"serial": [], "overlapped": []}

@@ -7,13 +7,14 @@ graded answers. In "steps", it learns from step scores alone, for more updates t
 
 The accuracy of a run is the accuracy of its training samples, because no question is used twice. Every finished run is
 kept in `seed-0/dense/difference.json` and so on, and skipped, so that the study can be stopped and continued at any
-time. The table shows means and 95% t-intervals over seeds, and the worst seed. Its last column is the accuracy after
-the number of generated tokens that every run has spent, including those of continuations. `--guard` shows which of
-these runs `PolicyGuard` would have stopped at several limits.
+time. The table shows means and 95% t-intervals over seeds, and the worst seed. Ratios of rollouts are geometric
+means. The last column is the accuracy after the number of generated tokens that every run has spent, including those
+of continuations. `--guard` shows which of these runs `PolicyGuard` would have stopped at several limits.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import time
@@ -44,6 +45,12 @@ SETTINGS = {  # name: moves per question, updates, share of wrong results of the
     "steps": (SHORT, 120, None, False),
     "long": (LONG, 40, 0.02, True),
 }
+TITLES = {
+    "dense": "frequent right answers",
+    "sparse": "rare right answers",
+    "steps": "step scores alone",
+    "long": "long chains",
+}
 METHODS: dict[str, tuple[str, dict]] = {"answers only": ("grpo", {})}
 for _credit in ("difference", "sum", "min_form"):
     for _gamma in (1.0, 0.0):
@@ -65,11 +72,17 @@ for _weight in (0.3, 3.0):
         )
 METHODS["ppo, difference"] = ("step_ppo", {**PPO, "credit": "difference"})
 METHODS["ppo, outcome"] = ("step_ppo", {**PPO, "credit": "outcome"})
+METHODS["ppo, difference, beta 0.1"] = ("step_ppo", {**PPO, "credit": "difference", "beta": 0.1})
+for _gae_lambda in (0.5, 0.0):
+    METHODS[f"ppo, difference, lambda {_gae_lambda:g}"] = (
+        "step_ppo",
+        {**PPO, "credit": "difference", "gae_lambda": _gae_lambda},
+    )
 # Without a reward model. Continuations cost tokens, so these runs have fewer completions per update.
 for _eta in (10.0, 50.0):
     METHODS[f"log_ratio, eta {_eta:g}"] = ("step_grpo", {"credit": "log_ratio", "eta": _eta, "splitter": SEPARATOR})
 METHODS["log_ratio, eta 50, tokens"] = ("step_grpo", {"credit": "log_ratio", "eta": 50.0, "step_tokens": 1})
-for _continuations, _completions in ((2, 16), (4, 16), (4, 64)):
+for _continuations, _completions in ((2, 16), (2, 32), (4, 16), (4, 64)):
     METHODS[f"monte_carlo, K {_continuations}, {_completions} completions"] = (
         "step_grpo",
         {
@@ -244,26 +257,32 @@ def table(results):
                     for result in runs.values()
                 ]
                 mean, half = interval(values)
-                row[name] = f"{mean:.3f} ± {half:.3f}"
+                row[name] = with_interval(mean, half)
                 row[f"worst {name}"] = f"{min(values):.3f}"
             paired = [seed for seed in runs if seed in baseline]
             if paired:
                 mean, half = interval([runs[seed]["after"] - baseline[seed]["after"] for seed in paired])
-                row["minus answers only"] = f"{mean:+.3f} ± {half:.3f}"
+                row["minus answers only"] = with_interval(mean, half, "+")
                 for name, by_tokens in (("fewer rollouts", False), ("fewer tokens", True)):
                     speedups = [speedup(runs[seed], baseline[seed], by_tokens) for seed in paired]
                     if None not in speedups:
-                        mean, half = interval(speedups)
-                        row[name] = f"{mean:.2f} ± {half:.2f}"
+                        mean, half = interval([math.log(value) for value in speedups])
+                        low, high = (f"{math.exp(mean + sign * half):.2f}" for sign in (-1, 1))
+                        row[name] = f"{math.exp(mean):.2f}" + (f" ({low} to {high})" if len(speedups) > 1 else "")
                     else:
                         row[name] = f"not reached by {speedups.count(None)}"
             tokens = [curve(result, by_tokens=True)[-1][0] / 1000 for result in runs.values()]
             row["1000 tokens"] = f"{sum(tokens) / len(tokens):.0f}"
             mean, half = interval([accuracy_after(result, budget) for result in runs.values()])
-            row[f"after {budget / 1000:.0f} thousand tokens"] = f"{mean:.3f} ± {half:.3f}"
+            row[f"after {budget / 1000:.0f} thousand tokens"] = with_interval(mean, half)
             rows.append(row)
         tables[setting] = rows
     return tables
+
+
+def with_interval(mean, half, sign=""):
+    """A value over seeds as text. One seed has no interval."""
+    return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 def speedup(result, baseline, by_tokens=False):
@@ -333,12 +352,12 @@ def plot(results, path):
             for values in curves:
                 axes.plot(rollouts, values, color=color, linestyle=style, linewidth=0.4, alpha=0.6)
             axes.plot(rollouts, means, label=f"{method} ({len(curves)} seeds)", color=color, linestyle=style)
-        axes.set(xlabel="rollouts", title=setting, ylim=(0, 1))
+        axes.set(xlabel="rollouts", title=TITLES[setting], ylim=(0, 1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7)
     panels[0].set_ylabel("accuracy of training samples")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=100)
 
 
 def main():

@@ -12,6 +12,7 @@ measured, so a stopped stage keeps them. `--rehearse` runs the same code with ti
 import argparse
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     options = run_parser().parse_args(argv)
     if options.report is not None:
-        print(tables.report(read_records(options.report)))
+        print(tables.report(read_records(options.report)), end="")
         return 0
     if options.output is None or (options.model is None or options.data is None) and not options.rehearse:
         run_parser().error("--output is required, and without --rehearse also --model and --data")
@@ -100,7 +101,7 @@ def run_all(options: argparse.Namespace) -> int:
         failed |= ended.startswith("failed")
     page = tables.report(read_records(options.output))
     (options.output / "report.md").write_text(page, encoding="utf-8")
-    print(page)
+    print(page, end="")
     return int(failed)
 
 
@@ -178,8 +179,8 @@ def tiny_model(work: Path) -> Path:
         pages, public_models = map(importlib.import_module, ("doc_pages", "public_models"))
         tokenizer = public_models.byte_tokenizer([])
         model = pages.policy_of_short_lines(tokenizer)
-        end = model.lm_head.weight.data[tokenizer.eos_token_id]
-        end -= 1.5 / model.config.hidden_size  # solutions of several lines
+        ends = [tokenizer.eos_token_id, *tokenizer.encode("\n", add_special_tokens=False)]
+        model.lm_head.weight.data[ends] -= 1.5 / model.config.hidden_size  # longer lines, and more of them
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
@@ -199,15 +200,20 @@ def pack(argv: Sequence[str]) -> int:
     )  # fmt: skip
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
-    commit = options.output / COMMIT_FILE.name
+    commit, metadata = options.output / COMMIT_FILE.name, options.output / "METADATA"
     commit.write_text(commit_of() + "\n")
-    folders = {"project": [*project_files(), (commit, COMMIT_FILE.name)]}
+    # The project is not installed there, and manifests record its version.
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "erprm_trl" / "__init__.py").read_text())[1]
+    metadata.write_text(f"Metadata-Version: 2.1\nName: erprm_trl\nVersion: {version}\n")
+    own = [(commit, COMMIT_FILE.name), (metadata, f"erprm_trl-{version}.dist-info/METADATA")]
+    folders = {"project": [*project_files(), *own]}
     if options.data is not None:
         folders["data"] = [(path, name) for path, name in carry.files_under(options.data) if name.endswith(".jsonl")]
     if options.wheels is not None:
         folders["wheels"] = [(path, name) for path, name in carry.files_under(options.wheels) if name.endswith(".whl")]
     index = carry.pack(folders, options.output, options.model, options.weight_bits, int(options.part_mib * 2**20))
     commit.unlink()
+    metadata.unlink()
     total = sum(part["bytes"] for part in index["parts"]) / 2**20
     print(f"{options.output}: {len(index['parts'])} parts, {total:.1f} MiB. Carry them with {carry.INDEX} and "
           f"{carry.UNPACKER}.")  # fmt: skip

@@ -65,7 +65,7 @@ SCALES = {
     "smoke": Scale(4, 2, 2, 4, 4, etas=(0.0, math.inf), max_new_tokens=48, num_train_epochs=1.0, batch_size=32),
     # About three hours on two cores with a policy of 0.4B parameters.
     "cpu": Scale(40, 2, 4, 64, 8, seeds=(0, 1)),
-    # About ten minutes on one 80 GB GPU with a policy of 0.4B parameters.
+    # For one 80 GB GPU and a policy of 0.4B parameters. gpu_day.py runs a part in four minutes.
     "gpu": Scale(1000, 2, 8, 300, 16, seeds=(0, 1, 2), max_new_tokens=320, batch_size=1024, chunk_questions=50),
 }
 

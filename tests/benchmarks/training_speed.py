@@ -276,7 +276,7 @@ def visit(options, folder, trainer, arguments):
 def write_data(options, path):
     """Solutions with right and wrong steps, with the columns of both packages."""
     lines = []
-    for example in solutions(options.batch_size * (options.batches + 1), torch.Generator().manual_seed(1)):
+    for example in solutions(options.batch_size * options.batches, torch.Generator().manual_seed(1)):
         labels = [-100] * len(example["input_ids"])
         for index, position in enumerate(example["step_positions"]):
             labels[position] = index % 2
@@ -296,7 +296,7 @@ def against_rival(options):
             for name, (trainer, arguments) in chosen.items():
                 visits[name].append(visit(options, folder, trainer, arguments))
                 print(name, {key: value for key, value in visits[name][-1].items() if key != "losses"}, flush=True)
-        exact = {"bf16": False, "train_sampling_strategy": "sequential"}
+        exact = {"bf16": False, "train_sampling_strategy": "sequential", "max_steps": 5, "logging_steps": 1}
         losses = [
             visit(options, folder, trainer, {**exact, **more})["losses"]
             for trainer, more in (
@@ -352,7 +352,9 @@ def main():
     parser.add_argument("--dtype", choices=["float32", "bf16", "autocast"], default="float32")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument(
+        "--batches", type=int, help="12 by default, and 50 with --rival, because grouping by length needs many."
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="Names of the variants to run.")
     parser.add_argument("--compile", action="store_true")
@@ -362,6 +364,7 @@ def main():
     parser.add_argument("--rival", help="Python of an environment with TRL 1.12. Only compares the trainers.")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    options.batches = options.batches or (50 if options.rival else 12)
     if options.rival:
         against_rival(options)
         return

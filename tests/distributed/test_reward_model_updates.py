@@ -17,7 +17,7 @@ GRPO, PPO = distributed_runs.NAMES_OF_UPDATES
 LAUNCHES = {
     "ddp": ("cpu_ddp", (GRPO, PPO), False),
     "zero2-lora": ("cpu_zero2", (GRPO,), True),
-    "zero3": ("cpu_zero3", (GRPO, PPO), False),
+    "zero3": ("cpu_zero3", (GRPO,), False),
 }
 
 

@@ -41,9 +41,10 @@ EXAMPLES = [
 
 
 def test_a_text_goes_into_the_row_with_the_least_space_that_is_enough():
-    # 7 and 5 open rows with 3 and 5 free tokens. 3 fits into both, and fills the first row. 12 has its own row.
-    assert best_fit_decreasing([3, 5, 7, 12], 10) == [[3], [2, 0], [1]]
-    assert best_fit_decreasing([4, 4, 4], 8) == [[0, 1], [2]]
+    # 7 leaves 3 tokens, and 4 + 4 leave 2. The text of 2 tokens fits into both rows, and fills the second.
+    assert best_fit_decreasing([2, 4, 7, 4], 10) == [[2], [1, 3, 0]]
+    # A text that is too long has its own row.
+    assert best_fit_decreasing([4, 12, 4, 4], 8) == [[1], [0, 2], [3]]
 
 
 def test_rows_are_filled_by_best_fit_decreasing():

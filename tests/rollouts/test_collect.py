@@ -23,15 +23,16 @@ from erprm_trl.rollouts import (
     CollectConfig,
     Completion,
     EndpointSampler,
+    Grader,
     Prompt,
     PromptFormat,
     Question,
     RolloutDataset,
     TransformersSampler,
+    collect,
     collect_rollouts,
     load_solutions,
 )
-from erprm_trl.rollouts import Grader, collect
 from erprm_trl.rollouts import dataset as rollouts_dataset
 from erprm_trl.rollouts.records import RolloutRow
 from erprm_trl.rollouts.shards import append_rows, read_chunks

@@ -8,8 +8,8 @@ from step_fakes import DIAL_FORMAT, FakeScorer, by_last_number
 
 from erprm_trl import StepScorer
 from erprm_trl.reward_model import scoring
-from erprm_trl.scripts.best_of_n import BestOfNArguments
 from erprm_trl.scripts import progress
+from erprm_trl.scripts.best_of_n import BestOfNArguments
 from erprm_trl.scripts.scoring import score_with_each, scoring_speed
 
 

@@ -155,10 +155,9 @@ class ConversationWork:
 
         return (yield Sampling(run))
 
-    def _grade(
-        self, conversations: list[Conversation], rewards: list[float] | None, grader: Grader
-    ) -> Requests:
-        """Rewards and final answers of conversations. `rewards` are those of environments, if any."""
+    def _grade(self, conversations: list[Conversation], rewards: list[float] | None, grader: Grader) -> Requests:
+        """Rewards and final answers of conversations. `rewards` are the rewards of environments, if
+        any."""
         texts = [conversation.text for conversation in conversations]
         if rewards is None:
             answers = [conversation.question.answer for conversation in conversations]

@@ -16,6 +16,7 @@ from .token_cuts import end_before
 
 logger = logging.getLogger(__name__)
 
+
 class VLLMSampler:
     """
     Samples with an offline `vllm.LLM`, with prefix caching, one request per prompt (`n` samples), and one seed per
@@ -159,7 +160,7 @@ class VLLMSampler:
         )
 
     def prefix_cache_counts(self) -> tuple[int, int]:
-        """Number of prompt tokens that the engine has taken from its prefix cache so far, and of all its prompt tokens.
+        """Number of prompt tokens that the engine has taken from its prefix cache so far, and of all prompt tokens.
         Each sample of a prompt counts. Zeros if the engine does not count (`disable_log_stats=True`)."""
         if not self.engine.llm_engine.log_stats:
             return 0, 0

@@ -38,7 +38,7 @@ class TimedExperiment(Experiment):
     def __init__(self, stage: Stage):
         self.stage, self.tokens, self.longest = stage, 0, 0.0
         scale = (
-            dataclasses.replace(SCALES["smoke"], max_new_tokens=32, chunk_questions=2)
+            dataclasses.replace(SCALES["smoke"], max_new_tokens=64, chunk_questions=2)
             if stage.rehearse
             else dataclasses.replace(SCALES["gpu"], test_questions=200, batch_size=2048, chunk_questions=32)
         )

@@ -96,15 +96,14 @@ class ProfileUpdate(TrainerCallback):
     def _summarize(self, seconds: float) -> dict[str, Any]:
         on_gpu = torch.cuda.is_available()
         kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-        # Annotations such as "Optimizer.step" cover many kernels and the time between them. On a CPU, operators
-        # contain other operators, so only the innermost ones are listed.
-        events = [
-            (event.name, event.time_range.start / 1e6, event.time_range.end / 1e6)
-            for event in self._profile.events()
-            if event.device_type == kind
-            and not getattr(event, "is_user_annotation", False)
-            and (on_gpu or not event.cpu_children)
-        ]
+        events = []
+        for event in self._profile.events():
+            # Annotations such as "Optimizer.step" cover many kernels and the time between them.
+            if event.device_type == kind and not getattr(event, "is_user_annotation", False):
+                start = event.time_range.start
+                # On a CPU, operators contain other operators, whose time is counted once.
+                end = event.time_range.end if on_gpu else start + event.self_cpu_time_total
+                events.append((event.name, start / 1e6, end / 1e6))
         return top_kernels(events, seconds) | {"device": "GPU" if on_gpu else "CPU"}
 
 

@@ -52,11 +52,11 @@ class StopInTime(TrainerCallback):
 
 
 def reward_model(stage: Stage) -> tuple[StepScorer, str]:
-    """The reward model of the experiment, or the policy's own weights as a reward model that has learned nothing."""
-    trained = stage.work / "gsm8k" / "erprm-eta-2-seed-0"
+    """The reward model of the experiment, or the policy's own weights, which have learned nothing."""
+    folders = sorted((stage.work / "gsm8k").glob("erprm-eta-*-seed-0"), key=lambda folder: "eta-2-" not in folder.name)
     options = {"batch_size": 64, "max_batch_tokens": 65_536, "dtype": "float32" if stage.rehearse else "bfloat16"}
-    if (trained / "prm_format.json").exists():
-        return StepScorer.from_pretrained(trained, **options), "erprm-eta-2-seed-0 of the experiment"
+    for folder in folders[:1]:
+        return StepScorer.from_pretrained(folder, **options), f"{folder.name} of the experiment"
     untrained = PRMFormat(separator="\n", splitter=SPLITTER)
     return StepScorer.from_pretrained(stage.model, prm_format=untrained, **options), "not trained (the policy itself)"
 

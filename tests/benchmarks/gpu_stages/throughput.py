@@ -65,7 +65,7 @@ def run(stage: Stage) -> None:
         options = {"batch_size": 1024, "max_batch_tokens": tokens, "dtype": dtype}
         score(stage, "policy", StepScorer.from_pretrained(stage.model, prm_format=FORMAT, **options), questions, steps)
     settings = {
-        "temperature": 0.7, "max_new_tokens": 24 if stage.rehearse else 320, "prompt_template": PROMPT,
+        "temperature": 0.7, "max_new_tokens": 64 if stage.rehearse else 320, "prompt_template": PROMPT,
     }  # fmt: skip
     to_label = load_questions(str(stage.train_data), max_questions=2 if stage.rehearse else 48)
     sampler = TransformersSampler.from_pretrained(

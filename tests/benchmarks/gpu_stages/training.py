@@ -43,6 +43,7 @@ class Run(NamedTuple):
     lora: bool
 
 
+MEAN_TOKENS = 190  # of the solutions of training_speed.py
 TINY = Shape(training_speed.VOCABULARY, 64, 176, 2, 4, 2, True)
 RUNS = {
     "Llama 3.2 1B": Run(Shape(128_256, 2048, 8192, 16, 32, 8, True), 64, 6, False),
@@ -60,6 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no checkpointing": PLAIN,
     "no checkpointing, Liger": LIGER,
     "no checkpointing, packing": PLAIN | PACKED,
+    "no checkpointing, Liger, packing before the training": LIGER | {"packing": True, "packing_strategy": "bfd"},
     "no checkpointing, FlashAttention 2": PLAIN | {"attn_implementation": "flash_attention_2"},
     "no checkpointing, float32 weights": PLAIN | {"dtype": torch.float32},
     "no checkpointing, torch_compile": PLAIN | {"torch_compile": True},
@@ -152,13 +154,15 @@ def through_trainer(
     """Trains two windows of updates through `ERPRMTrainer`, and measures the second one."""
     options = dict(changes)
     attention, dtype = options.pop("attn_implementation", "sdpa"), options.pop("dtype", torch.bfloat16)
-    updates = settings.updates
-    count = settings.batch_size * (2 * updates + 1)
+    updates, batch_size = settings.updates, settings.batch_size
+    count = batch_size * (2 * updates + 1)
+    if options.get("packing_strategy") == "bfd":  # about as many tokens in rows of 1,024
+        batch_size = max(1, round(batch_size * MEAN_TOKENS / 1024))
     examples = training_speed.solutions(count, torch.Generator().manual_seed(1))
     data = Dataset.from_list([example | {"length": len(example["input_ids"])} for example in examples])
     args = ERPRMConfig(
         str(stage.work / "trainer"),
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=1,
         max_steps=2 * updates + is_profiled,
         logging_steps=updates,
