@@ -254,8 +254,8 @@ def install_wheels(target: Path) -> None:
         if subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels]).returncode:
             python = f"{sys.version_info.major}.{sys.version_info.minor}"
             raise RuntimeError(
-                f"{target / 'wheels'}: pip could not install the wheels, expected wheels for Python {python}. The other "
-                "files are in place. Download the wheels for this version, and pack again."
+                f"{target / 'wheels'}: pip could not install the wheels, expected wheels for Python {python}. All "
+                "other files are in place. Download the wheels for this version, and pack again."
             )
         print(target / "site")
 
