@@ -1,5 +1,5 @@
-"""Tells transformers what is known about attention before a model runs: whether it is causal, whether rows hold
-several texts, and whether they are padded.
+"""Decides before a model runs whether its attention is causal, whether rows hold several texts, and whether they are
+padded.
 
 Otherwise transformers reads this from the values of masks and positions in every forward pass, and an accelerator
 waits for the host each time.
@@ -8,8 +8,8 @@ Transformers has no argument for this. A prepared mask of shape (B, 1, T, T) wou
 it rules out the fastest attention of rows without padding, and it is used for layers with a sliding window, too.
 Another name for the attention with its own mask function would have to be set in the model's configuration, which
 threads share. Therefore two functions of `transformers.masking_utils` are replaced in this process. The
-replacements call the original functions unless the current thread has said what is known. An accelerator's threads
-that recompute layers in the backward pass get the masks of the forward pass.
+replacements call the original functions unless the current thread is inside a context of this module. An
+accelerator's threads that recompute layers in the backward pass get the masks of the forward pass.
 """
 
 import threading

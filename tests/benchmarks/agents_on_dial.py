@@ -177,7 +177,7 @@ def main():
                     flush=True,
                 )
                 file.write_text(json.dumps({**summarize(seeds), "by_seed": seeds}, indent=1))
-    print_table(summarize(seeds))
+    print_table(summarize({seed: runs for seed, runs in seeds.items() if int(seed) in arguments.seeds}))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,11 @@ MUTANTS = {
     ),
     "reward_model/attention.py": (
         ["tests/reward_model/test_attention.py"],
-        [("not all(flags)", "not any(flags)"), ("dim=-1) != 1).cumsum(-1)", "dim=-1) != 1).long()")],
+        [
+            ("not all(flags)", "not any(flags)"),
+            ("dim=-1) != 1).cumsum(-1)", "dim=-1) != 1).long()"),
+            ('if padding_mask is not None and _said("is_padded"):', "if False:"),
+        ],
     ),
     "reward_model/step_logits.py": (
         ["tests/reward_model/test_step_logits.py"],
@@ -150,8 +154,10 @@ MUTANTS = {
     "reward_model/collator.py": (
         ["tests/reward_model/test_collator.py"],
         [
-            ("used + lengths[index] <= longest", "used + lengths[index] < longest"),
-            ("row_of[index], start_of[index] = row, filled[row]", "row_of[index], start_of[index] = row, 0"),
+            ("bisect_left(spaces, (lengths[index], 0))", "bisect_left(spaces, (lengths[index] + 1, 0))"),
+            ("row_of[index], start_of[index] = row, start", "row_of[index], start_of[index] = row, 0"),
+            ("starts.append(filled[row])", "starts.append(0)"),
+            ("ends += [total] if total > ends[-1] else []", "ends += []"),
             ("if not gap <= 1e-3 * max(size, 1.0):", "if False:"),
         ],
     ),

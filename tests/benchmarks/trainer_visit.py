@@ -88,7 +88,7 @@ def settings(options):
     """Arguments that are the same for all trainers. Everything else has the trainer's default."""
     return {
         "output_dir": str(options.output.with_suffix("")), "per_device_train_batch_size": options.batch_size,
-        "max_steps": options.max_steps, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+        "max_steps": options.max_steps, "save_strategy": "no", "report_to": "none",
         "disable_tqdm": True, "use_cpu": True, "lr_scheduler_type": "constant", **json.loads(options.arguments),
     }  # fmt: skip
 

@@ -296,7 +296,7 @@ def against_rival(options):
             for name, (trainer, arguments) in chosen.items():
                 visits[name].append(visit(options, folder, trainer, arguments))
                 print(name, {key: value for key, value in visits[name][-1].items() if key != "losses"}, flush=True)
-        exact = {"bf16": False, "train_sampling_strategy": "sequential", "max_steps": 5}
+        exact = {"bf16": False, "train_sampling_strategy": "sequential", "max_steps": 5, "logging_steps": 1}
         losses = [
             visit(options, folder, trainer, {**exact, **more})["losses"]
             for trainer, more in (

@@ -110,7 +110,9 @@ def test_two_processes_give_the_same_results_as_one(name, single, double):
     else:
         # DeepSpeed's Adam on the host rounds differently after resuming.
         tolerance = 1e-6 if options.get("optim", "sgd") == "sgd" else 2e-5
-        assert second["resumed_losses"] == pytest.approx(second["losses"][distributed_runs.RESUMED_AT :], abs=tolerance)
+        assert second["resumed_losses"] == pytest.approx(
+            second["losses"][distributed_runs.RESUMED_AT :], abs=tolerance
+        )
         assert_close(right, distributed_runs.weights(folder / name, "resumed"), tolerance)
     if name.startswith("erprm"):
         scores = [StepScorer.from_pretrained(run / "model").score(*SCORED) for run in (alone, folder / name)]

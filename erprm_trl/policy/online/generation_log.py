@@ -1,4 +1,4 @@
-"""Logs what is known of a generation after its advantages are set, with a single copy of values to the host."""
+"""Checks and logs the rewards and advantages of a generation, with a single copy of values to the host."""
 
 from typing import Any
 

@@ -70,7 +70,7 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
             used as they are, and a warning is logged. It also sets `beta` to 1/eta, unless `beta` is set.
         beta (`float`, *optional*):
             KL coefficient. Defaults to 1/eta if `eta` is set. Otherwise, it defaults to 0, which needs no reference
-            model, except in GRPO on step scores alone, without an outcome. There it defaults to 0.1, because policies
+            model, except on step scores alone, without an outcome. There it defaults to 0.1, because policies
             collapsed without it. With `credit="log_ratio"`, the KL is a part of the returns, and not of the loss.
 
         shard_reward_model (`bool`, *optional*, defaults to `False`):
@@ -171,7 +171,7 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
     )
     beta: float | None = field(
         default=None,
-        metadata={"help": "KL coefficient. Defaults to 1/eta. Without eta, it is 0, or 0.1 in GRPO without outcomes."},
+        metadata={"help": "KL coefficient. Defaults to 1/eta. Without eta, it is 0, or 0.1 without outcomes."},
     )
     shard_reward_model: bool = field(
         default=False,

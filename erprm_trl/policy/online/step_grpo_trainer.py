@@ -68,8 +68,6 @@ class StepGRPOTrainer(StepTrainer):
 
     _tag_names = ["trl", "erprm-trl", "step-grpo"]
     _name = "Step GRPO"
-    # On step scores alone, policies on dial collapsed without a KL term (tests/benchmarks/credit_study.py).
-    _beta_of_step_scores = 0.1
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # seam
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

@@ -69,7 +69,9 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     """
 
     _config_class = StepGRPOConfig
-    _beta_of_step_scores = 0.0  # default of `beta` if there are step scores of a reward model and no outcomes
+    # Default of `beta` if there are step scores of a reward model and no outcomes. Policies on dial collapsed without
+    # a KL term (tests/benchmarks/credit_study.py).
+    _beta_of_step_scores = 0.1
 
     def __init__(
         self,
@@ -201,8 +203,6 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     def _beta_on_step_scores(self, model: Any, peft_config: Any) -> float:
         """Default of `beta` if the policy learns from step scores alone."""
         beta, name = self._beta_of_step_scores, type(self).__name__
-        if not beta:
-            return 0.0
         is_named = isinstance(model, (str, PathLike)) or bool(get_config_model_id(model.config))
         if not is_named and peft_config is None and not hasattr(model, "get_base_model"):
             logger.warning(

@@ -121,8 +121,8 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
             each other, which is checked on the first batch. With FlashAttention, all solutions of a batch are in one
             row without padding.
         packing_strategy (`str`, *optional*, defaults to `"batch"`):
-            What `packing` puts into a row. `"batch"` packs the solutions of each batch into rows as long as the
-            longest of them. Batches and losses are those of a training without packing. `"bfd"` packs the training
+            Solutions that `packing` puts into a row. `"batch"` packs the solutions of each batch into rows as long as
+            the longest of them. Batches and losses are the same as without packing. `"bfd"` packs the training
             dataset into rows of `max_length` tokens before the training, as in TRL's `SFTTrainer`, and
             `per_device_train_batch_size` is the number of rows. Both use best-fit decreasing. TRL's other strategies
             cut solutions, whose steps could not be scored then. A custom `data_collator` gets rows with a column

@@ -44,6 +44,14 @@ def make_trainer(folder, *, scorer=None, funcs=(), model=None, peft_config=None,
     )
 
 
+def test_beta_defaults_to_a_tenth_on_step_scores_alone(tmp_path):
+    path = save_tiny(tmp_path / "policy", word_level())
+    alone, with_answers = (make_trainer(tmp_path, model=path, funcs=funcs) for funcs in ([], [outcome_reward]))
+    assert (alone.beta, alone.ref_model is None) == (0.1, False)
+    assert (with_answers.beta, with_answers.ref_model is None) == (0.0, True)
+    assert make_trainer(tmp_path, model=path, beta=0.0).ref_model is None
+
+
 def rollout(trainer, texts):
     generate_fixed(trainer, encode(trainer.processing_class, *texts))
     trainer.model.train()
