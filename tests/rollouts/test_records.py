@@ -231,6 +231,7 @@ OTHER_ROWS = {
     "tests/benchmarks/label_noise.py": "judged solutions",
     "tests/benchmarks/monte_carlo_scorer.py": "questions",
     "tests/benchmarks/vllm_scoring.py": "questions",
+    "tests/benchmarks/gpu_stages/tables.py": "records of a measurement",
     "tests/benchmarks/kills.py": "lines as they are on disk",
     "tests/benchmarks/million_questions.py": "the summary of a manifest",
 }

@@ -251,7 +251,12 @@ def install_wheels(target: Path) -> None:
     wheels = sorted(map(str, (target / "wheels").glob("*.whl")))
     if wheels:
         options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", target / "site"]
-        subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels], check=True)
+        if subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels]).returncode:
+            python = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise RuntimeError(
+                f"{target / 'wheels'}: pip could not install the wheels, expected wheels for Python {python}. All "
+                "other files are in place. Download the wheels for this version, and pack again."
+            )
         print(target / "site")
 
 
