@@ -69,8 +69,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     """
 
     _config_class = StepGRPOConfig
-    # Default of `beta` if there are step scores of a reward model and no outcomes. Policies on dial collapsed without a
-    # KL term (tests/benchmarks/credit_study.py).
+    # Default of `beta` if there are step scores of a reward model and no outcomes. Policies on dial collapsed without
+    # a KL term (tests/benchmarks/credit_study.py).
     _beta_of_step_scores = 0.1
 
     def __init__(
