@@ -143,9 +143,8 @@ def print_table(summary):
     """Prints the summary as a table."""
     measured = (f"{key} {mean:.3g} ± {half:.2g}" for key, (mean, half) in summary["reward_model"].items())
     print("reward model:", ", ".join(measured))
-    print(
-        f"{'':<25}{'before':<16}{'after':<16}{'points gained':<18}{'fewer rollouts':<16}worst seed  seconds  rollouts to 0.5"
-    )
+    print(f"{'':<25}{'before':<16}{'after':<16}{'points gained':<18}{'fewer rollouts':<16}", end="")
+    print("worst seed  seconds  rollouts to 0.5")
     for name, line in summary["runs"].items():
         cells = [f"{name:<25}"]
         for key, scale, width in (("before", ".3f", 16), ("after", ".3f", 16), ("gain_points", ".1f", 18)):
