@@ -141,7 +141,7 @@ def render_message(message: dict[str, Any]) -> str:
 
 def render_by_hand(message: dict[str, Any]) -> str:
     """The text of a message with [`DialByHand`], like [`render_message`]. Results of the tool are left out, because
-    they repeat those of the calls."""
+    each of them repeats the result in the call."""
     return render_message(message) if is_turn(message) else ""
 
 

@@ -115,6 +115,7 @@ def summarize(seeds):
             "before": interval([points[0][1] for points in curves]),
             "after": interval([points[-1][1] for points in curves]),
             "seconds": interval([result["seconds"] for result, _ in pairs])[0],
+            "rollouts_to_half_by_seed": [rollouts_to_reach(points, 0.5) for points in curves],
             "worst_after": min(points[-1][1] for points in curves),
         }
         with_baseline = [
@@ -122,12 +123,16 @@ def summarize(seeds):
         ]
         if name != BASELINE and with_baseline:
             fewer = []
+            line["seeds_without_baseline_gain"] = 0
             for points, baseline in with_baseline:
                 final = baseline[-1][1]
+                if final <= baseline[0][1]:  # any run reaches the accuracy of a baseline that learned nothing
+                    line["seeds_without_baseline_gain"] += 1
+                    continue
                 reached = rollouts_to_reach(points, final)
                 fewer.append(None if reached is None else rollouts_to_reach(baseline, final) / reached)
             line["fewer_rollouts_by_seed"] = fewer
-            if None not in fewer:
+            if fewer and None not in fewer:
                 line["fewer_rollouts"] = interval(fewer)
             line["gain_points"] = interval([100 * (points[-1][1] - base[-1][1]) for points, base in with_baseline])
         summary["runs"][name] = line
@@ -138,7 +143,8 @@ def print_table(summary):
     """Prints the summary as a table."""
     measured = (f"{key} {mean:.3g} ± {half:.2g}" for key, (mean, half) in summary["reward_model"].items())
     print("reward model:", ", ".join(measured))
-    print(f"{'':<25}{'before':<16}{'after':<16}{'points gained':<18}{'fewer rollouts':<16}worst seed  seconds")
+    print(f"{'':<25}{'before':<16}{'after':<16}{'points gained':<18}{'fewer rollouts':<16}", end="")
+    print("worst seed  seconds  rollouts to 0.5")
     for name, line in summary["runs"].items():
         cells = [f"{name:<25}"]
         for key, scale, width in (("before", ".3f", 16), ("after", ".3f", 16), ("gain_points", ".1f", 18)):
@@ -146,7 +152,11 @@ def print_table(summary):
             cells.append((f"{pair[0]:{scale}} ± {pair[1]:{scale}}" if pair else "").ljust(width))
         pair = line.get("fewer_rollouts")
         shown = f"{pair[0]:.2f} ± {pair[1]:.2f}" if pair else ""
-        print("".join(cells) + f"{shown:<16}{line['worst_after']:<12.3f}{line['seconds']:.0f}")
+        half = ["never" if rollouts is None else f"{rollouts:.0f}" for rollouts in line["rollouts_to_half_by_seed"]]
+        print("".join(cells) + f"{shown:<16}{line['worst_after']:<12.3f}{line['seconds']:<9.0f}{', '.join(half)}")
+    without = max(line.get("seeds_without_baseline_gain", 0) for line in summary["runs"].values())
+    if without:
+        print(f"{without} of the seeds are not in 'fewer rollouts', because their baseline learned nothing.")
 
 
 def main():

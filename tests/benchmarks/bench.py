@@ -134,8 +134,8 @@ BENCHES = (
         folders=kept("implicit_models"),
     ),
     Table(
-        "agents_on_dial", "agents_on_dial.py --seeds 0 1 2 3 4 --json outputs/bench/agents_on_dial.json", 90,
-        {"docs/agents.md": ("| 40 updates of 64 conversations |",)}, folders=kept("agents_on_dial"),
+        "agents_on_dial", "agents_on_dial.py --seeds 0 1 2 3 4 --json outputs/bench/agents_on_dial_2.json", 90,
+        {"docs/agents.md": ("| 40 updates of 64 conversations |",)}, folders=kept("agents_on_dial_2"),
     ),
     Table(
         "policy_learning", "policy_learning.py --runs all --seeds 0 1 2 3 4", 150,
