@@ -139,7 +139,7 @@ BENCHES = (
     ),
     Table(
         "policy_learning", "policy_learning.py --runs all --seeds 0 1 2 3 4", 150,
-        {"docs/policies.md": ("| step scores alone |", "| sparse answers |")}, folders=kept("policy_learning"),
+        {"docs/policies.md": ("| step scores alone |",)}, folders=kept("policy_learning"),
     ),
     Table(
         "label_noise_weak", "label_noise.py --completers weak", 120, {"docs/labels.md": ("| labels | kept |",)},
