@@ -2,7 +2,6 @@
 ZeRO-2 and ZeRO-3) as with one, and that its run can be resumed."""
 
 import importlib.util
-import json
 
 import distributed_runs
 import pytest
@@ -23,18 +22,7 @@ LAUNCHES = {
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    """A function that runs a trainer in one process, and returns its folder. Equal runs are cached."""
-    done = {}
-
-    def run(name, lora):
-        if (name, lora) not in done:
-            folder = tmp_path_factory.mktemp("single")
-            distributed_runs.save_models(folder)
-            distributed_runs.run(name, folder, lora=lora)
-            done[name, lora] = folder
-        return done[name, lora]
-
-    return run
+    return distributed_runs.single_runs(tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("launch", sorted(LAUNCHES))
@@ -46,9 +34,8 @@ def test_two_processes_update_the_reward_model_as_one(tmp_path, launch, single):
     path = distributed_runs.CONFIGS / f"{config}.yaml"
     facts = distributed_runs.launch(tmp_path, path, names, lora=lora, accumulation=1)
     for name in names:
-        alone, second = single(name, lora), facts[name]
+        second, (alone, first) = facts[name], single(name, lora=lora)
         assert "error" not in second, second["error"]
-        first = json.loads((alone / name / "facts.json").read_text())
         assert (first["world"], second["world"]) == (1, 2)
         assert second["wrapper"] == ("DistributedDataParallel" if config == "cpu_ddp" else "DeepSpeedEngine")
         assert second["split"] == (config == "cpu_zero3")
@@ -58,10 +45,10 @@ def test_two_processes_update_the_reward_model_as_one(tmp_path, launch, single):
         assert any(log["reward_model/unused_share"] > 0 for log in first["metrics"])
         # Every process holds the whole reward model, also with ZeRO-3.
         assert second["scorer"] == first["scorer"]
-        start = weights(alone / ("implicit_adapter" if lora else "implicit"))
+        start = weights(alone.parent / ("implicit_adapter" if lora else "implicit"))
         left, right, resumed = (
-            weights(folder / name / kind / "reward_model")
-            for folder, kind in ((alone, "model"), (tmp_path, "model"), (tmp_path, "resumed"))
+            weights(folder / kind / "reward_model")
+            for folder, kind in ((alone, "model"), (tmp_path / name, "model"), (tmp_path / name, "resumed"))
         )
         assert left.keys() == right.keys() == start.keys()
         changes = [(left[key] - start[key]).abs().max().item() for key in left]
@@ -70,7 +57,7 @@ def test_two_processes_update_the_reward_model_as_one(tmp_path, launch, single):
             torch.testing.assert_close(right[key], value, atol=1e-4, rtol=0)
             torch.testing.assert_close(resumed[key], right[key], atol=1e-6, rtol=0)
         # The policies are equal, too.
-        for key, value in distributed_runs.weights(alone / name).items():
+        for key, value in distributed_runs.weights(alone).items():
             torch.testing.assert_close(
                 distributed_runs.weights(tmp_path / name)[key].float(), value.float(), atol=1e-3, rtol=0
             )

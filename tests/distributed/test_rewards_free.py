@@ -1,7 +1,6 @@
 """Tests that policies without a reward model, trained by two real processes (DDP and ZeRO-3), equal those of one."""
 
 import importlib.util
-import json
 
 import distributed_runs
 import pytest
@@ -20,19 +19,7 @@ LAUNCHES = {
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    """A function that runs a trainer in one process, and returns its folder and results. Equal runs are cached."""
-    done = {}
-
-    def run(name, options):
-        key = (name, *options)
-        if key not in done:
-            folder = tmp_path_factory.mktemp("single")
-            distributed_runs.save_models(folder)
-            distributed_runs.run(name, folder, **options)
-            done[key] = (folder / name, json.loads((folder / name / "facts.json").read_text()))
-        return done[key]
-
-    return run
+    return distributed_runs.single_runs(tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("launch", sorted(LAUNCHES))
@@ -44,7 +31,7 @@ def test_two_processes_give_the_same_results_as_one(launch, single, tmp_path):
     path = distributed_runs.CONFIGS / f"{config}.yaml"
     for name, second in distributed_runs.launch(tmp_path, path, names, **options).items():
         assert "error" not in second, second["error"]
-        alone, first = single(name, options)
+        alone, first = single(name, **options)
         assert (first["world"], second["world"]) == (1, 2)
         assert second["type"] == ("MULTI_CPU" if config == "cpu_ddp" else "DEEPSPEED")
         assert second["split"] == (config == "cpu_zero3")

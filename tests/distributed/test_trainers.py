@@ -39,19 +39,7 @@ SCORED = (["Tom dial 3 . right 15 . ?"] * 2, [["3 + 15 = 18", "answer 18"], ["3 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    """A function that runs a trainer in one process, and returns its folder and results. Equal runs are cached."""
-    done = {}
-
-    def run(name, **options):
-        key = (name, options.get("lora", False), options.get("optim", "sgd"), str(options.get("raft")))
-        if key not in done:
-            folder = tmp_path_factory.mktemp("single")
-            distributed_runs.save_models(folder)
-            distributed_runs.run(name, folder, **{**options, "sharded": False})
-            done[key] = (folder / name, json.loads((folder / name / "facts.json").read_text()))
-        return done[key]
-
-    return run
+    return distributed_runs.single_runs(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="module", params=sorted(LAUNCHES))

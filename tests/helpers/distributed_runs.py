@@ -120,6 +120,25 @@ def _reward_model(folder, peft_config):
     return str(Path(folder, "reward_model" if peft_config is None else "reward_adapter"))
 
 
+def single_runs(make_folder):
+    """A function that runs a trainer in this process, and returns its folder and its record. Equal runs are cached.
+    `make_folder` makes a folder with a name."""
+    done = {}
+
+    def run_alone(name, **options):
+        # One process needs no parts of a batch, and shards nothing.
+        options = {key: value for key, value in options.items() if key not in ("accumulation", "sharded")}
+        key = name, json.dumps(options, sort_keys=True)
+        if key not in done:
+            folder = make_folder("single")
+            save_models(folder)
+            run(name, folder, **options)
+            done[key] = folder / name, json.loads((folder / name / "facts.json").read_text())
+        return done[key]
+
+    return run_alone
+
+
 def launch(folder, config, names=NAMES, **options):
     """Runs trainers in two processes with an accelerate configuration, and returns their records."""
     script = Path(folder, "script.py")
@@ -163,7 +182,7 @@ def run_all(folder, names, **options):
 
 
 def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2, raft=None):
-    """Runs ten updates, and the last five again from the checkpoint. RAFT runs two rounds of five in two trainers.
+    """Runs the updates, and the last ones again from the checkpoint. RAFT runs two rounds in two trainers.
     `raft` has more of its options."""
     out = Path(folder, name)
     peft_config = None
