@@ -3,16 +3,16 @@ texts."""
 
 import inspect
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..reasoning import answer_start
 from ..steps import NAMED_SPLITTERS, clean_steps, split_steps
 from .allocation import allocate
 from .given_solutions import GivenSolution
 from .grading.grader import STATED, Grader
-from .overlap import Chunk, Grading, Sampling
+from .overlap import Chunk, Grading, Requests, Sampling
 from .progress import CollectionProgress
 from .questions import Question
 from .records import CollectionSettings, RolloutRow
@@ -23,8 +23,6 @@ from .shared_prefixes import SharedPrefixes
 logger = logging.getLogger(__name__)
 
 ROUNDS = 4  # number of rounds of adaptive collection; more rounds did not improve labels on the dial task
-
-Requests = Generator[Sampling | Grading, Any, Any]
 
 
 class _Solution(NamedTuple):

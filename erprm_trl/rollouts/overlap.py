@@ -32,6 +32,7 @@ class Grading(NamedTuple):
 
 
 Chunk = Generator[Sampling | Grading, Any, list[RolloutRow]]
+Requests = Generator[Sampling | Grading, Any, Any]  # a part of a chunk
 
 
 class OverlappedChunks:

@@ -20,11 +20,6 @@ LAUNCHES = {
 }
 
 
-@pytest.fixture(scope="module")
-def single(tmp_path_factory):
-    return distributed_runs.single_runs(tmp_path_factory.mktemp)
-
-
 @pytest.mark.parametrize("launch", sorted(LAUNCHES))
 def test_two_processes_update_the_reward_model_as_one(tmp_path, launch, single):
     config, names, lora = LAUNCHES[launch]

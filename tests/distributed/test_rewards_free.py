@@ -17,11 +17,6 @@ LAUNCHES = {
 }
 
 
-@pytest.fixture(scope="module")
-def single(tmp_path_factory):
-    return distributed_runs.single_runs(tmp_path_factory.mktemp)
-
-
 @pytest.mark.parametrize("launch", sorted(LAUNCHES))
 def test_two_processes_give_the_same_results_as_one(launch, single, tmp_path):
     config, names, options = LAUNCHES[launch]

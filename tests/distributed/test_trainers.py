@@ -37,11 +37,6 @@ LAUNCHES = {
 SCORED = (["Tom dial 3 . right 15 . ?"] * 2, [["3 + 15 = 18", "answer 18"], ["3 + 15 = 4"]])
 
 
-@pytest.fixture(scope="module")
-def single(tmp_path_factory):
-    return distributed_runs.single_runs(tmp_path_factory.mktemp)
-
-
 @pytest.fixture(scope="module", params=sorted(LAUNCHES))
 def double(request, tmp_path_factory):
     """The results of every trainer of a launch with two processes."""

@@ -55,6 +55,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Default of `beta` if there are step scores of a reward model and no outcomes. Policies on dial collapsed without a KL
+# term (tests/benchmarks/credit_study.py).
+BETA_OF_STEP_SCORES = 0.1
+
 ENTROPY_FILE = "entropy_ctrl_state.json"
 NOT_A_REWARD_MODEL = (
     "{name}: got {count} process reward models in `reward_funcs`, expected exactly one. Pass a StepRewardFunction, a "
@@ -69,9 +73,6 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     """
 
     _config_class = StepGRPOConfig
-    # Default of `beta` if there are step scores of a reward model and no outcomes. Policies on dial collapsed without
-    # a KL term (tests/benchmarks/credit_study.py).
-    _beta_of_step_scores = 0.1
 
     def __init__(
         self,
@@ -202,7 +203,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
 
     def _beta_on_step_scores(self, model: Any, peft_config: Any) -> float:
         """Default of `beta` if the policy learns from step scores alone."""
-        beta, name = self._beta_of_step_scores, type(self).__name__
+        name = type(self).__name__
         is_named = isinstance(model, (str, PathLike)) or bool(get_config_model_id(model.config))
         if not is_named and peft_config is None and not hasattr(model, "get_base_model"):
             logger.warning(
@@ -213,9 +214,9 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             return 0.0
         logger.warning(
             "%s: the policy learns from step scores alone. Therefore `beta` is %s, and a reference model is loaded. "
-            "Set answer_column to learn from graded answers too, or set beta.", name, beta,
+            "Set answer_column to learn from graded answers too, or set beta.", name, BETA_OF_STEP_SCORES,
         )  # fmt: skip
-        return beta
+        return BETA_OF_STEP_SCORES
 
     def _generate(self, prompts):  # seam
         generated = super()._generate(prompts)

@@ -2,22 +2,19 @@
 grades all of them."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from ...conversations import observed_question
 from ..grading.grader import ENVIRONMENT, Grader
-from ..overlap import Chunk, Grading, Sampling
+from ..overlap import Chunk, Grading, Requests, Sampling
 from ..progress import CollectionProgress
 from ..questions import Question
 from ..records import CollectionSettings, RolloutRow
 from ..sampling.base import Sampler, derived_seed
 from .agent import Agent
 from .tool_loop import Conversation, ToolLoop
-
-
-Requests = Generator[Sampling | Grading, Any, Any]
 
 
 class ConversationWork:
