@@ -308,6 +308,12 @@ def test_every_table_of_numbers_has_a_command_that_prints_it():
     assert not unknown, f"name the command of these tables in tests/benchmarks/bench.py: {unknown}"
 
 
+def test_the_page_of_the_benchmarks_names_every_script():
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    missing = [path.name for path in (ROOT / "tests" / "benchmarks").glob("*.py") if f"`{path.name}" not in page]
+    assert not missing, f"docs/benchmarks.md: add a row for {missing}"
+
+
 def test_commands_are_run_once_and_failures_do_not_stop_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     counted = "echo row >> runs.txt; echo 'progress 10%' >&2; echo '| a | 1 |'"

@@ -18,8 +18,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
+from credit_study import rollouts_to_reach
 from intervals import interval
-from policy_learning import rollouts_to_reach
 
 from erprm_trl.dial.experiments.agents import (
     COMPLETIONS,

@@ -122,12 +122,11 @@ BENCHES = (
     ),
     Table(
         "preference_pairs", "preference_pairs.py --seeds 0 --questions 100 --test_questions 100", 20,
-        {"docs/policies.md": ("| trained on |",)},
+        {"docs/policies_measured.md": ("| trained on |",)},
     ),
-    Table("guard_on_dial", "guard_on_dial.py", 40, {"docs/policies.md": ("| run | steps per answer |",)}),
     Table(
         "refresh_reward_model", "refresh_reward_model.py --seeds 11 12 13", 40,
-        {"docs/policies.md": ("| | frozen |",)}, folders=kept("refresh_reward_model"),
+        {"docs/policies_measured.md": ("| | frozen |",)}, folders=kept("refresh_reward_model"),
     ),
     Table(
         "implicit_models", "implicit_models.py", 60, {"docs/reward_models.md": ("| reward model | sampled tokens |",)},
@@ -138,8 +137,8 @@ BENCHES = (
         {"docs/agents.md": ("| 40 updates of 64 conversations |",)}, folders=kept("agents_on_dial_2"),
     ),
     Table(
-        "policy_learning", "policy_learning.py --runs all --seeds 0 1 2 3 4", 150,
-        {"docs/policies.md": ("| step scores alone |",)}, folders=kept("policy_learning"),
+        "policy_learning", "policy_learning.py --seeds 0 1 2 3 4", 30,
+        {"docs/policies_measured.md": ("| step scores alone |",)}, folders=kept("policy_learning"),
     ),
     Table(
         "label_noise_weak", "label_noise.py --completers weak", 120, {"docs/labels.md": ("| labels | kept |",)},
@@ -160,20 +159,20 @@ BENCHES = (
         "credit_implicit",
         "credit_study.py --settings steps --seeds 90210 --methods 'implicit frozen, sum, gamma 0, group' "
         "'implicit before_scoring, sum, gamma 0, group'",
-        15, {"docs/policies.md": ()},
+        15, {"docs/policies_measured.md": ()},
     ),
     Table(
         "credit_without_reward_model",
         "credit_study.py --settings sparse --seeds 101 --methods 'answers only' 'log_ratio, eta 50' "
         "'monte_carlo, K 2, 32 completions'",
-        10, {"docs/policies.md": ()}, folders=kept("credit_study"),
+        10, {"docs/policies_measured.md": ()}, folders=kept("credit_study"),
     ),
     Table(
-        "credit_study", "credit_study.py", 3000, {"docs/policies.md": ("| credit, gamma, scale",)},
+        "credit_study", "credit_study.py", 3000, {"docs/policies_measured.md": ("| credit, gamma, scale",)},
         folders=kept("credit_study"),
     ),
     Table(
-        "credit_guard", "credit_study.py --seeds --guard", 1, {"docs/policies.md": ("| runs | guard |",)},
+        "credit_guard", "credit_study.py --seeds --guard", 1, {"docs/policies_measured.md": ("| runs | guard |",)},
         needs="outputs/bench/credit_study",
     ),
     Table("million_questions", "million_questions.py", 60, {"docs/reliability.md": (), "docs/labels.md": ()},

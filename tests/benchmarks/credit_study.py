@@ -13,6 +13,7 @@ of continuations. `--guard` shows which of these runs `PolicyGuard` would have s
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -25,7 +26,6 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from intervals import interval
-from policy_learning import load, rollouts_to_reach
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, MonteCarloScorer
 from erprm_trl.dial import BASE_PATH, SEPARATOR, make_questions
@@ -149,6 +149,14 @@ def implicit_reward_model(setting, seed, folder):
         trainer.train()
         trainer.save_model()
     return str(path)
+
+
+@functools.cache
+def load(path):
+    """A policy and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 
 
 def run(setting, method, seed, folder, updates=None):
@@ -283,6 +291,14 @@ def table(results):
 def with_interval(mean, half, sign=""):
     """A value over seeds as text. One seed has no interval."""
     return f"{mean:{sign}.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def rollouts_to_reach(curve, level):
+    """Interpolated number of rollouts at which a learning curve first reaches a level, or `None`."""
+    for (before, low), (after, high) in pairwise(curve):
+        if high >= level:
+            return after if low >= high else before + (after - before) * max(0.0, level - low) / (high - low)
+    return None
 
 
 def speedup(result, baseline, by_tokens=False):

@@ -190,41 +190,6 @@ def make_noisy_policy(
     return str(folder)
 
 
-class LearningCurve(TrainerCallback):
-    """
-    Measures the accuracy on fresh questions before training and every few updates.
-
-    Args:
-        questions (`list[dict]`):
-            Rows with `question` and `answer`.
-        num_samples (`int`):
-            Number of solutions per question.
-        every (`int`):
-            Number of updates between two measurements.
-
-    Attributes:
-        points (`list[tuple[int, float]]`):
-            Number of solutions used for training so far, and accuracy.
-    """
-
-    def __init__(self, questions: list[dict[str, str]], num_samples: int, every: int):
-        self.questions, self.num_samples, self.every = questions, num_samples, every
-        self.points: list[tuple[int, float]] = []
-
-    def on_train_begin(self, args, state, control, model=None, processing_class=None, **kwargs):
-        """Measures the first policy."""
-        if state.global_step == 0 and not self.points:
-            self._measure(0, model, processing_class)
-
-    def on_step_end(self, args, state, control, model=None, processing_class=None, **kwargs):
-        """Measures every `every` updates."""
-        if state.global_step % self.every == 0:
-            self._measure(state.global_step, model, processing_class)
-
-    def _measure(self, updates: int, model, tokenizer) -> None:
-        self.points.append((updates * COMPLETIONS, accuracy(model, tokenizer, self.questions, self.num_samples)))
-
-
 def train_online(
     method: str,
     reward_model: "StepScorer | str | None",
@@ -310,7 +275,6 @@ def train_raft(
     rounds: int = 3,
     questions_per_round: int = 500,
     seed: int = 0,
-    eval_questions: list[dict[str, str]] | None = None,
     **settings: Any,
 ):
     """
@@ -327,8 +291,6 @@ def train_raft(
             Number of questions per round.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the training questions, their order and the samples.
-        eval_questions (`list[dict]`, *optional*):
-            Rows with `question` and `answer`, for the accuracy after each round.
         settings:
             Further fields of [`RAFTConfig`].
 
@@ -358,8 +320,7 @@ def train_raft(
         seed=seed,
         **{**defaults, **settings},
     )
-    evaluation = Dataset.from_list(eval_questions) if eval_questions else None
-    trainer = RAFTTrainer(BASE_PATH, reward_model, args, Dataset.from_list(rows), evaluation)
+    trainer = RAFTTrainer(BASE_PATH, reward_model, args, Dataset.from_list(rows))
     console.stage(f"RAFT: {rounds} rounds of {questions_per_round} questions")
     show_training(trainer)
     trainer.train()

@@ -699,7 +699,7 @@ def test_num_iterations_clips_with_an_advantage_per_token(tmp_path):
 
 
 def test_defaults_of_credit(tmp_path):
-    # The study of credits chose them: see docs/policies.md.
+    # The study of credits chose them: see docs/policies_measured.md.
     defaults = StepGRPOConfig(**settings(tmp_path))
     assert (defaults.credit, defaults.gamma, defaults.scale_rewards) == ("difference", 0.0, "batch")
     assert StepGRPOConfig(**settings(tmp_path, credit="min_form")).gamma == 1.0  # min_form is a sum over steps
