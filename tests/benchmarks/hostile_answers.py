@@ -133,7 +133,7 @@ RIGHT = [
     r"\boxed{{{0}}}",
     "#### {0}",
     "The answer is {0}.",
-    r"so $\frac{{{1}}}{{2}}$",
+    r"so ${0}$",
     r"\boxed{{{0}.0}}",
     "it is {2}",
 ]

@@ -63,6 +63,14 @@ _CONTINUED = re.compile(
 _MINUS = re.compile(r"(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)
 _CJK = "\u3000"  # in scripts from here on, words may have one character, and variables are not used
 _BASE = re.compile(r"\d_ ?\{? ?(\d+) ?\}?$")
+# A binary operation or a product without a sign, between numbers.
+_TIMES = r"[*×·⋅]|\\(?:times|cdot)(?![A-Za-z])"
+_OPERATION = re.compile(
+    rf"[\d.)}}\]%] ?(?:[-+÷]|\\div(?![A-Za-z])|{_TIMES}) ?[-+]?(?:[\d.({{\[$]|\\(?:d?frac|sqrt|left))|[\d)] ?\( ?[-\d]"
+)
+_SCIENTIFIC = re.compile(rf"(\d) ?(?:{_TIMES}) ?(?=10 ?\^)")
+_QUOTIENT = re.compile(r"[\d)}] ?/ ?[({\d]|\\[dtc]?frac(?![A-Za-z])")
+_PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _CHOICE = re.compile(r"\(?([A-J])(?:\)|[.:](?=\s|$)|$)")
 
 
@@ -166,6 +174,19 @@ def is_continued_number(text: str) -> bool:
 def number_base(text: str) -> str | None:
     """The base of a number such as `1010_2`."""
     return match.group(1) if (match := _BASE.search(text)) else None
+
+
+def is_uncomputed(text: str, is_integer: bool) -> bool:
+    r"""
+    Whether a text with a rational value is a sum, difference, product or quotient that was not computed. `(68+47)*8`
+    is not computed, and `68+47 = 115`, `1.5 \times 10^3` and `2^{10}` are. A fraction is not computed if its value is
+    an integer.
+    """
+    sides = [normal_form(side) for side in text.split("=")]
+    if any(_PLAIN.fullmatch(side) for side in sides):
+        return False
+    last = _SCIENTIFIC.sub(r"\1e", _SPACE.sub(" ", sides[-1]))
+    return bool(_OPERATION.search(last) or (is_integer and _QUOTIENT.search(last)))
 
 
 def choice_letter(text: str) -> str | None:

@@ -28,6 +28,7 @@ from .normal_form import (
     is_continued_number,
     is_open_sequence,
     is_percentage,
+    is_uncomputed,
     is_words,
     normal_form,
     normalize_answer,
@@ -166,7 +167,8 @@ class _Math:
             with processor_time(1.0):
                 verify = functools.partial(self.math_verify.verify, timeout_seconds=None, raise_on_error=True)
                 if verify(gold.expression, final.expression):
-                    return not self._far_apart(gold.expression, final.expression), False
+                    is_alike = self._is_uncomputed(gold) == self._is_uncomputed(final)
+                    return is_alike and not self._far_apart(gold.expression, final.expression), False
                 share, other = (gold, final) if gold.is_percentage else (final, gold)
                 if gold.is_percentage == final.is_percentage or not _RATIO.fullmatch(share.text or ""):
                     return False, False
@@ -188,11 +190,25 @@ class _Math:
         left, right, difference = map(abs, values)
         return bool(difference > 1e-3 * max(left, right))
 
+    def _is_uncomputed(self, parsed: _Parsed) -> bool:
+        """Whether the answer is an expression such as `(68+47)*8`, which is right only if the reference is one, too. A
+        policy could otherwise learn to repeat the question."""
+        value = parsed.expression
+        if not getattr(value, "is_number", False):
+            return False
+        value = value.doit()
+        is_number = isinstance(value, self.rational) or (value.is_Float and value.is_finite)
+        return bool(is_number and is_uncomputed(parsed.text or "", value == int(value)))
+
     def _spell(self, parsed: _Parsed) -> str:
         """The same spelling for equal rational numbers. Other answers are not changed, so that they can be parsed
         again."""
         value = parsed.expression
-        if isinstance(value, self.rational) and max(abs(value.p), value.q) < 10**100:
+        if (
+            isinstance(value, self.rational)
+            and max(abs(value.p), value.q) < 10**100
+            and not self._is_uncomputed(parsed)
+        ):
             return str(value)
         text = " ".join(parsed.text.split())
         return str(Fraction("".join(text.split()))) if _RATIO.fullmatch(text) else text

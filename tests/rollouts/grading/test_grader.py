@@ -276,6 +276,46 @@ def test_exact_compares_only_the_spelling():
             grader.equivalent("3", 3)
 
 
+@pytest.mark.parametrize(
+    ("completion", "answer", "reward", "extracted"),
+    [
+        (r"\boxed{(68 + 47) \times 8}", "920", 0.0, r"(68 + 47) \times 8"),
+        (r"\boxed{8(68+47)}", "920", 0.0, "8(68+47)"),
+        (r"\boxed{(4)(5)}", "20", 0.0, "(4)(5)"),
+        (r"\boxed{10 - 15}", "-5", 0.0, "10 - 15"),
+        (r"\boxed{\frac{1840}{2}}", "920", 0.0, r"\frac{1840}{2}"),
+        (r"\boxed{7 \div 2}", "3.5", 0.0, r"7 \div 2"),
+        (r"\boxed{0.5*4}", "2", 0.0, "0.5*4"),
+        (r"\boxed{\$18 + \$2}", "20", 0.0, "18 + 2"),
+        ("The answer is 5 * 4", "20", 0.0, "5 * 4"),
+        (r"\boxed{\frac{1}{2} + \frac{1}{4}}", r"\frac{3}{4}", 0.0, r"\frac{1}{2} + \frac{1}{4}"),
+        # The result may stand next to the expression.
+        (r"\boxed{68+47=115}", "115", 1.0, None),
+        (r"\boxed{115 = 68+47}", "115", 1.0, None),
+        ("The answer is 5 + 5 = 10.", "10", 1.0, None),
+        # Numbers as they are written
+        (r"\boxed{1.5 \times 10^3}", "1500", 1.0, None),
+        (r"\boxed{2^{10}}", "1024", 1.0, None),
+        (r"\boxed{\frac{5}{2}}", "2.5", 1.0, "5/2"),
+        (r"\boxed{1\frac{1}{2}}", "1.5", 1.0, None),
+        (r"\boxed{-5}", "-5", 1.0, "-5"),
+        # Answers that are no numbers, and references that are not computed either
+        (r"\boxed{12 - 3i}", "12-3i", 1.0, None),
+        (r"\boxed{3\sqrt{2} + 1}", r"1+3\sqrt{2}", 1.0, None),
+        (r"\boxed{2x+3}", "y=2x+3", 1.0, None),
+        (r"\boxed{3+2}", "2+3", 1.0, "3+2"),
+    ],
+)
+def test_an_expression_that_is_not_computed_is_no_answer(math_grader, completion, answer, reward, extracted):
+    rewards, answers = math_grader.grade_and_extract([completion], [answer])
+    assert rewards == [reward] and (extracted is None or answers == [extracted])
+
+
+def test_votes_for_an_expression_and_for_its_value_are_different(math_grader):
+    assert not math_grader.equivalent("(68+47)*8", "920") and not math_grader.equivalent("920", "(68+47)*8")
+    assert math_grader.equivalent("2+3", "3+2")
+
+
 def test_equivalent_by_mathematics(math_grader):
     assert math_grader.equivalent("1/2", r"\frac{1}{2}")
     assert math_grader.equivalent("x=5", "5") and math_grader.equivalent("5", "x=5")
@@ -328,7 +368,7 @@ def test_a_worker_builds_the_grammar_before_its_first_answer():
         "import sys\n"
         "from erprm_trl.rollouts.grading.worker import _Math\n"
         "grader, before = _Math(None, 2000), {*sys.modules}\n"
-        "assert grader.grade(r'so $\\frac{6}{2}$', '3')[0] == 1.0\n"
+        "assert grader.grade(r'so $\\frac{5}{2}$', '2.5')[0] == 1.0\n"
         "print({*sys.modules} - before)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
