@@ -2,8 +2,9 @@
 `python tests/benchmarks/credit_study.py --seeds 90210 101 102`.
 
 There are four settings. "dense" and "sparse" start from the shipped policy, which is right 7 times out of 10, and from
-a noisier one, which is rarely right. "long" has chains of 8 to 12 moves. In these three, the policy also learns from
-graded answers. In "steps", it learns from step scores alone, for more updates than are useful.
+a noisier one, which is rarely right. "long" has chains of 8 to 12 moves, on which the shipped policy is trained first.
+In these three, the policy also learns from graded answers. In "steps", it learns from step scores alone, for more
+updates than are useful.
 
 The accuracy of a run is the accuracy of its training samples, because no question is used twice. Every finished run is
 kept in `seed-0/dense/difference.json` and so on, and skipped, so that the study can be stopped and continued at any
@@ -43,8 +44,9 @@ SETTINGS = {  # name: moves per question, updates, share of wrong results of the
     "dense": (SHORT, 60, None, True),
     "sparse": (SHORT, 60, 0.6, True),
     "steps": (SHORT, 120, None, False),
-    "long": (LONG, 40, 0.02, True),
+    "long": (LONG, 40, 0.08, True),
 }
+LONG_STEPS = 300  # of fine-tuning for long chains, which the shipped policy has not learned
 TITLES = {
     "dense": "frequent right answers",
     "sparse": "rare right answers",
@@ -78,6 +80,11 @@ for _gae_lambda in (0.5, 0.0):
         "step_ppo",
         {**PPO, "credit": "difference", "gae_lambda": _gae_lambda},
     )
+METHODS["ppo, difference, constant"] = ("step_ppo", {**METHODS["ppo, difference"][1], "lr_scheduler_type": "constant"})
+METHODS["ppo, difference, critic erprm"] = (
+    "step_ppo",
+    {"credit": "difference", "critic": "erprm", "lr_scheduler_type": "constant"},
+)
 # Without a reward model. Continuations cost tokens, so these runs have fewer completions per update.
 for _eta in (10.0, 50.0):
     METHODS[f"log_ratio, eta {_eta:g}"] = ("step_grpo", {"credit": "log_ratio", "eta": _eta, "splitter": SEPARATOR})
@@ -110,7 +117,7 @@ def first_policy(setting, seed, folder):
         return BASE_PATH
     path = Path(folder, f"policy-{setting}")
     if not (path / "config.json").exists():
-        make_noisy_policy(path, slip=slip, seed=seed, moves=moves)
+        make_noisy_policy(path, slip=slip, seed=seed, moves=moves, steps=LONG_STEPS if moves == LONG else 60)
     return str(path)
 
 
@@ -127,7 +134,7 @@ def reward_model(setting, seed, folder, eta=2.0):
     chain = chain_of(setting, seed, folder)
     path = Path(chain.output_dir, f"erprm-eta-{eta:g}")
     if not (path / "prm_format.json").exists():
-        num_questions = chain.train_questions // (4 if chain.moves == LONG else 1)
+        num_questions = chain.train_questions // (2 if chain.moves == LONG else 1)
         chain.train(chain.collect("rollouts", num_questions, seed, 2, 8), eta=eta)
     return str(path)
 
