@@ -66,6 +66,7 @@ def kept(name: str) -> tuple[str]:
 
 
 GSM8K = "gsm8k_experiment.py --scale cpu --policy POLICY --output outputs/gsm8k"
+RIVAL, BOTH = "../trl-1.12-venv/bin/python", "'TRL 1.12 PRMTrainer' ERPRMTrainer"
 BENCHES = (
     Table("startup", "startup.py", 2, {"docs/reliability.md": ()}),
     Table("padding", "padding.py", 1, {"docs/scaling.md": ("| share of padding |",)}),
@@ -110,9 +111,17 @@ BENCHES = (
         "read_at_eta", "read_at_eta.py --seeds 0 1 2", 15, {"docs/scoring.md": ("| best of 16 by |",)},
         folders=kept("read_at_eta"),
     ),
-    Table(
-        "rival_trainer", "training_speed.py --rival ../trl-1.12-venv/bin/python", 20, {"docs/benchmarks.md": ()},
-        needs="../trl-1.12-venv/bin/python",
+    *(
+        Table(
+            name, f"training_speed.py --rival {RIVAL} {arguments}", minutes,
+            {"docs/benchmarks.md": ("| against | batch |",)}, needs=RIVAL,
+        )
+        for name, arguments, minutes in (
+            ("rival_trainer", f"--batch_size 32 --only {BOTH}", 17),
+            ("rival_trainer_25", f"--batch_size 32 --batches 25 --only {BOTH} 'ERPRMTrainer, packing'", 13),
+            ("rival_trainer_16", f"--rounds 1 --only {BOTH} 'ERPRMTrainer, packing'", 5),
+            ("padded_trainer", "--batches 10 --rounds 1 --only 'padded script' ERPRMTrainer", 3),
+        )
     ),
     Table("training_compiled", "training_speed.py --compile --rounds 2", 15, {"docs/benchmarks.md": ()}),
     Table("eta_comparison", "eta_comparison.py", 25, {"docs/results.md": ("| best of 16 by |",)}),
@@ -137,7 +146,7 @@ BENCHES = (
         {"docs/agents.md": ("| 40 updates of 64 conversations |",)}, folders=kept("agents_on_dial_2"),
     ),
     Table(
-        "policy_learning", "policy_learning.py --seeds 0 1 2 3 4", 30,
+        "policy_learning", "policy_learning.py --seeds 0 1 2", 30,
         {"docs/policies_measured.md": ("| step scores alone |",)}, folders=kept("policy_learning"),
     ),
     Table(
@@ -157,15 +166,15 @@ BENCHES = (
     ),
     Table(
         "credit_implicit",
-        "credit_study.py --settings steps --seeds 90210 --methods 'implicit frozen, sum, gamma 0, group' "
+        "credit_study.py --settings steps --seeds 90210 101 102 --methods 'implicit frozen, sum, gamma 0, group' "
         "'implicit before_scoring, sum, gamma 0, group'",
-        15, {"docs/policies_measured.md": ()},
+        15, {"docs/policies.md": ()},
     ),
     Table(
         "credit_without_reward_model",
-        "credit_study.py --settings sparse --seeds 101 --methods 'answers only' 'log_ratio, eta 50' "
+        "credit_study.py --settings sparse --seeds 101 102 103 --methods 'answers only' 'log_ratio, eta 50' "
         "'monte_carlo, K 2, 32 completions'",
-        10, {"docs/policies_measured.md": ()}, folders=kept("credit_study"),
+        10, {"docs/policies.md": ()}, folders=kept("credit_study"),
     ),
     Table(
         "credit_study", "credit_study.py", 3000, {"docs/policies_measured.md": ("| credit, gamma, scale",)},

@@ -80,7 +80,8 @@ for _gae_lambda in (0.5, 0.0):
         "step_ppo",
         {**PPO, "credit": "difference", "gae_lambda": _gae_lambda},
     )
-METHODS["ppo, difference, constant"] = ("step_ppo", {**METHODS["ppo, difference"][1], "lr_scheduler_type": "constant"})
+for _name in ("ppo, difference", "ppo, difference, beta 0.1"):  # the settings of dial let the learning rate fall to 0
+    METHODS[f"{_name}, constant"] = ("step_ppo", {**METHODS[_name][1], "lr_scheduler_type": "constant"})
 METHODS["ppo, difference, critic erprm"] = (
     "step_ppo",
     {"credit": "difference", "critic": "erprm", "lr_scheduler_type": "constant"},
