@@ -147,7 +147,7 @@ BENCHES = (
     ),
     Table(
         "policy_learning", "policy_learning.py --seeds 0 1 2", 30,
-        {"docs/policies_measured.md": ("| step scores alone |",)}, folders=kept("policy_learning"),
+        {"docs/policies_measured.md": ("| step scores alone, 3 seeds |",)}, folders=kept("policy_learning"),
     ),
     Table(
         "label_noise_weak", "label_noise.py --completers weak", 120, {"docs/labels.md": ("| labels | kept |",)},
