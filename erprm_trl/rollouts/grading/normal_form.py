@@ -6,6 +6,7 @@ untrusted.
 """
 
 import re
+from fractions import Fraction
 
 
 _MAX_ROUNDS = 12  # largest number of nested marks around an answer that are removed
@@ -64,13 +65,20 @@ _MINUS = re.compile(r"(?:minus|negative)\s+(?=[\d.$\\])", re.IGNORECASE)
 _CJK = "\u3000"  # in scripts from here on, words may have one character, and variables are not used
 _BASE = re.compile(r"\d_ ?\{? ?(\d+) ?\}?$")
 # A binary operation or a product without a sign, between numbers.
-_TIMES = r"[*×·⋅]|\\(?:times|cdot)(?![A-Za-z])"
+_TIMES = r"[*∗×·⋅]|\\(?:times|cdot|ast)(?![A-Za-z])"
 _OPERATION = re.compile(
     rf"[\d.)}}\]%] ?(?:[-+÷]|\\div(?![A-Za-z])|{_TIMES}) ?[-+]?(?:[\d.({{\[$]|\\(?:d?frac|sqrt|left))|[\d)] ?\( ?[-\d]"
 )
-_SCIENTIFIC = re.compile(rf"(\d) ?(?:{_TIMES}) ?(?=10 ?\^)")
-_QUOTIENT = re.compile(r"[\d)}] ?/ ?[({\d]|\\[dtc]?frac(?![A-Za-z])")
-_PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
+_SCIENTIFIC = re.compile(rf"(?<![\d.])(\d(?:\.\d*)?) ?(?:{_TIMES}) ?(?=10 ?\^)")
+_QUOTIENT = re.compile(r"[\d)}] ?[/:] ?[({\d]|\\(?:[dtc]?frac|over)(?![A-Za-z])")
+_NUMBER = re.compile(r"(?<![\d.])-?(?:\d{1,3}(?:,\d{3})+|\d{1,50})(?:\.\d{1,50})?")
+_FRACTION = re.compile(
+    r"(-?)(?:\\[dtc]?frac ?\{ ?(\d{1,50}) ?\} ?\{ ?(\d{1,50}) ?\}|(?<![\d.])(\d{1,50}) ?/ ?(\d{1,50}))"
+)
+_NUMBER_OR_FRACTION = re.compile(f"{_FRACTION.pattern}|{_NUMBER.pattern}")
+_OPERATOR_BEFORE = re.compile(rf"(?:[-+/÷:]|\\(?:div|over)|{_TIMES}|\^ ?\{{?)$")
+_OPERATOR_AFTER = re.compile(rf"(?:[-+/÷:^]|{_TIMES}) ?[\d({{\\.]|\\(?:div|over)(?![A-Za-z])|\( ?\d")
+_LONGEST_STATEMENT = 2000  # characters
 _CHOICE = re.compile(r"\(?([A-J])(?:\)|[.:](?=\s|$)|$)")
 
 
@@ -141,6 +149,9 @@ def normal_form(text: str) -> str:
     amount, unit = _split_unit(flat)
     if amount:
         return amount
+    left, sign, right = flat.rpartition("=")
+    if sign and left[-1:] not in ("<", ">", "!", "\\") and (amount := _split_unit(right)[0]):
+        return f"{left.strip()} = {amount}"  # the unit of a result, as in `9*2 = 18 eggs`
     return flat if _is_letters(flat) else text
 
 
@@ -176,17 +187,43 @@ def number_base(text: str) -> str | None:
     return match.group(1) if (match := _BASE.search(text)) else None
 
 
-def is_uncomputed(text: str, is_integer: bool) -> bool:
+def is_uncomputed(text: str, value: Fraction) -> bool:
     r"""
-    Whether a text with a rational value is a sum, difference, product or quotient that was not computed. `(68+47)*8`
-    is not computed, and `68+47 = 115`, `1.5 \times 10^3` and `2^{10}` are. A fraction is not computed if its value is
-    an integer.
+    Whether a text is a sum, difference, product or quotient of numbers that does not state its value. `(68+47)*8` does
+    not, and `68+47 = 115` does. Numbers such as `1.5 \times 10^3` and `2^{10}` are computed. A fraction is not
+    computed if the value is an integer.
     """
-    sides = [normal_form(side) for side in text.split("=")]
-    if any(_PLAIN.fullmatch(side) for side in sides):
+    flat = _SPACE.sub(" ", plain_characters(text).replace("{,}", ","))
+    rest = _SCIENTIFIC.sub(r"\1e", flat)
+    if not (_OPERATION.search(rest) or (value.denominator == 1 and _QUOTIENT.search(rest))):
         return False
-    last = _SCIENTIFIC.sub(r"\1e", _SPACE.sub(" ", sides[-1]))
-    return bool(_OPERATION.search(last) or (is_integer and _QUOTIENT.search(last)))
+    return not states(flat, value)
+
+
+def states(text: str, value: Fraction) -> bool:
+    """Whether a number is written in a text, as an integer, a decimal, or a fraction if it is no integer. The operands
+    of sums, products and quotients do not count."""
+    text = text[:_LONGEST_STATEMENT]
+    if value.denominator == 1:
+        text = _FRACTION.sub("/", text)
+    for match in (_NUMBER if value.denominator == 1 else _NUMBER_OR_FRACTION).finditer(text):
+        number = match.group()
+        if _fraction(number) == value:
+            before = text[max(0, match.start() - 8) : match.start()].rstrip()
+            after = text[match.end() : match.end() + 12].lstrip()
+            is_difference = number.startswith("-") and before[-1:] in tuple("0123456789)}")
+            if not (is_difference or _OPERATOR_BEFORE.search(before) or _OPERATOR_AFTER.match(after)):
+                return True
+    return False
+
+
+def _fraction(number: str) -> Fraction | None:
+    match = _FRACTION.fullmatch(number)
+    if match is None:
+        return Fraction(number.replace(",", ""))
+    sign, *parts = match.groups()
+    top, bottom = (int(part) for part in parts if part is not None)
+    return Fraction(-top if sign else top, bottom) if bottom else None
 
 
 def choice_letter(text: str) -> str | None:

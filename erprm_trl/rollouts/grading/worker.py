@@ -35,6 +35,7 @@ from .normal_form import (
     number_base,
     plain_characters,
     same_words,
+    states,
 )
 
 
@@ -167,8 +168,7 @@ class _Math:
             with processor_time(1.0):
                 verify = functools.partial(self.math_verify.verify, timeout_seconds=None, raise_on_error=True)
                 if verify(gold.expression, final.expression):
-                    is_alike = self._is_uncomputed(gold) == self._is_uncomputed(final)
-                    return is_alike and not self._far_apart(gold.expression, final.expression), False
+                    return not self._far_apart(gold.expression, final.expression), False
                 share, other = (gold, final) if gold.is_percentage else (final, gold)
                 if gold.is_percentage == final.is_percentage or not _RATIO.fullmatch(share.text or ""):
                     return False, False
@@ -190,25 +190,30 @@ class _Math:
         left, right, difference = map(abs, values)
         return bool(difference > 1e-3 * max(left, right))
 
-    def _is_uncomputed(self, parsed: _Parsed) -> bool:
-        """Whether the answer is an expression such as `(68+47)*8`, which is right only if the reference is one, too. A
-        policy could otherwise learn to repeat the question."""
+    def _value(self, parsed: _Parsed) -> Fraction | None:
+        """The value of an answer that is a number, or `None` for other answers and for expressions that are not
+        computed."""
+        text = normal_form(parsed.text or "")
+        if _PLAIN_NUMBER.fullmatch(text):
+            return Fraction(text) if len(text) <= 100 else None
         value = parsed.expression
-        if not getattr(value, "is_number", False):
+        is_short = isinstance(value, self.rational) and max(abs(value.p), value.q) < 10**100
+        value = Fraction(int(value.p), int(value.q)) if is_short else None
+        return None if value is None or is_uncomputed(text, value) else value
+
+    def _is_no_answer(self, final: _Parsed, gold: _Parsed, text: str) -> bool:
+        """Whether an answer that equals the reference is an expression such as `(68+47)*8` for the number 920. A
+        policy could otherwise learn to repeat the question. The value may stand after the expression in `text`."""
+        if (value := self._value(gold)) is None:
             return False
-        value = value.doit()
-        is_number = isinstance(value, self.rational) or (value.is_Float and value.is_finite)
-        return bool(is_number and is_uncomputed(parsed.text or "", value == int(value)))
+        after = plain_characters(text[_answer_position(text) :])
+        values = (value, value / 100) if gold.is_percentage else (value,)
+        return all(is_uncomputed(final.text or "", value) and not states(after, value) for value in values)
 
     def _spell(self, parsed: _Parsed) -> str:
         """The same spelling for equal rational numbers. Other answers are not changed, so that they can be parsed
         again."""
-        value = parsed.expression
-        if (
-            isinstance(value, self.rational)
-            and max(abs(value.p), value.q) < 10**100
-            and not self._is_uncomputed(parsed)
-        ):
+        if (value := self._value(parsed)) is not None:
             return str(value)
         text = " ".join(parsed.text.split())
         return str(Fraction("".join(text.split()))) if _RATIO.fullmatch(text) else text
@@ -222,6 +227,7 @@ class _Math:
             return 0.0, None, final.timed_out
         gold = self.parse_bare(reference_answer(answer, self.reasoning))
         right, slow = self._same(gold, final)
+        right = right and not self._is_no_answer(final, gold, text)
         return float(right), self._spell(final), not right and (final.timed_out or gold.timed_out or slow)
 
     def equivalent(self, left: str, right: str) -> tuple[float, str | None, bool]:
@@ -229,6 +235,8 @@ class _Math:
         same, slow = self._same(parsed_left, parsed_right)
         if not same and not slow:  # math-verify compares `x>1` with an interval in one order only
             same, slow = self._same(parsed_right, parsed_left)
+        if self._is_no_answer(parsed_left, parsed_right, left) or self._is_no_answer(parsed_right, parsed_left, right):
+            same = False
         return float(same), None, not same and (parsed_left.timed_out or parsed_right.timed_out or slow)
 
 
@@ -266,6 +274,12 @@ class FunctionGrader(_Exact):
         if not math.isfinite(reward):
             raise ValueError(f"the reward is {reward}, expected a finite number")
         return reward, self.final(completion), False
+
+
+def _answer_position(text: str) -> int:
+    """Where the last marked answer of a text begins."""
+    mark = find_last_mark(text)
+    return max(text.rfind("boxed"), text.rfind("####"), mark.start() if mark else -1, 0)
 
 
 def reference_answer(text: str, reasoning: bool | None = None) -> str:
