@@ -35,6 +35,7 @@ def prompt_dataset(
         `datasets.Dataset`: dataset with the columns `prompt`, `question` and, if `answers` is true, `answer`.
 
     Raises:
+        `TypeError`: for rows that are not from [`~erprm_trl.rollouts.load_questions`].
         `ValueError`: for a template without `{question}`, or a system prompt without a conversation.
     """
     from datasets import Dataset
@@ -50,7 +51,12 @@ def prompt_dataset(
             "conversational=True (--use_chat_template true on the command line), or put it into prompt_template."
         )
     rows: list[dict[str, Any]] = []
-    for question in questions:
+    for index, question in enumerate(questions):
+        if not isinstance(question, Question):
+            raise TypeError(
+                f"questions[{index}]: got a {type(question).__name__}, expected a Question. Pass "
+                "load_questions(questions)."
+            )
         prompt: Any = prompt_template.replace("{question}", question.question)
         if conversational:
             system = [{"role": "system", "content": system_prompt}] if system_prompt is not None else []

@@ -74,18 +74,15 @@ for _weight in (0.3, 3.0):
         )
 METHODS["ppo, difference"] = ("step_ppo", {**PPO, "credit": "difference"})
 METHODS["ppo, outcome"] = ("step_ppo", {**PPO, "credit": "outcome"})
+METHODS["ppo, difference, critic erprm"] = ("step_ppo", {"credit": "difference", "critic": "erprm"})
 METHODS["ppo, difference, beta 0.1"] = ("step_ppo", {**PPO, "credit": "difference", "beta": 0.1})
 for _gae_lambda in (0.5, 0.0):
     METHODS[f"ppo, difference, lambda {_gae_lambda:g}"] = (
         "step_ppo",
         {**PPO, "credit": "difference", "gae_lambda": _gae_lambda},
     )
-for _name in ("ppo, difference", "ppo, difference, beta 0.1"):  # the settings of dial let the learning rate fall to 0
-    METHODS[f"{_name}, constant"] = ("step_ppo", {**METHODS[_name][1], "lr_scheduler_type": "constant"})
-METHODS["ppo, difference, critic erprm"] = (
-    "step_ppo",
-    {"credit": "difference", "critic": "erprm", "lr_scheduler_type": "constant"},
-)
+for _name in [name for name in METHODS if name.startswith("ppo")]:  # the learning rate falls to 0
+    METHODS[f"{_name}, linear"] = ("step_ppo", {**METHODS[_name][1], "lr_scheduler_type": "linear"})
 # Without a reward model. Continuations cost tokens, so these runs have fewer completions per update.
 for _eta in (10.0, 50.0):
     METHODS[f"log_ratio, eta {_eta:g}"] = ("step_grpo", {"credit": "log_ratio", "eta": _eta, "splitter": SEPARATOR})

@@ -48,7 +48,7 @@ def check_log_ratio(args: Any) -> None:
     if args.eta is not None and args.beta is not None and not math.isclose(args.beta, 1 / args.eta):
         raise ValueError(
             f"beta: got {args.beta} with eta={args.eta} and credit='log_ratio', expected beta=1/eta={1 / args.eta:g}, "
-            "because the KL is in the returns once. Set only one of them."
+            "because the KL is in the returns once. Set only one of them (--beta none removes the beta of a recipe)."
         )
     if args.outcome_weight == 0:
         raise ValueError(

@@ -264,6 +264,12 @@ def test_reward_models_and_missing_outcomes_are_errors(tmp_path, policy):
         make_trainer(tmp_path, policy, [], credit="sum", eta=None, splitter=None)
     with pytest.raises(ValueError, match="got 0 process reward models"):
         StepPPOTrainer(policy, [], StepPPOConfig(**settings(tmp_path)), questions(4))
+    # A path that is no process reward model is named. TRL would take it as a model of another kind.
+    for name in ("rollouts", "scorer.yaml"):
+        if name == "rollouts":
+            (tmp_path / name).mkdir()
+        with pytest.raises((ValueError, FileNotFoundError), match=name):
+            StepPPOTrainer(policy, str(tmp_path / name), StepPPOConfig(**settings(tmp_path)), questions(4))
 
 
 def test_no_reward_function_is_needed_with_answers(tmp_path, policy):
