@@ -150,8 +150,9 @@ def normal_form(text: str) -> str:
     if amount:
         return amount
     left, sign, right = flat.rpartition("=")
-    if sign and left[-1:] not in ("<", ">", "!", "\\") and (amount := _split_unit(right)[0]):
-        return f"{left.strip()} = {amount}"  # the unit of a result, as in `9*2 = 18 eggs`
+    amount, unit = _split_unit(right) if sign and left[-1:] not in ("<", ">", "!", "\\") else ("", "")
+    if amount and not _PERCENT.match(unit):
+        return f"{left.strip()} = {amount}"  # the result in `9*2 = 18 eggs`
     return flat if _is_letters(flat) else text
 
 

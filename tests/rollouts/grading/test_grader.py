@@ -308,6 +308,7 @@ def test_exact_compares_only_the_spelling():
         (r"\boxed{1,000 + 500 = 1,500}", "1500", 1.0, None),
         (r"\boxed{\frac{1}{2} + \frac{1}{4} = \frac{3}{4}}", r"\frac{3}{4}", 1.0, None),
         ("#### 9*2 = 18 eggs", "18", 1.0, None),
+        (r"\boxed{9/18 = 50\%}", "1/2", 1.0, None),
         ("<answer>2*5 = 10 boxes</answer>", "10", 1.0, None),
         # Numbers as they are written
         (r"\boxed{1.5 \times 10^3}", "1500", 1.0, None),
