@@ -124,6 +124,11 @@ BENCHES = (
         )
     ),
     Table("training_compiled", "training_speed.py --compile --rounds 2", 15, {"docs/benchmarks.md": ()}),
+    Table(
+        "training_order",
+        "training_order.py --seeds 0 1 2 --max_steps 100 --rollouts_of outputs/bench/implicit_models", 25,
+        {"docs/scaling.md": ()}, needs="outputs/bench/implicit_models", folders=kept("training_order"),
+    ),
     Table("eta_comparison", "eta_comparison.py", 25, {"docs/results.md": ("| best of 16 by |",)}),
     Table(
         "guided_search", "guided_decoding.py compare", 60,
