@@ -33,7 +33,7 @@ def print_outcome(*lines: str, next_command: str | None = None) -> None:
 
 def first_and_last(history: list[dict[str, float]], names: dict[str, str]) -> list[str]:
     """
-    A table of logged metrics: the first value and the last.
+    A table of logged metrics: the first value and the last. A metric that was logged once has no first value.
 
     Args:
         history (`list[dict[str, float]]`):
@@ -45,7 +45,7 @@ def first_and_last(history: list[dict[str, float]], names: dict[str, str]) -> li
     for key, name in names.items():
         values = [entry[key] for entry in history if entry.get(key) is not None]
         if values:
-            rows.append((name, values[0], values[-1]))
+            rows.append((name, f"{values[0]:.3f}" if len(values) > 1 else "", values[-1]))
     width = max([36, *(len(name) for name, *_ in rows)])
-    lines = [f"{name:<{width}}{first:>10.3f}{last:>10.3f}" for name, first, last in rows]
+    lines = [f"{name:<{width}}{first:>10}{last:>10.3f}" for name, first, last in rows]
     return [f"{'':<{width}}{'first':>10}{'last':>10}", *lines] if lines else []

@@ -20,7 +20,7 @@ def test_the_first_and_the_last_value_of_each_metric():
     assert [line.split() for line in table] == [
         ["first", "last"],
         ["training", "loss", "2.000", "1.000"],
-        ["evaluation", "loss", "3.000", "3.000"],
+        ["evaluation", "loss", "3.000"],  # logged once
     ]
     assert first_and_last(history, {"auc": "AUC"}) == []
     long = "AUC within questions on the evaluation steps, " + "source" * 5
