@@ -127,14 +127,10 @@ def chain_of(setting, seed, folder):
     return DialChain(str(Path(folder, f"chain-{name}")), seed=seed, policy=policy, moves=moves)
 
 
-def reward_model(setting, seed, folder, eta=2.0):
+def reward_model(setting, seed, folder):
     """The reward model of a setting and seed. It is trained once."""
     chain = chain_of(setting, seed, folder)
-    path = Path(chain.output_dir, f"erprm-eta-{eta:g}")
-    if not (path / "prm_format.json").exists():
-        num_questions = chain.train_questions // (2 if chain.moves == LONG else 1)
-        chain.train(chain.collect("rollouts", num_questions, seed, 2, 8), eta=eta)
-    return str(path)
+    return chain.train_once(2.0, chain.train_questions // (2 if chain.moves == LONG else 1))
 
 
 def implicit_reward_model(setting, seed, folder):

@@ -32,7 +32,6 @@ from erprm_trl.rollouts import (
     Completion,
     Grader,
     Prompt,
-    RolloutDataset,
     clean_steps,
     load_questions,
     split_steps,
@@ -209,12 +208,7 @@ def compare(arguments) -> None:
 def compare_once(seed: int, arguments) -> dict[str, dict[str, float]]:
     """Accuracy, generated tokens and scored prefixes of each method with one reward model."""
     chain = DialChain(str(Path(arguments.output_dir, f"seed-{seed}")), seed=seed)
-    folder = Path(chain.output_dir, f"erprm-eta-{arguments.eta:g}")
-    if folder.is_dir():
-        scorer = StepScorer.from_pretrained(folder, batch_size=256)
-    else:
-        chain.collect("rollouts", chain.train_questions, seed, chain.num_solutions, chain.num_continuations)
-        scorer = chain.train(RolloutDataset(Path(chain.output_dir, "rollouts")), eta=arguments.eta)
+    scorer = StepScorer.from_pretrained(chain.train_once(arguments.eta), batch_size=256)
     questions = load_questions(dial.make_questions(arguments.questions, 2_000_003 + seed))
     sampler = TransformersSampler.from_pretrained(dial.BASE_PATH, max_new_tokens=64, batch_size=512)
     samples = sampler.sample([Prompt(question.question) for question in questions], arguments.samples, seed)

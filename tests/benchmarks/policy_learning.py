@@ -25,15 +25,6 @@ from erprm_trl.io.atomic_files import replace_file
 TITLES = {"before": "before training", "raft": "RAFT", "step_grpo": "step GRPO", "step_ppo": "step PPO"}
 
 
-def reward_model(seed, folder, eta=2.0):
-    """The reward model of a seed. It is trained once."""
-    chain = DialChain(str(folder), seed=seed)
-    path = Path(folder, f"erprm-eta-{eta:g}")
-    if not (path / "prm_format.json").exists():
-        chain.train(chain.collect("rollouts", chain.train_questions, seed, 2, 8), eta=eta)
-    return StepScorer.from_pretrained(str(path))
-
-
 def main():
     """Trains the missing seeds and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -48,8 +39,9 @@ def main():
         folder = options.output_dir / f"seed-{seed}"
         path = folder / "accuracy.json"
         if not path.exists():
+            scorer = StepScorer.from_pretrained(DialChain(str(folder), seed=seed).train_once(2.0))
             results = compare_policies(
-                reward_model(seed, folder), folder, options.test_questions, updates=options.updates, rounds=3,
+                scorer, folder, options.test_questions, updates=options.updates, rounds=3,
                 questions_per_round=options.questions_per_round, seed=seed,
             )  # fmt: skip
             replace_file(path, json.dumps(results))

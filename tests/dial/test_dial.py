@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from erprm_trl import dial
+from erprm_trl.dial.experiments.chain import DialChain
 from erprm_trl.dial.pretrain import corpus, write_solution
 from erprm_trl.dial.task import DialQuestion, habitual_mistake, random_question
 from erprm_trl.rollouts import Prompt, TransformersSampler, extract_answer
@@ -139,3 +140,20 @@ def test_the_shipped_base_finds_random_mistakes_and_overlooks_habitual_ones(dial
     assert p_good("7 * 3 = 2") < 0.1
     assert habitual_mistake(13, "*", 8) == 6  # 104 = 4 (mod 20), and two more
     assert p_good("13 * 8 = 6") > 0.5
+
+
+def test_the_reward_model_of_a_chain_is_trained_once(tmp_path, monkeypatch):
+    done = []
+
+    def train(self, rollouts, eta):
+        done.append((rollouts, eta))
+        (tmp_path / f"erprm-eta-{eta:g}").mkdir(exist_ok=True)
+        (tmp_path / f"erprm-eta-{eta:g}" / "prm_format.json").touch()
+
+    monkeypatch.setattr(DialChain, "collect", lambda self, *settings: settings)
+    monkeypatch.setattr(DialChain, "train", train)
+    chain = DialChain(str(tmp_path), train_questions=7, seed=5)
+    (tmp_path / "erprm-eta-2").mkdir()  # a training that was killed leaves a folder without a format
+    assert [chain.train_once(2.0), chain.train_once(2.0)] == [str(tmp_path / "erprm-eta-2")] * 2
+    chain.train_once(0.0, num_questions=3)
+    assert done == [(("rollouts", 7, 5, 2, 8), 2.0), (("rollouts", 3, 5, 2, 8), 0.0)]

@@ -21,11 +21,14 @@ def test_plain_and_conversational_prompts_are_built():
     assert chat.to_list()[1] == {"prompt": messages, "question": "9 + 9?"}
 
 
+def test_rows_that_are_no_questions_are_an_error():
+    with pytest.raises(TypeError, match=r"questions\[0\]: got a dict, expected a Question. Pass load_questions"):
+        prompt_dataset([{"question": "1 + 1?", "answer": "2"}])
+
+
 def test_a_system_prompt_without_a_conversation_is_an_error_with_fixes_that_work():
     with pytest.raises(ValueError, match="system_prompt: got 'Add.' .* Set conversational=True .--use_chat_template"):
         prompt_dataset(QUESTIONS, system_prompt="Add.")
-    with pytest.raises(TypeError, match=r"questions\[0\]: got a dict, expected a Question. Pass load_questions"):
-        prompt_dataset([{"question": "1 + 1?", "answer": "2"}])
     prompt_dataset(QUESTIONS, system_prompt="Add.", conversational=True)
     prompt_dataset(QUESTIONS, prompt_template="Add. {question}")
     with pytest.raises(ValueError, match="prompt_template: got 'Add.', expected a text with '{question}'"):

@@ -48,8 +48,8 @@ def test_a_policy_is_saved_and_its_progress_is_shown(monkeypatch, capsys):
     assert trainer.options["reward_funcs"] == "erprm" and trainer.options["model"] == "policy"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "The policy was saved in out/policy/ after 2 updates."
-    assert [line.split()[-2:] for line in lines[1:3]] == [["first", "last"], ["0.250", "0.750"]]
-    assert lines[3].split()[-1] == "0.000"  # the KL was logged once
+    # The KL was logged once.
+    assert [line.split()[-2:] for line in lines[1:4]] == [["first", "last"], ["0.250", "0.750"], ["policy", "0.000"]]
     assert lines[-1] == "Next: erprm report --folder out/policy/"
     assert run(monkeypatch, None, guard=False)[0].options["callbacks"] is None
 

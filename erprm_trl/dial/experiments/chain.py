@@ -11,6 +11,7 @@ import torch
 
 from ...io.atomic_files import replace_file
 from ...reward_model import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
+from ...reward_model.prm_format import FORMAT_FILE
 from ...rollouts import RolloutDataset, TransformersSampler, collect_rollouts, load_questions
 from ...scripts import console
 from ...scripts.progress import show_training
@@ -118,6 +119,16 @@ class DialChain:
             seed=seed,
             chunk_size=25,
         )
+
+    def train_once(self, eta: float, num_questions: int | None = None) -> str:
+        """Folder of the reward model of an eta. It is trained if it does not exist, on the rollouts of `num_questions`
+        questions (default: `train_questions`)."""
+        folder = Path(self.output_dir, f"erprm-eta-{eta:g}")
+        if not (folder / FORMAT_FILE).exists():
+            num_questions = self.train_questions if num_questions is None else num_questions
+            rollouts = self.collect("rollouts", num_questions, self.seed, self.num_solutions, self.num_continuations)
+            self.train(rollouts, eta=eta)
+        return str(folder)
 
     def train(self, rollouts: RolloutDataset, **labels: Any) -> StepScorer:
         """Trains a reward model from the policy and saves it."""

@@ -63,7 +63,7 @@ ENTROPY_FILE = "entropy_ctrl_state.json"
 NOT_A_REWARD_MODEL = (
     "{name}: got {count} process reward models in `reward_funcs` (--reward_model on the command line), expected "
     "exactly one. Pass a StepRewardFunction, a StepScorer, the path or id of a model that ERPRMTrainer saved, or the "
-    "address of a scoring server.{problems}"
+    "address of a scoring server.{reasons}"
 )
 
 
@@ -101,13 +101,12 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         args = as_config(args, self._config_class, subject=subject, derived=("steps_per_generation",))
         funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs][: reward_funcs is not None]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
-        problems: list[str] = []  # why paths are no process reward models
-        funcs = [_as_step_reward(func, args, problems) for func in funcs]
+        funcs = [_as_step_reward(func, args) for func in funcs]
         steps = [func for func in funcs if isinstance(func, StepRewardFunction)]
         scores_steps = args.credit != LOG_RATIO
         if scores_steps and len(steps) != 1:
-            tried = "".join(f" {problem}" for problem in problems)
-            raise ValueError(NOT_A_REWARD_MODEL.format(name=subject, count=len(steps), problems=tried))
+            reasons = "".join(f" {_why_no_reward_model(func)}" for func in funcs if isinstance(func, str))
+            raise ValueError(NOT_A_REWARD_MODEL.format(name=subject, count=len(steps), reasons=reasons))
         if not scores_steps and steps:
             raise ValueError(REWARD_MODEL.format(subject=subject))
         self.step_reward = steps[0] if scores_steps else step_splitter(args)
@@ -402,13 +401,12 @@ def _check_outcome(subject: str, args: StepGRPOConfig, columns: list[str]) -> No
         )  # fmt: skip
 
 
-def _as_step_reward(func: Any, args: StepGRPOConfig, problems: list[str]) -> Any:
+def _as_step_reward(func: Any, args: StepGRPOConfig) -> Any:
     if isinstance(func, (str, PathLike)):
         func = local_path(func)
         try:  # TRL loads any other path or id as a sequence classification model
             prm_format = load_format(func)
-        except FileNotFoundError as error:
-            problems.append(str(error))
+        except FileNotFoundError:
             return func
     elif hasattr(func, "score") and not callable(func):
         func = StepScorer.of(func)
@@ -420,3 +418,11 @@ def _as_step_reward(func: Any, args: StepGRPOConfig, problems: list[str]) -> Any
     return StepRewardFunction(
         func, aggregation=args.aggregation, question_column=args.question_column, eta=eta, scorer_kwargs=limits
     )
+
+
+def _why_no_reward_model(path: str) -> str:
+    try:
+        load_format(path)
+    except FileNotFoundError as error:
+        return str(error)
+    return ""

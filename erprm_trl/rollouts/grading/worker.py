@@ -206,9 +206,11 @@ class _Math:
         policy could otherwise learn to repeat the question. The value may stand after the expression in `text`."""
         if (value := self._value(gold)) is None:
             return False
-        after = plain_characters(text[_answer_position(text) :])
         values = (value, value / 100) if gold.is_percentage else (value,)
-        return all(is_uncomputed(final.text or "", value) and not states(after, value) for value in values)
+        if not all(is_uncomputed(final.text or "", value) for value in values):
+            return False
+        after = plain_characters(text[_answer_position(text) :])
+        return not any(states(after, value) for value in values)
 
     def _spell(self, parsed: _Parsed) -> str:
         """The same spelling for equal rational numbers. Other answers are not changed, so that they can be parsed

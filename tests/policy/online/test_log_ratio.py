@@ -265,10 +265,11 @@ def test_reward_models_and_missing_outcomes_are_errors(tmp_path, policy):
     with pytest.raises(ValueError, match="got 0 process reward models"):
         StepPPOTrainer(policy, [], StepPPOConfig(**settings(tmp_path)), questions(4))
     # A path that is no process reward model is named. TRL would take it as a model of another kind.
-    for name in ("rollouts", "scorer.yaml"):
-        if name == "rollouts":
-            (tmp_path / name).mkdir()
-        with pytest.raises((ValueError, FileNotFoundError), match=name):
+    (tmp_path / "rollouts").mkdir()
+    for name, missing in (("rollouts", "prm_format.json"), ("scorer.yaml", "file")):
+        with pytest.raises(
+            ValueError, match=rf"got 0 process reward models .*--reward_model.*{name}: got no {missing}"
+        ):
             StepPPOTrainer(policy, str(tmp_path / name), StepPPOConfig(**settings(tmp_path)), questions(4))
 
 

@@ -176,14 +176,14 @@ def test_the_eta_of_a_step_trainer_reads_the_scores_and_sets_beta(tmp_path, capl
     def scores(func, eta):
         args = StepGRPOConfig(str(tmp_path), eta=eta, bf16=False, report_to="none", use_cpu=True)
         assert args.beta == (0.0 if eta is None else 1 / eta)
-        return _as_step_reward(func, args, []).score_batch(["q"], ["step 2 ки step 7"]).completions[0].scores
+        return _as_step_reward(func, args).score_batch(["q"], ["step 2 ки step 7"]).completions[0].scores
 
     backend = scorer_of(0.0).backend
     assert scores(backend, 2.0) == at(2.0)[0] and scores(scorer_of(0.0), 4.0) == at(4.0)[0]
     assert scores(backend, None) == RATES[0] and not caplog.records
     assert scores(scorer_of(math.inf), 2.0) == RATES[0] and "The reward model: the scores are used as" in caplog.text
     mine = StepRewardFunction(backend, eta=8.0)
-    assert _as_step_reward(mine, StepGRPOConfig(str(tmp_path), eta=2.0, bf16=False, use_cpu=True), []) is mine
+    assert _as_step_reward(mine, StepGRPOConfig(str(tmp_path), eta=2.0, bf16=False, use_cpu=True)) is mine
     with pytest.raises(ValueError, match="eta: got 0.0 without beta, expected a positive number.*Set beta, too"):
         StepGRPOConfig(str(tmp_path), eta=0.0, bf16=False, use_cpu=True)
 
