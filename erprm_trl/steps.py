@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -245,6 +245,28 @@ def _is_short(piece: str) -> bool:
     characters = "".join(clean_step(piece, "whole_lines").split())
     # A Chinese, Japanese or Korean character carries about as much text as three letters.
     return len(characters) + 2 * sum(character >= _FIRST_IDEOGRAPH for character in characters) < MIN_CHARACTERS
+
+
+def splitting_advice(texts: Sequence[str], steps_of: str = "both") -> str:
+    """
+    Advice for texts in each of which a splitter finds a single step.
+
+    Args:
+        texts (`Sequence[str]`):
+            The texts, at least one.
+        steps_of (`str`, *optional*, defaults to `"both"`):
+            The part of a text that has steps, see [`split_steps`].
+
+    Returns:
+        `str`: how one of the texts begins, and a splitter that finds more steps, if there is one.
+    """
+    remedy = "Set splitter to the string that separates their steps, or ask for steps in the prompt"
+    for splitter in NAMED_SPLITTERS:
+        num_steps = [len(split_steps(text, splitter, steps_of)) for text in texts]
+        if max(num_steps) > 1:
+            remedy = f"splitter={splitter!r} would give {sum(num_steps) / len(texts):.1f} steps per text"
+            break
+    return f"One begins with {max(texts, key=len)[:200]!r}. {remedy}."
 
 
 def join_steps(steps: Iterable[str], splitter: str, separator: str | None = None, *, closed: bool = True) -> str:

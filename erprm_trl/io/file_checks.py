@@ -71,8 +71,16 @@ def check_model_folder(path_or_id: str | Path, revision: str | None = None) -> N
 
 
 def _check_hub_id(name: str, revision: str | None) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
     from transformers.utils import cached_file
 
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise OSError(
+            f"{name}: got no folder, expected a folder of a saved model, or a Hub id such as Qwen/Qwen2.5-Math-1.5B."
+        ) from error
     reasons = []
     for file in ("config.json", "adapter_config.json"):
         try:

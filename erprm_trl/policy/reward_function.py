@@ -27,7 +27,16 @@ from ..reward_model.scoring.scorer_file import is_scorer_file, samples_policy
 from ..reward_model.scoring.sharded import check_sharding
 from ..training.nonfinite import not_finite
 from .completions import NO_COLUMNS, completion_steps, opens_thinking
-from .scored_batch import Handoff, ScoredBatch, ScoredCompletion, first_not_finite, mean_score, rounded_scores
+from .scored_batch import (
+    Handoff,
+    ScoredBatch,
+    ScoredCompletion,
+    SingleStepWarning,
+    first_not_finite,
+    mean_score,
+    rounded_scores,
+    step_metrics,
+)
 from .turns import has_turns, num_own_tokens, turn_steps
 
 
@@ -177,6 +186,7 @@ class StepRewardFunction:
         self.accelerator = None
         self.handoff: Handoff[ScoredBatch] | None = None
         self.continuations: Any = None  # scores completions by the policy's own continuations
+        self.single_step_warning: SingleStepWarning | None = SingleStepWarning()
         self._loading = Lock()  # some of TRL's trainers call from several threads
 
     def __getstate__(self) -> dict[str, Any]:
@@ -304,6 +314,8 @@ class StepRewardFunction:
             )
         parts = self._parts(prompts, completions, completion_ids, columns)
         steps = [texts for texts, _ in parts]
+        if self.single_step_warning and self.steps_of != TURNS and not {"environments", "tool_mask"} & columns.keys():
+            self.single_step_warning(steps, self.prm_format.splitter)
         kept = [texts if token_ends is not None and all(texts) else [] for texts, token_ends in parts]
         questions = self._questions(prompts, columns)
         if self.continuations is None:
@@ -427,18 +439,7 @@ class StepRewardFunction:
             raise not_finite(what, score, global_step, self.scorer.weights, self.accelerator)
 
     def _metrics(self, steps: list[list[str]], scores: list[list[float]], completion_ids) -> dict[str, float]:
-        num_steps = max(1, sum(map(len, steps)))
-        metrics = {
-            "steps/per_answer": sum(map(len, steps)) / len(steps),
-            "steps/repeated_share": sum(len(steps_S) - len(set(steps_S)) for steps_S in steps) / num_steps,
-            "steps/unscorable_share": sum(not values for values in scores) / len(scores),
-            **mean_score(scores),
-        }
-        if completion_ids is not None:
-            ending = self.eos_token_ids or (
-                [self.processing_class.eos_token_id] if self.processing_class is not None else None
-            )
-            if ending:
-                unfinished = sum(not ids or ids[-1] not in ending for ids in completion_ids)
-                metrics["steps/unfinished_share"] = unfinished / len(completion_ids)
-        return metrics
+        ending = self.eos_token_ids or (
+            [self.processing_class.eos_token_id] if self.processing_class is not None else None
+        )
+        return step_metrics(steps, scores, completion_ids if ending else None, ending)

@@ -4,6 +4,7 @@ TRL takes one reward per completion from a reward function, but the step trainer
 Therefore the reward function puts the scored batch into the slot, and the trainer takes it from there.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -12,6 +13,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ..steps import splitting_advice
+
+
+logger = logging.getLogger(__name__)
 
 BatchT = TypeVar("BatchT", bound=Sized)
 
@@ -36,6 +41,34 @@ class ScoredCompletion(NamedTuple):
     token_ends: list[int]
     steps: list[str]
     reward: float | None
+
+
+class SingleStepWarning:
+    """Warns once if none of the first completions of a training has two steps, because credit for steps is then credit
+    for whole completions."""
+
+    FIRST = 16  # number of completions
+
+    def __init__(self):
+        self._texts: list[str] | None = []  # None once it is known
+
+    def __call__(self, steps: Sequence[list[str]], splitter: str) -> None:
+        """Looks at the steps of the next completions."""
+        if self._texts is None:
+            return
+        if any(len(texts) > 1 for texts in steps):
+            self._texts = None
+            return
+        self._texts += [texts[0] for texts in steps if texts]
+        if len(self._texts) >= self.FIRST:
+            logger.warning(
+                "splitter=%r: none of the first %d completions has two steps, so scores and credit are the same "
+                "for all of a completion. %s",
+                splitter,
+                len(self._texts),
+                splitting_advice(self._texts),
+            )
+            self._texts = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +156,41 @@ class Handoff(Generic[BatchT]):
                 "StepRewardFunction was called with other completions. Do not call it from another reward function."
             )
         return batch
+
+
+def step_metrics(
+    steps: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[float]],
+    completion_ids: Sequence[Sequence[int]] | None,
+    eos_token_ids: Sequence[int] | None,
+) -> dict[str, float]:
+    """
+    The metrics of the steps of a batch.
+
+    Args:
+        steps (`Sequence[Sequence[str]]`):
+            Steps of each completion.
+        scores (`Sequence[Sequence[float]]`):
+            Their scores, empty for an unscorable completion.
+        completion_ids (`Sequence[Sequence[int]]`, *optional*):
+            Tokens of each completion. Without them, it is not known how many are unfinished.
+        eos_token_ids (`Sequence[int]`, *optional*):
+            Tokens that end a completion.
+
+    Returns:
+        `dict[str, float]`: values by the name of the metric.
+    """
+    num_steps = max(1, sum(map(len, steps)))
+    metrics = {
+        "steps/per_answer": sum(map(len, steps)) / len(steps),
+        "steps/repeated_share": sum(len(steps_S) - len(set(steps_S)) for steps_S in steps) / num_steps,
+        "steps/unscorable_share": sum(not values for values in scores) / len(scores),
+        **mean_score(scores),
+    }
+    if completion_ids is not None:
+        unfinished = sum(not ids or ids[-1] not in (eos_token_ids or ()) for ids in completion_ids)
+        metrics["steps/unfinished_share"] = unfinished / len(completion_ids)
+    return metrics
 
 
 def mean_score(scores: list[list[float]]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ..reasoning import answer_start
-from ..steps import NAMED_SPLITTERS, clean_steps, split_steps
+from ..steps import clean_steps, split_steps, splitting_advice
 from .allocation import allocate
 from .given_solutions import GivenSolution
 from .grading.grader import STATED, Grader
@@ -96,7 +96,13 @@ class ChunkWork:
             solutions = yield from self._sampled_solutions(chunk, first, questions)
         rows = [solution.row for solution in solutions]
         if not self._has_warned and rows and max(len(row.steps) for row in rows) == 1:
-            logger.warning(_single_steps(rows, settings))
+            logger.warning(
+                "splitter=%r: none of %d solutions has two steps, so there are no labels for steps within a solution. "
+                "%s",
+                settings.splitter,
+                len(rows),
+                splitting_advice([row.text for row in rows], settings.steps_of),
+            )
             self._has_warned = True
         if grader is None:
             return rows
@@ -323,18 +329,3 @@ def _share_question_rewards(rows: list[RolloutRow]) -> None:
     rewards_Q = {row.question_index: row.question_rewards for row in rows if row.solution_index == 0}
     for row in rows:
         row.question_rewards = rewards_Q[row.question_index]
-
-
-def _single_steps(rows: list[RolloutRow], settings: CollectionSettings) -> str:
-    """The warning for a chunk in which every solution has a single step."""
-    remedy = "Set splitter to the string that separates their steps, or ask for steps in the prompt"
-    for splitter in NAMED_SPLITTERS:
-        num_steps = [len(split_steps(row.text, splitter, settings.steps_of)) for row in rows]
-        if max(num_steps) > 1:
-            remedy = f"splitter={splitter!r} would give {sum(num_steps) / len(rows):.1f} steps per solution"
-            break
-    text = max((row.text for row in rows), key=len)
-    return (
-        f"splitter={settings.splitter!r}: none of {len(rows)} solutions has two steps, so there are no labels for "
-        f"steps within a solution. One solution begins with {text[:200]!r}. {remedy}."
-    )

@@ -10,6 +10,7 @@ After a kill, the same command continues where it was.
 from typing import Any
 
 from ..io.counts import counted
+from ..io.paths import path_in_package
 from ..rollouts import CollectConfig
 from .outcome import print_outcome
 
@@ -27,6 +28,8 @@ def next_command(config: CollectConfig) -> str:
     """The command that usually follows a collection."""
     if not config.num_continuations:
         return f"erprm best-of-n --samples {config.output_dir} --reward_models REWARD_MODEL --output_dir RESULTS"
+    if config.model_name_or_path == path_in_package("erprm_trl/dial/base"):
+        return f"erprm train --recipe dial --rollouts {config.output_dir}"
     command = f"erprm train --rollouts {config.output_dir} --model_name_or_path MODEL --output_dir REWARD_MODEL"
     if config.splitter != "whole_lines":
         return command

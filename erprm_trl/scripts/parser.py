@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 from trl import TrlParser
 
+from ..io.paths import path_in_package
 from .console import stage
 from .outcome import UsageError
 from .recipes import find_recipe, read_config
@@ -215,6 +216,7 @@ def split_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
         namespace, rest = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:
         raise UsageError(f"{error}.") from error
+    rest = [path_in_package(word) for word in rest]  # as the values of a YAML file
     values = vars(namespace) | {flag.strip("-"): given for flag, given in flags.items()}
     return Options(**values), rest
 

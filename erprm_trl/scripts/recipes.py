@@ -1,5 +1,6 @@
 """Finds the YAML files that the package ships: recipes by name, and configurations of accelerate."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ def find_recipe(name: str, stage: str | None) -> Path:
         return path
     if not (root / folder).is_dir() or not folder or folder.startswith("."):
         kept = [path.parent.name for path in sorted(root.glob(f"*/{stage}.yaml"))]
-        raise UsageError(f"--recipe: got {name!r}, expected one of {', '.join(dict.fromkeys(kept))}.")
-    kept = [f"{folder}/{path.stem}" for path in sorted((root / folder).glob("*.yaml"))]
-    raise UsageError(f"--recipe: got {name!r}, expected one of {', '.join(kept)}.")
+    else:
+        kept = [f"{folder}/{path.stem}" for path in sorted((root / folder).glob("*.yaml"))]
+    close = difflib.get_close_matches(name, kept, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise UsageError(f"--recipe: got {name!r}, expected one of {', '.join(dict.fromkeys(kept))}.{hint}")
 
 
 def find_accelerate_config(name: str) -> Path:

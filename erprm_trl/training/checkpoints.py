@@ -171,6 +171,12 @@ class CrashSafeCheckpoints:
                 f"{resume_from_checkpoint}: {damage}, expected a complete checkpoint. Resume from another checkpoint, "
                 "or pass resume_from_checkpoint=True to resume from the newest complete one."
             )
+        elif not resume_from_checkpoint and self.args.should_save and (earlier := _newest(folder)) is not None:
+            logger.warning(
+                "%s is of an earlier training. This one starts at the first step, and a later resumption may continue "
+                "from there. Use a new output_dir, or resume_from_checkpoint=True to continue the earlier training.",
+                earlier,
+            )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _get_train_sampler(self, *dataset):  # seam

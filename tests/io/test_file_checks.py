@@ -171,5 +171,7 @@ ROW = {"prompt": "2 + 3?", "completions": ["5"], "labels": [1.0]}
 )
 def test_the_error_names_a_model_that_cannot_be_found(load, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OSError, match=r"no-such-.*: got no folder, and no model of this name .* Check the spelling"):
+    reason = "and no model of this name .* Check the spelling" if name.startswith("nobody") else "expected a folder"
+    with pytest.raises(OSError, match=rf"no-such-.*: got no folder, {reason}") as caught:
         load(name)
+    assert "Repo id must" not in str(caught.value)

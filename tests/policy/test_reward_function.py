@@ -48,6 +48,27 @@ def reward_model(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.parametrize(
+    ("completions", "columns", "warnings"),
+    [
+        (["4 + 4 = 8\nSo 8."] * 16, {}, 1),
+        (["4 + 4 = 8\nSo 8."] * 15, {}, 0),
+        (["4 + 4 = 8\nSo 8."] * 15 + ["4 ки 8"], {}, 0),
+        (["4 + 4 = 8\nSo 8."] * 16, {"tool_mask": [[]] * 16}, 0),  # steps are turns
+    ],
+    ids=["one step each", "too few", "one with two steps", "turns"],
+)
+def test_a_warning_if_no_completion_has_two_steps(completions, columns, warnings, caplog):
+    reward = StepRewardFunction(FakeScorer(lambda text: 0.5))
+    for part in (completions[:8], completions[8:]):
+        reward(["What is 4 + 4?"] * len(part), part, **{name: column[: len(part)] for name, column in columns.items()})
+    records = [record.message for record in caplog.records if "two steps" in record.message]
+    assert len(records) == warnings
+    for message in records:
+        assert message.startswith("splitter='ки': none of the first 16 completions has two steps")
+        assert "One begins with '4 + 4 = 8" in message and "splitter='newline' would give 2.0 steps" in message
+
+
 @pytest.mark.parametrize("conversational", [False, True])
 def test_trls_own_trainer_makes_two_updates(tmp_path, reward_model, conversational):
     tokenizer = word_level()

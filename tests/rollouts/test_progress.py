@@ -187,4 +187,4 @@ def test_a_warning_if_solutions_have_a_single_step(tmp_path, caplog):
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "marks", splitter="|", **settings)
     (record,) = [record for record in caplog.records if "two steps" in record.message]  # once, and not once per chunk
     assert record.message.startswith("splitter='|': none of 2 solutions has two steps")
-    assert "One solution begins with 'line" in record.message and "splitter='newline' would give" in record.message
+    assert "One begins with 'line" in record.message and "splitter='newline' would give" in record.message

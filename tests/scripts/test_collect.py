@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from erprm_trl.io.paths import path_in_package
 from erprm_trl.scripts.collect import describe, describe_speed, next_command
 
 
@@ -60,13 +61,17 @@ def test_the_speed_is_the_last_line():
 
 
 @pytest.mark.parametrize(
-    ("num_continuations", "splitter", "start", "end"),
+    ("num_continuations", "splitter", "model", "start", "end"),
     [
-        (0, "whole_lines", "erprm best-of-n --samples out ", "--output_dir RESULTS"),
-        (4, "newline", "erprm train --rollouts out ", "--output_dir REWARD_MODEL"),
-        (4, "whole_lines", "erprm train --rollouts out ", "--add_missing_tokens true --splitter whole_lines"),
+        (0, "whole_lines", "m", "erprm best-of-n --samples out ", "--output_dir RESULTS"),
+        (4, "newline", "m", "erprm train --rollouts out ", "--output_dir REWARD_MODEL"),
+        (4, "whole_lines", "m", "erprm train --rollouts out ", "--add_missing_tokens true --splitter whole_lines"),
+        (4, "ки", None, "erprm train --recipe dial --rollouts out", "out"),
     ],
 )
-def test_the_next_command_fits_the_steps(num_continuations, splitter, start, end):
-    command = next_command(SimpleNamespace(output_dir="out", num_continuations=num_continuations, splitter=splitter))
+def test_the_next_command_fits_the_steps(num_continuations, splitter, model, start, end, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"output_dir": "out", "num_continuations": num_continuations, "splitter": splitter}
+    model = model or path_in_package("erprm_trl/dial/base")
+    command = next_command(SimpleNamespace(**options, model_name_or_path=model))
     assert command.startswith(start) and command.endswith(end)

@@ -10,6 +10,7 @@ import pytest
 from trl import ModelConfig
 
 from erprm_trl import ERPRMConfig
+from erprm_trl.io.paths import PACKAGE
 from erprm_trl.scripts.console import quiet
 from erprm_trl.scripts.outcome import UsageError
 from erprm_trl.scripts.parser import StageParser, split_options
@@ -117,6 +118,12 @@ def test_fields_of_the_yaml_that_no_dataclass_has_become_options(parser, tmp_pat
 def test_debug_without_a_value_is_an_option_of_the_command(argv, debug, rest):
     options, left = split_options(argv)
     assert (options.debug, left) == (debug, rest)
+
+
+def test_options_take_files_of_the_package_as_yaml_files_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, left = split_options(["--model_name_or_path", "erprm_trl/dial/base", "--output_dir", "erprm_trl/new"])
+    assert left == ["--model_name_or_path", str(PACKAGE / "dial" / "base"), "--output_dir", "erprm_trl/new"]
 
 
 @pytest.mark.parametrize(

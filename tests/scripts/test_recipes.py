@@ -37,6 +37,8 @@ def test_every_yaml_of_the_recipes_is_found_by_a_command():
         ("smollm2-135m-gsm8k", "train_raft", "expected one of smollm2-135m-gsm8k/best_of_n"),
         ("../accelerate_configs/zero2", "collect", "expected one of"),
         ("", "collect", "expected one of"),
+        ("dail", "collect", "Did you mean dial[?]$"),
+        ("dial/colect", "collect", "Did you mean dial/collect[?]$"),
         ("dial", None, "no recipes for this command"),
     ],
 )

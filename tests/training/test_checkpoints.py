@@ -331,6 +331,14 @@ def test_without_a_complete_checkpoint_training_starts_again_with_a_warning(run,
     assert "contains no complete checkpoint. Training starts at the first step" in caplog.text
 
 
+def test_a_second_training_in_the_same_folder_warns_of_the_checkpoints_in_it(model_path, tmp_path, caplog):
+    trainer = erprm(tmp_path, model_path)
+    trainer.args.max_steps = 0
+    (tmp_path / "checkpoint-7").mkdir()
+    trainer.train()
+    assert f"{tmp_path / 'checkpoint-7'} is of an earlier training. This one starts at the first step" in caplog.text
+
+
 @pytest.mark.slow("trains twice")
 def test_a_checkpoint_is_incomplete_while_it_is_overwritten(model_path, tmp_path, monkeypatch):
     erprm(tmp_path, model_path).train()

@@ -52,7 +52,10 @@ class UnscoredSteps:
 
 def step_splitter(args: Any) -> StepRewardFunction:
     """Returns a function that splits completions, and is not one of the trainer's reward functions."""
-    return StepRewardFunction(UnscoredSteps(args.splitter or SPLITTER))
+    function = StepRewardFunction(UnscoredSteps(args.splitter or SPLITTER))
+    if args.step_tokens is not None:  # steps are only counted
+        function.single_step_warning = None
+    return function
 
 
 def split_completions(trainer, inputs: list, prompts: list, completions: list, token_ids: list) -> ScoredBatch:

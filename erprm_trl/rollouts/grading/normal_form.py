@@ -6,13 +6,20 @@ untrusted.
 """
 
 import re
+import unicodedata
+from decimal import Decimal
 from fractions import Fraction
 
 
 _MAX_ROUNDS = 12  # largest number of nested marks around an answer that are removed
 _CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII
 _CHARACTERS |= {ord(space): " " for space in "\u00a0\u2002\u2003\u2007\u2009\u200a\u202f\u3000"}
-_CHARACTERS |= {0x2212: "-", 0x3002: "."}
+_CHARACTERS |= {0x2212: "-", 0x2044: "/", 0x3002: "."}
+_VULGAR = "[\u00bc-\u00be\u2150-\u215e]"  # fractions of one character, such as ½
+_BEFORE_VULGAR = re.compile(rf"(\d) ?(?={_VULGAR})")
+_VULGAR_FRACTION = re.compile(_VULGAR)
+# An en dash before a number is a minus, but not in `5–6`.
+_DASH_MINUS = re.compile(r"(?<![\d)\]}])(?<![\d)\]}] )\u2013(?=[\d.$\\])")
 _MARKS = ' \t\r\n*_`"“”'
 _DELIMITED = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _LATEX_SPACES = (r"\,", r"\;", r"\:")
@@ -30,8 +37,9 @@ _CURRENCY = re.compile(r"([-+]?)(?:(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\euro|\\
 _DOLLARS_AND_CENTS = re.compile(r"(\d+) dollars?,?(?: and)? (\d{1,2}) cents?", re.IGNORECASE)
 # The amount before a unit, including the LaTeX commands in it. `x = 18 apples` keeps its `x =`.
 _AMOUNT = re.compile(
-    r"(?:[A-Za-z] ?= ?)?(?:\d[eE][-+]?\d|[-+\d.,/^*(){}: ²³½⅓¼¾π]|\\(?:[dtc]?frac|sqrt|pi|cdot|times)(?![A-Za-z]))*"
+    r"(?:[A-Za-z] ?= ?)?(?:\d[eE][-+]?\d|[-+\d.,/^*(){}: ²³π]|\\(?:[dtc]?frac|sqrt|pi|cdot|times)(?![A-Za-z]))*"
 )
+_SCIENTIFIC_NUMBER = re.compile(r"[-+]?\d{1,50}(?:\.\d{1,50})?[eE][-+]?\d{1,2}")
 _MIXED_NUMBER = re.compile(r"(-?)(\d{1,50}) (\d{1,50}) ?/ ?(\d{1,50})")
 _ORDINAL = re.compile(r" ?\^ ?(?:\{ ?)?(?:st|nd|rd|th)(?![A-Za-z])(?: ?\})?")
 _BLANK = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
@@ -78,13 +86,18 @@ _FRACTION = re.compile(
 _NUMBER_OR_FRACTION = re.compile(f"{_FRACTION.pattern}|{_NUMBER.pattern}")
 _OPERATOR_BEFORE = re.compile(rf"(?:[-+/÷:]|\\(?:div|over)|{_TIMES}|\^ ?\{{?)$")
 _OPERATOR_AFTER = re.compile(rf"(?:[-+/÷:^]|{_TIMES}) ?[\d({{\\.]|\\(?:div|over)(?![A-Za-z])|\( ?\d")
+_BRACKET_COMMANDS = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\(?=[{}])")
 _LONGEST_STATEMENT = 2000  # characters
 _CHOICE = re.compile(r"\(?([A-J])(?:\)|[.:](?=\s|$)|$)")
 
 
 def plain_characters(text: str) -> str:
-    """Replaces full-width forms, the Unicode minus and special spaces by ASCII, character by character."""
-    return text if text.isascii() else text.translate(_CHARACTERS)
+    """Replaces full-width forms, the Unicode minus, fractions such as ½ and special spaces by ASCII."""
+    if text.isascii():
+        return text
+    text = _BEFORE_VULGAR.sub(r"\1 ", _DASH_MINUS.sub("-", text))  # `7½` is `7 1/2`
+    text = _VULGAR_FRACTION.sub(lambda match: unicodedata.normalize("NFKC", match.group()), text)
+    return text.translate(_CHARACTERS)
 
 
 def strip_marks(text: str) -> str:
@@ -158,7 +171,12 @@ def normal_form(text: str) -> str:
 
 def is_percentage(text: str) -> bool:
     """Whether an answer is a number with a percent sign, which [`normal_form`] removes."""
-    return bool(_PERCENT.match(_split_unit(_flat(normalize_answer(text)))[1]))
+    return bool(_PERCENT.match(unit_of(text)))
+
+
+def unit_of(text: str) -> str:
+    """The text after the number in an answer such as `7 1/2 miles`. Empty for other answers."""
+    return _split_unit(_flat(normalize_answer(text)))[1]
 
 
 def is_words(text: str) -> bool:
@@ -218,6 +236,19 @@ def states(text: str, value: Fraction) -> bool:
     return False
 
 
+def parts_of(text: str) -> list[str]:
+    """The parts of a point, a list or a set: `1` and `2` for `(1, 2)`. Other texts are one part."""
+    text = strip_marks(_BRACKET_COMMANDS.sub("", text))
+    if text[:1] in tuple("([{") and text[-1:] in tuple(")]}"):
+        text = text[1:-1]
+    commas, depth = [-1], 0
+    for index, char in enumerate(text):
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            commas.append(index)
+    return [text[left + 1 : right] for left, right in zip(commas, [*commas[1:], len(text)], strict=True)]
+
+
 def _fraction(number: str) -> Fraction | None:
     match = _FRACTION.fullmatch(number)
     if match is None:
@@ -253,7 +284,7 @@ def _split_unit(flat: str) -> tuple[str, str]:
     if unit and not _is_unit(unit, glued=amount[-1:].isdigit()):
         return "", ""
     amount = amount.rstrip(" (-/") if unit else amount.strip()
-    if not any(char.isdigit() or char in "π½⅓¼¾" for char in amount) or amount.count("{") != amount.count("}"):
+    if not any(char.isdigit() or char == "π" for char in amount) or amount.count("{") != amount.count("}"):
         return "", ""
     if unit and amount[-1] in "+*^=:,{":
         return "", ""
@@ -261,6 +292,8 @@ def _split_unit(flat: str) -> tuple[str, str]:
         return amount.replace(" ", ""), unit
     if thousands := _THOUSANDS.match(amount):
         return amount.replace(",", "", thousands.group().count(",")), unit
+    if _SCIENTIFIC_NUMBER.fullmatch(amount):  # math-verify would read `1.5e3` as a product with Euler's number
+        return f"{Decimal(amount):f}", unit
     if mixed := _MIXED_NUMBER.fullmatch(amount):
         sign, whole, numerator, denominator = mixed.groups()
         return f"{sign}{int(whole) * int(denominator) + int(numerator)}/{denominator}", unit

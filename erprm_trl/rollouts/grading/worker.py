@@ -33,9 +33,11 @@ from .normal_form import (
     normal_form,
     normalize_answer,
     number_base,
+    parts_of,
     plain_characters,
     same_words,
     states,
+    unit_of,
 )
 
 
@@ -129,8 +131,9 @@ class _Math:
         tail = plain_characters(completion[-self.max_chars :])  # math-verify drops a Unicode minus
         mark = find_last_mark(tail)
         after = after_mark(tail, mark) if mark else None
-        if after is not None and _PLAIN_NUMBER.fullmatch(normal_form(after.rstrip("!"))):
-            return self._alone(after.rstrip("!"))  # in a sentence, this is an exclamation mark and not a factorial
+        number = after and after.rstrip("!")  # in a sentence, this is an exclamation mark and not a factorial
+        if number and (_PLAIN_NUMBER.fullmatch(normal_form(number)) or unit_of(number)):
+            return self._alone(number)
         if after is not None and len(after) <= _LONGEST_FORMULA and _FORMULA.fullmatch(after):
             # In plain text, math-verify finds only numbers: 10 in `10^{-3}`, and 3 in `(5, 3)`.
             alone = self._alone(after)
@@ -204,13 +207,17 @@ class _Math:
     def _is_no_answer(self, final: _Parsed, gold: _Parsed, text: str) -> bool:
         """Whether an answer that equals the reference is an expression such as `(68+47)*8` for the number 920. A
         policy could otherwise learn to repeat the question. The value may stand after the expression in `text`."""
-        if (value := self._value(gold)) is None:
+        parts, golds = [final.text or ""], [gold]
+        if self._value(gold) is None:  # perhaps a point or a list of numbers
+            parts, golds = parts_of(final.text or ""), [self.parse_bare(part) for part in parts_of(gold.text or "")]
+        values = [self._value(gold) for gold in golds]
+        if len(parts) != len(golds) or None in values:
             return False
-        values = (value, value / 100) if gold.is_percentage else (value,)
-        if not all(is_uncomputed(final.text or "", value) for value in values):
+        values += [value / 100 for value, gold in zip(values, golds, strict=True) if gold.is_percentage]
+        if not any(all(is_uncomputed(part, value) for value in values) for part in parts):
             return False
         after = plain_characters(text[_answer_position(text) :])
-        return not any(states(after, value) for value in values)
+        return sum(states(after, value) for value in values) < len(parts)
 
     def _spell(self, parsed: _Parsed) -> str:
         """The same spelling for equal rational numbers. Other answers are not changed, so that they can be parsed

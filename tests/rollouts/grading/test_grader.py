@@ -310,6 +310,13 @@ def test_exact_compares_only_the_spelling():
         ("#### 9*2 = 18 eggs", "18", 1.0, None),
         (r"\boxed{9/18 = 50\%}", "1/2", 1.0, None),
         ("<answer>2*5 = 10 boxes</answer>", "10", 1.0, None),
+        # The parts of points and lists
+        (r"\boxed{(23*40, 1+1)}", "(920, 2)", 0.0, None),
+        (r"\boxed{(920, 1+1)}", "(920, 2)", 0.0, None),
+        (r"\boxed{\{1+2, \frac12\}}", r"\{1/2, 3\}", 0.0, None),
+        (r"\boxed{(23*40, 1+1)} = (920, 2)", "(920, 2)", 1.0, None),
+        (r"\boxed{\{3, \frac12\}}", r"\{1/2, 3\}", 1.0, None),
+        (r"\boxed{(3, \frac{\pi}{2})}", r"\left( 3, \frac{\pi}{2} \right)", 1.0, None),
         # Numbers as they are written
         (r"\boxed{1.5 \times 10^3}", "1500", 1.0, None),
         (r"\boxed{2^{10}}", "1024", 1.0, None),
@@ -856,6 +863,13 @@ def test_hostile_formulas_after_the_answer_end_in_time(math_grader):
         ("The answer is minus 3.", "3", 0.0),
         ("The answer is 5 and that is it.", "5", 1.0),
         ("The answer is 5!", "5", 1.0),
+        ("The answer is 7 1/2 miles.", "7.5", 1.0),
+        (r"The answer is 2 \frac{1}{2}\text{ miles}.", "2.5", 1.0),
+        ("The answer is 7½ miles.", "15/2", 1.0),
+        ("The answer is 1.5e3 grams.", "1500", 1.0),
+        ("The answer is –5.", "-5", 1.0),
+        ("The answer is 8:30 am.", "8:30", 1.0),
+        ("The answer is 2 + 3 apples.", "5", 0.0),
     ],
 )
 def test_an_answer_in_a_sentence_is_more_than_its_first_number(completion, answer, reward):

@@ -14,8 +14,10 @@ from erprm_trl.rollouts.grading.normal_form import (
     normal_form,
     normalize_answer,
     number_base,
+    parts_of,
     same_words,
     strip_marks,
+    unit_of,
 )
 
 
@@ -88,6 +90,19 @@ def test_a_number_loses_marks_currency_and_unit(text):
         ("1/2 cup", "1/2"),
         ("1/2 of the cake", "1/2"),
         ("3 1/2 hours", "7/2"),
+        ("½", "1/2"),
+        ("-¾ cup", "-3/4"),
+        ("7½", "15/2"),
+        ("7 ½ miles", "15/2"),
+        ("2⅔", "8/3"),
+        ("1⁄8", "1/8"),
+        ("1.5e3", "1500"),
+        ("1.5E-3 kg", "0.0015"),
+        ("2e", "2e"),
+        ("–5", "-5"),
+        ("–$5", "-5"),
+        ("5–6", "5–6"),
+        ("5 –6", "5 –6"),
         (r"\frac{1}{2} cup", r"\frac{1}{2}"),
         (r"11\pi \text{ cm}^2", r"11\pi"),
         (r"5\sqrt{2} cm", r"5\sqrt{2}"),
@@ -125,6 +140,15 @@ def test_exact_answers_keep_units_and_decimals():
 
 
 def test_other_properties_of_answers():
+    assert [unit_of(text) for text in ("7 1/2 miles", r"7\frac{1}{2}\text{ miles}", "5", "5 or 6", "x")] == [
+        "miles",
+        "miles",
+        "",
+        "",
+        "",
+    ]
+    assert parts_of(r"\left( 23*40, (1+1) \right)") == [" 23*40", " (1+1) "]
+    assert [parts_of(text) for text in ("[1,2)", r"\{1,2\}", "1,2", "12", "")] == [["1", "2"]] * 3 + [["12"], [""]]
     assert all(is_percentage(text) for text in ("50%", r"50\%", "50 percent"))
     assert not any(is_percentage(text) for text in ("50 cents", "50", "x%"))
     assert [number_base(text) for text in ("1010_2", "1010_{12}", "1010", "x_2")] == ["2", "12", None, None]
@@ -139,7 +163,7 @@ def test_other_properties_of_answers():
 
 
 @settings(deadline=None)
-@given(st.text(st.sampled_from("0123456789 .,$%()*`\\{}_^-+/xekmcirpt°€\n"), max_size=30))
+@given(st.text(st.sampled_from("0123456789 .,$%()*`\\{}_^-+/xekmcirpt°€½–\n"), max_size=30))
 def test_the_normal_form_is_idempotent(text):
     assert strip_marks(strip_marks(text)) == strip_marks(text)
     assert normalize_answer(normalize_answer(text)) == normalize_answer(text)
@@ -176,4 +200,6 @@ def test_hostile_text_takes_linear_time(unit):
         same_words(text, text + "x")
         choice_letter(text)
         number_base(text)
+        unit_of(text)
+        parts_of(text)
     assert time.process_time() - start < 2.0
