@@ -49,7 +49,7 @@ class Table(NamedTuple):
         needs (`str`, *optional*):
             `"gpu"`, `"vllm"`, or a path that another command or the user writes.
         folders (`tuple[str, ...]`, *optional*):
-            Folders in which the script keeps finished parts. `--again` moves them away.
+            Folders and files in which the script keeps finished parts. `--again` moves them away.
     """
 
     name: str
@@ -94,6 +94,7 @@ BENCHES = (
     Table(
         "adaptive_collection", "adaptive_collection.py", 20,
         {"docs/results.md": ("| rollouts per prefix |",), "docs/labels.md": ("| rollouts per prefix |",)},
+        folders=kept("adaptive_collection"),
     ),
     Table(
         "adaptive_training", "adaptive_training.py", 20, {"docs/results.md": (), "docs/labels.md": ()},
@@ -129,7 +130,10 @@ BENCHES = (
         "training_order.py --seeds 0 1 2 --max_steps 100 --rollouts_of outputs/bench/implicit_models", 25,
         {"docs/scaling.md": ()}, needs="outputs/bench/implicit_models", folders=kept("training_order"),
     ),
-    Table("eta_comparison", "eta_comparison.py", 25, {"docs/results.md": ("| best of 16 by |",)}),
+    Table(
+        "eta_comparison", "eta_comparison.py", 25, {"docs/results.md": ("| best of 16 by |",)},
+        folders=kept("eta_comparison"),
+    ),
     Table(
         "guided_search", "guided_decoding.py compare", 60,
         {"docs/results.md": ("| search |",), "docs/evaluation.md": ()}, folders=kept("guided_decoding"),
@@ -137,6 +141,7 @@ BENCHES = (
     Table(
         "preference_pairs", "preference_pairs.py --seeds 0 --questions 100 --test_questions 100", 20,
         {"docs/policies_measured.md": ("| trained on |",)},
+        folders=("outputs/bench/preference_pairs", "outputs/bench/preference_pairs.json"),
     ),
     Table(
         "refresh_reward_model", "refresh_reward_model.py --seeds 11 12 13", 40,
@@ -148,7 +153,8 @@ BENCHES = (
     ),
     Table(
         "agents_on_dial", "agents_on_dial.py --seeds 0 1 2 3 4 --json outputs/bench/agents_on_dial_2.json", 90,
-        {"docs/agents.md": ("| 40 updates of 64 conversations |",)}, folders=kept("agents_on_dial_2"),
+        {"docs/agents.md": ("| 40 updates of 64 conversations |",)},
+        folders=("outputs/bench/agents_on_dial_2", "outputs/bench/agents_on_dial_2.json"),
     ),
     Table(
         "policy_learning", "policy_learning.py --seeds 0 1 2", 30,

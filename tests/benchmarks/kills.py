@@ -372,7 +372,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--given_solutions", type=int, default=16, help="Number of solutions in the stage given.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs/kills.json"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/bench/kills.json"))
     options = parser.parse_args()
     os.chdir(ROOT)
     recipes = preload()

@@ -75,14 +75,14 @@ def train(pairs, seed, folder, arguments):
 
 def run(seed, arguments):
     """All figures of a seed."""
-    rollouts = collect(seed, Path(arguments.folder, f"rollouts-{seed}"), arguments)
+    rollouts = collect(seed, Path(arguments.output_dir, f"rollouts-{seed}"), arguments)
     test = make_questions(arguments.test_questions, TEST_SEED + seed)
     made = {name: find_pairs(rollouts, pairs_per_question=arguments.pairs, **KINDS[name]) for name in arguments.kinds}
     size = min(len(pairs) for pairs, _ in made.values())
     figures = {"pairs": size, "right": rollouts.manifest["summary"]["mean_outcome_reward"], "runs": {}}
     for name, (pairs, counts) in made.items():
         chosen = pairs.shuffle(seed=seed).select(range(size))
-        trainer, seconds, ahead = train(chosen, seed, Path(arguments.folder, "policy"), arguments)
+        trainer, seconds, ahead = train(chosen, seed, Path(arguments.output_dir, "policy"), arguments)
         if "before" not in figures:
             base = TransformersSampler.from_pretrained(BASE_PATH)
             figures["before"] = accuracy(base.model, base.tokenizer, test, arguments.samples, seed)
@@ -95,7 +95,8 @@ def run(seed, arguments):
         print(
             f"seed {seed}, {name}: {figures['before']:.3f} -> {after:.3f} ({size} pairs, {seconds:.0f} s)", flush=True
         )
-        print(f"  {counts}", flush=True)
+        differing = f"next steps differ after {counts.branching_prefixes} prefixes"
+        print(f"  {counts}; {differing}, {counts.branching_after_a_step} of them with a step", flush=True)
     return figures
 
 
@@ -103,8 +104,8 @@ def main():
     """Runs the seeds that FILE lacks, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--json", default="preference_pairs.json")
-    parser.add_argument("--folder", default="preference_pairs")
+    parser.add_argument("--json", default="outputs/bench/preference_pairs.json")
+    parser.add_argument("--output_dir", default="outputs/bench/preference_pairs")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--solutions", type=int, default=8)
@@ -117,6 +118,7 @@ def main():
     parser.add_argument("--samples", type=int, default=4)
     arguments = parser.parse_args()
     path = Path(arguments.json)
+    path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
     for seed in arguments.seeds:
         if str(seed) not in results:

@@ -119,8 +119,8 @@ class RAFTConfig(TrackingConfig, SFTConfig):
         generation_batch_size (`int`, *optional*, defaults to `64`):
             Number of sequences that each process generates at a time.
         chunk_size (`int`, *optional*, defaults to `16`):
-            Number of questions that are sampled before they are written to disk. A killed process loses at most one
-            chunk.
+            Number of questions that are sampled before they are written to disk. A killed process loses at most two
+            chunks.
         prompt_template, system_prompt, use_chat_template, chat_template_kwargs, examples (*optional*):
             See [`PromptFormat`].
         stop (`list[str]`, *optional*):

@@ -135,7 +135,8 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
 
     > [!NOTE]
     > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 1e-5, `logging_steps` 10,
-    > `gradient_checkpointing` True, `bf16` True unless `fp16`, `train_sampling_strategy` `"group_by_length"`.
+    > `gradient_checkpointing` True, `bf16` True unless `fp16`, `train_sampling_strategy` `"group_by_length"`,
+    > `logging_nan_inf_filter` False.
     """
 
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
