@@ -25,7 +25,7 @@ class EncodedSolution(NamedTuple):
         num_dropped_steps (`int`):
             Number of whole steps at the end that did not fit `max_length`.
         separator_inside (`int` or `None`):
-            Index of the first step whose own text contains the separator's ids.
+            Index of the first step whose own text or ids contain the separator.
         prompt_length (`int`):
             Number of token ids of the prompt.
     """
@@ -99,8 +99,8 @@ def _encode_pieces(tokenizer, prm_format, leading, prompts, steps, max_length) -
             piece = [*(between if step_index else []), *step_ids, *separator]
             if max_length is not None and len(ids) + len(piece) > max_length:
                 break
-            # Inside a step's text, a separator of several ids may be encoded as other ids.
-            in_text = len(separator) > 1 and prm_format.separator in step
+            # Inside a step's text, the separator may be a part of another token: `.\n` is one token of Qwen's.
+            in_text = bool(prm_format.separator) and prm_format.separator in step
             if inside is None and (in_text or _contains(step_ids, separator)):
                 inside = step_index
             ids += piece
@@ -118,14 +118,15 @@ def _encode_texts(tokenizer, prm_format, leading, prompts, steps, max_length) ->
     tokens = tokenizer([text for text, _ in laid_out], add_special_tokens=False, return_offsets_mapping=True)
     for index, (prompt, solution) in enumerate(zip(prompts, steps, strict=True)):
         ids, offsets = tokens["input_ids"][index], tokens["offset_mapping"][index]
-        encoded = _locate(leading, ids, offsets, prompt, laid_out[index])
+        encoded = _locate(leading, ids, offsets, prompt, laid_out[index], prm_format.separator)
         kept = len(solution)
         while max_length is not None and kept and len(encoded.input_ids) > max_length:
             # A token may span the end of a step and the text after it, so the shorter text is encoded again.
             kept = min(kept - 1, bisect_left(encoded.step_positions, max_length))
             shorter = _lay_out(prm_format, prompt, solution[:kept])
             again = tokenizer(shorter[0], add_special_tokens=False, return_offsets_mapping=True)
-            encoded = _locate(leading, again["input_ids"], again["offset_mapping"], prompt, shorter)
+            ids, offsets = again["input_ids"], again["offset_mapping"]
+            encoded = _locate(leading, ids, offsets, prompt, shorter, prm_format.separator)
         yield encoded._replace(num_dropped_steps=len(solution) - kept)
 
 
@@ -139,7 +140,8 @@ def _lay_out(prm_format: PRMFormat, prompt: str, steps: Sequence[str]) -> tuple[
     return text, spans
 
 
-def _locate(leading, ids, offsets, prompt: str, laid_out) -> EncodedSolution:
+def _locate(leading, ids, offsets, prompt: str, laid_out, separator: str) -> EncodedSolution:
+    text, spans = laid_out
     starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
 
     def count(end: int) -> int:
@@ -148,10 +150,11 @@ def _locate(leading, ids, offsets, prompt: str, laid_out) -> EncodedSolution:
         return max(bisect_left(starts, end), bisect_right(ends, end))
 
     positions, inside = [], None
-    for index, (start, end, closed) in enumerate(laid_out[1]):
+    for index, (start, end, closed) in enumerate(spans):
         positions.append(len(leading) + count(closed) - 1)
         own = ids[bisect_right(ends, start) : count(end)]
-        if inside is None and _contains(own, ids[count(end) : count(closed)]):
+        in_text = bool(separator) and separator in text[start:end]
+        if inside is None and (in_text or _contains(own, ids[count(end) : count(closed)])):
             inside = index
     prompt_length = len(leading) + bisect_right(ends, len(prompt))
     return EncodedSolution([*leading, *ids], positions, 0, inside, prompt_length)

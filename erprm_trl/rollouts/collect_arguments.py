@@ -5,11 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..io.paths import refuse_path
 from ..steps import TURNS, split_steps
 from .agents.agent import Agent
 from .grading.grader import ENVIRONMENT, STATED
 from .questions import Question
 from .sampling.base import Sampler
+
+
+SAMPLER = "a sampler, such as TransformersSampler.from_pretrained(path)"
 
 
 def agent_of(
@@ -77,6 +81,10 @@ def check_questions(questions: Sequence[Question] | None, sampler: Sampler | Non
             "expected questions and a sampler, or solutions. Pass the result of load_questions and a sampler, or the "
             "result of load_solutions and a completer."
         )
+    refuse_path("sampler", sampler, SAMPLER)
+    if isinstance(questions, str) or (len(questions) and not isinstance(questions[0], Question)):
+        got = repr(questions) if isinstance(questions, str) else f"a {type(questions[0]).__name__} as the first entry"
+        raise TypeError(f"questions: got {got}, expected a sequence of Question. Pass load_questions(questions).")
     if not questions:
         raise ValueError("Questions: got an empty sequence, expected at least one. Pass the result of load_questions.")
 
@@ -92,6 +100,7 @@ def completer_of_given(
             "are read from the solutions and no solutions are sampled. Leave out the others."
         )
     completer = sampler if completer is None else completer
+    refuse_path("completer", completer, SAMPLER)
     if completer is None and num_continuations > 0:
         raise TypeError(
             "completer: got None with solutions, expected a sampler that continues their prefixes. Pass a sampler, or "

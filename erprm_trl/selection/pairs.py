@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ def preference_pairs(
             Collection, or its folder.
         level (`str`, *optional*, defaults to `"solution"`):
             `"solution"` or `"step"`.
-        score ([`~erprm_trl.reward_model.StepScorer`], backend or nested list, *optional*):
+        score ([`~erprm_trl.reward_model.StepScorer`], backend, path, Hub id, address or nested list, *optional*):
             Reward model, or step scores by question and solution from
             [`~erprm_trl.selection.score_rollouts`]. Steps are then compared by their scores instead of by the values
             from continuations, so that the collection needs none.
@@ -196,6 +197,8 @@ def find_pairs(
     if not isinstance(rollouts, RolloutDataset):
         rollouts = RolloutDataset(rollouts)
     solutions = rollouts.solutions()
+    if isinstance(score, (str, PathLike)):
+        score = scoring.StepScorer.from_pretrained(score)
     step_scores = _step_scores(score, rollouts, solutions)
     _check_solutions(rollouts, solutions, level, rank_by, step_scores is not None)
     if level == "solution":

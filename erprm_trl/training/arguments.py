@@ -10,7 +10,13 @@ Config = TypeVar("Config", bound=TrainingArguments)
 
 
 def as_config(
-    args: TrainingArguments, config_class: type[Config], *, subject: str, derived: tuple[str, ...] = ()
+    args: TrainingArguments,
+    config_class: type[Config],
+    *,
+    subject: str,
+    derived: tuple[str, ...] = (),
+    redefined: tuple[str, ...] = (),
+    excluded: tuple[type, ...] = (),
 ) -> Config:
     """
     Converts training arguments into the configuration of a trainer.
@@ -26,6 +32,11 @@ def as_config(
         derived (`tuple[str, ...]`, *optional*):
             Fields that are not copied, because the configuration computes them from other fields and does not accept
             both.
+        redefined (`tuple[str, ...]`, *optional*):
+            Fields that are copied only if their value is not the default of `args`.
+        excluded (`tuple[type, ...]`, *optional*):
+            Configurations of other trainers, which are refused although `config_class` has their fields, because
+            their defaults were chosen for another algorithm.
 
     Returns:
         An instance of `config_class`.
@@ -34,10 +45,11 @@ def as_config(
         `TypeError`: if `args` has another type, or fields that `config_class` does not have, such as the configuration
             of another trainer.
     """
-    if isinstance(args, config_class):
-        return args
     name = config_class.__name__
-    if not isinstance(args, TrainingArguments):
+    is_own = isinstance(args, config_class) and (issubclass(config_class, excluded) or not isinstance(args, excluded))
+    if is_own:
+        return args
+    if not isinstance(args, TrainingArguments) or isinstance(args, excluded):
         raise TypeError(
             f"{subject}: got args of type {type(args).__name__}, expected {name}. Pass {name}('output_dir', ...)."
         )
@@ -50,4 +62,6 @@ def as_config(
             f"({', '.join(foreign[:4])}{', ...' if foreign[4:] else ''}), expected {name}. Pass "
             f"{name}('output_dir', ...)."
         )
-    return config_class(**{field: value for field, value in values.items() if field not in derived})
+    defaults = {field.name: field.default for field in fields(args) if field.name in redefined}
+    left_out = {*derived, *(name for name, default in defaults.items() if values[name] == default)}
+    return config_class(**{field: value for field, value in values.items() if field not in left_out})

@@ -127,7 +127,7 @@ MUTANTS = {
                 "ids, positions, inside = [*ids_of[prompt]], [], None",
             ),
             ("if inside is None and (in_text or _contains(step_ids, separator)):", "if False:"),
-            ("in_text = len(separator) > 1 and", "in_text = False and"),
+            ("in_text = bool(prm_format.separator) and", "in_text = False and"),
             ("return bool(part) and any(", "return any("),
         ],
     ),

@@ -51,6 +51,16 @@ def test_between_steps_text_is_encoded_only_between_steps(case):
     assert [encoded.input_ids[position] for position in encoded.step_positions] == separator * len(steps)
 
 
+@pytest.mark.parametrize("tokenization", ["pieces", "text"])
+def test_a_separator_that_is_a_part_of_another_token_is_inside(tokenization):
+    tokenizer = byte_level_bpe()
+    tokenizer.add_tokens([".\n"])  # as many tokenizers have
+    assert tokenizer.tokenize("It is 3.\nThen 4.").count("\n") == 0
+    prm_format = PRMFormat(separator="\n", head="token", tokenization=tokenization)
+    assert encode_solution(tokenizer, prm_format, "q", ["fine", "It is 3.\nThen 4."]).separator_inside == 1
+    assert encode_solution(tokenizer, prm_format, "q", ["fine", "It is 3."]).separator_inside is None
+
+
 def test_an_empty_separator_is_never_inside_a_step():
     tokenizer = ZOO["byte-level BPE"][0]()
     implicit = PRMFormat(separator="", head="implicit", between_steps="\n")

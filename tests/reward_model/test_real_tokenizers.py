@@ -8,6 +8,7 @@ with only a `tokenizer.model` need the package `sentencepiece`. `ERPRM_CASES` na
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -221,7 +222,11 @@ def test_a_text_is_encoded_at_once_and_scores_are_read_at_the_separators_last_ch
 def test_a_separator_inside_a_step_is_reported(name):
     tokenizer = load(name)
     prm_format = PRMFormat(separator="\n", head="token")
-    assert encode_solution(tokenizer, prm_format, QUESTION, ["fine", "one\ntwo"]).separator_inside == 1
+    # Many tokenizers have tokens such as `.\n` and `\n\n`, in which the separator has no id of its own.
+    for step in ("one\ntwo", "It is 3.\nThen 4.", "a:\nb", "(1)\n(2)", "one\n\ntwo", "one.\n"):
+        for tokenization in ("pieces", "text"):
+            encoded = replace(prm_format, tokenization=tokenization)
+            assert encode_solution(tokenizer, encoded, QUESTION, ["fine", step]).separator_inside == 1
     assert encode_solution(tokenizer, prm_format, QUESTION, STEPS).separator_inside is None
 
 

@@ -380,6 +380,14 @@ def test_errors_for_invalid_counts_and_missing_folders(tmp_path):
         collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, num_solutions=0)
     with pytest.raises(FileNotFoundError, match="not a rollout folder"):
         RolloutDataset(tmp_path)
+    for questions, got in (("openai/gsm8k", "'openai/gsm8k'"), ([{"question": "q"}], "a dict as the first entry")):
+        with pytest.raises(TypeError, match=rf"questions: got {got}, .*Pass load_questions\(questions\)"):
+            collect_rollouts(questions, FakeSampler(), tmp_path)
+    with pytest.raises(TypeError, match="sampler: got 'model/path', expected a sampler, such as TransformersSampler"):
+        collect_rollouts(QUESTIONS, "model/path", tmp_path)
+    solutions = [{"question": "q", "answer": "1", "steps": ["a", "b"]}]
+    with pytest.raises(TypeError, match="completer: got 'model/path', expected a sampler"):
+        collect_rollouts(None, None, tmp_path, solutions=solutions, completer="model/path")
 
 
 def test_two_simultaneous_runs_in_one_folder_raise(tmp_path):

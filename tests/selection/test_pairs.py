@@ -106,6 +106,15 @@ def test_a_reward_model_compares_solutions_and_steps(tmp_path):
         assert (row["prompt"], row["chosen"], row["score_chosen"]) == ("question 0A\n", "C", pytest.approx(0.7))
 
 
+def test_a_path_of_a_reward_model_is_loaded(tmp_path, monkeypatch):
+    folder, scorer = (
+        write_collection(tmp_path / "samples", UNGRADED),
+        StepScorer.from_backend(FixedScores(B=0.1, C=0.7)),
+    )
+    monkeypatch.setattr(StepScorer, "from_pretrained", {"outputs/erprm": scorer}.__getitem__)
+    assert preference_pairs(folder, score="outputs/erprm")[0] == preference_pairs(folder, score=scorer)[0]
+
+
 def test_rewards_may_decide_before_scores(folder):
     backend = FixedScores(B=0.1, C=0.9)
     (row,) = preference_pairs(folder, score=backend, rank_by="reward")

@@ -2,9 +2,9 @@
 
 import pytest
 from transformers import TrainingArguments
-from trl import SFTConfig
+from trl import GRPOConfig, SFTConfig
 
-from erprm_trl import ERPRMConfig
+from erprm_trl import ERPRMConfig, StepGRPOConfig, StepPPOConfig
 from erprm_trl.training.arguments import as_config
 
 
@@ -38,3 +38,25 @@ def test_arguments_with_unknown_fields_raise(tmp_path):
         as_config(args, ERPRMConfig, subject="Trainer")
     with pytest.raises(TypeError, match=r"Trainer: got args of type dict, expected ERPRMConfig"):
         as_config({"eta": 2.0}, ERPRMConfig, subject="Trainer")
+
+
+@pytest.mark.parametrize("config_class", [StepGRPOConfig, StepPPOConfig])
+def test_redefined_fields_are_copied_only_if_they_were_changed(config_class, tmp_path):
+    options = {"subject": "Trainer", "derived": ("steps_per_generation",), "redefined": ("beta", "scale_rewards")}
+    common = {"use_cpu": True, "bf16": False, "per_device_train_batch_size": 8}
+    args = as_config(GRPOConfig(str(tmp_path), **common), config_class, **options)
+    assert args.beta_is_default and (args.beta, args.scale_rewards) == (0.0, "batch")
+    args = as_config(GRPOConfig(str(tmp_path), beta=0.02, scale_rewards="none", **common), config_class, **options)
+    assert not args.beta_is_default and (args.beta, args.scale_rewards) == (0.02, "none")
+
+
+def test_excluded_configurations_are_refused(tmp_path):
+    grpo, ppo = (cls(str(tmp_path), use_cpu=True, bf16=False) for cls in (StepGRPOConfig, StepPPOConfig))
+    options = {"subject": "Trainer", "excluded": (StepPPOConfig,)}
+    assert as_config(grpo, StepGRPOConfig, **options) is grpo
+    with pytest.raises(TypeError, match="Trainer: got args of type StepPPOConfig, expected StepGRPOConfig"):
+        as_config(ppo, StepGRPOConfig, **options)
+    options["excluded"] = (StepGRPOConfig,)
+    assert as_config(ppo, StepPPOConfig, **options) is ppo
+    with pytest.raises(TypeError, match="Trainer: got args of type StepGRPOConfig, expected StepPPOConfig"):
+        as_config(grpo, StepPPOConfig, **options)

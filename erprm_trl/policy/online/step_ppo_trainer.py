@@ -20,7 +20,7 @@ from ...functional.policy_losses import clipped_value_loss, kl_estimate
 from ...rollouts.reference_answers import reference_text
 from .global_steps import GlobalSteps
 from .rollout_log_probs import rollout_log_probs
-from .step_config import StepPPOConfig
+from .step_config import StepGRPOConfig, StepPPOConfig
 from .step_trainer import StepTrainer
 from .tool_tokens import loss_mask
 from .value_head import (
@@ -87,6 +87,7 @@ class StepPPOTrainer(StepTrainer):
     _tag_names = ["trl", "erprm-trl", "step-ppo"]
     _name = "Step PPO"
     _config_class = StepPPOConfig
+    _other_configs = (StepGRPOConfig,)
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ from .log_ratio import REWARD_MODEL, refuse_no_outcome, split_completions, step_
 from .metrics import mean_over_processes, read_metrics
 from .policy_continuations import PolicyContinuations
 from .reward_model_updates import FOLDER, check_updates, updated_scores, updates_of
-from .step_config import StepGRPOConfig
+from .step_config import StepGRPOConfig, StepPPOConfig
 from .tool_tokens import with_tool_masks
 from .tracking import PolicyTracking
 
@@ -74,6 +74,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
     """
 
     _config_class = StepGRPOConfig
+    _other_configs: tuple[type, ...] = (StepPPOConfig,)  # their defaults were chosen for another algorithm
 
     def __init__(
         self,
@@ -97,8 +98,16 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             name = local_path(model) if isinstance(model, (str, PathLike)) else get_config_model_id(model.config)
             suffix = self._config_class.__name__.removesuffix("Config")
             args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
-        # TRL derives `steps_per_generation` from the generation's batch size, and does not accept both.
-        args = as_config(args, self._config_class, subject=subject, derived=("steps_per_generation",))
+        # TRL derives `steps_per_generation` from the generation's batch size, and does not accept both. The other two
+        # have other defaults in TRL.
+        args = as_config(
+            args,
+            self._config_class,
+            subject=subject,
+            derived=("steps_per_generation",),
+            redefined=("beta", "scale_rewards"),
+            excluded=self._other_configs,
+        )
         funcs = list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs][: reward_funcs is not None]
         classes = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         funcs = [_as_step_reward(func, args) for func in funcs]
@@ -122,8 +131,9 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             self.answer_reward = AnswerReward(
                 args.answer_column, args.grading, args.answer_pattern, reasoning=args.reasoning
             )
-            if args.reward_weights is not None and len(args.reward_weights) == len(funcs):
-                args.reward_weights = [*args.reward_weights, 1.0]
+            if args.reward_weights is not None:
+                _check_weights(args.reward_weights, len(funcs))
+                args.reward_weights = [*args.reward_weights, 1.0][: len(funcs) + 1]
             funcs.append(self.answer_reward)
             classes = [*classes, None] if classes is not None else None
         needed = args.named_columns
@@ -375,6 +385,15 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             aggregation=self.aggregation,
             initial_value=initial_value,
             temperature=self.args.score_temperature,
+        )
+
+
+def _check_weights(reward_weights: list[float], num_funcs: int) -> None:
+    """Checks the number of weights if the graded answer is added to the reward functions."""
+    if len(reward_weights) not in (num_funcs, num_funcs + 1):
+        raise ValueError(
+            f"reward_weights: got {len(reward_weights)} weights, expected {num_funcs}, one per reward function in "
+            "reward_funcs, or one more for the graded answer. Add the missing weights."
         )
 
 

@@ -88,6 +88,11 @@ def check_readable(prm_format: PRMFormat, eta: float) -> None:
         )
 
 
+def as_number(eta: float | str | None) -> float | None:
+    """An eta as a number. YAML reads `inf` as a text."""
+    return float(eta) if isinstance(eta, str) else eta
+
+
 def format_at_eta(prm_format: PRMFormat, eta: float | None, trained_eta: float | None = None) -> PRMFormat:
     """
     Returns the format of scores that are read at an eta. Its `eta` is the eta of the scores.
@@ -103,6 +108,7 @@ def format_at_eta(prm_format: PRMFormat, eta: float | None, trained_eta: float |
     Raises:
         `ValueError`: if the scores cannot be read at `eta`, or if the format records another eta than `trained_eta`.
     """
+    eta, trained_eta = as_number(eta), as_number(trained_eta)
     if trained_eta is not None and prm_format.eta not in (None, trained_eta):
         raise ValueError(
             f"trained_eta: got {trained_eta} for a reward model whose format records eta={prm_format.eta}, expected "

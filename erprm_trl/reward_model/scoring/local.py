@@ -1,5 +1,6 @@
 """Scores steps with a model in this process, with one forward pass per batch."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -15,6 +16,10 @@ from ..heads import refuse_virtual_tokens
 from ..prm_format import FormatTokenIds, PRMFormat
 from ..step_logits import step_logits
 from .backend import SolutionTooLong
+
+
+logger = logging.getLogger(__name__)
+_HAS_WARNED: set[str] = set()  # warnings that were logged, each once per process
 
 
 class Plan(NamedTuple):
@@ -164,7 +169,8 @@ def scores_of_classes(logits: Tensor) -> list[float]:
 
 def solutions_to_score(encoded: list[EncodedSolution], context: int | None, skip_too_long: bool) -> list[int]:
     """
-    Returns the indices of the solutions that have steps and fit the context.
+    Returns the indices of the solutions that have steps and fit the context. Logs the first step that contains the
+    separator.
 
     Args:
         encoded (`list[EncodedSolution]`):
@@ -179,6 +185,15 @@ def solutions_to_score(encoded: list[EncodedSolution], context: int | None, skip
     """
     kept = []
     for index, solution in enumerate(encoded):
+        if solution.separator_inside is not None and not _HAS_WARNED:
+            _HAS_WARNED.add("separator")
+            logger.warning(
+                "steps: step %d of solution %d contains the reward model's separator, which no step of its training "
+                "contained. Its scores may be wrong. Pass steps without separators. For rows of a RolloutDataset, use "
+                "score_rollouts, or clean_steps(row.steps, splitter).",
+                solution.separator_inside,
+                index,
+            )
         if context is None or len(solution.input_ids) <= context:
             kept += [index] if solution.step_positions else []
         elif not skip_too_long:

@@ -16,7 +16,7 @@ from ...io.text_lists import check_text_lists, check_texts
 from ...steps import clean_steps, split_steps
 from ..prm_format import FormatTokenIds, PRMFormat
 from .backend import CollectiveBackend, OutcomeBackend, ScoreOnlyBackend, ScoringBackend, SolutionTooLong
-from .eta import format_at_eta, scores_at_eta
+from .eta import as_number, format_at_eta, scores_at_eta
 from .export import save_token_classifier
 from .loading import backend_of, load_backend
 
@@ -83,7 +83,7 @@ class StepScorer:
         self._use(backend_of(model, tokenizer, prm_format, reference_model, **limits), eta)
 
     def _use(self, backend: ScoringBackend, eta: float | None, trained_eta: float | None = None) -> None:
-        self.backend, self.eta, self._stated_eta = backend, eta, trained_eta
+        self.backend, self.eta, self._stated_eta = backend, as_number(eta), as_number(trained_eta)
         if eta is not None or trained_eta is not None:
             format_at_eta(backend.prm_format, eta, trained_eta)  # raises its errors
 
@@ -313,7 +313,7 @@ class StepScorer:
             `TypeError`: if an argument is a string instead of a list, or an entry is not a string (the error names the
                 argument and the row).
         """
-        eta = self.eta if eta is None else eta
+        eta = self.eta if eta is None else as_number(eta)
         with self._stopping_other_processes():
             if eta is not None:
                 format_at_eta(self.backend.prm_format, eta, self._stated_eta)  # raises its errors

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from ...rollouts.dataset import RolloutDataset
 from ...rollouts.grading.worker import METHODS
 from ...rollouts.label_options import Judge, LabelOptions
 from ...rollouts.outcomes import outcome_labels
+from ...rollouts.records import RolloutRow
 from ..prm_format import PRMFormat
 from .erprm_config import ERPRMConfig
 from .mixture import LabelledSource, examples_per_epoch, log_mixture, mix, mixture_counts, named_sources
@@ -276,8 +277,8 @@ def open_rollouts(dataset: Any, name: str) -> Any:
         `FileNotFoundError`: if the path holds no rollouts.
     """
     if isinstance(dataset, (list, tuple)):
-        if any(isinstance(source, Mapping) for source in dataset):
-            raise _wrong_type([], name)
+        if any(isinstance(source, (Mapping, RolloutRow)) for source in dataset):
+            raise _wrong_type(dataset, name)
         return [open_rollouts(source, name) for source in named_sources(dataset, name)]
     if isinstance(dataset, LabelledSource):
         return replace(dataset, data=open_rollouts(dataset.data, dataset.name or name))
@@ -314,4 +315,6 @@ def _wrong_type(dataset: Any, name: str) -> TypeError:
 def _remedy(dataset: Any) -> str:
     if isinstance(dataset, Mapping) and all(isinstance(part, (Dataset, IterableDataset)) for part in dataset.values()):
         return f"Pass one of its splits: {', '.join(f'dataset[{split!r}]' for split in dataset)}."
+    if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], RolloutRow):
+        return "Pass rollouts, or some of their labels: rollouts.labels(eta).select(range(10))."
     return "Convert a list of rows with datasets.Dataset.from_list(rows)."

@@ -311,7 +311,9 @@ def _wrap(model, args: ERPRMConfig, tokenizer, prm_format: PRMFormat, peft_confi
             names.append(_module_name(model, model.get_output_embeddings()))
         own = peft_config.trainable_token_indices or {}
         own = {names[0]: own} if isinstance(own, list) else own
-        peft_config.trainable_token_indices = own | {name: [*own.get(name, []), *indices] for name in names}
+        whole = {module.rpartition(".")[2] for module in peft_config.modules_to_save or ()}
+        rows = {name: [*own.get(name, []), *indices] for name in names if name not in whole}
+        peft_config.trainable_token_indices = (own | rows) or None
     # ZeRO-3 gathers parameters in one dtype, so adapters keep the base model's dtype.
     return get_peft_model(model, peft_config, autocast_adapter_dtype=not _uses_zero3(args))
 

@@ -11,7 +11,7 @@ EMPTY_STEP = "an empty step"
 COUNT_MISMATCH = "different numbers of labels and steps"
 BAD_LABEL = "a label that is NaN or outside [0, 1]"
 BAD_STD = "a label_std that is missing, negative or not finite"
-SEPARATOR_INSIDE = "the separator's token inside a step"
+SEPARATOR_INSIDE = "the separator inside a step"
 TOO_LONG = "no labelled step within max_length"
 UNKNOWN_IDS = "token ids beyond the tokenizer's vocabulary"
 
@@ -23,7 +23,7 @@ REMEDY = {
     BAD_LABEL: "Labels are probabilities that a step is right. Rescale rewards to [0, 1].",
     BAD_STD: "Give one standard deviation per step, and 0 for an exact label.",
     SEPARATOR_INSIDE: "Choose a separator that no step contains, such as separator='<|step|>' with "
-    "add_missing_tokens=True, or split the step at the separator.",
+    "add_missing_tokens=True, split the step at the separator, or remove it from the end of the step.",
     UNKNOWN_IDS: "Prepare the dataset with the tokenizer of the model.",
     TOO_LONG: "Raise max_length, up to the model's context, or drop the row.",
 }

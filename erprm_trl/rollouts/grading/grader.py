@@ -96,7 +96,7 @@ class Grader:
                 f"`method` is {method!r}, expected one of {', '.join(map(repr, METHODS))}, a function, or its import "
                 "path 'package.module:function'. Pass one of these."
             )
-        if answer_pattern is not None and re.compile(answer_pattern).groups < 1:
+        if answer_pattern is not None and _num_groups(answer_pattern) < 1:
             raise ValueError(
                 f"`answer_pattern` {answer_pattern!r} has no group, expected the answer in group 1. Put parentheses "
                 "around the part that matches the answer."
@@ -250,6 +250,16 @@ def _argument_name(value) -> str:
         return grading_name(value)
     # The representation of other objects may contain their memory address.
     return repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+
+
+def _num_groups(answer_pattern: str) -> int:
+    try:
+        return re.compile(answer_pattern).groups
+    except re.error as error:
+        raise ValueError(
+            f"`answer_pattern` {answer_pattern!r} is no regular expression ({error}), expected one with the answer in "
+            "group 1. Correct it."
+        ) from error
 
 
 def _check(completions: list[str], answers: list[str]) -> None:

@@ -244,6 +244,12 @@ def test_a_replaced_reward_function_is_an_error(tmp_path):
         rollout(trainer, [A, B])
 
 
+def test_the_error_for_a_wrong_number_of_weights_counts_the_callers_functions(tmp_path):
+    with pytest.raises(ValueError, match="reward_weights: got 3 weights, expected 1, one per .*more for the graded"):
+        data = questions(4).add_column("answer", ["4"] * 4)
+        make_trainer(tmp_path, dataset=data, reward_weights=[1.0, 2.0, 3.0])
+
+
 def test_the_step_reward_may_have_any_place_in_the_list(tmp_path):
     tokenizer = word_level()
     trainer = StepGRPOTrainer(
@@ -727,6 +733,10 @@ def test_beta_defaults_to_a_tenth_on_step_scores_alone(tmp_path, caplog):
     # The default is chosen again if a configuration is used again.
     args = StepGRPOConfig(**settings(tmp_path))
     assert [beta(args=args), beta([outcome_reward], args)] == [0.1, 0.0]
+    # A GRPOConfig has TRL's default, which counts as not set.
+    assert [beta(args=GRPOConfig(**settings(tmp_path, **given))) for given in ({}, {"beta": 0.02})] == [0.1, 0.02]
+    with pytest.raises(TypeError, match="got args of type StepPPOConfig, expected StepGRPOConfig"):
+        beta(args=StepPPOConfig(**settings(tmp_path)))
     # TRL loads the reference by the name of the model.
     assert beta(model=tiny_llama(len(tokenizer))) == 0.0
     assert "TRL cannot load a reference for a model without a name" in caplog.text

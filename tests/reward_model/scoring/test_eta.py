@@ -96,6 +96,8 @@ def test_an_infinite_eta_is_refused_on_either_side(trained, eta):
 
 def test_equal_infinite_etas_leave_the_scores_as_they_are():
     assert scorer_of(math.inf).score(QUESTIONS, STEPS, eta=math.inf) == RATES
+    assert scorer_of(math.inf).score(QUESTIONS, STEPS, eta="inf") == RATES  # as in YAML
+    assert scorer_of(math.inf).at_eta("inf").eta == math.inf
 
 
 def test_nan_stays_at_its_place_and_other_ranges_are_refused():

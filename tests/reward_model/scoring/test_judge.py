@@ -27,6 +27,11 @@ def text_of(prompt):
     return prompt.prompt[-1]["content"]
 
 
+def test_the_path_of_a_model_is_no_sampler():
+    with pytest.raises(TypeError, match="sampler: got 'Qwen/Qwen2.5-7B', expected a sampler, such as Transformers"):
+        JudgeScorer("Qwen/Qwen2.5-7B")
+
+
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from zoo import save_tiny, tiny_llama, word_level
 
 from erprm_trl import PRMFormat, StepScorer
+from erprm_trl.reward_model.scoring import local
 
 
 FORMAT = PRMFormat(separator="ки", good_token="✓", bad_token="✗", prompt_template="check {question}", splitter="ки")
@@ -54,6 +55,16 @@ def test_raw_text_is_split_by_the_formats_splitter(scorer):
     text = " 7 + 15 = 2 ки answer 2 ки"
     assert scorer.split(text) == ["7 + 15 = 2", "answer 2"]
     assert scorer.score_texts(QUESTIONS[:1], [text]) == scorer.score(QUESTIONS[:1], [["7 + 15 = 2", "answer 2"]])
+
+
+def test_a_warning_for_a_step_with_the_separator_inside(scorer, caplog, monkeypatch):
+    monkeypatch.setattr(local, "_HAS_WARNED", set())
+    separator = scorer.prm_format.separator
+    for steps in (["2", "4"], ["2", f"4{separator}"], [f"2{separator}4"]):
+        scorer.score(["q"], [steps])
+    records = [record.message for record in caplog.records if "separator" in record.message]
+    assert len(records) == 1  # and not once per call
+    assert records[0].startswith("steps: step 1 of solution 0 contains the reward model's separator")
 
 
 def test_later_steps_do_not_change_earlier_scores(scorer):

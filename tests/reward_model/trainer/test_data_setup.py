@@ -12,6 +12,7 @@ from zoo import byte_level_bpe, save_tiny, word_level
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, RolloutDataset, collect_rollouts, load_questions
 from erprm_trl.reward_model import LabelledSource, to_stepwise
 from erprm_trl.reward_model.trainer.data_setup import labels_eta, prepare_dataset
+from erprm_trl.rollouts import RolloutRow
 
 
 TOKENIZER = word_level()
@@ -27,6 +28,14 @@ def prepared(dataset, is_training=True, max_length=None, **settings):
     args = ERPRMConfig("unused", use_cpu=True, bf16=False, **settings)
     name = "train" if is_training else "eval"
     return prepare_dataset(dataset, TOKENIZER, FORMAT, args, name=name, max_length=max_length, is_training=is_training)
+
+
+def test_rows_of_rollouts_are_no_dataset(tmp_path):
+    row = RolloutRow(chunk=0, question_index=0, solution_index=0, question="q", answer="1", steps=["a"], unusable=None)
+    with pytest.raises(
+        TypeError, match=r"is a list, .*Pass rollouts, or some of their labels: rollouts.labels\(eta\)"
+    ):
+        prepared([row])
 
 
 def examples(*arguments, **options):

@@ -217,6 +217,17 @@ def test_new_tokens_whose_embeddings_are_frozen_are_refused(tmp_path):
     assert len(again.processing_class) == len(first.processing_class) == len(byte_level_bpe()) + 3
 
 
+def test_an_embedding_that_is_trained_as_a_whole_includes_its_new_tokens(tmp_path):
+    path = save_tiny(tmp_path / "model", byte_level_bpe())
+    tokens = {"separator": "<|step|>", "add_missing_tokens": True}
+    modules = ["embed_tokens", "lm_head"]
+    adapter = LoraConfig(target_modules=["q_proj"], modules_to_save=modules)
+    trainer = train(path, tmp_path / "out", peft_config=adapter, **tokens)
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert all(any(f"{module}.modules_to_save" in name for name in trained) for module in modules)
+    assert trainer.model.peft_config["default"].trainable_token_indices is None
+
+
 # Heads
 
 

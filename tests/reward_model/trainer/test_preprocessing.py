@@ -74,7 +74,7 @@ BAD = [
     ({"labels": [0.5, -0.1]}, "column 'labels', step 1: -0.1"),
     ({"completions": ["7 + 1 = 8", "  "]}, "an empty step.*'completions', step 1.*Join it"),
     ({"completions": [], "labels": []}, "no steps"),
-    ({"completions": ["7 ки 8", "answer 8"]}, "separator's token inside a step.*step 0: '7 ки 8'.*Choose a separator"),
+    ({"completions": ["7 ки 8", "answer 8"]}, "the separator inside a step.*step 0: '7 ки 8'.*Choose a separator"),
     ({"prompt": "Tom " * 60}, "no labelled step within max_length.*Raise max_length, up to the model's context"),
     ({"completions": ["7 " * 60, "answer 8"]}, "no labelled step within max_length.*Raise max_length"),
 ]

@@ -774,6 +774,7 @@ def test_a_warning_if_no_completion_has_an_answer(caplog):
         ((["a"], ["1"], 5), "`method` is a int, expected 'math', 'exact', a function"),
         ((["a"], ["1"], "maths"), "'maths', expected one of 'math', 'exact'"),
         ((["a"], ["1"], "math", "x"), "no group"),
+        ((["a"], ["1"], "math", r"(\d+"), "`answer_pattern` .* is no regular expression .*unterminated"),
         ((["a"], ["1"], "math", None, 0), "num_workers=0"),
     ],
 )
