@@ -53,7 +53,7 @@ def test_between_steps_text_is_encoded_only_between_steps(case):
 
 @pytest.mark.parametrize("tokenization", ["pieces", "text"])
 def test_a_separator_that_is_a_part_of_another_token_is_inside(tokenization):
-    tokenizer = byte_level_bpe()
+    tokenizer = ZOO["byte-level BPE"][0]()
     tokenizer.add_tokens([".\n"])  # as many tokenizers have
     assert tokenizer.tokenize("It is 3.\nThen 4.").count("\n") == 0
     prm_format = PRMFormat(separator="\n", head="token", tokenization=tokenization)
