@@ -101,15 +101,15 @@ BENCHES = (
         folders=kept("adaptive_training"),
     ),
     Table(
-        "hostile_answers", "hostile_answers.py", 15, {"docs/reliability.md": ()},
+        "hostile_answers", "hostile_answers.py", 34, {"docs/reliability.md": ()},
     ),
     Table(
         "monte_carlo_scorer",
         "monte_carlo_scorer.py --seeds 0 1 2 --num_questions 10 --ks 1 4 16 64 --threshold 1e-3 --no_reward_models",
-        20, {"docs/scoring.md": ("| K | error |",)}, folders=kept("monte_carlo_scorer"),
+        2, {"docs/scoring.md": ("| K | error |",)}, folders=kept("monte_carlo_scorer"),
     ),
     Table(
-        "read_at_eta", "read_at_eta.py --seeds 0 1 2", 15, {"docs/scoring.md": ("| best of 16 by |",)},
+        "read_at_eta", "read_at_eta.py --seeds 0 1 2", 8, {"docs/scoring.md": ("| best of 16 by |",)},
         folders=kept("read_at_eta"),
     ),
     *(
@@ -139,7 +139,7 @@ BENCHES = (
         {"docs/results.md": ("| search |",), "docs/evaluation.md": ()}, folders=kept("guided_decoding"),
     ),
     Table(
-        "preference_pairs", "preference_pairs.py --seeds 0 --questions 100 --test_questions 100", 20,
+        "preference_pairs", "preference_pairs.py --seeds 0 --questions 100 --test_questions 100", 1,
         {"docs/policies_measured.md": ("| trained on |",)},
         folders=("outputs/bench/preference_pairs", "outputs/bench/preference_pairs.json"),
     ),
@@ -195,7 +195,7 @@ BENCHES = (
         "credit_guard", "credit_study.py --seeds --guard", 1, {"docs/policies_measured.md": ("| runs | guard |",)},
         needs="outputs/bench/credit_study",
     ),
-    Table("million_questions", "million_questions.py", 60, {"docs/reliability.md": (), "docs/labels.md": ()},
+    Table("million_questions", "million_questions.py", 5, {"docs/reliability.md": (), "docs/labels.md": ()},
           folders=kept("million_questions")),
     Table(
         "kills_given", "kills.py --stages given --kills 6 --given_solutions 5000", 10, {"docs/labels.md": ()}

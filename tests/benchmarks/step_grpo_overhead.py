@@ -50,6 +50,7 @@ def main():
                     num_generations=8,
                     max_completion_length=64,
                     learning_rate=1e-6,
+                    beta=0.0,  # not StepGRPOConfig's default for step scores alone, which needs a reference model
                     logging_steps=1,
                     seed=turn,
                     **CPU_QUIET,

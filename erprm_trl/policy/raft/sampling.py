@@ -49,9 +49,14 @@ def load_scorer(
     scoring server.
 
     Raises:
+        `TypeError`: for a list.
         `ValueError`: if the weights of a loaded scorer are partitioned by ZeRO-3. With `sharded=True`, also if the
             reward model is already loaded, or if the training run does not use ZeRO-3.
     """
+    if isinstance(reward_model, (list, tuple)):
+        raise TypeError(
+            f"reward_model: got a {type(reward_model).__name__}, expected one reward model. Pass its path, or a scorer."
+        )
     if sharded:
         check_sharding(reward_model, accelerator)
         return StepScorer.from_pretrained(reward_model, batch_size=batch_size, accelerator=accelerator)

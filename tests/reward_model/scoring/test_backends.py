@@ -237,6 +237,8 @@ def test_reward_functions_and_trainers_accept_a_backend():
     rollouts = SimpleNamespace(settings=SimpleNamespace(splitter="newline"), solutions=lambda: [rows])
     backend = LengthBackend()
     assert score_rollouts(backend, rollouts) == [[[0.2, 0.1]] * 2] and len(backend.calls[0][0]) == 1
+    with pytest.raises(TypeError, match="reward_model: got a list, expected one reward model"):
+        load_scorer([LengthBackend()], Accelerator(cpu=True), 32)
     with pytest.raises(ValueError, match="shard_reward_model=True: got a scorer that is already loaded"):
         check_sharding(LengthBackend(), None)
     with pytest.raises(ValueError, match="shard_reward_model=True: got the scorer file judge.yaml"):
