@@ -73,9 +73,9 @@ BENCHES = (
     Table("synchronisations", "synchronisations.py", 2, {"docs/scaling.md": ("| accumulated batches |",)}),
     Table("fork_cache", "fork_cache.py", 3, {"docs/benchmarks.md": ()}),
     Table(
-        "scoring_server", "scoring_server.py --turns 15", 3, {"docs/benchmarks.md": (), "docs/scoring.md": ()}
+        "scoring_server", "scoring_server.py --turns 15", 1, {"docs/benchmarks.md": (), "docs/scoring.md": ()}
     ),
-    Table("collection_overlap", "collection_overlap.py", 5, {"docs/labels.md": ()}),
+    Table("collection_overlap", "collection_overlap.py", 1, {"docs/labels.md": ()}),
     Table("memory_vs_vocabulary", "memory_vs_vocabulary.py", 3, {"docs/benchmarks.md": ("| vocabulary |",)}),
     Table("exact_search", "guided_decoding.py exact", 3, {"docs/results.md": (), "docs/evaluation.md": ()}),
     Table("quickstart", "recipes/quickstart.py --config recipes/dial/quickstart.yaml", 5, {"docs/results.md": ()}),
@@ -85,11 +85,8 @@ BENCHES = (
     ),
     Table("scaling", "scaling.py", 15, {"docs/reliability.md": ()}),
     Table(
-        "summary", "summary.py", 30,
+        "summary", "summary.py", 20,
         {"README.md": ("| `python tests/benchmarks/summary.py`",), "docs/benchmarks.md": ("| ours | against |",)},
-    ),
-    Table(
-        "collection_speed", "collection_speed.py --model 20m --prefixes 32 --turns 3", 10, {"docs/benchmarks.md": ()}
     ),
     Table(
         "adaptive_collection", "adaptive_collection.py", 20,
