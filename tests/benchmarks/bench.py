@@ -83,7 +83,7 @@ BENCHES = (
         "sampling_dtype", "sampling_dtype.py --model POLICY --questions gsm8k_test.jsonl --batch_sizes 8", 5,
         {"docs/labels.md": ()},
     ),
-    Table("scaling", "scaling.py", 15, {"docs/reliability.md": ()}),
+    Table("scaling", "scaling.py", 3, {"docs/reliability.md": ()}),
     Table(
         "summary", "summary.py", 20,
         {"README.md": ("| `python tests/benchmarks/summary.py`",), "docs/benchmarks.md": ("| ours | against |",)},
