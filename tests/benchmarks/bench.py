@@ -121,7 +121,6 @@ BENCHES = (
             ("padded_trainer", "--batches 10 --rounds 1 --only 'padded script' ERPRMTrainer", 3),
         )
     ),
-    Table("training_compiled", "training_speed.py --compile --rounds 2", 15, {"docs/benchmarks.md": ()}),
     Table(
         "training_order",
         "training_order.py --seeds 0 1 2 --max_steps 100 --rollouts_of outputs/bench/implicit_models", 25,
@@ -132,7 +131,7 @@ BENCHES = (
         folders=kept("eta_comparison"),
     ),
     Table(
-        "guided_search", "guided_decoding.py compare", 60,
+        "guided_search", "guided_decoding.py compare", 30,
         {"docs/results.md": ("| search |",), "docs/evaluation.md": ()}, folders=kept("guided_decoding"),
     ),
     Table(
