@@ -151,8 +151,8 @@ def test_paths_may_have_a_tilde_and_be_path_objects(tmp_path, folders, kind, mon
 
 # Configurations whose settings all exist in the trainer's configuration.
 TAKEN = {
-    "grpo": (TrainingArguments, GRPOConfig, StepPPOConfig),
-    "ppo": (TrainingArguments, GRPOConfig, StepGRPOConfig),
+    "grpo": (TrainingArguments, GRPOConfig),
+    "ppo": (TrainingArguments, GRPOConfig),
     "raft": (TrainingArguments, SFTConfig),
 }
 
@@ -165,9 +165,7 @@ def test_the_configuration_of_another_trainer_is_converted_or_refused(tmp_path, 
     trainer_class, own = TRAINERS[kind]
     args = config_class(str(tmp_path / "run"), use_cpu=True, bf16=False, learning_rate=0.25, max_steps=1, save_steps=7)
     if config_class not in (own, *TAKEN[kind]):
-        message = (
-            f"{trainer_class.__name__}: got args of type {config_class.__name__} with fields .* Pass {own.__name__}"
-        )
+        message = rf"{trainer_class.__name__}: got args of type {config_class.__name__}\b.* Pass {own.__name__}\("
         with pytest.raises(TypeError, match=message):
             make_trainer(kind, tmp_path / "run", tiny_llama(46), args=args, tokenizer=word_level())
         return

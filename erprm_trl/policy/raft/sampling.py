@@ -55,7 +55,7 @@ def load_scorer(
     """
     if isinstance(reward_model, (list, tuple)):
         raise TypeError(
-            f"reward_model: got a {type(reward_model).__name__}, expected one reward model. Pass its path, or a scorer."
+            f"reward_model: got a {type(reward_model).__name__}, expected one reward model. Pass its path or a scorer."
         )
     if sharded:
         check_sharding(reward_model, accelerator)

@@ -29,7 +29,7 @@ from .row_problems import TOO_LONG, droppable_row, find_problem
 
 logger = logging.getLogger(__name__)
 
-ENCODING_VERSION = 3
+ENCODING_VERSION = 4
 """Version of the encoded examples, and part of their cache's name. Raise it when a code change alters them."""
 
 ENCODED_COLUMNS = frozenset({"input_ids", "step_positions", "step_labels"})
