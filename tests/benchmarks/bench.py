@@ -47,7 +47,7 @@ class Table(NamedTuple):
             The pages that show the numbers, and the beginnings of the headers of their tables there. Without a header,
             the numbers are in the text.
         needs (`str`, *optional*):
-            `"gpu"`, `"vllm"`, or a path that another command or the user writes.
+            `"gpu"`, `"vllm"`, and paths that another command or the user writes, separated by spaces.
         folders (`tuple[str, ...]`, *optional*):
             Folders and files in which the script keeps finished parts. `--again` moves them away.
     """
@@ -219,6 +219,12 @@ BENCHES = (
         "vllm_scoring", "vllm_scoring.py --solutions 400 --turns 15", 10, {"docs/scoring.md": ()}, needs="vllm"
     ),
     Table(
+        "vllm_scoring_gsm8k",
+        "vllm_scoring.py --reward_model outputs/gsm8k-cpu/erprm-eta-2-seed-0 --dtype bfloat16 --solutions_file "
+        "outputs/gsm8k-cpu/samples/rollouts-00000.jsonl --solutions 8 --turns 2 --max_model_len 1024",
+        5, {"docs/scoring.md": ()}, needs="vllm outputs/gsm8k-cpu",
+    ),
+    Table(
         "training_speed_gpu", "training_speed.py --model 1b --dtype bf16 --batch_size 64", 5,
         {"docs/benchmarks.md": ("| variant | tokens per second | MFU |",)}, needs="gpu",
     ),
@@ -233,13 +239,14 @@ SAME = {f"{GSM8K} --separator '<|fim_pad|>'": "gsm8k_experiment"}
 
 def words_of(table: Table, options: argparse.Namespace) -> list[str] | str:
     """The command with its interpreter, or why it cannot run here."""
-    words, values = shlex.split(table.command), {}
-    if table.needs == "gpu" and not has_gpu():
+    words, values, needs = shlex.split(table.command), {}, table.needs.split()
+    if "gpu" in needs and not has_gpu():
         return "needs a GPU"
-    if table.needs == "vllm" and not (ROOT / VLLM).exists():
+    if "vllm" in needs and not (ROOT / VLLM).exists():
         return "needs vLLM: make test-vllm installs it"
-    if table.needs not in ("", "gpu", "vllm") and not Path(table.needs).exists():
-        return f"needs {table.needs}"
+    for path in needs:
+        if path not in ("gpu", "vllm") and not Path(path).exists():
+            return f"needs {path}"
     if "POLICY" in words:
         values["POLICY"] = options.model
     for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl"):
@@ -253,7 +260,7 @@ def words_of(table: Table, options: argparse.Namespace) -> list[str] | str:
             return f"needs {name if name.startswith('--') else '--model' if name == 'POLICY' else '--data'}"
         words[words.index(name) + name.startswith("--")] = str(value)
     script = words[0] if "/" in words[0] else HERE + words[0]
-    return [VLLM if table.needs == "vllm" else sys.executable, script, *words[1:]]
+    return [VLLM if "vllm" in needs else sys.executable, script, *words[1:]]
 
 
 def has_gpu() -> bool:
