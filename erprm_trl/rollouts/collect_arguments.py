@@ -1,7 +1,7 @@
 """Checks the arguments of a collection."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,9 @@ def check_questions(questions: Sequence[Question] | None, sampler: Sampler | Non
             "result of load_solutions and a completer."
         )
     refuse_path("sampler", sampler, SAMPLER)
-    if isinstance(questions, str) or (len(questions) and not isinstance(questions[0], Question)):
-        got = repr(questions) if isinstance(questions, str) else f"a {type(questions[0]).__name__} as the first entry"
+    is_sequence = hasattr(questions, "__len__") and not isinstance(questions, (str, Mapping))
+    if not is_sequence or (len(questions) and not isinstance(questions[0], Question)):
+        got = f"a {type(questions[0]).__name__} as the first entry" if is_sequence else repr(questions)[:60]
         raise TypeError(f"questions: got {got}, expected a sequence of Question. Pass load_questions(questions).")
     if not questions:
         raise ValueError("Questions: got an empty sequence, expected at least one. Pass the result of load_questions.")

@@ -380,7 +380,12 @@ def test_errors_for_invalid_counts_and_missing_folders(tmp_path):
         collect_rollouts(QUESTIONS, FakeSampler(), tmp_path, num_solutions=0)
     with pytest.raises(FileNotFoundError, match="not a rollout folder"):
         RolloutDataset(tmp_path)
-    for questions, got in (("openai/gsm8k", "'openai/gsm8k'"), ([{"question": "q"}], "a dict as the first entry")):
+    for questions, got in (
+        ("openai/gsm8k", "'openai/gsm8k'"),
+        ([{"question": "q"}], "a dict as the first entry"),
+        ({"train": []}, "{'train': ..}"),
+        (iter(QUESTIONS), "<list_iterator.*>"),
+    ):
         with pytest.raises(TypeError, match=rf"questions: got {got}, .*Pass load_questions\(questions\)"):
             collect_rollouts(questions, FakeSampler(), tmp_path)
     with pytest.raises(TypeError, match="sampler: got 'model/path', expected a sampler, such as TransformersSampler"):

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ...io.http_client import UNREADABLE, EndpointClient, EndpointError, Service
 from ...io.tokenizers import load_tokenizer
-from ..encoding import EncodedSolution, encode_solutions
+from ..encoding import EncodedSolution
 from ..prm_format import FormatTokenIds, PRMFormat, resolve_format
 from .backend import ScoringBackend
-from .local import scores_of_classes, solutions_to_score
+from .local import encode_for_scoring, scores_of_classes, solutions_to_score
 from .remote import SCORING, RemoteBackend, refuse_loading
 from .vllm import RESERVED_TOKENS
 
@@ -237,7 +237,7 @@ class EngineServerBackend:
             [`SolutionTooLong`]: if a solution is too long and `skip_too_long` is `False`.
             [`~erprm_trl.rollouts.EndpointError`]: if a request fails.
         """
-        encoded = encode_solutions(self.tokenizer, self.prm_format, questions, steps)
+        encoded = encode_for_scoring(self.tokenizer, self.prm_format, questions, steps)
         kept = solutions_to_score(encoded, self.context_length, skip_too_long)
         size = self.solutions_per_request
         requests = [kept[start : start + size] for start in range(0, len(kept), size)]

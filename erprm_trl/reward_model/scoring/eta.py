@@ -90,7 +90,10 @@ def check_readable(prm_format: PRMFormat, eta: float) -> None:
 
 def as_number(eta: float | str | None) -> float | None:
     """An eta as a number. YAML reads `inf` as a text."""
-    return float(eta) if isinstance(eta, str) else eta
+    try:
+        return float(eta) if isinstance(eta, str) else eta
+    except ValueError:
+        raise ValueError(f"eta: got {eta!r}, expected a number, or 'inf'. Pass for example eta=2.0.") from None
 
 
 def format_at_eta(prm_format: PRMFormat, eta: float | None, trained_eta: float | None = None) -> PRMFormat:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..._trl import get_config_model_id
 from ...functional.step_losses import step_log_odds
+from ...steps import TURNS, clean_step, split_steps
 from ..collator import DataCollatorForStepLabels, padding_id
 from ..encoding import EncodedSolution, encode_solutions
 from ..heads import refuse_virtual_tokens
@@ -120,7 +121,7 @@ class LocalBackend:
         Raises:
             [`SolutionTooLong`]: if a solution exceeds the model's context and `skip_too_long` is `False`.
         """
-        encoded = encode_solutions(self.tokenizer, self.prm_format, questions, steps)
+        encoded = encode_for_scoring(self.tokenizer, self.prm_format, questions, steps)
         kept = solutions_to_score(encoded, self.context_length, skip_too_long)
         rows: list[list[int]] = []
         for index in sorted(kept, key=lambda index: len(encoded[index].input_ids)):
@@ -167,10 +168,35 @@ def scores_of_classes(logits: Tensor) -> list[float]:
     return step_log_odds(logits.flip(-1)).sigmoid().tolist()
 
 
+def encode_for_scoring(
+    tokenizer, prm_format: PRMFormat, questions: Sequence[str], steps: Sequence[Sequence[str]]
+) -> list[EncodedSolution]:
+    """
+    Encodes solutions as [`encode_solutions`] does. The first step with a separator at which the format's splitter
+    would split it, or which it would remove, is logged once per process.
+    """
+    encoded = encode_solutions(tokenizer, prm_format, questions, steps)
+    for index, solution in enumerate(encoded if not _HAS_WARNED else ()):
+        if (inside := solution.separator_inside) is None:
+            continue
+        step, splitter = steps[index][inside], prm_format.splitter
+        is_one = len(split_steps(step, splitter)) == 1 and clean_step(step, splitter).strip() == step.strip()
+        if not is_one and splitter not in ("raw_lines", TURNS):
+            _HAS_WARNED.add("separator")
+            logger.warning(
+                "steps: step %d of solution %d contains the reward model's separator, which no step of its training "
+                "contained. Its scores may be wrong. Pass steps without separators. For rows of a RolloutDataset, use "
+                "score_rollouts, or clean_steps(row.steps, splitter).",
+                inside,
+                index,
+            )
+            break
+    return encoded
+
+
 def solutions_to_score(encoded: list[EncodedSolution], context: int | None, skip_too_long: bool) -> list[int]:
     """
-    Returns the indices of the solutions that have steps and fit the context. Logs the first step that contains the
-    separator.
+    Returns the indices of the solutions that have steps and fit the context.
 
     Args:
         encoded (`list[EncodedSolution]`):
@@ -185,15 +211,6 @@ def solutions_to_score(encoded: list[EncodedSolution], context: int | None, skip
     """
     kept = []
     for index, solution in enumerate(encoded):
-        if solution.separator_inside is not None and not _HAS_WARNED:
-            _HAS_WARNED.add("separator")
-            logger.warning(
-                "steps: step %d of solution %d contains the reward model's separator, which no step of its training "
-                "contained. Its scores may be wrong. Pass steps without separators. For rows of a RolloutDataset, use "
-                "score_rollouts, or clean_steps(row.steps, splitter).",
-                solution.separator_inside,
-                index,
-            )
         if context is None or len(solution.input_ids) <= context:
             kept += [index] if solution.step_positions else []
         elif not skip_too_long:

@@ -16,10 +16,9 @@ from ...io.adapters import adapter_config
 from ...io.file_checks import check_model_folder
 from ...io.paths import local_path
 from ...io.tokenizers import load_tokenizer
-from ..encoding import encode_solutions
 from ..prm_format import FORMAT_FILE, PRMFormat, resolve_format
 from .export import export_reward_model
-from .local import scores_of_classes, solutions_to_score
+from .local import encode_for_scoring, scores_of_classes, solutions_to_score
 
 
 logger = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ class VLLMBackend:
         """Scores every step; see [`ScoringBackend.score`]."""
         from vllm import PoolingParams, TokensPrompt
 
-        encoded = encode_solutions(self.tokenizer, self.prm_format, questions, steps)
+        encoded = encode_for_scoring(self.tokenizer, self.prm_format, questions, steps)
         kept = solutions_to_score(encoded, self.context_length, skip_too_long)
         scores: list[list[float]] = [[] for _ in encoded]
         if not kept:

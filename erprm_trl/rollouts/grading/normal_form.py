@@ -16,8 +16,10 @@ _CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-wi
 _CHARACTERS |= {ord(space): " " for space in "\u00a0\u2002\u2003\u2007\u2009\u200a\u202f\u3000"}
 _CHARACTERS |= {0x2212: "-", 0x2044: "/", 0x3002: "."}
 _VULGAR = "[\u00bc-\u00be\u2150-\u215e]"  # fractions of one character, such as ½
-_BEFORE_VULGAR = re.compile(rf"(\d) ?(?={_VULGAR})")
-_VULGAR_FRACTION = re.compile(_VULGAR)
+# With the integer before it. Next to a symbol, as in `½π` and `9^½`, its place in the formula is not clear.
+_VULGAR_FRACTION = re.compile(
+    rf"(?:(?<![\d.,/^])(\d{{1,3}}(?:,\d{{3}})+|\d{{1,9}}) ?|(?<![\w)\]}}^/])(?<![/^] ))({_VULGAR})(?![\w(\\^/])"
+)
 # An en dash before a number is a minus, but not in `5–6`.
 _DASH_MINUS = re.compile(r"(?<![\d)\]}])(?<![\d)\]}] )\u2013(?=[\d.$\\])")
 _MARKS = ' \t\r\n*_`"“”'
@@ -39,7 +41,8 @@ _DOLLARS_AND_CENTS = re.compile(r"(\d+) dollars?,?(?: and)? (\d{1,2}) cents?", r
 _AMOUNT = re.compile(
     r"(?:[A-Za-z] ?= ?)?(?:\d[eE][-+]?\d|[-+\d.,/^*(){}: ²³π]|\\(?:[dtc]?frac|sqrt|pi|cdot|times)(?![A-Za-z]))*"
 )
-_SCIENTIFIC_NUMBER = re.compile(r"[-+]?\d{1,50}(?:\.\d{1,50})?[eE][-+]?\d{1,2}")
+# `2e-1` and `4e+1` are read with Euler's number.
+_SCIENTIFIC_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,50}\.\d{1,50}|1)[eE][-+]?|\d{1,50}(?:E[-+]?|e))\d{1,2}")
 _MIXED_NUMBER = re.compile(r"(-?)(\d{1,50}) (\d{1,50}) ?/ ?(\d{1,50})")
 _ORDINAL = re.compile(r" ?\^ ?(?:\{ ?)?(?:st|nd|rd|th)(?![A-Za-z])(?: ?\})?")
 _BLANK = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
@@ -95,9 +98,14 @@ def plain_characters(text: str) -> str:
     """Replaces full-width forms, the Unicode minus, fractions such as ½ and special spaces by ASCII."""
     if text.isascii():
         return text
-    text = _BEFORE_VULGAR.sub(r"\1 ", _DASH_MINUS.sub("-", text))  # `7½` is `7 1/2`
-    text = _VULGAR_FRACTION.sub(lambda match: unicodedata.normalize("NFKC", match.group()), text)
-    return text.translate(_CHARACTERS)
+    return _VULGAR_FRACTION.sub(_improper, _DASH_MINUS.sub("-", text)).translate(_CHARACTERS)
+
+
+def _improper(match: re.Match) -> str:
+    """`15/2` for `7½`."""
+    numerator, denominator = map(int, unicodedata.normalize("NFKC", match.group(2)).split("\u2044"))
+    whole = int((match.group(1) or "0").replace(",", ""))
+    return f"{whole * denominator + numerator}/{denominator}"
 
 
 def strip_marks(text: str) -> str:
@@ -144,7 +152,8 @@ def normalize_answer(text: str) -> str:
     """
     # `\!` removes the space between the thousands in `11,\! 111`.
     text = re.sub(r"\\!\s*", "", plain_characters(text)).replace("{,}", ",")
-    text = strip_marks(strip_marks(text).replace("\\$", "").replace("$", ""))
+    # A fraction of one character may have been next to a mark.
+    text = plain_characters(strip_marks(strip_marks(text).replace("\\$", "").replace("$", "")))
     # Only at the start, because `(1,234)` is a point with two coordinates.
     return text.replace(",", "", thousands.group().count(",")) if (thousands := _THOUSANDS.match(text)) else text
 
@@ -283,7 +292,9 @@ def _split_unit(flat: str) -> tuple[str, str]:
     unit = flat[len(amount) :]
     if unit and not _is_unit(unit, glued=amount[-1:].isdigit()):
         return "", ""
-    amount = amount.rstrip(" (-/") if unit else amount.strip()
+    amount = amount.rstrip(" (-/.") if unit else amount.strip()
+    if amount.count("(") != amount.count(")"):  # `1/4 (25%)`
+        return "", ""
     if not any(char.isdigit() or char == "π" for char in amount) or amount.count("{") != amount.count("}"):
         return "", ""
     if unit and amount[-1] in "+*^=:,{":
@@ -297,7 +308,7 @@ def _split_unit(flat: str) -> tuple[str, str]:
     if mixed := _MIXED_NUMBER.fullmatch(amount):
         sign, whole, numerator, denominator = mixed.groups()
         return f"{sign}{int(whole) * int(denominator) + int(numerator)}/{denominator}", unit
-    return amount.removeprefix("+"), unit
+    return amount.lstrip("+ "), unit
 
 
 def _is_unit(text: str, glued: bool) -> bool:

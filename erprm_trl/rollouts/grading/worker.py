@@ -77,6 +77,7 @@ def processor_time(seconds: float):
 _LONGEST_FORMULA = 100  # characters
 # A single formula without words: `(5, 3)`, `2^{10}`, `5x + 1`, but not `5 apples` or `5. 2 + 3 = 5`.
 # Each text can match in only one way, so that the time is linear.
+_REMARK = re.compile(r"-?[\d./,]+ \([-\d./,]+%?\)")  # a number with another one in parentheses: `1/4 (25%)`
 _FORMULA = re.compile(r"(?!.*[.;:?!]\s)(?:\\[A-Za-z]+(?![A-Za-z])|(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[^A-Za-z\\$])+")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _RATIO = re.compile(r"-?\d{1,100}(?:\.\d{1,100}|\s*/\s*[1-9]\d{0,99})?")
@@ -132,9 +133,12 @@ class _Math:
         mark = find_last_mark(tail)
         after = after_mark(tail, mark) if mark else None
         number = after and after.rstrip("!")  # in a sentence, this is an exclamation mark and not a factorial
-        if number and (_PLAIN_NUMBER.fullmatch(normal_form(number)) or unit_of(number)):
+        normal = normal_form(number or "")
+        # math-verify reads `1,5 liters` and `1/4 (25%)` better in the sentence.
+        is_clear = number and not _REMARK.match(number)
+        if _PLAIN_NUMBER.fullmatch(normal) or (is_clear and unit_of(number) and "," not in normal):
             return self._alone(number)
-        if after is not None and len(after) <= _LONGEST_FORMULA and _FORMULA.fullmatch(after):
+        if is_clear and len(after) <= _LONGEST_FORMULA and _FORMULA.fullmatch(after):
             # In plain text, math-verify finds only numbers: 10 in `10^{-3}`, and 3 in `(5, 3)`.
             alone = self._alone(after)
             if alone.expression is not None:

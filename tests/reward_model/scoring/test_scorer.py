@@ -2,16 +2,18 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from synchronisation_counts import Synchronisations
 from transformers import AutoModelForCausalLM
-from zoo import save_tiny, tiny_llama, word_level
+from zoo import byte_level_bpe, save_tiny, tiny_llama, word_level
 
 from erprm_trl import PRMFormat, StepScorer
 from erprm_trl.reward_model.scoring import local
+from erprm_trl.rollouts import clean_steps, split_steps
 
 
 FORMAT = PRMFormat(separator="ки", good_token="✓", bad_token="✗", prompt_template="check {question}", splitter="ки")
@@ -65,6 +67,16 @@ def test_a_warning_for_a_step_with_the_separator_inside(scorer, caplog, monkeypa
     records = [record.message for record in caplog.records if "separator" in record.message]
     assert len(records) == 1  # and not once per call
     assert records[0].startswith("steps: step 1 of solution 0 contains the reward model's separator")
+
+
+def test_no_warning_for_a_separator_that_the_formats_splitter_leaves_in_steps(caplog, monkeypatch):
+    monkeypatch.setattr(local, "_HAS_WARNED", set())
+    for preset, text in (("skywork-o1-prm", "a = 1.\n\nb"), ("pure-prm", "a\nb\n\nc")):
+        prm_format = replace(PRMFormat.preset(preset), expected_ids=None)
+        steps = clean_steps(split_steps(text, prm_format.splitter), prm_format.splitter)
+        assert any(prm_format.separator in step for step in steps)
+        local.encode_for_scoring(byte_level_bpe(), prm_format, ["q"], [steps])
+    assert "separator" not in caplog.text
 
 
 def test_later_steps_do_not_change_earlier_scores(scorer):

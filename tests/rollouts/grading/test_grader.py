@@ -871,6 +871,18 @@ def test_hostile_formulas_after_the_answer_end_in_time(math_grader):
         ("The answer is –5.", "-5", 1.0),
         ("The answer is 8:30 am.", "8:30", 1.0),
         ("The answer is 2 + 3 apples.", "5", 0.0),
+        ("The answer is 1/4 (25%).", "1/4", 1.0),
+        ("The answer is 7 (1/2) miles.", "7", 1.0),
+        ("The answer is 1,5 liters.", "1.5", 1.0),
+        ("The answer is (5, 3).", "(5, 3)", 1.0),
+        # Euler's number
+        (r"\boxed{2e - 1}", "2e-1", 1.0),
+        (r"\boxed{2(e-1)}", "2e-2", 1.0),
+        (r"\boxed{2e-1}", "0.2", 0.0),
+        # A fraction of one character beside a symbol is not read.
+        (r"\boxed{½π}", r"\frac{1}{2\pi}", 0.0),
+        ("The answer is 9^½.", "9/2", 0.0),
+        (r"\boxed{(1½, 2)}", "(3/2, 2)", 1.0),
     ],
 )
 def test_an_answer_in_a_sentence_is_more_than_its_first_number(completion, answer, reward):
