@@ -148,7 +148,7 @@ BENCHES = (
         folders=kept("implicit_models"),
     ),
     Table(
-        "agents_on_dial", "agents_on_dial.py --seeds 0 1 2 3 4 --json outputs/bench/agents_on_dial_2.json", 90,
+        "agents_on_dial", "agents_on_dial.py --seeds 0 1 2 3 4 --runs 'outcome only' 'difference, last' sum", 60,
         {"docs/agents.md": ("| 40 updates of 64 conversations |",)},
         folders=("outputs/bench/agents_on_dial_2", "outputs/bench/agents_on_dial_2.json"),
     ),
