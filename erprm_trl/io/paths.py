@@ -55,25 +55,6 @@ def local_paths(name: str, paths: Iterable[str | os.PathLike]) -> list[str]:
     return [local_path(path) for path in paths]
 
 
-def refuse_path(name: str, value: object, expected: str) -> None:
-    """
-    Checks that an argument which takes an object is not the path of a model.
-
-    Args:
-        name (`str`):
-            Name of the argument, for errors.
-        value (`object`):
-            Value of the argument.
-        expected (`str`):
-            Description of the object, and how to make it.
-
-    Raises:
-        `TypeError`: for a string or a path.
-    """
-    if isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{name}: got {os.fspath(value)!r}, expected {expected}.")
-
-
 def path_in_package(path: str | os.PathLike) -> str:
     """
     Finds a file of the installed package by its path in the repository.

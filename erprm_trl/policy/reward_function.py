@@ -442,4 +442,4 @@ class StepRewardFunction:
         ending = self.eos_token_ids or (
             [self.processing_class.eos_token_id] if self.processing_class is not None else None
         )
-        return step_metrics(steps, scores, completion_ids if ending else None, ending)
+        return step_metrics(steps, scores, completion_ids, ending)

@@ -173,9 +173,9 @@ def step_metrics(
         scores (`Sequence[Sequence[float]]`):
             Their scores, empty for an unscorable completion.
         completion_ids (`Sequence[Sequence[int]]`, *optional*):
-            Tokens of each completion. Without them, it is not known how many are unfinished.
+            Tokens of each completion.
         eos_token_ids (`Sequence[int]`, *optional*):
-            Tokens that end a completion.
+            Tokens that end a completion. Without them or `completion_ids`, it is not known how many are unfinished.
 
     Returns:
         `dict[str, float]`: values by the name of the metric.
@@ -187,8 +187,8 @@ def step_metrics(
         "steps/unscorable_share": sum(not values for values in scores) / len(scores),
         **mean_score(scores),
     }
-    if completion_ids is not None:
-        unfinished = sum(not ids or ids[-1] not in (eos_token_ids or ()) for ids in completion_ids)
+    if completion_ids is not None and eos_token_ids:
+        unfinished = sum(not ids or ids[-1] not in eos_token_ids for ids in completion_ids)
         metrics["steps/unfinished_share"] = unfinished / len(completion_ids)
     return metrics
 

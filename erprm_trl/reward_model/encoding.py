@@ -82,7 +82,17 @@ def encode_solutions(
     if not prompts:
         return []
     encode = _encode_pieces if prm_format.tokenization == "pieces" else _encode_texts
-    return list(encode(tokenizer, prm_format, leading, prompts, steps, max_length))
+    encoded = encode(tokenizer, prm_format, leading, prompts, steps, max_length)
+    return [_with_text(solution, prm_format.separator, texts) for solution, texts in zip(encoded, steps, strict=True)]
+
+
+def _with_text(encoded: EncodedSolution, separator: str, steps: Sequence[str]) -> EncodedSolution:
+    """Adds the steps with the separator in their text, where it may be a part of another token: `.\\n` is one token of
+    Qwen's."""
+    kept = steps[: len(encoded.step_positions)]
+    inside = [index for index, step in enumerate(kept) if separator and separator in step][:1]
+    inside += [encoded.separator_inside] if encoded.separator_inside is not None else []
+    return encoded._replace(separator_inside=min(inside, default=None))
 
 
 def _encode_pieces(tokenizer, prm_format, leading, prompts, steps, max_length) -> Iterable[EncodedSolution]:
@@ -99,9 +109,7 @@ def _encode_pieces(tokenizer, prm_format, leading, prompts, steps, max_length) -
             piece = [*(between if step_index else []), *step_ids, *separator]
             if max_length is not None and len(ids) + len(piece) > max_length:
                 break
-            # Inside a step's text, the separator may be a part of another token: `.\n` is one token of Qwen's.
-            in_text = bool(prm_format.separator) and prm_format.separator in step
-            if inside is None and (in_text or _contains(step_ids, separator)):
+            if inside is None and _contains(step_ids, separator):
                 inside = step_index
             ids += piece
             positions.append(len(ids) - 1)
@@ -118,15 +126,14 @@ def _encode_texts(tokenizer, prm_format, leading, prompts, steps, max_length) ->
     tokens = tokenizer([text for text, _ in laid_out], add_special_tokens=False, return_offsets_mapping=True)
     for index, (prompt, solution) in enumerate(zip(prompts, steps, strict=True)):
         ids, offsets = tokens["input_ids"][index], tokens["offset_mapping"][index]
-        encoded = _locate(leading, ids, offsets, prompt, laid_out[index], prm_format.separator)
+        encoded = _locate(leading, ids, offsets, prompt, laid_out[index])
         kept = len(solution)
         while max_length is not None and kept and len(encoded.input_ids) > max_length:
             # A token may span the end of a step and the text after it, so the shorter text is encoded again.
             kept = min(kept - 1, bisect_left(encoded.step_positions, max_length))
             shorter = _lay_out(prm_format, prompt, solution[:kept])
             again = tokenizer(shorter[0], add_special_tokens=False, return_offsets_mapping=True)
-            ids, offsets = again["input_ids"], again["offset_mapping"]
-            encoded = _locate(leading, ids, offsets, prompt, shorter, prm_format.separator)
+            encoded = _locate(leading, again["input_ids"], again["offset_mapping"], prompt, shorter)
         yield encoded._replace(num_dropped_steps=len(solution) - kept)
 
 
@@ -140,8 +147,7 @@ def _lay_out(prm_format: PRMFormat, prompt: str, steps: Sequence[str]) -> tuple[
     return text, spans
 
 
-def _locate(leading, ids, offsets, prompt: str, laid_out, separator: str) -> EncodedSolution:
-    text, spans = laid_out
+def _locate(leading, ids, offsets, prompt: str, laid_out) -> EncodedSolution:
     starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
 
     def count(end: int) -> int:
@@ -150,11 +156,10 @@ def _locate(leading, ids, offsets, prompt: str, laid_out, separator: str) -> Enc
         return max(bisect_left(starts, end), bisect_right(ends, end))
 
     positions, inside = [], None
-    for index, (start, end, closed) in enumerate(spans):
+    for index, (start, end, closed) in enumerate(laid_out[1]):
         positions.append(len(leading) + count(closed) - 1)
         own = ids[bisect_right(ends, start) : count(end)]
-        in_text = bool(separator) and separator in text[start:end]
-        if inside is None and (in_text or _contains(own, ids[count(end) : count(closed)])):
+        if inside is None and _contains(own, ids[count(end) : count(closed)]):
             inside = index
     prompt_length = len(leading) + bisect_right(ends, len(prompt))
     return EncodedSolution([*leading, *ids], positions, 0, inside, prompt_length)

@@ -5,15 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..io.paths import refuse_path
 from ..steps import TURNS, split_steps
 from .agents.agent import Agent
 from .grading.grader import ENVIRONMENT, STATED
 from .questions import Question
-from .sampling.base import Sampler
-
-
-SAMPLER = "a sampler, such as TransformersSampler.from_pretrained(path)"
+from .sampling.base import Sampler, check_sampler
 
 
 def agent_of(
@@ -81,7 +77,7 @@ def check_questions(questions: Sequence[Question] | None, sampler: Sampler | Non
             "expected questions and a sampler, or solutions. Pass the result of load_questions and a sampler, or the "
             "result of load_solutions and a completer."
         )
-    refuse_path("sampler", sampler, SAMPLER)
+    check_sampler("sampler", sampler)
     is_sequence = hasattr(questions, "__len__") and not isinstance(questions, (str, Mapping))
     if not is_sequence or (len(questions) and not isinstance(questions[0], Question)):
         got = f"a {type(questions[0]).__name__} as the first entry" if is_sequence else repr(questions)[:60]
@@ -101,7 +97,7 @@ def completer_of_given(
             "are read from the solutions and no solutions are sampled. Leave out the others."
         )
     completer = sampler if completer is None else completer
-    refuse_path("completer", completer, SAMPLER)
+    check_sampler("completer", completer)
     if completer is None and num_continuations > 0:
         raise TypeError(
             "completer: got None with solutions, expected a sampler that continues their prefixes. Pass a sampler, or "

@@ -132,8 +132,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
                 args.answer_column, args.grading, args.answer_pattern, reasoning=args.reasoning
             )
             if args.reward_weights is not None:
-                _check_weights(args.reward_weights, len(funcs))
-                args.reward_weights = [*args.reward_weights, 1.0][: len(funcs) + 1]
+                args.reward_weights = _with_answer_weight(args.reward_weights, len(funcs))
             funcs.append(self.answer_reward)
             classes = [*classes, None] if classes is not None else None
         needed = args.named_columns
@@ -388,13 +387,14 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
         )
 
 
-def _check_weights(reward_weights: list[float], num_funcs: int) -> None:
-    """Checks the number of weights if the graded answer is added to the reward functions."""
+def _with_answer_weight(reward_weights: list[float], num_funcs: int) -> list[float]:
+    """Adds the weight 1 of the graded answer, unless it has one."""
     if len(reward_weights) not in (num_funcs, num_funcs + 1):
         raise ValueError(
             f"reward_weights: got {len(reward_weights)} weights, expected {num_funcs}, one per reward function in "
             "reward_funcs, or one more for the graded answer. Add the missing weights."
         )
+    return reward_weights if len(reward_weights) > num_funcs else [*reward_weights, 1.0]
 
 
 def _check_outcome(subject: str, args: StepGRPOConfig, columns: list[str]) -> None:

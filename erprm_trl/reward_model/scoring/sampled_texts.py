@@ -12,8 +12,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from ...io.paths import refuse_path
-from ...rollouts.sampling.base import Completion, Prompt, Sampler, derived_seed
+from ...rollouts.sampling.base import Completion, Prompt, Sampler, check_sampler, derived_seed
 
 
 class SampledTexts:
@@ -37,7 +36,7 @@ class SampledTexts:
     """
 
     def __init__(self, sampler: Sampler, seed: int, *, context_length: int | None = None, until: Sequence[str] = ()):
-        refuse_path("sampler", sampler, "a sampler, such as TransformersSampler.from_pretrained(path)")
+        check_sampler("sampler", sampler)
         self.sampler, self.seed, self.until = sampler, seed, tuple(until)
         own_length = getattr(sampler, "context_length", None)
         self.context_length = own_length if context_length is None else context_length

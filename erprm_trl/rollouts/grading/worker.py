@@ -75,9 +75,9 @@ def processor_time(seconds: float):
 
 
 _LONGEST_FORMULA = 100  # characters
+_REMARK = re.compile(r"-?[\d./,]+ \([-\d./,]+%?\)")  # a number with another one in parentheses: `1/4 (25%)`
 # A single formula without words: `(5, 3)`, `2^{10}`, `5x + 1`, but not `5 apples` or `5. 2 + 3 = 5`.
 # Each text can match in only one way, so that the time is linear.
-_REMARK = re.compile(r"-?[\d./,]+ \([-\d./,]+%?\)")  # a number with another one in parentheses: `1/4 (25%)`
 _FORMULA = re.compile(r"(?!.*[.;:?!]\s)(?:\\[A-Za-z]+(?![A-Za-z])|(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[^A-Za-z\\$])+")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _RATIO = re.compile(r"-?\d{1,100}(?:\.\d{1,100}|\s*/\s*[1-9]\d{0,99})?")

@@ -5,6 +5,7 @@ manifest of a collection. The same call on the same machine gives the same compl
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +54,15 @@ class Completion(NamedTuple):
     finished: bool
     num_tokens: int
     token_ids: tuple[int, ...] = ()
+
+
+def check_sampler(name: str, sampler: Any) -> None:
+    """Raises a `TypeError` that names the argument, if it is the path of a model and not a sampler."""
+    if isinstance(sampler, (str, os.PathLike)):
+        raise TypeError(
+            f"{name}: got {os.fspath(sampler)!r}, expected a sampler, such as "
+            "TransformersSampler.from_pretrained(path)."
+        )
 
 
 def derived_seed(*parts: int | str) -> int:
