@@ -21,11 +21,11 @@ $(INSTALLED): setup.cfg constraints.txt
 quickstart: install
 	$(BIN)/python recipes/quickstart.py --config recipes/dial/quickstart.yaml
 
-# Every test, in about 10 minutes on two cores. The tests of a file share their models, and stay in one process.
+# Every test, in about 20 minutes on two cores. The tests of a file share their models, and stay in one process.
 test: install
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# While you work: no launched process, no browser, no long training; at most 90 seconds on two cores.
+# While you work: no launched process, no browser, no long training; about 3 minutes on two cores.
 test-fast: install
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 

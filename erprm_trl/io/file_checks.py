@@ -86,7 +86,7 @@ def _check_hub_id(name: str, revision: str | None) -> None:
         try:
             cached_file(name, file, revision=revision)
             return
-        except (OSError, ValueError) as error:  # ValueError: not a name that the Hub allows
+        except OSError as error:
             reasons.append(error)
     reason = " ".join(str(reasons[0]).splitlines()[0].split()).rstrip(".")
     raise OSError(

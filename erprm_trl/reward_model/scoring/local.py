@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..._trl import get_config_model_id
 from ...functional.step_losses import step_log_odds
-from ...steps import TURNS, clean_step, split_steps
+from ...steps import clean_step, split_steps
 from ..collator import DataCollatorForStepLabels, padding_id
 from ..encoding import EncodedSolution, encode_solutions
 from ..heads import refuse_virtual_tokens
@@ -181,7 +181,7 @@ def encode_for_scoring(
             continue
         step, splitter = steps[index][inside], prm_format.splitter
         is_one = len(split_steps(step, splitter)) == 1 and clean_step(step, splitter).strip() == step.strip()
-        if not is_one and splitter not in ("raw_lines", TURNS):
+        if not is_one and splitter != "raw_lines":
             _HAS_WARNED.add("separator")
             logger.warning(
                 "steps: step %d of solution %d contains the reward model's separator, which no step of its training "

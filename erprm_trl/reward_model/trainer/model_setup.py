@@ -307,11 +307,19 @@ def _wrap(model, args: ERPRMConfig, tokenizer, prm_format: PRMFormat, peft_confi
         # Embeddings of new tokens are random, and an adapter around frozen embeddings would never train them.
         indices = tokenizer.convert_tokens_to_ids(added)
         names = [_module_name(model, model.get_input_embeddings())]
-        if prm_format.head == "lm" and not model.config.get_text_config().tie_word_embeddings:
-            names.append(_module_name(model, model.get_output_embeddings()))
+        whole = {module.rpartition(".")[2] for module in peft_config.modules_to_save or ()}
+        if prm_format.head == "lm":
+            output = _module_name(model, model.get_output_embeddings())
+            if not model.config.get_text_config().tie_word_embeddings:
+                names.append(output)
+            elif output in whole and names[0] not in whole:  # PEFT cannot train rows of one of two tied modules
+                raise ValueError(
+                    f"peft_config: got modules_to_save={sorted(whole)}, new tokens {added}, and a model in which "
+                    f"{output} shares its weights with {names[0]}, expected both or none of them. Remove '{output}' "
+                    f"to train only the rows of the new tokens, or add '{names[0]}' to train and save both as a whole."
+                )
         own = peft_config.trainable_token_indices or {}
         own = {names[0]: own} if isinstance(own, list) else own
-        whole = {module.rpartition(".")[2] for module in peft_config.modules_to_save or ()}
         rows = {name: [*own.get(name, []), *indices] for name in names if name not in whole}
         peft_config.trainable_token_indices = (own | rows) or None
     # ZeRO-3 gathers parameters in one dtype, so adapters keep the base model's dtype.

@@ -1,10 +1,9 @@
 """Reading verdicts in the answers of language models, and filling their prompts."""
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processor_time import limited_processor_time
 
 from erprm_trl.reward_model.scoring.judge_prompt import (
     FIRST_ERROR_PROMPT,
@@ -65,9 +64,8 @@ def test_any_text_has_a_verdict_in_range_or_none(answer, num_steps):
 
 @pytest.mark.parametrize("piece", ["\\boxed{", "\\boxed{text ", "{", "*", "first wrong step ", "so so ", "step_", " "])
 def test_long_answers_are_read_in_linear_time(piece):
-    start = time.process_time()
-    read_verdict(piece * 200_000, 3)
-    assert time.process_time() - start < 2.0
+    with limited_processor_time():
+        read_verdict(piece * 200_000, 3)
 
 
 def test_prompts_are_filled_once():

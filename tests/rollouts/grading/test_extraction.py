@@ -1,8 +1,7 @@
 """Tests the extraction of the final answer from a text."""
 
-import time
-
 import pytest
+from processor_time import limited_processor_time
 
 from erprm_trl.rollouts.grading.extraction import extract_answer, find_marked
 
@@ -61,14 +60,13 @@ def test_extract_answer_with_a_pattern_takes_group_1_of_the_last_match():
 
 @pytest.mark.parametrize("size", [3_000, 30_000])
 def test_extract_answer_is_linear_on_hostile_text(size):
-    start = time.process_time()
-    assert extract_answer("\\boxed{" + "{" * size + "1" + "}" * size + "}") == "{" * size + "1" + "}" * size
-    assert extract_answer("\\boxed{" * size) is None
-    assert extract_answer("\\" * size) is None
-    assert extract_answer("answer is " * size) is None
-    assert extract_answer("answer" + " " * size) is None
-    assert extract_answer("\\boxed{" + "7" * size + "}") == "7" * size
-    assert time.process_time() - start < 2.0  # quadratic in 30,000 boxes is minutes
+    with limited_processor_time():
+        assert extract_answer("\\boxed{" + "{" * size + "1" + "}" * size + "}") == "{" * size + "1" + "}" * size
+        assert extract_answer("\\boxed{" * size) is None
+        assert extract_answer("\\" * size) is None
+        assert extract_answer("answer is " * size) is None
+        assert extract_answer("answer" + " " * size) is None
+        assert extract_answer("\\boxed{" + "7" * size + "}") == "7" * size
 
 
 @pytest.mark.parametrize(

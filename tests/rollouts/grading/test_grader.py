@@ -844,11 +844,10 @@ def test_a_formula_after_the_answer_mark_is_read_completely(math_grader, answer,
 
 def test_hostile_formulas_after_the_answer_end_in_time(math_grader):
     before = math_grader.num_timeouts
-    start = time.monotonic()
 
     assert math_grader.grade(["The answer is " + r"\ab" * 30 + "$ 5"], ["6"]) == [0.0]
 
-    assert math_grader.num_timeouts == before and time.monotonic() - start < 5
+    assert math_grader.num_timeouts == before
 
 
 @pytest.mark.parametrize(

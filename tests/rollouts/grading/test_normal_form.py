@@ -1,10 +1,9 @@
 """Tests the normal form in which answers are compared and voted on."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processor_time import limited_processor_time
 
 from erprm_trl.rollouts.grading.normal_form import (
     choice_letter,
@@ -199,13 +198,12 @@ def test_the_normal_form_is_idempotent(text):
     ],
 )
 def test_hostile_text_takes_linear_time(unit):
-    start = time.process_time()
-    for text in (unit * 30_000, "18 " + unit * 30_000, unit * 30_000 + "x", "(" + unit * 30_000 + ")"):
-        normal_form(text)
-        is_percentage(text)
-        same_words(text, text + "x")
-        choice_letter(text)
-        number_base(text)
-        unit_of(text)
-        parts_of(text)
-    assert time.process_time() - start < 2.0
+    with limited_processor_time():
+        for text in (unit * 30_000, "18 " + unit * 30_000, unit * 30_000 + "x", "(" + unit * 30_000 + ")"):
+            normal_form(text)
+            is_percentage(text)
+            same_words(text, text + "x")
+            choice_letter(text)
+            number_base(text)
+            unit_of(text)
+            parts_of(text)
