@@ -78,9 +78,15 @@ def encode_solutions(
     check_texts("questions", questions)
     check_text_lists("steps", steps)
     prompts = [prm_format.render_prompt(question, tokenizer.bos_token) for question in questions]
-    leading = [] if "{bos_token}" in prm_format.prompt_template else _leading_ids(tokenizer, prm_format.separator)
     if not prompts:
         return []
+    if prm_format.prompt_template.startswith("{bos_token}"):
+        # Some tokenizers, such as Llama-2's, put a space before a text, but not before a text after their BOS.
+        leading = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        prompts = [prompt.removeprefix(tokenizer.bos_token or "") for prompt in prompts]
+    else:
+        has_bos = "{bos_token}" in prm_format.prompt_template
+        leading = [] if has_bos else _leading_ids(tokenizer, prm_format.separator)
     encode = _encode_pieces if prm_format.tokenization == "pieces" else _encode_texts
     encoded = encode(tokenizer, prm_format, leading, prompts, steps, max_length)
     return [_with_text(solution, prm_format.separator, texts) for solution, texts in zip(encoded, steps, strict=True)]

@@ -321,7 +321,7 @@ class PRMFormat:
             raise FileNotFoundError(
                 f"{path_or_id}: got no {FORMAT_FILE}, expected the file that ERPRMTrainer saves. Write it with "
                 "PRMFormat(...).save(folder), or pass prm_format: PRMFormat.preset(name) for a public model, "
-                'PRMFormat.preset("trl-prm") for a model of TRL\'s PRMTrainer.'
+                'PRMFormat.preset("trl-prm") for a model of TRL\'s PRMTrainer (in a shell: --prm_format trl-prm).'
             )
         try:
             return cls.from_json(Path(file).read_text(encoding="utf-8"))

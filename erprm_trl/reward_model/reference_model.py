@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..io.file_checks import check_model_folder
+from ..io.loaded_weights import refuse_random_lm_head
 from ..io.paths import local_path
 from .prm_format import FORMAT_FILE, PRMFormat
 
@@ -36,7 +37,8 @@ def load_reference_model(prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTr
             Keyword arguments of `from_pretrained`. The revision is that of the reward model, and is not used.
 
     Raises:
-        `ValueError`: if the head needs a reference model and the format has none, or a file of the model is damaged.
+        `ValueError`: if the head needs a reference model and the format has none, a file of the model is damaged, or
+            the model has no language-model head.
         `OSError`: if there is no model at the path or id that the format records.
     """
     if prm_format.head != "implicit":
@@ -54,4 +56,7 @@ def load_reference_model(prm_format: PRMFormat, kwargs: dict[str, Any]) -> PreTr
             f"{error} It is the reference model of an implicit process reward model. If it has moved, write its new "
             f"place into reference_model of the reward model's {FORMAT_FILE}."
         ) from error
-    return AutoModelForCausalLM.from_pretrained(reference, **{**kwargs, "revision": None})
+    options = {**kwargs, "revision": None, "output_loading_info": True}
+    model, info = AutoModelForCausalLM.from_pretrained(reference, **options)
+    refuse_random_lm_head(reference, model, info["missing_keys"], "Set reference_model to a language model.")
+    return model

@@ -62,6 +62,7 @@ def model_options(model: trl.ModelConfig, training: Any) -> dict[str, Any]:
             f"Launched as {launched} processes, but each would train alone: no accelerator is available. Train on the "
             "CPUs with --use_cpu true, or launch on a machine with accelerators."
         )
+    need_model(model)
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -74,6 +75,12 @@ def model_options(model: trl.ModelConfig, training: Any) -> dict[str, Any]:
         "quantization_config": trl.get_quantization_config(model),
         "peft_config": trl.get_peft_config(model),
     }
+
+
+def need_model(model: trl.ModelConfig) -> None:
+    """Raises a `ValueError` if no model is named."""
+    if not model.model_name_or_path:
+        raise ValueError("model_name_or_path: got none, expected a folder or Hub id. Pass --model_name_or_path MODEL.")
 
 
 def save(trainer: Any) -> None:
@@ -114,6 +121,7 @@ def train_policy(
     Raises:
         [`StoppedByGuard`]: if the guard stopped the training. The policy is not saved then.
     """
+    need_model(model)
     stage("Loading the questions, the policy and the reward model")
     tokenizer = load_tokenizer(
         model.model_name_or_path,

@@ -25,6 +25,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MistralForTokenClassification,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -314,9 +315,13 @@ class TRLPRM:
 
     preset, bos, adds_bos = "trl-prm", None, False
 
+    def make(self):
+        tokenizer = byte_tokenizer(["<bos>"], self.bos, self.adds_bos)
+        return tokenizer, Qwen2ForTokenClassification(qwen_config(tokenizer, num_labels=2))
+
     def __init__(self, folder):
-        self.tokenizer = byte_tokenizer(["<bos>"], self.bos, self.adds_bos)
-        self.model = Qwen2ForTokenClassification(qwen_config(self.tokenizer, num_labels=2)).eval()
+        self.tokenizer, model = self.make()
+        self.model = model.eval()
         torch.nn.init.normal_(self.model.score.weight)
         self.path, self.tokenizer = save(folder, self.model, self.tokenizer)
         self.prm_format = PRMFormat.preset(self.preset)
@@ -339,6 +344,17 @@ class TRLPRMWithBOS(TRLPRM):
     bos, adds_bos = "<bos>", True
 
 
+class TRLPRMWithSpaceBeforeText(TRLPRM):
+    """A model of TRL's PRMTrainer whose tokenizer, like Llama 2's, puts a space before a text, but not after BOS."""
+
+    bos = "<s>"
+
+    def make(self):
+        tokenizer = mistral_tokenizer(legacy=False)
+        config = MistralConfig(vocab_size=len(tokenizer), pad_token_id=0, num_labels=2, **SIZES)
+        return tokenizer, MistralForTokenClassification(config)
+
+
 class PURE(TRLPRM):
     """A model of TRL's PRMTrainer whose tokenizer has no BOS token."""
 
@@ -347,5 +363,5 @@ class PURE(TRLPRM):
 
 FAMILIES = [
     MathShepherd, LegacyMathShepherd, ERPRM, RLHFlow, TrimmedRLHFlow, FirstRLHFlow, QwenPRM, Skywork, Eurus,
-    StepwiseEurus, TRLPRM, TRLPRMWithBOS, PURE,
+    StepwiseEurus, TRLPRM, TRLPRMWithBOS, TRLPRMWithSpaceBeforeText, PURE,
 ]  # fmt: skip

@@ -65,3 +65,12 @@ def test_a_policy_that_the_guard_stopped_is_not_saved(monkeypatch, capsys):
     with pytest.raises(StoppedByGuard, match="`kl` is 9. Last good checkpoint: out/checkpoint-20"):
         run(monkeypatch, "`kl` is 9.")
     assert capsys.readouterr().out == ""
+
+
+def test_a_command_without_a_model_names_the_option():
+    for run_it in (
+        lambda: training.model_options(ModelConfig(), SimpleNamespace(world_size=1)),
+        lambda: train_policy(FakeTrainer, None, RewardArguments("erprm"), None, ModelConfig()),
+    ):
+        with pytest.raises(ValueError, match="model_name_or_path: got none.*Pass --model_name_or_path MODEL"):
+            run_it()

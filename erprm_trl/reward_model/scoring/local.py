@@ -184,8 +184,8 @@ def encode_for_scoring(
         if not is_one and splitter != "raw_lines":
             _HAS_WARNED.add("separator")
             logger.warning(
-                "steps: step %d of solution %d contains the reward model's separator, which no step of its training "
-                "contained. Its scores may be wrong. Pass steps without separators. For rows of a RolloutDataset, use "
+                "steps: step %d of solution %d contains the reward model's separator. ERPRMTrainer trains on no such "
+                "step, so its scores may be wrong. Pass steps without separators. For rows of a RolloutDataset, use "
                 "score_rollouts, or clean_steps(row.steps, splitter).",
                 inside,
                 index,

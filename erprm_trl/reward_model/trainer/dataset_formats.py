@@ -22,6 +22,7 @@ from .dataset_rows import (
     texts,
 )
 from .published_forms import (
+    SIGNS,
     rated_solutions,
     read_conversation,
     read_first_error,
@@ -38,6 +39,7 @@ FORMS = {
     "outcome": ("completions", "label"),
     "math_shepherd": ("input", "label"),
     "er_prm": ("text", "value"),
+    "openrlhf": ("input", "value"),
     "token ids": ("input_ids", "labels"),
     "rlhflow": ("conversations", "conversations"),
     "processbench": ("steps", "label"),
@@ -45,6 +47,8 @@ FORMS = {
     "skywork": ("response", "step_rewards"),
 }
 """Columns of the steps and of the labels, by form."""
+
+TEXT_FORMS = ("math_shepherd", "er_prm", "openrlhf")  # one text of the question and all steps
 
 _QUESTION = {
     "outcome": "prompt",
@@ -87,6 +91,7 @@ def to_stepwise(dataset, *, neutral: float = 1.0, alternatives: bool = False, in
             - Math-Shepherd's form: `input` (question and steps, with `ки` after each step) and `label` (the same text
               with `+` or `-` in place of `ки`).
             - The paper's form: `text` (like `input`) and `value` (list of floats, one per step).
+            - OpenRLHF's form: `input`, and `value` or `label` as a list with `"+"`, `"-"` or a float per step.
             - RLHFlow's form: `conversations`, where the user gives one step per message, the first one after the
               question, and the assistant answers `+` or `-`.
             - ProcessBench's form: `problem`, `steps` and `label` (index of the first wrong step, or -1). The steps
@@ -202,6 +207,8 @@ def _read_outcome(row: Mapping[str, Any]) -> Row:
 
 
 def _read_math_shepherd(row: Mapping[str, Any]) -> Row:
+    if isinstance(row.get("label"), list):
+        return _read_openrlhf(row, "label")
     pieces, marked = text(row, "input").split(TEXT_SEPARATOR), text(row, "label")
     labels, position = [], 0
     for index, piece in enumerate(pieces):
@@ -222,6 +229,13 @@ def _read_math_shepherd(row: Mapping[str, Any]) -> Row:
 
 def _read_er_prm(row: Mapping[str, Any]) -> Row:
     return _read_steps(text(row, "text").split(TEXT_SEPARATOR), numbers(row, "value"))
+
+
+def _read_openrlhf(row: Mapping[str, Any], column: str = "value") -> Row:
+    pieces = text(row, "input").split(TEXT_SEPARATOR)
+    if all(sign in SIGNS for sign in row.get(column) or [None]):
+        return _read_steps(pieces, [SIGNS[sign] for sign in row[column]])
+    return _read_steps(pieces, numbers(row, column))
 
 
 def _read_steps(pieces: list[str], labels: list[float]) -> Row:
@@ -255,6 +269,7 @@ _READERS = {
     "outcome": _read_outcome,
     "math_shepherd": _read_math_shepherd,
     "er_prm": _read_er_prm,
+    "openrlhf": _read_openrlhf,
     "token ids": _read_token_ids,
     "rlhflow": read_conversation,
     "processbench": read_first_error,

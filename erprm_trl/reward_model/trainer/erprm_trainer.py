@@ -35,7 +35,7 @@ from .data_setup import labels_eta, open_rollouts, prepare_dataset, rollouts_in
 from .erprm_config import ERPRMConfig
 from .metrics import StepRecords, padded_logits
 from .mixture import LabelledSource, named_sources
-from .model_setup import longest_text, prepare_model
+from .model_setup import check_arguments, longest_text, prepare_model
 from .reference_log_probs import ReferenceLogProbs, solution_rewards
 from .tracking import ERPRMTracking
 
@@ -146,6 +146,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         peft_config: "PeftConfig | None" = None,
         agree_with: "Judge | None" = None,
     ):
+        check_arguments(model, data_collator)
         if isinstance(model, (str, os.PathLike)):
             model = local_path(model)
         if args is None:

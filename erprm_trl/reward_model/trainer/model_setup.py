@@ -5,11 +5,18 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoConfig,
+    DataCollatorForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from ..._trl import create_model_from_path, disable_dropout_in_model, get_config_model_id
 from ...io.adapters import adapter_config, base_of_adapter
 from ...io.file_checks import check_model_folder
+from ...io.loaded_weights import refuse_random_lm_head
 from ...io.tokenizers import load_tokenizer
 from ...training.trainable import check_trainable, load_adapter
 from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, check_architecture, refuse_virtual_tokens
@@ -25,6 +32,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TASKS = {"lm": "CAUSAL_LM", "token": "TOKEN_CLS", "implicit": "CAUSAL_LM"}
+
+
+def check_arguments(model: Any, data_collator: Any) -> None:
+    """Refuses arguments of [`ERPRMTrainer`] that TRL's `PRMTrainer` accepted."""
+    if model is None:
+        raise ValueError("ERPRMTrainer: got no model, expected a model, a folder or a Hub id. Pass `model`.")
+    if isinstance(data_collator, DataCollatorForTokenClassification):
+        raise ValueError(
+            "data_collator: got a DataCollatorForTokenClassification, as for TRL's PRMTrainer, expected a collator of "
+            "steps with soft labels. Leave it out."
+        )
 
 
 def prepare_model(
@@ -102,10 +120,11 @@ def _choose_format(
     if saved is None and args.format_preset is None and args.head in (None, "token"):
         num_labels = _labels_of_classifier(model, args, revision)
         if num_labels is not None:
-            if isinstance(model, str):
+            if isinstance(model, str) or _had_classifier(model.config):  # not a new head on a language model
                 logger.warning(
                     "%s is a token classification model without prm_format.json. Its head with num_labels=%d is "
-                    "trained. Set format_preset='trl-prm' if TRL's PRMTrainer saved it.", model, num_labels,
+                    "trained, after the prompt %r. Set format_preset='trl-prm' if TRL's PRMTrainer trained it.",
+                    name or type(model).__name__, num_labels, prm_format.prompt_template,
                 )  # fmt: skip
             prm_format = replace(prm_format, head="token", num_labels=num_labels)
     if prm_format.head not in AUTO_MODELS:
@@ -191,7 +210,10 @@ def _load(
             where = {"revision": init_kwargs.get("revision"), **options}
             config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code, **where)
             check_architecture(name, config, prm_format.head)
-        model = create_model_from_path(name, AUTO_MODELS[prm_format.head], **{**init_kwargs, **options})
+        options = {**init_kwargs, **options, "output_loading_info": True}
+        model, info = create_model_from_path(name, AUTO_MODELS[prm_format.head], **options)
+        if prm_format.head != "token":
+            refuse_random_lm_head(name, model, info["missing_keys"], "Or set head='token' to train a new head.")
         _fit_embeddings(model, tokenizer)
         return model
 

@@ -22,14 +22,14 @@ from ...rollouts.label_options import LabelOptions
 from ...rollouts.label_source import LabelSource
 from ..encoding import EncodedSolution, encode_solutions
 from ..prm_format import PRMFormat
-from .dataset_formats import FORMS, find_form, read_row
+from .dataset_formats import FORMS, TEXT_FORMS, find_form, read_row
 from .dataset_rows import Row
 from .row_problems import TOO_LONG, droppable_row, find_problem
 
 
 logger = logging.getLogger(__name__)
 
-ENCODING_VERSION = 4
+ENCODING_VERSION = 5
 """Version of the encoded examples, and part of their cache's name. Raise it when a code change alters them."""
 
 ENCODED_COLUMNS = frozenset({"input_ids", "step_positions", "step_labels"})
@@ -83,6 +83,7 @@ def encode_examples(
     form = form_of(dataset.column_names, name)
     weighted = label_weighting == "precision"
     _check_deviations(name, dataset.column_names, form, weighted)
+    _warn_without_question(dataset, form, name)
     encoded = dataset.with_format(None).map(
         encode_batch,
         batched=True,
@@ -199,6 +200,20 @@ def _check_deviations(name: str, column_names: Sequence[str], form: str, weighte
             "label_weighting='precision'. Label rollouts at a finite eta with label_estimator='posterior', or set "
             "label_weighting='none'."
         )
+
+
+def _warn_without_question(dataset, form: str, name: str, num_rows: int = 100) -> None:
+    """Warns if the first rows have no question."""
+    if form == "token ids":
+        return
+    rows = [read_row(row, form) for row in dataset.with_format(None).select(range(min(num_rows, len(dataset))))]
+    without = sum(not row.prompt and not row.problem for row in rows)
+    if without:
+        logger.warning(
+            "%s dataset: %d of the first %d rows have no question%s. Each of them counts as a question of its own, so "
+            "auc_within_questions does not compare solutions of the same question.",
+            name, without, len(rows), " (no 'Step 1:', which ends it)" if form in TEXT_FORMS else "",
+        )  # fmt: skip
 
 
 def encoded_features(weighted: bool):

@@ -27,7 +27,7 @@ from .dataset_rows import (
 
 FIRST_STEP = re.compile(r"\s*(?=Step 1\s*:)")  # ends the question in a text that begins with it
 _QUESTIONS = ("prompt", "question", "problem")  # columns that tell where the question ends in a conversation
-_SIGNS = {"+": 1.0, "-": 0.0}
+SIGNS = {"+": 1.0, "-": 0.0}
 
 
 def separate_question(steps: Sequence[str], question: str | None = None) -> tuple[str, list[str]]:
@@ -50,7 +50,7 @@ def separate_question(steps: Sequence[str], question: str | None = None) -> tupl
     first = stripped[0]
     if question is not None and first.startswith(question.strip()):
         return question.strip(), [first[len(question.strip()) :].strip(), *stripped[1:]]
-    if found := FIRST_STEP.search(first):
+    if found := next(reversed([*FIRST_STEP.finditer(first)]), None):  # the question may say "Step 1:" too
         before = first[: found.start()].strip()
         return before or (question or "").strip(), [first[found.end() :], *stripped[1:]]
     return (question or "").strip(), stripped
@@ -72,12 +72,12 @@ def read_conversation(row: Mapping[str, Any]) -> Row:
             )
         if expected == "user":
             steps.append(content)
-        elif content.strip() not in _SIGNS:
+        elif content.strip() not in SIGNS:
             raise Unreadable(
                 NO_TURNS, f"column '{column}', message {index}: got {shown(content)}, expected '+' or '-'"
             )
         else:
-            labels.append(_SIGNS[content.strip()])
+            labels.append(SIGNS[content.strip()])
     if len(labels) < len(steps):
         raise Unreadable(NO_TURNS, f"column '{column}', message {len(turns)}: got none, expected '+' or '-'")
     question = next((row[name] for name in _QUESTIONS if isinstance(row.get(name), str)), None)

@@ -8,6 +8,7 @@ import torch
 
 from ...io.adapters import adapter_config, base_of_adapter
 from ...io.file_checks import check_model_folder
+from ...io.loaded_weights import refuse_random_lm_head
 from ...io.paths import local_path
 from ...io.tokenizers import load_tokenizer
 from .base import Completion, Progress, Prompt, decode_continuation, derived_seed
@@ -113,6 +114,7 @@ class TransformersSampler:
         Raises:
             `FileNotFoundError`: if the base model that an adapter names does not exist.
             `TypeError`: if transformers does not know one of the `model_init_kwargs`.
+            `ValueError`: if the model has no language-model head, e.g. because it is a classifier.
         """
         from accelerate import PartialState
         from transformers import AutoModelForCausalLM
@@ -127,7 +129,7 @@ class TransformersSampler:
             base_of_adapter(path_or_id, adapter)  # transformers' error does not name the adapter
         tokenizer = load_tokenizer(path_or_id, **shared)
         try:
-            model = AutoModelForCausalLM.from_pretrained(path_or_id, **kwargs)
+            model, info = AutoModelForCausalLM.from_pretrained(path_or_id, output_loading_info=True, **kwargs)
         except TypeError as error:
             if "unexpected keyword argument" not in str(error):
                 raise
@@ -135,6 +137,7 @@ class TransformersSampler:
                 f"model_init_kwargs: got {sorted(model_init_kwargs or {})}, expected arguments of "
                 f"AutoModelForCausalLM.from_pretrained ({error}). Leave out arguments of other backends, such as vLLM."
             ) from error
+        refuse_random_lm_head(path_or_id, model, info["missing_keys"], "Pass the language model that was fine-tuned.")
         if "device_map" not in kwargs:
             model = model.to(PartialState(cpu=not torch.accelerator.is_available()).device)
         if model.device.type == "cpu":

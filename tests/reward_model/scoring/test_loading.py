@@ -14,8 +14,16 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
-from public_models import TRLPRM, TRLPRMWithBOS
-from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+from public_models import TRLPRM, TRLPRMWithBOS, TRLPRMWithSpaceBeforeText
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    PreTrainedTokenizerFast,
+)
 from zoo import STEPS, byte_level_bpe, save_tiny, sentencepiece_style, tiny_llama
 
 from erprm_trl import PRMFormat, StepScorer
@@ -26,7 +34,7 @@ FORMAT = PRMFormat(separator="\n")
 QUESTION = "How many clips?"
 
 
-@pytest.mark.parametrize("family", [TRLPRM, TRLPRMWithBOS])
+@pytest.mark.parametrize("family", [TRLPRM, TRLPRMWithBOS, TRLPRMWithSpaceBeforeText])
 def test_a_model_of_trls_trainer_scores_with_its_preset(family, tmp_path):
     torch.manual_seed(0)
     saved = family(tmp_path / "model")
@@ -154,3 +162,30 @@ def test_scores_are_read_at_the_last_id_of_a_long_separator(head):
     assert scorer.score([QUESTION] * 2, [STEPS[:1], STEPS])[1] == pytest.approx(expected.tolist(), abs=1e-6)
     inside = encode_solution(tokenizer, prm_format, QUESTION, ["fine", "one\ntwo"])
     assert inside.separator_inside == 1 and encoded.separator_inside is None
+
+
+def save_trl_adapter(folder, task_type):
+    """An adapter on a trained model of TRL's trainer, and its scores by a plain forward pass."""
+    saved = TRLPRM(folder / "trl-prm")
+    base = AutoModelForTokenClassification.from_pretrained(saved.path)
+    model = get_peft_model(base, LoraConfig(task_type=task_type, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(folder / "adapter")
+    AutoTokenizer.from_pretrained(saved.path).save_pretrained(folder / "adapter")
+    saved.model = model
+    return folder / "adapter", saved.score(QUESTION, STEPS)
+
+
+@pytest.mark.parametrize("task_type", [None, "TOKEN_CLS"])
+def test_an_adapter_on_a_trained_head_is_loaded_with_or_without_a_task_type(task_type, tmp_path):
+    adapter, expected = save_trl_adapter(tmp_path, task_type)
+    scorer = StepScorer.from_pretrained(adapter, prm_format="trl-prm")
+    assert scorer.score([QUESTION], [STEPS])[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_adapter_whose_base_model_lacks_the_head_is_refused(tmp_path):
+    """Otherwise the head is random, and differs from load to load."""
+    adapter, _ = save_adapter(tmp_path, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    classifier.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"base: got a checkpoint without lm_head.weight \(and with score.weight\)"):
+        StepScorer.from_pretrained(adapter)

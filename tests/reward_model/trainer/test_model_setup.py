@@ -17,7 +17,13 @@ from peft import (
     get_peft_model,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 from zoo import byte_level_bpe, save_tiny, tiny_llama, word_level
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer, PRMFormat, StepScorer
@@ -272,7 +278,21 @@ def test_a_token_classification_model_keeps_its_head(num_labels, model_path, tmp
     again = ERPRMTrainer(tmp_path / "out", config(tmp_path / "next", **FORMAT), train_dataset=DATA)
     assert again.prm_format == trainer.prm_format
     torch.testing.assert_close(scores_of(again), scores_of(trainer), atol=1e-6, rtol=0)
-    assert "without prm_format.json" in caplog.text and "format_preset='trl-prm'" in caplog.text
+    expected = "without prm_format.json. Its head with num_labels=%d is trained, after the prompt 'check {question}'."
+    assert expected % num_labels in caplog.text and "format_preset='trl-prm'" in caplog.text
+    # ... or passed as an object
+    caplog.clear()
+    loaded = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    ERPRMTrainer(loaded, config(tmp_path / "next", **FORMAT), train_dataset=DATA, processing_class=word_level())
+    assert expected % num_labels in caplog.text
+
+
+def test_arguments_of_prmtrainer_that_are_refused(model_path, tmp_path):
+    with pytest.raises(ValueError, match="got no model, expected a model, a folder or a Hub id"):
+        ERPRMTrainer(None, config(tmp_path), train_dataset=DATA)
+    collator = DataCollatorForTokenClassification(word_level())
+    with pytest.raises(ValueError, match="got a DataCollatorForTokenClassification.*Leave it out"):
+        ERPRMTrainer(model_path, config(tmp_path, **FORMAT), data_collator=collator, train_dataset=DATA)
 
 
 def test_a_configured_head_takes_precedence_and_unfit_models_are_errors(model_path, tmp_path):

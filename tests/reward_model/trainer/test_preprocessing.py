@@ -47,6 +47,32 @@ def test_the_papers_form_is_read():
     assert second == {"prompt": "", "completions": ["no heading", "b"], "labels": [0.5, 0.0]}
 
 
+@pytest.mark.parametrize("column", ["value", "label"])
+@pytest.mark.parametrize("labels", [["+", "-"], [1.0, 0.0]])
+def test_openrlhfs_form_is_read(column, labels):
+    row = {"input": "How many? Step 1: a ки\nStep 2: b ки", column: labels}
+    read = to_stepwise(Dataset.from_list([row]))[0]
+    assert read == {"prompt": "How many?", "completions": ["Step 1: a", "Step 2: b"], "labels": [1.0, 0.0]}
+    with pytest.raises(ValueError, match=f"Row 0, column '{column}', step 0: got '\\?'"):
+        to_stepwise(Dataset.from_list([{**row, column: ["?", "-"]}]))
+
+
+def test_a_question_may_mention_its_first_step():
+    rows = [{"text": "In Step 1: add. Why? Step 1: a ки\nStep 2: b ки", "value": [0.25, 1.0]}]
+    assert to_stepwise(Dataset.from_list(rows))[0]["prompt"] == "In Step 1: add. Why?"
+
+
+def test_rows_without_a_question_are_a_warning(caplog):
+    rows = [{"text": "7 ки 8 ки", "value": [0.5, 0.0]}, {"text": "Tom Step 1: 7 ки 8 ки", "value": [0.5, 0.0]}]
+    prm_format = PRMFormat(separator="ки", good_token="✓", bad_token="✗")
+    encode_examples(Dataset.from_list(rows), word_level(), prm_format, invalid_rows="drop")
+    assert "1 of the first 2 rows have no question (no 'Step 1:'" in caplog.text
+    assert "auc_within_questions" in caplog.text
+    caplog.clear()
+    encode([GOOD])
+    assert not caplog.text
+
+
 def test_the_stepwise_form_may_have_boolean_labels():
     encoded, counts = encode([{**GOOD, "labels": [True, False]}])
     assert encoded[0]["step_labels"] == [1.0, 0.0]
