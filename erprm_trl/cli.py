@@ -71,7 +71,7 @@ COMMANDS = {
     "env": Command("Print versions and devices, for bug reports.", "env"),
 }
 _SAME = "The same command resumes where it stopped."
-_CHECKPOINT = "Add --resume true to resume from the last checkpoint."
+_CHECKPOINT = "If a checkpoint was saved, add --resume true to resume from it."
 # Advice in the message of an interrupted command.
 RESUMING = {
     **dict.fromkeys(("collect", "score", "processbench", "raft"), _SAME),

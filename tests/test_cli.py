@@ -109,7 +109,7 @@ def test_an_interrupted_command_says_how_to_resume(monkeypatch, capsys):
     assert cli.main(["collect"]) == cli.main(["grpo"]) == 130
     first, second = capsys.readouterr().err.splitlines()
     assert first == "erprm collect: Interrupted. The same command resumes where it stopped."
-    assert second == "erprm grpo: Interrupted. Add --resume true to resume from the last checkpoint."
+    assert second == "erprm grpo: Interrupted. If a checkpoint was saved, add --resume true to resume from it."
 
 
 def test_debug_shows_the_traceback(erprm, capsys):
@@ -240,5 +240,5 @@ def test_commands_run_as_a_module(tmp_path):
     assert [row["id"] for row in scored] == [0, 1, 2] and len(scored[0]["step_scores"]) == 2
     lines = result.stdout.splitlines()
     mean = sum(row["score"] for row in scored) / 3
-    assert lines[0] == f"{model} scored 3 of 3 solutions. The mean score is {mean:.3g}."
+    assert lines[0] == f"{model} scored 3 of 3 solutions (6 steps). The mean score is {mean:.3g}."
     assert lines[-1] == "Scores: scores/scores.jsonl."

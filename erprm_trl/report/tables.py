@@ -113,7 +113,7 @@ def format_calibration_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for name, result in results.items()
     ]
     rates = {name: result["rates"] for name, result in results.items() if result.get("rates")}
-    lines += [""] * bool(rates) + [f"{name}: {_about_rates(entry)}" for name, entry in rates.items()]
+    lines += [""] * bool(rates) + [f"{name}, read at eta = 0: {_about_rates(entry)}" for name, entry in rates.items()]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..io.counts import counted
 from ..io.paths import local_path
 from .hub import download_rollouts, is_hub_id, upload_rollouts
 from .judge_verdicts import JudgeVerdicts, judge_identity, judge_name
@@ -48,6 +49,9 @@ class RolloutDataset:
         `FileNotFoundError`: if the folder has no manifest.
         `ValueError`: if a shard is damaged. The message names the file, the line and the fix.
     """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {counted(len(self), 'solution')})"
 
     def __init__(self, path: str | Path):
         path = local_path(path)

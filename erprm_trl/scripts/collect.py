@@ -21,7 +21,12 @@ MANY_UNFINISHED = 0.2  # share of solutions at the token limit from which the su
 def main(config: CollectConfig) -> None:
     """Runs a collection and prints its summary."""
     summary = config.run().manifest["summary"]
-    print_outcome(*describe(summary, config.output_dir), next_command=next_command(config))
+    lines = describe(summary, config.output_dir)
+    if config.num_continuations:
+        lines.append(
+            "If the questions are held out, measure a reward model on them with erprm calibrate instead of training."
+        )
+    print_outcome(*lines, next_command=next_command(config))
 
 
 def next_command(config: CollectConfig) -> str:

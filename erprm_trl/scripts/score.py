@@ -91,15 +91,17 @@ def main(arguments: ScoreArguments) -> Path:
         **options,
     )
     scores: list[float | None] = []
+    num_steps = 0
     with progress_bar(len(rows) if hasattr(rows, "__len__") else None, "Scoring", unit="solutions") as bar:
         for row in scored:
             scores.append(row["score"])
             bar.update()
+            num_steps += len(row["step_scores"] or ())
     present = [score for score in scores if score is not None]
     path = Path(arguments.output_dir, "scores.jsonl")
     mean = f" The mean score is {sum(present) / len(present):.3g}." if present else ""
     scored_of = f"{len(present):,} of {counted(len(scores), 'solution')}"
-    lines = [f"{without_login(arguments.reward_model)} scored {scored_of}.{mean}"]
+    lines = [f"{without_login(arguments.reward_model)} scored {scored_of} ({counted(num_steps, 'step')}).{mean}"]
     if len(present) < len(scores):
         unscored = counted(len(scores) - len(present), "solution has", "solutions have")
         lines.append(f"{unscored} no steps, or more tokens than the model's context.")

@@ -58,6 +58,10 @@ def test_rollouts_are_the_same_after_upload_and_download(rollouts, the_hub):
         assert read.labels(eta=2.0).to_list() == rollouts.labels(eta=2.0).to_list()
 
 
+def test_rollouts_are_shown_with_their_folder_and_size(rollouts):
+    assert repr(rollouts) == f"RolloutDataset({str(rollouts.path)!r}, 8 solutions)"
+
+
 def test_nothing_that_is_uploaded_has_a_secret_or_a_path_of_this_machine(rollouts, the_hub, tmp_path):
     rollouts.push_to_hub("ada/rollouts")
     for name, content in the_hub.files("ada/rollouts").items():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from ...io.counts import counted
 from ...io.progress_bars import progress_bar
 from ...policy import (
     AnswerReward,
@@ -116,10 +117,10 @@ def compare_policies(
             )
         ),
         "step_grpo": lambda: _policy(
-            train_online("step_grpo", reward_model, folder / "step-grpo", updates=updates, seed=seed)
+            train_online("step_grpo", reward_model, folder / "step-grpo", updates=updates, seed=seed, beta=0.1)
         ),
         "step_ppo": lambda: _policy(
-            train_online("step_ppo", reward_model, folder / "step-ppo", updates=updates, seed=seed, **PPO)
+            train_online("step_ppo", reward_model, folder / "step-ppo", updates=updates, seed=seed, beta=0.1, **PPO)
         ),
     }
     results = {}
@@ -320,7 +321,7 @@ def train_raft(
         **{**defaults, **settings},
     )
     trainer = RAFTTrainer(BASE_PATH, reward_model, args, Dataset.from_list(rows))
-    console.stage(f"RAFT: {rounds} rounds of {questions_per_round} questions")
+    console.stage(f"RAFT: {counted(rounds, 'round')} of {counted(questions_per_round, 'question')}")
     show_training(trainer)
     trainer.train()
     trainer.save_state()

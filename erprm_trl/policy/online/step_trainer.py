@@ -33,6 +33,7 @@ from ...training.nonfinite import StopOnNonFinite
 from ...training.trainable import check_trainable
 from ..answer_reward import AnswerReward
 from ..completions import opens_thinking
+from ..model_card import PolicyModelCard
 from ..reward_function import QUESTION_COLUMN, StepRewardFunction
 from ..scored_batch import Handoff, ScoredBatch
 from ..trainer_arguments import check_columns, check_kept_columns, columns_of, policy_model
@@ -67,7 +68,7 @@ NOT_A_REWARD_MODEL = (
 )
 
 
-class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
+class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, PolicyModelCard, GRPOTrainer):
     """
     Base class of the trainers that compute an advantage per token from step scores. For the arguments see
     [`StepGRPOTrainer`].
@@ -225,7 +226,8 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, GRPOTrainer):
             return 0.0
         logger.warning(
             "%s: the policy learns from step scores alone. Therefore `beta` is %s, and a reference model is loaded. "
-            "Set answer_column to learn from graded answers too, or set beta.", name, BETA_OF_STEP_SCORES,
+            "Add a column of answers to learn from graded answers too (in a shell: --use_answers true), or set beta.",
+            name, BETA_OF_STEP_SCORES,
         )  # fmt: skip
         return BETA_OF_STEP_SCORES
 

@@ -28,6 +28,7 @@ from ...training.checkpoints import CrashSafeCheckpoints
 from ...training.nonfinite import StopOnNonFinite
 from ...training.tracking.training_tracker import TrainingTracker
 from ...training.trainable import check_trainable
+from ..model_card import PolicyModelCard
 from ..trainer_arguments import policy_model
 from .engine import check_engine
 from .policy_sampler import PolicySampler
@@ -50,7 +51,7 @@ CITATION = """@article{dong2023raft,
 }"""
 
 
-class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
+class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, PolicyModelCard, SFTTrainer):
     """
     Trainer for RAFT (Reward rAnked Fine-Tuning) with a process reward model.
 
@@ -347,12 +348,15 @@ class RAFTTrainer(StopOnNonFinite, CrashSafeCheckpoints, SFTTrainer):
         super().save_model(output_dir, _internal_call=_internal_call)
 
     def create_model_card(self, *arguments, **options) -> None:
-        """Writes the model card as TRL does, with a section about the reward models if they are refreshed."""
+        """Writes the model card, with a section about the reward models if they are refreshed."""
         super().create_model_card(*arguments, **options)
         if self._refresh is not None and self.is_world_process_zero():
             rounds = [RoundFolder(self.args.output_dir, index).manifest for index in range(self.args.num_rounds)]
             with open(Path(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
                 card.write(reward_models_section([manifest for manifest in rounds if manifest]))
+
+    def _card_reward_model(self) -> str:
+        return self.scorer.model_name
 
     def _get_output_dir(self, trial) -> str:  # seam
         return super()._get_output_dir(trial) if self._round is None else str(self._round.path)

@@ -4,6 +4,7 @@ Selection, guided search, policy training and the scoring server all use it.
 """
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+logger = logging.getLogger(__name__)
+
+_HAS_WARNED: set[str] = set()
 _MEMBERS = ("score", "prm_format", "model_name", "context_length", "weights")
 
 
@@ -339,7 +343,7 @@ class StepScorer:
         """Splits raw texts into steps by the format's splitter, and scores them; see [`StepScorer.score`]."""
         with self._stopping_other_processes():
             check_texts("completions", completions)
-            steps = [self.split(completion) for completion in completions]
+            steps = self.split_texts(completions)
         return self.score(questions, steps, eta=eta)
 
     def score_solutions(
@@ -377,6 +381,19 @@ class StepScorer:
         """Splits a raw text into steps by the format's splitter."""
         splitter = self.prm_format.splitter
         return clean_steps(split_steps(completion, splitter, self.prm_format.steps_of), splitter)
+
+    def split_texts(self, completions: Sequence[str]) -> list[list[str]]:
+        """Splits raw texts into steps by the format's splitter. Warns once if texts with line breaks are only one step
+        each, because their steps may be separated in another way than the reward model's."""
+        steps = [self.split(completion) for completion in completions]
+        lines = [texts for texts in steps if any("\n" in text for text in texts)]
+        if lines and max(map(len, lines)) == 1 and not _HAS_WARNED:
+            _HAS_WARNED.add("one step")
+            logger.warning(
+                "%d of %d texts have line breaks and are one step each, as the reward model's splitter is %r. If their "
+                "steps end elsewhere, pass lists of steps.", len(lines), len(steps), self.prm_format.splitter,
+            )  # fmt: skip
+        return steps
 
     def for_unfinished(self) -> "StepScorer":
         """Returns a scorer for solutions that may be unfinished. It is this scorer, unless the backend scores the last

@@ -84,7 +84,8 @@ def score_rows(
         scorer = scorer or StepScorer.from_pretrained(reward_model, **scorer_options)
         texts = [_texts(index, row, *columns) for index, row in chunk]
         questions = [question for question, _ in texts]
-        steps = [scorer.split(solution) if isinstance(solution, str) else solution for _, solution in texts]
+        split = iter(scorer.split_texts([solution for _, solution in texts if isinstance(solution, str)]))
+        steps = [next(split) if isinstance(solution, str) else solution for _, solution in texts]
         started = time.perf_counter()
         step_scores = scorer.score(questions, steps, skip_too_long=True)
         if on_chunk is not None:

@@ -26,6 +26,19 @@ def scorer():
     return StepScorer(tiny_llama(46), word_level(), FORMAT)
 
 
+def test_lines_that_are_one_step_are_a_warning(scorer, caplog, monkeypatch):
+    monkeypatch.setattr("erprm_trl.reward_model.scoring.scorer._HAS_WARNED", set())
+    assert len(scorer.score_texts(QUESTIONS[:2], ["7 + 15 = 2\n2 + 1 = 3ки 1", "1"])[0]) == 2 and not caplog.text
+    for _ in range(2):
+        assert len(scorer.score_texts(QUESTIONS[:2], ["7 + 15 = 2\n2 + 1 = 3", "1"])[0]) == 1
+    assert (
+        caplog.text.count(
+            "1 of 2 texts have line breaks and are one step each, as the reward model's splitter is 'ки'"
+        )
+        == 1
+    )
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 def test_batch_size_and_order_do_not_change_scores(scorer, batch_size):
     alone = [scorer.score([question], [steps])[0] for question, steps in zip(QUESTIONS, STEPS, strict=True)]

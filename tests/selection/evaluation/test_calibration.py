@@ -106,7 +106,9 @@ def test_whether_scores_are_success_rates(tmp_path):
     # .2 against 0 and the mean .8 against .75. The squared error .03 is less than its noise, which is .25 / 3.
     assert result["rates"]["ece"] == pytest.approx(0.1) and result["rates"]["are_rates"] is False
     assert result["rates"]["error"]["mean"] == 0.0
-    assert "prm: scores are not success rates (error 0.000 [" in format_calibration_table({"prm": result})
+    assert "prm, read at eta = 0: scores are not success rates (error 0.000 [" in format_calibration_table(
+        {"prm": result}
+    )
     # Scores that are the values of the rates 1/2, 0 and 1, at two etas.
     for eta, half in ((0.0, 0.5), (2.0, math.log(1 + (math.e**2 - 1) / 2) / 2)):
         scores = [[[half, 0.0, 0.3]], [[1.0, 0.6]]]
