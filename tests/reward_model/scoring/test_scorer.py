@@ -32,10 +32,7 @@ def test_lines_that_are_one_step_are_a_warning(scorer, caplog, monkeypatch):
     for _ in range(2):
         assert len(scorer.score_texts(QUESTIONS[:2], ["7 + 15 = 2\n2 + 1 = 3", "1"])[0]) == 1
     assert (
-        caplog.text.count(
-            "1 of 2 texts have line breaks and are one step each, as the reward model's splitter is 'ки'"
-        )
-        == 1
+        caplog.text.count("1 of 2 texts have several lines, but one step, as the reward model's splitter is 'ки'") == 1
     )
 
 
