@@ -135,7 +135,11 @@ SEAMS = (
     ),
     Seam("transformers.Trainer._save", "output_dir ...", _POLICY_SAMPLER),
     Seam("transformers.PreTrainedModel._can_set_attn_implementation", "", "rollouts/sampling/kv_cache.py"),
-    Seam("transformers.Trainer.save_model", "output_dir _internal_call", f"{_ERPRM} {_STEP} {_STEP_PPO} {_RAFT}"),
+    Seam(
+        "transformers.Trainer.save_model",
+        "output_dir _internal_call",
+        f"{_CHECKPOINTS} {_ERPRM} {_STEP} {_STEP_PPO} {_RAFT}",
+    ),
     Seam(
         "transformers.utils.hub.cached_files",  # `cached_file` passes the private parameter on to it
         "... revision ... _raise_exceptions_for_missing_entries ...",

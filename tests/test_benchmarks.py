@@ -1,6 +1,7 @@
 """The parts of `tests/benchmarks` that other numbers depend on: measures, records, packing, and the list of tables."""
 
 import json
+import random
 import re
 import shlex
 import sys
@@ -21,7 +22,43 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "benchmarks"))
 import bench  # noqa: E402
 import gpu_day  # noqa: E402
+import injected_errors  # noqa: E402
 from gpu_stages import carry, measures, records, tables  # noqa: E402
+
+
+# Injected errors
+
+LINES = [
+    "He buys 3*4=<<3*4=12>>12 eggs.",
+    "He eats 2, so 12 - 2 = <<12-2=10>>10 are left.",
+    "10/4 = <<10/4=2.5>>2.5 each.",
+]
+
+
+def test_only_the_chosen_equation_of_a_copy_is_wrong():
+    recomputed = injected_errors.recomputed
+    assert recomputed(LINES, 0, "15") == [
+        "He buys 3*4=15 eggs.", "He eats 2, so 15 - 2 = 13 are left.", "13/4 = 3.25 each."
+    ]  # fmt: skip
+    assert recomputed(LINES, 1, "14") == [
+        "He buys 3*4=12 eggs.",
+        "He eats 2, so 12 - 2 = 14 are left.",
+        "14/4 = 3.5 each.",
+    ]
+    assert recomputed(LINES, 0, "1") is None  # 1 - 2 is negative
+    assert recomputed(["12 and 3*4=<<3*4=12>>12"], 0, "15") is None  # 12 is also a number of the question or a step
+    assert recomputed(["3*4=<<3*4=11>>11"], 0, "15") is None  # wrong before
+    assert injected_errors.value_of("2*x") is None and injected_errors.value_of("__import__('os')") is None
+
+
+def test_the_first_wrong_step_of_a_copy_is_where_its_equation_is():
+    question, answer = "Tom buys eggs.", "\n".join([*LINES, "#### 2.5"])
+    pairs = [injected_errors.pair_of(question, answer, random.Random(seed)) for seed in range(40)]
+    assert {pair[2] for pair in pairs if pair} == {0, 1, 2}
+    for right, copy, step in filter(None, pairs):
+        assert right == [injected_errors.EQUATION.sub("", line) for line in LINES]
+        assert right[:step] == copy[:step] and right[step] != copy[step]
+    assert injected_errors.pair_of("12 or 10 or 2.5 eggs", answer, random.Random(0)) is None
 
 
 # Measures

@@ -63,3 +63,13 @@ def base_of_adapter(path_or_id: str, config: dict[str, Any]) -> str:
         f"place into base_model_name_or_path of {Path(path_or_id, 'adapter_config.json')}, or load both yourself with "
         f"peft.PeftModel.from_pretrained(base_model, {str(path_or_id)!r}, is_trainable=True) and pass the result."
     )
+
+
+def shorten_base_in_card(folder: Path) -> None:
+    """Replaces the base model's absolute path in an adapter's `README.md`, into which PEFT writes it, by its last
+    part."""
+    card, file = folder / "README.md", folder / "adapter_config.json"
+    if card.is_file() and file.is_file():
+        base = str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path"))
+        if Path(base).is_absolute():
+            card.write_text(card.read_text(encoding="utf-8").replace(base, Path(base).name), encoding="utf-8")

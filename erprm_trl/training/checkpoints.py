@@ -21,6 +21,7 @@ from torch.utils.data import RandomSampler, Sampler
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
+from ..io.adapters import shorten_base_in_card
 from ..io.atomic_files import make_folder
 from ..io.file_checks import damaged_file
 from ..io.paths import local_path
@@ -194,6 +195,12 @@ class CrashSafeCheckpoints:
         if isinstance(self._train_sampler, EpochOrder):
             self._train_sampler.epoch = arguments["epoch"]
         super()._run_epoch(**arguments)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Saves the model, without the absolute path of an adapter's base model in its model card."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        if self.args.should_save:
+            shorten_base_in_card(Path(output_dir or self.args.output_dir))
 
     def _save_checkpoint(self, model, trial):  # seam
         folder = Path(self._get_output_dir(trial))  # seam

@@ -196,7 +196,7 @@ BENCHES = (
     Table(
         "kills_given", "kills.py --stages given --kills 6 --given_solutions 5000", 10, {"docs/labels.md": ()}
     ),
-    Table("kills", "kills.py --kills 200", 240, {"docs/reliability.md": ()}),
+    Table("kills", "kills.py --kills 250 --seed 1", 35, {"docs/reliability.md": ()}),
     Table(
         "soak", "soak.py --minutes 115", 116, {"docs/reliability.md": ("| what the process holds |",)},
         folders=kept("soak"),
@@ -210,6 +210,11 @@ BENCHES = (
         f"{GSM8K} --train_data gsm8k_train.jsonl --test_data gsm8k_test.jsonl --separator '<|fim_pad|>' --threads 2",
         200, {"docs/gsm8k_experiment.md": ("| labels | best of 8",), "README.md": ("| labels | eta = 0 |",)},
         folders=("outputs/gsm8k",),
+    ),
+    Table(
+        "injected_errors",
+        "injected_errors.py --model POLICY --train_data gsm8k_train.jsonl --test_data gsm8k_test.jsonl", 90,
+        {"docs/gsm8k_experiment.md": ("| seed | training solutions |",)}, folders=kept("injected_errors"),
     ),
     Table(
         "read_at_eta_gsm8k", "read_at_eta.py --experiment outputs/gsm8k-cpu --seeds 0 1", 5,

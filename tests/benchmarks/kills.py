@@ -1,6 +1,6 @@
 """Kills real runs of five recipes at random moments, resumes them, and compares them with an uninterrupted run.
 
-    python tests/benchmarks/kills.py --kills 200
+    python tests/benchmarks/kills.py --kills 250
     python tests/benchmarks/kills.py --kills 10 --stages given --given_solutions 5000
 
 One process imports everything and forks each run, so that a resumed run needs no imports. A run is killed (SIGKILL)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from peft import LoraConfig
 
 from erprm_trl import RAFTConfig, RAFTTrainer, StepGRPOConfig, StepGRPOTrainer, StepPPOConfig, StepPPOTrainer, dial
 from erprm_trl.dial.experiments.chain import FORMAT
@@ -44,6 +45,20 @@ def test_a_policy_without_a_reward_model(tmp_path):
     args = StepGRPOConfig(str(tmp_path / "policy"), credit="log_ratio", eta=20.0, **QUIET)
     card = card_of(StepGRPOTrainer(dial.BASE_PATH, None, args, Dataset.from_list(ROWS)))
     assert "reward model" not in card and "| credit | `log_ratio` |" in card
+
+
+def test_an_adapter_whose_base_model_is_in_a_folder(reward_model, tmp_path):
+    args = StepGRPOConfig(str(tmp_path / "policy"), **QUIET)
+    trainer = StepGRPOTrainer(
+        reward_model, reward_model, args, Dataset.from_list(ROWS), peft_config=LoraConfig(target_modules=["q_proj"])
+    )
+    for card in (card_of(trainer), saved_card(trainer)):
+        assert "my-prm" in card and str(tmp_path) not in card
+
+
+def saved_card(trainer):
+    trainer.save_model()
+    return Path(trainer.args.output_dir, "README.md").read_text(encoding="utf-8")
 
 
 def test_raft(reward_model, tmp_path):

@@ -383,14 +383,14 @@ class StepScorer:
         return clean_steps(split_steps(completion, splitter, self.prm_format.steps_of), splitter)
 
     def split_texts(self, completions: Sequence[str]) -> list[list[str]]:
-        """Splits raw texts into steps by the format's splitter. Warns once if texts with several lines are one step."""
+        """Splits raw texts into steps by the format's splitter. Warns once if texts of several lines are one step."""
         steps = [self.split(completion) for completion in completions]
         lines = [texts for texts in steps if any("\n" in text for text in texts)]
         if lines and max(map(len, lines)) == 1 and not _HAS_WARNED:
             _HAS_WARNED.add("one step")
             logger.warning(
-                "%d of %d texts have several lines, but one step, as the reward model's splitter is %r. If their steps "
-                "end elsewhere, pass lists of steps.", len(lines), len(steps), self.prm_format.splitter,
+                "%d of %d texts have several lines, but one step, as the reward model's splitter is %r. If steps end "
+                "elsewhere, pass lists of steps.", len(lines), len(steps), self.prm_format.splitter,
             )  # fmt: skip
         return steps
 

@@ -421,6 +421,7 @@ class ERPRMTrainer(StopOnNonFinite, CrashSafeCheckpoints, BaseTrainer):
         """Writes the model card `README.md`, with the usage, the labels, the size of the data, and the format."""
         if not self.is_world_process_zero():
             return
+        model_name = model_name or Path(self.args.output_dir).name
         base_model = get_config_model_id(self.model.config)
         if not base_model or Path(base_model).is_dir():
             base_model = None

@@ -232,6 +232,10 @@ def test_an_embedding_that_is_trained_as_a_whole_includes_its_new_tokens(tmp_pat
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert all(any(f"{module}.modules_to_save" in name for name in trained) for module in modules)
     assert trainer.model.peft_config["default"].trainable_token_indices is None
+    card = tmp_path / "out" / "README.md"
+    assert "base_model: model" in card.read_text() and path not in card.read_text()
+    trainer.create_model_card()
+    assert "# out" in card.read_text() and "None" not in card.read_text() and path not in card.read_text()
     tied = save_tiny(tmp_path / "tied", byte_level_bpe(), tie_word_embeddings=True)
     train(tied, tmp_path / "both", peft_config=adapter, **tokens)
     adapter.modules_to_save = ["lm_head"]
