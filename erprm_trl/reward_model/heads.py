@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 
@@ -45,6 +46,14 @@ def check_architecture(path_or_id: str, config: PreTrainedConfig, head: str) -> 
             f"classification model, expected one that has it for head={head!r}. Use head='lm', which works with every "
             "causal language model."
         )
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Adds rows to the embeddings if the tokenizer has more tokens."""
+    embeddings = model.get_input_embeddings()
+    # PEFT wraps embeddings with trained rows in another module.
+    if len(tokenizer) > getattr(embeddings, "original_module", embeddings).num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
 
 
 def refuse_virtual_tokens(model: nn.Module, subject: str) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ...io.adapters import adapter_config, base_of_adapter
 from ...io.tokenizers import load_tokenizer
-from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, check_architecture, token_classifier_with_mlp
+from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, check_architecture, fit_embeddings, token_classifier_with_mlp
 from ..prm_format import PRMFormat
 
 
@@ -74,11 +74,10 @@ def _load_adapter(path_or_id: str, head: str, base: str, revision: str | None, k
     model, info = AUTO_MODELS[head].from_pretrained(base, output_loading_info=True, revision=revision, **kwargs)
     if missing := set(info["missing_keys"]):
         saved = load_peft_weights(path_or_id, device="cpu", **adapter)
-        missing -= {name.removeprefix("base_model.").removeprefix("model.") for name in saved}  # prefixes: no "model."
+        # Keys begin with "base_model.model.", or with "base_model." for virtual tokens and prefixes.
+        missing -= {name.removeprefix("base_model.").removeprefix("model.") for name in saved}
         _check_weights(base, head, missing, info["unexpected_keys"])
-    tokenizer = load_tokenizer(path_or_id, trust_remote_code=kwargs["trust_remote_code"], **adapter)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    fit_embeddings(model, load_tokenizer(path_or_id, trust_remote_code=kwargs["trust_remote_code"], **adapter))
     model = PeftModel.from_pretrained(model, path_or_id, device_map=kwargs.get("device_map"), **adapter)
     model.config.name_or_path = path_or_id  # PEFT keeps the path of the base model here
     return model

@@ -19,7 +19,7 @@ from ...io.file_checks import check_model_folder
 from ...io.loaded_weights import refuse_random_lm_head
 from ...io.tokenizers import load_tokenizer
 from ...training.trainable import check_trainable, load_adapter
-from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, check_architecture, refuse_virtual_tokens
+from ..heads import AUTO_MODELS, VALUE_HEAD_NAMES, check_architecture, fit_embeddings, refuse_virtual_tokens
 from ..presets import preset_of
 from ..prm_format import PRMFormat
 from .erprm_config import ERPRMConfig
@@ -94,7 +94,7 @@ def prepare_model(
     elif args.model_init_kwargs or quantization_config is not None:
         logger.warning("model_init_kwargs and quantization_config are ignored, because the model is already loaded.")
     _check_head(model, prm_format)
-    _fit_embeddings(model, tokenizer)
+    fit_embeddings(model, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if peft_config is not None:
@@ -214,7 +214,7 @@ def _load(
         model, info = create_model_from_path(name, AUTO_MODELS[prm_format.head], **options)
         if prm_format.head != "token":
             refuse_random_lm_head(name, model, info["missing_keys"], "Or set head='token' to train a new head.")
-        _fit_embeddings(model, tokenizer)
+        fit_embeddings(model, tokenizer)
         return model
 
     adapted = load_adapter(
@@ -226,13 +226,6 @@ def _load(
         autocast_adapter_dtype=not _uses_zero3(args),
     )
     return load(path_or_id) if adapted is None else adapted
-
-
-def _fit_embeddings(model: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> None:
-    embeddings = model.get_input_embeddings()
-    # PEFT wraps embeddings with trained rows in another module.
-    if len(tokenizer) > getattr(embeddings, "original_module", embeddings).num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
 
 
 def _new_parts(model, prm_format: PRMFormat, added: list[str]) -> dict[str, Any]:
