@@ -13,14 +13,10 @@ models, checkpoints and scores are kept.
 import argparse
 import ast
 import json
-import os
 import random
 import re
 from fractions import Fraction
 from pathlib import Path
-
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from datasets import Dataset
