@@ -16,6 +16,7 @@ import json
 import random
 import re
 from fractions import Fraction
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -125,13 +126,13 @@ def pairs_of(path: Path, num_questions: int, seed: int) -> list[JudgedSolution]:
     """Both solutions to each of the first suitable questions of a file."""
     solutions = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        pair = pair_of(row["question"], row["answer"], random.Random(f"{seed}/{row['question']}"))
+        question, answer = itemgetter("question", "answer")(json.loads(line))
+        pair = pair_of(question, answer, random.Random(f"{seed}/{question}"))
         if pair is not None:
             right, copy, step = pair
             name = str(len(solutions))
-            solutions.append(JudgedSolution(f"{name}-right", row["question"], tuple(right), -1))
-            solutions.append(JudgedSolution(f"{name}-wrong", row["question"], tuple(copy), step))
+            solutions.append(JudgedSolution(f"{name}-right", question, tuple(right), -1))
+            solutions.append(JudgedSolution(f"{name}-wrong", question, tuple(copy), step))
         if len(solutions) == 2 * num_questions:
             return solutions
     raise ValueError(f"{path}: got {len(solutions) // 2} suitable questions, expected {num_questions}. Take fewer.")
