@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .atomic_files import replace_file
 from .file_checks import check_model_folder
 from .paths import local_path
 
@@ -72,4 +73,4 @@ def shorten_base_in_card(folder: Path) -> None:
     if card.is_file() and file.is_file():
         base = str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path"))
         if Path(base).is_absolute():
-            card.write_text(card.read_text(encoding="utf-8").replace(base, Path(base).name), encoding="utf-8")
+            replace_file(card, card.read_text(encoding="utf-8").replace(base, Path(base).name))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .._trl import get_config_model_id
+from ..io.atomic_files import replace_file
 from ..io.redaction import redacted
 
 
@@ -26,9 +27,7 @@ class PolicyModelCard:
         text = text.replace("a fine-tuned version of [None](https://huggingface.co/None)", f"fine-tuned from `{base}`")
         text = text.replace('model="None"', f'model="{path.parent.name}"')
         rows = [f"| {name} | `{redacted(value)}` |" for name, value in self._card_rows().items()]
-        path.write_text(
-            "\n".join([text.rstrip(), "", "## Rewards", "", "| | |", "|---|---|", *rows, ""]), encoding="utf-8"
-        )
+        replace_file(path, "\n".join([text.rstrip(), "", "## Rewards", "", "| | |", "|---|---|", *rows, ""]))
 
     def _card_rows(self) -> dict[str, Any]:
         """Names and values of the card's table."""

@@ -20,6 +20,7 @@ from ...policy import (
     StepPPOTrainer,
     prompt_dataset,
 )
+from ...policy.online.step_trainer import BETA_OF_STEP_SCORES
 from ...reward_model import StepScorer
 from ...rollouts import Grader, TransformersSampler, load_questions
 from ...rollouts.sampling.base import Prompt
@@ -33,6 +34,7 @@ from .chain import TEST_SEED
 
 
 COMPLETIONS = 256  # per update
+ALONE = {"beta": BETA_OF_STEP_SCORES}  # the default without answers, set so that it is no warning
 # The critic begins at 0 and has only 40 updates to learn, so it learns faster than by default.
 PPO = {"vf_coef": 0.5, "critic_learning_rate": 1e-2, "value_clip_range": None}
 CPU_QUIET = {
@@ -117,10 +119,10 @@ def compare_policies(
             )
         ),
         "step_grpo": lambda: _policy(
-            train_online("step_grpo", reward_model, folder / "step-grpo", updates=updates, seed=seed, beta=0.1)
+            train_online("step_grpo", reward_model, folder / "step-grpo", updates=updates, seed=seed, **ALONE)
         ),
         "step_ppo": lambda: _policy(
-            train_online("step_ppo", reward_model, folder / "step-ppo", updates=updates, seed=seed, beta=0.1, **PPO)
+            train_online("step_ppo", reward_model, folder / "step-ppo", updates=updates, seed=seed, **ALONE, **PPO)
         ),
     }
     results = {}
