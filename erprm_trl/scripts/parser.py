@@ -190,9 +190,24 @@ class StageParser(TrlParser):
             if words and not words[0].startswith("-"):
                 self.error(f"Got {words[0]!r}, expected options such as --config FILE.yaml")
             if words:
-                close = difflib.get_close_matches(words[0], known, n=1)
-                hint = f", expected perhaps {close[0]}" if close else ""
+                close = _resembling(words[0], known)
+                hint = f", expected perhaps {close}" if close else ""
                 self.error(f"{place}Unknown option {words[0]!r}{hint}")
+
+
+def _resembling(word: str, options: Sequence[str]) -> str:
+    """The options that a misspelled one may mean: with all its words, or else alike, in whole or at the beginning."""
+    options = [option for option in options if "-" not in option.strip("-")]  # each is listed in two spellings
+    words = set(word.strip("-").replace("-", "_").split("_"))
+    longer = [option for option in options if words <= set(option.strip("-").split("_"))]
+    beginnings = {option[: len(word)]: option for option in reversed(options)}
+    proposals = (
+        sorted(longer, key=lambda option: not option.startswith(word))
+        or difflib.get_close_matches(word, options, n=1, cutoff=0.8)
+        or [beginnings[close] for close in difflib.get_close_matches(word, beginnings, n=1, cutoff=0.7)]
+        or difflib.get_close_matches(word, options, n=1)
+    )
+    return " or ".join(proposals[:3])
 
 
 def split_options(argv: Sequence[str]) -> tuple[Options, list[str]]:

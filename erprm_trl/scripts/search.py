@@ -35,9 +35,17 @@ class GuidedSearchArguments:
         }
     )
     output_dir: str = field(metadata={"help": "Folder for solutions.jsonl and summary.json."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, e.g. main."})
     dataset_split: str = field(default="test", metadata={"help": "Split of the dataset."})
     dataset_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Additional arguments of datasets.load_dataset or of the function."}
+    )
+    question_column: str | None = field(
+        default=None, metadata={"help": "Column of the question. Defaults to the first column with a usual name."}
+    )
+    answer_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the reference answers. Defaults to the first column with a usual name."},
     )
     max_questions: int | None = field(default=None, metadata={"help": "Maximum number of questions."})
     grading: str = field(
@@ -102,8 +110,15 @@ class GuidedSearchArguments:
 def main(arguments: GuidedSearchArguments) -> dict[str, float]:
     """Searches, writes every solution, and grades the first solution of each question."""
     folder = make_folder(arguments.output_dir)
-    source = {"split": arguments.dataset_split, "dataset_kwargs": arguments.dataset_kwargs}
-    questions = erprm_trl.load_questions(arguments.dataset_name, max_questions=arguments.max_questions, **source)
+    questions = erprm_trl.load_questions(
+        arguments.dataset_name,
+        config_name=arguments.dataset_config,
+        split=arguments.dataset_split,
+        question_column=arguments.question_column,
+        answer_column=arguments.answer_column,
+        max_questions=arguments.max_questions,
+        dataset_kwargs=arguments.dataset_kwargs,
+    )
     sampler_class = getattr(rollouts, SAMPLERS[arguments.backend])
     make = getattr(sampler_class, "from_pretrained", sampler_class)
     sampler = make(arguments.model_name_or_path, **(arguments.sampler_kwargs or {}))

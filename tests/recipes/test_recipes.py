@@ -5,6 +5,8 @@ import json
 import pytest
 from recipe_runs import RECIPES, SMALL_POLICY, parse, save_base_as_reward_model
 
+from erprm_trl import load_questions
+
 
 SCORER_FILES = {
     "monte_carlo_scorer.yaml",
@@ -265,6 +267,23 @@ def test_guided_search_in_miniature(options, tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "guided" / "solutions.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(len(row["solutions"][0]["steps"]) == 2 for row in rows)
     assert summary["tokens_generated"] == sum(row["tokens_generated"] for row in rows) / 2 > 0
+
+
+def test_guided_search_reads_named_columns(tmp_path, monkeypatch):
+    """The columns of the question and of the answer have names that are not guessed."""
+    monkeypatch.chdir(RECIPES.parent)
+    (question,) = load_questions("erprm_trl.dial:make_questions", dataset_kwargs={"num_questions": 1, "seed": 1})
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"asked": question.question, "wanted": question.answer}) + "\n")
+    scorer = save_base_as_reward_model(tmp_path / "erprm")
+    yaml = str(RECIPES / "dial" / "guided_search.yaml")
+    rows = ["--dataset_name", str(source), "--dataset_kwargs", "{}", "--dataset_split", "train"]
+    columns = ["--question_column", "asked", "--answer_column", "wanted"]
+    out = ["--reward_model", scorer, "--output_dir", str(tmp_path / "guided"), "--width", "2", "--max_steps", "1"]
+    recipe, (arguments,) = parse("guided_search", ["--config", yaml, *rows, *columns, *out])
+    recipe.main(arguments)
+    (row,) = [json.loads(line) for line in (tmp_path / "guided" / "solutions.jsonl").read_text().splitlines()]
+    assert row["question"] == question.question
 
 
 def test_arguments_that_do_not_fit():

@@ -138,6 +138,7 @@ def test_options_take_files_of_the_package_as_yaml_files_do(tmp_path, monkeypatc
         (["--name", "a", "--sede", "1"], "Unknown option '--sede', expected perhaps --seed"),
         (["--name", "a", "b.yaml"], "Got 'b.yaml', expected options such as --config FILE.yaml"),
         (["--nam", "a"], "Unknown option '--nam', expected perhaps --name"),  # not an abbreviation
+        (["--name", "a", "--xyzzy", "1"], "Unknown option '--xyzzy'. See"),
     ],
     ids=str,
 )
@@ -207,3 +208,22 @@ def test_the_help_says_when_evaluation_data_is_evaluated(parser):
 def test_an_unknown_field_of_the_yaml_names_the_file(parser):
     with pytest.raises(UsageError, match="x.yaml: Unknown option '--sead', expected perhaps --seed"):
         parser.refuse_unknown([], ["--sead", "1"], "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("word", "proposed"),
+    [
+        ("--learning-rte", "--learning_rate"),
+        ("--rate", "--learning_rate"),  # all words of a longer option
+        ("--lerning", "--learning_rate"),  # alike at the beginning
+    ],
+)
+def test_a_misspelled_option_proposes_what_it_may_mean(parser, word, proposed):
+    with pytest.raises(UsageError, match=f"Unknown option '{word}', expected perhaps {proposed}. See"):
+        parser.refuse_unknown([word, "1"], [], None)
+
+
+def test_options_with_all_words_of_an_unknown_one_are_all_proposed():
+    parser = StageParser("trained", train)
+    with pytest.raises(UsageError, match="perhaps --per_device_train_batch_size or --per_device_eval_batch_size. See"):
+        parser.refuse_unknown(["--per_device_batch_size", "1"], [], None)
