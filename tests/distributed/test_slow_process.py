@@ -8,21 +8,13 @@ from pathlib import Path
 
 import distributed_runs
 import pytest
+from forked_launch import launch_with_accelerate
 from zoo import save_tiny, word_level
 
 from erprm_trl import ERPRMConfig, ERPRMTrainer
 
 
 pytestmark = pytest.mark.slow("starts two processes, one of them slow")
-
-SCRIPT = """
-import sys
-from erprm_trl.scripts.launcher import end_process
-sys.path.insert(0, sys.argv[3])
-from test_slow_process import save_slowly
-save_slowly(sys.argv[1], sys.argv[2] == "True")
-end_process(0)
-"""
 
 
 class SlowTrainer(ERPRMTrainer):
@@ -73,10 +65,7 @@ def save_slowly(folder, save_only_model):
 @pytest.mark.parametrize("save_only_model", [True, False])
 def test_the_state_waits_for_the_slow_process(tmp_path, save_only_model):
     save_tiny(tmp_path / "model", word_level())
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    config = distributed_runs.CONFIGS / "cpu_ddp.yaml"
-    distributed_runs.launch_script(config, script, tmp_path, save_only_model, Path(__file__).parent)
+    launch_with_accelerate(distributed_runs.CONFIGS / "cpu_ddp.yaml", save_slowly, tmp_path, save_only_model)
     run = tmp_path / "run"
     saving, slow = (json.loads((run / f"seen-{process}.json").read_text()) for process in range(2))
     files = {path.name for path in (run / "checkpoint-1").iterdir()}

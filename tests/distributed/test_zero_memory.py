@@ -4,9 +4,9 @@ processes."""
 import importlib.util
 import json
 
-import distributed_runs
 import pytest
 import zero_memory_run
+from forked_launch import launch_with_accelerate
 from transformers import AutoConfig
 
 from erprm_trl import dial
@@ -38,8 +38,7 @@ use_cpu: true
 def test_two_processes_use_the_memory_of_the_formula(tmp_path, stage, precision):
     mixed_precision = "bf16" if precision == "bfloat16" else "no"
     (tmp_path / "zero.yaml").write_text(YAML.format(stage=stage, mixed_precision=mixed_precision))
-    script = zero_memory_run.__file__
-    distributed_runs.launch_script(tmp_path / "zero.yaml", script, tmp_path, precision)
+    launch_with_accelerate(tmp_path / "zero.yaml", zero_memory_run.main, tmp_path, precision)
     architecture = Architecture.from_config(AutoConfig.from_pretrained(dial.BASE_PATH))
     expected = state_bytes(count_parameters(architecture), precision=precision, zero_stage=stage, num_gpus=2)
     largest = max(inputs * outputs for inputs, outputs in architecture.linears().values())

@@ -8,9 +8,6 @@ import dataclasses
 import gc
 import json
 import os
-import socket
-import subprocess
-import sys
 import traceback
 import zlib
 from functools import partial
@@ -19,6 +16,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from fake_engines import FakeOfflineEngine
+from forked_launch import launch_with_accelerate
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -55,13 +53,6 @@ REWARDS_FREE = ("log_ratio", "monte_carlo")  # have no reward model
 POLICIES = ("step_grpo", "step_ppo", OUTCOME, *NAMES_OF_UPDATES)
 # Adam would amplify differences in the last bits of small gradients, so its epsilon is large.
 UPDATED = {"reward_model_learning_rate": 0.02, "adam_epsilon": 0.1, "outcome_weight": 0.0}
-SCRIPT = """
-import json, sys
-from distributed_runs import run_all
-from erprm_trl.scripts.launcher import end_process
-run_all(sys.argv[1], **json.loads(sys.argv[2]))
-end_process(0)
-"""
 UPDATES, RESUMED_AT, GROUP = 6, 4, 4
 # TRL refuses it for adapters, which have no separate reference model.
 SYNC = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
@@ -141,36 +132,11 @@ def single_runs(make_folder):
 
 def launch(folder, config, names=NAMES, **options):
     """Runs trainers in two processes with an accelerate configuration, and returns their records."""
-    script = Path(folder, "script.py")
-    script.write_text(SCRIPT)
-    launch_script(config, script, folder, json.dumps({"names": names, **options}))
+    launch_with_accelerate(config, run_all, folder, names, options)
     return {name: json.loads(Path(folder, name, "facts.json").read_text()) for name in names}
 
 
-def launch_script(config, script, *arguments):
-    """Runs a script with an accelerate configuration."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-    environment = {
-        **os.environ,
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        # DeepSpeed's CPU communication is compiled once for all tests of this environment
-        "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix, "torch_extensions")),
-    }
-    done = subprocess.run(
-        list(map(str, [*command, "--main_process_port", port, script, *arguments])),
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-
-
-def run_all(folder, names, **options):
+def run_all(folder, names, options):
     """Runs every trainer in this process group. A failing trainer records its traceback, and the others continue."""
     for name in names:
         try:

@@ -1,7 +1,6 @@
 """Measures the memory of one process of a DeepSpeed run, summed over the engine's tensors. A test launches it."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -9,7 +8,6 @@ from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from erprm_trl import dial
-from erprm_trl.scripts.launcher import end_process
 
 
 def storage_bytes(tensors):
@@ -52,8 +50,3 @@ def main(folder, precision):
         "overlap": bool(engine._config.zero_config.overlap_comm),
     }
     Path(folder, f"rank-{accelerator.process_index}.json").write_text(json.dumps(facts))
-    end_process(0)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
