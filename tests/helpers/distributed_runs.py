@@ -53,14 +53,14 @@ REWARDS_FREE = ("log_ratio", "monte_carlo")  # have no reward model
 POLICIES = ("step_grpo", "step_ppo", OUTCOME, *NAMES_OF_UPDATES)
 # Adam would amplify differences in the last bits of small gradients, so its epsilon is large.
 UPDATED = {"reward_model_learning_rate": 0.02, "adam_epsilon": 0.1, "outcome_weight": 0.0}
-UPDATES, RESUMED_AT, GROUP = 6, 4, 4
+UPDATES, RESUMED_AT, GROUP = 4, 3, 4
 # TRL refuses it for adapters, which have no separate reference model.
 SYNC = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
 # Metrics that must be gathered from all processes
 METRICS = "num_tokens value/loss value/explained_variance kl steps/accuracy steps/per_answer reward".split()
 METRICS += ["reward_model/loss", "reward_model/accuracy", "reward_model/grad_norm", "reward_model/unused_share"]
-# Three updates per epoch. The run is resumed in the second epoch.
-QUESTIONS = dial.make_questions(9, seed=5, min_moves=1, max_moves=2)
+# Two updates per epoch. The run is resumed in the second epoch.
+QUESTIONS = dial.make_questions(6, seed=5, min_moves=1, max_moves=2)
 # Solutions of one to four steps, so that the two processes have different numbers of labels in a batch.
 ROWS = [
     {
