@@ -5,12 +5,12 @@ import logging
 import math
 import os
 import random
-import subprocess
-import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from forked_launch import launch_forked
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from erprm_trl.policy.guards import PolicyGuard
@@ -489,30 +489,19 @@ def test_a_healthy_run_is_not_changed(tmp_path):
     assert checkpoints(tmp_path) == ["checkpoint-20"] and not (tmp_path / "guard.json").exists()
 
 
-SCRIPT = """
-import os, sys
-from erprm_trl.scripts.launcher import end_process
-from test_guards import train
-rank = int(os.environ["RANK"])
-for name, sees in (("zero", 0), ("one", 1)):
-    folder = os.path.join(sys.argv[1], name)
-    trainer, guard = train(folder, collapses_at=8 if rank == sees else None)
-    open(os.path.join(folder, f"rank{rank}.txt"), "w").write(f"{trainer.state.global_step}")
-end_process(0)
-"""
+def train_with_collapse_on_one_process(folder):
+    """Two trainings: process zero alone sees the collapse of the first, and process one alone that of the second."""
+    rank = int(os.environ["RANK"])
+    for name, sees in (("zero", 0), ("one", 1)):
+        trainer, _ = train(Path(folder, name), collapses_at=8 if rank == sees else None)
+        Path(folder, name, f"rank{rank}.txt").write_text(f"{trainer.state.global_step}")
 
 
 @pytest.mark.slow("starts two processes")
 def test_two_processes_stop_together(tmp_path):
     # If metrics differ between processes, process zero decides, and both processes stop.
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    paths = os.pathsep.join([os.path.dirname(__file__), os.environ["PYTHONPATH"]])
-    result = subprocess.run(
-        [*command, str(tmp_path)], capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": paths}
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    errors, printed = launch_forked(train_with_collapse_on_one_process, [(2, [str(tmp_path)])])
+    assert errors == [None] and printed.count("world 2") == 2
     for name, step in (("zero", "14"), ("one", "20")):
         assert [(tmp_path / name / f"rank{rank}.txt").read_text() for rank in (0, 1)] == [step, step]
     assert checkpoints(tmp_path / "zero") == ["checkpoint-9"] and checkpoints(tmp_path / "one") == ["checkpoint-20"]
