@@ -23,7 +23,7 @@ quickstart: install
 
 # Every test, in about 20 minutes on two cores. The tests of a file share their models, and stay in one process.
 test: install
-	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # While you work: no launched process, no browser, no long training; about 3 minutes on two cores.
 test-fast: install

@@ -83,7 +83,7 @@ def save_models(folder):
     ):
         model.save_pretrained(Path(folder, name))
         tokenizer.save_pretrained(Path(folder, name))
-    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(dial.BASE_PATH), adapter)
     adapted.save_pretrained(Path(folder, "reward_adapter"))
     tokenizer.save_pretrained(Path(folder, "reward_adapter"))
@@ -154,7 +154,7 @@ def run(name, folder, *, lora=False, sharded=False, optim="sgd", accumulation=2,
     peft_config = None
     if lora:
         task = "TOKEN_CLS" if name == "erprm_token" else "CAUSAL_LM"
-        peft_config = LoraConfig(r=4, target_modules="all-linear", task_type=task)
+        peft_config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type=task)
 
     def make(seed, **more):
         set_seed(seed)
