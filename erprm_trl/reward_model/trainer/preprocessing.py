@@ -9,7 +9,7 @@ file. A later training run with the same labels and encoding reads this file.
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -83,7 +83,7 @@ def encode_examples(
     form = form_of(dataset.column_names, name)
     weighted = label_weighting == "precision"
     _check_deviations(name, dataset.column_names, form, weighted)
-    _warn_without_question(dataset, form, name)
+    warn_without_question(dataset.with_format(None).select(range(min(100, len(dataset)))), form, name)
     encoded = dataset.with_format(None).map(
         encode_batch,
         batched=True,
@@ -202,17 +202,18 @@ def _check_deviations(name: str, column_names: Sequence[str], form: str, weighte
         )
 
 
-def _warn_without_question(dataset, form: str, name: str, num_rows: int = 100) -> None:
-    """Warns if the first rows have no question."""
+def warn_without_question(first_rows: Iterable[dict[str, Any]], form: str, name: str) -> None:
+    """Warns if some of the first rows of a dataset have no question."""
     if form == "token ids":
         return
-    rows = [read_row(row, form) for row in dataset.with_format(None).select(range(min(num_rows, len(dataset))))]
+    rows = [read_row(row, form) for row in first_rows]
     without = sum(not row.prompt and not row.problem for row in rows)
     if without:
         logger.warning(
-            "%s dataset: %d of the first %d rows have no question%s. Each of them counts as a question of its own, so "
+            "%s dataset: %s no question%s. Each such row counts as a question of its own, so "
             "auc_within_questions does not compare solutions of the same question.",
-            name, without, len(rows), " (no 'Step 1:', which ends it)" if form in TEXT_FORMS else "",
+            name, "the first row has" if len(rows) == 1 else f"{without} of the first {len(rows)} rows have",
+            " (no 'Step 1:', which ends it)" if form in TEXT_FORMS else "",
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from datasets import IterableDataset
 
 from ..prm_format import PRMFormat
-from .preprocessing import ENCODED_COLUMNS, check_options, encode_batch, form_of
+from .preprocessing import ENCODED_COLUMNS, check_options, encode_batch, form_of, warn_without_question
 from .row_problems import check_encoded_batch, droppable_row
 
 
@@ -61,6 +61,7 @@ def encode_stream(
     if ENCODED_COLUMNS.issubset(first):
         return dataset.map(partial(_checked, name=name), with_indices=True, batched=True, batch_size=_READ_TOGETHER)
     form = form_of(list(first), name)
+    warn_without_question([first], form, name)
     options = {"max_length": max_length, "last_step_only": last_step_only, "weighted": False}
     encode = partial(encode_batch, form=form, tokenizer=tokenizer, prm_format=prm_format, **options)
     return dataset.map(

@@ -13,6 +13,7 @@ from erprm_trl import PRMFormat
 from erprm_trl.reward_model import encode_solution, to_stepwise
 from erprm_trl.reward_model.trainer.preprocessing import encode_examples
 from erprm_trl.reward_model.trainer.row_problems import check_encoded_labels
+from erprm_trl.reward_model.trainer.streaming import encode_stream
 
 
 FORMAT = PRMFormat(separator="ки", good_token="✓", bad_token="✗", prompt_template="check {question}")
@@ -68,6 +69,9 @@ def test_rows_without_a_question_are_a_warning(caplog):
     encode_examples(Dataset.from_list(rows), word_level(), prm_format, invalid_rows="drop")
     assert "1 of the first 2 rows have no question (no 'Step 1:'" in caplog.text
     assert "auc_within_questions" in caplog.text
+    caplog.clear()
+    encode_stream(Dataset.from_list(rows).to_iterable_dataset(), word_level(), prm_format)
+    assert "the first row has no question (no 'Step 1:'" in caplog.text
     caplog.clear()
     encode([GOOD])
     assert not caplog.text
