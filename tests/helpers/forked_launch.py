@@ -98,6 +98,8 @@ def _end_server():
 
 
 def _serve():
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # DeepSpeed logs to standard output while it is imported
     for name in IMPORTED:
         import_module(name)
     if importlib.util.find_spec("deepspeed") is not None:
@@ -109,7 +111,7 @@ def _serve():
         child = os.fork()
         if child == 0:
             _call(globals()[name], arguments, folder, stdout, stderr)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 
 
 def _call(function, arguments, folder, stdout, stderr):
