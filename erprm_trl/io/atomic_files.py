@@ -1,8 +1,10 @@
-"""Folders and files for results. Folders are checked before the work starts, and files are replaced atomically."""
+"""Folders and files for results. Folders are checked before the work starts, files have one writer, and they are
+replaced atomically."""
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .paths import local_path
@@ -55,3 +57,34 @@ def replace_file(path: str | Path, text: str) -> None:
             temporary.unlink()
         message = f"{error.strerror}: the file was not changed. Make room or choose another folder"
         raise OSError(error.errno, message, str(path)) from error
+
+
+@contextmanager
+def only_writer(path: str | Path, doing: str) -> Iterator[None]:
+    """
+    Locks a file that this process writes, so that no other run writes to it.
+
+    Args:
+        path (`str` or `Path`):
+            Path of the file. The lock is a hidden file next to it.
+        doing (`str`):
+            What the other run does, for the error, e.g. `"collecting"`.
+
+    Raises:
+        `RuntimeError`: if another run has locked the file.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(local_path(path))
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RuntimeError(
+            f"{path.parent}: another run is {doing} into this folder. Wait until it ends, stop it, or choose another "
+            "output_dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

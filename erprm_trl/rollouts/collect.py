@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..io.atomic_files import make_folder
+from ..io.atomic_files import make_folder, only_writer
 from ..reasoning import prompt_opens_thinking
 from . import agents
 from .chunk import ChunkWork
@@ -47,7 +47,6 @@ from .shards import (
     append_rows,
     read_manifest,
     repair_shard,
-    shard_lock,
     shard_paths,
     write_manifest,
 )
@@ -244,7 +243,7 @@ def _collect(
     sizes = settings.chunk_sizes
     # Without cpu=True, a launched process on a machine without accelerator does not see the other processes.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    with shard_lock(path, state.process_index):
+    with only_writer(path / SHARD.format(rank=state.process_index), "collecting"):
         # The first process repairs all shards before any append, also shards of earlier runs with more processes.
         if state.is_main_process:
             _open_folder(path, settings)

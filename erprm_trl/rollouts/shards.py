@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,25 +65,6 @@ class RolloutRows(OnDiskSequence):
 def _row_at(file, start: int) -> RolloutRow:
     file.seek(start)
     return RolloutRow.from_json(json.loads(file.readline()))
-
-
-@contextmanager
-def shard_lock(path: Path, rank: int) -> Iterator[None]:
-    """Locks the shard of a process, so that no other run appends to it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path / f".{SHARD.format(rank=rank)}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RuntimeError(
-            f"{path}: another run is collecting into this folder. Wait until it ends, stop it, or choose another "
-            "output_dir."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def shard_paths(path: Path) -> list[Path]:

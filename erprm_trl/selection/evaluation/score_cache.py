@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...io.atomic_files import replace_file
+from ...io.config_values import is_url
 from ...io.paths import local_path
 from ...io.redaction import without_login
 from ...io.text_lists import check_text_lists
@@ -16,6 +17,7 @@ from .processbench import JudgedSolution
 
 
 SCORES_FILE = "step_scores.json"
+SAME = 0.02  # scores of the same model differ by less on other devices and in bfloat16
 _WEIGHTS = ("*.safetensors", "*.bin", "prm_format.json")
 
 
@@ -71,6 +73,9 @@ def score_judged(
     todo = list({key: solution for solution, key in keys.items() if key not in scores}.items())
     if todo:
         scorer = StepScorer.from_pretrained(reward_model, batch_size=batch_size, backend=backend, **etas)
+        held = next((solution for solution, key in keys.items() if scores.get(key)), None)
+        if held is not None and is_url(reward_model):
+            check_same_scores(scorer, held.problem, list(held.steps), scores[keys[held]], path)
         for start in range(0, len(todo), chunk_size):
             chunk = todo[start : start + chunk_size]
             problems = [solution.problem for _, solution in chunk]
@@ -87,6 +92,30 @@ def reward_model_identity(reward_model: str, **etas: float | None) -> dict[str, 
     files = scorer_file_identity(reward_model) if is_scorer_file(reward_model) else _files(reward_model)
     read_at = {name: eta for name, eta in etas.items() if eta is not None}
     return {"reward_model": without_login(reward_model), "files": files, **read_at}
+
+
+def check_same_scores(scorer: StepScorer, question: str, steps: list[str], held: list[float], path: Path) -> None:
+    """
+    Checks that a server still gives the scores that a file holds. Nothing else tells whether it serves another model.
+
+    Args:
+        scorer ([`StepScorer`]):
+            Scorer of the server.
+        question (`str`), steps (`list[str]`), held (`list[float]`):
+            A solution in the file, and its scores.
+        path (`Path`):
+            The file, for the error.
+
+    Raises:
+        `ValueError`: if a score differs by more than 0.02, which is more than the rounding of bfloat16.
+    """
+    (now,) = scorer.score([question], [steps], skip_too_long=True)
+    if len(now) != len(held) or any(abs(new - old) > SAME for new, old in zip(now, held, strict=True)):
+        raise ValueError(
+            f"{path}: got the scores {held[:8]} for a solution that the server now scores with {now[:8]}, expected "
+            "the same model on the server. Start the server with that model, choose another folder, or delete the "
+            "file to score again."
+        )
 
 
 def _read_scores(path: Path, identity: dict[str, Any]) -> dict[str, list[float]]:

@@ -8,17 +8,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ...io.atomic_files import make_folder, replace_file
-from ...io.config_values import differences
+from ...io.atomic_files import make_folder, only_writer, replace_file
+from ...io.config_values import differences, is_url
 from ...io.paths import local_path
 from ...reward_model.scoring.scorer import StepScorer, solution_scores
 from ...rollouts.given_solutions import STEPS_COLUMNS, TEXT_COLUMNS
 from ...rollouts.questions import QUESTION_COLUMNS, find_column
-from .score_cache import reward_model_identity
+from .score_cache import check_same_scores, reward_model_identity
 
 
 SOLUTION_COLUMNS = (*STEPS_COLUMNS, "completions", *TEXT_COLUMNS)  # "completions" are steps in TRL's stepwise form
 ROWS_FILE, SETTINGS_FILE = "scores.jsonl", "score_settings.json"
+ADDED = ("steps", "step_scores", "score")  # columns of the results
+GIVEN = "given_"  # before the name of a column of the rows that a column of the results would replace
 
 
 def score_rows(
@@ -58,11 +60,13 @@ def score_rows(
 
     Yields:
         `dict`: each row with `steps`, `step_scores` and `score`. If a solution has no steps or is longer than the
-        model's context, `step_scores` is empty and `score` is `None`.
+        model's context, `step_scores` is empty and `score` is `None`. A column of the rows with one of these names and
+        another value is kept as `given_steps`, `given_step_scores` or `given_score`.
 
     Raises:
         `ValueError`: if a row has no question or no solution, or the folder holds the scores of other rows, of another
             reward model, or with other settings.
+        `RuntimeError`: if another run writes into the folder.
     """
     rows = iter(rows)
     first = next(rows, None)
@@ -72,69 +76,128 @@ def score_rows(
         find_column(first, question_column, QUESTION_COLUMNS, "question_column", "the solutions"),
         find_column(first, solution_column, SOLUTION_COLUMNS, "solution_column", "the solutions"),
     )
-    rows = enumerate(chain([first], rows))
     folder = make_folder(folder)
+    path = folder / ROWS_FILE
     settings = {"aggregation": aggregation, "columns": list(columns), "prm_format": scorer_options.get("prm_format")}
     etas = {name: scorer_options.get(name) for name in ("eta", "trained_eta")}
-    _check_settings(folder, {**reward_model_identity(local_path(reward_model), **etas), **settings})
-    path = folder / ROWS_FILE
-    yield from _written_rows(path, rows, columns)
-    scorer = None
-    while chunk := list(islice(rows, chunk_size)):
-        scorer = scorer or StepScorer.from_pretrained(reward_model, **scorer_options)
-        texts = [_texts(index, row, *columns) for index, row in chunk]
-        questions = [question for question, _ in texts]
-        split = iter(scorer.split_texts([solution for _, solution in texts if isinstance(solution, str)]))
-        steps = [next(split) if isinstance(solution, str) else solution for _, solution in texts]
-        started = time.perf_counter()
-        step_scores = scorer.score(questions, steps, skip_too_long=True)
-        if on_chunk is not None:
-            on_chunk(len(chunk), time.perf_counter() - started)
-        totals = solution_scores(step_scores, aggregation or scorer.prm_format.aggregation)
-        scored = [
-            {**row, "steps": row_steps, "step_scores": row_scores, "score": total}
-            for (_, row), row_steps, row_scores, total in zip(chunk, steps, step_scores, totals, strict=True)
-        ]
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, default=str) + "\n" for row in scored)
-            file.flush()
-            os.fsync(file.fileno())
-        yield from scored
+    rows = enumerate(chain([first], rows))
+    with only_writer(path, "scoring"):
+        _check_settings(folder, {**reward_model_identity(local_path(reward_model), **etas), **settings})
+        held = None
+        for written in _written_rows(path, rows):
+            held = written if written["step_scores"] else held
+            yield written
+        scorer = None
+        while chunk := list(islice(rows, chunk_size)):
+            if scorer is None:
+                scorer = StepScorer.from_pretrained(reward_model, **scorer_options)
+                if held is not None and is_url(reward_model):
+                    question = _message(held[columns[0]], "user")
+                    check_same_scores(scorer, question, held["steps"], held["step_scores"], path)
+            scored = _scored(scorer, chunk, columns, aggregation, on_chunk)
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, default=_plain_or_text) + "\n" for row in scored)
+                file.flush()
+                os.fsync(file.fileno())
+            yield from scored
 
 
-def _written_rows(path: Path, rows: Iterator[tuple[int, Mapping]], columns: Sequence[str]) -> Iterator[dict]:
+def _scored(
+    scorer: StepScorer,
+    chunk: Sequence[tuple[int, Mapping]],
+    columns: Sequence[str],
+    aggregation: str | None,
+    on_chunk: Callable[[int, float], None] | None,
+) -> list[dict[str, Any]]:
+    """The rows of a chunk with their scores."""
+    texts = [_texts(index, row, *columns) for index, row in chunk]
+    questions = [question for question, _ in texts]
+    split = iter(scorer.split_texts([solution for _, solution in texts if isinstance(solution, str)]))
+    steps = [next(split) if isinstance(solution, str) else solution for _, solution in texts]
+    started = time.perf_counter()
+    step_scores = scorer.score(questions, steps, skip_too_long=True)
+    if on_chunk is not None:
+        on_chunk(len(chunk), time.perf_counter() - started)
+    totals = solution_scores(step_scores, aggregation or scorer.prm_format.aggregation)
+    scored = []
+    for (_, row), *values in zip(chunk, steps, step_scores, totals, strict=True):
+        added = dict(zip(ADDED, values, strict=True))
+        given = {
+            f"{GIVEN}{name}" if name in added and _json(value) != _json(added[name]) else name: value
+            for name, value in row.items()
+        }
+        scored.append({**given, **added})
+    return scored
+
+
+def _written_rows(path: Path, rows: Iterator[tuple[int, Mapping]]) -> Iterator[dict]:
     """Rows that an earlier run has written. A last line that was cut off is removed."""
     if not path.exists():
         return
     with open(path, "r+b") as file:
         end = 0
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break
             end += len(line)
-            index, row = next(rows, (None, {}))
-            written = json.loads(line)
-            # The column of steps that were given is written again as it is.
-            if index is None or any(json.dumps(written.get(key), default=str) != _json(row[key]) for key in columns):
+            _, row = next(rows, (None, None))
+            try:
+                written = json.loads(line)
+                problem = "holds a row after the last given row" if row is None else _difference(written, row)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                problem = f"is damaged ({error!r})"
+            if problem:
                 raise ValueError(
-                    f"{path}, line {index + 1 if index is not None else 'after the last row'}: holds the scores of "
-                    "another solution than the given row. Choose another folder, or delete the file to score again."
+                    f"{path}, line {number}: {problem}, expected the scores of the given rows. Choose another folder, "
+                    "or delete the file to score again."
                 )
             yield written
         file.truncate(end)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, default=str)
+def _difference(written: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
+    """The first column of a given row that has another value in the written row."""
+    for name, value in row.items():
+        held = written.get(f"{GIVEN}{name}", written[name]) if name in ADDED else written[name]
+        if _json(value) not in (_json(held), None):
+            return f"holds {str(held)[:80]!r} in column {name!r}, and the given row has {str(value)[:80]!r}"
+    if len(written["steps"]) != len(written["step_scores"]) and written["step_scores"]:
+        return "holds another number of scores than of steps"
+    return None
+
+
+def _json(value: Any) -> str | None:
+    """A value as JSON. `None` for one whose text may differ in each run, such as an image."""
+    try:
+        return json.dumps(value, default=_plain)
+    except TypeError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """Lists and numbers for arrays and numbers of NumPy and torch."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _plain_or_text(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Compares the settings of the scores that the folder holds. Without scores, the settings are written."""
     path = folder / SETTINGS_FILE
-    if not path.exists() or not (folder / ROWS_FILE).exists():
+    if not (folder / ROWS_FILE).exists():
         replace_file(path, json.dumps(settings, indent=2))
         return
-    written = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        written = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: got no settings ({error!r}) of the scores in {ROWS_FILE}, expected those that were written with "
+            "them. Choose another folder, or delete this one to score again."
+        ) from error
     if changed := differences(written, settings):
         raise ValueError(
             f"{path}: got scores with other settings ({'; '.join(changed)}), expected the settings of this "

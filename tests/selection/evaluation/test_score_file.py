@@ -8,6 +8,7 @@ import pytest
 from erprm_trl import PRMFormat, StepScorer
 from erprm_trl.rollouts import load_solutions
 from erprm_trl.selection import score_rows
+from erprm_trl.selection.evaluation import JudgedSolution, score_judged
 
 
 class LengthBackend:
@@ -129,9 +130,9 @@ def test_a_killed_run_continues(backend, tmp_path, kept):
 
 def test_scores_of_others_are_not_continued(backend, tmp_path):
     score(ROWS, tmp_path)
-    with pytest.raises(ValueError, match="line 2: holds the scores of another solution.*Choose another folder"):
+    with pytest.raises(ValueError, match="line 2: holds 'q1' in column 'question', and the given row has 'other'"):
         score([ROWS[0], {**ROWS[1], "question": "other"}], tmp_path)
-    with pytest.raises(ValueError, match="line after the last row"):
+    with pytest.raises(ValueError, match="line 5: holds a row after the last given row.*Choose another folder"):
         score(ROWS[:4], tmp_path)
     with pytest.raises(
         ValueError, match=r"other settings \(aggregation was None and is now 'last'\), expected the settings"
@@ -177,3 +178,78 @@ def test_a_row_that_cannot_be_scored_is_named(backend, tmp_path, row, message):
         score([ROWS[0], row], tmp_path)
     with pytest.raises(ValueError, match="got no rows"):
         score([], tmp_path)
+
+
+def test_a_run_is_not_continued_with_other_values_in_any_column(backend, tmp_path):
+    score(ROWS[:3], tmp_path)
+    with pytest.raises(ValueError, match="line 3: holds '9' in column 'id', and the given row has '90'"):
+        score([*ROWS[:2], {**ROWS[2], "id": 90}], tmp_path)
+    with pytest.raises(ValueError, match="line 3: holds a row after the last given row"):
+        score(ROWS[:2], tmp_path)
+
+
+def test_columns_with_the_names_of_results_are_kept(backend, tmp_path):
+    rows = [{"question": "q", "steps": "a ; bb", "score": 5}, {"question": "q", "steps": ["a", "bb"], "score": 0.125}]
+    first, second = score(rows, tmp_path)
+    assert first == {"question": "q", "given_steps": "a ; bb", "given_score": 5} | {
+        "steps": ["a", "bb"], "step_scores": first["step_scores"], "score": first["score"]
+    }  # fmt: skip
+    assert second == {"question": "q", "steps": ["a", "bb"], "step_scores": [0.125, 0.25], "score": 0.125}
+    backend.scored.clear()
+    assert score(rows, tmp_path) == [first, second] and not backend.scored
+
+
+def test_values_of_numpy_are_written_as_numbers_and_continued(backend, tmp_path):
+    np = pytest.importorskip("numpy")
+    extra = {"embedding": np.arange(2000), "weight": np.float32(0.5), "when": object(), "gap": math.nan}
+    score([{**ROWS[0], **extra}], tmp_path)
+    (row,) = written(tmp_path)
+    assert row["embedding"] == list(range(2000)) and row["weight"] == 0.5
+    backend.scored.clear()
+    score([{**ROWS[0], **extra, "when": object()}], tmp_path)  # the text of an object may differ in each run
+    assert not backend.scored
+
+
+@pytest.mark.parametrize("line", ["\n", "[1, 2]\n", '{"question": "q0"}\n', '{"question": \n'], ids=repr)
+def test_a_damaged_line_is_named(backend, tmp_path, line):
+    score(ROWS[:2], tmp_path)
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "scores.jsonl").write_text(line + lines[1])
+    with pytest.raises(ValueError, match="scores.jsonl, line 1: is damaged .*delete the file to score again"):
+        score(ROWS, tmp_path)
+
+
+def test_scores_without_their_settings_are_not_continued(backend, tmp_path):
+    score(ROWS[:2], tmp_path)
+    for text in ("{", "3"):
+        (tmp_path / "score_settings.json").write_text(text)
+        with pytest.raises(ValueError, match="score_settings.json: got no settings"):
+            score(ROWS, tmp_path)
+    (tmp_path / "score_settings.json").unlink()
+    with pytest.raises(ValueError, match="score_settings.json: got no settings"):
+        score(ROWS, tmp_path, aggregation="mean")
+
+
+def test_two_runs_cannot_write_into_one_folder(backend, tmp_path):
+    first = score_rows("model", ROWS, tmp_path, chunk_size=2, batch_size=2)
+    next(first)
+    with pytest.raises(RuntimeError, match="another run is scoring into this folder. Wait until it ends"):
+        score(ROWS, tmp_path)
+    assert len([*first]) == 4 and len(score(ROWS, tmp_path)) == 5  # the first run is not disturbed
+
+
+def test_a_server_with_another_model_is_refused(monkeypatch, tmp_path):
+    backend = LengthBackend()
+    monkeypatch.setattr(StepScorer, "from_pretrained", lambda path, **options: StepScorer.from_backend(backend))
+    url = "http://localhost:8100"
+    list(score_rows(url, ROWS[:3], tmp_path))
+    list(score_rows(url, ROWS[:4], tmp_path))  # the same model
+    monkeypatch.setattr(backend, "score", lambda questions, steps, **_: [[0.5] * len(row) for row in steps])
+    with pytest.raises(ValueError, match=r"scores.jsonl: got the scores \[0.375\] .* scores with \[0.5\]"):
+        list(score_rows(url, ROWS, tmp_path))
+    assert len(written(tmp_path)) == 4
+    judged = [JudgedSolution("0", "q", ("a", "bb"), 0), JudgedSolution("1", "q", ("ccc",), -1)]
+    score_judged(url, judged[:1], tmp_path)
+    monkeypatch.setattr(backend, "score", LengthBackend().score)
+    with pytest.raises(ValueError, match="step_scores.json: got the scores"):
+        score_judged(url, judged, tmp_path)
