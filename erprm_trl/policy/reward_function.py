@@ -331,7 +331,9 @@ class StepRewardFunction:
         ]
         metrics = self._metrics(steps, scores, completion_ids)
         if (num_tokens := num_own_tokens(completions, completion_ids, columns.get("tool_mask"))) is not None:
-            metrics["steps/tokens_per_step"] = num_tokens / max(1, sum(map(len, steps)))
+            # The tokens of completions without a step belong to no step.
+            in_steps = sum(count for count, texts in zip(num_tokens, steps, strict=True) if texts)
+            metrics["steps/tokens_per_step"] = in_steps / max(1, sum(map(len, steps)))
         return ScoredBatch(scored, metrics, {"step_scores": rounded_scores(scores)}, questions)
 
     def _questions(self, prompts: list, columns: dict[str, Any]) -> list[str]:

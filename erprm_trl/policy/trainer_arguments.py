@@ -106,11 +106,18 @@ def columns_of(dataset: "Dataset | IterableDataset | None") -> list[str]:
     return list(next(iter(dataset), {}) if names is None else names)
 
 
-def check_columns(subject: str, needed: dict[str, str], train_dataset: Any, eval_dataset: Any) -> None:
+def check_columns(
+    subject: str, needed: dict[str, str], train_dataset: Any, eval_dataset: Any, needs_prompt: bool
+) -> None:
     """Raises a `ValueError` if a dataset lacks a column. `needed` holds the columns by the argument that sets them."""
     evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
         columns = columns_of(dataset)
+        if dataset is not None and needs_prompt and "prompt" not in columns:
+            raise ValueError(
+                f"{subject}: got {name} with the columns {', '.join(columns)}, expected 'prompt' among them. Make "
+                "prompts of questions with erprm_trl.policy.prompt_dataset."
+            )
         for argument, column in needed.items():
             if dataset is not None and column not in columns:
                 raise ValueError(

@@ -90,12 +90,12 @@ def turn_steps(
 
 def num_own_tokens(
     completions: list, completion_ids: list[list[int]] | None, tool_masks: Sequence[Sequence[int]] | None
-) -> int | None:
-    """Number of tokens that the policy wrote, or `None` if it is not known. TRL's own trainers do not pass a mask of
-    the tokens that tools wrote."""
+) -> list[int] | None:
+    """Number of tokens of each completion that the policy wrote, or `None` if it is not known. TRL's own trainers do
+    not pass a mask of the tokens that tools wrote."""
     if tool_masks is not None:
-        return sum(map(sum, tool_masks))
-    return None if completion_ids is None or any(map(has_turns, completions)) else sum(map(len, completion_ids))
+        return list(map(sum, tool_masks))
+    return None if completion_ids is None or any(map(has_turns, completions)) else list(map(len, completion_ids))
 
 
 def _decoded(tokenizer, token_ids: list[int], tool_mask: Sequence[int]) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ class RolloutDataset:
         path = local_path(path)
         on_hub = is_hub_id(path)
         self.path = download_rollouts(path) if on_hub else Path(path)
-        self.manifest = read_manifest(self.path)
+        self.manifest = None if self.path.is_file() else read_manifest(self.path)
         if self.manifest is None:
             raise FileNotFoundError(
                 f"{self.path}: got no {MANIFEST}, so this is not a rollout folder, expected a folder that "
@@ -84,14 +84,22 @@ class RolloutDataset:
         rows_in_chunk = settings.chunk_sizes
         ends = np.cumsum(rows_in_chunk)
         places, states = np.full((ends[-1], 2), -1), np.zeros(ends[-1], dtype=np.int16)
+        left_out: dict[int, int] = {}
         for shard_index, shard in enumerate(self._shards):
             for chunk, rows, starts in read_chunks(shard, len(rows_in_chunk)):
                 if len(rows) != rows_in_chunk[chunk]:
+                    left_out[chunk] = len(rows)
                     continue
                 # The rows of a chunk are in the order of the questions. The last start is the end of the chunk.
                 index = slice(ends[chunk] - len(rows), ends[chunk])
                 places[index, 0], places[index, 1] = shard_index, starts[:-1]
                 states[index] = [self._state(row) for row in rows]
+        left_out = {chunk: size for chunk, size in left_out.items() if places[ends[chunk] - 1, 0] < 0}
+        if left_out:
+            logger.warning(
+                "%s: %s of %s without all their rows are left out. Run the collection again to complete them.",
+                self.path, counted(sum(left_out.values()), "row"), counted(len(left_out), "chunk"),
+            )  # fmt: skip
         complete = places[:, 0] >= 0
         return places[complete], states[complete]
 

@@ -4,6 +4,7 @@ A row has one solution to a question, or a list of solutions. A solution is a te
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from os import PathLike
@@ -18,6 +19,8 @@ from .questions import ANSWER_COLUMNS, QUESTION_COLUMNS, find_column, question_t
 from .reference_answers import reference_text
 from .row_sources import open_rows
 
+
+logger = logging.getLogger(__name__)
 
 # The singular of a name is a column with one solution, the plural a column with a list of solutions. The form of the
 # values decides in both cases.
@@ -331,6 +334,8 @@ def solutions_of_rows(
     else:
         readable = (column for column in CORRECT_COLUMNS if column in first and _says_correct(first[column]))
         correct_column = next(readable, None)
+        if correct_column is None:
+            _warn_of_unread_correctness(first, name)
     if id_column is not None or any(column in first for column in ID_COLUMNS):
         id_column = find_column(first, id_column, ID_COLUMNS, "id_column", name)
     read |= {answer_column, correct_column, id_column}
@@ -351,6 +356,17 @@ def solutions_of_rows(
     if hasattr(rows, "select_columns"):
         rows = rows.select_columns(list(dict.fromkeys([*filter(None, columns[:6]), *metadata_columns])))
     return GivenSolutions(rows, name, columns, step_delimiter)
+
+
+def _warn_of_unread_correctness(first: Mapping[str, Any], name: str) -> None:
+    """Warns of a column with the name of a correctness, whose values are of another kind."""
+    for column in CORRECT_COLUMNS:
+        if first.get(column) is not None:
+            logger.warning(
+                "%s: column %r is not read as the correctness of the solutions, because its first value is %.40r, not "
+                "true, false, 1 or 0. Convert it, or rename it if it is something else.",
+                name, column, first[column],
+            )  # fmt: skip
 
 
 def _first_values(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -4,10 +4,13 @@ Both are dataclasses with `to_json` and `from_json`, which convert to and from t
 module uses the keys of these objects.
 """
 
+import math
 import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
+from numbers import Real
 from typing import Any
 
 from ..io.config_values import differences
@@ -145,6 +148,7 @@ class RolloutRow(_RowAsMapping):
         for name in ("question", "steps"):
             if name not in known:
                 raise KeyError(name)
+        _check_values(known)
         if len(known) == len(row):
             return cls(**known)
         return cls(**known, extra={name: value for name, value in row.items() if name not in known})
@@ -199,6 +203,16 @@ class RolloutRow(_RowAsMapping):
     def name(self) -> str:
         """Name of the row in error messages."""
         return f"question {self.question_index}, solution {self.solution_index}"
+
+
+def _check_values(row: Mapping[str, Any]) -> None:
+    """Checks the types of the steps and the rewards, which a file that was edited may have lost."""
+    if isinstance(row["steps"], str) or not all(isinstance(step, str) for step in row["steps"]):
+        raise TypeError(f"got steps {str(row['steps'])[:60]!r}, expected a list of texts")
+    rewards = chain([row.get("outcome_reward") or 0.0], *row.get("prefix_rewards", ()))
+    for value in rewards:
+        if not (isinstance(value, Real) and math.isfinite(value)):
+            raise ValueError(f"got the reward {str(value)[:60]!r}, expected a finite number")
 
 
 _INDICES = ("chunk", "question_index", "solution_index")

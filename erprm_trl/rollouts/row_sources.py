@@ -5,7 +5,8 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from itertools import islice
 from os import PathLike
@@ -57,7 +58,7 @@ def read_rows(
                 f"Dataset: got {problem} at {path!r}, expected one of the kinds {', '.join(FILES)}. Pass the path of "
                 "an existing file."
             )
-        return _read_table(path)
+        return read_table(path)
     if Path(path).is_dir():
         return _one_split(_read_folder(path, config_name, split, dataset_kwargs), split, path)
     if isinstance(source, PathLike) or path.startswith(("/", "./", "../", "~")):
@@ -176,8 +177,13 @@ def _read_folder(path: str, config_name: str | None, split: str, dataset_kwargs:
         ) from error
 
 
-def _read_table(path: str):
-    """The rows of a file. They stay on disk."""
+def read_table(path: str):
+    """
+    The rows of a file, as a `datasets.Dataset` that stays on disk, or as a list if a dataset would change values.
+
+    Raises:
+        `ValueError`: if the file holds no table. The message names the file, and if possible the line.
+    """
     from datasets import Dataset, Features, Value
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowInvalid
@@ -193,7 +199,8 @@ def _read_table(path: str):
             features = Features({column: Value("string") for column in columns})
             options = {"features": features, "delimiter": delimiter, "keep_default_na": False, "index_col": False}
             return Dataset.from_csv(path, **options) if num_rows else []
-        return _from_json(path) if _count_rows(path) else []
+        kinds: dict[str, set[str]] = defaultdict(set)
+        return _from_json(path, kinds) if _count_rows(path, kinds) else []
     except (DatasetGenerationError, ArrowInvalid) as error:
         raise ValueError(
             f"Dataset: {path} is not a table ({error.__cause__ or error}), expected rows with the same columns and "
@@ -205,16 +212,61 @@ def _read_table(path: str):
         ) from error
 
 
-def _from_json(path: str):
+def _from_json(path: str, kinds: Mapping[str, set[str]]):
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
-    try:
-        return Dataset.from_json(path)
-    except DatasetGenerationError:
-        # The types of the columns come from the first block. A column that is empty there, as in PRM800K, gets its
-        # type only if all rows are in one block.
-        return Dataset.from_json(path, chunksize=_ONE_BLOCK)
+    def read(**options):
+        try:
+            return Dataset.from_json(path, **options)
+        except DatasetGenerationError:
+            # The types of the columns come from the first block. A column that is empty there, as in PRM800K, gets
+            # its type only if all rows are in one block.
+            return Dataset.from_json(path, chunksize=_ONE_BLOCK, **options)
+
+    rows = read()
+    changed = any(_changes_values(feature, kinds, name) for name, feature in rows.features.items())
+    return list(_json_rows(path)) if changed else rows
+
+
+def _json_rows(path: str) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON file with their values as they are."""
+    with _open(path) as file:
+        whole = _is_one_value(path, file.read(1024))
+        file.seek(0)
+        for text in [file.read()] if whole else file:
+            if text.strip(_BLANK):
+                value = json.loads(text.decode("utf-8-sig"))
+                yield from value if isinstance(value, list) else [value]
+
+
+def _changes_values(feature: Any, kinds: Mapping[str, set[str]], place: str) -> bool:
+    """Whether `datasets` reads other values than the file has: dates for texts that look like dates, in a column of
+    texts and numbers 7 for `"007"` and 0 for `"-"`, and rounded integers in a column with fractions."""
+    if isinstance(feature, dict):
+        return any(_changes_values(child, kinds, f"{place}.{name}") for name, child in feature.items())
+    if hasattr(feature, "feature"):
+        return _changes_values(feature.feature, kinds, f"{place}[]")
+    found = kinds[place]
+    is_date = str(getattr(feature, "dtype", "")).startswith(("timestamp", "date", "time", "duration"))
+    is_mixed = "text" in found and len(found) > 1 and "other" not in found
+    return is_date or is_mixed or {"large", "fraction"} <= found
+
+
+def _add_kinds(value: Any, place: str, kinds: dict[str, set[str]]) -> None:
+    """Adds the kinds of a value and of the values in it, by their place."""
+    if isinstance(value, dict):
+        kinds[place].add("other")
+        for name, child in value.items():
+            _add_kinds(child, f"{place}.{name}", kinds)
+    elif isinstance(value, list):
+        kinds[place].add("other")
+        for child in value:
+            _add_kinds(child, f"{place}[]", kinds)
+    elif isinstance(value, int) and abs(value) > 2**53:
+        kinds[place].add("large")
+    elif value is not None:
+        kinds[place].add("text" if isinstance(value, str) else "fraction" if isinstance(value, float) else "number")
 
 
 def _open(path: str):
@@ -245,9 +297,10 @@ def _check_csv(path: str, delimiter: str) -> tuple[list[str], int]:
     return columns, num_rows
 
 
-def _count_rows(path: str) -> int:
-    """Checks a JSON file, and counts its rows. `datasets` alone would not name the line of an error, round integers
-    with more than 64 bits, and end the process at a line `null` and at deeply nested lists."""
+def _count_rows(path: str, kinds: dict[str, set[str]]) -> int:
+    """Checks a JSON file, counts its rows, and collects the kinds of its values by their place. `datasets` alone would
+    not name the line of an error, round integers with more than 64 bits, read a single row with half of a surrogate
+    pair as several rows, and end the process at a line `null` and at deeply nested lists."""
     with _open(path) as file:
         whole = _is_one_value(path, file.read(1024))
         file.seek(0)
@@ -262,6 +315,11 @@ def _count_rows(path: str) -> int:
                 rows = value if whole and isinstance(value, list) else [value]
                 if not all(isinstance(row, dict) for row in rows):
                     raise ValueError("got a row that is not a JSON object")
+                if b"\\ud" in text.lower():
+                    json.dumps(value, ensure_ascii=False).encode()  # a UnicodeEncodeError for half of a pair
+                for row in rows:
+                    for name, item in row.items():
+                        _add_kinds(item, name, kinds)
             except (ValueError, RecursionError) as error:
                 where = path if whole else f"{path}, line {line_number}"
                 raise ValueError(
@@ -294,4 +352,4 @@ def _is_nested(value: Any, levels: int) -> bool:
 def _exact_int(digits: str) -> int:
     if len(digits) > 18 and not -(2**63) <= int(digits[:21]) < 2**63:
         raise ValueError(f"got the integer {digits[:40]}, which has more than 64 bits (write it in quotes)")
-    return 0  # the value is not used
+    return int(digits)

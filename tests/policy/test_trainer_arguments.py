@@ -13,7 +13,7 @@ from trl import GRPOConfig, SFTConfig
 
 from erprm_trl import RAFTConfig, RAFTTrainer, StepGRPOConfig, StepGRPOTrainer, StepPPOConfig, StepPPOTrainer
 from erprm_trl.io.tokenizers import tokenizer_source
-from erprm_trl.policy.trainer_arguments import columns_of
+from erprm_trl.policy.trainer_arguments import check_columns, columns_of
 
 
 TRAINERS = {
@@ -202,3 +202,13 @@ def test_the_training_of_a_saved_adapter_resumes(tmp_path, folders, kind):
     reference = [weight for name, weight in resumed.model.named_parameters() if "lora_B.ref" in name]
     assert len(reference) == 4 and all((weight == 0.25).all() for weight in reference)
     assert [log["kl"] for log in resumed.state.log_history if "kl" in log][-1] > 0
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+def test_a_dataset_without_prompts_is_refused(name):
+    questions, prompts = Dataset.from_list([{"question": "q"}]), Dataset.from_list([{"prompt": "q"}])
+    datasets = {"train_dataset": prompts, "eval_dataset": None, name: questions}
+    message = f"Trainer: got {name} with the columns question, expected 'prompt'.*prompt_dataset"
+    with pytest.raises(ValueError, match=message):
+        check_columns("Trainer", {}, *datasets.values(), needs_prompt=True)
+    check_columns("Trainer", {}, *datasets.values(), needs_prompt=False)  # an environment may own the prompts

@@ -138,3 +138,11 @@ def test_lone_surrogates_are_replaced():
 def test_errors_for_bad_rows_name_row_column_and_remedy(rows, options, message):
     with pytest.raises(ValueError, match=message):
         load_solutions(rows, **options)
+
+
+@pytest.mark.parametrize("values", [("no", "yes"), (-1, 1), (0.2, 0.9)])
+def test_a_correctness_that_cannot_be_read_is_a_warning(values, caplog):
+    rows = [{"question": "1+2?", "answer": "3", "response": str(n), "correct": values[n]} for n in range(2)]
+    assert [solution.correct for solution in load_solutions(rows)] == [None, None]
+    assert "column 'correct' is not read as the correctness of the solutions" in caplog.text
+    assert f"its first value is {values[0]!r}" in caplog.text

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_sampler import FakeSampler
+from rollout_folders import write_rollouts
 
 from erprm_trl.dial.experiments.chain import DialChain
 from erprm_trl.dial.processbench import judged_solutions
@@ -203,6 +204,7 @@ OTHER_OBJECTS = {
     "choice": "a server's completion",
     "counts": "a counter",
     "entry": "a log",
+    "held": "a scored row",
     "fields": "a request",
     "first": "a calibration",
     "line": "a result of guided search",
@@ -212,6 +214,7 @@ OTHER_OBJECTS = {
     "shot": "a solved example in a prompt",
     "solution": "a result of guided search",
     "summary": "the summary of a manifest",
+    "written": "a scored row",
 }
 OTHER_ROWS = {
     "erprm_trl/reward_model/scoring/scorer_file.py": "settings of a scorer",
@@ -272,3 +275,33 @@ def test_rows_and_settings_are_read_by_key_in_one_module_only():
     assert not wrong, (
         f"{wrong}: expected attributes of RolloutRow and CollectionSettings. Other objects are listed above."
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"outcome_reward": "1"}, "got the reward '1', expected a finite number"),
+        ({"outcome_reward": float("nan")}, "got the reward 'nan'"),
+        ({"prefix_rewards": [[1.0, None]]}, "got the reward 'None'"),
+        ({"prefix_rewards": None}, "damaged"),
+        ({"steps": None}, "damaged"),
+        ({"steps": "one text"}, "got steps 'one text', expected a list of texts"),
+    ],
+    ids=str,
+)
+def test_damaged_values_of_a_row_name_the_file_and_the_line(tmp_path, change, message):
+    write_rollouts(tmp_path / "rollouts", [[(1.0, [1.0, 0.0])], [(0.0, [1.0, 0.0])]])
+    shard = tmp_path / "rollouts" / "rollouts-00000.jsonl"
+    first, second = shard.read_text().splitlines()
+    shard.write_text(f"{first}\n{json.dumps({**json.loads(second), **change})}\n")
+    with pytest.raises(ValueError, match=f"rollouts-00000.jsonl, line 2: damaged .*{message}|line 2: {message}"):
+        RolloutDataset(tmp_path / "rollouts")
+
+
+def test_rows_of_incomplete_chunks_are_a_warning(tmp_path, caplog):
+    write_rollouts(tmp_path / "rollouts", [[(1.0, [1.0, 0.0])], [(0.0, [1.0, 0.0])]])
+    assert not caplog.text
+    shard = tmp_path / "rollouts" / "rollouts-00000.jsonl"
+    shard.write_text(shard.read_text().splitlines(keepends=True)[1])
+    assert len(RolloutDataset(tmp_path / "rollouts")) == 0
+    assert "1 row of 1 chunk without all their rows are left out. Run the collection again" in caplog.text

@@ -146,3 +146,35 @@ def test_answer_columns_that_are_not_read_are_logged(caplog):
     with caplog.at_level(logging.INFO, "erprm_trl"):
         assert load_questions([row], answer_column="solution")[0].answer == "1"
     assert "read from column 'solution'. Not read: 'answer'" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [5, "-", "true", "1e3", "007", "1.50", "NaN", "[1]", None],  # texts and numbers
+        ["2024-03-31", "2024-03-31T10:00:00+02:00"],  # dates
+        [12345678901234567, 7.5],  # a large integer and a fraction
+        [[1, 0], ["+", "-"]],
+        [["2024-03-31"], ["b"]],
+        [{"day": "2024-03-31", "id": 1}, {"day": "2024-03-30", "id": "007"}],
+        ["a", None],
+        [1, None],
+        [[1.5, 2.0], None],
+    ],
+    ids=str,
+)
+def test_values_of_a_json_file_are_read_as_they_are(tmp_path, values, suffix):
+    rows = [{"value": value, "text": "a"} for value in values]
+    text = json.dumps(rows) if suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / f"rows{suffix}").write_text(text)
+    read = list(read_rows(tmp_path / f"rows{suffix}", None, "train", {}))
+    assert read == rows and [repr(row) for row in read] == [repr({**row}) for row in rows]
+
+
+def test_half_of_a_surrogate_pair_in_a_single_row_is_an_error(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"question": "Q", "steps": ["a\\ud83d", "b"]}\n')
+    with pytest.raises(ValueError, match="rows.jsonl, line 1: .*surrogates not allowed"):
+        read_rows(tmp_path / "rows.jsonl", None, "train", {})
+    (tmp_path / "rows.jsonl").write_text('{"question": "Q", "steps": ["\\ud83d\\ude00", "b"]}\n')
+    assert list(read_rows(tmp_path / "rows.jsonl", None, "train", {}))[0]["steps"] == ["\U0001f600", "b"]

@@ -7,6 +7,7 @@ from trl import GRPOConfig
 
 from ...functional.advantages import CREDITS
 from ...functional.aggregation import AGGREGATIONS
+from ...training.precision import choose_precision
 from ...training.tracking.tracking_config import TrackingConfig
 from .completion_options import refuse_options_of_completions
 from .credit_options import LOG_RATIO, UPDATES, check_log_ratio
@@ -206,6 +207,7 @@ class StepGRPOConfig(TrackingConfig, GRPOConfig):
 
     def __post_init__(self):
         check_log_ratio(self)
+        choose_precision(self)
         if self.gamma is None:
             self.gamma = self._default_gamma
         # Without an outcome, the trainer chooses another default.

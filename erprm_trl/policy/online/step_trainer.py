@@ -141,7 +141,7 @@ class StepTrainer(StopOnNonFinite, CrashSafeCheckpoints, PolicyModelCard, GRPOTr
             needed["question_column"] = self.step_reward.question_column
         if self.answer_reward is not None:
             needed["answer_column"] = self.answer_reward.answer_column
-        check_columns(subject, needed, train_dataset, eval_dataset)
+        check_columns(subject, needed, train_dataset, eval_dataset, needs_prompt=environment_factory is None)
         if args.remove_unused_columns:
             check_kept_columns(subject, [self.step_reward.question_column, args.answer_column], columns)
         check_outcome = _check_outcome if scores_steps else refuse_no_outcome

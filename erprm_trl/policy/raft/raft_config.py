@@ -8,6 +8,7 @@ from trl import SFTConfig
 
 from ...functional.aggregation import AGGREGATIONS
 from ...io.config_values import read_json_fields
+from ...training.precision import choose_precision
 from ...training.tracking.tracking_config import TrackingConfig
 
 
@@ -289,6 +290,7 @@ class RAFTConfig(TrackingConfig, SFTConfig):
     )
 
     def __post_init__(self):
+        choose_precision(self)
         super().__post_init__()
         read_json_fields(self, "vllm_kwargs", "chat_template_kwargs", "examples")
         if self.run_name is None and "trackio" in self.report_to:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...functional.aggregation import aggregate
 from ...io.text_lists import check_text_lists, check_texts
-from ...steps import clean_steps, split_steps
+from ...steps import clean_steps, split_steps, whole_characters
 from ..prm_format import FormatTokenIds, PRMFormat
 from .backend import CollectiveBackend, OutcomeBackend, ScoreOnlyBackend, ScoringBackend, SolutionTooLong
 from .eta import as_number, format_at_eta, scores_at_eta
@@ -441,7 +441,7 @@ def _solutions(questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list
             f"score: got {len(questions)} questions for {len(steps)} solutions, expected one question per solution. "
             "Repeat the question for each of its solutions."
         )
-    return [(question, tuple(solution_steps)) for question, solution_steps in zip(questions, steps, strict=True)]
+    return [(whole_characters(q), tuple(map(whole_characters, row))) for q, row in zip(questions, steps, strict=True)]
 
 
 def solution_scores(step_scores: Sequence[Sequence[float]], aggregation: str) -> list[float | None]:

@@ -288,8 +288,8 @@ def open_rollouts(dataset: Any, name: str) -> Any:
         return RolloutDataset(local_path(dataset))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"The {name} dataset: {error} If it already has labels, load it with datasets.load_dataset or "
-            "datasets.load_from_disk, and pass the loaded dataset."
+            f"The {name} dataset: {error} If it already has labels, load it with "
+            "erprm_trl.load_labelled_steps, and pass the loaded dataset."
         ) from error
 
 

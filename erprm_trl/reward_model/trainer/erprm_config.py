@@ -5,6 +5,7 @@ from typing import Any
 
 from ..._trl import BaseConfig
 from ...rollouts.label_options import Judge, LabelOptions
+from ...training.precision import choose_precision
 from ...training.tracking.tracking_config import TrackingConfig
 from ..prm_format import PRMFormat
 
@@ -135,8 +136,8 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
 
     > [!NOTE]
     > Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 1e-5, `logging_steps` 10,
-    > `gradient_checkpointing` True, `bf16` True unless `fp16`, `train_sampling_strategy` `"group_by_length"`,
-    > `logging_nan_inf_filter` False.
+    > `gradient_checkpointing` True, `bf16` True unless `fp16` or on a CPU without it, `train_sampling_strategy`
+    > `"group_by_length"`, `logging_nan_inf_filter` False.
     """
 
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
@@ -327,6 +328,7 @@ class ERPRMConfig(TrackingConfig, BaseConfig):
     )
 
     def __post_init__(self):
+        choose_precision(self)
         super().__post_init__()
         if not 0 <= self.label_smoothing_factor <= 1:
             raise ValueError(

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from pyarrow import ArrowInvalid, ArrowTypeError
 
 from ...io.paths import local_path
 from ...rollouts.row_sources import has_splits, read_rows
@@ -48,5 +49,11 @@ def load_labelled_steps(
     options: dict[str, Any] = {"streaming": True} if streaming and several else {}
     rows = read_rows(source, config_name, split, options)
     if not isinstance(rows, (Dataset, IterableDataset)):
-        rows = Dataset.from_list(list(rows))
+        try:
+            rows = Dataset.from_list(list(rows))
+        except (ArrowInvalid, ArrowTypeError) as error:
+            raise ValueError(
+                f"{source}: a column holds values of several kinds ({error}), expected one kind per column. Write all "
+                "values of the column as numbers, or all as texts."
+            ) from error
     return rows.to_iterable_dataset() if streaming and isinstance(rows, Dataset) else rows

@@ -20,6 +20,7 @@ from ...functional.value_posterior import precision_weights
 from ...rollouts.dataset import RolloutDataset
 from ...rollouts.label_options import LabelOptions
 from ...rollouts.label_source import LabelSource
+from ...steps import TURNS, clean_steps, join_steps, split_steps
 from ..encoding import EncodedSolution, encode_solutions
 from ..prm_format import PRMFormat
 from .dataset_formats import FORMS, TEXT_FORMS, find_form, read_row
@@ -83,7 +84,7 @@ def encode_examples(
     form = form_of(dataset.column_names, name)
     weighted = label_weighting == "precision"
     _check_deviations(name, dataset.column_names, form, weighted)
-    warn_without_question(dataset.with_format(None).select(range(min(100, len(dataset)))), form, name)
+    warn_about_rows(dataset.with_format(None).select(range(min(100, len(dataset)))), form, prm_format, name)
     encoded = dataset.with_format(None).map(
         encode_batch,
         batched=True,
@@ -202,11 +203,21 @@ def _check_deviations(name: str, column_names: Sequence[str], form: str, weighte
         )
 
 
-def warn_without_question(first_rows: Iterable[dict[str, Any]], form: str, name: str) -> None:
-    """Warns if some of the first rows of a dataset have no question."""
+def warn_about_rows(first_rows: Iterable[dict[str, Any]], form: str, prm_format: PRMFormat, name: str) -> None:
+    """Warns if some of the first rows of a dataset have no question, or steps that their text would not have."""
     if form == "token ids":
         return
     rows = [read_row(row, form) for row in first_rows]
+    splitter = prm_format.splitter
+    num_others = sum(len(_split_again(row.steps, prm_format)) != len(row.steps) for row in rows)
+    if num_others and splitter != TURNS:
+        logger.warning(
+            "%s dataset: %s other steps than splitter=%r makes of the same text. Texts that are scored, as in "
+            "StepScorer.score_texts and in the training of policies, are split by it. Set another splitter, or score "
+            "lists of steps.",
+            name, "the first row has" if len(rows) == 1 else f"{num_others} of the first {len(rows)} rows have",
+            splitter,
+        )  # fmt: skip
     without = sum(not row.prompt and not row.problem for row in rows)
     if without:
         logger.warning(
@@ -215,6 +226,13 @@ def warn_without_question(first_rows: Iterable[dict[str, Any]], form: str, name:
             name, "the first row has" if len(rows) == 1 else f"{without} of the first {len(rows)} rows have",
             " (no 'Step 1:', which ends it)" if form in TEXT_FORMS else "",
         )  # fmt: skip
+
+
+def _split_again(steps: Sequence[str], prm_format: PRMFormat) -> list[str]:
+    """The steps of the text of these steps."""
+    splitter = prm_format.splitter
+    text = join_steps(clean_steps(steps, splitter), splitter, closed=False)
+    return clean_steps(split_steps(text, splitter, prm_format.steps_of), splitter)
 
 
 def encoded_features(weighted: bool):

@@ -10,7 +10,7 @@ from functools import partial
 from datasets import IterableDataset
 
 from ..prm_format import PRMFormat
-from .preprocessing import ENCODED_COLUMNS, check_options, encode_batch, form_of, warn_without_question
+from .preprocessing import ENCODED_COLUMNS, check_options, encode_batch, form_of, warn_about_rows
 from .row_problems import check_encoded_batch, droppable_row
 
 
@@ -61,16 +61,22 @@ def encode_stream(
     if ENCODED_COLUMNS.issubset(first):
         return dataset.map(partial(_checked, name=name), with_indices=True, batched=True, batch_size=_READ_TOGETHER)
     form = form_of(list(first), name)
-    warn_without_question([first], form, name)
+    warn_about_rows([first], form, prm_format, name)
     options = {"max_length": max_length, "last_step_only": last_step_only, "weighted": False}
     encode = partial(encode_batch, form=form, tokenizer=tokenizer, prm_format=prm_format, **options)
-    return dataset.map(
+    examples = dataset.map(
         partial(_usable_examples, encode=encode, name=name, invalid_rows=invalid_rows),
         with_indices=True,
         batched=True,
         batch_size=_READ_TOGETHER,
         remove_columns=list(first),
     )
+    if invalid_rows == "drop" and next(iter(examples), None) is None:
+        raise ValueError(
+            f"The {name} dataset has no usable row, expected at least one. Set invalid_rows='error' to see the first "
+            "reason."
+        )
+    return examples
 
 
 def _usable_examples(

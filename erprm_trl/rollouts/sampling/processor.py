@@ -8,6 +8,7 @@ from typing import Any
 
 from ...io.adapters import adapter_config, base_of_adapter
 from ...io.paths import local_path, path_in_package
+from ...io.processor import computes_bfloat16
 
 
 logger = logging.getLogger(__name__)
@@ -15,15 +16,6 @@ logger = logging.getLogger(__name__)
 # Smallest hidden size from which bfloat16 is chosen. Products of small matrices are not faster.
 LEAST_HIDDEN_SIZE = 512
 CGROUP = Path("/sys/fs/cgroup")
-
-
-def computes_bfloat16() -> bool:
-    """Whether this processor has instructions for products in bfloat16 (`avx512_bf16`, AMX)."""
-    import torch
-
-    # Older releases of torch do not have the function.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def default_dtype(settings: Mapping[str, Any]) -> str | None:

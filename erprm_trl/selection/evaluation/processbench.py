@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ...io.paths import local_path
 from ...io.text_lists import check_texts
+from ...rollouts.row_sources import read_table
 from ...steps import clean_steps, split_steps
 from .processbench_f1 import choose_threshold, first_error, paired_f1_difference, processbench_metrics
 
@@ -261,9 +262,9 @@ def _read_tables(source: str) -> dict[str, Any]:
                     f"Judged solutions: got no file at {(missing or [source])[0]!r}, expected {', '.join(_FILES)}. "
                     "Correct the path."
                 )
+            rows = {file.stem: read_table(str(file)) for file in files}
             return {
-                file.stem: (Dataset.from_parquet if file.suffix == ".parquet" else Dataset.from_json)(str(file))
-                for file in files
+                name: Dataset.from_list(table) if isinstance(table, list) else table for name, table in rows.items()
             }
         loaded = load_from_disk(source)
     else:
@@ -272,14 +273,14 @@ def _read_tables(source: str) -> dict[str, Any]:
 
 
 def _read_rows(table, name: str, columns: _Columns) -> list[JudgedSolution]:
+    if not len(table):
+        raise ValueError(f"{name}: got no rows, expected at least one judged solution. Check the file.")
     missing = [column for column in columns[:3] if column not in table.column_names]
     if missing:
         raise ValueError(
             f"{name}: got columns {sorted(table.column_names)} without {', '.join(missing)}, expected a problem, "
             "steps and a label. Name them with `problem_column`, `steps_column` and `label_column`."
         )
-    if not len(table):
-        raise ValueError(f"{name}: got no rows, expected at least one judged solution. Check the file.")
     return [_judged(row, index, f"{name}, row {index}", columns) for index, row in enumerate(table)]
 
 

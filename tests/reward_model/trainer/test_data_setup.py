@@ -240,8 +240,11 @@ def test_rollout_folders_are_accepted_in_every_spelling_of_their_path(tmp_path, 
 
 
 def test_other_types_of_datasets_are_errors_with_a_working_fix(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train dataset: .*not a rollout folder.*load_from_disk"):
+    with pytest.raises(FileNotFoundError, match=r"train dataset: .*not a rollout folder.*load_labelled_steps"):
         prepared(str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"rows.jsonl: got no .*not a rollout folder.*load_labelled_steps"):
+        prepared(str(tmp_path / "rows.jsonl"))
     with pytest.raises(TypeError, match=r"is a list, expected .*Dataset.from_list\(rows\)"):
         prepared(ROWS)
     assert examples(Dataset.from_list(ROWS)) == examples(DATA)

@@ -131,3 +131,10 @@ def test_evaluation_data_that_would_not_be_read_is_refused(options, message):
 def test_rollouts_are_evaluated_on_labelled_steps(tmp_path):
     data = DataArguments(rollouts="rollouts", eval_dataset_name=str(save(tmp_path, ".jsonl")))
     assert data.evaluation().column_names == ["prompt", "completions", "labels"]
+
+
+def test_a_column_of_several_kinds_is_an_error(tmp_path):
+    rows = [{"input": "Q Step 1: a ки", "value": [1, 0]}, {"input": "Q Step 1: a ки", "value": ["+", "-"]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="rows.jsonl: a column holds values of several kinds .*all as texts"):
+        load_labelled_steps(tmp_path / "rows.jsonl")

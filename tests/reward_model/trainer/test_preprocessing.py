@@ -323,3 +323,19 @@ def test_any_dataset_is_read_or_its_bad_rows_are_errors_or_counted(rows):
         scored = encode_solution(word_level(), FORMAT, row["prompt"], row["completions"], max_length=24)
         assert (example["input_ids"], example["step_positions"]) == (scored.input_ids, scored.step_positions)
     assert counts["steps"] + counts["dropped_steps"] == sum(len(row["labels"]) for row in usable)
+
+
+@pytest.mark.parametrize(("splitter", "warns"), [("newline", False), ("whole_lines", True), ("step", True)])
+def test_steps_that_their_text_would_not_have_are_a_warning(caplog, splitter, warns):
+    rows = [{"prompt": "q", "completions": ["7 + 1 = 8", "8 * 2 = 16"], "labels": [True, False]}] * 2
+    prm_format = PRMFormat(separator="ки", good_token="✓", bad_token="✗", splitter=splitter)
+    encode_examples(Dataset.from_list(rows), word_level(), prm_format, invalid_rows="drop")
+    message = f"train dataset: 2 of the first 2 rows have other steps than splitter='{splitter}'"
+    assert (message in caplog.text) is warns
+
+
+def test_a_stream_without_a_usable_row_is_an_error():
+    prm_format = PRMFormat(separator="ки", good_token="✓", bad_token="✗")
+    rows = Dataset.from_list([{"prompt": "q", "completions": [], "labels": []}] * 3).to_iterable_dataset()
+    with pytest.raises(ValueError, match="The train dataset has no usable row.*Set invalid_rows='error'"):
+        encode_stream(rows, word_level(), prm_format, invalid_rows="drop")

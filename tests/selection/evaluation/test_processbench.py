@@ -367,3 +367,13 @@ def test_other_columns_texts_and_labels_per_step(tmp_path):
             ValueError, match="judged, row 0: column 'labels' got .* with 3 steps, expected one boolean"
         ):
             load_processbench(tmp_path / "judged.jsonl", **columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "got no rows"), ('{"problem": "q", "steps": ["a"]\n', "line 1: .*expected JSON objects")],
+)
+def test_a_damaged_file_is_named(tmp_path, text, message):
+    (tmp_path / "judged.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=f"judged.*{message}"):
+        load_processbench(tmp_path / "judged.jsonl")
