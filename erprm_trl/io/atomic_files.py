@@ -68,7 +68,7 @@ def only_writer(path: str | Path, doing: str) -> Iterator[None]:
         path (`str` or `Path`):
             Path of the file. The lock is a hidden file next to it.
         doing (`str`):
-            What the other run does, for the error, e.g. `"collecting"`.
+            Work of the other run, for the error, e.g. `"collecting"`.
 
     Raises:
         `RuntimeError`: if another run has locked the file.

@@ -1,5 +1,6 @@
 """Reads the arguments that all policy trainers share: the model, the tokenizer, and the columns of the dataset."""
 
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,8 @@ def check_columns(
     evaluations = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for name, dataset in {"train_dataset": train_dataset, **evaluations}.items():
         columns = columns_of(dataset)
-        if dataset is not None and needs_prompt and "prompt" not in columns:
+        is_table = dataset is not None and not isinstance(dataset, Mapping)  # TRL refuses a DatasetDict
+        if is_table and needs_prompt and "prompt" not in columns:
             raise ValueError(
                 f"{subject}: got {name} with the columns {', '.join(columns)}, expected 'prompt' among them. Make "
                 "prompts of questions with erprm_trl.policy.prompt_dataset."

@@ -283,7 +283,7 @@ MUTANTS = {
         [
             ("if own and not after]", "if own]"),
             ("(all(tool_mask) or num_turns < len(messages))", "True"),
-            ("return sum(map(sum, tool_masks))", "return sum(map(len, tool_masks))"),
+            ("return list(map(sum, tool_masks))", "return list(map(len, tool_masks))"),
         ],
     ),
     "policy/online/tool_tokens.py": (
