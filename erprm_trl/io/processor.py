@@ -3,8 +3,8 @@
 
 def computes_bfloat16() -> bool:
     """
-    Finds out whether this processor has instructions for products in bfloat16 (`avx512_bf16`, AMX). Without them, these
-    products take tens of times as long as in float32.
+    Finds out whether this processor has instructions for products in bfloat16 (`avx512_bf16`, AMX). Without them,
+    these products take tens of times as long as in float32.
 
     Returns:
         `bool`: also `False` if this release of torch does not tell.
