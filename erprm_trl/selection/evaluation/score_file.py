@@ -158,7 +158,9 @@ def _written_rows(path: Path, rows: Iterator[tuple[int, Mapping]]) -> Iterator[d
 def _difference(written: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
     """The first column of a given row that has another value in the written row."""
     for name, value in row.items():
-        held = written.get(f"{GIVEN}{name}", written[name]) if name in ADDED else written[name]
+        held = written.get(name)
+        if name in ADDED:
+            held = written.get(f"{GIVEN}{name}", held)
         if _json(value) not in (_json(held), None):
             return f"holds {str(held)[:80]!r} in column {name!r}, and the given row has {str(value)[:80]!r}"
     if len(written["steps"]) != len(written["step_scores"]) and written["step_scores"]:

@@ -184,6 +184,8 @@ def test_a_run_is_not_continued_with_other_values_in_any_column(backend, tmp_pat
     score(ROWS[:3], tmp_path)
     with pytest.raises(ValueError, match="line 3: holds '9' in column 'id', and the given row has '90'"):
         score([*ROWS[:2], {**ROWS[2], "id": 90}], tmp_path)
+    with pytest.raises(ValueError, match="line 1: holds 'None' in column 'new', and the given row has '1'"):
+        score([{**ROWS[0], "new": 1}, *ROWS[1:3]], tmp_path)
     with pytest.raises(ValueError, match="line 3: holds a row after the last given row"):
         score(ROWS[:2], tmp_path)
 
@@ -210,7 +212,9 @@ def test_values_of_numpy_are_written_as_numbers_and_continued(backend, tmp_path)
     assert not backend.scored
 
 
-@pytest.mark.parametrize("line", ["\n", "[1, 2]\n", '{"question": "q0"}\n', '{"question": \n'], ids=repr)
+@pytest.mark.parametrize(
+    "line", ["\n", "[1, 2]\n", '{"question": "q0", "steps": ["a", "bb"], "id": 7}\n', '{"question": \n'], ids=repr
+)
 def test_a_damaged_line_is_named(backend, tmp_path, line):
     score(ROWS[:2], tmp_path)
     lines = (tmp_path / "scores.jsonl").read_text().splitlines(keepends=True)
