@@ -97,10 +97,12 @@ class ChunkWork:
         rows = [solution.row for solution in solutions]
         if not self._has_warned and rows and max(len(row.steps) for row in rows) == 1:
             logger.warning(
-                "splitter=%r: none of %d solutions has two steps, so there are no labels for steps within a solution. "
-                "%s",
+                "splitter=%r: none of %d solutions has two steps, so %s. %s",
                 settings.splitter,
                 len(rows),
+                "there are no labels for steps within a solution"
+                if settings.num_continuations
+                else "a reward model scores each of them as one step",
                 splitting_advice([row.text for row in rows], settings.steps_of),
             )
             self._has_warned = True

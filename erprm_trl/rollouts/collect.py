@@ -326,7 +326,7 @@ def _write_summary(dataset: RolloutDataset, entries: dict[str, Any]) -> None:
     if summary["unfinished_share"] > 0.5:
         logger.warning(
             "%s: %.0f%% of the solutions reached max_new_tokens=%s. They are graded without their end, so most "
-            "labels are 0. Collect into a new folder with a larger max_new_tokens.",
+            "rewards are 0. Set a larger max_new_tokens (in RAFT: max_completion_length), and write to a new folder.",
             dataset.path,
             100 * summary["unfinished_share"],
             settings.sampler.get("max_new_tokens"),

@@ -186,5 +186,9 @@ def test_a_warning_if_solutions_have_a_single_step(tmp_path, caplog):
     assert "two steps" not in caplog.text
     collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "marks", splitter="|", **settings)
     (record,) = [record for record in caplog.records if "two steps" in record.message]  # once, and not once per chunk
-    assert record.message.startswith("splitter='|': none of 2 solutions has two steps")
+    assert record.message.startswith("splitter='|': none of 2 solutions has two steps, so a reward model scores each")
     assert "One begins with 'line" in record.message and "splitter='newline' would give" in record.message
+    caplog.clear()
+    labelled = {**settings, "num_continuations": 1, "grading": "exact"}
+    collect_rollouts(QUESTIONS, FakeSampler(), tmp_path / "labelled", splitter="|", **labelled)
+    assert "has two steps, so there are no labels for steps within a solution" in caplog.text
