@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import json
+import logging
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import Any
 from ..io.config_values import import_function
 from ..io.paths import local_path
 
+
+logger = logging.getLogger(__name__)
 
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz", ".parquet")
 MOST_NESTED = 60  # levels of lists and objects in a row of JSON; Arrow reads 64
@@ -113,6 +116,46 @@ def open_rows(
             "values. Pass rows such as {'question': ..., 'answer': ...}."
         )
     return rows, name
+
+
+def as_dataset(rows: Any, name: str):
+    """
+    Makes a dataset of rows that are not one. In a column of texts and numbers, the numbers become texts, and a warning
+    names the column.
+
+    Args:
+        rows (`Any`):
+            Rows from [`read_rows`].
+        name (`str`):
+            Source of the rows, for errors.
+
+    Returns:
+        `datasets.Dataset` or `datasets.IterableDataset`: the rows.
+
+    Raises:
+        `ValueError`: if the values of a column do not fit together.
+    """
+    from datasets import Dataset, IterableDataset
+    from pyarrow import ArrowInvalid, ArrowTypeError
+
+    if isinstance(rows, (Dataset, IterableDataset)):
+        return rows
+    rows = list(rows)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    kinds = {column: {type(row.get(column)) for row in rows} - {type(None)} for column in columns}
+    mixed = [column for column, found in kinds.items() if str in found and found & {int, float, bool}]
+    if mixed:
+        logger.warning("%s: the columns %s hold texts and numbers. The numbers are read as texts.", name, mixed)
+        for place, row in enumerate(rows):
+            numbers = {column: str(row[column]) for column in mixed if isinstance(row.get(column), (int, float))}
+            rows[place] = row | numbers
+    try:
+        return Dataset.from_list(rows)
+    except (ArrowInvalid, ArrowTypeError) as error:
+        raise ValueError(
+            f"{name}: a column holds values of several kinds ({error}), expected one kind per column. Write all "
+            "values of the column as numbers, or all as texts."
+        ) from error
 
 
 def folder_cache(path: str) -> str:

@@ -11,7 +11,7 @@ import trl
 
 from .. import policy, scripts
 from ..io.counts import counted
-from ..rollouts.row_sources import read_rows
+from ..rollouts.row_sources import as_dataset, read_rows
 from .console import stage
 from .outcome import first_and_last, print_outcome
 from .training import model_options, save
@@ -84,10 +84,7 @@ def load_pairs(source: str, config_name: str | None, split: str):
     Raises:
         `ValueError`: if there are no pairs, or if their columns are missing.
     """
-    from datasets import Dataset, IterableDataset
-
-    rows = read_rows(source, config_name, split, {})
-    dataset = rows if isinstance(rows, (Dataset, IterableDataset)) else Dataset.from_list(list(rows))
+    dataset = as_dataset(read_rows(source, config_name, split, {}), str(source))
     columns = dataset.column_names or list(next(iter(dataset), {}))
     if not {"chosen", "rejected"} <= set(columns):
         raise ValueError(

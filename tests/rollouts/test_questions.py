@@ -139,7 +139,7 @@ NESTED = b'{"question": "q", "answer": %s5%s}\n'
             "line 1: got the integer 123456.*write it in quotes",
         ),
         (b'{"question": "q", "answer": -9223372036854775809}', "more than 64 bits"),
-        (b'{"question": "\\ud800", "answer": "1"}', "not a table .*surrogate"),
+        (b'{"question": "\\ud800", "answer": "1"}', "line 1: .*surrogates not allowed"),
         (b'{"question": "q", "question": "r", "answer": "1"}', "not a table .*specified twice"),
         (b'{"question": "q", "answer": NaN}', "Row 0 .*no reference answer"),
     ],

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from erprm_trl.rollouts import Question, load_questions
-from erprm_trl.rollouts.row_sources import read_rows
+from erprm_trl.rollouts.row_sources import as_dataset, read_rows
 
 
 ROWS = [{"question": f"q, {i}", "answer": answer} for i, answer in enumerate(["1,072", "18", "None", "0.10"])]
@@ -178,3 +178,13 @@ def test_half_of_a_surrogate_pair_in_a_single_row_is_an_error(tmp_path):
         read_rows(tmp_path / "rows.jsonl", None, "train", {})
     (tmp_path / "rows.jsonl").write_text('{"question": "Q", "steps": ["\\ud83d\\ude00", "b"]}\n')
     assert list(read_rows(tmp_path / "rows.jsonl", None, "train", {}))[0]["steps"] == ["\U0001f600", "b"]
+
+
+def test_a_dataset_of_rows_with_texts_and_numbers_in_a_column(caplog):
+    rows = [{"id": 1, "steps": ["a"]}, {"id": "007", "steps": ["b"]}, {"steps": []}]
+    assert list(as_dataset(rows, "rows.jsonl")["id"]) == ["1", "007", None]
+    assert "rows.jsonl: the columns ['id'] hold texts and numbers" in caplog.text
+    dataset = Dataset.from_list(rows[:1])
+    assert as_dataset(dataset, "rows") is dataset
+    with pytest.raises(ValueError, match="rows.jsonl: a column holds values of several kinds"):
+        as_dataset([{"value": [1]}, {"value": ["+"]}], "rows.jsonl")

@@ -4,10 +4,9 @@ import os
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from pyarrow import ArrowInvalid, ArrowTypeError
 
 from ...io.paths import local_path
-from ...rollouts.row_sources import has_splits, read_rows
+from ...rollouts.row_sources import as_dataset, has_splits, read_rows
 
 
 def load_labelled_steps(
@@ -47,13 +46,5 @@ def load_labelled_steps(
             "Remove `split`, and use another file for other data."
         )
     options: dict[str, Any] = {"streaming": True} if streaming and several else {}
-    rows = read_rows(source, config_name, split, options)
-    if not isinstance(rows, (Dataset, IterableDataset)):
-        try:
-            rows = Dataset.from_list(list(rows))
-        except (ArrowInvalid, ArrowTypeError) as error:
-            raise ValueError(
-                f"{source}: a column holds values of several kinds ({error}), expected one kind per column. Write all "
-                "values of the column as numbers, or all as texts."
-            ) from error
+    rows = as_dataset(read_rows(source, config_name, split, options), str(source))
     return rows.to_iterable_dataset() if streaming and isinstance(rows, Dataset) else rows

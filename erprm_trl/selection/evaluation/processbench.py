@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...io.paths import local_path
 from ...io.text_lists import check_texts
-from ...rollouts.row_sources import read_table
+from ...rollouts.row_sources import as_dataset, read_table
 from ...steps import clean_steps, split_steps
 from .processbench_f1 import choose_threshold, first_error, paired_f1_difference, processbench_metrics
 
@@ -249,7 +249,7 @@ def _problem(solution: JudgedSolution) -> str:
 
 
 def _read_tables(source: str) -> dict[str, Any]:
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+    from datasets import DatasetDict, load_dataset, load_from_disk
 
     path = Path(source)
     if path.suffix in _FILES or path.is_dir():
@@ -262,10 +262,7 @@ def _read_tables(source: str) -> dict[str, Any]:
                     f"Judged solutions: got no file at {(missing or [source])[0]!r}, expected {', '.join(_FILES)}. "
                     "Correct the path."
                 )
-            rows = {file.stem: read_table(str(file)) for file in files}
-            return {
-                name: Dataset.from_list(table) if isinstance(table, list) else table for name, table in rows.items()
-            }
+            return {file.stem: as_dataset(read_table(str(file)), str(file)) for file in files}
         loaded = load_from_disk(source)
     else:
         loaded = load_dataset(source)
