@@ -141,7 +141,7 @@ def as_dataset(rows: Any, name: str):
     if isinstance(rows, (Dataset, IterableDataset)):
         return rows
     rows = list(rows)
-    columns = dict.fromkeys(name for row in rows for name in row)
+    columns = dict.fromkeys(column for row in rows for column in row)
     kinds = {column: {type(row.get(column)) for row in rows} - {type(None)} for column in columns}
     mixed = [column for column, found in kinds.items() if str in found and found & {int, float, bool}]
     if mixed:
@@ -259,15 +259,12 @@ def _from_json(path: str, kinds: Mapping[str, set[str]]):
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
-    def read(**options):
-        try:
-            return Dataset.from_json(path, **options)
-        except DatasetGenerationError:
-            # The types of the columns come from the first block. A column that is empty there, as in PRM800K, gets
-            # its type only if all rows are in one block.
-            return Dataset.from_json(path, chunksize=_ONE_BLOCK, **options)
-
-    rows = read()
+    try:
+        rows = Dataset.from_json(path)
+    except DatasetGenerationError:
+        # The types of the columns come from the first block. A column that is empty there, as in PRM800K, gets its
+        # type only if all rows are in one block.
+        rows = Dataset.from_json(path, chunksize=_ONE_BLOCK)
     changed = any(_changes_values(feature, kinds, name) for name, feature in rows.features.items())
     return list(_json_rows(path)) if changed else rows
 
