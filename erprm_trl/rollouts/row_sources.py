@@ -271,13 +271,19 @@ def _from_json(path: str, kinds: Mapping[str, set[str]]):
 
 def _json_rows(path: str) -> Iterator[dict[str, Any]]:
     """The rows of a JSON file with their values as they are."""
+    for _, text in _json_texts(path):
+        value = json.loads(text.decode("utf-8-sig"))
+        yield from value if isinstance(value, list) else [value]
+
+
+def _json_texts(path: str) -> Iterator[tuple[int | None, bytes]]:
+    """The lines of a JSON file that are not blank, with their numbers, or its whole text without a number."""
     with _open(path) as file:
         whole = _is_one_value(path, file.read(1024))
         file.seek(0)
-        for text in [file.read()] if whole else file:
+        for line_number, text in [(None, file.read())] if whole else enumerate(file, start=1):
             if text.strip(_BLANK):
-                value = json.loads(text.decode("utf-8-sig"))
-                yield from value if isinstance(value, list) else [value]
+                yield line_number, text
 
 
 def _changes_values(feature: Any, kinds: Mapping[str, set[str]], place: str) -> bool:
@@ -341,32 +347,28 @@ def _count_rows(path: str, kinds: dict[str, set[str]]) -> int:
     """Checks a JSON file, counts its rows, and collects the kinds of its values by their place. `datasets` alone would
     not name the line of an error, round integers with more than 64 bits, read a single row with half of a surrogate
     pair as several rows, and end the process at a line `null` and at deeply nested lists."""
-    with _open(path) as file:
-        whole = _is_one_value(path, file.read(1024))
-        file.seek(0)
-        num_rows = 0
-        for line_number, text in enumerate([file.read()] if whole else file, start=1):
-            if not text.strip(_BLANK):
-                continue
-            try:
-                value = json.loads(text.decode("utf-8-sig"), parse_int=_exact_int)
-                if text.count(b"[") + text.count(b"{") > MOST_NESTED and _is_nested(value, MOST_NESTED):
-                    raise ValueError(f"got more than {MOST_NESTED} levels of lists and objects")
-                rows = value if whole and isinstance(value, list) else [value]
-                if not all(isinstance(row, dict) for row in rows):
-                    raise ValueError("got a row that is not a JSON object")
-                if b"\\ud" in text.lower():
-                    json.dumps(value, ensure_ascii=False).encode()  # a UnicodeEncodeError for half of a pair
-                for row in rows:
-                    for name, item in row.items():
-                        _add_kinds(item, name, kinds)
-            except (ValueError, RecursionError) as error:
-                where = path if whole else f"{path}, line {line_number}"
-                raise ValueError(
-                    f"Dataset: {where}: {error}, expected JSON objects in UTF-8, one per line or all in one list. "
-                    "Correct the file."
-                ) from None
-            num_rows += len(rows)
+    num_rows = 0
+    for line_number, text in _json_texts(path):
+        whole = line_number is None
+        try:
+            value = json.loads(text.decode("utf-8-sig"), parse_int=_exact_int)
+            if text.count(b"[") + text.count(b"{") > MOST_NESTED and _is_nested(value, MOST_NESTED):
+                raise ValueError(f"got more than {MOST_NESTED} levels of lists and objects")
+            rows = value if whole and isinstance(value, list) else [value]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("got a row that is not a JSON object")
+            if b"\\ud" in text.lower():
+                json.dumps(value, ensure_ascii=False).encode()  # a UnicodeEncodeError for half of a pair
+            for row in rows:
+                for name, item in row.items():
+                    _add_kinds(item, name, kinds)
+        except (ValueError, RecursionError) as error:
+            where = path if whole else f"{path}, line {line_number}"
+            raise ValueError(
+                f"Dataset: {where}: {error}, expected JSON objects in UTF-8, one per line or all in one list. "
+                "Correct the file."
+            ) from None
+        num_rows += len(rows)
     return num_rows
 
 

@@ -32,7 +32,7 @@ def launch_forked(function, launches):
     Returns:
         `tuple[list[str | None], str]`: the error of each launch, or `None`, and the printed output.
     """
-    printed, errors = _ask_server(_launch_with_torchrun, *_place(function), launches)
+    printed = _ask_server(_launch_with_torchrun, *_place(function), launches)
     *printed, last = printed.splitlines()
     return json.loads(last), "\n".join(printed)
 
@@ -56,7 +56,7 @@ def _place(function):
 
 
 def _ask_server(function, *arguments):
-    """Calls a function of this file in a process of its own that the server forks."""
+    """Calls a function of this file in a process of its own that the server forks, and returns what it printed."""
     global _server
     if _server is None:
         # In a session of its own, so that it can be ended with all its processes
@@ -84,7 +84,7 @@ def _ask_server(function, *arguments):
     if code != "0\n":
         _end_server()
     assert code == "0\n", f"{code}: {errors[-6000:]}"
-    return printed, errors
+    return printed
 
 
 def _end_server():

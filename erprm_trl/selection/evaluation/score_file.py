@@ -169,7 +169,7 @@ def _difference(written: Mapping[str, Any], row: Mapping[str, Any]) -> str | Non
 
 
 def _json(value: Any) -> str | None:
-    """A value as JSON. `None` for one whose text may differ in each run, such as an image."""
+    """The JSON of a value. It is `None` if the text of the value may differ in each run, as that of an image."""
     try:
         return json.dumps(value, default=_plain)
     except TypeError:
